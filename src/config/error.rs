@@ -1,0 +1,31 @@
+//! What is wrong with a configuration, in words that say where and what to do.
+
+use std::io;
+use std::path::PathBuf;
+
+use super::tree::Origin;
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("{}: cannot read the configuration file: {source}", path.display())]
+    Unreadable { path: PathBuf, source: io::Error },
+    #[error("{origin}: not valid TOML: {message}")]
+    Syntax { origin: Origin, message: String },
+    #[error("{origin}: unknown key `{key}`{}", suggest(.nearest.as_deref()))]
+    UnknownKey { origin: Origin, key: String, nearest: Option<String> },
+    #[error("{origin}: `{key}`: {message}")]
+    Invalid { origin: Origin, key: String, message: String },
+}
+
+fn suggest(nearest: Option<&str>) -> String {
+    nearest.map_or_else(String::new, |key| format!("; did you mean `{key}`?"))
+}
+
+/// The candidate that looks most like `word`.
+pub fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    candidates
+        .map(|candidate| (strsim::jaro_winkler(word, candidate), candidate))
+        .max_by(|(left, _), (right, _)| left.total_cmp(right))
+        .map(|(_, candidate)| candidate)
+}

@@ -1,0 +1,142 @@
+//! The configuration: TOML files and environment variables, read strictly, then checked and typed.
+//!
+//! The way of a value: [`tree`] (what is written, and where) → [`raw`] (keys, types, defaults) →
+//! [`Config`] (checked; the only form the rest of Larder sees).
+
+mod de;
+mod error;
+mod raw;
+mod repository;
+mod secret;
+mod tree;
+mod units;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use error::ConfigError;
+pub use raw::{LogFormat, Logging, OnUpstream404, Pattern};
+pub use repository::{Credentials, Repository, TagPolicy, Upstream, UpstreamTls, UpstreamUrl};
+pub use secret::Secret;
+pub use units::Limit;
+
+use tree::Node;
+
+/// A checked configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub server: Server,
+    pub cache: Cache,
+    /// In the order of the file.
+    pub repositories: Vec<Repository>,
+    pub admin: Admin,
+    pub logging: Logging,
+}
+
+/// The registry door.
+#[derive(Clone, Debug)]
+pub struct Server {
+    pub listen: Vec<SocketAddr>,
+    /// The prefix of the repository that serves names which no other rule matches.
+    pub default_repository: Option<String>,
+    /// How long running transfers may go on after a request to stop.
+    pub shutdown_grace: Duration,
+    /// `None`: no limit.
+    pub max_connections: Option<usize>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Cache {
+    pub dir: PathBuf,
+}
+
+/// The API and the metrics.
+#[derive(Clone, Debug)]
+pub struct Admin {
+    pub listen: Vec<SocketAddr>,
+}
+
+impl Config {
+    /// Reads the given files (or `larder.toml` where none is given and it exists), lays the
+    /// environment over them and checks the whole.
+    pub fn load(files: &[PathBuf], environment: impl Iterator<Item = (String, String)>) -> Result<Self, ConfigError> {
+        let mut tree = Node::empty();
+        for file in tree::files(files) {
+            tree.merge(Node::read(&file)?);
+        }
+        tree.merge_environment(environment);
+        Self::from_tree(&tree)
+    }
+
+    fn from_tree(tree: &Node) -> Result<Self, ConfigError> {
+        let file: raw::File = de::from_tree(tree)?;
+        let check = Check { tree };
+
+        let repositories = repository::check_all(&check, file.repository)?;
+        let default_repository = check_default(&check, file.server.default_repository, &repositories)?;
+        for address in &file.admin.listen.0 {
+            if !address.ip().is_loopback() {
+                let message = format!(
+                    "{address} can be reached from other machines and the admin API asks nobody who they are; listen on a loopback address such as 127.0.0.1:17081"
+                );
+                return Err(check.invalid(&["admin", "listen"], message));
+            }
+        }
+        if let Err(error) = crate::telemetry::log::parse_filter(&file.logging.level) {
+            let message = format!(
+                "{error}; write error, warn, info, debug, trace, or a filter such as \"larder::upstream=debug,info\""
+            );
+            return Err(check.invalid(&["logging", "level"], message));
+        }
+        Ok(Self {
+            server: Server {
+                listen: file.server.listen.0,
+                default_repository,
+                shutdown_grace: file.server.shutdown_grace.0,
+                max_connections: usize::try_from(file.server.max_connections).ok().filter(|&limit| limit > 0),
+            },
+            cache: Cache { dir: file.cache.dir },
+            repositories,
+            admin: Admin { listen: file.admin.listen.0 },
+            logging: file.logging,
+        })
+    }
+}
+
+const BUILT_IN_DEFAULT: &str = "docker.io";
+
+fn check_default(
+    check: &Check<'_>,
+    named: Option<String>,
+    repositories: &[Repository],
+) -> Result<Option<String>, ConfigError> {
+    let exists = |prefix: &str| repositories.iter().any(|repository| repository.prefix == prefix);
+    match named {
+        None => Ok(exists(BUILT_IN_DEFAULT).then(|| BUILT_IN_DEFAULT.to_owned())),
+        Some(none) if none.is_empty() => Ok(None),
+        Some(prefix) if exists(&prefix) => Ok(Some(prefix)),
+        Some(prefix) => {
+            let nearest = error::nearest(&prefix, repositories.iter().map(|repository| repository.prefix.as_str()));
+            let hint = nearest.map_or_else(String::new, |name| format!("; did you mean `{name}`?"));
+            let message = format!("there is no [repository.\"{prefix}\"]{hint}");
+            Err(check.invalid(&["server", "default_repository"], message))
+        }
+    }
+}
+
+/// Names the place of a mistake found after reading.
+struct Check<'a> {
+    tree: &'a Node,
+}
+
+impl Check<'_> {
+    fn invalid(&self, path: &[&str], message: impl Into<String>) -> ConfigError {
+        let quoted: Vec<_> =
+            path.iter().map(|key| if key.contains('.') { format!("\"{key}\"") } else { (*key).to_owned() }).collect();
+        ConfigError::Invalid { origin: self.tree.origin(path), key: quoted.join("."), message: message.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,277 @@
+//! The file's tables and keys with their defaults, before they are checked against each other.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::secret::Secret;
+use super::units::{Limit, Span};
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct File {
+    pub server: Server,
+    pub cache: Cache,
+    pub repository: Repositories,
+    pub admin: Admin,
+    pub logging: Logging,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(default)]
+pub struct Server {
+    pub listen: Addresses,
+    /// `None` is the built-in default, which may be absent from a file of other repositories.
+    pub default_repository: Option<String>,
+    pub shutdown_grace: Span,
+    pub max_connections: u64,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self {
+            listen: Addresses(vec![SocketAddr::from(([127, 0, 0, 1], 5000))]),
+            default_repository: None,
+            shutdown_grace: Span(Duration::from_secs(30)),
+            max_connections: 0,
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(default)]
+pub struct Cache {
+    pub dir: PathBuf,
+}
+
+impl Default for Cache {
+    fn default() -> Self {
+        Self { dir: PathBuf::from("./larder-data") }
+    }
+}
+
+/// In the order of the file: among `scopes` the first match wins.
+pub type Repositories = InOrder<Repository>;
+
+#[derive(Debug, Deserialize)]
+#[serde(default)]
+pub struct Repository {
+    pub namespace: Option<OneOrMany<String>>,
+    pub hosts: Vec<String>,
+    pub scopes: Vec<Pattern>,
+    pub immutable_tags: bool,
+    pub immutable_tags_exclusions: Vec<Pattern>,
+    pub max_age: Span,
+    pub stale_if_error: Limit,
+    pub on_upstream_404: OnUpstream404,
+    pub negative_max_age: Span,
+    pub upstream: Vec<Upstream>,
+}
+
+impl Default for Repository {
+    fn default() -> Self {
+        Self {
+            namespace: None,
+            hosts: Vec::new(),
+            scopes: Vec::new(),
+            immutable_tags: false,
+            immutable_tags_exclusions: Vec::new(),
+            max_age: Span(Duration::ZERO),
+            stale_if_error: Limit::Unlimited,
+            on_upstream_404: OnUpstream404::ServeStale,
+            negative_max_age: Span(Duration::from_secs(10)),
+            upstream: Vec::new(),
+        }
+    }
+}
+
+/// What becomes of a cached tag that the upstream no longer has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnUpstream404 {
+    ServeStale,
+    Drop,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(default)]
+pub struct Upstream {
+    pub url: String,
+    pub username: String,
+    pub password: Secret,
+    pub server_ca_bundle: Option<PathBuf>,
+    pub client_certificate: Option<PathBuf>,
+    pub client_private_key: Option<PathBuf>,
+    pub max_redirect: u8,
+    pub connect_timeout: Span,
+    pub timeout: Span,
+    pub max_connections: u32,
+    pub token_realms: Vec<String>,
+    pub headers: HashMap<String, Secret>,
+    pub insecure_skip_verify: bool,
+}
+
+impl Default for Upstream {
+    fn default() -> Self {
+        Self {
+            url: String::new(),
+            username: String::new(),
+            password: Secret::default(),
+            server_ca_bundle: None,
+            client_certificate: None,
+            client_private_key: None,
+            max_redirect: 5,
+            connect_timeout: Span(Duration::from_secs(5)),
+            timeout: Span(Duration::from_secs(60)),
+            max_connections: 32,
+            token_realms: Vec::new(),
+            headers: HashMap::new(),
+            insecure_skip_verify: false,
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(default)]
+pub struct Admin {
+    pub listen: Addresses,
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self { listen: Addresses(vec![SocketAddr::from(([127, 0, 0, 1], 17081))]) }
+    }
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default)]
+pub struct Logging {
+    pub level: String,
+    pub format: LogFormat,
+    pub file: PathBuf,
+    pub access: bool,
+}
+
+impl Default for Logging {
+    fn default() -> Self {
+        Self { level: "info".to_owned(), format: LogFormat::Text, file: PathBuf::new(), access: true }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// One socket address or a list of them.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "OneOrMany<String>")]
+pub struct Addresses(pub Vec<SocketAddr>);
+
+impl TryFrom<OneOrMany<String>> for Addresses {
+    type Error = String;
+
+    fn try_from(OneOrMany(texts): OneOrMany<String>) -> Result<Self, String> {
+        if texts.is_empty() {
+            return Err("at least one address is needed, for example \"127.0.0.1:5000\"".to_owned());
+        }
+        let parse = |text: &String| {
+            text.parse().map_err(|_| {
+                format!("`{text}` is no address with a port; write for example \"127.0.0.1:5000\" or \"[::]:5000\"")
+            })
+        };
+        texts.iter().map(parse).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+/// A value alone or in a list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OneOrMany<T>(pub Vec<T>);
+
+impl<'de> Deserialize<'de> for OneOrMany<String> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = OneOrMany<String>;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a text or a list of texts")
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+                Ok(OneOrMany(vec![text.to_owned()]))
+            }
+
+            fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
+                let mut list = Vec::new();
+                while let Some(item) = items.next_element()? {
+                    list.push(item);
+                }
+                Ok(OneOrMany(list))
+            }
+        }
+        deserializer.deserialize_seq(Visitor)
+    }
+}
+
+/// A table whose keys the user chooses, in the order of the file.
+#[derive(Debug)]
+pub struct InOrder<T>(pub Vec<(String, T)>);
+
+impl<T> Default for InOrder<T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for InOrder<T> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor<T>(std::marker::PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> serde::de::Visitor<'de> for Visitor<T> {
+            type Value = InOrder<T>;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a table")
+            }
+
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut entries = Vec::new();
+                while let Some(entry) = map.next_entry()? {
+                    entries.push(entry);
+                }
+                Ok(InOrder(entries))
+            }
+        }
+        deserializer.deserialize_map(Visitor(std::marker::PhantomData))
+    }
+}
+
+/// A regular expression.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Pattern(pub regex::Regex);
+
+impl Pattern {
+    pub fn is_match(&self, text: &str) -> bool {
+        self.0.is_match(text)
+    }
+}
+
+impl TryFrom<String> for Pattern {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let pattern = regex::Regex::new(&text);
+        pattern.map(Self).map_err(|error| {
+            // The last line of the library's message says what is wrong; the others draw a picture.
+            let message = error.to_string();
+            let reason = message.lines().last().unwrap_or_default();
+            format!("`{text}` is no valid regular expression: {}", reason.trim_start_matches("error: "))
+        })
+    }
+}

@@ -1,0 +1,150 @@
+use std::path::Path;
+
+use super::*;
+
+fn parse(text: &str) -> Result<Config, String> {
+    parse_with(text, &[])
+}
+
+fn parse_with(text: &str, environment: &[(&str, &str)]) -> Result<Config, String> {
+    let mut tree = Node::parse(Path::new("larder.toml"), text).map_err(|error| error.to_string())?;
+    let variables = environment.iter().map(|&(name, value)| (name.to_owned(), value.to_owned()));
+    tree.merge_environment(variables);
+    Config::from_tree(&tree).map_err(|error| error.to_string())
+}
+
+fn repository<'a>(config: &'a Config, prefix: &str) -> &'a Repository {
+    let found = config.repositories.iter().find(|repository| repository.prefix == prefix);
+    found.expect("the repository exists")
+}
+
+#[test]
+fn an_empty_file_gives_the_documented_defaults() {
+    let config = parse("").expect("valid");
+    assert_eq!(config.server.listen, ["127.0.0.1:5000".parse().expect("an address")]);
+    assert_eq!(config.server.default_repository.as_deref(), Some("docker.io"));
+    assert_eq!(config.admin.listen, ["127.0.0.1:17081".parse().expect("an address")]);
+    assert_eq!(config.repositories.len(), 10);
+    let hub = repository(&config, "docker.io");
+    assert!(hub.implies_library);
+    assert_eq!(hub.namespaces, ["docker.io", "index.docker.io", "registry-1.docker.io"]);
+    assert_eq!(hub.upstreams[0].url.origin.as_str(), "https://registry-1.docker.io/");
+    assert!(!repository(&config, "ghcr.io").implies_library);
+}
+
+#[test]
+fn every_mistake_names_file_line_key_and_a_way_out() {
+    for (text, message) in [
+        (
+            "[server]\nlisten = \"127.0.0.1:1\"\nlissen = 1",
+            "larder.toml:3: unknown key `server.lissen`; did you mean `server.listen`?",
+        ),
+        ("[sever]", "larder.toml:1: unknown key `sever`; did you mean `server`?"),
+        (
+            "[server]\n\nlisten = \"localhost\"",
+            "larder.toml:3: `server.listen`: `localhost` is no address with a port; write for example \"127.0.0.1:5000\" or \"[::]:5000\"",
+        ),
+        (
+            "[repository.\"docker.io\"]\nmax_age = 60",
+            "larder.toml:2: `repository.\"docker.io\".max_age`: invalid type: integer `60`, expected a string",
+        ),
+        (
+            "[repository.\"docker.io\"]\nmax_age = \"1 year\"",
+            "larder.toml:2: `repository.\"docker.io\".max_age`: `1 year` is no length of time; write for example \"60s\", \"5m\", \"12h\" or \"30d\"",
+        ),
+        (
+            "[repository.\"docker.io\"]\nscopes = [\n \"ok\",\n \"(\"]",
+            "larder.toml:4: `repository.\"docker.io\".scopes[1]`: `(` is no valid regular expression: unclosed group",
+        ),
+        (
+            "[repository.team]",
+            "larder.toml:1: `repository.team`: it has no upstream; add [[repository.\"team\".upstream]] with a `url`",
+        ),
+        (
+            "[[repository.team.upstream]]\nurl = \"ftp://x\"",
+            "larder.toml:2: `repository.team.upstream.0.url`: `ftp://x` does not begin with https:// or http:// and a host",
+        ),
+        (
+            "[[repository.team.upstream]]\nurl = \"https://x\"\nusername = \"me\"",
+            "larder.toml:3: `repository.team.upstream.0.username`: a `password` is needed with it",
+        ),
+        (
+            "[[repository.team.upstream]]\nurl = \"https://x\"\nserver_ca_bundle = \"/nowhere/ca.pem\"",
+            "larder.toml:3: `repository.team.upstream.0.server_ca_bundle`: cannot read certificates from /nowhere/ca.pem: I/O error: No such file or directory (os error 2)",
+        ),
+        (
+            "[[repository.team.upstream]]\nurl = \"https://x\"\nparalel = 4",
+            "larder.toml:3: unknown key `repository.team.upstream[0].paralel`; did you mean `repository.team.upstream[0].url`?",
+        ),
+        (
+            "[server]\ndefault_repository = \"dokcer.io\"",
+            "larder.toml:2: `server.default_repository`: there is no [repository.\"dokcer.io\"]; did you mean `docker.io`?",
+        ),
+        (
+            "[repository.\"a.io\"]\nnamespace = \"x\"\n[repository.\"b.io\"]\nnamespace = \"x\"",
+            "larder.toml:4: `repository.\"b.io\".namespace`: `x` already selects [repository.\"a.io\"]; a request can go to one only",
+        ),
+        (
+            "[admin]\nlisten = \"0.0.0.0:17081\"",
+            "larder.toml:2: `admin.listen`: 0.0.0.0:17081 can be reached from other machines and the admin API asks nobody who they are; listen on a loopback address such as 127.0.0.1:17081",
+        ),
+        ("[logging]\nformat = \"xml\"", "larder.toml:2: `logging.format`: `xml` is not one of `text`, `json`"),
+        ("[server\n", "larder.toml:1: not valid TOML: unclosed table, expected `]`"),
+    ] {
+        assert_eq!(parse(text).expect_err(text), message, "{text}");
+    }
+}
+
+#[test]
+fn the_environment_overrides_the_file() {
+    let config = parse_with(
+        "[server]\nlisten = \"127.0.0.1:1\"",
+        &[
+            ("LARDER_SERVER__LISTEN", "127.0.0.1:2,[::1]:3"),
+            ("LARDER_SERVER__MAX_CONNECTIONS", "7"),
+            ("LARDER_LOGGING__ACCESS", "false"),
+            ("LARDER_PORT", "tcp://10.0.0.1:5000"),
+        ],
+    )
+    .expect("valid");
+    assert_eq!(config.server.listen.len(), 2);
+    assert_eq!(config.server.max_connections, Some(7));
+    assert!(!config.logging.access);
+
+    let error = parse_with("", &[("LARDER_SERVER__LISTN", "x")]).expect_err("unknown key");
+    assert_eq!(
+        error,
+        "environment variable LARDER_SERVER__LISTN: unknown key `server.listn`; did you mean `server.listen`?"
+    );
+}
+
+#[test]
+fn later_files_win_and_tables_merge() {
+    let mut tree =
+        Node::parse(Path::new("a.toml"), "[server]\nmax_connections = 1\nshutdown_grace = \"1s\"").expect("valid");
+    tree.merge(Node::parse(Path::new("b.toml"), "[server]\nmax_connections = 2").expect("valid"));
+    let config = Config::from_tree(&tree).expect("valid");
+    assert_eq!(config.server.max_connections, Some(2));
+    assert_eq!(config.server.shutdown_grace, Duration::from_secs(1));
+}
+
+#[test]
+fn an_upstream_path_is_its_namespace_with_or_without_v2() {
+    for (url, namespace) in [
+        ("https://r.example", ""),
+        ("https://r.example/v2/", ""),
+        ("https://r.example/v2/library", "library"),
+        ("https://r.example/team/images/", "team/images"),
+        ("https://r.example/v2x", "v2x"),
+    ] {
+        let config = parse(&format!("[[repository.x.upstream]]\nurl = \"{url}\"")).expect(url);
+        assert_eq!(repository(&config, "x").upstreams[0].url.namespace, namespace, "{url}");
+    }
+}
+
+#[test]
+fn a_password_is_never_printed() {
+    let text = "[[repository.x.upstream]]\nurl = \"https://x\"\nusername = \"u\"\npassword = \"geheim\"\nheaders = { X-Key = \"geheim\" }";
+    let config = parse(text).expect("valid");
+    assert!(!format!("{config:?}").contains("geheim"));
+}

@@ -1,0 +1,187 @@
+//! The configuration as written: TOML files and environment variables merged into one tree in which
+//! every value knows where it came from.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use toml::de::{DeTable, DeValue};
+
+use super::error::ConfigError;
+
+/// Where a value was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    File {
+        path: Arc<Path>,
+        line: usize,
+    },
+    Environment {
+        variable: Arc<str>,
+    },
+    /// Nowhere: a default.
+    Default,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File { path, line } => write!(f, "{}:{line}", path.display()),
+            Self::Environment { variable } => write!(f, "environment variable {variable}"),
+            Self::Default => f.write_str("built-in default"),
+        }
+    }
+}
+
+/// A value and its origin.
+#[derive(Clone, Debug)]
+pub struct Node {
+    pub value: Value,
+    pub origin: Origin,
+}
+
+#[derive(Clone, Debug)]
+pub enum Value {
+    String(String),
+    Integer(i64),
+    Float(f64),
+    Boolean(bool),
+    /// From an environment variable: its type is what the key wants.
+    Text(String),
+    Array(Vec<Node>),
+    Table(Vec<(String, Node)>),
+}
+
+impl Node {
+    /// An empty tree: all defaults.
+    pub fn empty() -> Self {
+        Self { value: Value::Table(Vec::new()), origin: Origin::Default }
+    }
+
+    /// Reads one TOML file.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
+        Self::parse(path, &text)
+    }
+
+    pub(super) fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let reader = FileReader { path: path.into(), text };
+        let table = DeTable::parse(text).map_err(|error| ConfigError::Syntax {
+            origin: reader.origin(error.span().map_or(0, |span| span.start)),
+            message: error.message().to_owned(),
+        })?;
+        let at = table.span().start;
+        reader.table(table.into_inner(), at)
+    }
+
+    /// Lays `other` over this tree: tables merge, everything else is replaced.
+    pub fn merge(&mut self, other: Self) {
+        match (&mut self.value, other.value) {
+            (Value::Table(entries), Value::Table(added)) => {
+                for (key, node) in added {
+                    match entries.iter_mut().find(|(name, _)| *name == key) {
+                        Some((_, existing)) => existing.merge(node),
+                        None => entries.push((key, node)),
+                    }
+                }
+            }
+            (value, added) => {
+                *value = added;
+                self.origin = other.origin;
+            }
+        }
+    }
+
+    /// Lays the variables named `LARDER_<TABLE>__<KEY>` over this tree. A name without `__` is none of
+    /// ours: Kubernetes sets such ones for a service called `larder`.
+    pub fn merge_environment(&mut self, variables: impl Iterator<Item = (String, String)>) {
+        let mut ours: Vec<_> =
+            variables.filter(|(name, _)| name.starts_with("LARDER_") && name.contains("__")).collect();
+        ours.sort();
+        for (variable, text) in ours {
+            let origin = Origin::Environment { variable: variable.as_str().into() };
+            let path = variable["LARDER_".len()..].to_ascii_lowercase();
+            let leaf = Self { value: Value::Text(text), origin: origin.clone() };
+            let tree = path.rsplit("__").fold(leaf, |node, key| Self {
+                value: Value::Table(vec![(key.to_owned(), node)]),
+                origin: origin.clone(),
+            });
+            self.merge(tree);
+        }
+    }
+
+    /// Where the value under `path` was written, or the nearest table around it.
+    pub fn origin(&self, path: &[&str]) -> Origin {
+        let child = path.first().and_then(|key| match &self.value {
+            Value::Table(entries) => entries.iter().find(|(name, _)| name == key).map(|(_, node)| node),
+            Value::Array(items) => key.parse::<usize>().ok().and_then(|at| items.get(at)),
+            _ => None,
+        });
+        match child {
+            Some(child) => child.origin(&path[1..]),
+            None => self.origin.clone(),
+        }
+    }
+}
+
+struct FileReader<'a> {
+    path: Arc<Path>,
+    text: &'a str,
+}
+
+impl FileReader<'_> {
+    fn origin(&self, offset: usize) -> Origin {
+        let before = &self.text.as_bytes()[..offset.min(self.text.len())];
+        let line = 1 + before.iter().filter(|&&byte| byte == b'\n').count();
+        Origin::File { path: self.path.clone(), line }
+    }
+
+    /// A table starts where it is first written; TOML's own span of one may cover only a part.
+    fn table(&self, table: DeTable<'_>, at: usize) -> Result<Node, ConfigError> {
+        let mut entries = Vec::with_capacity(table.len());
+        for (key, value) in table {
+            let at = key.span().start;
+            let node = self.value(value.into_inner(), at)?;
+            entries.push((key.into_inner().into_owned(), node));
+        }
+        Ok(Node { value: Value::Table(entries), origin: self.origin(at) })
+    }
+
+    fn value(&self, value: DeValue<'_>, at: usize) -> Result<Node, ConfigError> {
+        let origin = self.origin(at);
+        let invalid = |message: &str| ConfigError::Syntax { origin: origin.clone(), message: message.to_owned() };
+        let value = match value {
+            DeValue::String(text) => Value::String(text.into_owned()),
+            DeValue::Integer(number) => {
+                let parsed = i64::from_str_radix(number.as_str(), number.radix());
+                Value::Integer(parsed.map_err(|_| invalid("the number is too large"))?)
+            }
+            DeValue::Float(number) => {
+                Value::Float(number.as_str().parse().map_err(|_| invalid("this is not a number"))?)
+            }
+            DeValue::Boolean(value) => Value::Boolean(value),
+            DeValue::Datetime(_) => return Err(invalid("no key takes a date")),
+            DeValue::Array(items) => Value::Array(
+                items
+                    .into_iter()
+                    .map(|item| {
+                        let at = item.span().start;
+                        self.value(item.into_inner(), at)
+                    })
+                    .collect::<Result<_, _>>()?,
+            ),
+            DeValue::Table(table) => return self.table(table, at),
+        };
+        Ok(Node { value, origin })
+    }
+}
+
+/// The files to read: those given, or `larder.toml` where it exists.
+pub fn files(given: &[PathBuf]) -> Vec<PathBuf> {
+    let usual = PathBuf::from("larder.toml");
+    if given.is_empty() && usual.exists() {
+        return vec![usual];
+    }
+    given.to_vec()
+}

@@ -1,0 +1,211 @@
+//! Content digests (OCI Image Specification, "Digests"): `sha256:<hex>` and `sha512:<hex>`.
+
+use std::fmt;
+use std::str::FromStr;
+
+use aws_lc_rs::digest as sha;
+
+/// The hash functions Larder can verify.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Algorithm {
+    Sha256,
+    Sha512,
+}
+
+impl Algorithm {
+    pub const ALL: [Self; 2] = [Self::Sha256, Self::Sha512];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Sha256 => "sha256",
+            Self::Sha512 => "sha512",
+        }
+    }
+
+    /// Starts a hash of this kind.
+    pub fn hasher(self) -> Hasher {
+        let function = match self {
+            Self::Sha256 => &sha::SHA256,
+            Self::Sha512 => &sha::SHA512,
+        };
+        Hasher { algorithm: self, context: sha::Context::new(function) }
+    }
+}
+
+/// The address of content: a hash function and its value. It is plain data and cheap to copy.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Digest {
+    Sha256([u8; 32]),
+    Sha512([u8; 64]),
+}
+
+impl Digest {
+    /// The digest of `bytes`.
+    pub fn of(algorithm: Algorithm, bytes: &[u8]) -> Self {
+        let mut hasher = algorithm.hasher();
+        hasher.update(bytes);
+        hasher.finish()
+    }
+
+    /// From the raw hash value, as the index keeps it; `None` when the length fits no algorithm.
+    pub fn from_raw(raw: &[u8]) -> Option<Self> {
+        match raw.len() {
+            32 => Some(Self::Sha256(raw.try_into().ok()?)),
+            64 => Some(Self::Sha512(raw.try_into().ok()?)),
+            _ => None,
+        }
+    }
+
+    pub fn algorithm(&self) -> Algorithm {
+        match self {
+            Self::Sha256(_) => Algorithm::Sha256,
+            Self::Sha512(_) => Algorithm::Sha512,
+        }
+    }
+
+    /// The raw hash value; its length tells the algorithm.
+    pub fn as_raw(&self) -> &[u8] {
+        match self {
+            Self::Sha256(raw) => raw,
+            Self::Sha512(raw) => raw,
+        }
+    }
+
+    /// The hash value in lower-case hexadecimal.
+    pub fn hex(&self) -> String {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let mut text = String::with_capacity(self.as_raw().len() * 2);
+        for byte in self.as_raw() {
+            text.push(char::from(DIGITS[usize::from(byte >> 4)]));
+            text.push(char::from(DIGITS[usize::from(byte & 15)]));
+        }
+        text
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.algorithm().as_str(), self.hex())
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Why a text is no digest that Larder can serve.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidDigest {
+    #[error("a digest is written ALGORITHM:HEX, for example sha256:<64 hexadecimal digits>")]
+    Form,
+    #[error("the digest algorithm is not sha256 or sha512, the two that can be verified")]
+    Algorithm,
+    #[error(
+        "the digest needs {expected} lower-case hexadecimal digits behind its algorithm and has {found} characters"
+    )]
+    Length { expected: usize, found: usize },
+    #[error("the digest has a character that is not a lower-case hexadecimal digit")]
+    Character,
+}
+
+impl FromStr for Digest {
+    type Err = InvalidDigest;
+
+    fn from_str(text: &str) -> Result<Self, InvalidDigest> {
+        let (algorithm, hex) = text.split_once(':').ok_or(InvalidDigest::Form)?;
+        match algorithm {
+            "sha256" => decode_hex(hex).map(Self::Sha256),
+            "sha512" => decode_hex(hex).map(Self::Sha512),
+            _ => Err(InvalidDigest::Algorithm),
+        }
+    }
+}
+
+fn decode_hex<const N: usize>(hex: &str) -> Result<[u8; N], InvalidDigest> {
+    if hex.len() != N * 2 {
+        return Err(InvalidDigest::Length { expected: N * 2, found: hex.chars().count() });
+    }
+    let mut raw = [0; N];
+    for (byte, pair) in raw.iter_mut().zip(hex.as_bytes().chunks_exact(2)) {
+        *byte = nibble(pair[0])? << 4 | nibble(pair[1])?;
+    }
+    Ok(raw)
+}
+
+fn nibble(digit: u8) -> Result<u8, InvalidDigest> {
+    match digit {
+        b'0'..=b'9' => Ok(digit - b'0'),
+        b'a'..=b'f' => Ok(digit - b'a' + 10),
+        _ => Err(InvalidDigest::Character),
+    }
+}
+
+/// A running hash over bytes that arrive in order.
+#[derive(Clone)]
+pub struct Hasher {
+    algorithm: Algorithm,
+    context: sha::Context,
+}
+
+impl Hasher {
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.context.update(bytes);
+    }
+
+    pub fn finish(self) -> Digest {
+        let value = self.context.finish();
+        let raw = value.as_ref();
+        // The library's output length is fixed by the function chosen in `Algorithm::hasher`.
+        match self.algorithm {
+            Algorithm::Sha256 => Digest::Sha256(std::array::from_fn(|at| raw[at])),
+            Algorithm::Sha512 => Digest::Sha512(std::array::from_fn(|at| raw[at])),
+        }
+    }
+}
+
+impl fmt::Debug for Hasher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Hasher({})", self.algorithm.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EMPTY: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+    #[test]
+    fn a_digest_reads_and_writes_the_same_text() {
+        for text in [EMPTY.to_owned(), format!("sha512:{}", "0f".repeat(64))] {
+            let digest: Digest = text.parse().expect("a valid digest");
+            assert_eq!(digest.to_string(), text);
+            assert_eq!(Digest::from_raw(digest.as_raw()), Some(digest));
+        }
+    }
+
+    #[test]
+    fn the_digest_of_nothing_is_the_known_one() {
+        assert_eq!(Digest::of(Algorithm::Sha256, b"").to_string(), EMPTY);
+        assert!(Digest::of(Algorithm::Sha512, b"").to_string().starts_with("sha512:cf83e1357eefb8bd"));
+    }
+
+    #[test]
+    fn what_is_no_digest_is_refused() {
+        let upper = EMPTY.to_uppercase().replace("SHA256", "sha256");
+        let long = format!("{EMPTY}0");
+        for (text, why) in [
+            ("", InvalidDigest::Form),
+            ("sha256", InvalidDigest::Form),
+            ("md5:d41d8cd98f00b204e9800998ecf8427e", InvalidDigest::Algorithm),
+            ("SHA256:aa", InvalidDigest::Algorithm),
+            ("sha256:", InvalidDigest::Length { expected: 64, found: 0 }),
+            (&long, InvalidDigest::Length { expected: 64, found: 65 }),
+            (&upper, InvalidDigest::Character),
+        ] {
+            assert_eq!(text.parse::<Digest>(), Err(why), "{text}");
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! Media types of manifests and indexes.
+
+use std::fmt;
+
+/// The OCI image index.
+pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+/// The OCI image manifest; artifacts use it too.
+pub const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+/// Docker's manifest list.
+pub const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+/// Docker's image manifest, version 2, schema 2.
+pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+
+/// What Larder asks an upstream for, whatever the client listed: one tag then has one digest in the
+/// cache. These are the types that current clients name, and `*/*` for those still to come.
+pub const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
+     application/vnd.docker.distribution.manifest.list.v2+json, \
+     application/vnd.docker.distribution.manifest.v2+json, */*;q=0.1";
+
+/// A media type as the upstream wrote it; sent to clients exactly so.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct MediaType(String);
+
+impl MediaType {
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The type without its parameters, in lower case.
+    pub fn essence(&self) -> String {
+        let essence = self.0.split(';').next().unwrap_or_default();
+        essence.trim().to_ascii_lowercase()
+    }
+
+    /// Whether content of this type can be a manifest. Artifacts may name types nobody has heard of,
+    /// so only the types of web pages and of opaque downloads are told apart.
+    pub fn may_be_manifest(&self) -> bool {
+        let essence = self.essence();
+        essence != "text/html" && essence != "application/xhtml+xml" && essence != "application/octet-stream"
+    }
+
+    /// The signed form of Docker's first manifest format, whose digest is not that of its bytes.
+    pub fn is_signed_schema1(&self) -> bool {
+        self.essence() == "application/vnd.docker.distribution.manifest.v1+prettyjws"
+    }
+}
+
+impl fmt::Display for MediaType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_do_not_change_the_essence() {
+        let html = MediaType::new("Text/HTML; charset=utf-8");
+        assert_eq!(html.essence(), "text/html");
+        assert!(!html.may_be_manifest());
+        assert!(MediaType::new(OCI_INDEX).may_be_manifest());
+    }
+}

@@ -1,0 +1,17 @@
+//! The words of the OCI Distribution Specification as types: pure, no I/O.
+
+pub mod challenge;
+pub mod digest;
+pub mod error;
+pub mod manifest;
+pub mod media_type;
+pub mod name;
+pub mod range;
+pub mod reference;
+pub mod route;
+
+pub use digest::{Algorithm, Digest, Hasher};
+pub use error::Code;
+pub use media_type::MediaType;
+pub use name::Name;
+pub use reference::{Reference, Tag};

@@ -1,0 +1,46 @@
+//! The log: text for people or JSON for machines, to standard error or a file.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::sync::Mutex;
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::ParseError;
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
+
+use crate::config::{LogFormat, Logging};
+
+/// Reads `logging.level`: a level, or a filter per module.
+pub fn parse_filter(text: &str) -> Result<EnvFilter, ParseError> {
+    EnvFilter::builder().parse(text)
+}
+
+/// Why logging could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    #[error("logging.file: cannot open {path}: {source}")]
+    File { path: String, source: io::Error },
+    #[error("logging.level: {0}")]
+    Filter(#[from] ParseError),
+}
+
+/// Makes the log that the whole process writes to. Called once.
+pub fn init(logging: &Logging) -> Result<(), LogError> {
+    let writer = if logging.file.as_os_str().is_empty() {
+        BoxMakeWriter::new(io::stderr)
+    } else {
+        let file = OpenOptions::new().create(true).append(true).open(&logging.file);
+        let file = file.map_err(|source| LogError::File { path: logging.file.display().to_string(), source })?;
+        BoxMakeWriter::new(Mutex::new(file))
+    };
+    let is_terminal = logging.file.as_os_str().is_empty() && io::IsTerminal::is_terminal(&io::stderr());
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(parse_filter(&logging.level)?)
+        .with_writer(writer)
+        .with_ansi(is_terminal);
+    match logging.format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().with_current_span(false).with_span_list(false).init(),
+    }
+    Ok(())
+}

@@ -1,0 +1,5 @@
+//! What Larder tells about itself: logs, access log, metrics.
+
+pub mod access_log;
+pub mod log;
+pub mod metrics;

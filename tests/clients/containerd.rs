@@ -1,0 +1,88 @@
+//! containerd: a private one, told of the mirror by a hosts directory, so that its requests carry `?ns=docker.io`.
+
+use std::{fs, path::Path};
+
+use tempfile::TempDir;
+
+use super::process::{Daemon, Failure, Invocation, program};
+
+/// A containerd and its `ctr`; dropping it ends it and removes everything.
+pub struct Containerd {
+    daemon: Daemon,
+    /// After the daemon: fields are dropped in this order.
+    directory: TempDir,
+}
+
+impl Containerd {
+    /// Starts one and waits until it answers.
+    pub async fn start() -> Self {
+        Self::try_start().await.unwrap()
+    }
+
+    /// A hosts directory with one entry, `host` (`docker.io`, or `_default` for all of them), that sends everything to
+    /// the mirror at `address` (`127.0.0.1:PORT`) and nothing to the registry itself.
+    pub fn hosts_directory(&self, host: &str, address: &str) -> String {
+        let hosts = self.directory.path().join(format!("hosts-{host}"));
+        let text = format!(
+            "server = \"http://{address}\"\n\
+             [host.\"http://{address}\"]\n\
+             capabilities = [\"pull\", \"resolve\"]\n"
+        );
+        fs::create_dir_all(hosts.join(host)).expect("the hosts directory is made");
+        fs::write(hosts.join(host).join("hosts.toml"), text).expect("hosts.toml is written");
+        hosts.to_str().expect("temporary paths are UTF-8").to_owned()
+    }
+
+    /// Pulls and unpacks an image.
+    pub async fn pull(&self, reference: &str, hosts_directory: &str) -> Result<(), Failure> {
+        let pull = ["images", "pull", "--snapshotter", "native", "--hosts-dir", hosts_directory, reference];
+        self.ctr(&pull).await.map(drop)
+    }
+
+    /// Removes an image with its content and its snapshots.
+    pub async fn remove(&self, reference: &str) -> Result<(), Failure> {
+        self.ctr(&["images", "remove", "--sync", reference]).await?;
+        self.ctr(&["content", "prune", "references"]).await?;
+        match self.ctr(&["content", "list", "--quiet"]).await?.as_str() {
+            "" => Ok(()),
+            left => Err(Failure::new(format!("containerd still holds {left}"))),
+        }
+    }
+
+    async fn try_start() -> Result<Self, Failure> {
+        let directory = tempfile::Builder::new().prefix("larder-containerd-").tempdir().expect("a temporary directory");
+        let root = directory.path();
+        let at = root.display();
+        let configuration = format!(
+            "version = 2\n\
+             root = '{at}/root'\n\
+             state = '{at}/state'\n\
+             temp = '{at}/temp'\n\
+             disabled_plugins = ['io.containerd.grpc.v1.cri', 'io.containerd.internal.v1.opt']\n\
+             [grpc]\n\
+             address = '{at}/sock'\n\
+             [ttrpc]\n\
+             address = '{at}/sock.ttrpc'\n"
+        );
+        fs::write(root.join("config.toml"), configuration).expect("containerd's configuration is written");
+        let configuration = root.join("config.toml");
+        let arguments = ["--config", configuration.to_str().expect("temporary paths are UTF-8")];
+        let daemon = Daemon::spawn(&program("containerd", "containerd"), arguments, &[], &root.join("log"))
+            .map_err(|error| Failure::new(format!("containerd does not start: {error}")))?;
+        let mut containerd = Self { daemon, directory };
+        let root = containerd.directory.path();
+        containerd.daemon.wait_until(|| async { ctr(root, &["version"]).run().await.is_ok() }).await?;
+        Ok(containerd)
+    }
+
+    async fn ctr(&self, arguments: &[&str]) -> Result<String, Failure> {
+        ctr(self.directory.path(), arguments).run().await.map_err(|failure| failure.with_log_of(&self.daemon))
+    }
+}
+
+/// The client of the containerd that lives in `root`.
+fn ctr(root: &Path, arguments: &[&str]) -> Invocation {
+    let socket = root.join("sock");
+    let own = ["--address", socket.to_str().expect("temporary paths are UTF-8"), "--namespace", "larder"];
+    Invocation::new(&program("ctr", "containerd"), own.into_iter().chain(arguments.iter().copied())).env("HOME", root)
+}

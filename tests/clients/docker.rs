@@ -1,0 +1,125 @@
+//! Docker Engine: a private dockerd with its own containerd, which knows the mirror as its `registry-mirrors`.
+
+use std::{fs, path::Path, process, sync::atomic::AtomicU16, sync::atomic::Ordering};
+
+use serde_json::json;
+use tempfile::TempDir;
+
+use super::process::{Daemon, Failure, Invocation, program};
+
+/// A proxy that never answers: after a mirror's failure dockerd turns to Docker Hub, and must not get there.
+const NOWHERE: &str = "http://127.0.0.1:1";
+
+/// A dockerd; dropping it ends it with its containers and removes everything.
+pub struct Dockerd {
+    daemon: Daemon,
+    cgroup: String,
+    /// After the daemon: fields are dropped in this order.
+    directory: TempDir,
+}
+
+impl Dockerd {
+    /// Starts one that pulls `docker.io` images through the mirrors at these URLs, and waits until it answers.
+    pub async fn start(mirrors: &[&str]) -> Self {
+        let mut failure = None;
+        // overlay2 is what users have; where the file system does not bear it, vfs does.
+        for storage_driver in ["overlay2", "vfs"] {
+            match Self::try_start(mirrors, storage_driver).await {
+                Ok(dockerd) => return dockerd,
+                Err(error) => failure = Some(error),
+            }
+        }
+        panic!("{failure:?}");
+    }
+
+    /// Pulls an image.
+    pub async fn pull(&self, reference: &str) -> Result<(), Failure> {
+        self.docker(&["pull", "--quiet", reference]).await.map(drop)
+    }
+
+    /// Runs a command in a new container of an image that is there already; returns what it prints.
+    pub async fn run(&self, reference: &str, command: &[&str]) -> Result<String, Failure> {
+        let run = ["run", "--rm", "--pull", "never", "--network", "none", reference];
+        self.docker(&[&run, command].concat()).await
+    }
+
+    /// Removes an image, its layers included.
+    pub async fn remove(&self, reference: &str) -> Result<(), Failure> {
+        self.docker(&["rmi", "--force", reference]).await?;
+        match self.docker(&["images", "--all", "--quiet"]).await?.as_str() {
+            "" => Ok(()),
+            left => Err(Failure::new(format!("dockerd still holds {left}"))),
+        }
+    }
+
+    async fn try_start(mirrors: &[&str], storage_driver: &str) -> Result<Self, Failure> {
+        static NEXT: AtomicU16 = AtomicU16::new(0);
+        let directory = tempfile::Builder::new().prefix("larder-docker-").tempdir().expect("a temporary directory");
+        let root = directory.path();
+        let cgroup = format!("larder-docker-{}-{}", process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let configuration = json!({
+            "registry-mirrors": mirrors,
+            "insecure-registries": ["127.0.0.0/8"],
+            "hosts": [socket(root)],
+            "data-root": root.join("data"),
+            "exec-root": root.join("exec"),
+            "pidfile": root.join("pid"),
+            "storage-driver": storage_driver,
+            "cgroup-parent": format!("/{cgroup}"),
+            // Containers get no network, and the machine's stays as it is.
+            "bridge": "none",
+            "iptables": false,
+            "ip6tables": false,
+            "ip-forward": false,
+            "userland-proxy": false,
+        });
+        fs::write(root.join("daemon.json"), configuration.to_string()).expect("dockerd's configuration is written");
+        let configuration = root.join("daemon.json");
+        let arguments = ["--config-file", configuration.to_str().expect("temporary paths are UTF-8")];
+        let environment = [("HTTP_PROXY", NOWHERE), ("HTTPS_PROXY", NOWHERE), ("NO_PROXY", "127.0.0.0/8")];
+        let daemon = Daemon::spawn(&program("dockerd", "docker.io"), arguments, &environment, &root.join("log"))
+            .map_err(|error| Failure::new(format!("dockerd does not start: {error}")))?;
+        let mut dockerd = Self { daemon, cgroup, directory };
+        let root = dockerd.directory.path();
+        dockerd.daemon.wait_until(|| async { docker(root, &["version"]).run().await.is_ok() }).await?;
+        Ok(dockerd)
+    }
+
+    async fn docker(&self, arguments: &[&str]) -> Result<String, Failure> {
+        docker(self.directory.path(), arguments).run().await.map_err(|failure| failure.with_log_of(&self.daemon))
+    }
+}
+
+impl Drop for Dockerd {
+    fn drop(&mut self) {
+        self.daemon.kill();
+        // Hierarchies of version 1 lie side by side; version 2 is the directory itself.
+        let hierarchies = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path());
+        for hierarchy in hierarchies.chain(["/sys/fs/cgroup".into()]) {
+            remove_cgroup(&hierarchy.join(&self.cgroup));
+        }
+    }
+}
+
+/// The client, which asks the dockerd that lives in `root` and knows nobody's credentials.
+fn docker(root: &Path, arguments: &[&str]) -> Invocation {
+    let socket = socket(root);
+    let arguments = ["--host", &socket].into_iter().chain(arguments.iter().copied());
+    Invocation::new(&program("docker", "docker.io"), arguments)
+        .env("HOME", root)
+        .env("DOCKER_CONFIG", root.join("client"))
+}
+
+fn socket(root: &Path) -> String {
+    format!("unix://{}", root.join("sock").display())
+}
+
+/// Removes a group without processes, from its leaves up; the files in it go by themselves.
+fn remove_cgroup(group: &Path) {
+    for entry in fs::read_dir(group).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_cgroup(&entry.path());
+        }
+    }
+    let _ = fs::remove_dir(group);
+}

@@ -1,0 +1,17 @@
+//! Real clients, a real registry, real images: the rig for the promises that only they can check.
+//!
+//! Each client keeps all its state in a temporary directory and can reach nothing but this machine: where it would turn
+//! to Docker Hub after a failure of the mirror, it finds a closed port. The rig needs root, as dockerd does, and the
+//! Debian packages in `packages.txt`; without them the tests fail and say what to install.
+
+mod buildah;
+mod containerd;
+mod docker;
+mod http;
+mod images;
+mod podman;
+mod process;
+mod pulls;
+mod registry;
+mod skopeo;
+mod storage;

@@ -1,0 +1,39 @@
+//! podman: no `?ns=`, no HEAD; the mirror's location replaces the prefix.
+
+use super::{
+    process::{Failure, program},
+    storage::Storage,
+};
+
+/// A podman with its own storage.
+pub struct Podman {
+    storage: Storage,
+}
+
+impl Podman {
+    /// One that pulls `docker.io/…` from the mirror at `address` (`127.0.0.1:PORT`).
+    pub fn with_mirror(address: &str) -> Self {
+        Self { storage: Storage::with_mirror(address) }
+    }
+
+    /// Pulls `docker.io/…`; returns the image's id.
+    pub async fn pull(&self, reference: &str) -> Result<String, Failure> {
+        let policy = self.storage.file("policy.json");
+        self.podman(&["pull", "--quiet", "--signature-policy", &policy, reference]).await
+    }
+
+    /// Removes an image, its layers included.
+    pub async fn remove(&self, reference: &str) -> Result<(), Failure> {
+        self.podman(&["rmi", reference]).await?;
+        match self.podman(&["images", "--all", "--quiet"]).await?.as_str() {
+            "" => Ok(()),
+            left => Err(Failure::new(format!("podman still holds {left}"))),
+        }
+    }
+
+    async fn podman(&self, arguments: &[&str]) -> Result<String, Failure> {
+        let tmpdir = self.storage.file("tmp");
+        let own = ["--tmpdir", &tmpdir, "--events-backend", "none", "--cgroup-manager", "cgroupfs"];
+        self.storage.run(&program("podman", "podman"), own.into_iter().chain(arguments.iter().copied())).await
+    }
+}

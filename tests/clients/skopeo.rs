@@ -1,0 +1,49 @@
+//! skopeo: copies from the mirror by its own address and path prefix, without being told that it is a mirror.
+
+use std::fs;
+
+use tempfile::TempDir;
+
+use super::{
+    process::{Failure, program},
+    storage::Storage,
+};
+
+/// A skopeo.
+pub struct Skopeo {
+    storage: Storage,
+}
+
+impl Skopeo {
+    /// One that talks plain HTTP to whom it is told to.
+    pub fn new() -> Self {
+        Self { storage: Storage::new() }
+    }
+
+    /// Copies `HOST/NAME:TAG`, and all that is listed if it is an index, into a directory that is removed at once;
+    /// returns its manifest or index. skopeo checks all digests.
+    pub async fn copy_all(&self, reference: &str) -> Result<Vec<u8>, Failure> {
+        let copy = TempDir::new_in(self.storage.path()).expect("a temporary directory");
+        let (from, to) = (format!("docker://{reference}"), format!("dir:{}", copy.path().display()));
+        self.skopeo(&["copy", "--all", "--src-tls-verify=false", &from, &to]).await?;
+        fs::read(copy.path().join("manifest.json")).map_err(|error| Failure::new(format!("skopeo left no manifest: {error}")))
+    }
+
+    /// Copies from any place, such as `oci:DIRECTORY:TAG`, to `HOST/NAME:TAG`, byte for byte.
+    pub async fn push_all(&self, from: &str, reference: &str) -> Result<(), Failure> {
+        let to = format!("docker://{reference}");
+        self.skopeo(&["copy", "--all", "--preserve-digests", "--dest-tls-verify=false", from, &to]).await.map(drop)
+    }
+
+    /// The manifest or index of `HOST/NAME:TAG` as the registry has it.
+    pub async fn inspect_raw(&self, reference: &str) -> Result<String, Failure> {
+        let from = format!("docker://{reference}");
+        self.skopeo(&["inspect", "--raw", "--tls-verify=false", &from]).await
+    }
+
+    async fn skopeo(&self, arguments: &[&str]) -> Result<String, Failure> {
+        let policy = self.storage.file("policy.json");
+        let own = ["--policy", policy.as_str()];
+        self.storage.run(&program("skopeo", "skopeo"), own.into_iter().chain(arguments.iter().copied())).await
+    }
+}
