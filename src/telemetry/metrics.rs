@@ -1,1 +1,157 @@
+//! The figures that Larder keeps of itself: one struct, handed to whoever counts. No globals.
 
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::{Registry, Unit};
+
+/// What was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum Kind {
+    #[allow(non_camel_case_types)]
+    blob,
+    #[allow(non_camel_case_types)]
+    manifest,
+    #[allow(non_camel_case_types)]
+    listing,
+}
+
+/// How a request for content was answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum Outcome {
+    #[allow(non_camel_case_types)]
+    hit,
+    #[allow(non_camel_case_types)]
+    miss,
+    #[allow(non_camel_case_types)]
+    stale,
+    #[allow(non_camel_case_types)]
+    failed,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RequestLabels {
+    pub repository: String,
+    pub kind: Kind,
+    pub outcome: Outcome,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RepositoryLabel {
+    pub repository: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct UpstreamLabels {
+    pub upstream: String,
+    /// The status code, or what kept one from coming.
+    pub result: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct StatusLabel {
+    pub status: u16,
+}
+
+/// All figures. Cloning a family or counter shares it.
+#[derive(Debug, Default)]
+pub struct Metrics {
+    pub requests: Family<RequestLabels, Counter>,
+    pub responses: Family<StatusLabel, Counter>,
+    pub bytes_served: Family<RepositoryLabel, Counter>,
+    pub bytes_fetched: Family<RepositoryLabel, Counter>,
+    pub upstream_requests: Family<UpstreamLabels, Counter>,
+    pub fills_started: Counter,
+    pub fills_running: Gauge,
+    /// Requests that joined a transfer another request had begun.
+    pub coalesced: Counter,
+    pub stores: Counter,
+    pub evictions: Counter,
+    /// Failures of the cache itself: disk or index.
+    pub errors: Counter,
+    pub cache_bytes: Gauge<i64>,
+    pub cache_objects: Gauge<i64>,
+    pub connections: Gauge,
+    /// Hits, misses and stale answers over all repositories, for the stats page.
+    pub hits: Counter<u64, AtomicU64>,
+    pub misses: Counter<u64, AtomicU64>,
+    pub stale: Counter<u64, AtomicU64>,
+}
+
+impl Metrics {
+    /// Counts one answered request for content.
+    pub fn answered(&self, repository: &str, kind: Kind, outcome: Outcome) {
+        let labels = RequestLabels { repository: repository.to_owned(), kind, outcome };
+        self.requests.get_or_create(&labels).inc();
+        match outcome {
+            Outcome::hit => self.hits.inc(),
+            Outcome::miss => self.misses.inc(),
+            Outcome::stale => self.stale.inc(),
+            Outcome::failed => 0,
+        };
+    }
+
+    pub fn served(&self, repository: &str, bytes: u64) {
+        self.bytes_served.get_or_create(&RepositoryLabel { repository: repository.to_owned() }).inc_by(bytes);
+    }
+
+    pub fn fetched(&self, repository: &str, bytes: u64) {
+        self.bytes_fetched.get_or_create(&RepositoryLabel { repository: repository.to_owned() }).inc_by(bytes);
+    }
+
+    pub fn asked_upstream(&self, upstream: &str, result: &str) {
+        let labels = UpstreamLabels { upstream: upstream.to_owned(), result: result.to_owned() };
+        self.upstream_requests.get_or_create(&labels).inc();
+    }
+
+    /// An object came into the store (`bytes` > 0) or left it.
+    pub fn changed_size(&self, objects: i64, bytes: i64) {
+        self.cache_objects.inc_by(objects);
+        self.cache_bytes.inc_by(bytes);
+    }
+
+    /// All figures in the Prometheus text format.
+    pub fn encode(&self) -> Result<String, std::fmt::Error> {
+        let mut registry = Registry::with_prefix("larder");
+        let r = &mut registry;
+        r.register("requests", "Requests for content by repository, kind and outcome", self.requests.clone());
+        r.register("responses", "Responses of the registry door by status", self.responses.clone());
+        r.register_with_unit("served", "Content sent to clients", Unit::Bytes, self.bytes_served.clone());
+        r.register_with_unit("fetched", "Content received from upstreams", Unit::Bytes, self.bytes_fetched.clone());
+        r.register("upstream_requests", "Requests sent to upstreams by result", self.upstream_requests.clone());
+        r.register("fills", "Transfers begun from upstream", self.fills_started.clone());
+        r.register("fills_running", "Transfers from upstream under way", self.fills_running.clone());
+        r.register("coalesced", "Requests that joined a running transfer", self.coalesced.clone());
+        r.register("stores", "Objects stored", self.stores.clone());
+        r.register("evictions", "Objects removed to make room", self.evictions.clone());
+        r.register("errors", "Failures of the cache's own disk or index", self.errors.clone());
+        r.register_with_unit("cache", "Size of the stored objects", Unit::Bytes, self.cache_bytes.clone());
+        r.register("cache_objects", "Stored objects", self.cache_objects.clone());
+        r.register("connections", "Open client connections", self.connections.clone());
+        let mut text = String::new();
+        encode(&mut text, &registry)?;
+        Ok(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_figures_are_readable_by_prometheus() {
+        let metrics = Metrics::default();
+        metrics.answered("docker.io", Kind::blob, Outcome::hit);
+        metrics.served("docker.io", 7);
+        let text = metrics.encode().expect("encoded");
+        assert!(
+            text.contains(r#"larder_requests_total{repository="docker.io",kind="blob",outcome="hit"} 1"#),
+            "{text}"
+        );
+        assert!(text.contains(r#"larder_served_bytes_total{repository="docker.io"} 7"#), "{text}");
+    }
+}

@@ -1,6 +1,11 @@
 //! Docker Engine: a private dockerd with its own containerd, which knows the mirror as its `registry-mirrors`.
 
-use std::{fs, path::Path, process, sync::atomic::AtomicU16, sync::atomic::Ordering};
+use std::{
+    fs,
+    path::Path,
+    process,
+    sync::atomic::{AtomicU16, Ordering},
+};
 
 use serde_json::json;
 use tempfile::TempDir;

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::{
+    http,
     process::{Failure, Invocation, program},
     registry::Registry,
     skopeo::Skopeo,
@@ -29,7 +30,7 @@ pub struct Images {
     pub busybox: String,
     /// Index `library/multi:1`, of linux/amd64 and linux/arm64.
     pub multi: String,
-    /// Artifact in `library/busybox` whose `subject` is [`Images::busybox`].
+    /// Artifact `library/busybox:note`, whose `subject` is [`Images::busybox`].
     pub artifact: String,
     /// The tag of `library/busybox` that lists the image's referrers for registries without the API, as this one.
     pub fallback_tag: String,
@@ -49,9 +50,7 @@ impl Images {
         let busybox = amd64["digest"].as_str().expect("umoci writes digests").to_owned();
 
         let multi = layout.add_index("multi", vec![on_platform(&amd64, "amd64"), on_platform(&arm64, "arm64")]);
-        let artifact = layout.add_artifact(&amd64);
-        let fallback_tag = busybox.replace(':', "-");
-        layout.add_index(&fallback_tag, vec![artifact.clone()]);
+        let artifact = layout.add_artifact("note", &amd64);
 
         let skopeo = Skopeo::new();
         let host = registry.address();
@@ -59,10 +58,13 @@ impl Images {
             ("amd64", "library/busybox:1.36"),
             ("amd64", "library/busybox:latest"),
             ("multi", "library/multi:1"),
-            (fallback_tag.as_str(), &format!("library/busybox:{fallback_tag}")),
+            ("note", "library/busybox:note"),
         ] {
             skopeo.push_all(&layout.reference(tag), &format!("{host}/{target}")).await?;
         }
+        let fallback_tag = busybox.replace(':', "-");
+        put_index(registry, &format!("library/busybox/manifests/{fallback_tag}"), &index(vec![artifact.clone()]))
+            .await?;
         let artifact = artifact["digest"].as_str().expect("written by this file").to_owned();
         Ok(Self { busybox, multi, artifact, fallback_tag })
     }
@@ -102,15 +104,14 @@ impl Layout {
 
     /// Adds an index and returns its digest.
     fn add_index(&self, tag: &str, manifests: Vec<Value>) -> String {
-        let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests});
-        let descriptor = self.add_blob(INDEX, index.to_string().as_bytes());
+        let descriptor = self.add_blob(INDEX, index(manifests).to_string().as_bytes());
         let digest = descriptor["digest"].as_str().expect("written by this file").to_owned();
         self.tag(tag, descriptor);
         digest
     }
 
-    /// Adds a manifest that refers to `subject`, and returns its descriptor.
-    fn add_artifact(&self, subject: &Value) -> Value {
+    /// Adds a manifest that refers to `subject`, and returns the descriptor by which a list of referrers names it.
+    fn add_artifact(&self, tag: &str, subject: &Value) -> Value {
         let manifest = json!({
             "schemaVersion": 2,
             "mediaType": MANIFEST,
@@ -120,6 +121,7 @@ impl Layout {
             "subject": {"mediaType": MANIFEST, "digest": subject["digest"], "size": subject["size"]},
         });
         let mut descriptor = self.add_blob(MANIFEST, manifest.to_string().as_bytes());
+        self.tag(tag, descriptor.clone());
         descriptor["artifactType"] = ARTIFACT_TYPE.into();
         descriptor
     }
@@ -170,6 +172,22 @@ impl Layout {
 pub fn sha256(content: &[u8]) -> String {
     let hex: String = digest(&SHA256, content).as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
     format!("sha256:{hex}")
+}
+
+fn index(manifests: Vec<Value>) -> Value {
+    json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests})
+}
+
+/// Puts an index into the registry as it is: skopeo drops the `artifactType` of what it lists.
+async fn put_index(registry: &Registry, path: &str, index: &Value) -> Result<(), Failure> {
+    let (target, body) = (format!("/v2/{path}"), index.to_string());
+    let answer = http::send(&registry.address(), "PUT", &target, &[("Content-Type", INDEX)], body.as_bytes())
+        .await
+        .map_err(|error| Failure::new(format!("PUT {target}: {error}")))?;
+    match answer.status {
+        201 => Ok(()),
+        _ => Err(Failure::new(format!("PUT {target}: {answer:?}"))),
+    }
 }
 
 fn on_platform(descriptor: &Value, architecture: &str) -> Value {

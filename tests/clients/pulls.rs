@@ -46,7 +46,7 @@ impl Scene {
         self.larder.url().trim_start_matches("http://").trim_end_matches('/').to_owned()
     }
 
-    /// The promise itself. `pull` begins and ends with an empty client; `tag` is the upstream's path of the tag that it
+    /// The promise itself, and that nothing is left broken when the upstream is back. `pull` begins and ends with an empty client; `tag` is the upstream's path of the tag that it
     /// pulls.
     async fn pull_cold_then_warm_then_without_upstream(&mut self, tag: &str, pull: impl AsyncFn()) {
         pull().await;
@@ -61,6 +61,9 @@ impl Scene {
         assert_eq!(self.registry.requests().await, [("HEAD".to_owned(), tag.to_owned())], "the warm pull asked");
 
         self.registry.stop();
+        pull().await;
+
+        self.registry.start_again().await;
         pull().await;
     }
 }
@@ -147,14 +150,16 @@ async fn skopeo_copies_all_of_an_index_and_again_with_the_upstream_gone() {
 }
 
 #[tokio::test]
-async fn a_referrer_is_copied_by_its_fallback_tag_and_again_with_the_upstream_gone() {
+async fn a_referrer_is_found_by_its_fallback_tag_and_copied_and_again_with_the_upstream_gone() {
     let mut scene = Scene::set("").await;
-    let (skopeo, tag) = (Skopeo::new(), scene.images.fallback_tag.clone());
-    let reference = format!("{}/docker.io/library/busybox:{tag}", scene.mirror());
-    let artifact = scene.images.artifact.clone();
+    let (skopeo, tag, artifact) = (Skopeo::new(), scene.images.fallback_tag.clone(), scene.images.artifact.clone());
+    let repository = format!("{}/docker.io/library/busybox", scene.mirror());
     scene
         .pull_cold_then_warm_then_without_upstream(&format!("/v2/library/busybox/manifests/{tag}"), async || {
-            assert_lists(&skopeo.copy_all(&reference).await.unwrap(), &artifact);
+            let referrers = skopeo.inspect_raw(&format!("{repository}:{tag}")).await.unwrap();
+            assert_lists(referrers.as_bytes(), &artifact);
+            let manifest = skopeo.copy_all(&format!("{repository}@{artifact}")).await.unwrap();
+            assert_eq!(sha256(&manifest), artifact);
         })
         .await;
 }

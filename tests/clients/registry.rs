@@ -80,8 +80,9 @@ impl Registry {
             "version: 0.1\n\
              log: {{level: warn, accesslog: {{disabled: false}}}}\n\
              storage: {{filesystem: {{rootdirectory: '{}'}}, delete: {{enabled: true}}}}\n\
-             http: {{addr: '{address}', secret: larder}}\n",
-            root.join("data").display()
+             http: {{addr: '{address}', secret: larder, headers: {{X-Larder-Rig: ['{}']}}}}\n",
+            root.join("data").display(),
+            root.display()
         );
         fs::write(&configuration, text).expect("the registry's configuration is written");
         let binary = program("docker-registry", "docker-registry");
@@ -90,7 +91,9 @@ impl Registry {
             .map_err(|error| Failure::new(format!("docker-registry does not start: {error}")))?;
         daemon
             .wait_until(|| async {
-                http::send(&address, "GET", "/v2/", &[], b"").await.is_ok_and(|answer| answer.status == 200)
+                // Its own name, lest another one that was quicker to take the port is mistaken for it.
+                let answer = http::send(&address, "GET", "/v2/", &[], b"").await;
+                answer.is_ok_and(|answer| answer.header("x-larder-rig") == root.to_str())
             })
             .await?;
         self.daemon = Some(daemon);

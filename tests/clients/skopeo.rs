@@ -26,7 +26,8 @@ impl Skopeo {
         let copy = TempDir::new_in(self.storage.path()).expect("a temporary directory");
         let (from, to) = (format!("docker://{reference}"), format!("dir:{}", copy.path().display()));
         self.skopeo(&["copy", "--all", "--src-tls-verify=false", &from, &to]).await?;
-        fs::read(copy.path().join("manifest.json")).map_err(|error| Failure::new(format!("skopeo left no manifest: {error}")))
+        fs::read(copy.path().join("manifest.json"))
+            .map_err(|error| Failure::new(format!("skopeo left no manifest: {error}")))
     }
 
     /// Copies from any place, such as `oci:DIRECTORY:TAG`, to `HOST/NAME:TAG`, byte for byte.

@@ -1,0 +1,244 @@
+//! A fill: one object on its way in from upstream, and those who read it meanwhile.
+//!
+//! The bytes go to a file; what is there so far is a [`RangeSet`] that every reader watches. Readers
+//! read behind the writer from the page cache, so there is no channel to run full and no slowest
+//! reader. The last piece is held back until the digest matched: no reader ever gets to the end of
+//! content that is wrong.
+
+mod driver;
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::fs::File;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
+use tokio::sync::watch;
+
+use super::ranges::RangeSet;
+use crate::failure::{Failure, FailureKind};
+use crate::oci::Digest;
+
+pub use driver::Outcome;
+pub(super) use driver::drive;
+
+/// Where a fill gets its bytes; what `pull` hands the cache so that the cache knows no upstream.
+pub trait Origin: Send + Sync + 'static {
+    /// Opens a transfer that begins at `from` or, where ranges are not served, before it. Tries all
+    /// sources that are still worth it and fails only when none is left.
+    fn open(&self, from: u64) -> BoxFuture<'_, Result<Transfer, Failure>>;
+
+    /// A transfer ended early. `progressed` tells whether it brought anything.
+    fn broke(&self, source: Source, progressed: bool);
+
+    /// What a source sent had the wrong digest; it is not asked for this object again.
+    fn reject(&self, source: Source);
+
+    /// `bytes` have arrived.
+    fn received(&self, bytes: u64);
+}
+
+/// Which of its sources an [`Origin`] opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Source(pub usize);
+
+/// Bytes on their way.
+pub struct Transfer {
+    pub source: Source,
+    pub start: u64,
+    /// Length of the whole object, where it is known.
+    pub total: Option<u64>,
+    /// Each item has a deadline of its own.
+    pub body: BoxStream<'static, Result<Bytes, Failure>>,
+}
+
+/// Bytes held back from readers until the whole is verified.
+const HELD_BACK: u64 = 64 * 1024;
+
+/// One object being brought in.
+#[derive(Debug)]
+pub struct Fill {
+    state: watch::Sender<State>,
+}
+
+#[derive(Clone, Debug)]
+struct State {
+    phase: Phase,
+    /// Counts the files begun: bytes of one attempt are never mixed with those of another.
+    attempt: u32,
+    file: Option<Arc<File>>,
+    size: Option<u64>,
+    present: RangeSet,
+}
+
+#[derive(Clone, Debug)]
+enum Phase {
+    /// Nothing is known yet.
+    Opening,
+    Growing,
+    /// All of it is there and the digest matched.
+    Verified,
+    Failed(Failure),
+}
+
+/// What a reader may have next.
+#[derive(Clone, Debug)]
+pub struct Readable {
+    pub file: Arc<File>,
+    /// Bytes up to here may be read; equal to the offset asked for at the end of the object.
+    pub until: u64,
+    pub attempt: u32,
+}
+
+impl Fill {
+    fn new() -> Self {
+        let state = State { phase: Phase::Opening, attempt: 0, file: None, size: None, present: RangeSet::default() };
+        Self { state: watch::Sender::new(state) }
+    }
+
+    /// The size of the object as soon as that is known; `None` when the upstream does not say and the
+    /// end is not reached.
+    pub async fn size(&self) -> Result<Option<u64>, Failure> {
+        let mut state = self.state.subscribe();
+        let state = state.wait_for(|state| !matches!(state.phase, Phase::Opening)).await;
+        let state = state.map_err(|_| gone())?;
+        match &state.phase {
+            Phase::Failed(failure) => Err(failure.clone()),
+            _ => Ok(state.size),
+        }
+    }
+
+    /// The size once all is there, for requests that cannot be answered without it.
+    pub async fn final_size(&self) -> Result<u64, Failure> {
+        let mut state = self.state.subscribe();
+        let is_known = |state: &State| state.size.is_some() || matches!(state.phase, Phase::Failed(_));
+        let state = state.wait_for(is_known).await.map_err(|_| gone())?;
+        match (&state.phase, state.size) {
+            (Phase::Failed(failure), _) => Err(failure.clone()),
+            (_, Some(size)) => Ok(size),
+            (_, None) => Err(gone()),
+        }
+    }
+
+    /// Waits until bytes at `at` may be read, or the end is reached. A reader that has read bytes
+    /// says of which attempt, and fails when that attempt turned out wrong.
+    pub async fn readable(&self, at: u64, reads: Option<u32>) -> Result<Readable, Failure> {
+        let mut state = self.state.subscribe();
+        let state = state.wait_for(|state| state.answer(at, reads).is_some()).await;
+        let state = state.map_err(|_| gone())?;
+        state.answer(at, reads).unwrap_or_else(|| Err(gone()))
+    }
+
+    /// Whether a newcomer may join.
+    fn is_joinable(&self) -> bool {
+        !matches!(self.state.borrow().phase, Phase::Failed(_))
+    }
+
+    fn update(&self, change: impl FnOnce(&mut State)) {
+        self.state.send_modify(change);
+    }
+}
+
+/// Readers hold the sender through the fill, so this cannot be seen; it is an error all the same.
+fn gone() -> Failure {
+    Failure::new(FailureKind::Storage, "the transfer ended unexpectedly")
+}
+
+impl State {
+    /// What a reader at `at` is told now; `None`: it has to wait.
+    fn answer(&self, at: u64, reads: Option<u32>) -> Option<Result<Readable, Failure>> {
+        if let Phase::Failed(failure) = &self.phase {
+            return Some(Err(failure.clone()));
+        }
+        if reads.is_some_and(|attempt| attempt != self.attempt) {
+            let message = "the upstream sent wrong content; ask again for the copy of another upstream";
+            return Some(Err(Failure::new(FailureKind::WrongContent, message)));
+        }
+        let file = self.file.clone()?;
+        let until = match self.phase {
+            Phase::Verified => self.size.unwrap_or_default().max(at),
+            _ => {
+                let run_end = self.present.run_end(at);
+                // Where the size is unknown, any byte may be one of the last.
+                let end = self.size.unwrap_or(run_end);
+                run_end.min(end.saturating_sub(HELD_BACK))
+            }
+        };
+        let is_done = matches!(self.phase, Phase::Verified);
+        (until > at || is_done).then(|| Ok(Readable { file, until, attempt: self.attempt }))
+    }
+}
+
+/// The fills under way, by digest. An entry leaves with its fill.
+#[derive(Clone, Debug, Default)]
+pub struct Fills(Arc<Mutex<HashMap<Digest, Weak<Fill>>>>);
+
+/// A fill to read from.
+pub enum Joined {
+    /// It was under way.
+    Running(Arc<Fill>),
+    /// It is to be driven by the caller.
+    New(Arc<Fill>, Registered),
+}
+
+impl Fills {
+    /// The fill of `digest` that is under way.
+    pub fn running(&self, digest: &Digest) -> Option<Arc<Fill>> {
+        let fills = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        fills.get(digest).and_then(Weak::upgrade).filter(|fill| fill.is_joinable())
+    }
+
+    /// Joins the fill of `digest`, or registers a new one.
+    pub fn join(&self, digest: &Digest) -> Joined {
+        let mut fills = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let running = fills.get(digest).and_then(Weak::upgrade).filter(|fill| fill.is_joinable());
+        if let Some(fill) = running {
+            return Joined::Running(fill);
+        }
+        let fill = Arc::new(Fill::new());
+        fills.insert(*digest, Arc::downgrade(&fill));
+        let registered = Registered { fills: self.clone(), digest: *digest, fill: fill.clone() };
+        Joined::New(fill, registered)
+    }
+
+    pub fn count(&self) -> usize {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+}
+
+/// A fill's place in the map. When it is dropped the fill is over: it leaves the map and, if it did
+/// not come to an end (its task panicked), it has failed.
+#[derive(Debug)]
+pub struct Registered {
+    fills: Fills,
+    digest: Digest,
+    fill: Arc<Fill>,
+}
+
+impl Registered {
+    fn fill(&self) -> &Fill {
+        &self.fill
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.fill.update(|state| {
+            if matches!(state.phase, Phase::Opening | Phase::Growing) {
+                state.phase = Phase::Failed(Failure::new(FailureKind::Storage, "the transfer broke off unexpectedly"));
+            }
+        });
+        let mut fills = self.fills.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Entry::Occupied(entry) = fills.entry(self.digest) {
+            // A failed fill may already have a successor under the same digest.
+            if std::ptr::eq(entry.get().as_ptr(), Arc::as_ptr(&self.fill)) {
+                entry.remove();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,193 @@
+use std::sync::Mutex as StdMutex;
+
+use futures_util::stream;
+use futures_util::{FutureExt, StreamExt};
+
+use super::*;
+use crate::oci::Algorithm;
+use crate::store::Disk;
+
+/// What a scripted source does when it is opened.
+enum Step {
+    /// Sends `bytes` from `start` and ends, or breaks off.
+    Send {
+        start: u64,
+        total: Option<u64>,
+        bytes: Vec<u8>,
+        breaks: bool,
+    },
+    Refuse(FailureKind),
+}
+
+#[derive(Default)]
+struct Script {
+    steps: StdMutex<Vec<Step>>,
+    opened_at: StdMutex<Vec<u64>>,
+    rejected: StdMutex<Vec<Source>>,
+}
+
+impl Script {
+    fn new(steps: impl IntoIterator<Item = Step>) -> Arc<Self> {
+        let mut steps: Vec<_> = steps.into_iter().collect();
+        steps.reverse();
+        Arc::new(Self { steps: StdMutex::new(steps), ..Self::default() })
+    }
+}
+
+impl Origin for Arc<Script> {
+    fn open(&self, from: u64) -> BoxFuture<'_, Result<Transfer, Failure>> {
+        self.opened_at.lock().expect("lock").push(from);
+        let left = self.steps.lock().expect("lock").len();
+        let step = self.steps.lock().expect("lock").pop().unwrap_or(Step::Refuse(FailureKind::Unavailable));
+        let result = match step {
+            Step::Refuse(kind) => Err(Failure::new(kind, "refused")),
+            Step::Send { start, total, bytes, breaks } => {
+                let mut items: Vec<_> = bytes.chunks(1000).map(|chunk| Ok(Bytes::copy_from_slice(chunk))).collect();
+                if breaks {
+                    items.push(Err(Failure::new(FailureKind::Unavailable, "broken")));
+                }
+                Ok(Transfer { source: Source(left), start, total, body: stream::iter(items).boxed() })
+            }
+        };
+        std::future::ready(result).boxed()
+    }
+
+    fn broke(&self, _: Source, _: bool) {}
+
+    fn reject(&self, source: Source) {
+        self.rejected.lock().expect("lock").push(source);
+    }
+
+    fn received(&self, _: u64) {}
+}
+
+fn content(length: usize) -> Vec<u8> {
+    (0..length).map(|at| (at * 31 % 251) as u8).collect()
+}
+
+fn whole(bytes: &[u8]) -> Step {
+    Step::Send { start: 0, total: Some(bytes.len() as u64), bytes: bytes.to_vec(), breaks: false }
+}
+
+/// Drives a fill of `right` over the script and returns what came of it, with the store's content.
+async fn run(right: &[u8], script: &Arc<Script>) -> (Result<Outcome, Failure>, Arc<Fill>, Option<Vec<u8>>) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let disk = Arc::new(Disk::open(dir.path()).expect("a store"));
+    let digest = Digest::of(Algorithm::Sha256, right);
+    let fills = Fills::default();
+    let Joined::New(fill, registered) = fills.join(&digest) else {
+        panic!("a new fill");
+    };
+    let outcome = drive(&registered, digest, script, &disk).await;
+    drop(registered);
+    assert_eq!(fills.count(), 0);
+    let path = dir.path().join("blobs/sha256").join(&digest.hex()[..2]).join(digest.hex());
+    let partials = std::fs::read_dir(dir.path().join("partial")).expect("readable").count();
+    assert_eq!(partials, 0);
+    (outcome, fill, std::fs::read(path).ok())
+}
+
+#[tokio::test]
+async fn right_content_is_stored() {
+    let right = content(200_000);
+    let (outcome, fill, stored) = run(&right, &Script::new([whole(&right)])).await;
+    assert!(outcome.expect("stored").is_stored);
+    assert_eq!(stored, Some(right));
+    assert_eq!(fill.readable(0, None).await.expect("readable").until, 200_000);
+}
+
+#[tokio::test]
+async fn content_of_unknown_length_is_stored() {
+    let right = content(5_000);
+    let step = Step::Send { start: 0, total: None, bytes: right.clone(), breaks: false };
+    let (outcome, fill, stored) = run(&right, &Script::new([step])).await;
+    assert_eq!(outcome.expect("stored").size, 5_000);
+    assert_eq!(stored, Some(right));
+    assert_eq!(fill.size().await.expect("known"), Some(5_000));
+}
+
+#[tokio::test]
+async fn empty_content_is_stored() {
+    let (outcome, _, stored) = run(b"", &Script::new([whole(b"")])).await;
+    assert_eq!(outcome.expect("stored").size, 0);
+    assert_eq!(stored, Some(Vec::new()));
+}
+
+#[tokio::test]
+async fn a_broken_transfer_goes_on_where_it_broke() {
+    let right = content(100_000);
+    let total = Some(100_000);
+    let script = Script::new([
+        Step::Send { start: 0, total, bytes: right[..40_000].to_vec(), breaks: true },
+        Step::Refuse(FailureKind::Unavailable),
+        Step::Send { start: 40_000, total, bytes: right[40_000..70_000].to_vec(), breaks: false },
+        // A source that does not serve ranges begins at the front again.
+        Step::Send { start: 0, total, bytes: right.clone(), breaks: false },
+    ]);
+    let (outcome, _, stored) = run(&right, &script).await;
+    assert!(outcome.is_ok());
+    assert_eq!(stored, Some(right));
+    assert_eq!(*script.opened_at.lock().expect("lock"), [0, 40_000, 40_000, 70_000]);
+}
+
+#[tokio::test]
+async fn wrong_content_is_dropped_and_the_next_source_asked() {
+    let right = content(200_000);
+    let mut wrong = right.clone();
+    wrong[100] ^= 1;
+    let script = Script::new([whole(&wrong), whole(&right)]);
+    let (outcome, fill, stored) = run(&right, &script).await;
+    assert!(outcome.is_ok());
+    assert_eq!(stored, Some(right));
+    assert_eq!(*script.rejected.lock().expect("lock"), [Source(2)]);
+    // Who read of the first copy is told; who read nothing goes on with the second.
+    assert_eq!(fill.readable(10, Some(1)).await.expect_err("told").kind, FailureKind::WrongContent);
+    assert_eq!(fill.readable(0, None).await.expect("readable").attempt, 2);
+}
+
+#[tokio::test]
+async fn more_than_was_announced_is_wrong_content() {
+    let right = content(1_000);
+    let step = Step::Send { start: 0, total: Some(900), bytes: right.clone(), breaks: false };
+    let script = Script::new([step, Step::Refuse(FailureKind::NotFound)]);
+    let (outcome, _, stored) = run(&right, &script).await;
+    assert_eq!(outcome.expect_err("failed").kind, FailureKind::NotFound);
+    assert_eq!(stored, None);
+}
+
+#[tokio::test]
+async fn a_refusal_before_the_first_byte_fails_at_once() {
+    let (outcome, fill, _) = run(b"x", &Script::new([Step::Refuse(FailureKind::Denied)])).await;
+    assert_eq!(outcome.expect_err("failed").kind, FailureKind::Denied);
+    assert_eq!(fill.size().await.expect_err("failed").kind, FailureKind::Denied);
+}
+
+#[test]
+fn the_last_piece_is_held_back_until_the_whole_is_verified() {
+    let mut present = RangeSet::default();
+    present.insert(0, 100_000);
+    let file = Some(Arc::new(tempfile::tempfile().expect("a file")));
+    let mut state = State { phase: Phase::Growing, attempt: 1, file, size: Some(100_000), present };
+    let until = |state: &State, at| state.answer(at, None).map(|answer| answer.expect("no failure").until);
+    assert_eq!(until(&state, 0), Some(100_000 - HELD_BACK));
+    assert_eq!(until(&state, 100_000 - HELD_BACK), None);
+    state.size = None;
+    assert_eq!(until(&state, 0), Some(100_000 - HELD_BACK));
+    state.phase = Phase::Verified;
+    state.size = Some(100_000);
+    assert_eq!(until(&state, 0), Some(100_000));
+    assert_eq!(until(&state, 100_000), Some(100_000), "the end");
+}
+
+#[test]
+fn a_fill_whose_task_vanished_has_failed() {
+    let fills = Fills::default();
+    let digest = Digest::Sha256([1; 32]);
+    let Joined::New(fill, registered) = fills.join(&digest) else {
+        panic!("a new fill");
+    };
+    assert!(matches!(fills.join(&digest), Joined::Running(_)));
+    drop(registered);
+    assert!(!fill.is_joinable());
+    assert_eq!(fills.count(), 0);
+}

@@ -1,0 +1,121 @@
+//! One piece of work for many who want its result at the same time.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::watch;
+
+use crate::failure::{Failure, FailureKind};
+
+/// Work under way, by what it is for.
+#[derive(Debug)]
+pub struct Flights<K, T>(Arc<Mutex<Running<K, T>>>);
+
+type Running<K, T> = HashMap<K, watch::Receiver<Option<Result<T, Failure>>>>;
+
+impl<K, T> Default for Flights<K, T> {
+    fn default() -> Self {
+        Self(Arc::default())
+    }
+}
+
+impl<K, T> Flights<K, T>
+where
+    K: Clone + Eq + Hash + Send + 'static,
+    T: Clone + Send + Sync + 'static,
+{
+    /// The result of the work for `key`: of what is under way, else of `work`. The work goes on when
+    /// those who wait for it leave. The second value tells whether it was begun by this call.
+    pub async fn run<F>(&self, key: K, work: impl FnOnce() -> F) -> (Result<T, Failure>, bool)
+    where
+        F: Future<Output = Result<T, Failure>> + Send + 'static,
+    {
+        let (mut result, is_first) = {
+            let mut running = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            match running.get(&key) {
+                Some(result) => (result.clone(), false),
+                None => {
+                    let (done, result) = watch::channel(None);
+                    running.insert(key.clone(), result.clone());
+                    let landed = Landed { running: self.0.clone(), key };
+                    let work = work();
+                    tokio::spawn(async move {
+                        let value = work.await;
+                        // Out of the map before the result is seen: who comes now begins anew.
+                        drop(landed);
+                        done.send_replace(Some(value));
+                    });
+                    (result, true)
+                }
+            }
+        };
+        let value = result.wait_for(Option::is_some).await.ok().and_then(|value| value.clone());
+        // Only a panic of the work ends the channel without a value.
+        let value = value.unwrap_or_else(|| Err(Failure::new(FailureKind::Storage, "the work broke off unexpectedly")));
+        (value, is_first)
+    }
+}
+
+struct Landed<K: Eq + Hash, T> {
+    running: Arc<Mutex<Running<K, T>>>,
+    key: K,
+}
+
+impl<K: Eq + Hash, T> Drop for Landed<K, T> {
+    fn drop(&mut self) {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn many_waiters_share_one_piece_of_work() {
+        let flights = Flights::<u8, usize>::default();
+        let begun = Arc::new(AtomicUsize::new(0));
+        let ask = || {
+            flights.run(1, || {
+                let begun = begun.clone();
+                async move {
+                    tokio::task::yield_now().await;
+                    Ok(begun.fetch_add(1, Ordering::SeqCst))
+                }
+            })
+        };
+        let ((one, first), (two, second)) = tokio::join!(ask(), ask());
+        assert_eq!((one.ok(), two.ok()), (Some(0), Some(0)));
+        assert!(first && !second);
+        assert_eq!(ask().await.0.ok(), Some(1), "a later caller begins anew");
+    }
+
+    #[tokio::test]
+    async fn work_goes_on_when_its_caller_leaves() {
+        let flights = Flights::<u8, ()>::default();
+        let (done, finished) = tokio::sync::oneshot::channel();
+        let (go, gone) = tokio::sync::oneshot::channel::<()>();
+        {
+            let waiting = flights.run(1, || async move {
+                gone.await.ok();
+                done.send(()).ok();
+                Ok(())
+            });
+            tokio::pin!(waiting);
+            assert!(futures_util::FutureExt::now_or_never(waiting.as_mut()).is_none());
+        }
+        go.send(()).expect("the work still waits");
+        finished.await.expect("the work was finished");
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_an_error_and_not_a_hang() {
+        let flights = Flights::<u8, ()>::default();
+        let (result, _) = flights.run(1, || async { panic!("on purpose") }).await;
+        assert_eq!(result.expect_err("an error").kind, FailureKind::Storage);
+        assert!(flights.0.lock().expect("not poisoned").is_empty());
+    }
+}

@@ -1,0 +1,81 @@
+//! How long a tag is believed. Pure.
+
+use std::time::Duration;
+
+use crate::config::{OnUpstream404, TagPolicy};
+use crate::failure::FailureKind;
+
+/// What to do with a cached tag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Freshness {
+    /// Serve it without asking.
+    Fresh,
+    /// Ask the upstream whether it still holds.
+    Check,
+}
+
+/// Whether a tag that was last checked `age` ago may be served without asking.
+pub fn of_tag(policy: &TagPolicy, tag: &str, age: Duration) -> Freshness {
+    if policy.is_immutable(tag) || age < policy.max_age { Freshness::Fresh } else { Freshness::Check }
+}
+
+/// Whether the old copy may be served although the check failed.
+pub fn may_serve_stale(policy: &TagPolicy, failure: FailureKind, age: Duration) -> bool {
+    match failure {
+        FailureKind::NotFound => {
+            policy.on_upstream_404 == OnUpstream404::ServeStale && policy.stale_if_error.covers(age)
+        }
+        FailureKind::Denied
+        | FailureKind::WrongContent
+        | FailureKind::Unavailable
+        | FailureKind::Timeout
+        | FailureKind::RateLimited
+        | FailureKind::Busy
+        | FailureKind::Storage => policy.stale_if_error.covers(age),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Limit, Pattern};
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn policy() -> TagPolicy {
+        TagPolicy {
+            immutable: false,
+            immutable_exclusions: Vec::new(),
+            max_age: Duration::ZERO,
+            stale_if_error: Limit::Unlimited,
+            on_upstream_404: OnUpstream404::ServeStale,
+        }
+    }
+
+    #[test]
+    fn a_tag_is_fresh_for_its_max_age() {
+        let policy = TagPolicy { max_age: HOUR, ..policy() };
+        assert_eq!(of_tag(&policy, "latest", HOUR - Duration::from_secs(1)), Freshness::Fresh);
+        assert_eq!(of_tag(&policy, "latest", HOUR), Freshness::Check);
+        assert_eq!(of_tag(&self::policy(), "latest", Duration::ZERO), Freshness::Check);
+    }
+
+    #[test]
+    fn an_immutable_tag_is_always_fresh_but_for_the_exclusions() {
+        let latest = Pattern::try_from("^latest$".to_owned()).expect("a regex");
+        let policy = TagPolicy { immutable: true, immutable_exclusions: vec![latest], ..policy() };
+        assert_eq!(of_tag(&policy, "1.0", 1000 * HOUR), Freshness::Fresh);
+        assert_eq!(of_tag(&policy, "latest", Duration::ZERO), Freshness::Check);
+    }
+
+    #[test]
+    fn stale_copies_have_an_age_limit_and_404_its_own_rule() {
+        let limited = TagPolicy { stale_if_error: Limit::Span(HOUR), ..policy() };
+        assert!(may_serve_stale(&limited, FailureKind::Timeout, HOUR / 2));
+        assert!(!may_serve_stale(&limited, FailureKind::Timeout, 2 * HOUR));
+        let drop = TagPolicy { on_upstream_404: OnUpstream404::Drop, ..policy() };
+        assert!(!may_serve_stale(&drop, FailureKind::NotFound, HOUR));
+        assert!(may_serve_stale(&drop, FailureKind::Unavailable, HOUR));
+        assert!(may_serve_stale(&policy(), FailureKind::NotFound, HOUR));
+    }
+}

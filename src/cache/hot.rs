@@ -1,0 +1,63 @@
+//! What is asked for again and again, kept in memory: bounded, and never the only copy.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use quick_cache::Weighter;
+use quick_cache::sync::Cache;
+
+use crate::index::{TagEntry, TagKey, Timestamp};
+use crate::oci::{Digest, MediaType};
+
+/// A manifest or index, verified.
+#[derive(Clone, Debug)]
+pub struct Manifest {
+    pub digest: Digest,
+    pub media_type: MediaType,
+    pub bytes: Bytes,
+    pub stored_at: Timestamp,
+}
+
+/// Objects larger than this are not read as manifests.
+pub const MAX_MANIFEST: u64 = 8 << 20;
+
+const MANIFEST_BYTES: u64 = 16 << 20;
+const ENTRIES: usize = 50_000;
+
+pub struct Hot {
+    pub manifests: Cache<Digest, Arc<Manifest>, ByLength>,
+    pub tags: Cache<TagKey, TagEntry>,
+    /// Repository and object: the repository's upstream has it.
+    pub visible: Cache<(String, Digest), ()>,
+    /// Repository, name and manifest: the index has been told.
+    pub noted: Cache<(String, String, Digest), ()>,
+}
+
+impl Default for Hot {
+    fn default() -> Self {
+        Self {
+            manifests: Cache::with_weighter(4_096, MANIFEST_BYTES, ByLength),
+            tags: Cache::new(ENTRIES),
+            visible: Cache::new(ENTRIES),
+            noted: Cache::new(ENTRIES),
+        }
+    }
+}
+
+impl Hot {
+    pub fn clear(&self) {
+        self.manifests.clear();
+        self.tags.clear();
+        self.visible.clear();
+        self.noted.clear();
+    }
+}
+
+#[derive(Clone)]
+pub struct ByLength;
+
+impl Weighter<Digest, Arc<Manifest>> for ByLength {
+    fn weight(&self, _: &Digest, manifest: &Arc<Manifest>) -> u64 {
+        manifest.bytes.len() as u64 + 200
+    }
+}

@@ -1,0 +1,317 @@
+//! The cache: what is stored, what is known about it, and what is on its way in.
+//!
+//! Knows no upstream: whoever asks for a fill hands over an [`Origin`].
+
+mod fill;
+pub mod flight;
+pub mod freshness;
+pub mod hot;
+pub mod ranges;
+mod read;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+
+pub use fill::{Fill, Origin, Source, Transfer};
+pub use hot::Manifest;
+pub use read::Content;
+
+use crate::failure::{Failure, FailureKind};
+use crate::index::{Index, IndexError, Listing, ObjectEntry, Purge, Purged, TagEntry, TagKey, Timestamp, Write};
+use crate::oci::manifest::{self, Outline};
+use crate::oci::{Digest, MediaType, Name};
+use crate::store::{Disk, StoreError};
+use crate::telemetry::Metrics;
+use fill::{Fills, Joined};
+use hot::Hot;
+
+/// Most fills at once. Each holds at most two buffers of 1 MiB and one upstream connection; more
+/// requests than this for different cold blobs are told to come back.
+const MAX_FILLS: usize = 256;
+
+/// Everything kept between requests.
+pub struct Cache {
+    disk: Arc<Disk>,
+    index: Arc<Index>,
+    hot: Hot,
+    fills: Fills,
+    fill_permits: Arc<Semaphore>,
+    metrics: Arc<Metrics>,
+}
+
+/// Why a cache directory cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("cache.dir: {0}")]
+    Index(#[from] IndexError),
+}
+
+impl Cache {
+    /// Opens a cache directory, making it where it is missing.
+    pub fn open(dir: &Path, metrics: Arc<Metrics>) -> Result<Self, OpenError> {
+        let disk = Disk::open(dir)?;
+        let index = Index::open(dir)?;
+        let totals = index.totals()?;
+        let signed = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+        metrics.changed_size(signed(totals.objects), signed(totals.bytes));
+        Ok(Self {
+            disk: Arc::new(disk),
+            index: Arc::new(index),
+            hot: Hot::default(),
+            fills: Fills::default(),
+            fill_permits: Arc::new(Semaphore::new(MAX_FILLS)),
+            metrics,
+        })
+    }
+
+    /// A complete object from the store.
+    pub async fn stored(&self, digest: &Digest) -> Result<Option<Content>, Failure> {
+        let (disk, wanted) = (self.disk.clone(), *digest);
+        let found = blocking(move || disk.get(&wanted)).await?;
+        found.map(|stored| stored.map(Content::Complete)).map_err(|error| self.broken("cannot read an object", &error))
+    }
+
+    /// The fill of `digest` that is under way.
+    pub fn running_fill(&self, digest: &Digest) -> Option<Arc<Fill>> {
+        self.fills.running(digest)
+    }
+
+    /// Joins the fill of `digest` or starts it, in a task of its own that outlives the request. The
+    /// second value tells whether it was started.
+    pub fn fill(
+        self: &Arc<Self>,
+        repository: &str,
+        digest: Digest,
+        origin: impl FnOnce() -> Arc<dyn Origin>,
+    ) -> Result<(Arc<Fill>, bool), Failure> {
+        let (fill, registered) = match self.fills.join(&digest) {
+            Joined::Running(fill) => {
+                self.metrics.coalesced.inc();
+                return Ok((fill, false));
+            }
+            Joined::New(fill, registered) => (fill, registered),
+        };
+        let permit = self.fill_permits.clone().try_acquire_owned().map_err(|_| {
+            Failure::new(
+                FailureKind::Busy,
+                format!("{MAX_FILLS} transfers from upstream are under way; try again soon"),
+            )
+        })?;
+        let (cache, origin, repository) = (self.clone(), origin(), repository.to_owned());
+        self.metrics.fills_started.inc();
+        self.metrics.fills_running.inc();
+        tokio::spawn(async move {
+            let running = Running(cache.metrics.clone());
+            let result = fill::drive(&registered, digest, &*origin, &cache.disk).await;
+            match result {
+                Ok(outcome) if outcome.is_stored => cache.record_object(&repository, digest, outcome.size, None),
+                Ok(_) => {
+                    cache.metrics.errors.inc();
+                }
+                Err(failure) => {
+                    tracing::info!(%digest, repository, kind = failure.kind.as_str(), %failure, "a blob could not be fetched");
+                }
+            }
+            // The rows are queued before the fill leaves the map, so that no request falls between.
+            drop(registered);
+            drop((running, permit));
+        });
+        Ok((fill, true))
+    }
+
+    pub fn fills_running(&self) -> usize {
+        self.fills.count()
+    }
+
+    /// A manifest from memory or the store.
+    pub async fn manifest(&self, digest: &Digest) -> Result<Option<Arc<Manifest>>, Failure> {
+        if let Some(manifest) = self.hot.manifests.get(digest) {
+            return Ok(Some(manifest));
+        }
+        let (disk, index, wanted) = (self.disk.clone(), self.index.clone(), *digest);
+        let loaded = blocking(move || load_manifest(&disk, &index, &wanted)).await?;
+        let loaded = loaded.map_err(|error| self.broken("cannot read a manifest", &error))?;
+        let manifest = loaded.map(Arc::new);
+        if let Some(manifest) = &manifest {
+            self.hot.manifests.insert(*digest, manifest.clone());
+        }
+        Ok(manifest)
+    }
+
+    /// Keeps a verified manifest. Where the store fails it is served from memory all the same.
+    pub async fn put_manifest(&self, repository: &str, manifest: Manifest) -> Arc<Manifest> {
+        let manifest = Arc::new(manifest);
+        self.hot.manifests.insert(manifest.digest, manifest.clone());
+        let (disk, stored) = (self.disk.clone(), manifest.clone());
+        let result = blocking(move || store_manifest(&disk, &stored)).await;
+        match result.and_then(|stored| stored.map_err(|error| self.broken("cannot store a manifest", &error))) {
+            Ok(()) => {
+                let size = manifest.bytes.len() as u64;
+                self.record_object(repository, manifest.digest, size, Some(manifest.media_type.clone()));
+                let children = Outline::read(&manifest.bytes).children;
+                let children = children.iter().map(|child| child.digest).collect();
+                self.index.write(Write::Edges { parent: manifest.digest, children });
+            }
+            Err(failure) => tracing::warn!(digest = %manifest.digest, %failure, "a manifest is served uncached"),
+        }
+        manifest
+    }
+
+    fn record_object(&self, repository: &str, digest: Digest, size: u64, media_type: Option<MediaType>) {
+        let entry = ObjectEntry { size, media_type, stored_at: Timestamp::now() };
+        self.index.write(Write::Object { digest, entry });
+        self.mark_visible(repository, digest);
+        self.metrics.stores.inc();
+        self.metrics.changed_size(1, i64::try_from(size).unwrap_or(i64::MAX));
+    }
+
+    /// Notes that a manifest was asked for by digest under a name.
+    pub fn note_manifest(&self, repository: &str, name: &Name, digest: Digest) {
+        let key = (repository.to_owned(), name.to_string(), digest);
+        if self.hot.noted.get(&key).is_some() {
+            return;
+        }
+        let (repository, name, digest) = key.clone();
+        self.index.write(Write::Manifest { repository, name, digest });
+        self.hot.noted.insert(key, ());
+    }
+
+    pub async fn tag(&self, key: &TagKey) -> Result<Option<TagEntry>, Failure> {
+        if let Some(entry) = self.hot.tags.get(key) {
+            return Ok(Some(entry));
+        }
+        let wanted = key.clone();
+        let entry = self.read(move |index| index.tag(&wanted)).await?;
+        if let Some(entry) = &entry {
+            self.hot.tags.insert(key.clone(), entry.clone());
+        }
+        Ok(entry)
+    }
+
+    pub fn put_tag(&self, key: TagKey, entry: TagEntry) {
+        self.hot.tags.insert(key.clone(), entry.clone());
+        self.index.write(Write::Tag { key, entry });
+    }
+
+    pub fn drop_tag(&self, key: TagKey) {
+        self.hot.tags.remove(&key);
+        self.index.write(Write::DropTag { key });
+    }
+
+    /// Whether the upstream of `repository` is known to have the object.
+    pub async fn is_visible(&self, repository: &str, digest: &Digest) -> Result<bool, Failure> {
+        let key = (repository.to_owned(), *digest);
+        if self.hot.visible.get(&key).is_some() {
+            return Ok(true);
+        }
+        let (repository, digest) = key.clone();
+        let is_visible = self.read(move |index| index.is_visible(&repository, &digest)).await?;
+        if is_visible {
+            self.hot.visible.insert(key, ());
+        }
+        Ok(is_visible)
+    }
+
+    pub fn mark_visible(&self, repository: &str, digest: Digest) {
+        self.hot.visible.insert((repository.to_owned(), digest), ());
+        self.index.write(Write::Visible { repository: repository.to_owned(), digest });
+    }
+
+    pub async fn listing(&self, repository: &str, page: &str) -> Result<Option<Listing>, Failure> {
+        let (repository, page) = (repository.to_owned(), page.to_owned());
+        self.read(move |index| index.listing(&repository, &page)).await
+    }
+
+    pub fn put_listing(&self, repository: &str, page: &str, listing: Listing) {
+        let (repository, page) = (repository.to_owned(), page.to_owned());
+        self.index.write(Write::Listing { repository, page, listing });
+    }
+
+    /// Names with cached content behind `last`, in order.
+    pub async fn catalog(&self, last: String, count: usize) -> Result<Vec<String>, Failure> {
+        self.read(move |index| index.catalog(&last, count)).await
+    }
+
+    /// Takes content out: rows first, then files. Readers that have a file open go on.
+    pub async fn purge(&self, purge: Purge) -> Result<Purged, Failure> {
+        let is_all = purge == Purge::All;
+        let purged = self.index.purge(purge).await.map_err(|error| self.broken("cannot purge", &error))?;
+        self.hot.clear();
+        let (disk, metrics, objects) = (self.disk.clone(), self.metrics.clone(), purged.objects.clone());
+        let removed = blocking(move || remove_files(&disk, &objects, is_all)).await?;
+        removed.map_err(|error| self.broken("cannot remove an object", &error))?;
+        let signed = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+        metrics.changed_size(-signed(purged.objects.len() as u64), -signed(purged.bytes));
+        Ok(purged)
+    }
+
+    async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Index) -> Result<T, IndexError> + Send + 'static,
+    ) -> Result<T, Failure> {
+        let index = self.index.clone();
+        blocking(move || read(&index)).await?.map_err(|error| self.broken("cannot read the index", &error))
+    }
+
+    fn broken(&self, what: &str, error: &dyn std::error::Error) -> Failure {
+        self.metrics.errors.inc();
+        tracing::error!(%error, "{what}");
+        Failure::new(FailureKind::Storage, format!("{what}: {error}"))
+    }
+}
+
+/// Counts a fill as running for as long as it lives.
+struct Running(Arc<Metrics>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.fills_running.dec();
+    }
+}
+
+fn load_manifest(disk: &Disk, index: &Index, digest: &Digest) -> Result<Option<Manifest>, std::io::Error> {
+    let Some(stored) = disk.get(digest)? else {
+        return Ok(None);
+    };
+    if stored.size > hot::MAX_MANIFEST {
+        return Ok(None);
+    }
+    let bytes = read::read_at(&stored.file, 0, stored.size)?;
+    if Digest::of(digest.algorithm(), &bytes) != *digest {
+        tracing::error!(%digest, "a stored manifest is damaged; it was removed and is fetched again");
+        disk.remove(digest)?;
+        index.write(Write::DropObject { digest: *digest });
+        return Ok(None);
+    }
+    let entry = index.object(digest).unwrap_or_else(|error| {
+        tracing::warn!(%digest, %error, "cannot read what the index knows of a manifest");
+        None
+    });
+    let stored_at = entry.as_ref().map_or_else(Timestamp::now, |entry| entry.stored_at);
+    let media_type = entry.and_then(|entry| entry.media_type).unwrap_or_else(|| manifest::media_type_of(&bytes));
+    Ok(Some(Manifest { digest: *digest, media_type, bytes, stored_at }))
+}
+
+fn store_manifest(disk: &Disk, manifest: &Manifest) -> std::io::Result<()> {
+    use std::os::unix::fs::FileExt;
+    let mut partial = disk.create_partial(&manifest.digest)?;
+    partial.file().write_all_at(&manifest.bytes, 0)?;
+    disk.publish(&mut partial, &manifest.digest)
+}
+
+fn remove_files(disk: &Disk, objects: &[Digest], is_all: bool) -> std::io::Result<()> {
+    if is_all {
+        return disk.clear();
+    }
+    objects.iter().try_for_each(|digest| disk.remove(digest).map(drop))
+}
+
+/// Runs what blocks off the async threads.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
+    let result = tokio::task::spawn_blocking(work).await;
+    result.map_err(|error| Failure::new(FailureKind::Storage, format!("a storage task failed: {error}")))
+}

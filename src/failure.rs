@@ -1,0 +1,80 @@
+//! Why content could not be had: one small type that says who broke it and what may be done, so that
+//! fallback, staleness and status codes read a field and not a text.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A failure to get content. Cheap to clone, since every waiter on one transfer is told the same.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    pub kind: FailureKind,
+    /// For people; holds no secrets.
+    message: Arc<str>,
+    /// When it may be asked again, where the upstream said so.
+    pub retry_after: Option<Duration>,
+}
+
+/// In the order in which they are reported when several upstreams failed: what may still come right
+/// goes before what will not, so that "does not exist" is only said when every upstream said it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum FailureKind {
+    /// The upstream said that it does not exist.
+    NotFound,
+    /// The upstream refused our credentials, or asks for some.
+    Denied,
+    /// What came is not what was asked for.
+    WrongContent,
+    /// No connection, a broken one, or a 5xx.
+    Unavailable,
+    Timeout,
+    RateLimited,
+    /// Larder itself has too much under way.
+    Busy,
+    /// Larder's own disk or index failed.
+    Storage,
+}
+
+impl FailureKind {
+    /// Word for logs and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NotFound => "not_found",
+            Self::Denied => "denied",
+            Self::WrongContent => "wrong_content",
+            Self::Unavailable => "unavailable",
+            Self::Timeout => "timeout",
+            Self::RateLimited => "rate_limited",
+            Self::Busy => "busy",
+            Self::Storage => "storage",
+        }
+    }
+}
+
+impl Failure {
+    pub fn new(kind: FailureKind, message: impl fmt::Display) -> Self {
+        Self { kind, message: message.to_string().into(), retry_after: None }
+    }
+
+    pub fn with_retry_after(mut self, after: Option<Duration>) -> Self {
+        self.retry_after = after;
+        self
+    }
+
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// Of the failures of several upstreams, the one to report.
+    pub fn more_telling(self, other: Self) -> Self {
+        if other.kind > self.kind { other } else { self }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Failure {}

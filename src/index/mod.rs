@@ -1,0 +1,130 @@
+//! What is known about the bytes in the store: sizes, tags, who may see what, what refers to what.
+//!
+//! The index is a help, not the truth: an object's file is. Writes are queued and batched by one
+//! thread, so that no request waits for them; reads have connections of their own.
+
+mod purge;
+mod sqlite;
+
+use std::time::{Duration, SystemTime};
+
+pub use purge::{Purge, Purged};
+pub use sqlite::Index;
+
+use bytes::Bytes;
+
+use crate::oci::{Digest, MediaType};
+
+/// Milliseconds since 1970, as the index keeps times.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Timestamp(pub i64);
+
+impl Timestamp {
+    pub fn now() -> Self {
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Self(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+    }
+
+    /// How long ago it was; nothing for a time to come, as after a clock was set back.
+    pub fn age(self) -> Duration {
+        Duration::from_millis(u64::try_from(Self::now().0.saturating_sub(self.0)).unwrap_or(0))
+    }
+
+    pub fn to_system_time(self) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_millis(u64::try_from(self.0).unwrap_or(0))
+    }
+}
+
+/// A tag's place: repository prefix, name within it, tag.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct TagKey {
+    pub repository: String,
+    pub name: String,
+    pub tag: String,
+}
+
+/// What a tag was when its upstream was last asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TagEntry {
+    pub digest: Digest,
+    pub media_type: MediaType,
+    /// Length of the manifest in bytes.
+    pub size: u64,
+    pub checked_at: Timestamp,
+}
+
+/// An object in the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObjectEntry {
+    pub size: u64,
+    /// For manifests.
+    pub media_type: Option<MediaType>,
+    pub stored_at: Timestamp,
+}
+
+/// A list of tags or referrers as last seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listing {
+    pub body: Bytes,
+    pub media_type: Option<MediaType>,
+    pub link: Option<String>,
+    pub filters_applied: Option<String>,
+    pub checked_at: Timestamp,
+}
+
+/// A change to the index.
+#[derive(Debug)]
+pub enum Write {
+    Object {
+        digest: Digest,
+        entry: ObjectEntry,
+    },
+    Tag {
+        key: TagKey,
+        entry: TagEntry,
+    },
+    DropTag {
+        key: TagKey,
+    },
+    /// A manifest was asked for by digest under this name.
+    Manifest {
+        repository: String,
+        name: String,
+        digest: Digest,
+    },
+    Visible {
+        repository: String,
+        digest: Digest,
+    },
+    Edges {
+        parent: Digest,
+        children: Vec<Digest>,
+    },
+    Listing {
+        repository: String,
+        page: String,
+        listing: Listing,
+    },
+    /// The object's file is gone.
+    DropObject {
+        digest: Digest,
+    },
+}
+
+/// Count and bytes of the objects.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    pub objects: u64,
+    pub bytes: u64,
+}
+
+/// Why the index did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum IndexError {
+    #[error("index: {0}")]
+    Database(#[from] rusqlite::Error),
+    #[error("index: {0}")]
+    Io(#[from] std::io::Error),
+    #[error("index: its thread has ended")]
+    Closed,
+}

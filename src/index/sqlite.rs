@@ -1,0 +1,358 @@
+//! The index in SQLite: one writing thread that batches, a few reading connections.
+
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, params};
+use tokio::sync::oneshot;
+
+use super::purge::{self, Purge, Purged};
+use super::{IndexError, Listing, ObjectEntry, TagEntry, TagKey, Timestamp, Totals, Write};
+use crate::oci::{Digest, MediaType};
+
+const MIGRATIONS: [&str; 1] = [include_str!("migrations/1.sql")];
+/// Writes that may wait. Beyond this they are dropped and counted: the index is a help, and a client
+/// must not wait for it.
+const QUEUE: usize = 16 * 1024;
+/// Most writes in one transaction.
+const BATCH: usize = 1024;
+const READERS: usize = 4;
+
+/// The index of one cache directory.
+pub struct Index {
+    readers: Readers,
+    queue: SyncSender<Task>,
+    writer: Option<JoinHandle<()>>,
+}
+
+enum Task {
+    Write(Write),
+    Purge(Purge, oneshot::Sender<Result<Purged, IndexError>>),
+    Flush(oneshot::Sender<()>),
+    Close,
+}
+
+impl Index {
+    /// Opens the index under `dir`. One that cannot be read is set aside and a new one begun: what it
+    /// knew is learnt again, and no state file can stop the start.
+    pub fn open(dir: &Path) -> Result<Self, IndexError> {
+        let path = dir.join("larder.db");
+        match Self::open_at(&path) {
+            Err(IndexError::Database(error)) if is_damage(&error) => {
+                let aside = set_aside(&path)?;
+                tracing::error!(%error, aside = %aside.display(), "the index is damaged; it was set aside and a new one begun");
+                Self::open_at(&path)
+            }
+            result => result,
+        }
+    }
+
+    fn open_at(path: &Path) -> Result<Self, IndexError> {
+        let mut connection = Connection::open(path)?;
+        configure(&connection)?;
+        migrate(&mut connection)?;
+        let readers = Readers::open(path)?;
+        let (queue, tasks) = sync_channel(QUEUE);
+        let writer =
+            std::thread::Builder::new().name("larder-index".to_owned()).spawn(move || write(connection, &tasks))?;
+        Ok(Self { readers, queue, writer: Some(writer) })
+    }
+
+    /// Queues a change. Never waits.
+    pub fn write(&self, write: Write) {
+        if let Err(error) = self.queue.try_send(Task::Write(write)) {
+            let reason = match error {
+                TrySendError::Full(_) => "its queue is full",
+                TrySendError::Disconnected(_) => "its thread has ended",
+            };
+            tracing::warn!(reason, "a change to the index was dropped");
+        }
+    }
+
+    /// Removes rows and tells which objects nothing refers to any more.
+    pub async fn purge(&self, purge: Purge) -> Result<Purged, IndexError> {
+        let (done, result) = oneshot::channel();
+        self.queue.try_send(Task::Purge(purge, done)).map_err(|_| IndexError::Closed)?;
+        result.await.map_err(|_| IndexError::Closed)?
+    }
+
+    /// Waits until all that was queued is written.
+    pub async fn flush(&self) -> Result<(), IndexError> {
+        let (done, result) = oneshot::channel();
+        self.queue.try_send(Task::Flush(done)).map_err(|_| IndexError::Closed)?;
+        result.await.map_err(|_| IndexError::Closed)
+    }
+
+    // The functions below read; they block.
+
+    pub fn tag(&self, key: &TagKey) -> Result<Option<TagEntry>, IndexError> {
+        const SQL: &str =
+            "SELECT digest, media_type, size, checked_at FROM tags WHERE repository = ?1 AND name = ?2 AND tag = ?3";
+        self.readers.with(|connection| {
+            let mut statement = connection.prepare_cached(SQL)?;
+            let row = statement.query_row(params![key.repository, key.name, key.tag], |row| {
+                Ok(TagEntry {
+                    digest: digest(row.get_ref(0)?)?,
+                    media_type: MediaType::new(row.get::<_, String>(1)?),
+                    size: row.get(2)?,
+                    checked_at: Timestamp(row.get(3)?),
+                })
+            });
+            row.optional()
+        })
+    }
+
+    pub fn object(&self, digest: &Digest) -> Result<Option<ObjectEntry>, IndexError> {
+        const SQL: &str = "SELECT size, media_type, stored_at FROM objects WHERE digest = ?1";
+        self.readers.with(|connection| {
+            let mut statement = connection.prepare_cached(SQL)?;
+            let row = statement.query_row(params![digest.as_raw()], |row| {
+                Ok(ObjectEntry {
+                    size: row.get(0)?,
+                    media_type: row.get::<_, Option<String>>(1)?.map(MediaType::new),
+                    stored_at: Timestamp(row.get(2)?),
+                })
+            });
+            row.optional()
+        })
+    }
+
+    pub fn is_visible(&self, repository: &str, digest: &Digest) -> Result<bool, IndexError> {
+        const SQL: &str = "SELECT 1 FROM visibility WHERE repository = ?1 AND digest = ?2";
+        self.readers.with(|connection| connection.prepare_cached(SQL)?.exists(params![repository, digest.as_raw()]))
+    }
+
+    pub fn listing(&self, repository: &str, page: &str) -> Result<Option<Listing>, IndexError> {
+        const SQL: &str = "SELECT body, media_type, link, filters_applied, checked_at FROM listings \
+                           WHERE repository = ?1 AND page = ?2";
+        self.readers.with(|connection| {
+            let mut statement = connection.prepare_cached(SQL)?;
+            let row = statement.query_row(params![repository, page], |row| {
+                Ok(Listing {
+                    body: row.get::<_, Vec<u8>>(0)?.into(),
+                    media_type: row.get::<_, Option<String>>(1)?.map(MediaType::new),
+                    link: row.get(2)?,
+                    filters_applied: row.get(3)?,
+                    checked_at: Timestamp(row.get(4)?),
+                })
+            });
+            row.optional()
+        })
+    }
+
+    /// At most `count` names with cached content, as `repository/name` in byte order, behind `last`.
+    pub fn catalog(&self, last: &str, count: usize) -> Result<Vec<String>, IndexError> {
+        const SQL: &str = "SELECT repository || '/' || name AS path FROM tags WHERE path > ?1 \
+                           UNION SELECT repository || '/' || name AS path FROM manifests WHERE path > ?1 \
+                           ORDER BY path LIMIT ?2";
+        self.readers.with(|connection| {
+            let mut statement = connection.prepare_cached(SQL)?;
+            let rows =
+                statement.query_map(params![last, i64::try_from(count).unwrap_or(i64::MAX)], |row| row.get(0))?;
+            rows.collect()
+        })
+    }
+
+    pub fn totals(&self) -> Result<Totals, IndexError> {
+        self.readers.with(|connection| {
+            connection.query_row("SELECT count(*), coalesce(sum(size), 0) FROM objects", [], |row| {
+                Ok(Totals { objects: row.get(0)?, bytes: row.get(1)? })
+            })
+        })
+    }
+}
+
+impl Drop for Index {
+    /// Writes what is queued and ends the thread.
+    fn drop(&mut self) {
+        if self.queue.send(Task::Close).is_ok()
+            && let Some(writer) = self.writer.take()
+            && writer.join().is_err()
+        {
+            tracing::error!("the index's thread panicked");
+        }
+    }
+}
+
+/// Reading connections, shared out among blocking callers.
+struct Readers(Vec<Mutex<Connection>>);
+
+impl Readers {
+    fn open(path: &Path) -> Result<Self, IndexError> {
+        let open = || {
+            let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+            let connection = Connection::open_with_flags(path, flags)?;
+            connection.busy_timeout(Duration::from_secs(5))?;
+            Ok(Mutex::new(connection))
+        };
+        (0..READERS).map(|_| open()).collect::<Result<_, IndexError>>().map(Self)
+    }
+
+    fn with<T>(&self, read: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, IndexError> {
+        let free = self.0.iter().find_map(|reader| reader.try_lock().ok());
+        let connection = match free {
+            Some(connection) => connection,
+            None => {
+                let any = usize::from(spread()) % self.0.len();
+                self.0[any].lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+            }
+        };
+        Ok(read(&connection)?)
+    }
+}
+
+/// A number that differs from call to call, to spread waiters over the readers.
+fn spread() -> u8 {
+    use std::sync::atomic::{AtomicU8, Ordering};
+    static NEXT: AtomicU8 = AtomicU8::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+fn configure(connection: &Connection) -> rusqlite::Result<()> {
+    connection.busy_timeout(Duration::from_secs(5))?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    // A power cut may lose the last rows, never the database; lost rows are learnt again.
+    connection.pragma_update(None, "synchronous", "NORMAL")
+}
+
+fn migrate(connection: &mut Connection) -> rusqlite::Result<()> {
+    let version: usize = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    for (at, migration) in MIGRATIONS.iter().enumerate().skip(version) {
+        let transaction = connection.transaction()?;
+        transaction.execute_batch(migration)?;
+        transaction.pragma_update(None, "user_version", at + 1)?;
+        transaction.commit()?;
+    }
+    Ok(())
+}
+
+fn is_damage(error: &rusqlite::Error) -> bool {
+    use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
+    matches!(error.sqlite_error_code(), Some(DatabaseCorrupt | NotADatabase))
+}
+
+fn set_aside(path: &Path) -> std::io::Result<PathBuf> {
+    let aside = path.with_extension(format!("db.damaged-{}", Timestamp::now().0));
+    std::fs::rename(path, &aside)?;
+    for suffix in ["db-wal", "db-shm"] {
+        match std::fs::remove_file(path.with_extension(suffix)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(aside)
+}
+
+/// The writing thread: takes what is queued, in one transaction.
+fn write(mut connection: Connection, tasks: &Receiver<Task>) {
+    while let Ok(first) = tasks.recv() {
+        let mut writes = Vec::new();
+        let mut next = Some(first);
+        while let Some(task) = next.take() {
+            match task {
+                Task::Write(write) => {
+                    writes.push(write);
+                    if writes.len() < BATCH {
+                        next = tasks.try_recv().ok();
+                    }
+                }
+                // What was queued before goes first.
+                Task::Purge(purge, done) => {
+                    apply_batch(&mut connection, std::mem::take(&mut writes));
+                    // A caller that has gone away needs no answer.
+                    let _ = done.send(purge::run(&mut connection, &purge));
+                }
+                Task::Flush(done) => {
+                    apply_batch(&mut connection, std::mem::take(&mut writes));
+                    let _ = done.send(());
+                }
+                Task::Close => return apply_batch(&mut connection, writes),
+            }
+        }
+        apply_batch(&mut connection, writes);
+    }
+}
+
+fn apply_batch(connection: &mut Connection, writes: Vec<Write>) {
+    if writes.is_empty() {
+        return;
+    }
+    let count = writes.len();
+    let result = connection.transaction().and_then(|transaction| {
+        for write in writes {
+            apply(&transaction, write)?;
+        }
+        transaction.commit()
+    });
+    if let Err(error) = result {
+        tracing::error!(%error, count, "changes to the index were lost");
+    }
+}
+
+fn apply(transaction: &Transaction<'_>, write: Write) -> rusqlite::Result<()> {
+    let run = |sql: &str, values: &[&dyn rusqlite::ToSql]| transaction.prepare_cached(sql)?.execute(values).map(drop);
+    match write {
+        Write::Object { digest, entry } => run(
+            "INSERT OR REPLACE INTO objects (digest, size, media_type, stored_at) VALUES (?1, ?2, ?3, ?4)",
+            params![digest.as_raw(), entry.size, entry.media_type.as_ref().map(MediaType::as_str), entry.stored_at.0],
+        ),
+        Write::Tag { key, entry } => run(
+            "INSERT OR REPLACE INTO tags (repository, name, tag, digest, media_type, size, checked_at) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            params![
+                key.repository,
+                key.name,
+                key.tag,
+                entry.digest.as_raw(),
+                entry.media_type.as_str(),
+                entry.size,
+                entry.checked_at.0
+            ],
+        ),
+        Write::DropTag { key } => run(
+            "DELETE FROM tags WHERE repository = ?1 AND name = ?2 AND tag = ?3",
+            params![key.repository, key.name, key.tag],
+        ),
+        Write::Manifest { repository, name, digest } => run(
+            "INSERT OR IGNORE INTO manifests (repository, name, digest) VALUES (?1, ?2, ?3)",
+            params![repository, name, digest.as_raw()],
+        ),
+        Write::Visible { repository, digest } => run(
+            "INSERT OR IGNORE INTO visibility (repository, digest) VALUES (?1, ?2)",
+            params![repository, digest.as_raw()],
+        ),
+        Write::Edges { parent, children } => children.iter().try_for_each(|child| {
+            run("INSERT OR IGNORE INTO edges (parent, child) VALUES (?1, ?2)", params![parent.as_raw(), child.as_raw()])
+        }),
+        Write::Listing { repository, page, listing } => run(
+            "INSERT OR REPLACE INTO listings (repository, page, body, media_type, link, filters_applied, checked_at) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            params![
+                repository,
+                page,
+                &listing.body[..],
+                listing.media_type.as_ref().map(MediaType::as_str),
+                listing.link,
+                listing.filters_applied,
+                listing.checked_at.0
+            ],
+        ),
+        Write::DropObject { digest } => run("DELETE FROM objects WHERE digest = ?1", params![digest.as_raw()]),
+    }
+}
+
+fn digest(value: rusqlite::types::ValueRef<'_>) -> rusqlite::Result<Digest> {
+    let raw = value.as_blob()?;
+    let wrong = || rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Blob, "no digest".into());
+    Digest::from_raw(raw).ok_or_else(wrong)
+}
+
+pub(super) fn read_digest(row: &rusqlite::Row<'_>) -> rusqlite::Result<Digest> {
+    digest(row.get_ref(0)?)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,100 @@
+use super::*;
+use crate::index::{Purge, Purged};
+use crate::oci::Reference;
+
+fn object(byte: u8) -> Digest {
+    Digest::Sha256([byte; 32])
+}
+
+fn open() -> (tempfile::TempDir, Index) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let index = Index::open(dir.path()).expect("an index");
+    (dir, index)
+}
+
+fn key(name: &str, tag: &str) -> TagKey {
+    TagKey { repository: "r".to_owned(), name: name.to_owned(), tag: tag.to_owned() }
+}
+
+fn entry(digest: Digest) -> TagEntry {
+    TagEntry { digest, media_type: MediaType::new("m"), size: 3, checked_at: Timestamp(5) }
+}
+
+/// An image `r/name:tag`: manifest `m` with layers.
+fn put_image(index: &Index, name: &str, tag: &str, manifest: u8, layers: &[u8]) {
+    for byte in layers.iter().copied().chain([manifest]) {
+        let entry = ObjectEntry { size: 10, media_type: None, stored_at: Timestamp(1) };
+        index.write(Write::Object { digest: object(byte), entry });
+        index.write(Write::Visible { repository: "r".to_owned(), digest: object(byte) });
+    }
+    let children = layers.iter().map(|&byte| object(byte)).collect();
+    index.write(Write::Edges { parent: object(manifest), children });
+    index.write(Write::Tag { key: key(name, tag), entry: entry(object(manifest)) });
+}
+
+#[tokio::test]
+async fn what_was_written_is_read_after_reopening() {
+    let (dir, index) = open();
+    put_image(&index, "a", "1", 1, &[2]);
+    index.flush().await.expect("written");
+    drop(index);
+    let index = Index::open(dir.path()).expect("an index");
+    assert_eq!(index.tag(&key("a", "1")).expect("read"), Some(entry(object(1))));
+    assert_eq!(index.tag(&key("a", "2")).expect("read"), None);
+    assert!(index.is_visible("r", &object(2)).expect("read"));
+    assert!(!index.is_visible("other", &object(2)).expect("read"));
+    assert_eq!(index.totals().expect("read"), Totals { objects: 2, bytes: 20 });
+    assert_eq!(index.catalog("", 10).expect("read"), ["r/a"]);
+}
+
+#[tokio::test]
+async fn purging_a_tag_keeps_what_others_refer_to() {
+    let (_dir, index) = open();
+    put_image(&index, "a", "1", 1, &[10, 11]);
+    put_image(&index, "b", "1", 2, &[11, 12]);
+    let tag = Reference::Tag("1".parse().expect("a tag"));
+    let purge = Purge::Reference { repository: "r".to_owned(), name: "a".to_owned(), reference: tag };
+    let purged = index.purge(purge).await.expect("purged");
+    assert_eq!(purged, Purged { objects: vec![object(1), object(10)], bytes: 20 });
+    assert_eq!(index.totals().expect("read").objects, 3);
+    assert!(index.tag(&key("a", "1")).expect("read").is_none());
+    assert!(index.tag(&key("b", "1")).expect("read").is_some());
+}
+
+#[tokio::test]
+async fn purging_an_index_takes_its_platforms_along() {
+    let (_dir, index) = open();
+    put_image(&index, "a", "1", 1, &[2]);
+    index.write(Write::Edges { parent: object(2), children: vec![object(3)] });
+    index.write(Write::Manifest { repository: "r".to_owned(), name: "a".to_owned(), digest: object(2) });
+    let purge = Purge::Reference {
+        repository: "r".to_owned(),
+        name: "a".to_owned(),
+        reference: Reference::Tag("1".parse().expect("a tag")),
+    };
+    let purged = index.purge(purge).await.expect("purged");
+    assert_eq!(purged.objects, [object(1), object(2), object(3)]);
+    assert!(index.catalog("", 10).expect("read").is_empty());
+}
+
+#[tokio::test]
+async fn purging_a_repository_keeps_what_another_may_see() {
+    let (_dir, index) = open();
+    put_image(&index, "a", "1", 1, &[10, 11]);
+    index.write(Write::Visible { repository: "other".to_owned(), digest: object(10) });
+    let purged = index.purge(Purge::Repository("r".to_owned())).await.expect("purged");
+    assert_eq!(purged.objects, [object(1), object(11)]);
+    let purged = index.purge(Purge::All).await.expect("purged");
+    assert_eq!(purged.objects, [object(10)]);
+}
+
+#[test]
+fn a_damaged_index_does_not_stop_the_start() {
+    let dir = tempfile::tempdir().expect("a directory");
+    std::fs::write(dir.path().join("larder.db"), vec![0x5a; 8192]).expect("written");
+    let index = Index::open(dir.path()).expect("a new index");
+    assert_eq!(index.totals().expect("read"), Totals::default());
+    let names = std::fs::read_dir(dir.path()).expect("readable");
+    let aside = names.filter_map(Result::ok).filter(|entry| entry.file_name().to_string_lossy().contains("damaged"));
+    assert_eq!(aside.count(), 1);
+}

@@ -1,0 +1,209 @@
+//! The store on a filesystem.
+//!
+//! ```text
+//! DIR/larder.lock                      one process a directory
+//! DIR/blobs/sha256/ab/abcd…            complete, verified, immutable: being there is the proof
+//! DIR/partial/…                        fills under way
+//! ```
+//!
+//! All functions block; callers run them off the async threads.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::oci::{Algorithm, Digest};
+
+/// The directories of complete and partial content.
+#[derive(Debug)]
+pub struct Disk {
+    blobs: PathBuf,
+    partial: PathBuf,
+    next_partial: AtomicU64,
+    /// Held until the process ends, however it ends.
+    _lock: File,
+}
+
+/// A complete object.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    pub file: Arc<File>,
+    pub size: u64,
+}
+
+/// A file that content is being brought into; removed when dropped unless it was published.
+#[derive(Debug)]
+pub struct Partial {
+    path: PathBuf,
+    file: Arc<File>,
+    is_published: bool,
+}
+
+/// Why a cache directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("cache.dir: {}: {source}; Larder needs a directory that it may write to", path.display())]
+    Unusable { path: PathBuf, source: io::Error },
+    #[error("cache.dir: {} is in use by another Larder; give each its own directory", path.display())]
+    InUse { path: PathBuf },
+}
+
+impl Disk {
+    /// Opens the store, making its directories where they are missing. Takes the same time whatever
+    /// it holds.
+    pub fn open(dir: &Path) -> Result<Self, StoreError> {
+        let unusable = |source| StoreError::Unusable { path: dir.to_owned(), source };
+        let blobs = dir.join("blobs");
+        let partial = dir.join("partial");
+        for algorithm in Algorithm::ALL {
+            fs::create_dir_all(blobs.join(algorithm.as_str())).map_err(unusable)?;
+        }
+        fs::create_dir_all(&partial).map_err(unusable)?;
+        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(dir.join("larder.lock"));
+        let lock = lock.map_err(unusable)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(StoreError::InUse { path: dir.to_owned() }),
+            Err(TryLockError::Error(source)) => return Err(unusable(source)),
+        }
+        let disk = Self { blobs, partial, next_partial: AtomicU64::new(0), _lock: lock };
+        disk.clear_partials().map_err(unusable)?;
+        Ok(disk)
+    }
+
+    /// Opens a complete object; `None` when it is not there.
+    pub fn get(&self, digest: &Digest) -> io::Result<Option<Stored>> {
+        match File::open(self.path(digest)) {
+            Ok(file) => {
+                let size = file.metadata()?.len();
+                Ok(Some(Stored { file: Arc::new(file), size }))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A new empty file to bring `digest` into.
+    pub fn create_partial(&self, digest: &Digest) -> io::Result<Partial> {
+        let number = self.next_partial.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{}-{}.{number}", digest.algorithm().as_str(), digest.hex());
+        let path = self.partial.join(name);
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
+        Ok(Partial { path, file: Arc::new(file), is_published: false })
+    }
+
+    /// Makes a verified file the object `digest`: on disk first, then under its name, so that after a
+    /// power cut the name never stands for less than the content.
+    pub fn publish(&self, partial: &mut Partial, digest: &Digest) -> io::Result<()> {
+        let path = self.path(digest);
+        let parent = path.parent().unwrap_or(&self.blobs);
+        partial.file.sync_all()?;
+        if !parent.is_dir() {
+            fs::create_dir_all(parent)?;
+            sync_directory(parent.parent().unwrap_or(&self.blobs))?;
+        }
+        fs::rename(&partial.path, &path)?;
+        partial.is_published = true;
+        sync_directory(parent)
+    }
+
+    /// Removes an object; readers that have it open go on. Returns whether it was there.
+    pub fn remove(&self, digest: &Digest) -> io::Result<bool> {
+        match fs::remove_file(self.path(digest)) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Removes all objects, known to the index or not.
+    pub fn clear(&self) -> io::Result<()> {
+        for algorithm in Algorithm::ALL {
+            for shard in fs::read_dir(self.blobs.join(algorithm.as_str()))? {
+                for object in fs::read_dir(shard?.path())? {
+                    fs::remove_file(object?.path())?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn path(&self, digest: &Digest) -> PathBuf {
+        let hex = digest.hex();
+        self.blobs.join(digest.algorithm().as_str()).join(&hex[..2]).join(&hex)
+    }
+
+    /// What an earlier process left unfinished is of no use to this one.
+    fn clear_partials(&self) -> io::Result<()> {
+        for entry in fs::read_dir(&self.partial)? {
+            let path = entry?.path();
+            if let Err(error) = fs::remove_file(&path) {
+                tracing::warn!(path = %path.display(), %error, "cannot remove an abandoned partial download");
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Partial {
+    pub fn file(&self) -> &Arc<File> {
+        &self.file
+    }
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        if self.is_published {
+            return;
+        }
+        if let Err(error) = fs::remove_file(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "cannot remove a partial download");
+        }
+    }
+}
+
+fn sync_directory(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+
+    #[test]
+    fn an_object_is_there_only_once_it_is_published() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let disk = Disk::open(dir.path()).expect("a store");
+        let digest = Digest::of(Algorithm::Sha256, b"content");
+        let mut partial = disk.create_partial(&digest).expect("a file");
+        partial.file().write_all_at(b"content", 0).expect("written");
+        assert!(disk.get(&digest).expect("readable").is_none());
+
+        disk.publish(&mut partial, &digest).expect("published");
+        drop(partial);
+        assert_eq!(disk.get(&digest).expect("readable").map(|stored| stored.size), Some(7));
+        assert!(disk.remove(&digest).expect("removed"));
+        assert!(!disk.remove(&digest).expect("nothing to remove"));
+    }
+
+    #[test]
+    fn an_abandoned_partial_leaves_no_file() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let disk = Disk::open(dir.path()).expect("a store");
+        drop(disk.create_partial(&Digest::Sha256([1; 32])).expect("a file"));
+        assert_eq!(fs::read_dir(dir.path().join("partial")).expect("readable").count(), 0);
+    }
+
+    #[test]
+    fn one_directory_serves_one_process() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let first = Disk::open(dir.path()).expect("a store");
+        assert!(matches!(Disk::open(dir.path()), Err(StoreError::InUse { .. })));
+        drop(first);
+        assert!(Disk::open(dir.path()).is_ok());
+    }
+}

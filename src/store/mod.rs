@@ -1,0 +1,5 @@
+//! Where the bytes are.
+
+pub mod disk;
+
+pub use disk::{Disk, Partial, StoreError, Stored};
