@@ -1,8 +1,29 @@
+//! Larder, a pull-through cache for container registries.
+//!
+//! The way of a request:
+//!
+//! ```text
+//! bytes → listen (limits) → oci::route (what is asked) → pull::routing (of which repository) →
+//!   cache: complete → store ──────────────────────┐
+//!          coming   → join the running fill ──────┤→ pull::respond (ranges, headers, body)
+//!          absent   → begin a fill from upstream ─┘
+//! ```
+//!
+//! Rooms, each of which imports only from those below it: [`cli`] · [`listen`], [`admin`] · [`pull`] ·
+//! [`cache`], [`upstream`] · [`store`], [`index`] · the leaves [`oci`], [`config`], [`telemetry`],
+//! [`failure`]. `docs/architecture.md` tells why.
+
+pub mod admin;
 pub mod cache;
+mod cli;
 pub mod config;
 pub mod failure;
 pub mod index;
+pub mod listen;
 pub mod oci;
+pub mod pull;
 pub mod store;
 pub mod telemetry;
 pub mod upstream;
+
+pub use cli::run;

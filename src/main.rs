@@ -1,1 +1,7 @@
-fn main() {}
+//! The `larder` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    larder::run()
+}

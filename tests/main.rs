@@ -1,1 +1,5 @@
-fn main() {}
+//! Promises kept by the running server: the real binary between scripted upstreams, real registries
+//! and real clients.
+
+mod clients;
+mod support;

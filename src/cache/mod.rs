@@ -88,7 +88,7 @@ impl Cache {
         digest: Digest,
         origin: impl FnOnce() -> Arc<dyn Origin>,
     ) -> Result<(Arc<Fill>, bool), Failure> {
-        let (fill, registered) = match self.fills.join(&digest) {
+        let (fill, registered) = match self.fills.join(&digest, repository) {
             Joined::Running(fill) => {
                 self.metrics.coalesced.inc();
                 return Ok((fill, false));
@@ -247,6 +247,23 @@ impl Cache {
         let signed = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
         metrics.changed_size(-signed(purged.objects.len() as u64), -signed(purged.bytes));
         Ok(purged)
+    }
+
+    /// Whether content can be stored and looked up now.
+    pub async fn check(&self) -> Result<(), Failure> {
+        let disk = self.disk.clone();
+        let written = blocking(move || disk.check()).await?;
+        written.map_err(|error| {
+            Failure::new(FailureKind::Storage, format!("the cache directory cannot be written: {error}"))
+        })?;
+        self.read(|index| index.check()).await
+    }
+
+    /// Writes what the index still has queued.
+    pub async fn close(&self) {
+        if let Err(error) = self.index.flush().await {
+            tracing::error!(%error, "the last changes to the index were lost");
+        }
     }
 
     async fn read<T: Send + 'static>(

@@ -156,6 +156,11 @@ impl Index {
         })
     }
 
+    /// Whether the index can be read.
+    pub fn check(&self) -> Result<(), IndexError> {
+        self.readers.with(|connection| connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(())))
+    }
+
     pub fn totals(&self) -> Result<Totals, IndexError> {
         self.readers.with(|connection| {
             connection.query_row("SELECT count(*), coalesce(sum(size), 0) FROM objects", [], |row| {

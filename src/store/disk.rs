@@ -13,6 +13,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
 
 use crate::oci::{Algorithm, Digest};
 
@@ -31,6 +32,8 @@ pub struct Disk {
 pub struct Stored {
     pub file: Arc<File>,
     pub size: u64,
+    /// When it was stored.
+    pub since: SystemTime,
 }
 
 /// A file that content is being brought into; removed when dropped unless it was published.
@@ -77,8 +80,8 @@ impl Disk {
     pub fn get(&self, digest: &Digest) -> io::Result<Option<Stored>> {
         match File::open(self.path(digest)) {
             Ok(file) => {
-                let size = file.metadata()?.len();
-                Ok(Some(Stored { file: Arc::new(file), size }))
+                let metadata = file.metadata()?;
+                Ok(Some(Stored { file: Arc::new(file), size: metadata.len(), since: metadata.modified()? }))
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
@@ -116,6 +119,13 @@ impl Disk {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(error),
         }
+    }
+
+    /// Whether the directory can be written to now.
+    pub fn check(&self) -> io::Result<()> {
+        let path = self.partial.join("check");
+        fs::write(&path, b"larder")?;
+        fs::remove_file(&path)
     }
 
     /// Removes all objects, known to the index or not.

@@ -1,1 +1,42 @@
+//! One line for each request, when its answer is over. Target `larder::access`.
 
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use http::Version;
+
+/// What there is to say of one request.
+pub struct Entry<'a> {
+    pub client: SocketAddr,
+    pub method: &'a str,
+    pub path: &'a str,
+    pub version: Version,
+    pub user_agent: &'a str,
+    pub status: u16,
+    /// Bytes of the body handed to the connection.
+    pub bytes: u64,
+    /// Whether the body was sent to its end.
+    pub is_complete: bool,
+    pub took: Duration,
+    pub repository: Option<&'a str>,
+    /// `hit`, `miss`, `stale` or `failed`
+    pub cache: Option<&'static str>,
+}
+
+pub fn write(entry: &Entry<'_>) {
+    tracing::info!(
+        target: "larder::access",
+        client = %entry.client,
+        method = entry.method,
+        path = entry.path,
+        version = ?entry.version,
+        status = entry.status,
+        bytes = entry.bytes,
+        complete = entry.is_complete,
+        took_ms = u64::try_from(entry.took.as_millis()).unwrap_or(u64::MAX),
+        repository = entry.repository,
+        cache = entry.cache,
+        user_agent = entry.user_agent,
+        "request"
+    );
+}

@@ -2,42 +2,56 @@
 
 use std::sync::atomic::AtomicU64;
 
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 
 /// What was asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
-    #[allow(non_camel_case_types)]
-    blob,
-    #[allow(non_camel_case_types)]
-    manifest,
-    #[allow(non_camel_case_types)]
-    listing,
+    Blob,
+    Manifest,
+    Listing,
+}
+
+impl Kind {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Blob => "blob",
+            Self::Manifest => "manifest",
+            Self::Listing => "listing",
+        }
+    }
 }
 
 /// How a request for content was answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Outcome {
-    #[allow(non_camel_case_types)]
-    hit,
-    #[allow(non_camel_case_types)]
-    miss,
-    #[allow(non_camel_case_types)]
-    stale,
-    #[allow(non_camel_case_types)]
-    failed,
+    Hit,
+    Miss,
+    Stale,
+    Failed,
+}
+
+impl Outcome {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Hit => "hit",
+            Self::Miss => "miss",
+            Self::Stale => "stale",
+            Self::Failed => "failed",
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct RequestLabels {
     pub repository: String,
-    pub kind: Kind,
-    pub outcome: Outcome,
+    pub kind: &'static str,
+    pub outcome: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -85,13 +99,14 @@ pub struct Metrics {
 impl Metrics {
     /// Counts one answered request for content.
     pub fn answered(&self, repository: &str, kind: Kind, outcome: Outcome) {
-        let labels = RequestLabels { repository: repository.to_owned(), kind, outcome };
+        let labels =
+            RequestLabels { repository: repository.to_owned(), kind: kind.as_str(), outcome: outcome.as_str() };
         self.requests.get_or_create(&labels).inc();
         match outcome {
-            Outcome::hit => self.hits.inc(),
-            Outcome::miss => self.misses.inc(),
-            Outcome::stale => self.stale.inc(),
-            Outcome::failed => 0,
+            Outcome::Hit => self.hits.inc(),
+            Outcome::Miss => self.misses.inc(),
+            Outcome::Stale => self.stale.inc(),
+            Outcome::Failed => 0,
         };
     }
 
@@ -145,7 +160,7 @@ mod tests {
     #[test]
     fn the_figures_are_readable_by_prometheus() {
         let metrics = Metrics::default();
-        metrics.answered("docker.io", Kind::blob, Outcome::hit);
+        metrics.answered("docker.io", Kind::Blob, Outcome::Hit);
         metrics.served("docker.io", 7);
         let text = metrics.encode().expect("encoded");
         assert!(

@@ -19,6 +19,7 @@ use crate::config;
 use crate::failure::{Failure, FailureKind};
 use crate::oci::media_type::{self, MediaType};
 use crate::oci::{Digest, Name, Reference, challenge, manifest};
+use crate::telemetry::Metrics;
 
 /// Largest manifest, index or list taken. containerd stops at about 4 MiB, so nothing real is larger.
 const MAX_DOCUMENT: usize = 8 << 20;
@@ -39,6 +40,7 @@ pub struct Upstream {
     timeout: Duration,
     /// Bounds the blob transfers under way.
     transfers: Arc<Semaphore>,
+    metrics: Arc<Metrics>,
 }
 
 /// Why a client could not be made.
@@ -98,7 +100,7 @@ struct Ask<'a> {
 }
 
 impl Upstream {
-    pub fn new(config: &config::Upstream) -> Result<Self, BuildError> {
+    pub fn new(config: &config::Upstream, metrics: Arc<Metrics>) -> Result<Self, BuildError> {
         let label: Arc<str> = label(&config.url.origin).into();
         let fail = |reason: String| BuildError { upstream: label.clone(), reason };
         let tls = tls::client_config(&config.tls).map_err(|error| fail(error.to_string()))?;
@@ -125,6 +127,7 @@ impl Upstream {
             max_redirect: config.max_redirect,
             timeout: config.timeout,
             transfers: Arc::new(Semaphore::new(config.max_connections)),
+            metrics,
             label,
         })
     }
@@ -323,11 +326,16 @@ impl Upstream {
     }
 
     async fn execute(&self, request: reqwest::RequestBuilder) -> Result<Response, Failure> {
-        match tokio::time::timeout(self.timeout, request.send()).await {
+        let result = match tokio::time::timeout(self.timeout, request.send()).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => Err(errors::network(&self.label, &error)),
             Err(_) => Err(errors::timeout(&self.label, "an answer", self.timeout)),
+        };
+        match &result {
+            Ok(response) => self.metrics.asked_upstream(&self.label, response.status().as_str()),
+            Err(failure) => self.metrics.asked_upstream(&self.label, failure.kind.as_str()),
         }
+        result
     }
 
     fn successful(&self, response: Response) -> Result<Response, Failure> {

@@ -4,20 +4,18 @@ use std::sync::Arc;
 
 use super::client::{BuildError, Upstream};
 use crate::config;
-use crate::failure::Failure;
+use crate::failure::{Failure, FailureKind};
+use crate::telemetry::Metrics;
 
 /// The upstreams of one repository, in order of preference; never empty.
 #[derive(Clone)]
 pub struct Upstreams(Arc<[Upstream]>);
 
 impl Upstreams {
-    pub fn new(configs: &[config::Upstream]) -> Result<Self, BuildError> {
-        let clients = configs.iter().map(Upstream::new).collect::<Result<Vec<_>, _>>()?;
+    pub fn new(configs: &[config::Upstream], metrics: &Arc<Metrics>) -> Result<Self, BuildError> {
+        let clients = configs.iter().map(|config| Upstream::new(config, metrics.clone()));
+        let clients = clients.collect::<Result<Vec<_>, _>>()?;
         Ok(Self(clients.into()))
-    }
-
-    pub fn iter(&self) -> impl Iterator<Item = &Upstream> {
-        self.0.iter()
     }
 
     pub fn len(&self) -> usize {
@@ -28,19 +26,21 @@ impl Upstreams {
         self.0.is_empty()
     }
 
-    pub fn at(&self, position: usize) -> Option<&Upstream> {
-        self.0.get(position)
-    }
-
-    /// The first answer that any upstream gives. Whatever goes wrong with one, the next is asked; of
-    /// several failures the most telling is returned, so that "not found" means all of them said so.
-    pub async fn first<'a, T>(&'a self, ask: impl AsyncFn(&'a Upstream) -> Result<T, Failure>) -> Result<T, Failure> {
+    /// The first answer that any upstream gives, and which one gave it. Whatever goes wrong with one,
+    /// the next is asked; of several failures the most telling is returned, so that "not found" means
+    /// all of them said so. `preferred` is asked first: who knew the tag also has the manifest.
+    pub async fn first<T, A>(&self, preferred: usize, ask: impl Fn(usize) -> A) -> Result<(usize, T), Failure>
+    where
+        A: Future<Output = Result<T, Failure>>,
+    {
+        let others = (0..self.len()).filter(|&at| at != preferred);
         let mut failed: Option<Failure> = None;
-        for upstream in self.iter() {
-            match ask(upstream).await {
-                Ok(answer) => return Ok(answer),
+        for at in std::iter::once(preferred).chain(others) {
+            match ask(at).await {
+                Ok(answer) => return Ok((at, answer)),
                 Err(failure) => {
-                    tracing::debug!(upstream = upstream.label(), kind = failure.kind.as_str(), %failure, "an upstream failed");
+                    let upstream = self.0[at].label();
+                    tracing::debug!(upstream, kind = failure.kind.as_str(), %failure, "an upstream failed");
                     failed = Some(match failed {
                         Some(earlier) => earlier.more_telling(failure),
                         None => failure,
@@ -48,7 +48,14 @@ impl Upstreams {
                 }
             }
         }
-        Err(failed
-            .unwrap_or_else(|| Failure::new(crate::failure::FailureKind::Unavailable, "no upstream is configured")))
+        Err(failed.unwrap_or_else(|| Failure::new(FailureKind::Unavailable, "no upstream is configured")))
+    }
+}
+
+impl std::ops::Index<usize> for Upstreams {
+    type Output = Upstream;
+
+    fn index(&self, at: usize) -> &Upstream {
+        &self.0[at]
     }
 }

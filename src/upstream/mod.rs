@@ -5,6 +5,7 @@ mod auth;
 mod client;
 mod errors;
 mod fallback;
+pub mod retry;
 mod tls;
 
 pub use client::{BlobAnswer, BuildError, ListAnswer, ManifestAnswer, ManifestHead, Upstream};

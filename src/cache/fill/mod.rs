@@ -21,7 +21,6 @@ use super::ranges::RangeSet;
 use crate::failure::{Failure, FailureKind};
 use crate::oci::Digest;
 
-pub use driver::Outcome;
 pub(super) use driver::drive;
 
 /// Where a fill gets its bytes; what `pull` hands the cache so that the cache knows no upstream.
@@ -60,6 +59,8 @@ const HELD_BACK: u64 = 64 * 1024;
 /// One object being brought in.
 #[derive(Debug)]
 pub struct Fill {
+    /// The repository it was begun for; others may join once their own upstream confirmed the object.
+    repository: String,
     state: watch::Sender<State>,
 }
 
@@ -93,9 +94,13 @@ pub struct Readable {
 }
 
 impl Fill {
-    fn new() -> Self {
+    fn new(repository: &str) -> Self {
         let state = State { phase: Phase::Opening, attempt: 0, file: None, size: None, present: RangeSet::default() };
-        Self { state: watch::Sender::new(state) }
+        Self { repository: repository.to_owned(), state: watch::Sender::new(state) }
+    }
+
+    pub fn repository(&self) -> &str {
+        &self.repository
     }
 
     /// The size of the object as soon as that is known; `None` when the upstream does not say and the
@@ -191,13 +196,13 @@ impl Fills {
     }
 
     /// Joins the fill of `digest`, or registers a new one.
-    pub fn join(&self, digest: &Digest) -> Joined {
+    pub fn join(&self, digest: &Digest, repository: &str) -> Joined {
         let mut fills = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let running = fills.get(digest).and_then(Weak::upgrade).filter(|fill| fill.is_joinable());
         if let Some(fill) = running {
             return Joined::Running(fill);
         }
-        let fill = Arc::new(Fill::new());
+        let fill = Arc::new(Fill::new(repository));
         fills.insert(*digest, Arc::downgrade(&fill));
         let registered = Registered { fills: self.clone(), digest: *digest, fill: fill.clone() };
         Joined::New(fill, registered)

@@ -3,6 +3,7 @@ use std::sync::Mutex as StdMutex;
 use futures_util::stream;
 use futures_util::{FutureExt, StreamExt};
 
+use super::driver::Outcome;
 use super::*;
 use crate::oci::Algorithm;
 use crate::store::Disk;
@@ -75,7 +76,7 @@ async fn run(right: &[u8], script: &Arc<Script>) -> (Result<Outcome, Failure>, A
     let disk = Arc::new(Disk::open(dir.path()).expect("a store"));
     let digest = Digest::of(Algorithm::Sha256, right);
     let fills = Fills::default();
-    let Joined::New(fill, registered) = fills.join(&digest) else {
+    let Joined::New(fill, registered) = fills.join(&digest, "r") else {
         panic!("a new fill");
     };
     let outcome = drive(&registered, digest, script, &disk).await;
@@ -183,10 +184,10 @@ fn the_last_piece_is_held_back_until_the_whole_is_verified() {
 fn a_fill_whose_task_vanished_has_failed() {
     let fills = Fills::default();
     let digest = Digest::Sha256([1; 32]);
-    let Joined::New(fill, registered) = fills.join(&digest) else {
+    let Joined::New(fill, registered) = fills.join(&digest, "r") else {
         panic!("a new fill");
     };
-    assert!(matches!(fills.join(&digest), Joined::Running(_)));
+    assert!(matches!(fills.join(&digest, "r"), Joined::Running(_)));
     drop(registered);
     assert!(!fill.is_joinable());
     assert_eq!(fills.count(), 0);

@@ -1,0 +1,107 @@
+//! `GET /api/cache/stats`: what the cache did since the process started, and what it holds.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::response::Json;
+use serde::Serialize;
+
+use crate::pull::Pull;
+use crate::telemetry::Metrics;
+use crate::telemetry::metrics::{Kind, Outcome, RepositoryLabel, RequestLabels};
+
+#[derive(Serialize)]
+pub struct Stats {
+    hits: u64,
+    misses: u64,
+    /// Old copies served because the upstream failed.
+    stale: u64,
+    stores: u64,
+    evictions: u64,
+    /// Failures of the cache's own disk or index.
+    errors: u64,
+    /// Bytes of the stored objects.
+    current_size: i64,
+    objects: i64,
+    /// Hits and stale answers as a share of all; 0 before the first request.
+    hit_rate: f64,
+    #[serde(flatten)]
+    traffic: Traffic,
+    fills_running: i64,
+    /// Requests that joined a transfer which another had begun.
+    coalesced: u64,
+    repositories: BTreeMap<String, Repository>,
+}
+
+#[derive(Default, Serialize)]
+struct Traffic {
+    bytes_served: u64,
+    bytes_fetched: u64,
+    /// Served and not fetched.
+    bytes_saved: u64,
+}
+
+#[derive(Serialize)]
+struct Repository {
+    hits: u64,
+    misses: u64,
+    stale: u64,
+    failed: u64,
+    #[serde(flatten)]
+    traffic: Traffic,
+}
+
+pub async fn show(State(pull): State<Arc<Pull>>) -> Json<Stats> {
+    let metrics = pull.metrics();
+    let repositories: BTreeMap<_, _> =
+        pull.routing().prefixes().map(|prefix| (prefix.to_owned(), repository(metrics, prefix))).collect();
+    let served = repositories.values().map(|repository| repository.traffic.bytes_served).sum();
+    let fetched = repositories.values().map(|repository| repository.traffic.bytes_fetched).sum();
+
+    let (hits, misses, stale) = (metrics.hits.get(), metrics.misses.get(), metrics.stale.get());
+    let all = hits + misses + stale;
+    #[allow(clippy::cast_precision_loss)]
+    let hit_rate = if all == 0 { 0.0 } else { (hits + stale) as f64 / all as f64 };
+    Json(Stats {
+        hits,
+        misses,
+        stale,
+        stores: metrics.stores.get(),
+        evictions: metrics.evictions.get(),
+        errors: metrics.errors.get(),
+        current_size: metrics.cache_bytes.get(),
+        objects: metrics.cache_objects.get(),
+        hit_rate,
+        traffic: traffic(served, fetched),
+        fills_running: metrics.fills_running.get(),
+        coalesced: metrics.coalesced.get(),
+        repositories,
+    })
+}
+
+fn repository(metrics: &Metrics, prefix: &str) -> Repository {
+    let count = |outcome: Outcome| {
+        let kinds = [Kind::Blob, Kind::Manifest, Kind::Listing];
+        let labels = |kind: Kind| RequestLabels {
+            repository: prefix.to_owned(),
+            kind: kind.as_str(),
+            outcome: outcome.as_str(),
+        };
+        kinds.map(|kind| metrics.requests.get(&labels(kind)).map_or(0, |counter| counter.get())).iter().sum()
+    };
+    let label = RepositoryLabel { repository: prefix.to_owned() };
+    let served = metrics.bytes_served.get(&label).map_or(0, |counter| counter.get());
+    let fetched = metrics.bytes_fetched.get(&label).map_or(0, |counter| counter.get());
+    Repository {
+        hits: count(Outcome::Hit),
+        misses: count(Outcome::Miss),
+        stale: count(Outcome::Stale),
+        failed: count(Outcome::Failed),
+        traffic: traffic(served, fetched),
+    }
+}
+
+fn traffic(served: u64, fetched: u64) -> Traffic {
+    Traffic { bytes_served: served, bytes_fetched: fetched, bytes_saved: served.saturating_sub(fetched) }
+}

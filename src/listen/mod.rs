@@ -1,0 +1,139 @@
+//! The doors: sockets, limits and draining.
+
+mod guard;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use hyper_util::server::graceful::GracefulShutdown;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+
+use crate::pull::{Client, Pull};
+use guard::Guard;
+
+/// A client has this long for a request's head, and between two requests.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Most bytes of a request's head.
+const MAX_HEAD: usize = 64 * 1024;
+/// Most requests at once on one HTTP/2 connection.
+const MAX_STREAMS: u32 = 256;
+/// How long to wait after the system had no socket to give.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Why a door could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("{door}.listen: cannot listen on {address}: {source}")]
+pub struct BindError {
+    door: &'static str,
+    address: SocketAddr,
+    source: std::io::Error,
+}
+
+/// Opens all addresses of a door and says so in the log.
+pub async fn bind(door: &'static str, addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, BindError> {
+    let mut listeners = Vec::with_capacity(addresses.len());
+    for &address in addresses {
+        let fail = |source| BindError { door, address, source };
+        let listener = TcpListener::bind(address).await.map_err(fail)?;
+        let bound = listener.local_addr().map_err(fail)?;
+        tracing::info!(door, address = %bound, "listening");
+        listeners.push(listener);
+    }
+    Ok(listeners)
+}
+
+/// The registry door: serves HTTP/1.1 and HTTP/2 on one listener until `stop`, then lets running
+/// requests end within `grace`.
+pub async fn serve(
+    listener: TcpListener,
+    pull: Arc<Pull>,
+    permits: Option<Arc<Semaphore>>,
+    mut stop: watch::Receiver<bool>,
+    grace: Duration,
+) {
+    let connections = GracefulShutdown::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = accept(&listener, permits.as_ref()) => accepted,
+            _ = stop.wait_for(|stop| *stop) => break,
+        };
+        match accepted {
+            Ok((stream, address, permit)) => {
+                let connection = connection(stream, address, pull.clone(), &connections);
+                tokio::spawn(async move {
+                    connection.await;
+                    drop(permit);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    drop(listener);
+    if tokio::time::timeout(grace, connections.shutdown()).await.is_err() {
+        tracing::warn!("some transfers did not end within server.shutdown_grace and were cut off");
+    }
+}
+
+type Permit = Option<tokio::sync::OwnedSemaphorePermit>;
+
+async fn accept(
+    listener: &TcpListener,
+    permits: Option<&Arc<Semaphore>>,
+) -> std::io::Result<(TcpStream, SocketAddr, Permit)> {
+    let permit = match permits {
+        Some(permits) => Some(permits.clone().acquire_owned().await.map_err(std::io::Error::other)?),
+        None => None,
+    };
+    let (stream, address) = listener.accept().await?;
+    Ok((stream, address, permit))
+}
+
+/// Serves one connection to its end.
+fn connection(
+    stream: TcpStream,
+    address: SocketAddr,
+    pull: Arc<Pull>,
+    connections: &GracefulShutdown,
+) -> impl Future<Output = ()> + Send + 'static {
+    // Answers are written whole; waiting for more would only delay their last segment.
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "cannot set TCP_NODELAY");
+    }
+    let (guarded, arrived) = Guard::new(stream);
+    let metrics = pull.metrics().clone();
+    let service = service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
+        arrived.mark();
+        let pull = pull.clone();
+        async move {
+            // Bodies are for writes, which are refused; hyper closes on what is left unread.
+            let (parts, _body) = request.into_parts();
+            Ok::<_, std::convert::Infallible>(pull.handle(parts, Client { address }).await)
+        }
+    });
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_buf_size(MAX_HEAD);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(MAX_HEAD as u32)
+        .keep_alive_interval(Some(HEADER_TIMEOUT))
+        .keep_alive_timeout(HEADER_TIMEOUT);
+    let connection = builder.serve_connection(TokioIo::new(guarded), service).into_owned();
+    let connection = connections.watch(connection);
+    async move {
+        metrics.connections.inc();
+        if let Err(error) = connection.await {
+            tracing::debug!(client = %address, %error, "a connection ended with an error");
+        }
+        metrics.connections.dec();
+    }
+}

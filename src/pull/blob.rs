@@ -1,0 +1,166 @@
+//! Blobs: from the store, from a fill that is under way, or from a new one.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use http::Method;
+use http::request::Parts;
+
+use super::error::{Refusal, Wanted};
+use super::respond::{self, CacheState};
+use super::routing::Target;
+use super::{Answer, Pull};
+use crate::cache::{Content, Fill, Origin, Source, Transfer};
+use crate::failure::{Failure, FailureKind};
+use crate::oci::Digest;
+use crate::telemetry::Metrics;
+use crate::upstream::retry::Standing;
+
+impl Pull {
+    pub(super) async fn blob(
+        self: &Arc<Self>,
+        request: &Parts,
+        target: &Target,
+        digest: Digest,
+    ) -> Result<Answer, Refusal> {
+        let refuse = Refusal::of(Wanted::Blob);
+        // A store that cannot be read is no reason to fail: the upstream may still answer.
+        if let Ok(Some(content)) = self.cache.stored(&digest).await {
+            self.confirm_blob(target, &digest).await.map_err(&refuse)?;
+            return self.answer_hit(request, &digest, content).await;
+        }
+        if request.method == Method::HEAD {
+            return self.head_blob(target, &digest).await.map_err(&refuse);
+        }
+        if let Some(fill) = self.cache.running_fill(&digest)
+            && fill.repository() != target.repository.prefix()
+        {
+            self.confirm_blob(target, &digest).await.map_err(&refuse)?;
+        }
+        let page = format!("blobs/{digest}");
+        self.negative.recall(target, &page).map_err(&refuse)?;
+
+        let mut joined = self.join(target, &digest).map_err(&refuse)?;
+        let mut begun = joined.0.size().await;
+        if begun.is_err() && !joined.1 {
+            // The fill was somebody else's, perhaps through another upstream; ours may do better.
+            joined = self.join(target, &digest).map_err(&refuse)?;
+            begun = joined.0.size().await;
+        }
+        begun.inspect_err(|failure| self.negative.remember(target, &page, failure)).map_err(&refuse)?;
+        let (fill, is_first) = joined;
+        let state = CacheState::Miss { collapsed: !is_first };
+        let response = respond::blob(&request.headers, &digest, Content::Growing(fill), &state).await?;
+        Ok(Answer { response, state })
+    }
+
+    async fn answer_hit(&self, request: &Parts, digest: &Digest, content: Content) -> Result<Answer, Refusal> {
+        let Content::Complete(stored) = &content else {
+            return Err(Refusal::of(Wanted::Blob)(Failure::new(FailureKind::Storage, "the object is not complete")));
+        };
+        let state = CacheState::Hit { since: stored.since };
+        let response = if request.method == Method::HEAD {
+            respond::blob_head(digest, Some(stored.size), &state)
+        } else {
+            respond::blob(&request.headers, digest, content, &state).await?
+        };
+        Ok(Answer { response, state })
+    }
+
+    /// The fill of a blob, begun here if nobody else did.
+    fn join(&self, target: &Target, digest: &Digest) -> Result<(Arc<Fill>, bool), Failure> {
+        let origin = || -> Arc<dyn Origin> {
+            Arc::new(BlobOrigin {
+                target: target.clone(),
+                digest: *digest,
+                metrics: self.metrics.clone(),
+                standing: Mutex::new(Standing::new(target.repository.upstreams.len())),
+            })
+        };
+        self.cache.fill(target.repository.prefix(), *digest, origin)
+    }
+
+    /// Asks the upstream how long a blob is; downloads nothing.
+    async fn head_blob(self: &Arc<Self>, target: &Target, digest: &Digest) -> Result<Answer, Failure> {
+        let page = format!("blobs/{digest}");
+        self.negative.recall(target, &page)?;
+        let size = self.ask_for_blob(target, digest).await;
+        let size = size.inspect_err(|failure| self.negative.remember(target, &page, failure))?;
+        let state = CacheState::Miss { collapsed: false };
+        Ok(Answer { response: respond::blob_head(digest, size, &state), state })
+    }
+
+    /// Makes sure that the repository's own upstream has a blob that came in through another.
+    async fn confirm_blob(self: &Arc<Self>, target: &Target, digest: &Digest) -> Result<(), Failure> {
+        if self.cache.is_visible(target.repository.prefix(), digest).await? {
+            return Ok(());
+        }
+        self.ask_for_blob(target, digest).await?;
+        self.cache.mark_visible(target.repository.prefix(), *digest);
+        Ok(())
+    }
+
+    /// One HEAD upstream for all who ask at the same time.
+    async fn ask_for_blob(self: &Arc<Self>, target: &Target, digest: &Digest) -> Result<Option<u64>, Failure> {
+        let key = (target.repository.prefix().to_owned(), format!("{}/blobs/{digest}", target.name));
+        let (target, digest) = (target.clone(), *digest);
+        let ask = || async move {
+            let upstreams = &target.repository.upstreams;
+            let head = async |at: usize| upstreams[at].head_blob(&target.name, &digest).await;
+            upstreams.first(0, head).await.map(|(_, size)| size)
+        };
+        self.confirmations.run(key, ask).await.0
+    }
+}
+
+/// Brings a blob from the upstreams of a repository.
+struct BlobOrigin {
+    target: Target,
+    digest: Digest,
+    metrics: Arc<Metrics>,
+    standing: Mutex<Standing>,
+}
+
+impl BlobOrigin {
+    async fn open_first(&self, from: u64) -> Result<Transfer, Failure> {
+        let upstreams = &self.target.repository.upstreams;
+        let worth_asking = self.standing.lock().unwrap_or_else(PoisonError::into_inner).worth_asking();
+        let mut failed: Option<Failure> = None;
+        for at in worth_asking {
+            match upstreams[at].blob(&self.target.name, &self.digest, from).await {
+                Ok(answer) => {
+                    let crate::upstream::BlobAnswer { start, total, body } = answer;
+                    return Ok(Transfer { source: Source(at), start, total, body });
+                }
+                Err(failure) => {
+                    tracing::debug!(upstream = upstreams[at].label(), %failure, "an upstream does not give a blob");
+                    failed = Some(match failed {
+                        Some(earlier) => earlier.more_telling(failure),
+                        None => failure,
+                    });
+                }
+            }
+        }
+        let message = "no upstream is left that sends the right content";
+        Err(failed.unwrap_or_else(|| Failure::new(FailureKind::WrongContent, message)))
+    }
+}
+
+impl Origin for BlobOrigin {
+    fn open(&self, from: u64) -> BoxFuture<'_, Result<Transfer, Failure>> {
+        self.open_first(from).boxed()
+    }
+
+    fn broke(&self, source: Source, progressed: bool) {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner).broke(source.0, progressed);
+    }
+
+    fn reject(&self, source: Source) {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner).reject(source.0);
+    }
+
+    fn received(&self, bytes: u64) {
+        self.metrics.fetched(self.target.repository.prefix(), bytes);
+    }
+}

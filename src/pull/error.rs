@@ -1,0 +1,155 @@
+//! What a client is told when it does not get what it asked for: one exhaustive match from the
+//! reason to status, code, headers.
+
+use http::header::{ALLOW, CONTENT_RANGE, CONTENT_TYPE, RETRY_AFTER};
+use http::{HeaderValue, Response, StatusCode};
+use serde_json::json;
+
+use super::respond::{self, Body};
+use super::routing::RoutingError;
+use crate::failure::{Failure, FailureKind};
+use crate::oci::reference::InvalidReference;
+use crate::oci::route::InvalidRoute;
+use crate::oci::{Code, error};
+
+/// What was asked for, where that decides the code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    Manifest,
+    Blob,
+    Name,
+}
+
+/// Why a request is not answered with content.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Refusal {
+    #[error(transparent)]
+    Route(#[from] InvalidRoute),
+    #[error(transparent)]
+    Routing(#[from] RoutingError),
+    #[error("this is a cache: it serves GET and HEAD; push to the registry itself")]
+    Unsupported,
+    #[error("the range lies outside the content, which has {size} bytes")]
+    Range { size: u64 },
+    #[error("{failure}")]
+    Failure { failure: Failure, wanted: Wanted },
+}
+
+/// `Retry-After` when a rate-limited upstream names no time.
+const RETRY_AFTER_RATE_LIMIT: u64 = 60;
+
+impl Refusal {
+    /// For `Result::map_err`.
+    pub fn of(wanted: Wanted) -> impl Fn(Failure) -> Self {
+        move |failure| Self::Failure { failure, wanted }
+    }
+
+    pub fn status_and_code(&self) -> (StatusCode, Code) {
+        match self {
+            Self::Route(InvalidRoute::NotFound) => (StatusCode::NOT_FOUND, Code::NameUnknown),
+            Self::Route(InvalidRoute::Encoding | InvalidRoute::ControlCharacter) => {
+                (StatusCode::BAD_REQUEST, Code::NameInvalid)
+            }
+            Self::Route(InvalidRoute::Digest(_) | InvalidRoute::Reference(InvalidReference::Digest(_))) => {
+                (StatusCode::BAD_REQUEST, Code::DigestInvalid)
+            }
+            Self::Route(InvalidRoute::Reference(InvalidReference::Tag(_))) => {
+                (StatusCode::BAD_REQUEST, Code::TagInvalid)
+            }
+            Self::Routing(RoutingError::InvalidName(_)) => (StatusCode::BAD_REQUEST, Code::NameInvalid),
+            Self::Routing(RoutingError::UnknownNamespace(_) | RoutingError::UnknownName(_)) => {
+                (StatusCode::NOT_FOUND, Code::NameUnknown)
+            }
+            Self::Unsupported => (StatusCode::METHOD_NOT_ALLOWED, Code::Unsupported),
+            Self::Range { .. } => (StatusCode::RANGE_NOT_SATISFIABLE, Code::RangeInvalid),
+            Self::Failure { failure, wanted } => match failure.kind {
+                FailureKind::NotFound => (StatusCode::NOT_FOUND, wanted.unknown()),
+                FailureKind::Denied => (StatusCode::FORBIDDEN, Code::Denied),
+                FailureKind::RateLimited => (StatusCode::TOO_MANY_REQUESTS, Code::TooManyRequests),
+                FailureKind::Unavailable | FailureKind::WrongContent => (StatusCode::BAD_GATEWAY, Code::Unavailable),
+                FailureKind::Timeout => (StatusCode::GATEWAY_TIMEOUT, Code::Unavailable),
+                FailureKind::Busy => (StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable),
+                FailureKind::Storage => (StatusCode::INTERNAL_SERVER_ERROR, Code::Unavailable),
+            },
+        }
+    }
+
+    pub fn into_response(self) -> Response<Body> {
+        let (status, code) = self.status_and_code();
+        let document = error::document(code, &self.to_string(), json!(self.detail()));
+        let mut response = Response::new(respond::full(document));
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Some(seconds) = self.retry_after() {
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        match self {
+            Self::Unsupported => {
+                headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            }
+            Self::Range { size } => {
+                let value = HeaderValue::try_from(format!("bytes */{size}"));
+                headers.extend(value.ok().map(|value| (CONTENT_RANGE, value)));
+            }
+            _ => {}
+        }
+        response
+    }
+
+    fn detail(&self) -> Option<&'static str> {
+        match self {
+            Self::Failure { failure, .. } => Some(failure.kind.as_str()),
+            _ => None,
+        }
+    }
+
+    fn retry_after(&self) -> Option<u64> {
+        let Self::Failure { failure, .. } = self else {
+            return None;
+        };
+        let stated = failure.retry_after.map(|after| after.as_secs().max(1));
+        match failure.kind {
+            FailureKind::RateLimited => Some(stated.unwrap_or(RETRY_AFTER_RATE_LIMIT)),
+            FailureKind::Busy => Some(1),
+            _ => stated,
+        }
+    }
+}
+
+impl Wanted {
+    fn unknown(self) -> Code {
+        match self {
+            Self::Manifest => Code::ManifestUnknown,
+            Self::Blob => Code::BlobUnknown,
+            Self::Name => Code::NameUnknown,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_state_of_the_upstream_has_its_own_answer() {
+        for (kind, status, code) in [
+            (FailureKind::NotFound, 404, "MANIFEST_UNKNOWN"),
+            (FailureKind::Denied, 403, "DENIED"),
+            (FailureKind::RateLimited, 429, "TOOMANYREQUESTS"),
+            (FailureKind::Unavailable, 502, "UNAVAILABLE"),
+            (FailureKind::WrongContent, 502, "UNAVAILABLE"),
+            (FailureKind::Timeout, 504, "UNAVAILABLE"),
+        ] {
+            let refusal = Refusal::of(Wanted::Manifest)(Failure::new(kind, "why"));
+            let (answered, with) = refusal.status_and_code();
+            assert_eq!((answered.as_u16(), with.as_str()), (status, code));
+        }
+    }
+
+    #[test]
+    fn a_rate_limit_says_when_to_come_back() {
+        let response = Refusal::of(Wanted::Blob)(Failure::new(FailureKind::RateLimited, "why")).into_response();
+        assert_eq!(response.headers()[RETRY_AFTER], "60");
+    }
+}

@@ -1,0 +1,256 @@
+//! Lists: tags, referrers, the catalog.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, LINK};
+use http::request::Parts;
+use http::{HeaderName, HeaderValue, Response};
+use serde_json::json;
+use url::Url;
+
+use super::error::{Refusal, Wanted};
+use super::respond::{self, Body, CacheState};
+use super::routing::Target;
+use super::{Answer, Pull, Query};
+use crate::cache::freshness;
+use crate::failure::{Failure, FailureKind};
+use crate::index::{Listing, Timestamp};
+use crate::oci::manifest::ReferrersIndex;
+use crate::oci::{Digest, MediaType, Tag, media_type};
+use crate::upstream::ListAnswer;
+
+const OCI_FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
+/// Names on one page of the catalog, unless the client asks for fewer.
+const CATALOG_PAGE: usize = 1000;
+
+/// Which list of a name.
+#[derive(Clone)]
+enum Page {
+    Tags { query: String },
+    Referrers { subject: Digest, artifact_type: Option<String> },
+}
+
+impl Page {
+    /// The page's address within its repository.
+    fn key(&self, target: &Target) -> String {
+        match self {
+            Self::Tags { query } => format!("{}/tags/list?{query}", target.name),
+            Self::Referrers { subject, artifact_type } => {
+                let filter = artifact_type.as_deref().unwrap_or_default();
+                format!("{}/referrers/{subject}?{filter}", target.name)
+            }
+        }
+    }
+}
+
+impl Pull {
+    pub(super) async fn tags(
+        self: &Arc<Self>,
+        request: &Parts,
+        target: &Target,
+        query: &Query,
+    ) -> Result<Answer, Refusal> {
+        let page = Page::Tags { query: page_query(query) };
+        self.list(request, target, page, query).await
+    }
+
+    pub(super) async fn referrers(
+        self: &Arc<Self>,
+        request: &Parts,
+        target: &Target,
+        subject: Digest,
+        query: &Query,
+    ) -> Result<Answer, Refusal> {
+        let artifact_type = query.artifact_type.clone();
+        self.list(request, target, Page::Referrers { subject, artifact_type }, query).await
+    }
+
+    /// A list: while fresh from the cache, else the upstream's, else as it last was.
+    async fn list(
+        self: &Arc<Self>,
+        request: &Parts,
+        target: &Target,
+        page: Page,
+        query: &Query,
+    ) -> Result<Answer, Refusal> {
+        let policy = &target.repository.config.tags;
+        let repository = target.repository.prefix();
+        let key = page.key(target);
+        let cached = self.cache.listing(repository, &key).await.ok().flatten();
+        // A list grows with each push, so it is fresh for `max_age` and never immutable.
+        let is_fresh = cached.as_ref().is_some_and(|listing| listing.checked_at.age() < policy.max_age);
+
+        let (listing, state) = match cached {
+            Some(listing) if is_fresh => {
+                let since = listing.checked_at.to_system_time();
+                (listing, CacheState::Hit { since })
+            }
+            cached => {
+                let (pull, asked) = (self.clone(), target.clone());
+                let work = || async move { pull.fetch_list(&asked, page).await };
+                let (fetched, is_first) = self.listings.run((repository.to_owned(), key.clone()), work).await;
+                match (fetched, cached) {
+                    (Ok(listing), _) => (listing, CacheState::Miss { collapsed: !is_first }),
+                    (Err(failure), Some(listing))
+                        if freshness::may_serve_stale(policy, failure.kind, listing.checked_at.age()) =>
+                    {
+                        let since = listing.checked_at.to_system_time();
+                        (listing, CacheState::Stale { since, why: failure })
+                    }
+                    (Err(failure), _) => return Err(Refusal::of(Wanted::Name)(failure)),
+                }
+            }
+        };
+        Ok(Answer { response: respond_list(request, query, &listing, &state), state })
+    }
+
+    async fn fetch_list(self: &Arc<Self>, target: &Target, page: Page) -> Result<Listing, Failure> {
+        let upstreams = &target.repository.upstreams;
+        let listing = match &page {
+            Page::Tags { query } => {
+                let ask = async |at: usize| upstreams[at].tags(&target.name, query).await;
+                into_listing(upstreams.first(0, ask).await?.1)
+            }
+            Page::Referrers { subject, artifact_type } => {
+                let query = artifact_type.as_ref().map_or_else(String::new, |wanted| {
+                    url::form_urlencoded::Serializer::new(String::new()).append_pair("artifactType", wanted).finish()
+                });
+                let ask = async |at: usize| upstreams[at].referrers(&target.name, subject, &query).await;
+                match upstreams.first(0, ask).await {
+                    Ok((_, answer)) => into_listing(answer),
+                    // An upstream with the API answers an empty list; this one does not have it.
+                    Err(failure) if failure.kind == FailureKind::NotFound => {
+                        self.referrers_by_tag(target, subject, artifact_type.as_deref()).await?
+                    }
+                    Err(failure) => return Err(failure),
+                }
+            }
+        };
+        self.cache.put_listing(target.repository.prefix(), &page.key(target), listing.clone());
+        Ok(listing)
+    }
+
+    /// The referrers of an upstream without the API: what its fallback tag lists.
+    async fn referrers_by_tag(
+        self: &Arc<Self>,
+        target: &Target,
+        subject: &Digest,
+        artifact_type: Option<&str>,
+    ) -> Result<Listing, Failure> {
+        let tag = Tag::referrers_fallback(subject);
+        let mut index = match self.by_tag(target, &tag).await {
+            Ok(found) => {
+                let index = ReferrersIndex::from_fallback_tag(&found.manifest.bytes);
+                let wrong = || Failure::new(FailureKind::WrongContent, format!("the tag {tag} holds no image index"));
+                index.ok_or_else(wrong)?
+            }
+            Err(failure) if failure.kind == FailureKind::NotFound => ReferrersIndex::new(Vec::new()),
+            Err(failure) => return Err(failure),
+        };
+        if let Some(artifact_type) = artifact_type {
+            index.filter(artifact_type);
+        }
+        let body = serde_json::to_vec(&index).map_err(|error| Failure::new(FailureKind::WrongContent, error))?;
+        Ok(Listing {
+            body: body.into(),
+            media_type: Some(MediaType::new(media_type::OCI_INDEX)),
+            link: None,
+            filters_applied: artifact_type.map(|_| "artifactType".to_owned()),
+            checked_at: Timestamp::now(),
+        })
+    }
+
+    /// `/v2/_catalog`: the names with cached content, by their local path.
+    pub(super) async fn catalog(&self, query: &Query) -> Result<Response<Body>, Refusal> {
+        let asked = query.n.as_deref().and_then(|n| n.parse().ok()).unwrap_or(CATALOG_PAGE);
+        let count = asked.min(CATALOG_PAGE);
+        let last = query.last.clone().unwrap_or_default();
+        let names = self.cache.catalog(last, count + 1).await.map_err(Refusal::of(Wanted::Name))?;
+        let page = &names[..count.min(names.len())];
+        let mut response = json_response(json!({ "repositories": page }).to_string().into(), "application/json");
+        if let (Some(last), true) = (page.last(), names.len() > count) {
+            let query = url::form_urlencoded::Serializer::new(String::new())
+                .append_pair("n", &count.to_string())
+                .append_pair("last", last)
+                .finish();
+            let link = HeaderValue::try_from(format!("</v2/_catalog?{query}>; rel=\"next\""));
+            response.headers_mut().extend(link.ok().map(|link| (LINK, link)));
+        }
+        Ok(response)
+    }
+}
+
+/// What of the client's query concerns the upstream's list.
+fn page_query(query: &Query) -> String {
+    let mut asked = url::form_urlencoded::Serializer::new(String::new());
+    for (key, value) in [("n", &query.n), ("last", &query.last)] {
+        if let Some(value) = value {
+            asked.append_pair(key, value);
+        }
+    }
+    asked.finish()
+}
+
+fn into_listing(answer: ListAnswer) -> Listing {
+    let ListAnswer { bytes, media_type, link, filters_applied } = answer;
+    Listing { body: bytes, media_type, link, filters_applied, checked_at: Timestamp::now() }
+}
+
+fn respond_list(request: &Parts, query: &Query, listing: &Listing, state: &CacheState) -> Response<Body> {
+    let media_type = listing.media_type.as_ref().map_or("application/json", MediaType::as_str);
+    let mut response = json_response(listing.body.clone(), media_type);
+    let headers = response.headers_mut();
+    state.write(headers);
+    let link = listing.link.as_deref().and_then(|link| next_link(request.uri.path(), query, link));
+    headers.extend(link.map(|link| (LINK, link)));
+    let filters = listing.filters_applied.as_deref().and_then(|filters| HeaderValue::from_str(filters).ok());
+    headers.extend(filters.map(|filters| (OCI_FILTERS_APPLIED, filters)));
+    response
+}
+
+fn json_response(body: Bytes, media_type: &str) -> Response<Body> {
+    let length = body.len();
+    let mut response = Response::new(respond::full(body));
+    let headers = response.headers_mut();
+    headers.extend(HeaderValue::from_str(media_type).ok().map(|value| (CONTENT_TYPE, value)));
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+    response
+}
+
+/// The upstream's `Link` to the next page, as a link to ours: the path that the client asked for with
+/// the upstream's query, and the client's own `ns`.
+fn next_link(path: &str, query: &Query, link: &str) -> Option<HeaderValue> {
+    let (target, parameters) = link.trim().strip_prefix('<')?.split_once('>')?;
+    if !parameters.replace([' ', '"'], "").contains("rel=next") {
+        return None;
+    }
+    let base = Url::parse("http://upstream.invalid/").ok()?;
+    let target = base.join(target).ok()?;
+    let mut next = url::form_urlencoded::Serializer::new(String::new());
+    next.extend_pairs(target.query_pairs().filter(|(key, _)| key != "ns"));
+    if let Some(namespace) = &query.namespace {
+        next.append_pair("ns", namespace);
+    }
+    HeaderValue::try_from(format!("<{path}?{}>; rel=\"next\"", next.finish())).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_link_to_the_next_page_leads_back_here() {
+        let query = Query { namespace: Some("docker.io".to_owned()), ..Query::default() };
+        for link in [
+            "</v2/library/a/tags/list?last=b&n=2>; rel=\"next\"",
+            "<https://registry.example/v2/library/a/tags/list?last=b&n=2>; rel=next",
+            "<?last=b&n=2>;rel=\"next\"",
+        ] {
+            let next = next_link("/v2/docker.io/a/tags/list", &query, link).expect(link);
+            assert_eq!(next, "</v2/docker.io/a/tags/list?last=b&n=2&ns=docker.io>; rel=\"next\"");
+        }
+        assert_eq!(next_link("/p", &query, "<x>; rel=\"prev\""), None);
+        assert_eq!(next_link("/p", &query, "nonsense"), None);
+    }
+}

@@ -1,0 +1,187 @@
+//! The life of a request: what is asked for, of which repository, and from where it is answered.
+
+mod blob;
+mod error;
+mod listing;
+mod manifest;
+mod negative;
+mod observed;
+pub mod respond;
+pub mod routing;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HOST};
+use http::request::Parts;
+use http::{HeaderName, HeaderValue, Method, Response};
+
+pub use error::Refusal;
+pub use observed::Client;
+pub use respond::Body;
+
+use crate::cache::Cache;
+use crate::cache::flight::Flights;
+use crate::config::Config;
+use crate::index::{Listing, TagKey};
+use crate::oci::route::{Object, Route};
+use crate::oci::{Digest, Name, Reference};
+use crate::telemetry::Metrics;
+use crate::telemetry::metrics::{Kind, Outcome};
+use crate::upstream::BuildError;
+use negative::Negative;
+use respond::CacheState;
+use routing::{Asked, Routing};
+
+const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
+const OCI_NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
+
+/// Answers requests for content; shared by all connections.
+pub struct Pull {
+    routing: Routing,
+    cache: Arc<Cache>,
+    metrics: Arc<Metrics>,
+    log_access: bool,
+    /// Confirmed absences.
+    negative: Negative,
+    checks: Flights<TagKey, manifest::Checked>,
+    fetches: Flights<(String, Name, Digest), manifest::Fetched>,
+    confirmations: Flights<(String, String), Option<u64>>,
+    listings: Flights<(String, String), Listing>,
+}
+
+/// An answer and what the statistics say of it.
+struct Answer {
+    response: Response<Body>,
+    state: CacheState,
+}
+
+impl Pull {
+    pub fn new(config: &Config, cache: Arc<Cache>, metrics: Arc<Metrics>) -> Result<Arc<Self>, BuildError> {
+        Ok(Arc::new(Self {
+            routing: Routing::new(config, &metrics)?,
+            cache,
+            metrics,
+            log_access: config.logging.access,
+            negative: Negative::default(),
+            checks: Flights::default(),
+            fetches: Flights::default(),
+            confirmations: Flights::default(),
+            listings: Flights::default(),
+        }))
+    }
+
+    pub fn cache(&self) -> &Arc<Cache> {
+        &self.cache
+    }
+
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    pub fn routing(&self) -> &Routing {
+        &self.routing
+    }
+
+    /// Answers one request.
+    pub async fn handle(self: &Arc<Self>, request: Parts, client: Client) -> Response<Body> {
+        let mut observation = self.observe(&request, client);
+        let mut response = match self.dispatch(&request, &mut observation).await {
+            Ok(response) => response,
+            Err(refusal) => {
+                observation.refused(&refusal);
+                refusal.into_response()
+            }
+        };
+        if request.method == Method::HEAD {
+            *response.body_mut() = respond::empty();
+        }
+        response.headers_mut().insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
+        observation.watch(response)
+    }
+
+    async fn dispatch(
+        self: &Arc<Self>,
+        request: &Parts,
+        observation: &mut observed::Observation,
+    ) -> Result<Response<Body>, Refusal> {
+        let query = Query::read(request.uri.query());
+        let (path, object) = match Route::parse(request.uri.path())? {
+            Route::Base { prefix } if self.routing.knows_prefix(&prefix) => return Ok(base()),
+            Route::Base { prefix } => return Err(routing::RoutingError::UnknownName(prefix).into()),
+            Route::Catalog => return self.catalog(&query).await,
+            Route::Object { path, object } => (path, object),
+        };
+        let tag = match &object {
+            Object::Manifest(Reference::Tag(tag)) => Some(tag.as_str()),
+            _ => None,
+        };
+        let namespace = query.namespace.as_deref();
+        let asked = Asked { namespace, host: host(request), path: &path, tag };
+        let target = self.routing.route(asked)?;
+        observation.found(target.repository.prefix(), kind_of(&object));
+        if request.method != Method::GET && request.method != Method::HEAD {
+            return Err(Refusal::Unsupported);
+        }
+
+        let Answer { mut response, state } = match object {
+            Object::Manifest(reference) => self.manifest(request, &target, reference).await?,
+            Object::Blob(digest) => self.blob(request, &target, digest).await?,
+            Object::Tags => self.tags(request, &target, &query).await?,
+            Object::Referrers(subject) => self.referrers(request, &target, subject, &query).await?,
+            Object::Upload => return Err(Refusal::Unsupported),
+        };
+        observation.answered(state.outcome());
+        if let Some(value) = namespace.and_then(|namespace| HeaderValue::from_str(namespace).ok()) {
+            response.headers_mut().insert(OCI_NAMESPACE, value);
+        }
+        Ok(response)
+    }
+}
+
+fn base() -> Response<Body> {
+    let mut response = Response::new(respond::full(Bytes::from_static(b"{}")));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+/// HTTP/2 has the host in the URI, HTTP/1.1 in a header.
+fn host(request: &Parts) -> Option<&str> {
+    let authority = request.uri.authority().map(http::uri::Authority::as_str);
+    authority.or_else(|| request.headers.get(HOST)?.to_str().ok())
+}
+
+fn kind_of(object: &Object) -> Kind {
+    match object {
+        Object::Manifest(_) => Kind::Manifest,
+        Object::Blob(_) | Object::Upload => Kind::Blob,
+        Object::Tags | Object::Referrers(_) => Kind::Listing,
+    }
+}
+
+/// The parts of a query that mean something here.
+#[derive(Clone, Debug, Default)]
+struct Query {
+    /// `ns`
+    namespace: Option<String>,
+    n: Option<String>,
+    last: Option<String>,
+    artifact_type: Option<String>,
+}
+
+impl Query {
+    fn read(query: Option<&str>) -> Self {
+        let mut read = Self::default();
+        for (key, value) in url::form_urlencoded::parse(query.unwrap_or_default().as_bytes()) {
+            let place = match &*key {
+                "ns" => &mut read.namespace,
+                "n" => &mut read.n,
+                "last" => &mut read.last,
+                "artifactType" => &mut read.artifact_type,
+                _ => continue,
+            };
+            place.get_or_insert_with(|| value.into_owned());
+        }
+        read
+    }
+}

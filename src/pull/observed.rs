@@ -1,0 +1,159 @@
+//! Watching an answer to its last byte: metrics and the access log.
+
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::request::Parts;
+use http::{Response, Version};
+use http_body_util::BodyExt;
+use hyper::body::{Frame, SizeHint};
+
+use super::error::{Refusal, Wanted};
+use super::respond::Body;
+use super::{Kind, Outcome, Pull};
+use crate::failure::Failure;
+use crate::telemetry::Metrics;
+use crate::telemetry::access_log::{self, Entry};
+use crate::telemetry::metrics::StatusLabel;
+
+/// Who asks.
+#[derive(Clone, Copy, Debug)]
+pub struct Client {
+    pub address: SocketAddr,
+}
+
+/// What is known of a request when its answer is over.
+pub(super) struct Observation {
+    metrics: Arc<Metrics>,
+    log_access: bool,
+    began: Instant,
+    client: Client,
+    method: String,
+    path: String,
+    version: Version,
+    user_agent: String,
+    repository: Option<(String, Kind)>,
+    outcome: Option<Outcome>,
+    status: u16,
+    sent: u64,
+    is_complete: bool,
+}
+
+impl Pull {
+    pub(super) fn observe(&self, request: &Parts, client: Client) -> Observation {
+        let user_agent = request.headers.get(http::header::USER_AGENT).and_then(|value| value.to_str().ok());
+        Observation {
+            metrics: self.metrics.clone(),
+            log_access: self.log_access,
+            began: Instant::now(),
+            client,
+            method: request.method.to_string(),
+            // Without the query: what clients put there is not for logs.
+            path: request.uri.path().to_owned(),
+            version: request.version,
+            user_agent: user_agent.unwrap_or_default().to_owned(),
+            repository: None,
+            outcome: None,
+            status: 0,
+            sent: 0,
+            is_complete: false,
+        }
+    }
+}
+
+impl Observation {
+    pub fn found(&mut self, repository: &str, kind: Kind) {
+        self.repository = Some((repository.to_owned(), kind));
+    }
+
+    pub fn answered(&mut self, outcome: Outcome) {
+        self.outcome = Some(outcome);
+    }
+
+    pub fn refused(&mut self, refusal: &Refusal) {
+        if let Refusal::Failure { failure, wanted } = refusal {
+            self.outcome = Some(Outcome::Failed);
+            let what = match wanted {
+                Wanted::Manifest => "manifest",
+                Wanted::Blob => "blob",
+                Wanted::Name => "name",
+            };
+            tracing::info!(path = self.path, what, kind = failure.kind.as_str(), %failure, "not served");
+        }
+    }
+
+    /// Goes along with the body.
+    pub fn watch(mut self, response: Response<Body>) -> Response<Body> {
+        self.status = response.status().as_u16();
+        self.metrics.responses.get_or_create(&StatusLabel { status: self.status }).inc();
+        if let (Some((repository, kind)), Some(outcome)) = (&self.repository, self.outcome) {
+            self.metrics.answered(repository, *kind, outcome);
+        }
+        response.map(|body| Observed { body, observation: self }.boxed_unsync())
+    }
+}
+
+impl Drop for Observation {
+    fn drop(&mut self) {
+        if let Some((repository, _)) = &self.repository {
+            self.metrics.served(repository, self.sent);
+        }
+        if self.log_access {
+            access_log::write(&Entry {
+                client: self.client.address,
+                method: &self.method,
+                path: &self.path,
+                version: self.version,
+                user_agent: &self.user_agent,
+                status: self.status,
+                bytes: self.sent,
+                is_complete: self.is_complete,
+                took: self.began.elapsed(),
+                repository: self.repository.as_ref().map(|(repository, _)| repository.as_str()),
+                cache: self.outcome.map(Outcome::as_str),
+            });
+        }
+    }
+}
+
+/// A body that tells its observation what went by.
+struct Observed {
+    body: Body,
+    observation: Observation,
+}
+
+impl hyper::body::Body for Observed {
+    type Data = Bytes;
+    type Error = Failure;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(context);
+        match &polled {
+            Poll::Ready(Some(Ok(frame))) => {
+                self.observation.sent += frame.data_ref().map_or(0, |data| data.len() as u64);
+                self.observation.is_complete = self.body.is_end_stream();
+            }
+            Poll::Ready(Some(Err(failure))) => tracing::warn!(
+                path = self.observation.path,
+                kind = failure.kind.as_str(),
+                %failure,
+                "a response was aborted"
+            ),
+            Poll::Ready(None) => self.observation.is_complete = true,
+            Poll::Pending => {}
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

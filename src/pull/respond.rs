@@ -1,0 +1,260 @@
+//! Answers: bodies, cache headers, ranges and conditions.
+
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use futures_util::stream::{self, Stream, StreamExt};
+use http::header::{
+    ACCEPT_RANGES, AGE, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_NONE_MATCH, IF_RANGE, RANGE, WARNING,
+};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Empty, Full, StreamBody};
+use hyper::body::Frame;
+
+use super::error::{Refusal, Wanted};
+use crate::cache::{Content, Manifest};
+use crate::failure::Failure;
+use crate::oci::Digest;
+use crate::oci::range::{ByteRange, RangeHeader, Selection};
+use crate::telemetry::metrics::Outcome;
+
+/// A response's body. An error in it aborts the response, so that the client cannot take what it got
+/// for the whole.
+pub type Body = UnsyncBoxBody<Bytes, Failure>;
+
+const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
+const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+const X_CACHE: HeaderName = HeaderName::from_static("x-cache");
+const X_CACHE_DATE: HeaderName = HeaderName::from_static("x-cache-date");
+
+pub fn empty() -> Body {
+    Empty::new().map_err(|never| match never {}).boxed_unsync()
+}
+
+pub fn full(bytes: Bytes) -> Body {
+    Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
+}
+
+fn streamed(stream: impl Stream<Item = Result<Bytes, Failure>> + Send + 'static) -> Body {
+    StreamBody::new(stream.map(|item| item.map(Frame::data))).boxed_unsync()
+}
+
+/// How the cache stood to a request.
+#[derive(Clone, Debug)]
+pub enum CacheState {
+    /// From the cache; since when it has been there or was last found true.
+    Hit { since: SystemTime },
+    /// From upstream, by this request's transfer or by one it joined.
+    Miss { collapsed: bool },
+    /// An old copy, because of a failure.
+    Stale { since: SystemTime, why: Failure },
+}
+
+impl CacheState {
+    pub fn outcome(&self) -> Outcome {
+        match self {
+            Self::Hit { .. } => Outcome::Hit,
+            Self::Miss { .. } => Outcome::Miss,
+            Self::Stale { .. } => Outcome::Stale,
+        }
+    }
+
+    /// `Cache-Status` (RFC 9211), `X-Cache`, `X-Cache-Date`, `Age` and `Warning`.
+    pub fn write(&self, headers: &mut HeaderMap) {
+        let (status, word, since) = match self {
+            Self::Hit { since } => ("larder; hit".to_owned(), "HIT", Some(since)),
+            Self::Miss { collapsed: false } => ("larder; fwd=miss".to_owned(), "MISS", None),
+            Self::Miss { collapsed: true } => ("larder; fwd=miss; collapsed".to_owned(), "MISS", None),
+            Self::Stale { since, why } => {
+                (format!("larder; fwd=stale; detail={}", why.kind.as_str()), "STALE", Some(since))
+            }
+        };
+        insert(headers, CACHE_STATUS, &status);
+        headers.insert(X_CACHE, HeaderValue::from_static(word));
+        if let Some(since) = since {
+            let age = SystemTime::now().duration_since(*since).unwrap_or_default();
+            headers.insert(AGE, HeaderValue::from(age.as_secs()));
+            insert(headers, X_CACHE_DATE, &humantime::format_rfc3339_seconds(*since).to_string());
+        }
+        if let Self::Stale { why, .. } = self {
+            let why: String = why.message().chars().filter(|c| !c.is_control() && *c != '"' && *c != '\\').collect();
+            insert(headers, WARNING, &format!("299 - \"larder serves an old copy: {why}\""));
+        }
+    }
+}
+
+/// Values made here are plain text; one that is none is left out rather than sent broken.
+fn insert(headers: &mut HeaderMap, name: HeaderName, value: &str) {
+    match HeaderValue::from_str(value) {
+        Ok(value) => drop(headers.insert(name, value)),
+        Err(_) => tracing::debug!(%name, "a header was left out: its value cannot be sent"),
+    }
+}
+
+/// Answers with a manifest.
+pub fn manifest(method: &Method, conditions: &HeaderMap, manifest: &Manifest, state: &CacheState) -> Response<Body> {
+    let etag = etag(&manifest.digest);
+    let mut response = Response::new(empty());
+    let headers = response.headers_mut();
+    state.write(headers);
+    insert(headers, DOCKER_CONTENT_DIGEST, &manifest.digest.to_string());
+    insert(headers, ETAG, &etag);
+    if is_unmodified(conditions, &etag) {
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+        return response;
+    }
+    insert(headers, CONTENT_TYPE, manifest.media_type.as_str());
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(manifest.bytes.len()));
+    if method != Method::HEAD {
+        *response.body_mut() = full(manifest.bytes.clone());
+    }
+    response
+}
+
+/// Answers a HEAD with what the upstream's HEAD said.
+pub fn manifest_head(digest: &Digest, media_type: &str, size: u64) -> Response<Body> {
+    let mut response = Response::new(empty());
+    let headers = response.headers_mut();
+    CacheState::Miss { collapsed: false }.write(headers);
+    insert(headers, DOCKER_CONTENT_DIGEST, &digest.to_string());
+    insert(headers, ETAG, &etag(digest));
+    insert(headers, CONTENT_TYPE, media_type);
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(size));
+    response
+}
+
+/// Answers a HEAD for a blob.
+pub fn blob_head(digest: &Digest, size: Option<u64>, state: &CacheState) -> Response<Body> {
+    let mut response = Response::new(empty());
+    let headers = response.headers_mut();
+    blob_headers(headers, digest, state);
+    if let Some(size) = size {
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(size));
+    }
+    response
+}
+
+/// Answers with a blob or the parts of it that were asked for.
+pub async fn blob(
+    asked: &HeaderMap,
+    digest: &Digest,
+    content: Content,
+    state: &CacheState,
+) -> Result<Response<Body>, Refusal> {
+    let etag = etag(digest);
+    let mut response = Response::new(empty());
+    blob_headers(response.headers_mut(), digest, state);
+    if is_unmodified(asked, &etag) {
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+        return Ok(response);
+    }
+    let range = range_header(asked, &etag);
+    let size = match range {
+        Some(_) => content.final_size().await.map(Some),
+        None => content.size().await,
+    };
+    let size = size.map_err(Refusal::of(Wanted::Blob))?;
+    let selection = match (range, size) {
+        (Some(range), Some(size)) => range.select(size),
+        _ => Selection::Whole,
+    };
+    let headers = response.headers_mut();
+    match (selection, size) {
+        (Selection::Unsatisfiable, size) => return Err(Refusal::Range { size: size.unwrap_or_default() }),
+        (Selection::Parts(parts), Some(size)) if parts.len() > 1 => {
+            let multipart = Multipart::new(digest, &parts, size);
+            insert(headers, CONTENT_TYPE, &multipart.content_type());
+            headers.insert(CONTENT_LENGTH, HeaderValue::from(multipart.length()));
+            *response.body_mut() = streamed(multipart.stream(content));
+            *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+        }
+        (Selection::Parts(parts), Some(size)) => {
+            let part = parts.first().copied().unwrap_or(ByteRange { start: 0, end: size });
+            insert(headers, CONTENT_RANGE, &content_range(part, size));
+            headers.insert(CONTENT_LENGTH, HeaderValue::from(part.len()));
+            *response.body_mut() = streamed(content.stream(part.start, Some(part.end)));
+            *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+        }
+        (_, size) => {
+            if let Some(size) = size {
+                headers.insert(CONTENT_LENGTH, HeaderValue::from(size));
+            }
+            *response.body_mut() = streamed(content.stream(0, size));
+        }
+    }
+    Ok(response)
+}
+
+fn blob_headers(headers: &mut HeaderMap, digest: &Digest, state: &CacheState) {
+    state.write(headers);
+    insert(headers, DOCKER_CONTENT_DIGEST, &digest.to_string());
+    insert(headers, ETAG, &etag(digest));
+    headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+}
+
+/// Content under a digest never changes: the digest is a strong validator.
+fn etag(digest: &Digest) -> String {
+    format!("\"{digest}\"")
+}
+
+/// `If-None-Match` (RFC 9110, section 13.1.2), compared weakly.
+fn is_unmodified(conditions: &HeaderMap, etag: &str) -> bool {
+    let values = conditions.get_all(IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
+    let mut listed = values.flat_map(|value| value.split(',')).map(str::trim);
+    listed.any(|listed| listed == "*" || listed.strip_prefix("W/").unwrap_or(listed) == etag)
+}
+
+/// The `Range` header, unless `If-Range` names another content (RFC 9110, section 13.1.5).
+fn range_header(asked: &HeaderMap, etag: &str) -> Option<RangeHeader> {
+    let holds = asked.get(IF_RANGE).is_none_or(|condition| condition == etag);
+    let text = asked.get(RANGE).filter(|_| holds)?.to_str().ok()?;
+    RangeHeader::parse(text)
+}
+
+fn content_range(part: ByteRange, size: u64) -> String {
+    format!("bytes {}-{}/{size}", part.start, part.end - 1)
+}
+
+/// A `multipart/byteranges` body (RFC 9110, section 14.6).
+struct Multipart {
+    boundary: String,
+    /// The header of each part and its range.
+    parts: Vec<(Bytes, ByteRange)>,
+    end: Bytes,
+}
+
+impl Multipart {
+    fn new(digest: &Digest, ranges: &[ByteRange], size: u64) -> Self {
+        // As unlikely to stand in the content as the content's own hash is.
+        let boundary = format!("larder-{}", &digest.hex()[..32]);
+        let part = |range: &ByteRange| {
+            let head = format!(
+                "\r\n--{boundary}\r\nContent-Type: application/octet-stream\r\nContent-Range: {}\r\n\r\n",
+                content_range(*range, size)
+            );
+            (Bytes::from(head), *range)
+        };
+        let parts = ranges.iter().map(part).collect();
+        let end = Bytes::from(format!("\r\n--{boundary}--\r\n"));
+        Self { boundary, parts, end }
+    }
+
+    fn content_type(&self) -> String {
+        format!("multipart/byteranges; boundary={}", self.boundary)
+    }
+
+    fn length(&self) -> u64 {
+        let parts: u64 = self.parts.iter().map(|(head, range)| head.len() as u64 + range.len()).sum();
+        parts + self.end.len() as u64
+    }
+
+    fn stream(self, content: Content) -> impl Stream<Item = Result<Bytes, Failure>> + Send + 'static {
+        let parts = stream::iter(self.parts).flat_map(move |(head, range)| {
+            let bytes = content.clone().stream(range.start, Some(range.end));
+            stream::once(std::future::ready(Ok(head))).chain(bytes)
+        });
+        parts.chain(stream::once(std::future::ready(Ok(self.end))))
+    }
+}

@@ -1,0 +1,246 @@
+//! The answers of a registry in good health.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Range;
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+
+use super::wire::{Request, Response};
+use super::{Options, RateLimit, Refusal};
+use crate::support::content::{Manifest, OCI_INDEX, sha256};
+
+/// Everything the registry holds.
+#[derive(Debug, Default)]
+pub(super) struct Content {
+    repositories: HashMap<String, Repository>,
+    signatures: HashSet<String>,
+    signed: usize,
+    /// Manifest requests that counted against the rate limit.
+    pub pulls: u64,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Repository {
+    pub manifests: BTreeMap<String, Manifest>,
+    pub tags: BTreeMap<String, String>,
+    pub blobs: HashMap<String, Bytes>,
+}
+
+impl Content {
+    /// The repository, made if it is new.
+    pub fn repository(&mut self, name: &str) -> &mut Repository {
+        self.repositories.entry(name.to_owned()).or_default()
+    }
+
+    /// Makes every redirect handed out so far invalid.
+    pub fn expire_signatures(&mut self) {
+        self.signatures.clear();
+    }
+
+    pub fn manifest(&mut self, request: &Request, options: &Options) -> Response {
+        let limit = options.rate_limit.as_ref();
+        let refused = limit.and_then(|limit| self.spend(request, limit));
+        let headers = limit.map(|limit| self.rate_headers(limit)).unwrap_or_default();
+        let mut response = refused.unwrap_or_else(|| self.find_manifest(request));
+        response.headers.extend(headers);
+        response
+    }
+
+    fn find_manifest(&self, request: &Request) -> Response {
+        let repository = self.repositories.get(&request.name);
+        let found = repository.and_then(|repository| {
+            let digest = repository.tags.get(&request.reference).unwrap_or(&request.reference);
+            repository.manifests.get(digest)
+        });
+        let Some(manifest) = found else {
+            return Response::error(404, "MANIFEST_UNKNOWN", "manifest unknown");
+        };
+        let etag = format!("\"{}\"", manifest.digest);
+        let headers = [("docker-content-digest", &manifest.digest), ("etag", &etag)];
+        if request.header("if-none-match").is_some_and(|value| value.contains(&manifest.digest)) {
+            return with_headers(Response::new(304), &headers);
+        }
+        let mut response = Response::new(200).body(&manifest.media_type, manifest.bytes.clone());
+        response.counts_for = Some(manifest.digest.clone());
+        with_headers(response, &headers)
+    }
+
+    /// Counts a pull; an answer if it is one too many.
+    fn spend(&mut self, request: &Request, limit: &RateLimit) -> Option<Response> {
+        // The abuse limit is for every request; the pull limit does not count HEAD.
+        let counts = request.method == "GET" || limit.refusal == Refusal::Abuse;
+        if counts && self.pulls < limit.pulls {
+            self.pulls += 1;
+            return None;
+        }
+        if !counts {
+            return None;
+        }
+        let response = match limit.refusal {
+            Refusal::Json => Response::error(429, "TOOMANYREQUESTS", "You have reached your pull rate limit."),
+            Refusal::Abuse => Response::new(429).body("text/plain", "Too Many Requests (HAP429).\n"),
+        };
+        Some(match limit.retry_after {
+            Some(seconds) => response.header("retry-after", seconds),
+            None => response,
+        })
+    }
+
+    fn rate_headers(&self, limit: &RateLimit) -> Vec<(String, String)> {
+        let window = limit.window;
+        let remaining = limit.pulls.saturating_sub(self.pulls);
+        vec![
+            ("ratelimit-limit".to_owned(), format!("{};w={window}", limit.pulls)),
+            ("ratelimit-remaining".to_owned(), format!("{remaining};w={window}")),
+            ("docker-ratelimit-source".to_owned(), "127.0.0.1".to_owned()),
+        ]
+    }
+
+    /// The blob, or a redirect to `storage` (an origin, or empty for a relative redirect).
+    pub fn blob(&mut self, request: &Request, storage: Option<&str>, ranges: bool) -> Response {
+        let stored = self.repositories.get(&request.name).and_then(|found| found.blobs.get(&request.reference));
+        let Some(bytes) = stored.cloned() else {
+            return Response::error(404, "BLOB_UNKNOWN", "blob unknown to registry");
+        };
+        let Some(origin) = storage else {
+            return object(request, &bytes, ranges);
+        };
+        self.signed += 1;
+        let signature = format!("{:08x}", self.signed);
+        self.signatures.insert(format!("{} {signature}", request.reference));
+        let query = format!("X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Expires=600&X-Amz-Signature={signature}");
+        Response::new(307).header("location", format!("{origin}/storage/{}?{query}", request.reference))
+    }
+
+    /// The storage host: it knows signatures, not users.
+    pub fn storage(&self, request: &Request, foreign_host: bool, ranges: bool) -> Response {
+        let error = |status, code| {
+            let body = format!("<?xml version=\"1.0\"?><Error><Code>{code}</Code></Error>");
+            Response::new(status).body("application/xml", body)
+        };
+        if foreign_host && request.header("authorization").is_some() {
+            return error(400, "InvalidArgument");
+        }
+        let signature = request.query_value("X-Amz-Signature").unwrap_or_default();
+        if !self.signatures.contains(&format!("{} {signature}", request.reference)) {
+            return error(403, "AccessDenied");
+        }
+        match self.repositories.values().find_map(|repository| repository.blobs.get(&request.reference)) {
+            Some(bytes) => object(request, bytes, ranges),
+            None => error(404, "NoSuchKey"),
+        }
+    }
+
+    pub fn tags(&self, request: &Request, options: &Options) -> Response {
+        let Some(repository) = self.repositories.get(&request.name) else {
+            return Response::error(404, "NAME_UNKNOWN", "repository name not known to registry");
+        };
+        let tags = repository.tags.keys().map(|tag| (tag.clone(), Value::from(tag.as_str()))).collect();
+        let (page, link) = paginate(request, tags, options.page_size);
+        let response = Response::json(200, &json!({"name": request.name, "tags": page}));
+        with_link(response, link)
+    }
+
+    pub fn referrers(&self, request: &Request, options: &Options) -> Response {
+        if !options.referrers {
+            return Response::new(404).body("text/plain", "404 page not found\n");
+        }
+        let wanted = request.query_value("artifactType");
+        let manifests = self.repositories.get(&request.name).map(|repository| &repository.manifests);
+        let referrers = manifests
+            .into_iter()
+            .flatten()
+            .filter_map(|(digest, manifest)| Some((digest.clone(), referrer(manifest, &request.reference)?)))
+            .filter(|(_, entry)| wanted.as_ref().is_none_or(|wanted| entry["artifactType"] == wanted.as_str()))
+            .collect();
+        let (page, link) = paginate(request, referrers, options.page_size);
+        let index = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": page});
+        let response = Response::new(200).body(OCI_INDEX, index.to_string());
+        let response = if wanted.is_some() { response.header("oci-filters-applied", "artifactType") } else { response };
+        with_link(response, link)
+    }
+}
+
+/// The entry for a manifest in the referrers of `subject`, if it is one.
+fn referrer(manifest: &Manifest, subject: &str) -> Option<Value> {
+    let document: Value = serde_json::from_slice(&manifest.bytes).ok()?;
+    if document["subject"]["digest"] != subject {
+        return None;
+    }
+    let artifact_type = match &document["artifactType"] {
+        Value::Null => &document["config"]["mediaType"],
+        artifact_type => artifact_type,
+    };
+    Some(json!({
+        "mediaType": manifest.media_type,
+        "digest": manifest.digest,
+        "size": manifest.bytes.len(),
+        "artifactType": artifact_type,
+        "annotations": document["annotations"],
+    }))
+}
+
+/// One page of sorted entries by `n` and `last`, and the `Link` to the next page.
+fn paginate(request: &Request, entries: Vec<(String, Value)>, page_size: usize) -> (Vec<Value>, Option<String>) {
+    let size = request.query_value("n").and_then(|n| n.parse().ok()).unwrap_or(page_size);
+    let last = request.query_value("last").unwrap_or_default();
+    let rest: Vec<_> = entries.into_iter().filter(|(key, _)| last.is_empty() || *key > last).collect();
+    let next = rest.get(..size).filter(|page| page.len() < rest.len()).and_then(|page| page.last()).map(|(key, _)| {
+        let kept = request.query_value("artifactType").map(|wanted| format!("&artifactType={wanted}"));
+        format!("<{}?last={key}&n={size}{}>; rel=\"next\"", request.path, kept.unwrap_or_default())
+    });
+    (rest.into_iter().take(size).map(|(_, entry)| entry).collect(), next)
+}
+
+/// Bytes with `Range` support.
+fn object(request: &Request, bytes: &Bytes, ranges: bool) -> Response {
+    let digest = if request.reference.is_empty() { sha256(bytes) } else { request.reference.clone() };
+    let etag = format!("\"{digest}\"");
+    let headers = [("docker-content-digest", &digest), ("etag", &etag)];
+    let wanted = request
+        .header("range")
+        .filter(|_| ranges && request.method == "GET")
+        .filter(|_| request.header("if-range").is_none_or(|value| value == etag))
+        .and_then(|value| parse_range(value, bytes.len()));
+    let size = bytes.len();
+    let mut response = match wanted {
+        Some(range) if range.is_empty() => Response::new(416).header("content-range", format!("bytes */{size}")),
+        Some(range) => {
+            let content_range = format!("bytes {}-{}/{size}", range.start, range.end - 1);
+            let mut part = Response::new(206).header("content-range", content_range);
+            part.offset = range.start as u64;
+            part.body("application/octet-stream", bytes.slice(range))
+        }
+        None => Response::new(200).body("application/octet-stream", bytes.clone()),
+    };
+    response.counts_for = Some(digest.clone());
+    with_headers(response.header("accept-ranges", "bytes"), &headers)
+}
+
+/// A single range; `None` means all (several ranges, or nonsense), an empty one that it cannot be satisfied.
+fn parse_range(value: &str, size: usize) -> Option<Range<usize>> {
+    let (first, last) = value.strip_prefix("bytes=")?.split_once('-')?;
+    match (first, last) {
+        ("", suffix) => {
+            let length = suffix.parse::<usize>().ok()?;
+            Some(size.saturating_sub(length)..size)
+        }
+        (first, "") => Some(first.parse::<usize>().ok()?.min(size)..size),
+        (first, last) => {
+            let (first, last) = (first.parse::<usize>().ok()?, last.parse::<usize>().ok()?);
+            (first <= last).then(|| first.min(size)..last.saturating_add(1).min(size))
+        }
+    }
+}
+
+fn with_headers(response: Response, headers: &[(&str, &String)]) -> Response {
+    headers.iter().fold(response, |response, (name, value)| response.header(name, value))
+}
+
+fn with_link(response: Response, link: Option<String>) -> Response {
+    match link {
+        Some(link) => response.header("link", link),
+        None => response,
+    }
+}

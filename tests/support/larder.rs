@@ -1,0 +1,377 @@
+//! The real binary as a child process, with a directory of its own.
+
+use std::fmt::Write as _;
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::client::get;
+use super::eventually;
+use super::hub::Hub;
+
+const START_DEADLINE: Duration = Duration::from_secs(20);
+/// The doors that every start waits for.
+const DOORS: [(&str, &str); 2] = [("registry", "LARDER_SERVER__LISTEN"), ("admin", "LARDER_ADMIN__LISTEN")];
+
+/// A running Larder. Killed on drop; its log is printed if the test panics.
+#[derive(Debug)]
+pub struct Larder {
+    setup: Builder,
+    directory: TempDir,
+    child: Option<Child>,
+    log: watch::Receiver<Log>,
+    earlier_log: String,
+    addresses: Vec<(String, SocketAddr)>,
+}
+
+/// What a Larder is started with.
+#[derive(Clone, Debug, Default)]
+pub struct Builder {
+    config: String,
+    environment: Vec<(String, String)>,
+    keep_ports: bool,
+}
+
+/// How a Larder that was not meant to stay ended.
+#[derive(Debug)]
+pub struct Exit {
+    /// `None` if a signal ended it.
+    pub code: Option<i32>,
+    pub signal: Option<i32>,
+    pub log: String,
+}
+
+/// The memory of a process, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Memory {
+    pub resident: u64,
+    /// The most it ever was.
+    pub peak: u64,
+}
+
+#[derive(Debug, Default)]
+struct Log {
+    text: String,
+    doors: Vec<(String, SocketAddr)>,
+    ended: bool,
+}
+
+impl Builder {
+    /// Adds text to `larder.toml`. Listen addresses, cache directory and logging are set by the harness.
+    pub fn config(mut self, toml: impl ToString) -> Self {
+        self.config.push_str(&toml.to_string());
+        self.config.push('\n');
+        self
+    }
+
+    /// Sets an environment variable; the last value counts, also against the harness's own.
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Later starts listen where the first did.
+    pub fn keep_ports(mut self) -> Self {
+        self.keep_ports = true;
+        self
+    }
+
+    /// Starts it and waits until it listens; panics with its log if it does not.
+    pub async fn start(self) -> Larder {
+        let mut larder = Larder::prepare(self);
+        larder.launch().await;
+        larder
+    }
+
+    /// Starts it and waits until it ends by itself, e.g. because of a bad configuration.
+    pub async fn run_to_exit(self) -> Exit {
+        let mut larder = Larder::prepare(self);
+        larder.spawn();
+        larder.exit("larder to end by itself").await
+    }
+}
+
+impl Larder {
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// With this configuration.
+    pub async fn start(config: impl ToString) -> Self {
+        Self::builder().config(config).start().await
+    }
+
+    /// `http://127.0.0.1:PORT` of the registry door.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.door("registry"))
+    }
+
+    /// `http://127.0.0.1:PORT` of the admin API.
+    pub fn admin_url(&self) -> String {
+        format!("http://{}", self.door("admin"))
+    }
+
+    /// The address that a door logged: "registry", "admin", "proxy"…
+    pub fn door(&self, name: &str) -> SocketAddr {
+        let log = self.log.borrow();
+        let found = log.doors.iter().find(|(door, _)| door == name);
+        found.unwrap_or_else(|| panic!("no door {name} is listening")).1
+    }
+
+    /// `URL/v2/NAME/manifests/REFERENCE`
+    pub fn manifest_url(&self, name: &str, reference: &str) -> String {
+        format!("{}/v2/{name}/manifests/{reference}", self.url())
+    }
+
+    /// `URL/v2/NAME/blobs/DIGEST`
+    pub fn blob_url(&self, name: &str, digest: &str) -> String {
+        format!("{}/v2/{name}/blobs/{digest}", self.url())
+    }
+
+    /// The working directory, with `larder.toml` in it.
+    pub fn home(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// The cache directory.
+    pub fn dir(&self) -> PathBuf {
+        self.directory.path().join("cache")
+    }
+
+    /// Everything logged so far, over all starts.
+    pub fn log(&self) -> String {
+        format!("{}{}", self.earlier_log, self.log.borrow().text)
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("larder is running").id()
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.child.as_mut().is_some_and(|child| child.try_wait().is_ok_and(|status| status.is_none()))
+    }
+
+    /// Writes a new `larder.toml` over the old one, without a restart.
+    pub fn write_config(&mut self, toml: impl ToString) {
+        self.setup.config = toml.to_string();
+        std::fs::write(self.config_path(), &self.setup.config).expect("the configuration can be written");
+    }
+
+    /// Kills it at once, as a power cut would.
+    pub fn kill9(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Sends SIGTERM and waits for the end.
+    pub async fn stop(&mut self) -> Exit {
+        self.signal("TERM");
+        self.exit("larder to end after SIGTERM").await
+    }
+
+    /// Sends a signal by name: "TERM", "HUP", "STOP"…
+    pub fn signal(&self, name: &str) {
+        let sent = Command::new("kill").arg(format!("-{name}")).arg(self.pid().to_string()).status();
+        assert!(sent.is_ok_and(|status| status.success()), "SIG{name} could not be sent");
+    }
+
+    /// Stops it if it runs, and starts it again with the same directory and configuration.
+    pub async fn restart(&mut self) {
+        if self.is_running() {
+            self.stop().await;
+        }
+        self.launch().await;
+    }
+
+    /// `GET /api/cache/stats`
+    pub async fn stats(&self) -> serde_json::Value {
+        let answer = get(format!("{}/api/cache/stats", self.admin_url())).await;
+        assert_eq!(answer.status, 200, "stats: {}", answer.text());
+        answer.json()
+    }
+
+    /// `GET /metrics`
+    pub async fn metrics(&self) -> String {
+        let answer = get(format!("{}/metrics", self.admin_url())).await;
+        assert_eq!(answer.status, 200, "metrics: {}", answer.text());
+        answer.text()
+    }
+
+    pub fn resident_memory(&self) -> Memory {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("larder is running");
+        let kibibytes = |key: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(key)).expect("the kernel counts memory");
+            let number = line.trim().trim_end_matches("kB").trim();
+            number.parse::<u64>().expect("a number of kB") * 1024
+        };
+        Memory { resident: kibibytes("VmRSS:"), peak: kibibytes("VmHWM:") }
+    }
+
+    fn prepare(setup: Builder) -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let (_, log) = watch::channel(Log::default());
+        let larder = Self { setup, directory, child: None, log, earlier_log: String::new(), addresses: Vec::new() };
+        std::fs::write(larder.config_path(), &larder.setup.config).expect("the configuration can be written");
+        larder
+    }
+
+    fn config_path(&self) -> PathBuf {
+        self.directory.path().join("larder.toml")
+    }
+
+    async fn launch(&mut self) {
+        self.spawn();
+        let listening = |log: &Log| DOORS.iter().all(|(door, _)| log.doors.iter().any(|(name, _)| name == door));
+        let waited = self.log.wait_for(|log| log.ended || listening(log));
+        let in_time = timeout(START_DEADLINE, waited).await.is_ok();
+        let doors = {
+            let log = self.log.borrow();
+            // The log itself is printed on drop.
+            assert!(!log.ended, "larder ended while it was starting");
+            assert!(in_time, "larder did not listen within {START_DEADLINE:?}");
+            log.doors.clone()
+        };
+        self.addresses = doors;
+    }
+
+    fn spawn(&mut self) {
+        self.earlier_log = self.log();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_larder"));
+        command.arg("serve").arg("--config").arg(self.config_path()).current_dir(self.directory.path());
+        // Nothing of the developer's environment: proxies, credentials, other LARDER_ variables.
+        command.env_clear().env("HOME", self.directory.path()).env("RUST_BACKTRACE", "1");
+        for name in ["PATH", "LD_LIBRARY_PATH", "LLVM_PROFILE_FILE"] {
+            if let Some(value) = std::env::var_os(name) {
+                command.env(name, value);
+            }
+        }
+        for (door, variable) in DOORS {
+            let before = self.addresses.iter().find(|(name, _)| name == door).filter(|_| self.setup.keep_ports);
+            command.env(variable, before.map_or("127.0.0.1:0".to_owned(), |(_, address)| address.to_string()));
+        }
+        command.env("LARDER_CACHE__DIR", self.dir());
+        command.env("LARDER_LOGGING__LEVEL", "debug").env("LARDER_LOGGING__FORMAT", "json");
+        command.envs(self.setup.environment.iter().map(|(name, value)| (name, value)));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+
+        let mut child = command.spawn().expect("the larder binary can be started");
+        let stderr = child.stderr.take().expect("stderr is piped");
+        let (sender, log) = watch::channel(Log::default());
+        std::thread::spawn(move || read_log(stderr, &sender));
+        self.child = Some(child);
+        self.log = log;
+    }
+
+    async fn exit(&mut self, what: &str) -> Exit {
+        let status: Mutex<Option<ExitStatus>> = Mutex::new(None);
+        let child = Mutex::new(self.child.as_mut().expect("larder was started"));
+        eventually(what, || async {
+            let ended = child.lock().expect("no panic while held").try_wait().expect("a child can be waited for");
+            *status.lock().expect("no panic while held") = ended;
+            ended.is_some()
+        })
+        .await;
+        self.child = None;
+        // What it said last may still be in the pipe.
+        let _ = timeout(START_DEADLINE, self.log.wait_for(|log| log.ended)).await;
+        let status = status.into_inner().expect("no panic while held").expect("it has ended");
+        Exit { code: status.code(), signal: status.signal(), log: self.log.borrow().text.clone() }
+    }
+}
+
+impl Drop for Larder {
+    fn drop(&mut self) {
+        self.kill9();
+        if std::thread::panicking() {
+            eprintln!("--- log of larder ---\n{}--- end of the log ---", self.log());
+        }
+    }
+}
+
+fn read_log(stderr: ChildStderr, sender: &watch::Sender<Log>) {
+    let mut reader = BufReader::new(stderr);
+    let mut line = Vec::new();
+    while reader.read_until(b'\n', &mut line).is_ok_and(|count| count > 0) {
+        let text = String::from_utf8_lossy(&line).into_owned();
+        sender.send_modify(|log| {
+            log.doors.extend(door_of(&text));
+            log.text.push_str(&text);
+        });
+        line.clear();
+    }
+    sender.send_modify(|log| log.ended = true);
+}
+
+/// The door and address, if the line says that one is listening.
+fn door_of(line: &str) -> Option<(String, SocketAddr)> {
+    let record: serde_json::Value = serde_json::from_str(line).ok()?;
+    let fields = &record["fields"];
+    if fields["message"] != "listening" {
+        return None;
+    }
+    Some((fields["door"].as_str()?.to_owned(), fields["address"].as_str()?.parse().ok()?))
+}
+
+/// The TOML of one repository.
+///
+/// ```ignore
+/// RepositoryConfig::new("docker.io").set(r#"max_age = "60s""#).upstream(&hub)
+/// ```
+#[derive(Clone, Debug)]
+pub struct RepositoryConfig {
+    prefix: String,
+    keys: String,
+    upstreams: String,
+}
+
+impl RepositoryConfig {
+    /// The key is the local path prefix.
+    pub fn new(prefix: &str) -> Self {
+        Self { prefix: prefix.to_owned(), keys: String::new(), upstreams: String::new() }
+    }
+
+    /// Adds lines to the repository's own table.
+    pub fn set(mut self, toml: &str) -> Self {
+        self.keys.push_str(toml);
+        self.keys.push('\n');
+        self
+    }
+
+    /// Adds a hub as the next upstream.
+    pub fn upstream(self, hub: &Hub) -> Self {
+        self.upstream_with(hub, "")
+    }
+
+    /// Adds a hub as the next upstream, with more lines for it: credentials, timeouts…
+    pub fn upstream_with(self, hub: &Hub, toml: &str) -> Self {
+        self.upstream_url(&hub.url(), toml)
+    }
+
+    /// Adds any URL as the next upstream.
+    pub fn upstream_url(mut self, url: &str, toml: &str) -> Self {
+        let table = format!("[[repository.\"{}\".upstream]]\nurl = \"{url}\"\n{toml}\n", self.prefix);
+        self.upstreams.write_str(&table).expect("writing to a String cannot fail");
+        self
+    }
+}
+
+impl std::fmt::Display for RepositoryConfig {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "[repository.\"{}\"]\n{}\n{}", self.prefix, self.keys, self.upstreams)
+    }
+}
+
+/// A repository with these hubs as its upstreams, in order.
+pub fn repository_config(prefix: &str, hubs: &[&Hub]) -> String {
+    hubs.iter().fold(RepositoryConfig::new(prefix), |config, hub| config.upstream(hub)).to_string()
+}

@@ -1,0 +1,32 @@
+//! What the integration tests stand on: content, a scripted upstream (`hub`), Larder itself as a child process, and a
+//! client that sees what really came over the wire.
+
+#![allow(dead_code, unused_imports)] // no test uses everything
+
+pub mod client;
+pub mod content;
+pub mod hub;
+pub mod larder;
+
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+pub use self::client::{Answer, Connection, Streaming, get, head, raw, request};
+pub use self::content::{Image, Index, Manifest, blob, sha256, sha512};
+pub use self::hub::{
+    Auth, Fault, Gate, Hub, Injected, Kind, Listener, On, Options, RateLimit, Redirect, Refusal, Request, TokenField,
+    TokenPlace, TokenService,
+};
+pub use self::larder::{Larder, RepositoryConfig, repository_config};
+
+/// How long a test waits for anything before it fails.
+pub const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Asks again and again until the answer is yes; panics after 20 seconds. The only place where tests sleep.
+pub async fn eventually<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
+    let started = Instant::now();
+    while !condition().await {
+        assert!(started.elapsed() < Duration::from_secs(20), "did not happen within 20 s: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
