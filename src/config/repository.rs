@@ -188,7 +188,7 @@ fn check_one(check: &Check<'_>, prefix: String, written: raw::Repository) -> Res
         (None, None) if is_host(&prefix) => vec![prefix.clone()],
         (None, None) => Vec::new(),
     };
-    if written.immutable_tags_exclusions.first().is_some() && !written.immutable_tags {
+    if !written.immutable_tags_exclusions.is_empty() && !written.immutable_tags {
         let message = "it has no effect without `immutable_tags = true`".to_owned();
         return Err(invalid("immutable_tags_exclusions", message));
     }

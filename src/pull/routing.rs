@@ -133,8 +133,8 @@ impl Routing {
     }
 
     fn longest_prefix<'a>(&self, path: &'a str) -> Option<(usize, &'a str)> {
-        let slashes = path.match_indices('/').map(|(at, _)| at);
-        slashes.filter_map(|slash| Some((*self.by_prefix.get(&path[..slash])?, &path[slash + 1..]))).last()
+        let slashes = path.rmatch_indices('/').map(|(at, _)| at);
+        slashes.filter_map(|slash| Some((*self.by_prefix.get(&path[..slash])?, &path[slash + 1..]))).next()
     }
 
     /// Clients that select by namespace or host may still send the prefix.
