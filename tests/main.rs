@@ -2,4 +2,8 @@
 //! and real clients.
 
 mod clients;
+mod house;
+mod never_wrong;
+mod one_transfer;
+mod outage;
 mod support;

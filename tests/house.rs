@@ -1,0 +1,62 @@
+//! The house stays as docs/architecture.md draws it, and its examples work.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::support::Larder;
+
+/// Each room and the rooms it may import from.
+const ROOMS: [(&str, &[&str]); 12] = [
+    ("oci", &[]),
+    ("failure", &[]),
+    ("config", &["oci", "telemetry"]),
+    ("telemetry", &["config"]),
+    ("store", &["oci"]),
+    ("index", &["oci"]),
+    ("cache", &["config", "failure", "index", "oci", "store", "telemetry"]),
+    ("upstream", &["config", "failure", "oci", "telemetry"]),
+    ("pull", &["cache", "config", "failure", "index", "oci", "telemetry", "upstream"]),
+    ("listen", &["pull"]),
+    ("admin", &["index", "oci", "pull", "telemetry"]),
+    ("cli", &["admin", "cache", "config", "listen", "pull", "telemetry"]),
+];
+
+fn sources(path: PathBuf) -> Vec<PathBuf> {
+    if path.is_file() {
+        return vec![path];
+    }
+    let entries = fs::read_dir(path).expect("a folder").map(|entry| entry.expect("an entry").path());
+    entries.flat_map(sources).filter(|path| path.extension().is_some_and(|extension| extension == "rs")).collect()
+}
+
+#[test]
+fn imports_go_one_way() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    for (room, allowed) in ROOMS {
+        let folder = src.join(room);
+        let path = if folder.is_dir() { folder } else { folder.with_extension("rs") };
+        for file in sources(path) {
+            let text = fs::read_to_string(&file).expect("readable");
+            for (at, _) in text.match_indices("crate::") {
+                let rest = &text[at + "crate::".len()..];
+                let import = rest.split(|c: char| !c.is_ascii_lowercase()).next().unwrap_or_default();
+                let is_fine = import == room || import.is_empty() || allowed.contains(&import);
+                assert!(is_fine, "{} imports {import}, which {room} may not", file.display());
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_example_configuration_starts() {
+    let example = include_str!("../larder.example.toml");
+    let mut larder = Larder::start(example).await;
+    assert_eq!(larder.stop().await.code, Some(0));
+}
+
+#[tokio::test]
+async fn a_wrong_configuration_ends_with_code_2_and_says_where() {
+    let exit = Larder::builder().config("[server]\nlissen = \"127.0.0.1:5000\"").run_to_exit().await;
+    assert_eq!(exit.code, Some(2), "{}", exit.log);
+    assert!(exit.log.contains(":2: unknown key `server.lissen`; did you mean `server.listen`?"), "{}", exit.log);
+}
