@@ -20,6 +20,8 @@ const QUEUE: usize = 16 * 1024;
 /// Most writes in one transaction.
 const BATCH: usize = 1024;
 const READERS: usize = 4;
+/// Lists kept for outages. A client can ask for any number of pages, so the oldest go.
+const MAX_LISTINGS: usize = 10_000;
 
 /// The index of one cache directory.
 pub struct Index {
@@ -286,9 +288,13 @@ fn apply_batch(connection: &mut Connection, writes: Vec<Write>) {
         return;
     }
     let count = writes.len();
+    let has_listing = writes.iter().any(|write| matches!(write, Write::Listing { .. }));
     let result = connection.transaction().and_then(|transaction| {
         for write in writes {
             apply(&transaction, write)?;
+        }
+        if has_listing {
+            drop_oldest_listings(&transaction, MAX_LISTINGS)?;
         }
         transaction.commit()
     });
@@ -347,6 +353,13 @@ fn apply(transaction: &Transaction<'_>, write: Write) -> rusqlite::Result<()> {
         ),
         Write::DropObject { digest } => run("DELETE FROM objects WHERE digest = ?1", params![digest.as_raw()]),
     }
+}
+
+fn drop_oldest_listings(transaction: &Transaction<'_>, kept: usize) -> rusqlite::Result<()> {
+    const SQL: &str = "DELETE FROM listings WHERE checked_at < \
+                       (SELECT checked_at FROM listings ORDER BY checked_at DESC LIMIT 1 OFFSET ?1)";
+    let kept = i64::try_from(kept).unwrap_or(i64::MAX);
+    transaction.prepare_cached(SQL)?.execute(params![kept.saturating_sub(1)]).map(drop)
 }
 
 fn digest(value: rusqlite::types::ValueRef<'_>) -> rusqlite::Result<Digest> {

@@ -52,3 +52,4 @@ CREATE TABLE listings (
     checked_at INTEGER NOT NULL,
     PRIMARY KEY (repository, page)
 ) WITHOUT ROWID;
+CREATE INDEX listings_by_age ON listings (checked_at);

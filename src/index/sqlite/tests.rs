@@ -1,3 +1,5 @@
+use bytes::Bytes;
+
 use super::*;
 use crate::index::{Purge, Purged};
 use crate::oci::Reference;
@@ -86,6 +88,28 @@ async fn purging_a_repository_keeps_what_another_may_see() {
     assert_eq!(purged.objects, [object(1), object(11)]);
     let purged = index.purge(Purge::All).await.expect("purged");
     assert_eq!(purged.objects, [object(10)]);
+}
+
+#[tokio::test]
+async fn the_oldest_lists_go_when_there_are_too_many() {
+    let (dir, index) = open();
+    for at in 0..5 {
+        let listing = Listing {
+            body: Bytes::new(),
+            media_type: None,
+            link: None,
+            filters_applied: None,
+            checked_at: Timestamp(at),
+        };
+        index.write(Write::Listing { repository: "r".to_owned(), page: at.to_string(), listing });
+    }
+    index.flush().await.expect("written");
+    let mut connection = Connection::open(dir.path().join("larder.db")).expect("opened");
+    let transaction = connection.transaction().expect("begun");
+    drop_oldest_listings(&transaction, 2).expect("dropped");
+    transaction.commit().expect("committed");
+    let is_there = |page: &str| index.listing("r", page).expect("read").is_some();
+    assert!(!is_there("0") && !is_there("2") && is_there("3") && is_there("4"));
 }
 
 #[test]
