@@ -6,4 +6,5 @@ mod house;
 mod never_wrong;
 mod one_transfer;
 mod outage;
+mod ranges;
 mod support;

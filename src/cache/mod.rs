@@ -9,15 +9,15 @@ pub mod hot;
 pub mod ranges;
 mod read;
 
-use std::path::Path;
 use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 
-pub use fill::{Fill, Origin, Source, Transfer};
+pub use fill::{Fill, Origin, Reading, Source, Transfer};
 pub use hot::Manifest;
 pub use read::Content;
 
+use crate::config;
 use crate::failure::{Failure, FailureKind};
 use crate::index::{Index, IndexError, Listing, ObjectEntry, Purge, Purged, TagEntry, TagKey, Timestamp, Write};
 use crate::oci::manifest::{self, Outline};
@@ -52,9 +52,12 @@ pub enum OpenError {
 
 impl Cache {
     /// Opens a cache directory, making it where it is missing.
-    pub fn open(dir: &Path, metrics: Arc<Metrics>) -> Result<Self, OpenError> {
-        let disk = Disk::open(dir)?;
-        let index = Index::open(dir)?;
+    pub fn open(config: &config::Cache, metrics: Arc<Metrics>) -> Result<Self, OpenError> {
+        let disk = Disk::open(&config.dir)?;
+        if let Err(error) = disk.clear_partials(config.partial_ttl) {
+            tracing::warn!(%error, "cannot clear abandoned partial downloads");
+        }
+        let index = Index::open(&config.dir)?;
         let totals = index.totals()?;
         let signed = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
         metrics.changed_size(signed(totals.objects), signed(totals.bytes));
@@ -106,7 +109,7 @@ impl Cache {
         self.metrics.fills_running.inc();
         tokio::spawn(async move {
             let running = Running(cache.metrics.clone());
-            let result = fill::drive(&registered, digest, &*origin, &cache.disk).await;
+            let result = fill::drive(&registered, digest, &origin, &cache.disk).await;
             match result {
                 Ok(outcome) if outcome.is_stored => cache.record_object(&repository, digest, outcome.size, None),
                 Ok(_) => {
@@ -147,7 +150,7 @@ impl Cache {
         let manifest = Arc::new(manifest);
         self.hot.manifests.insert(manifest.digest, manifest.clone());
         let (disk, stored) = (self.disk.clone(), manifest.clone());
-        let result = blocking(move || store_manifest(&disk, &stored)).await;
+        let result = blocking(move || disk.put(&stored.digest, &stored.bytes)).await;
         match result.and_then(|stored| stored.map_err(|error| self.broken("cannot store a manifest", &error))) {
             Ok(()) => {
                 let size = manifest.bytes.len() as u64;
@@ -311,13 +314,6 @@ fn load_manifest(disk: &Disk, index: &Index, digest: &Digest) -> Result<Option<M
     let stored_at = entry.as_ref().map_or_else(Timestamp::now, |entry| entry.stored_at);
     let media_type = entry.and_then(|entry| entry.media_type).unwrap_or_else(|| manifest::media_type_of(&bytes));
     Ok(Some(Manifest { digest: *digest, media_type, bytes, stored_at }))
-}
-
-fn store_manifest(disk: &Disk, manifest: &Manifest) -> std::io::Result<()> {
-    use std::os::unix::fs::FileExt;
-    let mut partial = disk.create_partial(&manifest.digest)?;
-    partial.file().write_all_at(&manifest.bytes, 0)?;
-    disk.publish(&mut partial, &manifest.digest)
 }
 
 fn remove_files(disk: &Disk, objects: &[Digest], is_all: bool) -> std::io::Result<()> {

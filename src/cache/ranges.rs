@@ -45,6 +45,14 @@ impl RangeSet {
         self.0.iter().map(|range| range.1 - range.0).sum()
     }
 
+    /// Takes the last byte out.
+    pub fn remove_last(&mut self) {
+        if let Some(last) = self.0.last_mut() {
+            last.1 -= 1;
+        }
+        self.0.retain(|range| range.0 < range.1);
+    }
+
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

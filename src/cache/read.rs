@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::stream::{self, Stream};
 
-use super::fill::Fill;
+use super::fill::{Fill, Reading};
 use crate::failure::{Failure, FailureKind};
 use crate::store::Stored;
 
@@ -41,8 +41,15 @@ impl Content {
 
     /// The bytes from `start` to `end`, or to the end of the object. What is not there yet is waited
     /// for; an error in the stream means that what came before is not the whole.
-    pub fn stream(self, start: u64, end: Option<u64>) -> impl Stream<Item = Result<Bytes, Failure>> + Send + 'static {
-        let reader = Reader { content: self, at: start, end, attempt: None };
+    /// With `may_read_unverified` a part is given before the whole is verified.
+    pub fn stream(
+        self,
+        start: u64,
+        end: Option<u64>,
+        may_read_unverified: bool,
+    ) -> impl Stream<Item = Result<Bytes, Failure>> + Send + 'static {
+        let reading = Reading { attempt: None, end, may_read_unverified };
+        let reader = Reader { content: self, at: start, reading };
         stream::try_unfold(reader, |mut reader| async move {
             let bytes = reader.next().await?;
             Ok((!bytes.is_empty()).then_some((bytes, reader)))
@@ -53,28 +60,26 @@ impl Content {
 struct Reader {
     content: Content,
     at: u64,
-    end: Option<u64>,
-    /// The copy that bytes were read of.
-    attempt: Option<u32>,
+    reading: Reading,
 }
 
 impl Reader {
     /// The next bytes; none at the end.
     async fn next(&mut self) -> Result<Bytes, Failure> {
-        if self.end.is_some_and(|end| self.at >= end) {
+        if self.reading.end.is_some_and(|end| self.at >= end) {
             return Ok(Bytes::new());
         }
         let (file, until) = match &self.content {
             Content::Complete(stored) => (stored.file.clone(), stored.size),
             Content::Growing(fill) => {
-                let readable = fill.readable(self.at, self.attempt).await?;
-                self.attempt = Some(readable.attempt);
+                let readable = fill.readable(self.at, self.reading).await?;
+                self.reading.attempt = Some(readable.attempt);
                 (readable.file, readable.until)
             }
         };
-        let until = until.min(self.end.unwrap_or(u64::MAX)).min(self.at + WINDOW);
+        let until = until.min(self.reading.end.unwrap_or(u64::MAX)).min(self.at + WINDOW);
         let (at, length) = (self.at, until.saturating_sub(self.at));
-        if length == 0 && self.end.is_some() {
+        if length == 0 && self.reading.end.is_some() {
             return Err(Failure::new(FailureKind::Storage, "the object ended before its stated size"));
         }
         let bytes = tokio::task::spawn_blocking(move || read_at(&file, at, length)).await;

@@ -49,6 +49,8 @@ pub struct Server {
 #[derive(Clone, Debug)]
 pub struct Cache {
     pub dir: PathBuf,
+    /// How long an abandoned partial download is kept to go on with.
+    pub partial_ttl: Duration,
 }
 
 /// The API and the metrics.
@@ -96,7 +98,7 @@ impl Config {
                 shutdown_grace: file.server.shutdown_grace.0,
                 max_connections: usize::try_from(file.server.max_connections).ok().filter(|&limit| limit > 0),
             },
-            cache: Cache { dir: file.cache.dir },
+            cache: Cache { dir: file.cache.dir, partial_ttl: file.cache.partial_ttl.0 },
             repositories,
             admin: Admin { listen: file.admin.listen.0 },
             logging: file.logging,

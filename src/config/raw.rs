@@ -45,11 +45,12 @@ impl Default for Server {
 #[serde(default)]
 pub struct Cache {
     pub dir: PathBuf,
+    pub partial_ttl: Span,
 }
 
 impl Default for Cache {
     fn default() -> Self {
-        Self { dir: PathBuf::from("./larder-data") }
+        Self { dir: PathBuf::from("./larder-data"), partial_ttl: Span(Duration::from_secs(24 * 3600)) }
     }
 }
 
@@ -108,6 +109,7 @@ pub struct Upstream {
     pub max_redirect: u8,
     pub connect_timeout: Span,
     pub timeout: Span,
+    pub parallel: u8,
     pub max_connections: u32,
     pub token_realms: Vec<String>,
     pub headers: HashMap<String, Secret>,
@@ -126,6 +128,7 @@ impl Default for Upstream {
             max_redirect: 5,
             connect_timeout: Span(Duration::from_secs(5)),
             timeout: Span(Duration::from_secs(60)),
+            parallel: 4,
             max_connections: 32,
             token_realms: Vec::new(),
             headers: HashMap::new(),

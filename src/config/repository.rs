@@ -62,6 +62,8 @@ pub struct Upstream {
     pub connect_timeout: Duration,
     /// To the response's headers, and between two reads of its body.
     pub timeout: Duration,
+    /// Connections used at once for one large blob.
+    pub parallel: usize,
     pub max_connections: usize,
     /// Further hosts that may receive the credentials.
     pub token_realms: Vec<String>,
@@ -270,6 +272,9 @@ fn check_upstream(check: &Check<'_>, prefix: &str, at: usize, written: raw::Upst
     if written.max_connections == 0 {
         return Err(invalid("max_connections", "at least one connection is needed".to_owned()));
     }
+    if written.parallel == 0 {
+        return Err(invalid("parallel", "at least one connection is needed".to_owned()));
+    }
     Ok(Upstream {
         url,
         credentials,
@@ -277,6 +282,7 @@ fn check_upstream(check: &Check<'_>, prefix: &str, at: usize, written: raw::Upst
         max_redirect: written.max_redirect,
         connect_timeout: written.connect_timeout.0,
         timeout: written.timeout.0,
+        parallel: usize::from(written.parallel),
         max_connections: written.max_connections as usize,
         token_realms: written.token_realms.iter().map(|host| host.to_ascii_lowercase()).collect(),
         headers,

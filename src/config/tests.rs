@@ -74,7 +74,7 @@ fn every_mistake_names_file_line_key_and_a_way_out() {
         ),
         (
             "[[repository.team.upstream]]\nurl = \"https://x\"\nparalel = 4",
-            "larder.toml:3: unknown key `repository.team.upstream[0].paralel`; did you mean `repository.team.upstream[0].url`?",
+            "larder.toml:3: unknown key `repository.team.upstream[0].paralel`; did you mean `repository.team.upstream[0].parallel`?",
         ),
         (
             "[server]\ndefault_repository = \"dokcer.io\"",

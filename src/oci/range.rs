@@ -74,12 +74,9 @@ impl RangeHeader {
         Selection::Parts(parts)
     }
 
-    /// The offset from which a single range goes, when that can be told without knowing the size.
-    pub fn single_start(&self) -> Option<u64> {
-        match self.0[..] {
-            [Spec::From { first, .. }] => Some(first),
-            _ => None,
-        }
+    /// Whether some part goes on to the end, wherever that is: `first-`.
+    pub fn is_open_ended(&self) -> bool {
+        self.0.iter().any(|spec| matches!(spec, Spec::From { last: None, .. }))
     }
 }
 

@@ -123,12 +123,12 @@ struct BlobOrigin {
 }
 
 impl BlobOrigin {
-    async fn open_first(&self, from: u64) -> Result<Transfer, Failure> {
+    async fn open_first(&self, from: u64, until: Option<u64>) -> Result<Transfer, Failure> {
         let upstreams = &self.target.repository.upstreams;
         let worth_asking = self.standing.lock().unwrap_or_else(PoisonError::into_inner).worth_asking();
         let mut failed: Option<Failure> = None;
         for at in worth_asking {
-            match upstreams[at].blob(&self.target.name, &self.digest, from).await {
+            match upstreams[at].blob(&self.target.name, &self.digest, from, until).await {
                 Ok(answer) => {
                     let crate::upstream::BlobAnswer { start, total, body } = answer;
                     return Ok(Transfer { source: Source(at), start, total, body });
@@ -148,8 +148,12 @@ impl BlobOrigin {
 }
 
 impl Origin for BlobOrigin {
-    fn open(&self, from: u64) -> BoxFuture<'_, Result<Transfer, Failure>> {
-        self.open_first(from).boxed()
+    fn open(&self, from: u64, until: Option<u64>) -> BoxFuture<'_, Result<Transfer, Failure>> {
+        self.open_first(from, until).boxed()
+    }
+
+    fn parallel(&self) -> usize {
+        self.target.repository.config.upstreams.first().map_or(1, |upstream| upstream.parallel)
     }
 
     fn broke(&self, source: Source, progressed: bool) {

@@ -9,12 +9,13 @@
 //! All functions block; callers run them off the async threads.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
+use super::partial::{Partial, Resumed};
 use crate::oci::{Algorithm, Digest};
 
 /// The directories of complete and partial content.
@@ -22,7 +23,7 @@ use crate::oci::{Algorithm, Digest};
 pub struct Disk {
     blobs: PathBuf,
     partial: PathBuf,
-    next_partial: AtomicU64,
+    next_temporary: AtomicU64,
     /// Held until the process ends, however it ends.
     _lock: File,
 }
@@ -34,14 +35,6 @@ pub struct Stored {
     pub size: u64,
     /// When it was stored.
     pub since: SystemTime,
-}
-
-/// A file that content is being brought into; removed when dropped unless it was published.
-#[derive(Debug)]
-pub struct Partial {
-    path: PathBuf,
-    file: Arc<File>,
-    is_published: bool,
 }
 
 /// Why a cache directory cannot be used.
@@ -71,9 +64,7 @@ impl Disk {
             Err(TryLockError::WouldBlock) => return Err(StoreError::InUse { path: dir.to_owned() }),
             Err(TryLockError::Error(source)) => return Err(unusable(source)),
         }
-        let disk = Self { blobs, partial, next_partial: AtomicU64::new(0), _lock: lock };
-        disk.clear_partials().map_err(unusable)?;
-        Ok(disk)
+        Ok(Self { blobs, partial, next_temporary: AtomicU64::new(0), _lock: lock })
     }
 
     /// Opens a complete object; `None` when it is not there.
@@ -88,28 +79,51 @@ impl Disk {
         }
     }
 
-    /// A new empty file to bring `digest` into.
-    pub fn create_partial(&self, digest: &Digest) -> io::Result<Partial> {
-        let number = self.next_partial.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{}-{}.{number}", digest.algorithm().as_str(), digest.hex());
-        let path = self.partial.join(name);
-        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
-        Ok(Partial { path, file: Arc::new(file), is_published: false })
+    /// The partial download of `digest`: a new one, or what an earlier one left.
+    pub fn open_partial(&self, digest: &Digest) -> io::Result<(Partial, Resumed)> {
+        let name = format!("{}-{}", digest.algorithm().as_str(), digest.hex());
+        Partial::open(self.partial.join(name))
     }
 
-    /// Makes a verified file the object `digest`: on disk first, then under its name, so that after a
-    /// power cut the name never stands for less than the content.
-    pub fn publish(&self, partial: &mut Partial, digest: &Digest) -> io::Result<()> {
+    /// Makes a verified download the object `digest`: on disk first, then under its name, so that
+    /// after a power cut the name never stands for less than the content.
+    pub fn publish(&self, partial: &Partial, digest: &Digest) -> io::Result<()> {
+        partial.data().file.sync_all()?;
+        let path = self.prepare_place(digest)?;
+        partial.rename(&path)?;
+        sync_directory(path.parent().unwrap_or(&self.blobs))
+    }
+
+    /// Stores small verified content.
+    pub fn put(&self, digest: &Digest, bytes: &[u8]) -> io::Result<()> {
+        let number = self.next_temporary.fetch_add(1, Ordering::Relaxed);
+        let temporary = self.partial.join(format!("put-{number}"));
+        let written = (|| {
+            let mut file = File::create(&temporary)?;
+            file.write_all(bytes)?;
+            file.sync_all()?;
+            let path = self.prepare_place(digest)?;
+            fs::rename(&temporary, &path)?;
+            sync_directory(path.parent().unwrap_or(&self.blobs))
+        })();
+        if written.is_err()
+            && let Err(error) = fs::remove_file(&temporary)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(path = %temporary.display(), %error, "cannot remove a temporary file");
+        }
+        written
+    }
+
+    /// The path of an object, its directory made.
+    fn prepare_place(&self, digest: &Digest) -> io::Result<PathBuf> {
         let path = self.path(digest);
         let parent = path.parent().unwrap_or(&self.blobs);
-        partial.file.sync_all()?;
         if !parent.is_dir() {
             fs::create_dir_all(parent)?;
             sync_directory(parent.parent().unwrap_or(&self.blobs))?;
         }
-        fs::rename(&partial.path, &path)?;
-        partial.is_published = true;
-        sync_directory(parent)
+        Ok(path)
     }
 
     /// Removes an object; readers that have it open go on. Returns whether it was there.
@@ -145,32 +159,21 @@ impl Disk {
         self.blobs.join(digest.algorithm().as_str()).join(&hex[..2]).join(&hex)
     }
 
-    /// What an earlier process left unfinished is of no use to this one.
-    fn clear_partials(&self) -> io::Result<()> {
+    /// Removes the partial downloads that nobody has gone on with for `max_age`, and what an earlier
+    /// process was just writing.
+    pub fn clear_partials(&self, max_age: Duration) -> io::Result<()> {
         for entry in fs::read_dir(&self.partial)? {
-            let path = entry?.path();
-            if let Err(error) = fs::remove_file(&path) {
-                tracing::warn!(path = %path.display(), %error, "cannot remove an abandoned partial download");
+            let entry = entry?;
+            let is_temporary = entry.file_name().to_string_lossy().starts_with("put-");
+            let age = entry.metadata()?.modified()?.elapsed().unwrap_or_default();
+            if !is_temporary && age <= max_age {
+                continue;
+            }
+            if let Err(error) = fs::remove_file(entry.path()) {
+                tracing::warn!(path = %entry.path().display(), %error, "cannot remove an abandoned partial download");
             }
         }
         Ok(())
-    }
-}
-
-impl Partial {
-    pub fn file(&self) -> &Arc<File> {
-        &self.file
-    }
-}
-
-impl Drop for Partial {
-    fn drop(&mut self) {
-        if self.is_published {
-            return;
-        }
-        if let Err(error) = fs::remove_file(&self.path) {
-            tracing::warn!(path = %self.path.display(), %error, "cannot remove a partial download");
-        }
     }
 }
 
@@ -189,23 +192,27 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let disk = Disk::open(dir.path()).expect("a store");
         let digest = Digest::of(Algorithm::Sha256, b"content");
-        let mut partial = disk.create_partial(&digest).expect("a file");
-        partial.file().write_all_at(b"content", 0).expect("written");
+        let (partial, _) = disk.open_partial(&digest).expect("a file");
+        partial.data().file.write_all_at(b"content", 0).expect("written");
         assert!(disk.get(&digest).expect("readable").is_none());
 
-        disk.publish(&mut partial, &digest).expect("published");
-        drop(partial);
+        disk.publish(&partial, &digest).expect("published");
         assert_eq!(disk.get(&digest).expect("readable").map(|stored| stored.size), Some(7));
+        assert_eq!(fs::read_dir(dir.path().join("partial")).expect("readable").count(), 0);
         assert!(disk.remove(&digest).expect("removed"));
         assert!(!disk.remove(&digest).expect("nothing to remove"));
     }
 
     #[test]
-    fn an_abandoned_partial_leaves_no_file() {
+    fn only_abandoned_partials_are_cleared() {
         let dir = tempfile::tempdir().expect("a directory");
         let disk = Disk::open(dir.path()).expect("a store");
-        drop(disk.create_partial(&Digest::Sha256([1; 32])).expect("a file"));
-        assert_eq!(fs::read_dir(dir.path().join("partial")).expect("readable").count(), 0);
+        drop(disk.open_partial(&Digest::Sha256([1; 32])).expect("a file"));
+        let left = || fs::read_dir(dir.path().join("partial")).expect("readable").count();
+        disk.clear_partials(Duration::from_secs(3600)).expect("cleared");
+        assert_eq!(left(), 2, "the file and its journal");
+        disk.clear_partials(Duration::ZERO).expect("cleared");
+        assert_eq!(left(), 0);
     }
 
     #[test]

@@ -203,16 +203,24 @@ impl Upstream {
         })
     }
 
-    /// Opens a blob from offset `from`. Nothing of it is verified yet.
-    pub async fn blob(&self, name: &Name, digest: &Digest, from: u64) -> Result<BlobAnswer, Failure> {
+    /// Opens a blob from offset `from` to `until` or its end. Nothing of it is verified yet.
+    pub async fn blob(
+        &self,
+        name: &Name,
+        digest: &Digest,
+        from: u64,
+        until: Option<u64>,
+    ) -> Result<BlobAnswer, Failure> {
         let permit = tokio::time::timeout(self.timeout, self.transfers.clone().acquire_owned()).await;
         let Ok(Ok(permit)) = permit else {
             return Err(errors::timeout(&self.label, "a free connection (max_connections)", self.timeout));
         };
         let mut ask = self.ask(Method::GET, name, &format!("blobs/{digest}"), None);
-        if from > 0 {
-            ask.range = HeaderValue::from_str(&format!("bytes={from}-")).ok();
-        }
+        ask.range = match until {
+            Some(until) => HeaderValue::try_from(format!("bytes={from}-{}", until.saturating_sub(1))).ok(),
+            None if from > 0 => HeaderValue::try_from(format!("bytes={from}-")).ok(),
+            None => None,
+        };
         let response = self.send(&ask).await?;
         let response = self.successful(response)?;
 

@@ -1,26 +1,37 @@
 //! Drives a fill from the first byte to the published object.
 
-use std::fs::File;
+use std::collections::HashSet;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures_util::stream::BoxStream;
-use futures_util::{FutureExt, StreamExt};
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use tokio::time::Instant;
 
-use super::{Origin, Phase, Registered, Source, Transfer};
+use super::plan::{self, Claim, View};
+use super::transfer::{self, End, Sink, Span};
+use super::{Fill, Origin, Phase, Registered, Source, blocking};
 use crate::cache::ranges::RangeSet;
 use crate::failure::{Failure, FailureKind};
-use crate::oci::{Digest, Hasher};
+use crate::oci::Digest;
 use crate::store::{Disk, Partial};
 
-/// Most bytes taken off the network before they are written, and so a fill's buffer.
-const BATCH: usize = 1 << 20;
 /// How often a transfer that had begun is reopened when no source answers, before the fill fails.
 const REOPEN_ATTEMPTS: u32 = 6;
 const REOPEN_DELAY: Duration = Duration::from_millis(100);
+/// Copies fetched at most before the fill fails: bounds what lying upstreams can cost.
+const MAX_COPIES: usize = 16;
+/// When a transfer has run this long and needs longer than [`WORTH_IT`] for the rest, further
+/// connections are opened; after as long again it is seen whether they help.
+const MEASURE: Duration = Duration::from_millis(250);
+const WORTH_IT: Duration = Duration::from_secs(1);
+/// Smaller objects come over one connection.
+const MIN_PARALLEL: u64 = 16 << 20;
+/// Bytes hashed at a time.
+const HASHED: u64 = 1 << 20;
 
 /// What a finished fill left in the store.
 #[derive(Clone, Copy, Debug)]
@@ -35,228 +46,393 @@ pub struct Outcome {
 pub async fn drive(
     registered: &Registered,
     digest: Digest,
-    origin: &dyn Origin,
+    origin: &Arc<dyn Origin>,
     disk: &Arc<Disk>,
 ) -> Result<Outcome, Failure> {
-    loop {
-        let result = attempt(registered, digest, origin, disk).await;
-        match result {
-            Ok(Attempt::Verified(mut partial, size)) => {
+    let result = bring_in(registered, digest, origin, disk).await;
+    if let Err(failure) = &result {
+        registered.fill().update(|state| state.phase = Phase::Failed(failure.clone()));
+    }
+    result
+}
+
+async fn bring_in(
+    registered: &Registered,
+    digest: Digest,
+    origin: &Arc<dyn Origin>,
+    disk: &Arc<Disk>,
+) -> Result<Outcome, Failure> {
+    let mut is_alone = false;
+    for _ in 0..MAX_COPIES {
+        let mut copy = Copy::open(registered, digest, origin, disk).await?;
+        if is_alone {
+            copy.connections = 1;
+        }
+        match copy.fetch().await {
+            Ok(Fetched::Whole { size, found }) if found == digest => {
                 registered.fill().update(|state| {
                     state.phase = Phase::Verified;
                     state.size = Some(size);
                 });
-                let disk = disk.clone();
-                let published = blocking(move || disk.publish(&mut partial, &digest)).await;
+                let (disk, partial) = (disk.clone(), copy.partial);
+                let published = blocking(move || disk.publish(&partial, &digest)).await;
                 if let Err(error) = &published {
                     tracing::error!(%digest, %error, "the object could not be stored; it was served uncached");
                 }
                 return Ok(Outcome { size, is_stored: published.is_ok() });
             }
-            Ok(Attempt::Mismatch(source)) => {
-                tracing::warn!(%digest, source = source.0, "the upstream sent wrong content; it was dropped");
-                origin.reject(source);
+            Ok(_) => {
+                tracing::warn!(%digest, sources = copy.sources.len(), "wrong content came from upstream; it was dropped");
+                // Bytes of several sources or of an earlier run: the next copy tells whose are wrong.
+                match (&copy.sources.iter().copied().collect::<Vec<_>>()[..], copy.is_resumed) {
+                    ([only], false) => origin.reject(*only),
+                    (several, _) if is_alone => several.iter().for_each(|source| origin.reject(*source)),
+                    _ => is_alone = true,
+                }
+                let partial = copy.partial;
+                blocking(move || partial.discard()).await.map_err(|error| storage(&error))?;
             }
             Err(failure) => {
-                registered.fill().update(|state| state.phase = Phase::Failed(failure.clone()));
+                // What has arrived is kept to go on with, unless it cannot be written.
+                if failure.kind == FailureKind::Storage || copy.fill.present().is_empty() {
+                    let partial = copy.partial;
+                    let discarded = blocking(move || partial.discard()).await;
+                    discarded
+                        .unwrap_or_else(|error| tracing::warn!(%digest, %error, "cannot remove a partial download"));
+                }
                 return Err(failure);
             }
         }
     }
+    Err(Failure::new(FailureKind::WrongContent, "no upstream sends the right content"))
 }
 
-enum Attempt {
-    Verified(Partial, u64),
-    Mismatch(Source),
-}
-
-/// Transfers all of one copy and compares its digest.
-async fn attempt(
-    registered: &Registered,
-    digest: Digest,
-    origin: &dyn Origin,
-    disk: &Arc<Disk>,
-) -> Result<Attempt, Failure> {
-    let partial = {
-        let disk = disk.clone();
-        blocking(move || disk.create_partial(&digest)).await.map_err(|error| storage(&error))?
-    };
-    let mut progress = Progress {
-        registered,
-        file: partial.file().clone(),
-        hasher: Some(digest.algorithm().hasher()),
-        at: 0,
-        total: None,
-    };
-    let mut failed_opens = 0;
-    let source = loop {
-        let transfer = match origin.open(progress.at).await {
-            Ok(transfer) => transfer,
-            // Clients already have a part of it: it is worth waiting for an upstream to come back.
-            Err(failure) if progress.at > 0 && failed_opens < REOPEN_ATTEMPTS => {
-                tracing::debug!(%digest, %failure, at = progress.at, "no upstream goes on with a transfer; trying again");
-                tokio::time::sleep(REOPEN_DELAY * 2u32.pow(failed_opens)).await;
-                failed_opens += 1;
-                continue;
-            }
-            Err(failure) => return Err(failure),
-        };
-        failed_opens = 0;
-        let source = transfer.source;
-        let before = progress.at;
-        match progress.take(transfer, origin).await {
-            Ok(()) => break source,
-            Err(Broken::Network(failure)) => {
-                tracing::debug!(%digest, %failure, at = progress.at, "a transfer broke; going on from there");
-                origin.broke(source, progress.at > before);
-            }
-            Err(Broken::Contradiction) => return Ok(Attempt::Mismatch(source)),
-            Err(Broken::Storage(error)) => return Err(storage(&error)),
-        }
-    };
-    let size = progress.at;
-    let is_right = progress.hasher.is_some_and(|hasher| hasher.finish() == digest);
-    Ok(if is_right { Attempt::Verified(partial, size) } else { Attempt::Mismatch(source) })
-}
-
-/// Why a transfer did not reach the end.
-enum Broken {
-    Network(Failure),
-    /// Two answers do not agree on how long the object is.
+enum Fetched {
+    Whole {
+        size: u64,
+        found: Digest,
+    },
+    /// The answers do not agree on the size.
     Contradiction,
-    Storage(io::Error),
 }
 
-struct Progress<'a> {
-    registered: &'a Registered,
-    file: Arc<File>,
-    /// Over all bytes before `at`; `None` only while it is with the writing thread.
-    hasher: Option<Hasher>,
-    at: u64,
-    total: Option<u64>,
+/// One copy of the object on its way in.
+struct Copy<'a> {
+    fill: Arc<Fill>,
+    digest: Digest,
+    origin: &'a Arc<dyn Origin>,
+    partial: Partial,
+    is_resumed: bool,
+    size: Option<u64>,
+    sources: HashSet<Source>,
+    /// Connections that may be used for the transfers in order.
+    connections: usize,
+    serves_ranges: bool,
+    failed_opens: u32,
+    running: Vec<Arc<Span>>,
+    speed: Speed,
 }
 
-impl Progress<'_> {
-    /// Takes a transfer to its end. Writing one batch and receiving the next go on side by side.
-    async fn take(&mut self, transfer: Transfer, origin: &dyn Origin) -> Result<(), Broken> {
-        if let (Some(known), Some(stated)) = (self.total, transfer.total)
-            && known != stated
-        {
-            return Err(Broken::Contradiction);
-        }
-        self.total = self.total.or(transfer.total);
-        self.announce(transfer.start);
+type Finished = (Arc<Span>, Option<Source>, End);
 
-        let mut incoming = Incoming { body: transfer.body, skip: self.at - transfer.start.min(self.at), ended: None };
-        let mut batch = incoming.next_batch(origin).await;
-        while !batch.is_empty() {
-            let length: u64 = batch.iter().map(|chunk| chunk.len() as u64).sum();
-            if self.total.is_some_and(|total| self.at + length > total) {
-                return Err(Broken::Contradiction);
-            }
-            let (written, next) = tokio::join!(self.write(batch), incoming.next_batch(origin));
-            written.map_err(Broken::Storage)?;
-            self.advance(length);
-            batch = next;
+impl<'a> Copy<'a> {
+    async fn open(
+        registered: &Registered,
+        digest: Digest,
+        origin: &'a Arc<dyn Origin>,
+        disk: &Arc<Disk>,
+    ) -> Result<Self, Failure> {
+        let disk = disk.clone();
+        let opened = blocking(move || disk.open_partial(&digest)).await;
+        let (partial, resumed) = opened.map_err(|error| storage(&error))?;
+        let mut present = RangeSet::default();
+        resumed.ranges.iter().for_each(|&(start, end)| present.insert(start, end));
+        if resumed.size.is_some_and(|size| present.covers(0, size)) {
+            // The upstream is to say that it has the object: the last byte is asked for once more.
+            present.remove_last();
         }
-        match incoming.ended {
-            Some(Err(failure)) => Err(Broken::Network(failure)),
-            _ if self.total.is_some_and(|total| self.at < total) => {
-                let message = format!("the upstream ended a blob after {} bytes", self.at);
-                Err(Broken::Network(Failure::new(FailureKind::Unavailable, message)))
-            }
-            _ => Ok(()),
-        }
+        registered.fill().begin_copy(partial.data().file.clone(), present.clone());
+        Ok(Self {
+            fill: registered.fill().clone(),
+            digest,
+            origin,
+            partial,
+            is_resumed: !present.is_empty(),
+            size: resumed.size.filter(|_| !present.is_empty()),
+            sources: HashSet::new(),
+            connections: 1,
+            serves_ranges: true,
+            failed_opens: 0,
+            running: Vec::new(),
+            speed: Speed::default(),
+        })
     }
 
-    /// Tells the readers of this copy, the first time something of it is on its way.
-    fn announce(&self, start: u64) {
-        if self.at > 0 || start > 0 {
-            return;
-        }
-        self.registered.fill().update(|state| {
-            if !state.file.as_ref().is_some_and(|file| Arc::ptr_eq(file, &self.file)) {
-                state.attempt += 1;
-                state.present = RangeSet::default();
-                state.file = Some(self.file.clone());
+    /// Transfers what is missing, over as many connections as help, and hashes it as it comes.
+    async fn fetch(&mut self) -> Result<Fetched, Failure> {
+        let hashing = AbortOnDrop(tokio::spawn(hash(self.fill.clone(), self.partial.data().file.clone(), self.digest)));
+        let mut transfers: FuturesUnordered<BoxFuture<'static, Finished>> = FuturesUnordered::new();
+        let fill = self.fill.clone();
+        let mut measuring = tokio::time::interval(MEASURE);
+        loop {
+            // Wakes for anything that changes before the next wait are not lost.
+            let wanted = fill.wanted.notified();
+            tokio::pin!(wanted);
+            wanted.as_mut().enable();
+
+            while let Some(transfer) = self.start_next() {
+                transfers.push(transfer);
             }
-            state.phase = Phase::Growing;
-            state.size = self.total;
-        });
+            if transfers.is_empty() {
+                break;
+            }
+            tokio::select! {
+                finished = transfers.next() => {
+                    let Some((span, source, end)) = finished else { continue };
+                    self.running.retain(|running| !Arc::ptr_eq(running, &span));
+                    if let Some(contradiction) = self.ended(&span, source, end).await? {
+                        return Ok(contradiction);
+                    }
+                }
+                () = &mut wanted => {}
+                _ = measuring.tick() => self.measure(),
+            }
+        }
+        let size = self.fill.settle_size();
+        let found = hashing.join().await.map_err(|error| storage(&error))?;
+        Ok(Fetched::Whole { size, found })
     }
 
-    async fn write(&mut self, batch: Vec<Bytes>) -> io::Result<()> {
-        let Some(mut hasher) = self.hasher.take() else {
-            return Err(io::Error::other("the hasher was lost"));
+    /// The next transfer that the plan wants.
+    fn start_next(&mut self) -> Option<BoxFuture<'static, Finished>> {
+        self.size = self.size.or_else(|| self.fill.known_size());
+        let (from, until) = match self.size {
+            None if !self.running.is_empty() => return None,
+            None => (self.fill.present().run_end(0), u64::MAX),
+            Some(size) => {
+                let claims: Vec<_> = self.running.iter().map(|span| span.claim()).collect();
+                let (present, wants) = (self.fill.present(), self.fill.wants());
+                let next = plan::next(View {
+                    size,
+                    present: &present,
+                    claims: &claims,
+                    wants: &wants,
+                    connections: self.connections,
+                    may_side: self.serves_ranges,
+                });
+                let next = match next {
+                    // An empty object has nothing to fetch but must be asked for.
+                    None if size == 0 && self.sources.is_empty() && self.running.is_empty() => (0, 0),
+                    None => return None,
+                    Some(next) => {
+                        if let Some(shortened) = next.shortens {
+                            self.running[shortened].set_until(next.from);
+                        }
+                        (next.from, next.until)
+                    }
+                };
+                next
+            }
         };
-        let (file, mut at) = (self.file.clone(), self.at);
-        let hasher = blocking(move || {
-            for chunk in &batch {
-                file.write_all_at(chunk, at)?;
-                hasher.update(chunk);
-                at += chunk.len() as u64;
+        let span = Arc::new(Span::new(from, until));
+        let may_skip = self.running.is_empty();
+        self.running.push(span.clone());
+        Some(Box::pin(self.transfer(span, may_skip)))
+    }
+
+    fn transfer(&self, span: Arc<Span>, may_skip: bool) -> impl Future<Output = Finished> + Send + 'static {
+        let (origin, fill, size) = (self.origin.clone(), self.fill.clone(), self.size);
+        let sink = Sink {
+            fill: fill.clone(),
+            file: self.partial.data().file.clone(),
+            slot: Arc::new(self.partial.data().new_slot()),
+        };
+        let data = self.partial.data().clone();
+        async move {
+            let claim = span.claim();
+            // A range to the very end is asked for open: some storages dislike a last byte.
+            let until = Some(claim.until).filter(|&until| until != u64::MAX && Some(until) != size);
+            let transfer = match origin.open(claim.at, until).await {
+                Ok(transfer) => transfer,
+                Err(failure) => return (span, None, End::Broke(failure)),
+            };
+            let source = transfer.source;
+            if let (Some(known), Some(stated)) = (size, transfer.total)
+                && known != stated
+            {
+                return (span, Some(source), End::Contradiction);
             }
+            if let (None, Some(total)) = (size, transfer.total) {
+                let allocated = blocking(move || data.allocate(total)).await;
+                if let Err(error) = allocated {
+                    return (span, Some(source), End::Storage(error));
+                }
+                span.set_until(total);
+            }
+            fill.opened(transfer.total);
+            let end = transfer::run(transfer, &span, &sink, &*origin, may_skip).await;
+            (span, Some(source), end)
+        }
+    }
+
+    /// Takes note of how a transfer ended.
+    async fn ended(&mut self, span: &Span, source: Option<Source>, end: End) -> Result<Option<Fetched>, Failure> {
+        self.sources.extend(source);
+        let has_begun = !self.sources.is_empty() || self.is_resumed;
+        match (end, source) {
+            (End::Complete, _) => {
+                self.failed_opens = 0;
+                if span.claim().until == u64::MAX {
+                    self.fill.settle_size();
+                    self.size = self.fill.known_size();
+                }
+            }
+            (End::Contradiction, _) => return Ok(Some(Fetched::Contradiction)),
+            (End::Storage(error), _) => return Err(storage(&error)),
+            (End::NoRanges, _) => self.one_stream(span),
+            (End::Broke(failure), Some(source)) => {
+                tracing::debug!(digest = %self.digest, %failure, at = span.claim().at, "a transfer broke; going on from there");
+                self.failed_opens = 0;
+                self.origin.broke(source, self.speed.progressed(span.claim().at));
+            }
+            // The transfers that still run may do without this one.
+            (End::Broke(failure), None) if !self.running.is_empty() => {
+                tracing::debug!(digest = %self.digest, %failure, "a range could not be had beside the others");
+                self.one_stream(span);
+            }
+            // Clients already have a part of it: it is worth waiting for an upstream to come back.
+            (End::Broke(failure), None) if has_begun && self.failed_opens < REOPEN_ATTEMPTS => {
+                tracing::debug!(digest = %self.digest, %failure, "no upstream goes on with a transfer; trying again");
+                tokio::time::sleep(REOPEN_DELAY * 2u32.pow(self.failed_opens)).await;
+                self.failed_opens += 1;
+            }
+            (End::Broke(failure), None) => return Err(failure),
+        }
+        Ok(None)
+    }
+
+    /// The upstream does not serve ranges beside a running transfer: that one goes on to the end, over
+    /// what was to be taken off it.
+    fn one_stream(&mut self, failed: &Span) {
+        self.serves_ranges = false;
+        self.connections = 1;
+        let Claim { at, until } = failed.claim();
+        if let Some(before) = self.running.iter().find(|span| span.claim().until == at) {
+            before.set_until(until);
+        }
+    }
+
+    /// Opens further connections where one is slow, and gives them up where they do not help.
+    fn measure(&mut self) {
+        let (Some(size), true) = (self.size, self.serves_ranges) else {
+            return;
+        };
+        let wished = self.origin.parallel();
+        let arrived = self.fill.present().len();
+        match self.speed.judge(arrived, size, self.connections, wished) {
+            Judgement::Widen => {
+                tracing::debug!(digest = %self.digest, connections = wished, "opening parallel connections");
+                self.connections = wished;
+            }
+            Judgement::Narrow => {
+                tracing::debug!(digest = %self.digest, "parallel connections do not help; going on with one");
+                self.connections = 1;
+            }
+            Judgement::Keep => {}
+        }
+    }
+}
+
+/// How fast a copy comes in.
+#[derive(Debug, Default)]
+struct Speed {
+    last: Option<(Instant, u64)>,
+    /// Bytes per second over one connection.
+    alone: Option<f64>,
+    /// Measurements since the connections were widened.
+    widened: u32,
+    is_decided: bool,
+    furthest: u64,
+}
+
+enum Judgement {
+    Widen,
+    Narrow,
+    Keep,
+}
+
+impl Speed {
+    #[allow(clippy::cast_precision_loss)]
+    fn judge(&mut self, arrived: u64, size: u64, connections: usize, wished: usize) -> Judgement {
+        let now = Instant::now();
+        let Some((since, before)) = self.last.replace((now, arrived)) else {
+            return Judgement::Keep;
+        };
+        let speed = arrived.saturating_sub(before) as f64 / now.duration_since(since).as_secs_f64().max(0.001);
+        if self.is_decided || wished < 2 {
+            return Judgement::Keep;
+        }
+        if connections == 1 {
+            let rest = size.saturating_sub(arrived) as f64;
+            if size < MIN_PARALLEL || rest < speed * WORTH_IT.as_secs_f64() {
+                return Judgement::Keep;
+            }
+            self.alone = Some(speed);
+            return Judgement::Widen;
+        }
+        self.widened += 1;
+        // The first measurement after widening still holds the new connections' slow start.
+        if self.widened < 4 {
+            return Judgement::Keep;
+        }
+        self.is_decided = true;
+        match self.alone {
+            Some(alone) if speed < alone * 1.2 => Judgement::Narrow,
+            _ => Judgement::Keep,
+        }
+    }
+
+    /// Whether a transfer got further than any before it.
+    fn progressed(&mut self, at: u64) -> bool {
+        let progressed = at > self.furthest;
+        self.furthest = self.furthest.max(at);
+        progressed
+    }
+}
+
+/// Hashes the object as far as it is there in order, reading back from the page cache.
+async fn hash(fill: Arc<Fill>, file: Arc<std::fs::File>, digest: Digest) -> io::Result<Digest> {
+    let mut hasher = digest.algorithm().hasher();
+    let mut at = 0;
+    while let Some(until) = fill.hashable(at).await {
+        let (file, length) = (file.clone(), (until - at).min(HASHED));
+        hasher = blocking(move || {
+            let mut bytes = vec![0; length as usize];
+            file.read_exact_at(&mut bytes, at)?;
+            hasher.update(&bytes);
             Ok(hasher)
         })
         .await?;
-        self.hasher = Some(hasher);
-        Ok(())
+        at += length;
     }
+    Ok(hasher.finish())
+}
 
-    fn advance(&mut self, length: u64) {
-        let start = self.at;
-        self.at += length;
-        self.registered.fill().update(|state| state.present.insert(start, start + length));
+/// A task that ends with its owner.
+struct AbortOnDrop<T>(tokio::task::JoinHandle<T>);
+
+impl<T> AbortOnDrop<io::Result<T>> {
+    async fn join(mut self) -> io::Result<T> {
+        (&mut self.0).await.unwrap_or_else(|error| Err(io::Error::other(error)))
     }
 }
 
-/// A body cut into batches.
-struct Incoming {
-    body: BoxStream<'static, Result<Bytes, Failure>>,
-    /// Bytes that are there already: the source does not serve ranges.
-    skip: u64,
-    ended: Option<Result<(), Failure>>,
-}
-
-impl Incoming {
-    /// Waits for bytes and takes with them what else has arrived, up to a limit. Empty at the end.
-    async fn next_batch(&mut self, origin: &dyn Origin) -> Vec<Bytes> {
-        let mut batch = Vec::new();
-        let mut length = 0;
-        while length < BATCH && self.ended.is_none() {
-            let next = if batch.is_empty() {
-                self.body.next().await
-            } else {
-                match self.body.next().now_or_never() {
-                    Some(next) => next,
-                    None => break,
-                }
-            };
-            match next {
-                Some(Ok(mut chunk)) => {
-                    origin.received(chunk.len() as u64);
-                    let skipped = self.skip.min(chunk.len() as u64);
-                    self.skip -= skipped;
-                    // Fits: it is at most the chunk's length.
-                    let chunk = chunk.split_off(skipped as usize);
-                    length += chunk.len();
-                    if !chunk.is_empty() {
-                        batch.push(chunk);
-                    }
-                }
-                Some(Err(failure)) => self.ended = Some(Err(failure)),
-                None => self.ended = Some(Ok(())),
-            }
-        }
-        batch
+impl<T> Drop for AbortOnDrop<T> {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 
 fn storage(error: &io::Error) -> Failure {
     Failure::new(FailureKind::Storage, format!("the cache directory cannot be written: {error}"))
-}
-
-/// Runs file operations off the async threads.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)))
 }

@@ -6,17 +6,22 @@
 //! content that is wrong.
 
 mod driver;
+pub mod plan;
+mod transfer;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fs::File;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
+use self::plan::Want;
 use super::ranges::RangeSet;
 use crate::failure::{Failure, FailureKind};
 use crate::oci::Digest;
@@ -25,9 +30,12 @@ pub(super) use driver::drive;
 
 /// Where a fill gets its bytes; what `pull` hands the cache so that the cache knows no upstream.
 pub trait Origin: Send + Sync + 'static {
-    /// Opens a transfer that begins at `from` or, where ranges are not served, before it. Tries all
-    /// sources that are still worth it and fails only when none is left.
-    fn open(&self, from: u64) -> BoxFuture<'_, Result<Transfer, Failure>>;
+    /// Opens a transfer of the bytes from `from` to `until` (or the end). Where ranges are not served
+    /// it begins before. Tries all sources that are still worth it and fails only when none is left.
+    fn open(&self, from: u64, until: Option<u64>) -> BoxFuture<'_, Result<Transfer, Failure>>;
+
+    /// Connections that may be used at once for one object.
+    fn parallel(&self) -> usize;
 
     /// A transfer ended early. `progressed` tells whether it brought anything.
     fn broke(&self, source: Source, progressed: bool);
@@ -62,6 +70,10 @@ pub struct Fill {
     /// The repository it was begun for; others may join once their own upstream confirmed the object.
     repository: String,
     state: watch::Sender<State>,
+    /// What readers wait for, so that it can be fetched first.
+    wants: Mutex<HashMap<u64, Want>>,
+    next_want: AtomicU64,
+    wanted: Notify,
 }
 
 #[derive(Clone, Debug)]
@@ -84,6 +96,29 @@ enum Phase {
     Failed(Failure),
 }
 
+/// Who reads, and how far.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Reading {
+    /// The copy that bytes were read of; the reader fails when that copy turned out wrong.
+    pub attempt: Option<u32>,
+    pub end: Option<u64>,
+    /// Whether the last bytes may be read before the whole is verified: for a part that a client asked
+    /// for by both its ends, which cannot be taken for the whole.
+    pub may_read_unverified: bool,
+}
+
+/// A registered want; gone when dropped.
+struct Waiting<'a> {
+    fill: &'a Fill,
+    id: u64,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.fill.wants.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
+    }
+}
+
 /// What a reader may have next.
 #[derive(Clone, Debug)]
 pub struct Readable {
@@ -96,7 +131,13 @@ pub struct Readable {
 impl Fill {
     fn new(repository: &str) -> Self {
         let state = State { phase: Phase::Opening, attempt: 0, file: None, size: None, present: RangeSet::default() };
-        Self { repository: repository.to_owned(), state: watch::Sender::new(state) }
+        Self {
+            repository: repository.to_owned(),
+            state: watch::Sender::new(state),
+            wants: Mutex::default(),
+            next_want: AtomicU64::new(0),
+            wanted: Notify::new(),
+        }
     }
 
     pub fn repository(&self) -> &str {
@@ -127,13 +168,75 @@ impl Fill {
         }
     }
 
-    /// Waits until bytes at `at` may be read, or the end is reached. A reader that has read bytes
-    /// says of which attempt, and fails when that attempt turned out wrong.
-    pub async fn readable(&self, at: u64, reads: Option<u32>) -> Result<Readable, Failure> {
+    /// Waits until bytes at `at` may be read, or the end is reached.
+    pub async fn readable(&self, at: u64, reader: Reading) -> Result<Readable, Failure> {
         let mut state = self.state.subscribe();
-        let state = state.wait_for(|state| state.answer(at, reads).is_some()).await;
+        if let Some(answer) = state.borrow_and_update().answer(at, reader) {
+            return answer;
+        }
+        let _waiting = self.want(Want { at, end: reader.end });
+        let state = state.wait_for(|state| state.answer(at, reader).is_some()).await;
         let state = state.map_err(|_| gone())?;
-        state.answer(at, reads).unwrap_or_else(|| Err(gone()))
+        state.answer(at, reader).unwrap_or_else(|| Err(gone()))
+    }
+
+    fn want(&self, want: Want) -> Waiting<'_> {
+        let id = self.next_want.fetch_add(1, Ordering::Relaxed);
+        self.wants.lock().unwrap_or_else(PoisonError::into_inner).insert(id, want);
+        self.wanted.notify_waiters();
+        Waiting { fill: self, id }
+    }
+
+    fn wants(&self) -> Vec<Want> {
+        self.wants.lock().unwrap_or_else(PoisonError::into_inner).values().copied().collect()
+    }
+
+    // The functions below are for who drives the fill.
+
+    /// A new copy is brought in; readers of another one are told.
+    fn begin_copy(&self, file: Arc<File>, present: RangeSet) {
+        self.update(|state| {
+            state.attempt += 1;
+            state.phase = Phase::Opening;
+            state.file = Some(file);
+            state.size = None;
+            state.present = present;
+        });
+    }
+
+    /// An upstream has answered.
+    fn opened(&self, total: Option<u64>) {
+        self.update(|state| {
+            state.phase = Phase::Growing;
+            state.size = state.size.or(total);
+        });
+    }
+
+    /// `[start, end)` is in the file.
+    fn arrived(&self, start: u64, end: u64) {
+        self.update(|state| state.present.insert(start, end));
+    }
+
+    fn known_size(&self) -> Option<u64> {
+        self.state.borrow().size
+    }
+
+    fn present(&self) -> RangeSet {
+        self.state.borrow().present.clone()
+    }
+
+    /// The size, which is what has arrived where the upstream did not say.
+    fn settle_size(&self) -> u64 {
+        self.update(|state| state.size = state.size.or(Some(state.present.run_end(0))));
+        self.known_size().unwrap_or_default()
+    }
+
+    /// How far the object is there in order from `at` on, as soon as it is; `None` at its end.
+    async fn hashable(&self, at: u64) -> Option<u64> {
+        let mut state = self.state.subscribe();
+        let has_more = |state: &State| state.present.run_end(at) > at || state.size.is_some_and(|size| at >= size);
+        let state = state.wait_for(has_more).await.ok()?;
+        Some(state.present.run_end(at)).filter(|&until| until > at)
     }
 
     /// Whether a newcomer may join.
@@ -153,22 +256,26 @@ fn gone() -> Failure {
 
 impl State {
     /// What a reader at `at` is told now; `None`: it has to wait.
-    fn answer(&self, at: u64, reads: Option<u32>) -> Option<Result<Readable, Failure>> {
+    fn answer(&self, at: u64, reader: Reading) -> Option<Result<Readable, Failure>> {
         if let Phase::Failed(failure) = &self.phase {
             return Some(Err(failure.clone()));
         }
-        if reads.is_some_and(|attempt| attempt != self.attempt) {
+        if reader.attempt.is_some_and(|attempt| attempt != self.attempt) {
             let message = "the upstream sent wrong content; ask again for the copy of another upstream";
             return Some(Err(Failure::new(FailureKind::WrongContent, message)));
+        }
+        if matches!(self.phase, Phase::Opening) {
+            return None;
         }
         let file = self.file.clone()?;
         let until = match self.phase {
             Phase::Verified => self.size.unwrap_or_default().max(at),
             _ => {
                 let run_end = self.present.run_end(at);
+                let held_back = if reader.may_read_unverified { 0 } else { HELD_BACK };
                 // Where the size is unknown, any byte may be one of the last.
                 let end = self.size.unwrap_or(run_end);
-                run_end.min(end.saturating_sub(HELD_BACK))
+                run_end.min(end.saturating_sub(held_back))
             }
         };
         let is_done = matches!(self.phase, Phase::Verified);
@@ -223,7 +330,7 @@ pub struct Registered {
 }
 
 impl Registered {
-    fn fill(&self) -> &Fill {
+    fn fill(&self) -> &Arc<Fill> {
         &self.fill
     }
 }
@@ -243,6 +350,11 @@ impl Drop for Registered {
             }
         }
     }
+}
+
+/// Runs file operations off the async threads.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)))
 }
 
 #[cfg(test)]

@@ -35,8 +35,8 @@ impl Script {
     }
 }
 
-impl Origin for Arc<Script> {
-    fn open(&self, from: u64) -> BoxFuture<'_, Result<Transfer, Failure>> {
+impl Origin for Script {
+    fn open(&self, from: u64, _: Option<u64>) -> BoxFuture<'_, Result<Transfer, Failure>> {
         self.opened_at.lock().expect("lock").push(from);
         let left = self.steps.lock().expect("lock").len();
         let step = self.steps.lock().expect("lock").pop().unwrap_or(Step::Refuse(FailureKind::Unavailable));
@@ -51,6 +51,10 @@ impl Origin for Arc<Script> {
             }
         };
         std::future::ready(result).boxed()
+    }
+
+    fn parallel(&self) -> usize {
+        1
     }
 
     fn broke(&self, _: Source, _: bool) {}
@@ -79,7 +83,8 @@ async fn run(right: &[u8], script: &Arc<Script>) -> (Result<Outcome, Failure>, A
     let Joined::New(fill, registered) = fills.join(&digest, "r") else {
         panic!("a new fill");
     };
-    let outcome = drive(&registered, digest, script, &disk).await;
+    let origin: Arc<dyn Origin> = script.clone();
+    let outcome = drive(&registered, digest, &origin, &disk).await;
     drop(registered);
     assert_eq!(fills.count(), 0);
     let path = dir.path().join("blobs/sha256").join(&digest.hex()[..2]).join(digest.hex());
@@ -94,7 +99,7 @@ async fn right_content_is_stored() {
     let (outcome, fill, stored) = run(&right, &Script::new([whole(&right)])).await;
     assert!(outcome.expect("stored").is_stored);
     assert_eq!(stored, Some(right));
-    assert_eq!(fill.readable(0, None).await.expect("readable").until, 200_000);
+    assert_eq!(fill.readable(0, Reading::default()).await.expect("readable").until, 200_000);
 }
 
 #[tokio::test]
@@ -142,8 +147,11 @@ async fn wrong_content_is_dropped_and_the_next_source_asked() {
     assert_eq!(stored, Some(right));
     assert_eq!(*script.rejected.lock().expect("lock"), [Source(2)]);
     // Who read of the first copy is told; who read nothing goes on with the second.
-    assert_eq!(fill.readable(10, Some(1)).await.expect_err("told").kind, FailureKind::WrongContent);
-    assert_eq!(fill.readable(0, None).await.expect("readable").attempt, 2);
+    assert_eq!(
+        fill.readable(10, Reading { attempt: Some(1), ..Reading::default() }).await.expect_err("told").kind,
+        FailureKind::WrongContent
+    );
+    assert_eq!(fill.readable(0, Reading::default()).await.expect("readable").attempt, 2);
 }
 
 #[tokio::test]
@@ -169,7 +177,8 @@ fn the_last_piece_is_held_back_until_the_whole_is_verified() {
     present.insert(0, 100_000);
     let file = Some(Arc::new(tempfile::tempfile().expect("a file")));
     let mut state = State { phase: Phase::Growing, attempt: 1, file, size: Some(100_000), present };
-    let until = |state: &State, at| state.answer(at, None).map(|answer| answer.expect("no failure").until);
+    let until =
+        |state: &State, at| state.answer(at, Reading::default()).map(|answer| answer.expect("no failure").until);
     assert_eq!(until(&state, 0), Some(100_000 - HELD_BACK));
     assert_eq!(until(&state, 100_000 - HELD_BACK), None);
     state.size = None;

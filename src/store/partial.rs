@@ -1,0 +1,214 @@
+//! A download that is not complete: its bytes, and a journal of which of them are there.
+//!
+//! The journal is an array of slots of 16 bytes. The first holds a mark and the object's size, each
+//! further one a range, as two little-endian numbers. A transfer has a slot of its own and overwrites
+//! it as it goes, so that a killed process leaves a journal that is right up to its last write.
+//! Nothing is synced: what a power cut leaves is checked by the digest at the end.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+const SLOT: u64 = 16;
+const MARK: [u8; 8] = *b"larder1\0";
+const UNKNOWN: u64 = u64::MAX;
+/// Most slots read back; a journal longer than this was not written here.
+const MAX_SLOTS: u64 = 1 << 20;
+
+/// A partial download. It stays on disk when dropped, to be taken up again, unless it was published
+/// or discarded.
+#[derive(Debug)]
+pub struct Partial {
+    path: PathBuf,
+    data: PartialData,
+}
+
+/// The bytes of a partial download and the journal of them, to be shared by the transfers.
+#[derive(Clone, Debug)]
+pub struct PartialData {
+    pub file: Arc<File>,
+    journal: Arc<Journal>,
+}
+
+/// What an earlier process, or an earlier fill, had brought in.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Resumed {
+    pub size: Option<u64>,
+    pub ranges: Vec<(u64, u64)>,
+}
+
+/// Where the ranges that are there are written down.
+#[derive(Debug)]
+struct Journal {
+    file: File,
+    next_slot: AtomicU64,
+}
+
+impl Partial {
+    /// Opens the partial download at `path`, new or as it was left.
+    pub(super) fn open(path: PathBuf) -> io::Result<(Self, Resumed)> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        let file = options.open(&path)?;
+        let journal = options.open(journal_path(&path))?;
+        let length = file.metadata()?.len();
+        let resumed = read_journal(&journal, length)?;
+
+        let journal = Journal { file: journal, next_slot: AtomicU64::new(1) };
+        journal.file.set_len(0)?;
+        let data = PartialData { file: Arc::new(file), journal: Arc::new(journal) };
+        if let Some(size) = resumed.size {
+            data.journal.set_size(size)?;
+            for &(start, end) in &resumed.ranges {
+                data.new_slot().write(start, end)?;
+            }
+        }
+        Ok((Self { path, data }, resumed))
+    }
+
+    pub fn data(&self) -> &PartialData {
+        &self.data
+    }
+
+    /// Moves the file to where complete objects are. The content must be synced before.
+    pub(super) fn rename(&self, to: &Path) -> io::Result<()> {
+        fs::rename(&self.path, to)?;
+        remove_if_there(&journal_path(&self.path))
+    }
+
+    /// Removes what was downloaded. Readers that have the file open go on.
+    pub fn discard(self) -> io::Result<()> {
+        remove_if_there(&journal_path(&self.path))?;
+        remove_if_there(&self.path)
+    }
+}
+
+impl PartialData {
+    /// Sets the space for the whole object aside, so that a full disk shows at the beginning.
+    pub fn allocate(&self, size: u64) -> io::Result<()> {
+        if size > 0 {
+            match rustix::fs::fallocate(&*self.file, rustix::fs::FallocateFlags::empty(), 0, size) {
+                // Some filesystems cannot; a later write may then fail instead.
+                Ok(()) | Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.journal.set_size(size)
+    }
+
+    /// A place in the journal for the range of one transfer.
+    pub fn new_slot(&self) -> Slot {
+        Slot { journal: self.journal.clone(), at: self.journal.next_slot.fetch_add(1, Ordering::Relaxed) }
+    }
+}
+
+impl Journal {
+    fn set_size(&self, size: u64) -> io::Result<()> {
+        self.write(0, MARK, size.to_le_bytes())
+    }
+
+    fn write(&self, slot: u64, first: [u8; 8], second: [u8; 8]) -> io::Result<()> {
+        let mut bytes = [0; SLOT as usize];
+        bytes[..8].copy_from_slice(&first);
+        bytes[8..].copy_from_slice(&second);
+        self.file.write_all_at(&bytes, slot * SLOT)
+    }
+}
+
+/// The journal entry of one transfer.
+#[derive(Debug)]
+pub struct Slot {
+    journal: Arc<Journal>,
+    at: u64,
+}
+
+impl Slot {
+    /// `[start, end)` is in the file.
+    pub fn write(&self, start: u64, end: u64) -> io::Result<()> {
+        self.journal.write(self.at, start.to_le_bytes(), end.to_le_bytes())
+    }
+}
+
+fn journal_path(path: &Path) -> PathBuf {
+    path.with_extension("have")
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// What a journal says, as far as the file bears it out; nothing if it makes no sense.
+fn read_journal(journal: &File, length: u64) -> io::Result<Resumed> {
+    let slots = journal.metadata()?.len() / SLOT;
+    if slots == 0 || slots > MAX_SLOTS {
+        return Ok(Resumed::default());
+    }
+    // At most 16 MiB by the check above.
+    let mut bytes = vec![0; (slots * SLOT) as usize];
+    journal.read_exact_at(&mut bytes, 0)?;
+    let number = |at: usize| u64::from_le_bytes(std::array::from_fn(|byte| bytes[at + byte]));
+    let size = number(8);
+    if bytes[..8] != MARK || size == UNKNOWN {
+        return Ok(Resumed::default());
+    }
+    let pairs = (1..slots as usize).map(|slot| (number(slot * 16), number(slot * 16 + 8)));
+    let ranges = pairs.filter(|&(start, end)| start < end && end <= size.min(length)).collect();
+    Ok(Resumed { size: Some(size), ranges })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path() -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("sha256-aa");
+        (dir, path)
+    }
+
+    #[test]
+    fn what_was_brought_in_is_known_after_reopening() {
+        let (_dir, path) = path();
+        let (partial, resumed) = Partial::open(path.clone()).expect("opened");
+        assert_eq!(resumed, Resumed::default());
+        partial.data().allocate(1000).expect("allocated");
+        let (one, two) = (partial.data().new_slot(), partial.data().new_slot());
+        one.write(0, 10).expect("written");
+        two.write(500, 600).expect("written");
+        one.write(0, 20).expect("written");
+        drop(partial);
+        for _ in 0..2 {
+            let (_, resumed) = Partial::open(path.clone()).expect("opened");
+            assert_eq!(resumed, Resumed { size: Some(1000), ranges: vec![(0, 20), (500, 600)] });
+        }
+    }
+
+    #[test]
+    fn a_journal_that_makes_no_sense_counts_for_nothing() {
+        let (_dir, path) = path();
+        for journal in [&b""[..], b"larder1", &[0xff; 64], &[MARK, [0xff; 8]].concat()] {
+            fs::write(&path, [1; 100]).expect("written");
+            fs::write(journal_path(&path), journal).expect("written");
+            assert_eq!(Partial::open(path.clone()).expect("opened").1, Resumed::default());
+        }
+        // Ranges behind the end of the file or of the object are not believed.
+        let numbers = [200u64, 0, 50, 90, 150, 60, 40].map(u64::to_le_bytes).concat();
+        fs::write(journal_path(&path), [&MARK[..], &numbers].concat()).expect("written");
+        let (_, resumed) = Partial::open(path).expect("opened");
+        assert_eq!(resumed, Resumed { size: Some(200), ranges: vec![(0, 50)] });
+    }
+
+    #[test]
+    fn a_discarded_partial_leaves_nothing() {
+        let (dir, path) = path();
+        let (partial, _) = Partial::open(path).expect("opened");
+        partial.discard().expect("discarded");
+        assert_eq!(fs::read_dir(dir.path()).expect("readable").count(), 0);
+    }
+}
