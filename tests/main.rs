@@ -2,6 +2,7 @@
 //! and real clients.
 
 mod clients;
+mod full_disk;
 mod house;
 mod never_wrong;
 mod one_transfer;

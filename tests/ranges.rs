@@ -123,7 +123,7 @@ async fn open_ended_ranges_closed_early_cost_each_byte_once() {
     let scene = scene(32 * MIB).await;
     let size = scene.content.len() as u64;
     for at in (0..size).step_by(4 << 20) {
-        let mut chunk = request("GET", scene.url()).header("range", &format!("bytes={at}-")).open().await;
+        let mut chunk = request("GET", scene.url()).header("range", format!("bytes={at}-")).open().await;
         assert_eq!(chunk.status, 206);
         let wanted = (1 << 20).min((size - at) as usize);
         let from = at as usize;

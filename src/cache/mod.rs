@@ -2,6 +2,7 @@
 //!
 //! Knows no upstream: whoever asks for a fill hands over an [`Origin`].
 
+mod direct;
 mod fill;
 pub mod flight;
 pub mod freshness;
@@ -15,7 +16,7 @@ use tokio::sync::Semaphore;
 
 pub use fill::{Fill, Origin, Reading, Source, Transfer};
 pub use hot::Manifest;
-pub use read::Content;
+pub use read::{Aside, Content};
 
 use crate::config;
 use crate::failure::{Failure, FailureKind};
@@ -114,6 +115,10 @@ impl Cache {
                 Ok(outcome) if outcome.is_stored => cache.record_object(&repository, digest, outcome.size, None),
                 Ok(_) => {
                     cache.metrics.errors.inc();
+                }
+                Err(failure) if failure.kind == FailureKind::Storage => {
+                    cache.metrics.errors.inc();
+                    tracing::error!(%digest, %failure, "blobs are served uncached until the cache directory can be written again");
                 }
                 Err(failure) => {
                     tracing::info!(%digest, repository, kind = failure.kind.as_str(), %failure, "a blob could not be fetched");

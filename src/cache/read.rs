@@ -1,4 +1,5 @@
-//! Reading content: a complete object and one that is still coming in look alike to who reads.
+//! Reading content: a complete object, one that is still coming and one that cannot be kept look
+//! alike to who reads.
 
 use std::fs::File;
 use std::io;
@@ -8,18 +9,36 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::stream::{self, Stream};
 
-use super::fill::{Fill, Reading};
+use super::direct::{self, Direct};
+use super::fill::{Fill, Origin, Reading};
 use crate::failure::{Failure, FailureKind};
+use crate::oci::Digest;
 use crate::store::Stored;
 
 /// Most bytes read, and so buffered, at a time for one reader.
 const WINDOW: u64 = 256 * 1024;
 
 /// An object to read from.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub enum Content {
     Complete(Stored),
-    Growing(Arc<Fill>),
+    Growing {
+        fill: Arc<Fill>,
+        /// For the case that the fill fails because of our own disk.
+        aside: Aside,
+    },
+    /// Cannot be kept.
+    Uncached {
+        aside: Aside,
+        size: Option<u64>,
+    },
+}
+
+/// Where a reader gets the object without the store.
+#[derive(Clone)]
+pub struct Aside {
+    pub digest: Digest,
+    pub origin: Arc<dyn Origin>,
 }
 
 impl Content {
@@ -27,21 +46,22 @@ impl Content {
     pub async fn size(&self) -> Result<Option<u64>, Failure> {
         match self {
             Self::Complete(stored) => Ok(Some(stored.size)),
-            Self::Growing(fill) => fill.size().await,
+            Self::Growing { fill, .. } => fill.size().await,
+            Self::Uncached { size, .. } => Ok(*size),
         }
     }
 
     /// The size, however long it takes to learn it.
-    pub async fn final_size(&self) -> Result<u64, Failure> {
+    pub async fn final_size(&self) -> Result<Option<u64>, Failure> {
         match self {
-            Self::Complete(stored) => Ok(stored.size),
-            Self::Growing(fill) => fill.final_size().await,
+            Self::Growing { fill, .. } => fill.final_size().await.map(Some),
+            Self::Complete(_) | Self::Uncached { .. } => self.size().await,
         }
     }
 
     /// The bytes from `start` to `end`, or to the end of the object. What is not there yet is waited
-    /// for; an error in the stream means that what came before is not the whole.
-    /// With `may_read_unverified` a part is given before the whole is verified.
+    /// for; an error in the stream means that what came before is not the whole. With
+    /// `may_read_unverified` a part is given before the whole is verified.
     pub fn stream(
         self,
         start: u64,
@@ -49,7 +69,7 @@ impl Content {
         may_read_unverified: bool,
     ) -> impl Stream<Item = Result<Bytes, Failure>> + Send + 'static {
         let reading = Reading { attempt: None, end, may_read_unverified };
-        let reader = Reader { content: self, at: start, reading };
+        let reader = Reader { content: self, start, at: start, reading, last_file: None, direct: None };
         stream::try_unfold(reader, |mut reader| async move {
             let bytes = reader.next().await?;
             Ok((!bytes.is_empty()).then_some((bytes, reader)))
@@ -59,38 +79,71 @@ impl Content {
 
 struct Reader {
     content: Content,
+    start: u64,
     at: u64,
     reading: Reading,
+    /// What was read of last.
+    last_file: Option<Arc<File>>,
+    /// Once the store is out of the way.
+    direct: Option<Direct>,
 }
 
 impl Reader {
     /// The next bytes; none at the end.
     async fn next(&mut self) -> Result<Bytes, Failure> {
+        if let Some(direct) = &mut self.direct {
+            return direct.next().await;
+        }
         if self.reading.end.is_some_and(|end| self.at >= end) {
             return Ok(Bytes::new());
         }
-        let (file, until) = match &self.content {
-            Content::Complete(stored) => (stored.file.clone(), stored.size),
-            Content::Growing(fill) => {
-                let readable = fill.readable(self.at, self.reading).await?;
-                self.reading.attempt = Some(readable.attempt);
-                (readable.file, readable.until)
-            }
+        let (file, until) = match self.content.clone() {
+            Content::Complete(stored) => (stored.file, stored.size),
+            Content::Growing { fill, aside } => match fill.readable(self.at, self.reading).await {
+                Ok(readable) => {
+                    self.reading.attempt = Some(readable.attempt);
+                    (readable.file, readable.until)
+                }
+                Err(failure) if failure.kind == FailureKind::Storage => {
+                    tracing::warn!(digest = %aside.digest, %failure, "a transfer goes on uncached");
+                    return self.go_aside(aside).await;
+                }
+                Err(failure) => return Err(failure),
+            },
+            Content::Uncached { aside, .. } => return self.go_aside(aside).await,
         };
         let until = until.min(self.reading.end.unwrap_or(u64::MAX)).min(self.at + WINDOW);
         let (at, length) = (self.at, until.saturating_sub(self.at));
         if length == 0 && self.reading.end.is_some() {
             return Err(Failure::new(FailureKind::Storage, "the object ended before its stated size"));
         }
-        let bytes = tokio::task::spawn_blocking(move || read_at(&file, at, length)).await;
-        let bytes = bytes.unwrap_or_else(|error| Err(io::Error::other(error)));
-        let bytes = bytes.map_err(|error| {
-            tracing::error!(%error, "cannot read an object");
-            Failure::new(FailureKind::Storage, format!("cannot read an object: {error}"))
-        })?;
+        let source = file.clone();
+        let bytes = tokio::task::spawn_blocking(move || read_at(&source, at, length)).await;
+        let bytes = bytes.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(|error| unreadable(&error))?;
+        self.last_file = Some(file);
         self.at += length;
         Ok(bytes)
     }
+
+    /// Goes on from the origin, past the store. A reader of the whole still gets its end only when
+    /// the digest matched: what it was given before is read back for that.
+    async fn go_aside(&mut self, aside: Aside) -> Result<Bytes, Failure> {
+        let hasher = match &self.last_file {
+            None if self.at == 0 && !self.reading.may_read_unverified => Some(aside.digest.algorithm().hasher()),
+            Some(file) if self.start == 0 && !self.reading.may_read_unverified => {
+                let hasher = direct::hash_of(file.clone(), self.at, aside.digest).await;
+                Some(hasher.map_err(|error| unreadable(&error))?)
+            }
+            _ => None,
+        };
+        let direct = Direct::new(aside.origin, aside.digest, self.at, self.reading.end, hasher);
+        self.direct.insert(direct).next().await
+    }
+}
+
+fn unreadable(error: &io::Error) -> Failure {
+    tracing::error!(%error, "cannot read an object");
+    Failure::new(FailureKind::Storage, format!("cannot read an object: {error}"))
 }
 
 /// Reads exactly `length` bytes at `at`.

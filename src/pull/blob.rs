@@ -11,7 +11,7 @@ use super::error::{Refusal, Wanted};
 use super::respond::{self, CacheState};
 use super::routing::Target;
 use super::{Answer, Pull};
-use crate::cache::{Content, Fill, Origin, Source, Transfer};
+use crate::cache::{Aside, Content, Fill, Origin, Source, Transfer};
 use crate::failure::{Failure, FailureKind};
 use crate::oci::Digest;
 use crate::telemetry::Metrics;
@@ -48,10 +48,22 @@ impl Pull {
             joined = self.join(target, &digest).map_err(&refuse)?;
             begun = joined.0.size().await;
         }
-        begun.inspect_err(|failure| self.negative.remember(target, &page, failure)).map_err(&refuse)?;
         let (fill, is_first) = joined;
+        let aside = Aside { digest, origin: self.origin(target, &digest) };
+        let content = match begun {
+            Ok(_) => Content::Growing { fill, aside },
+            // Our own disk is no reason to fail a pull.
+            Err(failure) if failure.kind == FailureKind::Storage => {
+                let size = self.ask_for_blob(target, &digest).await.map_err(&refuse)?;
+                Content::Uncached { aside, size }
+            }
+            Err(failure) => {
+                self.negative.remember(target, &page, &failure);
+                return Err(refuse(failure));
+            }
+        };
         let state = CacheState::Miss { collapsed: !is_first };
-        let response = respond::blob(&request.headers, &digest, Content::Growing(fill), &state).await?;
+        let response = respond::blob(&request.headers, &digest, content, &state).await?;
         Ok(Answer { response, state })
     }
 
@@ -70,15 +82,16 @@ impl Pull {
 
     /// The fill of a blob, begun here if nobody else did.
     fn join(&self, target: &Target, digest: &Digest) -> Result<(Arc<Fill>, bool), Failure> {
-        let origin = || -> Arc<dyn Origin> {
-            Arc::new(BlobOrigin {
-                target: target.clone(),
-                digest: *digest,
-                metrics: self.metrics.clone(),
-                standing: Mutex::new(Standing::new(target.repository.upstreams.len())),
-            })
-        };
-        self.cache.fill(target.repository.prefix(), *digest, origin)
+        self.cache.fill(target.repository.prefix(), *digest, || self.origin(target, digest))
+    }
+
+    fn origin(&self, target: &Target, digest: &Digest) -> Arc<dyn Origin> {
+        Arc::new(BlobOrigin {
+            target: target.clone(),
+            digest: *digest,
+            metrics: self.metrics.clone(),
+            standing: Mutex::new(Standing::new(target.repository.upstreams.len())),
+        })
     }
 
     /// Asks the upstream how long a blob is; downloads nothing.

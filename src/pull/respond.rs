@@ -151,7 +151,7 @@ pub async fn blob(
     }
     let range = range_header(asked, &etag);
     let size = match range {
-        Some(_) => content.final_size().await.map(Some),
+        Some(_) => content.final_size().await,
         None => content.size().await,
     };
     let size = size.map_err(Refusal::of(Wanted::Blob))?;

@@ -220,7 +220,7 @@ impl<'a> Copy<'a> {
                     connections: self.connections,
                     may_side: self.serves_ranges,
                 });
-                let next = match next {
+                match next {
                     // An empty object has nothing to fetch but must be asked for.
                     None if size == 0 && self.sources.is_empty() && self.running.is_empty() => (0, 0),
                     None => return None,
@@ -230,8 +230,7 @@ impl<'a> Copy<'a> {
                         }
                         (next.from, next.until)
                     }
-                };
-                next
+                }
             }
         };
         let span = Arc::new(Span::new(from, until));

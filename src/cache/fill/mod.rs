@@ -62,7 +62,7 @@ pub struct Transfer {
 }
 
 /// Bytes held back from readers until the whole is verified.
-const HELD_BACK: u64 = 64 * 1024;
+pub const HELD_BACK: u64 = 64 * 1024;
 
 /// One object being brought in.
 #[derive(Debug)]

@@ -1,0 +1,164 @@
+//! Past the store: an object streamed straight from its origin to one reader, for when the disk is
+//! full or broken. The pull goes on; nothing is kept and nothing is shared.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
+
+use super::fill::{HELD_BACK, Origin, Source};
+use crate::failure::{Failure, FailureKind};
+use crate::oci::{Digest, Hasher};
+
+/// How often the stream is opened again without having got further.
+const REOPEN_ATTEMPTS: u32 = 5;
+const REOPEN_DELAY: Duration = Duration::from_millis(200);
+
+/// One reader's own transfer.
+pub struct Direct {
+    origin: Arc<dyn Origin>,
+    digest: Digest,
+    /// The next byte to come from the origin.
+    at: u64,
+    end: Option<u64>,
+    /// Over all bytes before `at`, when the whole is read.
+    hasher: Option<Hasher>,
+    /// The last bytes, kept until the digest matched.
+    held: VecDeque<Bytes>,
+    open: Option<(Source, BoxStream<'static, Result<Bytes, Failure>>)>,
+    failed: u32,
+    is_done: bool,
+}
+
+impl Direct {
+    /// From `at` to `end`. `hasher` has seen all bytes before `at`; without one nothing is verified.
+    pub fn new(origin: Arc<dyn Origin>, digest: Digest, at: u64, end: Option<u64>, hasher: Option<Hasher>) -> Self {
+        Self { origin, digest, at, end, hasher, held: VecDeque::new(), open: None, failed: 0, is_done: false }
+    }
+
+    /// The next bytes; none at the end.
+    pub async fn next(&mut self) -> Result<Bytes, Failure> {
+        loop {
+            if self.is_done {
+                return Ok(self.held.pop_front().unwrap_or_default());
+            }
+            if let Some(bytes) = self.releasable() {
+                return Ok(bytes);
+            }
+            match self.receive().await? {
+                Some(bytes) => self.keep(bytes),
+                None => self.finish()?,
+            }
+        }
+    }
+
+    /// Bytes that are not among the last.
+    fn releasable(&mut self) -> Option<Bytes> {
+        let first = self.held.front()?;
+        let others: u64 = self.held.iter().skip(1).map(|bytes| bytes.len() as u64).sum();
+        let may_go = self.hasher.is_none() || others >= HELD_BACK || first.is_empty();
+        may_go.then(|| self.held.pop_front()).flatten()
+    }
+
+    fn keep(&mut self, bytes: Bytes) {
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update(&bytes);
+        }
+        self.at += bytes.len() as u64;
+        self.held.push_back(bytes);
+    }
+
+    fn finish(&mut self) -> Result<(), Failure> {
+        self.is_done = true;
+        let Some(hasher) = self.hasher.take() else {
+            return Ok(());
+        };
+        if hasher.finish() == self.digest {
+            return Ok(());
+        }
+        if let Some((source, _)) = &self.open {
+            self.origin.reject(*source);
+        }
+        Err(Failure::new(FailureKind::WrongContent, "the upstream sent wrong content; ask again"))
+    }
+
+    /// The next bytes from the origin, which is opened again where it breaks; `None` at the end.
+    async fn receive(&mut self) -> Result<Option<Bytes>, Failure> {
+        loop {
+            if self.end.is_some_and(|end| self.at >= end) {
+                return Ok(None);
+            }
+            if self.open.is_none() {
+                self.reopen().await?;
+            }
+            let Some((source, body)) = &mut self.open else {
+                continue;
+            };
+            match body.next().await {
+                Some(Ok(mut bytes)) => {
+                    self.failed = 0;
+                    if let Some(end) = self.end {
+                        bytes.truncate(usize::try_from(end - self.at).unwrap_or(usize::MAX));
+                    }
+                    return Ok(Some(bytes));
+                }
+                None if self.end.is_none() => return Ok(None),
+                Some(Err(_)) | None => {
+                    self.origin.broke(*source, self.failed == 0);
+                    self.open = None;
+                    self.pause().await?;
+                }
+            }
+        }
+    }
+
+    async fn reopen(&mut self) -> Result<(), Failure> {
+        let transfer = self.origin.open(self.at, None).await?;
+        self.end = self.end.or(transfer.total);
+        let mut skip = self.at - transfer.start.min(self.at);
+        let origin = self.origin.clone();
+        let body = transfer.body.map(move |item| {
+            item.map(|mut bytes: Bytes| {
+                origin.received(bytes.len() as u64);
+                let skipped = skip.min(bytes.len() as u64);
+                skip -= skipped;
+                // Fits: it is at most the length of the bytes.
+                bytes.split_off(skipped as usize)
+            })
+        });
+        self.open = Some((transfer.source, body.boxed()));
+        Ok(())
+    }
+
+    async fn pause(&mut self) -> Result<(), Failure> {
+        self.failed += 1;
+        if self.failed > REOPEN_ATTEMPTS {
+            return Err(Failure::new(FailureKind::Unavailable, "the upstream keeps breaking the transfer off"));
+        }
+        tokio::time::sleep(REOPEN_DELAY * self.failed).await;
+        Ok(())
+    }
+}
+
+/// The hash of the first `length` bytes of a file that can no longer be written but still be read.
+pub async fn hash_of(file: Arc<File>, length: u64, digest: Digest) -> io::Result<Hasher> {
+    let hash = move || {
+        let mut hasher = digest.algorithm().hasher();
+        let mut buffer = vec![0; 1 << 20];
+        let mut at = 0;
+        while at < length {
+            let part = &mut buffer[..(length - at).min(1 << 20) as usize];
+            file.read_exact_at(part, at)?;
+            hasher.update(part);
+            at += part.len() as u64;
+        }
+        Ok(hasher)
+    };
+    tokio::task::spawn_blocking(hash).await.unwrap_or_else(|error| Err(io::Error::other(error)))
+}

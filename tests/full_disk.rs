@@ -1,0 +1,105 @@
+//! Promise: a disk that is full or broken never fails a pull, shows, and caching comes back by itself.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::support::{Fault, Hub, Image, Larder, On, Options, blob, eventually, get, head, repository_config};
+
+/// A small filesystem in memory, mounted for one test. Needs root, as the real clients do.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn mount(size: &str) -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        run("mount", &["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"], dir.path());
+        Self(dir)
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// Takes all the space there is, but for what is rounded away.
+    fn fill_up(&self) -> std::path::PathBuf {
+        let filler = self.path().join("filler");
+        let mut file = std::fs::File::create(&filler).expect("created");
+        while std::io::Write::write_all(&mut file, &[1; 4096]).is_ok() {}
+        filler
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        run("umount", &["-l"], self.0.path());
+    }
+}
+
+fn run(program: &str, arguments: &[&str], path: &Path) {
+    let status = Command::new(program).args(arguments).arg(path).status().expect("mount and umount are there");
+    assert!(status.success(), "{program} failed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pulls_go_on_when_the_disk_is_full_and_are_cached_again_when_it_is_not() {
+    let disk = SmallDisk::mount("16m");
+    let hub = Hub::start(Options::default()).await;
+    let image = Image::with_layers(1, &[3_000_000, 20_000]);
+    hub.push_image("team/app", "1", &image);
+    let dir = disk.path().join("cache").display().to_string();
+    let larder =
+        Larder::builder().config(repository_config("hub", &[&hub])).env("LARDER_CACHE__DIR", &dir).start().await;
+    let filler = disk.fill_up();
+
+    for _ in 0..2 {
+        let manifest = get(larder.manifest_url("hub/team/app", "1")).await;
+        assert_eq!((manifest.status, manifest.body), (200, image.manifest.bytes.clone()));
+        for (layer, digest) in image.layers.iter().zip(image.layer_digests()) {
+            let answer = get(larder.blob_url("hub/team/app", &digest)).await;
+            assert!(answer.complete() && answer.body == layer, "{} {:?}", answer.status, answer.error);
+            assert_eq!(answer.header("x-cache"), "MISS");
+            assert_eq!(answer.header("content-length"), layer.len().to_string());
+        }
+    }
+    assert_eq!(get(format!("{}/readyz", larder.admin_url())).await.status, 503);
+    assert!(larder.stats().await["errors"].as_u64().is_some_and(|errors| errors > 0));
+    assert!(larder.log().contains("served uncached"));
+
+    std::fs::remove_file(filler).expect("removed");
+    assert_eq!(get(format!("{}/readyz", larder.admin_url())).await.status, 200);
+    let url = larder.blob_url("hub/team/app", &image.layer_digests()[0]);
+    assert_eq!(get(&url).await.body, image.layers[0]);
+    eventually("it is cached again", async || head(&url).await.header("x-cache") == "HIT").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_that_does_not_fit_is_served_whole_also_when_that_shows_late() {
+    let disk = SmallDisk::mount("8m");
+    let hub = Hub::start(Options::default()).await;
+    let content = blob(1, 12_000_000);
+    let digest = hub.push_blob("team/app", content.clone());
+    // Without a length the disk runs full in the middle.
+    hub.fault(On::blob().get().times(1), Fault::NoContentLength);
+    let dir = disk.path().join("cache").display().to_string();
+    let larder =
+        Larder::builder().config(repository_config("hub", &[&hub])).env("LARDER_CACHE__DIR", &dir).start().await;
+    for _ in 0..2 {
+        let answer = get(larder.blob_url("hub/team/app", &digest)).await;
+        assert!(answer.complete() && answer.body == content, "{} {:?}", answer.status, answer.error);
+    }
+    assert_eq!(larder.stats().await["stores"], 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_bytes_are_caught_without_the_disk_too() {
+    let disk = SmallDisk::mount("16m");
+    let hub = Hub::start(Options::default()).await;
+    let content = blob(1, 3_000_000);
+    let digest = hub.push_blob("team/app", content.clone());
+    let dir = disk.path().join("cache").display().to_string();
+    let larder =
+        Larder::builder().config(repository_config("hub", &[&hub])).env("LARDER_CACHE__DIR", &dir).start().await;
+    let _filler = disk.fill_up();
+    hub.fault(On::blob().get(), Fault::WrongBytes);
+    let answer = get(larder.blob_url("hub/team/app", &digest)).await;
+    assert!(!answer.complete() && answer.body.len() < content.len());
+}
