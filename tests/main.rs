@@ -1,6 +1,7 @@
 //! Promises kept by the running server: the real binary between scripted upstreams, real registries
 //! and real clients.
 
+mod bad_input;
 mod clients;
 mod full_disk;
 mod house;
@@ -8,4 +9,5 @@ mod never_wrong;
 mod one_transfer;
 mod outage;
 mod ranges;
+mod serving;
 mod support;

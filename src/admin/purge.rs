@@ -18,7 +18,7 @@ pub async fn purge(State(pull): State<Arc<Pull>>, RawQuery(query): RawQuery) -> 
     tracing::info!(?purge, "purging the cache");
     let purged = pull.cache().purge(purge).await;
     let purged = purged.map_err(|failure| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, failure))?;
-    Ok(Json(json!({ "status": "ok", "objects": purged.objects.len(), "bytes": purged.bytes })))
+    Ok(Json(json!({ "status": "ok", "objects": purged.objects, "bytes": purged.bytes })))
 }
 
 /// What the query asks to purge. An unknown parameter is refused: a misspelt one must not clear all.

@@ -112,7 +112,9 @@ impl Cache {
             let running = Running(cache.metrics.clone());
             let result = fill::drive(&registered, digest, &origin, &cache.disk).await;
             match result {
-                Ok(outcome) if outcome.is_stored => cache.record_object(&repository, digest, outcome.size, None),
+                Ok(outcome) if outcome.is_stored => {
+                    cache.record_object(&repository, digest, outcome.size, None, outcome.is_new);
+                }
                 Ok(_) => {
                     cache.metrics.errors.inc();
                 }
@@ -157,9 +159,9 @@ impl Cache {
         let (disk, stored) = (self.disk.clone(), manifest.clone());
         let result = blocking(move || disk.put(&stored.digest, &stored.bytes)).await;
         match result.and_then(|stored| stored.map_err(|error| self.broken("cannot store a manifest", &error))) {
-            Ok(()) => {
+            Ok(is_new) => {
                 let size = manifest.bytes.len() as u64;
-                self.record_object(repository, manifest.digest, size, Some(manifest.media_type.clone()));
+                self.record_object(repository, manifest.digest, size, Some(manifest.media_type.clone()), is_new);
                 let children = Outline::read(&manifest.bytes).children;
                 let children = children.iter().map(|child| child.digest).collect();
                 self.index.write(Write::Edges { parent: manifest.digest, children });
@@ -169,12 +171,14 @@ impl Cache {
         manifest
     }
 
-    fn record_object(&self, repository: &str, digest: Digest, size: u64, media_type: Option<MediaType>) {
+    fn record_object(&self, repository: &str, digest: Digest, size: u64, media_type: Option<MediaType>, is_new: bool) {
         let entry = ObjectEntry { size, media_type, stored_at: Timestamp::now() };
         self.index.write(Write::Object { digest, entry });
         self.mark_visible(repository, digest);
-        self.metrics.stores.inc();
-        self.metrics.changed_size(1, i64::try_from(size).unwrap_or(i64::MAX));
+        if is_new {
+            self.metrics.stores.inc();
+            self.metrics.changed_size(1, i64::try_from(size).unwrap_or(i64::MAX));
+        }
     }
 
     /// Notes that a manifest was asked for by digest under a name.
@@ -249,11 +253,11 @@ impl Cache {
         let is_all = purge == Purge::All;
         let purged = self.index.purge(purge).await.map_err(|error| self.broken("cannot purge", &error))?;
         self.hot.clear();
-        let (disk, metrics, objects) = (self.disk.clone(), self.metrics.clone(), purged.objects.clone());
+        let (disk, metrics, objects) = (self.disk.clone(), self.metrics.clone(), purged.digests.clone());
         let removed = blocking(move || remove_files(&disk, &objects, is_all)).await?;
         removed.map_err(|error| self.broken("cannot remove an object", &error))?;
         let signed = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
-        metrics.changed_size(-signed(purged.objects.len() as u64), -signed(purged.bytes));
+        metrics.changed_size(-signed(purged.objects), -signed(purged.bytes));
         Ok(purged)
     }
 

@@ -28,7 +28,11 @@ pub enum Purge {
 /// The objects whose files are to be removed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Purged {
-    pub objects: Vec<Digest>,
+    /// All that may have a file, also those that the index had no row of.
+    pub digests: Vec<Digest>,
+    /// Objects that the index knew.
+    pub objects: u64,
+    /// Their bytes.
     pub bytes: u64,
 }
 
@@ -116,7 +120,7 @@ fn unreachable_objects(transaction: &Transaction<'_>, repository: &str, name: &s
         "WITH RECURSIVE kept(digest) AS (
             SELECT digest FROM tags UNION SELECT digest FROM manifests
             UNION SELECT child FROM edges JOIN kept ON edges.parent = kept.digest)
-         SELECT gone.digest, coalesce(objects.size, 0) FROM temp.gone LEFT JOIN objects USING (digest)
+         SELECT gone.digest, objects.size FROM temp.gone LEFT JOIN objects USING (digest)
          WHERE gone.digest NOT IN (SELECT digest FROM kept)",
     )?;
     forget(transaction, &purged)?;
@@ -128,8 +132,11 @@ fn listed(transaction: &Transaction<'_>, sql: &str) -> rusqlite::Result<Purged> 
     let mut statement = transaction.prepare(sql)?;
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
-        purged.objects.push(read_digest(row)?);
-        purged.bytes += row.get::<_, u64>(1)?;
+        purged.digests.push(read_digest(row)?);
+        if let Some(size) = row.get::<_, Option<u64>>(1)? {
+            purged.objects += 1;
+            purged.bytes += size;
+        }
     }
     Ok(purged)
 }
@@ -141,7 +148,7 @@ fn forget(transaction: &Transaction<'_>, purged: &Purged) -> rusqlite::Result<()
         "DELETE FROM edges WHERE parent = ?1",
     ] {
         let mut statement = transaction.prepare_cached(sql)?;
-        for digest in &purged.objects {
+        for digest in &purged.digests {
             statement.execute(params![digest.as_raw()])?;
         }
     }

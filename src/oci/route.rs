@@ -41,7 +41,7 @@ pub enum Object {
 pub enum InvalidRoute {
     #[error("no such page; the registry is under /v2/")]
     NotFound,
-    #[error("the path is not valid percent-encoded UTF-8")]
+    #[error("the path is not valid percent-encoded UTF-8, or has an encoded slash")]
     Encoding,
     #[error("the path has a control character")]
     ControlCharacter,
@@ -93,12 +93,15 @@ impl Route {
     }
 }
 
-/// Splits first and decodes then, so that an encoded slash never makes a new segment.
+/// Splits first and decodes then; an encoded slash is refused, so that it never makes a new segment.
 fn decode(path: &str) -> Result<Vec<String>, InvalidRoute> {
     let path = path.strip_prefix('/').unwrap_or(path);
     path.split('/')
         .map(|segment| {
             let text = percent_decode_str(segment).decode_utf8().map_err(|_| InvalidRoute::Encoding)?;
+            if text.contains('/') {
+                return Err(InvalidRoute::Encoding);
+            }
             if text.chars().any(char::is_control) {
                 return Err(InvalidRoute::ControlCharacter);
             }
@@ -160,6 +163,7 @@ mod tests {
         assert!(matches!(Route::parse("/v2/a/blobs/x"), Err(InvalidRoute::Digest(_))));
         assert!(matches!(Route::parse("/v2/a/manifests/-x"), Err(InvalidRoute::Reference(_))));
         assert_eq!(Route::parse("/v2/a%00/manifests/x"), Err(InvalidRoute::ControlCharacter));
+        assert_eq!(Route::parse("/v2/a%2fb/manifests/x"), Err(InvalidRoute::Encoding));
         assert_eq!(Route::parse("/v2/%ff/manifests/x"), Err(InvalidRoute::Encoding));
     }
 }

@@ -128,18 +128,17 @@ impl Pull {
                     self.cache.mark_visible(target.repository.prefix(), digest);
                     Checked { manifest, is_fetched: false }
                 }
-                None => {
-                    let Fetched(manifest) = self.fetch_manifest(target, digest, at).await?;
-                    Checked { manifest, is_fetched: true }
-                }
+                None => match self.fetch_manifest(target, digest, at).await {
+                    Ok(Fetched(manifest)) => Checked { manifest, is_fetched: true },
+                    // It names a digest that it does not know: perhaps it knows the tag.
+                    Err(failure) if failure.kind == FailureKind::NotFound => {
+                        self.fetch_tag(target, &reference, at).await?
+                    }
+                    Err(failure) => return Err(failure),
+                },
             },
             // It does not say: only the manifest itself tells.
-            None => {
-                let get = async |at: usize| upstreams[at].manifest(&target.name, &reference).await;
-                let (_, answer) = upstreams.first(at, get).await?;
-                let is_known = self.cache.manifest(&answer.digest).await.ok().flatten().is_some();
-                Checked { manifest: self.keep(target, answer).await, is_fetched: !is_known }
-            }
+            None => self.fetch_tag(target, &reference, at).await?,
         };
         let entry = TagEntry {
             digest: checked.manifest.digest,
@@ -149,6 +148,14 @@ impl Pull {
         };
         self.cache.put_tag(key, entry);
         Ok(checked)
+    }
+
+    async fn fetch_tag(&self, target: &Target, tag: &Reference, preferred: usize) -> Result<Checked, Failure> {
+        let upstreams = &target.repository.upstreams;
+        let get = async |at: usize| upstreams[at].manifest(&target.name, tag).await;
+        let (_, answer) = upstreams.first(preferred, get).await?;
+        let is_known = self.cache.manifest(&answer.digest).await.ok().flatten().is_some();
+        Ok(Checked { manifest: self.keep(target, answer).await, is_fetched: !is_known })
     }
 
     async fn by_digest(self: &Arc<Self>, target: &Target, digest: &Digest) -> Result<Found, Failure> {

@@ -86,16 +86,19 @@ impl Disk {
     }
 
     /// Makes a verified download the object `digest`: on disk first, then under its name, so that
-    /// after a power cut the name never stands for less than the content.
-    pub fn publish(&self, partial: &Partial, digest: &Digest) -> io::Result<()> {
+    /// after a power cut the name never stands for less than the content. Returns whether the object
+    /// is new.
+    pub fn publish(&self, partial: &Partial, digest: &Digest) -> io::Result<bool> {
         partial.data().file.sync_all()?;
         let path = self.prepare_place(digest)?;
+        let is_new = !path.exists();
         partial.rename(&path)?;
-        sync_directory(path.parent().unwrap_or(&self.blobs))
+        sync_directory(path.parent().unwrap_or(&self.blobs))?;
+        Ok(is_new)
     }
 
-    /// Stores small verified content.
-    pub fn put(&self, digest: &Digest, bytes: &[u8]) -> io::Result<()> {
+    /// Stores small verified content. Returns whether the object is new.
+    pub fn put(&self, digest: &Digest, bytes: &[u8]) -> io::Result<bool> {
         let number = self.next_temporary.fetch_add(1, Ordering::Relaxed);
         let temporary = self.partial.join(format!("put-{number}"));
         let written = (|| {
@@ -103,8 +106,10 @@ impl Disk {
             file.write_all(bytes)?;
             file.sync_all()?;
             let path = self.prepare_place(digest)?;
+            let is_new = !path.exists();
             fs::rename(&temporary, &path)?;
-            sync_directory(path.parent().unwrap_or(&self.blobs))
+            sync_directory(path.parent().unwrap_or(&self.blobs))?;
+            Ok(is_new)
         })();
         if written.is_err()
             && let Err(error) = fs::remove_file(&temporary)
@@ -196,7 +201,7 @@ mod tests {
         partial.data().file.write_all_at(b"content", 0).expect("written");
         assert!(disk.get(&digest).expect("readable").is_none());
 
-        disk.publish(&partial, &digest).expect("published");
+        assert!(disk.publish(&partial, &digest).expect("published"));
         assert_eq!(disk.get(&digest).expect("readable").map(|stored| stored.size), Some(7));
         assert_eq!(fs::read_dir(dir.path().join("partial")).expect("readable").count(), 0);
         assert!(disk.remove(&digest).expect("removed"));

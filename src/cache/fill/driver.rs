@@ -39,6 +39,8 @@ pub struct Outcome {
     pub size: u64,
     /// Whether the object is in the store; readers were served either way.
     pub is_stored: bool,
+    /// Whether it was not there before.
+    pub is_new: bool,
 }
 
 /// Brings `digest` in: tries one copy after the other until one has the right digest, tells the
@@ -79,7 +81,7 @@ async fn bring_in(
                 if let Err(error) = &published {
                     tracing::error!(%digest, %error, "the object could not be stored; it was served uncached");
                 }
-                return Ok(Outcome { size, is_stored: published.is_ok() });
+                return Ok(Outcome { size, is_stored: published.is_ok(), is_new: published.unwrap_or(false) });
             }
             Ok(_) => {
                 tracing::warn!(%digest, sources = copy.sources.len(), "wrong content came from upstream; it was dropped");
