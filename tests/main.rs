@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod clients;
+mod disk_bound;
 mod full_disk;
 mod house;
 mod never_wrong;

@@ -131,7 +131,8 @@ async fn open_ended_ranges_closed_early_cost_each_byte_once() {
     }
     scene.stored().await;
     let sent = scene.hub.bytes_sent(&scene.digest);
-    assert!(sent <= size + 8 * MIB, "{sent} bytes for {size}");
+    // What the first connection had under way when a range was taken off its end.
+    assert!(sent <= size + 8 * MIB, "{sent} bytes for {size}\n{}", scene.hub.summary());
 }
 
 #[tokio::test(flavor = "multi_thread")]

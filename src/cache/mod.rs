@@ -3,12 +3,14 @@
 //! Knows no upstream: whoever asks for a fill hands over an [`Origin`].
 
 mod direct;
+mod evict;
 mod fill;
 pub mod flight;
 pub mod freshness;
 pub mod hot;
 pub mod ranges;
 mod read;
+mod space;
 
 use std::sync::Arc;
 
@@ -25,8 +27,10 @@ use crate::oci::manifest::{self, Outline};
 use crate::oci::{Digest, MediaType, Name};
 use crate::store::{Disk, StoreError};
 use crate::telemetry::Metrics;
+use fill::Room;
 use fill::{Fills, Joined};
 use hot::Hot;
+use space::Space;
 
 /// Most fills at once. Each holds at most two buffers of 1 MiB and one upstream connection; more
 /// requests than this for different cold blobs are told to come back.
@@ -36,7 +40,9 @@ const MAX_FILLS: usize = 256;
 pub struct Cache {
     disk: Arc<Disk>,
     index: Arc<Index>,
-    hot: Hot,
+    hot: Arc<Hot>,
+    space: Arc<Space>,
+    room: Arc<dyn Room>,
     fills: Fills,
     fill_permits: Arc<Semaphore>,
     metrics: Arc<Metrics>,
@@ -59,23 +65,32 @@ impl Cache {
             tracing::warn!(%error, "cannot clear abandoned partial downloads");
         }
         let index = Index::open(&config.dir)?;
-        let totals = index.totals()?;
-        let signed = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
-        metrics.changed_size(signed(totals.objects), signed(totals.bytes));
+        let (disk, index, hot) = (Arc::new(disk), Arc::new(index), Arc::new(Hot::default()));
+        let space = Arc::new(Space::new(config, disk.clone(), index.clone(), hot.clone(), metrics.clone()));
         Ok(Self {
-            disk: Arc::new(disk),
-            index: Arc::new(index),
-            hot: Hot::default(),
+            disk,
+            index,
+            hot,
+            room: Arc::new(space.clone()),
+            space,
             fills: Fills::default(),
             fill_permits: Arc::new(Semaphore::new(MAX_FILLS)),
             metrics,
         })
     }
 
+    /// Takes in what is stored and keeps the cache within its limits; runs until the process ends.
+    pub async fn look_after_space(self: Arc<Self>) {
+        self.space.clone().run().await;
+    }
+
     /// A complete object from the store.
     pub async fn stored(&self, digest: &Digest) -> Result<Option<Content>, Failure> {
         let (disk, wanted) = (self.disk.clone(), *digest);
         let found = blocking(move || disk.get(&wanted)).await?;
+        if matches!(found, Ok(Some(_))) {
+            self.space.used(digest);
+        }
         found.map(|stored| stored.map(Content::Complete)).map_err(|error| self.broken("cannot read an object", &error))
     }
 
@@ -110,9 +125,10 @@ impl Cache {
         self.metrics.fills_running.inc();
         tokio::spawn(async move {
             let running = Running(cache.metrics.clone());
-            let result = fill::drive(&registered, digest, &origin, &cache.disk).await;
+            // The reservation in the result lives until the object is counted.
+            let result = fill::drive(&registered, digest, &origin, &cache.disk, &cache.room).await;
             match result {
-                Ok(outcome) if outcome.is_stored => {
+                Ok(ref outcome) if outcome.is_stored => {
                     cache.record_object(&repository, digest, outcome.size, None, outcome.is_new);
                 }
                 Ok(_) => {
@@ -140,6 +156,7 @@ impl Cache {
     /// A manifest from memory or the store.
     pub async fn manifest(&self, digest: &Digest) -> Result<Option<Arc<Manifest>>, Failure> {
         if let Some(manifest) = self.hot.manifests.get(digest) {
+            self.space.used(digest);
             return Ok(Some(manifest));
         }
         let (disk, index, wanted) = (self.disk.clone(), self.index.clone(), *digest);
@@ -177,8 +194,8 @@ impl Cache {
         self.mark_visible(repository, digest);
         if is_new {
             self.metrics.stores.inc();
-            self.metrics.changed_size(1, i64::try_from(size).unwrap_or(i64::MAX));
         }
+        self.space.stored(digest, size);
     }
 
     /// Notes that a manifest was asked for by digest under a name.
@@ -253,11 +270,10 @@ impl Cache {
         let is_all = purge == Purge::All;
         let purged = self.index.purge(purge).await.map_err(|error| self.broken("cannot purge", &error))?;
         self.hot.clear();
-        let (disk, metrics, objects) = (self.disk.clone(), self.metrics.clone(), purged.digests.clone());
+        self.space.removed(&purged.digests, is_all);
+        let (disk, objects) = (self.disk.clone(), purged.digests.clone());
         let removed = blocking(move || remove_files(&disk, &objects, is_all)).await?;
         removed.map_err(|error| self.broken("cannot remove an object", &error))?;
-        let signed = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
-        metrics.changed_size(-signed(purged.objects), -signed(purged.bytes));
         Ok(purged)
     }
 

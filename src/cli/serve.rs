@@ -63,6 +63,7 @@ async fn serve(config: &Config, pull: Arc<Pull>) -> Result<(), AnyError> {
 
     let (stop, stopped) = watch::channel(false);
     let permits = config.server.max_connections.map(|limit| Arc::new(Semaphore::new(limit)));
+    let space = tokio::spawn(pull.cache().clone().look_after_space());
     let mut doors = JoinSet::new();
     for listener in registry {
         let grace = config.server.shutdown_grace;
@@ -81,6 +82,7 @@ async fn serve(config: &Config, pull: Arc<Pull>) -> Result<(), AnyError> {
     if ended.is_err() {
         tracing::warn!("not everything ended in time");
     }
+    space.abort();
     pull.cache().close().await;
     Ok(())
 }

@@ -16,10 +16,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use error::ConfigError;
-pub use raw::{LogFormat, Logging, OnUpstream404, Pattern};
+pub use raw::{LogFormat, Logging, OnUpstream404, Pattern, Policy};
 pub use repository::{Credentials, Repository, TagPolicy, Upstream, UpstreamTls, UpstreamUrl};
 pub use secret::Secret;
-pub use units::Limit;
+pub use units::{Amount, Limit};
 
 use tree::Node;
 
@@ -49,6 +49,13 @@ pub struct Server {
 #[derive(Clone, Debug)]
 pub struct Cache {
     pub dir: PathBuf,
+    /// Most bytes of objects and downloads.
+    pub max_size: Amount,
+    /// Always kept free on the filesystem.
+    pub min_free: Amount,
+    /// Objects that nobody asked for in this long are removed.
+    pub ttl: Limit,
+    pub policy: Policy,
     /// How long an abandoned partial download is kept to go on with.
     pub partial_ttl: Duration,
 }
@@ -98,7 +105,14 @@ impl Config {
                 shutdown_grace: file.server.shutdown_grace.0,
                 max_connections: usize::try_from(file.server.max_connections).ok().filter(|&limit| limit > 0),
             },
-            cache: Cache { dir: file.cache.dir, partial_ttl: file.cache.partial_ttl.0 },
+            cache: Cache {
+                dir: file.cache.dir,
+                max_size: file.cache.max_size,
+                min_free: file.cache.min_free,
+                ttl: file.cache.ttl,
+                policy: file.cache.policy,
+                partial_ttl: file.cache.partial_ttl.0,
+            },
             repositories,
             admin: Admin { listen: file.admin.listen.0 },
             logging: file.logging,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::secret::Secret;
-use super::units::{Limit, Span};
+use super::units::{Amount, Limit, Span};
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
@@ -45,12 +45,31 @@ impl Default for Server {
 #[serde(default)]
 pub struct Cache {
     pub dir: PathBuf,
+    pub max_size: Amount,
+    pub min_free: Amount,
+    pub ttl: Limit,
+    pub policy: Policy,
     pub partial_ttl: Span,
+}
+
+/// In which order objects are evicted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Policy {
+    /// The least recently used first.
+    Lru,
 }
 
 impl Default for Cache {
     fn default() -> Self {
-        Self { dir: PathBuf::from("./larder-data"), partial_ttl: Span(Duration::from_secs(24 * 3600)) }
+        Self {
+            dir: PathBuf::from("./larder-data"),
+            max_size: Amount::None,
+            min_free: Amount::Share(10),
+            ttl: Limit::Unlimited,
+            policy: Policy::Lru,
+            partial_ttl: Span(Duration::from_secs(24 * 3600)),
+        }
     }
 }
 

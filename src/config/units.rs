@@ -74,6 +74,77 @@ impl TryFrom<String> for Limit {
     }
 }
 
+/// An amount of disk: bytes, `"20GiB"`, `"500MB"`, a share of the filesystem `"10%"`, or `"none"`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Amount {
+    None,
+    Bytes(u64),
+    /// Hundredths of the filesystem.
+    Share(u8),
+}
+
+impl Amount {
+    /// In bytes, on a filesystem of `total`; `None` for `"none"`.
+    pub fn of(self, total: u64) -> Option<u64> {
+        match self {
+            Self::None => None,
+            Self::Bytes(bytes) => Some(bytes),
+            Self::Share(percent) => Some(total / 100 * u64::from(percent)),
+        }
+    }
+}
+
+impl FromStr for Amount {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong =
+            || format!("`{text}` is no amount of disk; write for example \"20GiB\", \"500MB\", \"10%\" or \"none\"");
+        if text == "none" {
+            return Ok(Self::None);
+        }
+        let digits = text.find(|character: char| !character.is_ascii_digit()).unwrap_or(text.len());
+        let (number, unit) = text.split_at(digits);
+        let number: u64 = number.parse().map_err(|_| wrong())?;
+        let factor: u64 = match unit.trim() {
+            "%" if number <= 100 => return u8::try_from(number).map(Self::Share).map_err(|_| wrong()),
+            "" | "B" => 1,
+            "KB" | "kB" => 1_000,
+            "MB" => 1_000_000,
+            "GB" => 1_000_000_000,
+            "TB" => 1_000_000_000_000,
+            "KiB" => 1 << 10,
+            "MiB" => 1 << 20,
+            "GiB" => 1 << 30,
+            "TiB" => 1 << 40,
+            _ => return Err(wrong()),
+        };
+        number.checked_mul(factor).map(Self::Bytes).ok_or_else(wrong)
+    }
+}
+
+impl<'de> Deserialize<'de> for Amount {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl serde::de::Visitor<'_> for Visitor {
+            type Value = Amount;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an amount of disk such as \"20GiB\", \"10%\" or \"none\"")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Amount, E> {
+                text.parse().map_err(E::custom)
+            }
+
+            fn visit_i64<E: serde::de::Error>(self, bytes: i64) -> Result<Amount, E> {
+                u64::try_from(bytes).map(Amount::Bytes).map_err(|_| E::custom("an amount of disk is not negative"))
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -94,5 +165,22 @@ mod tests {
     fn a_limit_of_nothing_covers_nothing() {
         assert!(!Limit::Span(Duration::ZERO).covers(Duration::ZERO));
         assert!(Limit::Unlimited.covers(Duration::MAX));
+    }
+
+    #[test]
+    fn amounts_are_bytes_or_shares() {
+        for (text, amount) in [
+            ("none", Amount::None),
+            ("0", Amount::Bytes(0)),
+            ("500MB", Amount::Bytes(500_000_000)),
+            ("20GiB", Amount::Bytes(20 << 30)),
+            ("10%", Amount::Share(10)),
+        ] {
+            assert_eq!(text.parse(), Ok(amount), "{text}");
+        }
+        for text in ["", "GB", "-1", "1.5GB", "101%", "1XB", "99999999TiB"] {
+            assert!(text.parse::<Amount>().is_err(), "{text}");
+        }
+        assert_eq!(Amount::Share(10).of(2_000), Some(200));
     }
 }

@@ -21,7 +21,11 @@ pub struct Timestamp(pub i64);
 
 impl Timestamp {
     pub fn now() -> Self {
-        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Self::from_system_time(SystemTime::now())
+    }
+
+    pub fn from_system_time(time: SystemTime) -> Self {
+        let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         Self(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
     }
 
@@ -104,6 +108,11 @@ pub enum Write {
         repository: String,
         page: String,
         listing: Listing,
+    },
+    /// The object was asked for.
+    Used {
+        digest: Digest,
+        at: Timestamp,
     },
     /// The object's file is gone.
     DropObject {

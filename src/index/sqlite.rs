@@ -13,7 +13,7 @@ use super::purge::{self, Purge, Purged};
 use super::{IndexError, Listing, ObjectEntry, TagEntry, TagKey, Timestamp, Totals, Write};
 use crate::oci::{Digest, MediaType};
 
-const MIGRATIONS: [&str; 1] = [include_str!("migrations/1.sql")];
+const MIGRATIONS: [&str; 2] = [include_str!("migrations/1.sql"), include_str!("migrations/2.sql")];
 /// Writes that may wait. Beyond this they are dropped and counted: the index is a help, and a client
 /// must not wait for it.
 const QUEUE: usize = 16 * 1024;
@@ -155,6 +155,18 @@ impl Index {
             let rows =
                 statement.query_map(params![last, i64::try_from(count).unwrap_or(i64::MAX)], |row| row.get(0))?;
             rows.collect()
+        })
+    }
+
+    /// All objects, the least recently used first: digest, size, last use.
+    pub fn objects_by_use(&self, mut each: impl FnMut(Digest, u64, Timestamp)) -> Result<(), IndexError> {
+        self.readers.with(|connection| {
+            let mut statement = connection.prepare("SELECT digest, size, last_use FROM objects ORDER BY last_use")?;
+            let mut rows = statement.query([])?;
+            while let Some(row) = rows.next()? {
+                each(read_digest(row)?, row.get(1)?, Timestamp(row.get(2)?));
+            }
+            Ok(())
         })
     }
 
@@ -307,7 +319,8 @@ fn apply(transaction: &Transaction<'_>, write: Write) -> rusqlite::Result<()> {
     let run = |sql: &str, values: &[&dyn rusqlite::ToSql]| transaction.prepare_cached(sql)?.execute(values).map(drop);
     match write {
         Write::Object { digest, entry } => run(
-            "INSERT OR REPLACE INTO objects (digest, size, media_type, stored_at) VALUES (?1, ?2, ?3, ?4)",
+            "INSERT INTO objects (digest, size, media_type, stored_at, last_use) VALUES (?1, ?2, ?3, ?4, ?4) \
+             ON CONFLICT (digest) DO UPDATE SET size = ?2, media_type = coalesce(?3, media_type), last_use = ?4",
             params![digest.as_raw(), entry.size, entry.media_type.as_ref().map(MediaType::as_str), entry.stored_at.0],
         ),
         Write::Tag { key, entry } => run(
@@ -351,6 +364,9 @@ fn apply(transaction: &Transaction<'_>, write: Write) -> rusqlite::Result<()> {
                 listing.checked_at.0
             ],
         ),
+        Write::Used { digest, at } => {
+            run("UPDATE objects SET last_use = ?2 WHERE digest = ?1", params![digest.as_raw(), at.0])
+        }
         Write::DropObject { digest } => run("DELETE FROM objects WHERE digest = ?1", params![digest.as_raw()]),
     }
 }

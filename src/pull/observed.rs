@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http::request::Parts;
 use http::{Response, Version};
 use http_body_util::BodyExt;
-use hyper::body::{Frame, SizeHint};
+use hyper::body::{Body as _, Frame, SizeHint};
 
 use super::error::{Refusal, Wanted};
 use super::respond::Body;
@@ -40,7 +40,9 @@ pub(super) struct Observation {
     outcome: Option<Outcome>,
     status: u16,
     sent: u64,
-    is_complete: bool,
+    /// `Content-Length`, by which the end is known: nobody asks a body for more than that.
+    length: Option<u64>,
+    has_ended: bool,
 }
 
 impl Pull {
@@ -60,7 +62,8 @@ impl Pull {
             outcome: None,
             status: 0,
             sent: 0,
-            is_complete: false,
+            length: None,
+            has_ended: false,
         }
     }
 }
@@ -89,6 +92,9 @@ impl Observation {
     /// Goes along with the body.
     pub fn watch(mut self, response: Response<Body>) -> Response<Body> {
         self.status = response.status().as_u16();
+        let length = response.headers().get(http::header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
+        self.length = length.and_then(|length| length.parse().ok());
+        self.has_ended = response.body().is_end_stream();
         self.metrics.responses.get_or_create(&StatusLabel { status: self.status }).inc();
         if let (Some((repository, kind)), Some(outcome)) = (&self.repository, self.outcome) {
             self.metrics.answered(repository, *kind, outcome);
@@ -111,7 +117,7 @@ impl Drop for Observation {
                 user_agent: &self.user_agent,
                 status: self.status,
                 bytes: self.sent,
-                is_complete: self.is_complete,
+                is_complete: self.has_ended || self.length == Some(self.sent),
                 took: self.began.elapsed(),
                 repository: self.repository.as_ref().map(|(repository, _)| repository.as_str()),
                 cache: self.outcome.map(Outcome::as_str),
@@ -135,7 +141,7 @@ impl hyper::body::Body for Observed {
         match &polled {
             Poll::Ready(Some(Ok(frame))) => {
                 self.observation.sent += frame.data_ref().map_or(0, |data| data.len() as u64);
-                self.observation.is_complete = self.body.is_end_stream();
+                self.observation.has_ended = self.body.is_end_stream();
             }
             Poll::Ready(Some(Err(failure))) => tracing::warn!(
                 path = self.observation.path,
@@ -143,7 +149,7 @@ impl hyper::body::Body for Observed {
                 %failure,
                 "a response was aborted"
             ),
-            Poll::Ready(None) => self.observation.is_complete = true,
+            Poll::Ready(None) => self.observation.has_ended = true,
             Poll::Pending => {}
         }
         polled

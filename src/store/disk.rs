@@ -140,6 +140,27 @@ impl Disk {
         }
     }
 
+    /// Walks all objects: digest, size, when it was stored. What is no object is left alone.
+    pub fn for_each(&self, mut each: impl FnMut(Digest, u64, SystemTime)) -> io::Result<()> {
+        for algorithm in Algorithm::ALL {
+            for shard in fs::read_dir(self.blobs.join(algorithm.as_str()))? {
+                for object in fs::read_dir(shard?.path())? {
+                    let object = object?;
+                    let name = format!("{}:{}", algorithm.as_str(), object.file_name().to_string_lossy());
+                    match (name.parse(), object.metadata()) {
+                        (Ok(digest), Ok(metadata)) => each(digest, metadata.len(), metadata.modified()?),
+                        (Ok(_), Err(error)) if error.kind() == io::ErrorKind::NotFound => {}
+                        (Ok(_), Err(error)) => return Err(error),
+                        (Err(_), _) => {
+                            tracing::warn!(path = %object.path().display(), "this file is no object of the cache");
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Whether the directory can be written to now.
     pub fn check(&self) -> io::Result<()> {
         let path = self.partial.join("check");

@@ -123,12 +123,6 @@ impl Metrics {
         self.upstream_requests.get_or_create(&labels).inc();
     }
 
-    /// An object came into the store (`bytes` > 0) or left it.
-    pub fn changed_size(&self, objects: i64, bytes: i64) {
-        self.cache_objects.inc_by(objects);
-        self.cache_bytes.inc_by(bytes);
-    }
-
     /// All figures in the Prometheus text format.
     pub fn encode(&self) -> Result<String, std::fmt::Error> {
         let mut registry = Registry::with_prefix("larder");

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::plan::{self, Claim, View};
 use super::transfer::{self, End, Sink, Span};
-use super::{Fill, Origin, Phase, Registered, Source, blocking};
+use super::{Fill, Origin, Phase, Registered, Reservation, Room, Source, blocking};
 use crate::cache::ranges::RangeSet;
 use crate::failure::{Failure, FailureKind};
 use crate::oci::Digest;
@@ -34,13 +34,15 @@ const MIN_PARALLEL: u64 = 16 << 20;
 const HASHED: u64 = 1 << 20;
 
 /// What a finished fill left in the store.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct Outcome {
     pub size: u64,
     /// Whether the object is in the store; readers were served either way.
     pub is_stored: bool,
     /// Whether it was not there before.
     pub is_new: bool,
+    /// To be kept until the object is counted.
+    pub _reservation: Option<Reservation>,
 }
 
 /// Brings `digest` in: tries one copy after the other until one has the right digest, tells the
@@ -50,8 +52,9 @@ pub async fn drive(
     digest: Digest,
     origin: &Arc<dyn Origin>,
     disk: &Arc<Disk>,
+    room: &Arc<dyn Room>,
 ) -> Result<Outcome, Failure> {
-    let result = bring_in(registered, digest, origin, disk).await;
+    let result = bring_in(registered, digest, origin, disk, room).await;
     if let Err(failure) = &result {
         registered.fill().update(|state| state.phase = Phase::Failed(failure.clone()));
     }
@@ -63,10 +66,11 @@ async fn bring_in(
     digest: Digest,
     origin: &Arc<dyn Origin>,
     disk: &Arc<Disk>,
+    room: &Arc<dyn Room>,
 ) -> Result<Outcome, Failure> {
     let mut is_alone = false;
     for _ in 0..MAX_COPIES {
-        let mut copy = Copy::open(registered, digest, origin, disk).await?;
+        let mut copy = Copy::open(registered, digest, origin, disk, room).await?;
         if is_alone {
             copy.connections = 1;
         }
@@ -76,12 +80,7 @@ async fn bring_in(
                     state.phase = Phase::Verified;
                     state.size = Some(size);
                 });
-                let (disk, partial) = (disk.clone(), copy.partial);
-                let published = blocking(move || disk.publish(&partial, &digest)).await;
-                if let Err(error) = &published {
-                    tracing::error!(%digest, %error, "the object could not be stored; it was served uncached");
-                }
-                return Ok(Outcome { size, is_stored: published.is_ok(), is_new: published.unwrap_or(false) });
+                return Ok(publish(copy, size, disk).await);
             }
             Ok(_) => {
                 tracing::warn!(%digest, sources = copy.sources.len(), "wrong content came from upstream; it was dropped");
@@ -109,6 +108,36 @@ async fn bring_in(
     Err(Failure::new(FailureKind::WrongContent, "no upstream sends the right content"))
 }
 
+/// Moves a verified copy to the complete objects.
+async fn publish(copy: Copy<'_>, size: u64, disk: &Arc<Disk>) -> Outcome {
+    let digest = copy.digest;
+    let reserved = lock(&copy.reservation).take();
+    // An object whose size was not known before gets its room now.
+    let reservation = match reserved {
+        Some(reservation) => Ok(reservation),
+        None => copy.room.reserve(size).await,
+    };
+    let (disk, partial) = (disk.clone(), copy.partial);
+    let (published, reservation) = match reservation {
+        Ok(reservation) => {
+            let published = blocking(move || disk.publish(&partial, &digest)).await;
+            (published.map_err(|error| storage(&error)), Some(reservation))
+        }
+        Err(failure) => {
+            let discarded = blocking(move || partial.discard()).await;
+            (Err(discarded.map_or_else(|error| storage(&error), |()| failure)), None)
+        }
+    };
+    if let Err(failure) = &published {
+        tracing::error!(%digest, %failure, "the object could not be stored; it was served uncached");
+    }
+    Outcome { size, is_stored: published.is_ok(), is_new: published.unwrap_or(false), _reservation: reservation }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 enum Fetched {
     Whole {
         size: u64,
@@ -123,6 +152,9 @@ struct Copy<'a> {
     fill: Arc<Fill>,
     digest: Digest,
     origin: &'a Arc<dyn Origin>,
+    room: &'a Arc<dyn Room>,
+    /// Made when the size is known.
+    reservation: Arc<Mutex<Option<Reservation>>>,
     partial: Partial,
     is_resumed: bool,
     size: Option<u64>,
@@ -130,6 +162,8 @@ struct Copy<'a> {
     /// Connections that may be used for the transfers in order.
     connections: usize,
     serves_ranges: bool,
+    /// A range was fetched on the side.
+    has_sides: bool,
     failed_opens: u32,
     running: Vec<Arc<Span>>,
     speed: Speed,
@@ -143,6 +177,7 @@ impl<'a> Copy<'a> {
         digest: Digest,
         origin: &'a Arc<dyn Origin>,
         disk: &Arc<Disk>,
+        room: &'a Arc<dyn Room>,
     ) -> Result<Self, Failure> {
         let disk = disk.clone();
         let opened = blocking(move || disk.open_partial(&digest)).await;
@@ -153,17 +188,24 @@ impl<'a> Copy<'a> {
             // The upstream is to say that it has the object: the last byte is asked for once more.
             present.remove_last();
         }
+        let reservation = match resumed.size.filter(|_| !present.is_empty()) {
+            Some(size) => Some(room.reserve(size).await?),
+            None => None,
+        };
         registered.fill().begin_copy(partial.data().file.clone(), present.clone());
         Ok(Self {
             fill: registered.fill().clone(),
             digest,
             origin,
+            room,
+            reservation: Arc::new(Mutex::new(reservation)),
             partial,
             is_resumed: !present.is_empty(),
             size: resumed.size.filter(|_| !present.is_empty()),
             sources: HashSet::new(),
             connections: 1,
             serves_ranges: true,
+            has_sides: false,
             failed_opens: 0,
             running: Vec::new(),
             speed: Speed::default(),
@@ -221,6 +263,7 @@ impl<'a> Copy<'a> {
                     wants: &wants,
                     connections: self.connections,
                     may_side: self.serves_ranges,
+                    in_chunks: self.serves_ranges && self.has_sides,
                 });
                 match next {
                     // An empty object has nothing to fetch but must be asked for.
@@ -230,6 +273,7 @@ impl<'a> Copy<'a> {
                         if let Some(shortened) = next.shortens {
                             self.running[shortened].set_until(next.from);
                         }
+                        self.has_sides |= next.is_side;
                         (next.from, next.until)
                     }
                 }
@@ -249,6 +293,7 @@ impl<'a> Copy<'a> {
             slot: Arc::new(self.partial.data().new_slot()),
         };
         let data = self.partial.data().clone();
+        let (room, reservation) = (self.room.clone(), self.reservation.clone());
         async move {
             let claim = span.claim();
             // A range to the very end is asked for open: some storages dislike a last byte.
@@ -264,6 +309,10 @@ impl<'a> Copy<'a> {
                 return (span, Some(source), End::Contradiction);
             }
             if let (None, Some(total)) = (size, transfer.total) {
+                match room.reserve(total).await {
+                    Ok(reserved) => *lock(&reservation) = Some(reserved),
+                    Err(failure) => return (span, Some(source), End::NoRoom(failure)),
+                }
                 let allocated = blocking(move || data.allocate(total)).await;
                 if let Err(error) = allocated {
                     return (span, Some(source), End::Storage(error));
@@ -290,6 +339,7 @@ impl<'a> Copy<'a> {
             }
             (End::Contradiction, _) => return Ok(Some(Fetched::Contradiction)),
             (End::Storage(error), _) => return Err(storage(&error)),
+            (End::NoRoom(failure), _) => return Err(failure),
             (End::NoRanges, _) => self.one_stream(span),
             (End::Broke(failure), Some(source)) => {
                 tracing::debug!(digest = %self.digest, %failure, at = span.claim().at, "a transfer broke; going on from there");

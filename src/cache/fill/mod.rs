@@ -47,6 +47,35 @@ pub trait Origin: Send + Sync + 'static {
     fn received(&self, bytes: u64);
 }
 
+/// Room on disk for what is coming.
+pub trait Room: Send + Sync + 'static {
+    /// Makes room for an object; fails with [`FailureKind::Storage`] when there is none to be made.
+    fn reserve(&self, bytes: u64) -> BoxFuture<'static, Result<Reservation, Failure>>;
+}
+
+/// Room that is kept until this is dropped.
+pub struct Reservation(Option<Box<dyn FnOnce() + Send>>);
+
+impl Reservation {
+    pub fn new(give_back: impl FnOnce() + Send + 'static) -> Self {
+        Self(Some(Box::new(give_back)))
+    }
+}
+
+impl std::fmt::Debug for Reservation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Reservation")
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if let Some(give_back) = self.0.take() {
+            give_back();
+        }
+    }
+}
+
 /// Which of its sources an [`Origin`] opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Source(pub usize);
@@ -174,7 +203,8 @@ impl Fill {
         if let Some(answer) = state.borrow_and_update().answer(at, reader) {
             return answer;
         }
-        let _waiting = self.want(Want { at, end: reader.end });
+        // Who asked for all that is left may well stop before.
+        let _waiting = self.want(Want { at, end: reader.end.filter(|_| reader.may_read_unverified) });
         let state = state.wait_for(|state| state.answer(at, reader).is_some()).await;
         let state = state.map_err(|_| gone())?;
         state.answer(at, reader).unwrap_or_else(|| Err(gone()))

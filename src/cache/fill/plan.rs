@@ -38,6 +38,9 @@ pub struct View<'a> {
     pub connections: usize,
     /// Whether ranges may be fetched for readers far ahead.
     pub may_side: bool,
+    /// Whether that has happened: the rest is then asked for in chunks that need not be cut off, since
+    /// what a cut connection has under way is lost.
+    pub in_chunks: bool,
 }
 
 /// The next transfer to begin.
@@ -47,6 +50,8 @@ pub struct Next {
     pub until: u64,
     /// A claim (by position) that ends here from now on.
     pub shortens: Option<usize>,
+    /// For a reader far ahead.
+    pub is_side: bool,
 }
 
 /// What to begin now; `None`: nothing, until something changes.
@@ -61,14 +66,16 @@ fn side_range(view: View<'_>) -> Option<Next> {
     view.wants.iter().find_map(|want| {
         let is_missing = want.at < view.size && view.present.run_end(want.at) == want.at;
         let holder = view.claims.iter().position(|claim| claim.at <= want.at && want.at < claim.until);
-        let is_coming = holder.is_some_and(|holder| want.at - view.claims[holder].at <= NEAR);
+        let is_coming = holder
+            .map(|holder| view.claims[holder])
+            .is_some_and(|claim| want.at - claim.at <= NEAR || claim.until - claim.at <= SIDE_CHUNK);
         if !is_missing || is_coming || view.claims.is_empty() {
             return None;
         }
         let wished = want.end.map_or(want.at + SIDE_CHUNK, |end| end.min(want.at + MAX_CHUNK));
         let until = wished.min(gap_end(view, want.at));
         let shortens = holder;
-        Some(Next { from: want.at, until: until.max(want.at + 1), shortens })
+        Some(Next { from: want.at, until: until.max(want.at + 1), shortens, is_side: true })
     })
 }
 
@@ -78,8 +85,12 @@ fn in_order(view: View<'_>) -> Option<Next> {
     }
     let chunk = |rest: u64| (rest / (2 * view.connections as u64)).clamp(MIN_CHUNK, MAX_CHUNK);
     if let Some((from, end)) = first_gap(view) {
-        let until = if view.connections == 1 { end } else { end.min(from + chunk(end - from)) };
-        return Some(Next { from, until, shortens: None });
+        let until = match view.connections {
+            1 if view.in_chunks => end.min(from + SIDE_CHUNK),
+            1 => end,
+            _ => end.min(from + chunk(end - from)),
+        };
+        return Some(Next { from, until, shortens: None, is_side: false });
     }
     // All is claimed: a free connection takes a part of the longest claim.
     let (longest, claim) = view.claims.iter().enumerate().max_by_key(|(_, claim)| claim.until - claim.at)?;
@@ -89,7 +100,7 @@ fn in_order(view: View<'_>) -> Option<Next> {
     }
     let from = claim.at + chunk(rest);
     let until = claim.until.min(from + chunk(rest));
-    Some(Next { from, until, shortens: Some(longest) })
+    Some(Next { from, until, shortens: Some(longest), is_side: false })
 }
 
 /// The first bytes that are neither there nor claimed.
@@ -123,7 +134,7 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     fn view<'a>(present: &'a RangeSet, claims: &'a [Claim], wants: &'a [Want], connections: usize) -> View<'a> {
-        View { size: 256 * MIB, present, claims, wants, connections, may_side: true }
+        View { size: 256 * MIB, present, claims, wants, connections, may_side: true, in_chunks: false }
     }
 
     #[test]
@@ -141,7 +152,7 @@ mod tests {
         let claims = [Claim { at: MIB, until: 256 * MIB }];
         let want = Want { at: 200 * MIB, end: Some(200 * MIB + 65_536) };
         let side = next(view(&present, &claims, &[want], 1)).expect("a transfer");
-        let expected = Next { from: want.at, until: want.at + 65_536, shortens: Some(0) };
+        let expected = Next { from: want.at, until: want.at + 65_536, shortens: Some(0), is_side: true };
         assert_eq!(side, expected);
         let near = Want { at: MIB + 10, end: None };
         assert_eq!(next(view(&present, &claims, &[near], 1)), None);
@@ -152,7 +163,7 @@ mod tests {
         let present = RangeSet::default();
         let claims = [Claim { at: 0, until: 256 * MIB }];
         let second = next(view(&present, &claims, &[], 4)).expect("a transfer");
-        assert_eq!(second, Next { from: 32 * MIB, until: 64 * MIB, shortens: Some(0) });
+        assert_eq!(second, Next { from: 32 * MIB, until: 64 * MIB, shortens: Some(0), is_side: false });
     }
 
     proptest! {
@@ -162,6 +173,7 @@ mod tests {
             size in 1u64..200,
             connections in 1usize..5,
             wants in prop::collection::vec(0u64..200, 0..4),
+            in_chunks in any::<bool>(),
             there in prop::collection::vec((0u64..200, 1u64..30), 0..4),
             order in prop::collection::vec(any::<u8>(), 400),
         ) {
@@ -177,7 +189,7 @@ mod tests {
             let mut claims: Vec<Claim> = Vec::new();
             let mut order = order.into_iter().cycle();
             for _ in 0..100_000 {
-                let view = View { size, present: &present, claims: &claims, wants: &wants, connections, may_side: true };
+                let view = View { size, present: &present, claims: &claims, wants: &wants, connections, may_side: true, in_chunks };
                 if let Some(next) = next(view) {
                     if let Some(shortened) = next.shortens {
                         prop_assert!(claims[shortened].at <= next.from && next.from < claims[shortened].until);

@@ -50,6 +50,8 @@ pub enum End {
     /// Two answers do not agree on how long the object is.
     Contradiction,
     Storage(io::Error),
+    /// It does not fit into the cache.
+    NoRoom(Failure),
 }
 
 /// What a transfer writes to.

@@ -1,0 +1,158 @@
+//! Promise: the disk is never filled. Eviction while running, least recently used first, with accounts
+//! that are right after any crash.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use crate::support::{Hub, Larder, Options, blob, eventually, get, head, repository_config};
+
+const KIB: usize = 1 << 10;
+
+/// Bytes that objects and downloads take on disk; a file that is moved while they are counted is one.
+fn used(dir: &Path) -> u64 {
+    let mut files = std::collections::HashMap::new();
+    let mut open = vec![dir.join("blobs"), dir.join("partial")];
+    while let Some(folder) = open.pop() {
+        // Files may go while they are counted.
+        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            match entry.metadata() {
+                Ok(metadata) if metadata.is_dir() => open.push(entry.path()),
+                Ok(metadata) => drop(files.insert(metadata.ino(), metadata.len())),
+                Err(_) => {}
+            }
+        }
+    }
+    files.values().sum()
+}
+
+async fn start(hub: &Hub, cache: &str) -> Larder {
+    // This machine's disk may be as full as it likes.
+    let config = format!("[cache]\nmin_free = 0\n{cache}\n{}", repository_config("hub", &[hub]));
+    Larder::start(&config).await
+}
+
+async fn is_hit(larder: &Larder, digest: &str) -> bool {
+    head(larder.blob_url("hub/team/app", digest)).await.header("x-cache") == "HIT"
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_times_as_much_content_never_passes_the_limit() {
+    const LIMIT: u64 = 8 << 20;
+    const LARGEST: usize = 1 << 20;
+    let hub = Hub::start(Options::default()).await;
+    let sizes = (0..160u64).map(|at| (at, 16 * KIB + (at as usize * 7919 * KIB) % (LARGEST - 16 * KIB)));
+    let objects: Vec<_> = sizes.map(|(seed, size)| (seed, size, hub.push_blob("team/app", blob(seed, size)))).collect();
+    let larder = Arc::new(start(&hub, "max_size = \"8MiB\"").await);
+    let objects = Arc::new(objects);
+
+    let (is_over, most) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let watching = {
+        let (dir, is_over, most) = (larder.dir(), is_over.clone(), most.clone());
+        std::thread::spawn(move || {
+            while !is_over.load(Ordering::Relaxed) {
+                most.fetch_max(used(&dir), Ordering::Relaxed);
+            }
+        })
+    };
+    let clients: Vec<_> = (0..4u64)
+        .map(|client| {
+            let (larder, objects) = (larder.clone(), objects.clone());
+            tokio::spawn(async move {
+                let mut random = client + 1;
+                for _ in 0..100 {
+                    random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                    let (seed, size, digest) = &objects[(random >> 33) as usize % objects.len()];
+                    let answer = get(larder.blob_url("hub/team/app", digest)).await;
+                    assert!(answer.complete(), "{} {:?}", answer.status, answer.error);
+                    assert!(answer.body == blob(*seed, *size), "wrong bytes");
+                }
+            })
+        })
+        .collect();
+    for client in clients {
+        client.await.expect("every byte is right");
+    }
+    is_over.store(true, Ordering::Relaxed);
+    watching.join().expect("counted");
+    let most = most.load(Ordering::Relaxed);
+    assert!(most > LIMIT / 2 && most <= LIMIT + LARGEST as u64, "{most} bytes");
+    let stats = larder.stats().await;
+    assert!(stats["evictions"].as_u64().is_some_and(|evictions| evictions > 100), "{stats}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_least_recently_used_goes_first_and_a_hit_saves() {
+    let hub = Hub::start(Options::default()).await;
+    let digests: Vec<_> = (0..4).map(|seed| hub.push_blob("team/app", blob(seed, 300 * KIB))).collect();
+    let larder = start(&hub, "max_size = \"1000KiB\"").await;
+    for (at, digest) in digests[..3].iter().enumerate() {
+        assert!(get(larder.blob_url("hub/team/app", digest)).await.complete());
+        eventually("it is stored", async || larder.stats().await["stores"] == at + 1).await;
+    }
+    // Uses are taken in once a second; a hit that is not yet counted saves nobody.
+    assert!(get(larder.blob_url("hub/team/app", &digests[0])).await.complete());
+    let touched = larder.dir().join("touched");
+    std::fs::write(&touched, "").expect("written");
+    eventually("uses were taken in", async || {
+        touched
+            .metadata()
+            .and_then(|m| m.modified())
+            .is_ok_and(|at| at.elapsed().is_ok_and(|age| age.as_millis() > 1_500))
+    })
+    .await;
+    assert!(get(larder.blob_url("hub/team/app", &digests[3])).await.complete());
+    eventually("it is stored", async || larder.stats().await["stores"] == 4).await;
+    let kept: Vec<_> = [is_hit(&larder, &digests[0]).await, is_hit(&larder, &digests[1]).await].into();
+    assert_eq!(kept, [true, false]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_larger_than_the_cache_passes_uncached() {
+    let hub = Hub::start(Options::default()).await;
+    let digest = hub.push_blob("team/app", blob(1, 2 << 20));
+    let larder = start(&hub, "max_size = \"1MiB\"").await;
+    for _ in 0..2 {
+        let answer = get(larder.blob_url("hub/team/app", &digest)).await;
+        assert!(answer.complete() && answer.body == blob(1, 2 << 20));
+    }
+    assert_eq!(larder.stats().await["objects"], 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_asks_for_is_dropped_after_its_time() {
+    let hub = Hub::start(Options::default()).await;
+    let digest = hub.push_blob("team/app", blob(1, 300 * KIB));
+    let larder = start(&hub, "ttl = \"1s\"").await;
+    assert!(get(larder.blob_url("hub/team/app", &digest)).await.complete());
+    eventually("it is dropped", async || larder.stats().await["evictions"] == 1).await;
+    assert_eq!(used(&larder.dir()), 0);
+    assert!(get(larder.blob_url("hub/team/app", &digest)).await.complete());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn accounts_are_right_after_a_crash_and_after_files_came_and_went() {
+    let hub = Hub::start(Options::default()).await;
+    let digests: Vec<_> = (0..3).map(|seed| hub.push_blob("team/app", blob(seed, 300 * KIB))).collect();
+    let mut larder = start(&hub, "").await;
+    for digest in &digests {
+        assert!(get(larder.blob_url("hub/team/app", digest)).await.complete());
+    }
+    eventually("all are stored", async || larder.stats().await["stores"] == 3).await;
+    larder.kill9();
+    // One file vanishes, and the index forgets everything.
+    let hex = digests[0].trim_start_matches("sha256:");
+    std::fs::remove_file(larder.dir().join("blobs/sha256").join(&hex[..2]).join(hex)).expect("removed");
+    for name in ["larder.db", "larder.db-wal", "larder.db-shm"] {
+        std::fs::remove_file(larder.dir().join(name)).ok();
+    }
+    larder.restart().await;
+    eventually("the accounts are right", async || {
+        let stats = larder.stats().await;
+        stats["objects"] == 2 && stats["current_size"] == used(&larder.dir())
+    })
+    .await;
+    assert!(is_hit(&larder, &digests[1]).await);
+    assert!(!is_hit(&larder, &digests[0]).await);
+}
