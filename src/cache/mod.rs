@@ -107,19 +107,22 @@ impl Cache {
         digest: Digest,
         origin: impl FnOnce() -> Arc<dyn Origin>,
     ) -> Result<(Arc<Fill>, bool), Failure> {
-        let (fill, registered) = match self.fills.join(&digest, repository) {
-            Joined::Running(fill) => {
+        let busy = || {
+            let message = format!("{MAX_FILLS} transfers from upstream are under way; try again soon");
+            Failure::new(FailureKind::Busy, message)
+        };
+        let permit = self.fill_permits.clone().try_acquire_owned();
+        let (fill, registered, permit) = match (self.fills.join(&digest, repository), permit) {
+            (Joined::Running(fill), _) => {
                 self.metrics.coalesced.inc();
                 return Ok((fill, false));
             }
-            Joined::New(fill, registered) => (fill, registered),
+            (Joined::New(fill, registered), Ok(permit)) => (fill, registered, permit),
+            (Joined::New(_, registered), Err(_)) => {
+                registered.fail(busy());
+                return Err(busy());
+            }
         };
-        let permit = self.fill_permits.clone().try_acquire_owned().map_err(|_| {
-            Failure::new(
-                FailureKind::Busy,
-                format!("{MAX_FILLS} transfers from upstream are under way; try again soon"),
-            )
-        })?;
         let (cache, origin, repository) = (self.clone(), origin(), repository.to_owned());
         self.metrics.fills_started.inc();
         self.metrics.fills_running.inc();

@@ -360,6 +360,11 @@ pub struct Registered {
 }
 
 impl Registered {
+    /// Ends the fill before it was driven; who joined meanwhile is told.
+    pub fn fail(self, failure: Failure) {
+        self.fill.update(|state| state.phase = Phase::Failed(failure));
+    }
+
     fn fill(&self) -> &Arc<Fill> {
         &self.fill
     }
