@@ -31,11 +31,18 @@ pub enum FailureKind {
     RateLimited,
     /// Larder itself has too much under way.
     Busy,
+    /// It does not fit into the cache.
+    NoRoom,
     /// Larder's own disk or index failed.
     Storage,
 }
 
 impl FailureKind {
+    /// Whether only the store is in the way: the content can still be had past it.
+    pub fn is_of_the_store(self) -> bool {
+        matches!(self, Self::NoRoom | Self::Storage)
+    }
+
     /// Word for logs and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -46,6 +53,7 @@ impl FailureKind {
             Self::Timeout => "timeout",
             Self::RateLimited => "rate_limited",
             Self::Busy => "busy",
+            Self::NoRoom => "no_room",
             Self::Storage => "storage",
         }
     }

@@ -117,6 +117,8 @@ async fn writes_are_unsupported() {
         ("POST", "/v2/hub/team/app/blobs/uploads/".to_owned()),
         ("PATCH", "/v2/hub/team/app/blobs/uploads/1".to_owned()),
         ("PUT", "/v2/hub/team/app/blobs/uploads/1?digest=x".to_owned()),
+        ("POST", "/v2/".to_owned()),
+        ("DELETE", "/v2/_catalog".to_owned()),
         ("OPTIONS", "/v2/hub/team/app/manifests/1".to_owned()),
     ] {
         let answer = request(method, format!("{}{path}", larder.url())).body(vec![1; 10_000]).send().await;

@@ -112,12 +112,16 @@ async fn the_least_recently_used_goes_first_and_a_hit_saves() {
 async fn what_is_larger_than_the_cache_passes_uncached() {
     let hub = Hub::start(Options::default()).await;
     let digest = hub.push_blob("team/app", blob(1, 2 << 20));
+    let small = hub.push_blob("team/app", blob(2, 300 * KIB));
     let larder = start(&hub, "max_size = \"1MiB\"").await;
+    assert!(get(larder.blob_url("hub/team/app", &small)).await.complete());
+    eventually("it is stored", async || larder.stats().await["stores"] == 1).await;
     for _ in 0..2 {
         let answer = get(larder.blob_url("hub/team/app", &digest)).await;
         assert!(answer.complete() && answer.body == blob(1, 2 << 20));
     }
-    assert_eq!(larder.stats().await["objects"], 0);
+    let stats = larder.stats().await;
+    assert_eq!((&stats["objects"], &stats["evictions"], &stats["errors"]), (&1.into(), &0.into(), &0.into()));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -27,8 +27,7 @@ use crate::oci::manifest::{self, Outline};
 use crate::oci::{Digest, MediaType, Name};
 use crate::store::{Disk, StoreError};
 use crate::telemetry::Metrics;
-use fill::Room;
-use fill::{Fills, Joined};
+use fill::{Fills, Joined, Room};
 use hot::Hot;
 use space::Space;
 

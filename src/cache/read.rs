@@ -104,7 +104,7 @@ impl Reader {
                     self.reading.attempt = Some(readable.attempt);
                     (readable.file, readable.until)
                 }
-                Err(failure) if failure.kind == FailureKind::Storage => {
+                Err(failure) if failure.kind.is_of_the_store() => {
                     tracing::warn!(digest = %aside.digest, %failure, "a transfer goes on uncached");
                     return self.go_aside(aside).await;
                 }

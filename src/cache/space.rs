@@ -23,6 +23,8 @@ use crate::telemetry::Metrics;
 
 /// How often uses are taken in and the limits looked at.
 const TICK: Duration = Duration::from_secs(1);
+/// How often abandoned partial downloads are looked for.
+const PARTIALS: Duration = Duration::from_secs(600);
 /// Uses kept between two ticks; further ones are not counted.
 const MAX_USES: usize = 1 << 16;
 /// A use is written to the index when the one written before is older than this.
@@ -37,6 +39,7 @@ pub struct Space {
     max_size: Amount,
     min_free: Amount,
     ttl: Limit,
+    partial_ttl: Duration,
     evictor: Mutex<Evictor>,
     /// Bytes that running fills will need.
     reserved: AtomicU64,
@@ -62,6 +65,7 @@ impl Space {
             max_size: config.max_size,
             min_free: config.min_free,
             ttl: config.ttl,
+            partial_ttl: config.partial_ttl,
             evictor: Mutex::default(),
             reserved: AtomicU64::new(0),
             uses: Mutex::default(),
@@ -81,8 +85,17 @@ impl Space {
         let space = self.clone();
         self.off_thread(move || space.census().map_err(IndexError::Io)).await;
         let mut ticks = tokio::time::interval(TICK);
+        let mut partials = tokio::time::interval(PARTIALS);
         loop {
-            ticks.tick().await;
+            tokio::select! {
+                _ = ticks.tick() => {}
+                _ = partials.tick() => {
+                    let space = self.clone();
+                    let clear = move || space.disk.clear_partials(space.partial_ttl).map_err(IndexError::Io);
+                    self.off_thread(clear).await;
+                    continue;
+                }
+            }
             let space = self.clone();
             self.off_thread(move || {
                 space.take_in_uses();
@@ -220,6 +233,10 @@ impl Space {
             self.reserved.fetch_add(wanted, Ordering::Relaxed);
             return Ok(true);
         }
+        // What cannot fit is no reason to lose what is there.
+        if wanted > 0 && evictor.bytes() < needed {
+            return Ok(false);
+        }
         let slack = max_size.unwrap_or(total).min(evictor.bytes()) / 100 * SLACK;
         let before = evictor.bytes();
         let victims = evictor.make_room(needed + slack);
@@ -260,7 +277,10 @@ impl Space {
             Ok(Ok(true)) => Ok(Reservation::new(move || {
                 self.reserved.fetch_sub(bytes, Ordering::Relaxed);
             })),
-            Ok(Ok(false)) => Err(failed(format!("{bytes} bytes do not fit into cache.max_size and cache.min_free"))),
+            Ok(Ok(false)) => {
+                let message = format!("{bytes} bytes do not fit into cache.max_size and cache.min_free");
+                Err(Failure::new(FailureKind::NoRoom, message))
+            }
             Ok(Err(error)) => Err(failed(format!("cannot tell how full the disk is: {error}"))),
             Err(error) => Err(failed(error.to_string())),
         }

@@ -89,6 +89,10 @@ fn every_mistake_names_file_line_key_and_a_way_out() {
             "larder.toml:2: `admin.listen`: 0.0.0.0:17081 can be reached from other machines and the admin API asks nobody who they are; listen on a loopback address such as 127.0.0.1:17081",
         ),
         ("[logging]\nformat = \"xml\"", "larder.toml:2: `logging.format`: `xml` is not one of `text`, `json`"),
+        (
+            "[logging]\nlevel = \"inof\"",
+            "larder.toml:2: `logging.level`: `inof` is no level; write error, warn, info, debug, trace, or a filter such as \"larder::upstream=debug,info\"",
+        ),
         ("[server\n", "larder.toml:1: not valid TOML: unclosed table, expected `]`"),
     ] {
         assert_eq!(parse(text).expect_err(text), message, "{text}");

@@ -124,6 +124,17 @@ fn unreachable_objects(transaction: &Transaction<'_>, repository: &str, name: &s
          WHERE gone.digest NOT IN (SELECT digest FROM kept)",
     )?;
     forget(transaction, &purged)?;
+    // What the repository no longer leads to is not shown there either, though another may keep it.
+    transaction.execute(
+        "DELETE FROM visibility WHERE repository = ?1 AND digest IN (SELECT digest FROM temp.gone)
+         AND digest NOT IN (
+            WITH RECURSIVE kept(digest) AS (
+                SELECT digest FROM tags WHERE repository = ?1
+                UNION SELECT digest FROM manifests WHERE repository = ?1
+                UNION SELECT child FROM edges JOIN kept ON edges.parent = kept.digest)
+            SELECT digest FROM kept)",
+        params![repository],
+    )?;
     Ok(purged)
 }
 

@@ -69,7 +69,7 @@ impl Refusal {
                 FailureKind::Unavailable | FailureKind::WrongContent => (StatusCode::BAD_GATEWAY, Code::Unavailable),
                 FailureKind::Timeout => (StatusCode::GATEWAY_TIMEOUT, Code::Unavailable),
                 FailureKind::Busy => (StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable),
-                FailureKind::Storage => (StatusCode::INTERNAL_SERVER_ERROR, Code::Unavailable),
+                FailureKind::NoRoom | FailureKind::Storage => (StatusCode::INTERNAL_SERVER_ERROR, Code::Unavailable),
             },
         }
     }

@@ -106,7 +106,9 @@ impl Pull {
         observation: &mut observed::Observation,
     ) -> Result<Response<Body>, Refusal> {
         let query = Query::read(request.uri.query());
+        let is_read = request.method == Method::GET || request.method == Method::HEAD;
         let (path, object) = match Route::parse(request.uri.path())? {
+            Route::Base { .. } | Route::Catalog if !is_read => return Err(Refusal::Unsupported),
             Route::Base { prefix } if self.routing.knows_prefix(&prefix) => return Ok(base()),
             Route::Base { prefix } => return Err(routing::RoutingError::UnknownName(prefix).into()),
             Route::Catalog => return self.catalog(&query).await,
@@ -120,7 +122,7 @@ impl Pull {
         let asked = Asked { namespace, host: host(request), path: &path, tag };
         let target = self.routing.route(asked)?;
         observation.found(target.repository.prefix(), kind_of(&object));
-        if request.method != Method::GET && request.method != Method::HEAD {
+        if !is_read {
             return Err(Refusal::Unsupported);
         }
 

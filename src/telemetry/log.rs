@@ -5,14 +5,28 @@ use std::io;
 use std::sync::Mutex;
 
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::ParseError;
+use tracing_subscriber::filter::{LevelFilter, ParseError};
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
 use crate::config::{LogFormat, Logging};
 
-/// Reads `logging.level`: a level, or a filter per module.
-pub fn parse_filter(text: &str) -> Result<EnvFilter, ParseError> {
-    EnvFilter::builder().parse(text)
+/// Reads `logging.level`: a level, or a filter per module. A word alone must be a level: the library
+/// would take a misspelt one for the name of a module and log nothing.
+pub fn parse_filter(text: &str) -> Result<EnvFilter, FilterError> {
+    let is_module = |part: &str| part.contains(['=', '[', ':']);
+    for word in text.split(',').map(str::trim).filter(|part| !is_module(part)) {
+        word.parse::<LevelFilter>().map_err(|_| FilterError::Level(word.to_owned()))?;
+    }
+    Ok(EnvFilter::builder().parse(text)?)
+}
+
+/// Why a text is no filter for the log.
+#[derive(Debug, thiserror::Error)]
+pub enum FilterError {
+    #[error("`{0}` is no level")]
+    Level(String),
+    #[error(transparent)]
+    Filter(#[from] ParseError),
 }
 
 /// Why logging could not be set up.
@@ -21,7 +35,7 @@ pub enum LogError {
     #[error("logging.file: cannot open {path}: {source}")]
     File { path: String, source: io::Error },
     #[error("logging.level: {0}")]
-    Filter(#[from] ParseError),
+    Filter(#[from] FilterError),
 }
 
 /// Makes the log that the whole process writes to. Called once.

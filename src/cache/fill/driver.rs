@@ -95,7 +95,7 @@ async fn bring_in(
             }
             Err(failure) => {
                 // What has arrived is kept to go on with, unless it cannot be written.
-                if failure.kind == FailureKind::Storage || copy.fill.present().is_empty() {
+                if failure.kind.is_of_the_store() || copy.fill.present().is_empty() {
                     let partial = copy.partial;
                     let discarded = blocking(move || partial.discard()).await;
                     discarded

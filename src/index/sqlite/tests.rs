@@ -91,6 +91,23 @@ async fn purging_a_repository_keeps_what_another_may_see() {
 }
 
 #[tokio::test]
+async fn purging_a_shared_image_here_and_there_leaves_nothing() {
+    let (_dir, index) = open();
+    put_image(&index, "a", "1", 1, &[2]);
+    for byte in [1, 2] {
+        index.write(Write::Visible { repository: "other".to_owned(), digest: object(byte) });
+    }
+    let key = TagKey { repository: "other".to_owned(), ..key("a", "1") };
+    index.write(Write::Tag { key, entry: entry(object(1)) });
+    let tag = Reference::Tag("1".parse().expect("a tag"));
+    let purge = Purge::Reference { repository: "r".to_owned(), name: "a".to_owned(), reference: tag };
+    assert_eq!(index.purge(purge).await.expect("purged").objects, 0);
+    assert!(!index.is_visible("r", &object(2)).expect("read"));
+    let purged = index.purge(Purge::Repository("other".to_owned())).await.expect("purged");
+    assert_eq!(purged.digests, [object(1), object(2)]);
+}
+
+#[tokio::test]
 async fn the_oldest_lists_go_when_there_are_too_many() {
     let (dir, index) = open();
     for at in 0..5 {
