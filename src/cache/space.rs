@@ -91,7 +91,7 @@ impl Space {
                 _ = ticks.tick() => {}
                 _ = partials.tick() => {
                     let space = self.clone();
-                    let clear = move || space.disk.clear_partials(space.partial_ttl).map_err(IndexError::Io);
+                    let clear = move || space.disk.clear_partials(space.partial_ttl.max(PARTIALS)).map_err(IndexError::Io);
                     self.off_thread(clear).await;
                     continue;
                 }
@@ -217,6 +217,8 @@ impl Space {
 
     /// Evicts until `wanted` more bytes fit, and reserves them. Returns whether they do.
     fn make_room(&self, wanted: u64) -> io::Result<bool> {
+        // What was just asked for is not to be the first to go.
+        self.take_in_uses();
         let filesystem = rustix::fs::statvfs(&self.dir)?;
         let block = filesystem.f_frsize;
         let (total, free) = (filesystem.f_blocks * block, filesystem.f_bavail * block);

@@ -18,6 +18,9 @@ use std::time::{Duration, SystemTime};
 use super::partial::{Partial, Resumed};
 use crate::oci::{Algorithm, Digest};
 
+/// A small object is written in much less than this; a file that is older was left behind.
+const TEMPORARY: Duration = Duration::from_secs(300);
+
 /// The directories of complete and partial content.
 #[derive(Debug)]
 pub struct Disk {
@@ -186,13 +189,14 @@ impl Disk {
     }
 
     /// Removes the partial downloads that nobody has gone on with for `max_age`, and what an earlier
-    /// process was just writing.
+    /// process was just writing when it was killed.
     pub fn clear_partials(&self, max_age: Duration) -> io::Result<()> {
         for entry in fs::read_dir(&self.partial)? {
             let entry = entry?;
             let is_temporary = entry.file_name().to_string_lossy().starts_with("put-");
             let age = entry.metadata()?.modified()?.elapsed().unwrap_or_default();
-            if !is_temporary && age <= max_age {
+            let limit = if is_temporary { TEMPORARY.min(max_age) } else { max_age };
+            if age <= limit {
                 continue;
             }
             if let Err(error) = fs::remove_file(entry.path()) {
@@ -235,8 +239,9 @@ mod tests {
         let disk = Disk::open(dir.path()).expect("a store");
         drop(disk.open_partial(&Digest::Sha256([1; 32])).expect("a file"));
         let left = || fs::read_dir(dir.path().join("partial")).expect("readable").count();
+        fs::write(dir.path().join("partial/put-1"), "being written").expect("written");
         disk.clear_partials(Duration::from_secs(3600)).expect("cleared");
-        assert_eq!(left(), 2, "the file and its journal");
+        assert_eq!(left(), 3, "the file, its journal, and the one that is being written");
         disk.clear_partials(Duration::ZERO).expect("cleared");
         assert_eq!(left(), 0);
     }
