@@ -77,7 +77,8 @@ async fn ten_times_as_much_content_never_passes_the_limit() {
     is_over.store(true, Ordering::Relaxed);
     watching.join().expect("counted");
     let most = most.load(Ordering::Relaxed);
-    assert!(most > LIMIT / 2 && most <= LIMIT + LARGEST as u64, "{most} bytes");
+    // One object for what is in flight, and one for what comes and goes while the files are counted.
+    assert!(most > LIMIT / 2 && most <= LIMIT + 2 * LARGEST as u64, "{most} bytes");
     let stats = larder.stats().await;
     assert!(stats["evictions"].as_u64().is_some_and(|evictions| evictions > 100), "{stats}");
 }

@@ -88,7 +88,7 @@ async fn fifty_clients_over_parallel_connections_cost_each_byte_once() {
     join_all(clients.into_iter().map(|client| expect_rest(client, content.clone()))).await;
     let sent = hub.bytes_sent(&digest);
     // The slack is what the first connection had under way when the second one's range began.
-    assert!(sent <= content.len() as u64 + (2 << 20), "{sent}");
+    assert!(sent <= content.len() as u64 + (8 << 20), "{sent}");
     let memory = larder.resident_memory();
     assert!(memory.peak < 96 * MIB as u64, "{memory:?}");
 }

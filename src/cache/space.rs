@@ -44,6 +44,7 @@ pub struct Space {
     /// Bytes that running fills will need.
     reserved: AtomicU64,
     uses: Mutex<Vec<Digest>>,
+    making_room: Mutex<()>,
     loaded: watch::Sender<bool>,
     disk: Arc<Disk>,
     index: Arc<Index>,
@@ -69,6 +70,7 @@ impl Space {
             evictor: Mutex::default(),
             reserved: AtomicU64::new(0),
             uses: Mutex::default(),
+            making_room: Mutex::default(),
             loaded: watch::Sender::new(false),
             disk,
             index,
@@ -217,6 +219,8 @@ impl Space {
 
     /// Evicts until `wanted` more bytes fit, and reserves them. Returns whether they do.
     fn make_room(&self, wanted: u64) -> io::Result<bool> {
+        // One at a time: room counts as made when the files are gone.
+        let _making_room = self.making_room.lock().unwrap_or_else(PoisonError::into_inner);
         // What was just asked for is not to be the first to go.
         self.take_in_uses();
         let filesystem = rustix::fs::statvfs(&self.dir)?;
