@@ -6,7 +6,7 @@ use bytes::Bytes;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
-use crate::index::{TagEntry, TagKey, Timestamp};
+use crate::index::{Listing, TagEntry, TagKey, Timestamp};
 use crate::oci::{Digest, MediaType};
 
 /// A manifest or index, verified.
@@ -23,12 +23,15 @@ pub const MAX_MANIFEST: u64 = 8 << 20;
 
 const MANIFEST_BYTES: u64 = 16 << 20;
 const ENTRIES: usize = 50_000;
+const LISTINGS: usize = 128;
 
 pub struct Hot {
     pub manifests: Cache<Digest, Arc<Manifest>, ByLength>,
     pub tags: Cache<TagKey, TagEntry>,
     /// Repository and object: the repository's upstream has it.
     pub visible: Cache<(String, Digest), ()>,
+    /// Repository and page: lists that the index may not have written yet.
+    pub listings: Cache<(String, String), Listing>,
     /// Repository, name and manifest: the index has been told.
     pub noted: Cache<(String, String, Digest), ()>,
 }
@@ -39,6 +42,7 @@ impl Default for Hot {
             manifests: Cache::with_weighter(4_096, MANIFEST_BYTES, ByLength),
             tags: Cache::new(ENTRIES),
             visible: Cache::new(ENTRIES),
+            listings: Cache::new(LISTINGS),
             noted: Cache::new(ENTRIES),
         }
     }
@@ -49,6 +53,7 @@ impl Hot {
         self.manifests.clear();
         self.tags.clear();
         self.visible.clear();
+        self.listings.clear();
         self.noted.clear();
     }
 }

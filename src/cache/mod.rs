@@ -253,12 +253,16 @@ impl Cache {
     }
 
     pub async fn listing(&self, repository: &str, page: &str) -> Result<Option<Listing>, Failure> {
-        let (repository, page) = (repository.to_owned(), page.to_owned());
-        self.read(move |index| index.listing(&repository, &page)).await
+        let key = (repository.to_owned(), page.to_owned());
+        if let Some(listing) = self.hot.listings.get(&key) {
+            return Ok(Some(listing));
+        }
+        self.read(move |index| index.listing(&key.0, &key.1)).await
     }
 
     pub fn put_listing(&self, repository: &str, page: &str, listing: Listing) {
         let (repository, page) = (repository.to_owned(), page.to_owned());
+        self.hot.listings.insert((repository.clone(), page.clone()), listing.clone());
         self.index.write(Write::Listing { repository, page, listing });
     }
 
