@@ -25,6 +25,7 @@ use crate::failure::{Failure, FailureKind};
 use crate::index::{Index, IndexError, Listing, ObjectEntry, Purge, Purged, TagEntry, TagKey, Timestamp, Write};
 use crate::oci::manifest::{self, Outline};
 use crate::oci::{Digest, MediaType, Name};
+pub use crate::store::Mapping;
 use crate::store::{Disk, StoreError};
 use crate::telemetry::Metrics;
 use fill::{Fills, Joined, Room};

@@ -13,10 +13,12 @@ use super::direct::{self, Direct};
 use super::fill::{Fill, Origin, Reading};
 use crate::failure::{Failure, FailureKind};
 use crate::oci::Digest;
-use crate::store::Stored;
+use crate::store::{Mapping, Stored};
 
 /// Most bytes read, and so buffered, at a time for one reader.
 const WINDOW: u64 = 256 * 1024;
+/// Bytes of a mapped object handed on at a time; they are pages of the system's cache, not buffers.
+const FRAME: u64 = 1 << 20;
 
 /// An object to read from.
 #[derive(Clone)]
@@ -59,6 +61,14 @@ impl Content {
         }
     }
 
+    /// The mapping that the frames of [`Self::stream`] are cut from.
+    pub fn mapping(&self) -> Option<&Arc<Mapping>> {
+        match self {
+            Self::Complete(stored) => stored.mapping.as_ref(),
+            _ => None,
+        }
+    }
+
     /// The bytes from `start` to `end`, or to the end of the object. What is not there yet is waited
     /// for; an error in the stream means that what came before is not the whole. With
     /// `may_read_unverified` a part is given before the whole is verified.
@@ -98,7 +108,13 @@ impl Reader {
             return Ok(Bytes::new());
         }
         let (file, until) = match self.content.clone() {
-            Content::Complete(stored) => (stored.file, stored.size),
+            Content::Complete(stored) => {
+                let end = self.reading.end.unwrap_or(stored.size).min(stored.size);
+                if let Some(mapping) = stored.mapping.filter(|_| end > self.at) {
+                    return self.next_frame(&mapping, end).await;
+                }
+                (stored.file, stored.size)
+            }
             Content::Growing { fill, aside } => match fill.readable(self.at, self.reading).await {
                 Ok(readable) => {
                     self.reading.attempt = Some(readable.attempt);
@@ -123,6 +139,18 @@ impl Reader {
         self.last_file = Some(file);
         self.at += length;
         Ok(bytes)
+    }
+
+    /// The next pages of a complete object.
+    async fn next_frame(&mut self, mapping: &Arc<Mapping>, end: u64) -> Result<Bytes, Failure> {
+        let (at, length) = (self.at, (end - self.at).min(FRAME));
+        if !mapping.is_resident(at, length) {
+            let loading = mapping.clone();
+            let loaded = tokio::task::spawn_blocking(move || loading.load(at, length)).await;
+            loaded.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(|error| unreadable(&error))?;
+        }
+        self.at += length;
+        Ok(mapping.frame(at, length))
     }
 
     /// Goes on from the origin, past the store. A reader of the whole still gets its end only when

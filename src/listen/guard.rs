@@ -1,15 +1,20 @@
 //! Deadlines on a client's socket that the HTTP library does not keep: for the first bytes, by which
-//! the protocol is told, and for a client that no longer takes what is sent.
+//! the protocol is told, and for a client that no longer takes what is sent. And a short way: pages of
+//! a file go from the system's cache to the socket without being copied.
 
 use std::io;
+use std::io::IoSlice;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
+
+use crate::pull::Mapping;
 
 /// For the first request to arrive.
 const FIRST_REQUEST: Duration = Duration::from_secs(30);
@@ -19,27 +24,87 @@ const STALLED: Duration = Duration::from_secs(120);
 /// A socket with deadlines.
 pub struct Guard<S> {
     inner: S,
-    arrived: Arc<AtomicBool>,
+    watched: Arc<Watched>,
     first: Pin<Box<Sleep>>,
     /// Since the client last took something; only while it is waited for.
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
-/// Tells the guard that a request has arrived; from then on the HTTP library keeps the time.
-#[derive(Clone)]
-pub struct Arrived(Arc<AtomicBool>);
+/// What the guard is told of the requests on its socket.
+#[derive(Debug, Default)]
+pub struct Watched {
+    has_arrived: AtomicBool,
+    mapping: Mutex<Option<Arc<Mapping>>>,
+}
 
-impl Arrived {
-    pub fn mark(&self) {
-        self.0.store(true, Ordering::Relaxed);
+impl Watched {
+    /// A request has arrived; from now on the HTTP library keeps the time.
+    pub fn arrived(&self) {
+        self.has_arrived.store(true, Ordering::Relaxed);
+    }
+
+    /// The answer to come is made of frames of `mapping`. They are recognized by their address; what
+    /// is of an earlier answer is written like anything else.
+    pub fn answers_with(&self, mapping: Option<Arc<Mapping>>) {
+        *self.mapping.lock().unwrap_or_else(PoisonError::into_inner) = mapping;
+    }
+
+    fn mapping(&self) -> Option<Arc<Mapping>> {
+        self.mapping.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
-impl<S> Guard<S> {
-    pub fn new(inner: S) -> (Self, Arrived) {
-        let arrived = Arc::new(AtomicBool::new(false));
+/// A socket that may take pages of a file.
+pub trait Socket: AsyncRead + AsyncWrite + Unpin {
+    /// Sends bytes of a mapped object; returns how many went.
+    fn poll_send(
+        &self,
+        context: &mut Context<'_>,
+        mapping: &Mapping,
+        at: u64,
+        length: usize,
+    ) -> Poll<io::Result<usize>>;
+}
+
+impl Socket for TcpStream {
+    fn poll_send(
+        &self,
+        context: &mut Context<'_>,
+        mapping: &Mapping,
+        at: u64,
+        length: usize,
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.poll_write_ready(context))?;
+            match self.try_io(Interest::WRITABLE, || mapping.send(self, at, length)) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => return Poll::Ready(result),
+            }
+        }
+    }
+}
+
+impl<S: Socket> Guard<S> {
+    pub fn new(inner: S) -> (Self, Arc<Watched>) {
+        let watched = Arc::<Watched>::default();
         let first = Box::pin(sleep_until(Instant::now() + FIRST_REQUEST));
-        (Self { inner, arrived: arrived.clone(), first, stalled: None }, Arrived(arrived))
+        (Self { inner, watched: watched.clone(), first, stalled: None }, watched)
+    }
+
+    /// Writes what is at the front: pages of a file, or what comes before the next of them.
+    fn poll_front(&mut self, context: &mut Context<'_>, buffers: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let Some(mapping) = self.watched.mapping() else {
+            return Pin::new(&mut self.inner).poll_write_vectored(context, buffers);
+        };
+        let mut front = 0;
+        for buffer in buffers {
+            match mapping.position(buffer) {
+                Some(at) if front == 0 => return self.inner.poll_send(context, &mapping, at, buffer.len()),
+                Some(_) => break,
+                None => front += 1,
+            }
+        }
+        Pin::new(&mut self.inner).poll_write_vectored(context, &buffers[..front])
     }
 
     /// Ends the wait for a client that takes nothing.
@@ -56,14 +121,16 @@ impl<S> Guard<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Guard<S> {
+impl<S: Socket> AsyncRead for Guard<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let polled = Pin::new(&mut self.inner).poll_read(context, buffer);
-        if polled.is_pending() && !self.arrived.load(Ordering::Relaxed) && self.first.as_mut().poll(context).is_ready()
+        if polled.is_pending()
+            && !self.watched.has_arrived.load(Ordering::Relaxed)
+            && self.first.as_mut().poll(context).is_ready()
         {
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "no request came")));
         }
@@ -71,18 +138,18 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guard<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Guard<S> {
+impl<S: Socket> AsyncWrite for Guard<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.inner).poll_write(context, bytes);
+        let polled = self.poll_front(context, &[IoSlice::new(bytes)]);
         self.watch_write(polled, context)
     }
 
     fn poll_write_vectored(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-        buffers: &[io::IoSlice<'_>],
+        buffers: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.inner).poll_write_vectored(context, buffers);
+        let polled = self.poll_front(context, buffers);
         self.watch_write(polled, context)
     }
 
@@ -105,10 +172,16 @@ mod tests {
 
     use super::*;
 
+    impl Socket for tokio::io::DuplexStream {
+        fn poll_send(&self, _: &mut Context<'_>, _: &Mapping, _: u64, _: usize) -> Poll<io::Result<usize>> {
+            unreachable!("no test maps a file")
+        }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_client_that_sends_no_request_is_cut_off() {
         let (mut client, server) = tokio::io::duplex(64);
-        let (mut guarded, _arrived) = Guard::new(server);
+        let (mut guarded, _watched) = Guard::new(server);
         client.write_all(b"PRI").await.expect("sent");
         let mut bytes = [0; 24];
         let error = guarded.read_exact(&mut bytes).await.expect_err("cut off");
@@ -118,8 +191,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_client_that_takes_nothing_is_cut_off_and_a_slow_one_is_not() {
         let (mut client, server) = tokio::io::duplex(4);
-        let (mut guarded, arrived) = Guard::new(server);
-        arrived.mark();
+        let (mut guarded, watched) = Guard::new(server);
+        watched.arrived();
         let slow = async {
             for _ in 0..5 {
                 tokio::time::sleep(STALLED - Duration::from_secs(1)).await;

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::Version;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
@@ -107,15 +108,19 @@ fn connection(
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "cannot set TCP_NODELAY");
     }
-    let (guarded, arrived) = Guard::new(stream);
+    let (guarded, watched) = Guard::new(stream);
     let metrics = pull.metrics().clone();
     let service = service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
-        arrived.mark();
-        let pull = pull.clone();
+        watched.arrived();
+        let (pull, watched) = (pull.clone(), watched.clone());
         async move {
             // Bodies are for writes, which are refused; hyper closes on what is left unread.
             let (parts, _body) = request.into_parts();
-            Ok::<_, std::convert::Infallible>(pull.handle(parts, Client { address }).await)
+            let is_alone = parts.version != Version::HTTP_2;
+            let mut response = pull.handle(parts, Client { address }).await;
+            // On HTTP/2 answers come in small frames that are better written together.
+            watched.answers_with(response.extensions_mut().remove().filter(|_| is_alone));
+            Ok::<_, std::convert::Infallible>(response)
         }
     });
     let mut builder = Builder::new(TokioExecutor::new());

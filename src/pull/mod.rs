@@ -16,6 +16,7 @@ use http::header::{CONTENT_TYPE, HOST};
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method, Response};
 
+pub use crate::cache::Mapping;
 pub use error::Refusal;
 pub use observed::Client;
 pub use respond::Body;
@@ -83,7 +84,8 @@ impl Pull {
         &self.routing
     }
 
-    /// Answers one request.
+    /// Answers one request. Where the body is made of pages of a mapped file, its [`Mapping`] is among
+    /// the extensions of the response.
     pub async fn handle(self: &Arc<Self>, request: Parts, client: Client) -> Response<Body> {
         let mut observation = self.observe(&request, client);
         let mut response = match self.dispatch(&request, &mut observation).await {

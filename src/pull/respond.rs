@@ -160,6 +160,9 @@ pub async fn blob(
         (Some(range), Some(size)) => range.select(size),
         _ => Selection::Whole,
     };
+    if let Some(mapping) = content.mapping() {
+        response.extensions_mut().insert(mapping.clone());
+    }
     let headers = response.headers_mut();
     match (selection, size) {
         (Selection::Unsatisfiable, size) => return Err(Refusal::Range { size: size.unwrap_or_default() }),

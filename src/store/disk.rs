@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
+use super::mapped::Mapping;
 use super::partial::{Partial, Resumed};
 use crate::oci::{Algorithm, Digest};
 
@@ -31,10 +32,15 @@ pub struct Disk {
     _lock: File,
 }
 
+/// What is smaller is read: to map it would cost more than to copy it.
+const MIN_MAPPED: u64 = 64 * 1024;
+
 /// A complete object.
 #[derive(Clone, Debug)]
 pub struct Stored {
     pub file: Arc<File>,
+    /// Of a larger object, where the filesystem can.
+    pub mapping: Option<Arc<Mapping>>,
     pub size: u64,
     /// When it was stored.
     pub since: SystemTime,
@@ -75,7 +81,9 @@ impl Disk {
         match File::open(self.path(digest)) {
             Ok(file) => {
                 let metadata = file.metadata()?;
-                Ok(Some(Stored { file: Arc::new(file), size: metadata.len(), since: metadata.modified()? }))
+                let (file, size) = (Arc::new(file), metadata.len());
+                let mapping = (size >= MIN_MAPPED).then(|| Mapping::new(file.clone(), size)).and_then(Result::ok);
+                Ok(Some(Stored { file, mapping, size, since: metadata.modified()? }))
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),

@@ -1,7 +1,9 @@
 //! Where the bytes are.
 
 pub mod disk;
+pub mod mapped;
 pub mod partial;
 
 pub use disk::{Disk, StoreError, Stored};
+pub use mapped::Mapping;
 pub use partial::{Partial, PartialData, Resumed};
