@@ -1,9 +1,10 @@
 //! Which objects go when room is needed: the least recently used first. Pure and synchronous; it says
 //! what to remove and others act.
 //!
-//! One entry an object, in a list ordered by use whose links are positions, with a hash table of
-//! positions beside it: every step takes the same time whatever is stored, and an object costs about
-//! a hundred bytes.
+//! One entry an object, in lists ordered by use whose links are positions, with a hash table of
+//! positions beside them: every step takes the same time whatever is stored, and an object costs about
+//! a hundred bytes. There is a list for each time that objects are kept unused (a repository may have
+//! its own) and one for what is pinned.
 
 use hashbrown::HashTable;
 
@@ -12,6 +13,9 @@ use crate::oci::Digest;
 /// Seconds since 1970: enough for the order of use.
 pub type Seconds = u32;
 
+/// How long objects are kept unused, as a rank: a higher one is kept longer.
+pub type Class = u8;
+
 const NONE: u32 = u32::MAX;
 
 #[derive(Clone, Debug)]
@@ -19,11 +23,21 @@ struct Entry {
     digest: Digest,
     /// Found on disk since the last [`Evictor::begin_census`].
     is_seen: bool,
+    is_pinned: bool,
+    class: Class,
     older: u32,
     newer: u32,
     last_use: Seconds,
     size: u64,
 }
+
+#[derive(Clone, Copy, Debug)]
+struct List {
+    oldest: u32,
+    newest: u32,
+}
+
+const EMPTY: List = List { oldest: NONE, newest: NONE };
 
 /// All stored objects in the order of their last use.
 #[derive(Debug)]
@@ -31,27 +45,25 @@ pub struct Evictor {
     entries: Vec<Entry>,
     free: Vec<u32>,
     positions: HashTable<u32>,
-    oldest: u32,
-    newest: u32,
+    /// By class; the last one holds what is pinned.
+    lists: Vec<List>,
     bytes: u64,
-}
-
-impl Default for Evictor {
-    fn default() -> Self {
-        Self {
-            entries: Vec::new(),
-            free: Vec::new(),
-            positions: HashTable::new(),
-            oldest: NONE,
-            newest: NONE,
-            bytes: 0,
-        }
-    }
+    pinned_bytes: u64,
 }
 
 impl Evictor {
+    pub fn new(classes: Class) -> Self {
+        let lists = vec![EMPTY; usize::from(classes) + 1];
+        Self { entries: Vec::new(), free: Vec::new(), positions: HashTable::new(), lists, bytes: 0, pinned_bytes: 0 }
+    }
+
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Bytes of all that is not pinned.
+    pub fn evictable_bytes(&self) -> u64 {
+        self.bytes - self.pinned_bytes
     }
 
     pub fn objects(&self) -> usize {
@@ -59,9 +71,10 @@ impl Evictor {
     }
 
     /// An object is stored, last used at `now`; one that is known gets the new size and use.
-    pub fn insert(&mut self, digest: Digest, size: u64, now: Seconds) {
+    pub fn insert(&mut self, digest: Digest, size: u64, now: Seconds, class: Class, is_pinned: bool) {
         self.remove(&digest);
-        let entry = Entry { digest, is_seen: true, older: NONE, newer: NONE, last_use: now, size };
+        let class = class.min(self.highest_class());
+        let entry = Entry { digest, is_seen: true, is_pinned, class, older: NONE, newer: NONE, last_use: now, size };
         let at = match self.free.pop() {
             Some(at) => {
                 self.entries[at as usize] = entry;
@@ -75,15 +88,39 @@ impl Evictor {
         let entries = &self.entries;
         self.positions.insert_unique(hash(&digest), at, |&at| hash(&entries[at as usize].digest));
         self.bytes += size;
+        self.pinned_bytes += if is_pinned { size } else { 0 };
         self.link_newest(at);
     }
 
     /// An object was used. Returns when it was last used before; `None` if it is not known.
     pub fn touch(&mut self, digest: &Digest, now: Seconds) -> Option<Seconds> {
         let at = self.position(digest)?;
+        let before = self.entries[at as usize].last_use;
+        self.relink(at, |entry| entry.last_use = now);
+        Some(before)
+    }
+
+    /// An object is to be kept at least as long as `class` says; that counts as a use.
+    pub fn raise(&mut self, digest: &Digest, class: Class, now: Seconds) {
+        let class = class.min(self.highest_class());
+        if let Some(at) = self.position(digest).filter(|&at| self.entries[at as usize].class < class) {
+            self.relink(at, |entry| *entry = Entry { class, last_use: now, ..entry.clone() });
+        }
+    }
+
+    /// An object is never to go, or no longer so; a change counts as a use.
+    pub fn set_pinned(&mut self, digest: &Digest, is_pinned: bool, now: Seconds) {
+        if let Some(at) = self.position(digest).filter(|&at| self.entries[at as usize].is_pinned != is_pinned) {
+            self.relink(at, |entry| *entry = Entry { is_pinned, last_use: now, ..entry.clone() });
+            let size = self.entries[at as usize].size;
+            self.pinned_bytes = if is_pinned { self.pinned_bytes + size } else { self.pinned_bytes - size };
+        }
+    }
+
+    fn relink(&mut self, at: u32, change: impl FnOnce(&mut Entry)) {
         self.unlink(at);
+        change(&mut self.entries[at as usize]);
         self.link_newest(at);
-        Some(std::mem::replace(&mut self.entries[at as usize].last_use, now))
     }
 
     /// Forgets an object; returns its size.
@@ -93,36 +130,61 @@ impl Evictor {
         let (at, _) = self.positions.find_entry(hash(digest), is_it).ok()?.remove();
         self.unlink(at);
         self.free.push(at);
-        let size = self.entries[at as usize].size;
+        let Entry { size, is_pinned, .. } = self.entries[at as usize];
         self.bytes -= size;
+        self.pinned_bytes -= if is_pinned { size } else { 0 };
         Some(size)
     }
 
     pub fn clear(&mut self) {
-        *self = Self::default();
+        *self = Self::new(self.highest_class() + 1);
     }
 
     pub fn contains(&self, digest: &Digest) -> bool {
         self.position(digest).is_some()
     }
 
-    /// Takes out the least recently used objects until `bytes` are free, or nothing is left.
-    pub fn make_room(&mut self, bytes: u64) -> Vec<Digest> {
+    /// Takes out the least recently used objects until `bytes` are free, or nothing is left. What is
+    /// busy counts as used now.
+    pub fn make_room(&mut self, bytes: u64, now: Seconds, is_busy: impl Fn(&Digest) -> bool) -> Vec<Digest> {
         let mut victims = Vec::new();
         let mut freed = 0;
-        while freed < bytes && self.oldest != NONE {
-            let digest = self.entries[self.oldest as usize].digest;
+        // Each object is looked at once.
+        for _ in 0..self.objects() {
+            let oldest = self.evictable().filter(|list| list.oldest != NONE).map(|list| list.oldest);
+            let Some(at) = oldest.min_by_key(|&at| self.entries[at as usize].last_use).filter(|_| freed < bytes) else {
+                break;
+            };
+            let digest = self.entries[at as usize].digest;
+            if is_busy(&digest) {
+                self.touch(&digest, now);
+                continue;
+            }
             freed += self.remove(&digest).unwrap_or_default();
             victims.push(digest);
         }
         victims
     }
 
-    /// Takes out the objects last used before `since`.
-    pub fn expire(&mut self, since: Seconds) -> Vec<Digest> {
+    /// Takes out the objects of a class that were last used before `since`.
+    pub fn expire(
+        &mut self,
+        class: Class,
+        since: Seconds,
+        now: Seconds,
+        is_busy: impl Fn(&Digest) -> bool,
+    ) -> Vec<Digest> {
         let mut expired = Vec::new();
-        while self.oldest != NONE && self.entries[self.oldest as usize].last_use < since {
-            let digest = self.entries[self.oldest as usize].digest;
+        // What is busy becomes newer than this.
+        let since = since.min(now);
+        while let Some(entry) = self.entries.get(self.lists[usize::from(class)].oldest as usize)
+            && entry.last_use < since
+        {
+            let digest = entry.digest;
+            if is_busy(&digest) {
+                self.touch(&digest, now);
+                continue;
+            }
             self.remove(&digest);
             expired.push(digest);
         }
@@ -144,12 +206,12 @@ impl Evictor {
         entry.size == size
     }
 
-    /// Takes out what was not found since the census began.
-    pub fn end_census(&mut self) -> Vec<Digest> {
+    /// What was not found since the census began; it is taken out if `is_removed`.
+    pub fn end_census(&mut self, is_removed: bool) -> Vec<Digest> {
         let entries = &self.entries;
         let unseen = self.positions.iter().map(|&at| &entries[at as usize]).filter(|entry| !entry.is_seen);
         let gone: Vec<_> = unseen.map(|entry| entry.digest).collect();
-        for digest in &gone {
+        for digest in gone.iter().filter(|_| is_removed) {
             self.remove(digest);
         }
         gone
@@ -160,25 +222,39 @@ impl Evictor {
         self.positions.find(hash(digest), is_it).copied()
     }
 
+    fn highest_class(&self) -> Class {
+        Class::try_from(self.lists.len().saturating_sub(2)).unwrap_or(Class::MAX)
+    }
+
+    /// The lists of what may go.
+    fn evictable(&self) -> impl Iterator<Item = &List> {
+        self.lists.iter().take(self.lists.len() - 1)
+    }
+
+    fn list(&mut self, at: u32) -> &mut List {
+        let entry = &self.entries[at as usize];
+        let list = if entry.is_pinned { self.lists.len() - 1 } else { usize::from(entry.class) };
+        &mut self.lists[list]
+    }
+
     fn link_newest(&mut self, at: u32) {
-        let before = self.newest;
+        let before = std::mem::replace(&mut self.list(at).newest, at);
         self.entries[at as usize].older = before;
         self.entries[at as usize].newer = NONE;
         match before {
-            NONE => self.oldest = at,
+            NONE => self.list(at).oldest = at,
             before => self.entries[before as usize].newer = at,
         }
-        self.newest = at;
     }
 
     fn unlink(&mut self, at: u32) {
         let Entry { older, newer, .. } = self.entries[at as usize];
         match older {
-            NONE => self.oldest = newer,
+            NONE => self.list(at).oldest = newer,
             older => self.entries[older as usize].newer = newer,
         }
         match newer {
-            NONE => self.newest = older,
+            NONE => self.list(at).newest = older,
             newer => self.entries[newer as usize].older = older,
         }
     }
@@ -202,82 +278,143 @@ mod tests {
 
     #[derive(Clone, Debug)]
     enum Step {
-        Insert(u8, u64),
+        Insert(u8, u64, Class),
         Touch(u8),
         Remove(u8),
+        Raise(u8, Class),
+        Pin(u8, bool),
         MakeRoom(u64),
-        Expire(u32),
+        Expire(Class, u32),
     }
 
+    const CLASSES: Class = 3;
+    /// Objects with these numbers are being read.
+    const BUSY: std::ops::Range<u8> = 17..20;
+
     fn step() -> impl Strategy<Value = Step> {
+        let number = 0u8..20;
+        let class = 0..CLASSES;
         prop_oneof![
-            (0u8..20, 0u64..100).prop_map(|(number, size)| Step::Insert(number, size)),
-            (0u8..20).prop_map(Step::Touch),
-            (0u8..20).prop_map(Step::Remove),
+            (number.clone(), 0u64..100, class.clone())
+                .prop_map(|(number, size, class)| Step::Insert(number, size, class)),
+            number.clone().prop_map(Step::Touch),
+            number.clone().prop_map(Step::Remove),
+            (number.clone(), class.clone()).prop_map(|(number, class)| Step::Raise(number, class)),
+            (number, any::<bool>()).prop_map(|(number, is_pinned)| Step::Pin(number, is_pinned)),
             (0u64..200).prop_map(Step::MakeRoom),
-            (0u32..60).prop_map(Step::Expire),
+            (class, 0u32..60).prop_map(|(class, since)| Step::Expire(class, since)),
         ]
     }
 
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    struct Modelled {
+        number: u8,
+        size: u64,
+        last_use: u32,
+        class: Class,
+        is_pinned: bool,
+    }
+
+    /// What may go, in the order in which it goes, and what is busy and counts as used instead.
+    fn go(
+        model: &mut Vec<Modelled>,
+        now: u32,
+        class: Option<Class>,
+        mut may_go: impl FnMut(&Modelled) -> bool,
+    ) -> Vec<Digest> {
+        let mut gone = Vec::new();
+        for entry in model.clone() {
+            if entry.is_pinned || class.is_some_and(|class| entry.class != class) || !may_go(&entry) {
+                continue;
+            }
+            model.retain(|other| other.number != entry.number);
+            if BUSY.contains(&entry.number) {
+                model.push(Modelled { last_use: now, ..entry });
+            } else {
+                gone.push(digest(entry.number));
+            }
+        }
+        gone
+    }
+
     proptest! {
-        /// Against a plain list of number, size and last use, the oldest first.
+        /// Against a plain list, the least recently used first.
         #[test]
-        fn it_behaves_as_a_list_in_the_order_of_use(steps in prop::collection::vec(step(), 0..60)) {
-            let mut evictor = Evictor::default();
-            let mut model: Vec<(u8, u64, u32)> = Vec::new();
+        fn it_behaves_as_a_list_in_the_order_of_use(steps in prop::collection::vec(step(), 0..80)) {
+            let mut evictor = Evictor::new(CLASSES);
+            let mut model: Vec<Modelled> = Vec::new();
+            let is_busy = |asked: &Digest| BUSY.clone().any(|number| digest(number) == *asked);
             for (now, step) in steps.into_iter().enumerate() {
                 let now = now as u32;
-                let at = |model: &Vec<(u8, u64, u32)>, number: u8| model.iter().position(|entry| entry.0 == number);
+                let take = |model: &mut Vec<Modelled>, number: u8| {
+                    let at = model.iter().position(|entry| entry.number == number)?;
+                    Some(model.remove(at))
+                };
                 match step {
-                    Step::Insert(number, size) => {
-                        evictor.insert(digest(number), size, now);
-                        if let Some(at) = at(&model, number) {
-                            model.remove(at);
-                        }
-                        model.push((number, size, now));
+                    Step::Insert(number, size, class) => {
+                        evictor.insert(digest(number), size, now, class, false);
+                        take(&mut model, number);
+                        model.push(Modelled { number, size, last_use: now, class, is_pinned: false });
                     }
                     Step::Touch(number) => {
                         let before = evictor.touch(&digest(number), now);
-                        let found = at(&model, number).map(|at| model.remove(at));
-                        prop_assert_eq!(before, found.map(|entry| entry.2));
-                        model.extend(found.map(|entry| (number, entry.1, now)));
+                        let found = take(&mut model, number);
+                        prop_assert_eq!(before, found.map(|entry| entry.last_use));
+                        model.extend(found.map(|entry| Modelled { last_use: now, ..entry }));
                     }
                     Step::Remove(number) => {
                         let removed = evictor.remove(&digest(number));
-                        let found = at(&model, number).map(|at| model.remove(at));
-                        prop_assert_eq!(removed, found.map(|entry| entry.1));
+                        prop_assert_eq!(removed, take(&mut model, number).map(|entry| entry.size));
+                    }
+                    Step::Raise(number, class) => {
+                        evictor.raise(&digest(number), class, now);
+                        if model.iter().any(|entry| entry.number == number && entry.class < class) {
+                            let found = take(&mut model, number);
+                            model.extend(found.map(|entry| Modelled { class, last_use: now, ..entry }));
+                        }
+                    }
+                    Step::Pin(number, is_pinned) => {
+                        evictor.set_pinned(&digest(number), is_pinned, now);
+                        if model.iter().any(|entry| entry.number == number && entry.is_pinned != is_pinned) {
+                            let found = take(&mut model, number);
+                            model.extend(found.map(|entry| Modelled { is_pinned, last_use: now, ..entry }));
+                        }
                     }
                     Step::MakeRoom(bytes) => {
-                        let victims = evictor.make_room(bytes);
+                        let victims = evictor.make_room(bytes, now, is_busy);
                         let mut freed = 0;
-                        let count = model.iter().take_while(|entry| { let goes = freed < bytes; freed += entry.1; goes }).count();
-                        let expected: Vec<_> = model.drain(..count).map(|entry| digest(entry.0)).collect();
+                        let expected = go(&mut model, now, None, |entry| {
+                            let goes = freed < bytes;
+                            freed += if BUSY.contains(&entry.number) { 0 } else { entry.size };
+                            goes
+                        });
                         prop_assert_eq!(victims, expected);
                     }
-                    Step::Expire(since) => {
-                        let expired = evictor.expire(since);
-                        let count = model.iter().take_while(|entry| entry.2 < since).count();
-                        let expected: Vec<_> = model.drain(..count).map(|entry| digest(entry.0)).collect();
-                        prop_assert_eq!(expired, expected);
+                    Step::Expire(class, since) => {
+                        let since = since.min(now);
+                        let expired = evictor.expire(class, since, now, is_busy);
+                        prop_assert_eq!(expired, go(&mut model, now, Some(class), |entry| entry.last_use < since));
                     }
                 }
                 prop_assert_eq!(evictor.objects(), model.len());
-                prop_assert_eq!(evictor.bytes(), model.iter().map(|entry| entry.1).sum::<u64>());
+                prop_assert_eq!(evictor.bytes(), model.iter().map(|entry| entry.size).sum::<u64>());
+                let evictable = model.iter().filter(|entry| !entry.is_pinned).map(|entry| entry.size);
+                prop_assert_eq!(evictor.evictable_bytes(), evictable.sum::<u64>());
             }
         }
     }
 
     #[test]
     fn a_census_finds_what_is_gone() {
-        let mut evictor = Evictor::default();
-        (0..3).for_each(|number| evictor.insert(digest(number), 10, 1));
+        let mut evictor = Evictor::new(1);
+        (0..3).for_each(|number| evictor.insert(digest(number), 10, 1, 0, false));
         evictor.begin_census();
         assert!(evictor.seen(&digest(0), 10));
         assert!(!evictor.seen(&digest(1), 11), "another size");
         assert!(!evictor.seen(&digest(9), 10), "not known");
         // What is stored meanwhile is there.
-        evictor.insert(digest(4), 10, 2);
-        assert_eq!(evictor.end_census(), [digest(2)]);
+        evictor.insert(digest(4), 10, 2, 0, false);
+        assert_eq!(evictor.end_census(true), [digest(2)]);
         assert_eq!(evictor.objects(), 3);
     }
 

@@ -2,14 +2,17 @@
 //!
 //! Knows no upstream: whoever asks for a fill hands over an [`Origin`].
 
+mod classes;
 mod direct;
 mod evict;
 mod fill;
 pub mod flight;
 pub mod freshness;
 pub mod hot;
+mod pins;
 pub mod ranges;
 mod read;
+pub mod scrub;
 mod space;
 
 use std::sync::Arc;
@@ -20,15 +23,18 @@ pub use fill::{Fill, Origin, Reading, Source, Transfer};
 pub use hot::Manifest;
 pub use read::{Aside, Content};
 
-use crate::config;
+use crate::config::Config;
 use crate::failure::{Failure, FailureKind};
-use crate::index::{Index, IndexError, Listing, ObjectEntry, Purge, Purged, TagEntry, TagKey, Timestamp, Write};
+use crate::index::{
+    Image, ImageName, Index, IndexError, Listing, ObjectEntry, Purge, Purged, TagEntry, TagKey, Timestamp, Write,
+};
 use crate::oci::manifest::{self, Outline};
 use crate::oci::{Digest, MediaType, Name};
 pub use crate::store::Mapping;
-use crate::store::{Disk, StoreError};
+use crate::store::{Disk, StoreError, Stored};
 use crate::telemetry::Metrics;
 use fill::{Fills, Joined, Room};
+use flight::Flights;
 use hot::Hot;
 use space::Space;
 
@@ -45,6 +51,8 @@ pub struct Cache {
     room: Arc<dyn Room>,
     fills: Fills,
     fill_permits: Arc<Semaphore>,
+    /// Objects being looked at because their seal is broken.
+    inspections: Flights<Digest, bool>,
     metrics: Arc<Metrics>,
 }
 
@@ -59,22 +67,25 @@ pub enum OpenError {
 
 impl Cache {
     /// Opens a cache directory, making it where it is missing.
-    pub fn open(config: &config::Cache, metrics: Arc<Metrics>) -> Result<Self, OpenError> {
-        let disk = Disk::open(&config.dir)?;
-        if let Err(error) = disk.clear_partials(config.partial_ttl) {
+    pub fn open(config: &Config, metrics: Arc<Metrics>) -> Result<Self, OpenError> {
+        let disk = Disk::open(&config.cache.dir)?;
+        if let Err(error) = disk.clear_partials(config.cache.partial_ttl) {
             tracing::warn!(%error, "cannot clear abandoned partial downloads");
         }
-        let index = Index::open(&config.dir)?;
+        let index = Index::open(&config.cache.dir)?;
         let (disk, index, hot) = (Arc::new(disk), Arc::new(index), Arc::new(Hot::default()));
-        let space = Arc::new(Space::new(config, disk.clone(), index.clone(), hot.clone(), metrics.clone()));
+        let fills = Fills::default();
+        let space = Space::new(config, disk.clone(), index.clone(), hot.clone(), fills.clone(), metrics.clone());
+        let space = Arc::new(space);
         Ok(Self {
             disk,
             index,
             hot,
             room: Arc::new(space.clone()),
             space,
-            fills: Fills::default(),
+            fills,
             fill_permits: Arc::new(Semaphore::new(MAX_FILLS)),
+            inspections: Flights::default(),
             metrics,
         })
     }
@@ -86,12 +97,49 @@ impl Cache {
 
     /// A complete object from the store.
     pub async fn stored(&self, digest: &Digest) -> Result<Option<Content>, Failure> {
+        // Before it is looked for, so that it is not evicted in between.
+        let lease = self.space.lease(digest);
         let (disk, wanted) = (self.disk.clone(), *digest);
         let found = blocking(move || disk.get(&wanted)).await?;
-        if matches!(found, Ok(Some(_))) {
-            self.space.used(digest);
+        let Some(stored) = found.map_err(|error| self.broken("cannot read an object", &error))? else {
+            return Ok(None);
+        };
+        if !stored.is_sealed && !self.inspect(&stored, digest).await? {
+            return Ok(None);
         }
-        found.map(|stored| stored.map(Content::Complete)).map_err(|error| self.broken("cannot read an object", &error))
+        self.space.used(digest);
+        Ok(Some(Content::Complete { stored, _lease: lease }))
+    }
+
+    /// Hashes an object whose file was touched since it was verified, once for all who ask. Returns
+    /// whether it is intact; one that is not is gone.
+    async fn inspect(&self, stored: &Stored, digest: &Digest) -> Result<bool, Failure> {
+        let (stored, digest, disk, space) = (stored.clone(), *digest, self.disk.clone(), self.space.clone());
+        let metrics = self.metrics.clone();
+        let inspect = || async move {
+            let inspected = blocking(move || {
+                let is_intact = Disk::is_intact(&stored, &digest)?;
+                if is_intact {
+                    disk.seal(&stored, &digest)
+                        .unwrap_or_else(|error| tracing::warn!(%digest, %error, "an object cannot be sealed"));
+                } else {
+                    metrics.errors.inc();
+                    tracing::error!(%digest, "a stored object was damaged; it was removed and is fetched again");
+                    space.discard(&digest);
+                }
+                Ok::<_, std::io::Error>(is_intact)
+            });
+            inspected
+                .await?
+                .map_err(|error| Failure::new(FailureKind::Storage, format!("cannot read an object: {error}")))
+        };
+        self.inspections.run(digest, inspect).await.0
+    }
+
+    /// An object to read while it comes in.
+    pub fn growing(&self, fill: Arc<Fill>, aside: Aside) -> Content {
+        let lease = self.space.lease(&aside.digest);
+        Content::Growing { fill, aside, _lease: lease }
     }
 
     /// The fill of `digest` that is under way.
@@ -185,6 +233,7 @@ impl Cache {
                 let children = Outline::read(&manifest.bytes).children;
                 let children = children.iter().map(|child| child.digest).collect();
                 self.index.write(Write::Edges { parent: manifest.digest, children });
+                self.space.edges_changed(&manifest.digest);
             }
             Err(failure) => tracing::warn!(digest = %manifest.digest, %failure, "a manifest is served uncached"),
         }
@@ -198,7 +247,7 @@ impl Cache {
         if is_new {
             self.metrics.stores.inc();
         }
-        self.space.stored(digest, size);
+        self.space.stored(digest, size, repository);
     }
 
     /// Notes that a manifest was asked for by digest under a name.
@@ -225,13 +274,18 @@ impl Cache {
     }
 
     pub fn put_tag(&self, key: TagKey, entry: TagEntry) {
+        let is_news = self.hot.tags.get(&key).is_none_or(|known| known.digest != entry.digest);
         self.hot.tags.insert(key.clone(), entry.clone());
-        self.index.write(Write::Tag { key, entry });
+        self.index.write(Write::Tag { key: key.clone(), entry });
+        if is_news {
+            self.space.tag_changed(&key);
+        }
     }
 
     pub fn drop_tag(&self, key: TagKey) {
         self.hot.tags.remove(&key);
-        self.index.write(Write::DropTag { key });
+        self.index.write(Write::DropTag { key: key.clone() });
+        self.space.tag_changed(&key);
     }
 
     /// Whether the upstream of `repository` is known to have the object.
@@ -250,6 +304,7 @@ impl Cache {
 
     pub fn mark_visible(&self, repository: &str, digest: Digest) {
         self.hot.visible.insert((repository.to_owned(), digest), ());
+        self.space.seen_by(&digest, repository);
         self.index.write(Write::Visible { repository: repository.to_owned(), digest });
     }
 
@@ -282,6 +337,56 @@ impl Cache {
         let removed = blocking(move || remove_files(&disk, &objects, is_all)).await?;
         removed.map_err(|error| self.broken("cannot remove an object", &error))?;
         Ok(purged)
+    }
+
+    /// Images in the order of their references behind `last`, and whether each is pinned.
+    pub async fn images(&self, last: String, count: usize) -> Result<Vec<(Image, bool)>, Failure> {
+        let space = self.space.clone();
+        self.read(move |index| {
+            index.flush_blocking()?;
+            space.refresh_pins()?;
+            let images = index.images(&last, count)?;
+            Ok(images
+                .into_iter()
+                .map(|image| {
+                    let is_pinned = space.is_pinned(&image.digest);
+                    (image, is_pinned)
+                })
+                .collect())
+        })
+        .await
+    }
+
+    /// Pins an image, cached or not, or takes that back. Returns whether that changed anything.
+    pub async fn set_pin(&self, image: ImageName, is_pinned: bool) -> Result<bool, Failure> {
+        let changed = self.index.set_pin(image, is_pinned).await;
+        let changed = changed.map_err(|error| self.broken("cannot write a pin", &error))?;
+        self.space.pins_changed();
+        Ok(changed)
+    }
+
+    /// The images that were pinned by name.
+    pub async fn pins(&self) -> Result<Vec<ImageName>, Failure> {
+        self.read(|index| index.pins()).await
+    }
+
+    /// Reads all that is stored and compares it with its digests and with the index; `progress` is
+    /// told how far it is and says whether to go on.
+    pub async fn verify(
+        &self,
+        is_repair: bool,
+        progress: impl FnMut(&scrub::Report) -> bool + Send + 'static,
+    ) -> Result<scrub::Report, Failure> {
+        let space = self.space.clone();
+        let verified = blocking(move || scrub::verify(&space, is_repair, progress)).await?;
+        verified.map_err(|error| self.broken("cannot verify the store", &error))
+    }
+
+    /// Takes in what the index knows, for who does not [look after](Self::look_after_space) the cache.
+    pub async fn load(&self) -> Result<(), Failure> {
+        let space = self.space.clone();
+        let loaded = blocking(move || space.load()).await?;
+        loaded.map_err(|error| self.broken("cannot read the index", &error))
     }
 
     /// Whether content can be stored and looked up now.

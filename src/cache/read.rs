@@ -11,6 +11,7 @@ use futures_util::stream::{self, Stream};
 
 use super::direct::{self, Direct};
 use super::fill::{Fill, Origin, Reading};
+use super::space::Lease;
 use crate::failure::{Failure, FailureKind};
 use crate::oci::Digest;
 use crate::store::{Mapping, Stored};
@@ -23,11 +24,15 @@ const FRAME: u64 = 1 << 20;
 /// An object to read from.
 #[derive(Clone)]
 pub enum Content {
-    Complete(Stored),
+    Complete {
+        stored: Stored,
+        _lease: Arc<Lease>,
+    },
     Growing {
         fill: Arc<Fill>,
         /// For the case that the fill fails because of our own disk.
         aside: Aside,
+        _lease: Arc<Lease>,
     },
     /// Cannot be kept.
     Uncached {
@@ -47,7 +52,7 @@ impl Content {
     /// The size as soon as it is known; `None` when only the end will tell.
     pub async fn size(&self) -> Result<Option<u64>, Failure> {
         match self {
-            Self::Complete(stored) => Ok(Some(stored.size)),
+            Self::Complete { stored, .. } => Ok(Some(stored.size)),
             Self::Growing { fill, .. } => fill.size().await,
             Self::Uncached { size, .. } => Ok(*size),
         }
@@ -57,14 +62,14 @@ impl Content {
     pub async fn final_size(&self) -> Result<Option<u64>, Failure> {
         match self {
             Self::Growing { fill, .. } => fill.final_size().await.map(Some),
-            Self::Complete(_) | Self::Uncached { .. } => self.size().await,
+            Self::Complete { .. } | Self::Uncached { .. } => self.size().await,
         }
     }
 
     /// The mapping that the frames of [`Self::stream`] are cut from.
     pub fn mapping(&self) -> Option<&Arc<Mapping>> {
         match self {
-            Self::Complete(stored) => stored.mapping.as_ref(),
+            Self::Complete { stored, .. } => stored.mapping.as_ref(),
             _ => None,
         }
     }
@@ -108,14 +113,14 @@ impl Reader {
             return Ok(Bytes::new());
         }
         let (file, until) = match self.content.clone() {
-            Content::Complete(stored) => {
+            Content::Complete { stored, .. } => {
                 let end = self.reading.end.unwrap_or(stored.size).min(stored.size);
                 if let Some(mapping) = stored.mapping.filter(|_| end > self.at) {
                     return self.next_frame(&mapping, end).await;
                 }
                 (stored.file, stored.size)
             }
-            Content::Growing { fill, aside } => match fill.readable(self.at, self.reading).await {
+            Content::Growing { fill, aside, .. } => match fill.readable(self.at, self.reading).await {
                 Ok(readable) => {
                     self.reading.attempt = Some(readable.attempt);
                     (readable.file, readable.until)

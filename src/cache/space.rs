@@ -1,9 +1,10 @@
 //! The room that the cache takes on disk: what is stored, what running fills have reserved, and who
 //! goes when it gets tight.
 
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -11,12 +12,14 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
+use super::classes::Classes;
 use super::evict::{Evictor, Seconds};
-use super::fill::{Reservation, Room};
+use super::fill::{Fills, Reservation, Room};
 use super::hot::Hot;
-use crate::config::{self, Amount, Limit};
+use super::pins::Rules;
+use crate::config::{self, Amount, Config, Limit};
 use crate::failure::{Failure, FailureKind};
-use crate::index::{Index, IndexError, ObjectEntry, Timestamp, Write};
+use crate::index::{Index, IndexError, ObjectEntry, TagKey, Timestamp, Write};
 use crate::oci::Digest;
 use crate::store::Disk;
 use crate::telemetry::Metrics;
@@ -25,6 +28,8 @@ use crate::telemetry::Metrics;
 const TICK: Duration = Duration::from_secs(1);
 /// How often abandoned partial downloads are looked for.
 const PARTIALS: Duration = Duration::from_secs(600);
+/// How often the files are compared with what is known of them: somebody else may have removed some.
+const CENSUS: Duration = Duration::from_secs(6 * 3600);
 /// Uses kept between two ticks; further ones are not counted.
 const MAX_USES: usize = 1 << 16;
 /// A use is written to the index when the one written before is older than this.
@@ -38,43 +43,97 @@ pub struct Space {
     dir: PathBuf,
     max_size: Amount,
     min_free: Amount,
-    ttl: Limit,
     partial_ttl: Duration,
-    evictor: Mutex<Evictor>,
+    classes: Classes,
+    rules: Rules,
+    stock: Mutex<Stock>,
+    /// What leads to pinned objects may have changed.
+    pins_changed: AtomicBool,
     /// Bytes that running fills will need.
     reserved: AtomicU64,
     uses: Mutex<Vec<Digest>>,
+    /// Objects that are being read, and by how many.
+    leases: Mutex<HashMap<Digest, usize>>,
     making_room: Mutex<()>,
     loaded: watch::Sender<bool>,
     disk: Arc<Disk>,
     index: Arc<Index>,
     hot: Arc<Hot>,
+    fills: Fills,
     metrics: Arc<Metrics>,
+}
+
+/// What is stored.
+struct Stock {
+    evictor: Evictor,
+    /// Objects that are never to go, stored or not.
+    pinned: HashSet<Digest>,
+    /// Whether images are pinned by name, known or not.
+    has_named_pins: bool,
+}
+
+/// How the files compare with what is known of them.
+#[derive(Debug, Default)]
+pub struct Census {
+    /// Of all files.
+    pub bytes: u64,
+    /// Files that were not known, or with another size.
+    pub unknown: Vec<Digest>,
+    /// Known objects without a file.
+    pub missing: Vec<Digest>,
+}
+
+/// Keeps an object from being evicted until this is dropped.
+pub struct Lease {
+    space: Arc<Space>,
+    digest: Digest,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let mut leases = self.space.leases();
+        if let Some(readers) = leases.get_mut(&self.digest) {
+            *readers -= 1;
+            if *readers == 0 {
+                leases.remove(&self.digest);
+            }
+        }
+    }
 }
 
 impl Space {
     pub fn new(
-        config: &config::Cache,
+        config: &Config,
         disk: Arc<Disk>,
         index: Arc<Index>,
         hot: Arc<Hot>,
+        fills: Fills,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let config::Policy::Lru = config.policy;
+        let config::Policy::Lru = config.cache.policy;
+        let classes = Classes::new(config);
         Self {
-            dir: config.dir.clone(),
-            max_size: config.max_size,
-            min_free: config.min_free,
-            ttl: config.ttl,
-            partial_ttl: config.partial_ttl,
-            evictor: Mutex::default(),
+            dir: config.cache.dir.clone(),
+            max_size: config.cache.max_size,
+            min_free: config.cache.min_free,
+            partial_ttl: config.cache.partial_ttl,
+            rules: Rules::new(config),
+            stock: Mutex::new(Stock {
+                evictor: Evictor::new(classes.count()),
+                pinned: HashSet::new(),
+                has_named_pins: false,
+            }),
+            classes,
+            pins_changed: AtomicBool::new(true),
             reserved: AtomicU64::new(0),
             uses: Mutex::default(),
+            leases: Mutex::default(),
             making_room: Mutex::default(),
             loaded: watch::Sender::new(false),
             disk,
             index,
             hot,
+            fills,
             metrics,
         }
     }
@@ -85,12 +144,18 @@ impl Space {
         self.off_thread(move || space.load()).await;
         self.loaded.send_replace(true);
         let space = self.clone();
-        self.off_thread(move || space.census().map_err(IndexError::Io)).await;
+        self.off_thread(move || space.census(true).map(drop).map_err(IndexError::Io)).await;
         let mut ticks = tokio::time::interval(TICK);
         let mut partials = tokio::time::interval(PARTIALS);
+        let mut censuses = tokio::time::interval_at(tokio::time::Instant::now() + CENSUS, CENSUS);
         loop {
             tokio::select! {
                 _ = ticks.tick() => {}
+                _ = censuses.tick() => {
+                    let space = self.clone();
+                    self.off_thread(move || space.census(true).map(drop).map_err(IndexError::Io)).await;
+                    continue;
+                }
                 _ = partials.tick() => {
                     let space = self.clone();
                     let clear = move || space.disk.clear_partials(space.partial_ttl.max(PARTIALS)).map_err(IndexError::Io);
@@ -101,6 +166,7 @@ impl Space {
             let space = self.clone();
             self.off_thread(move || {
                 space.take_in_uses();
+                space.refresh_pins()?;
                 space.expire();
                 space.make_room(0).map(drop).map_err(IndexError::Io)
             })
@@ -118,10 +184,21 @@ impl Space {
         }
     }
 
-    /// An object came in.
-    pub fn stored(&self, digest: Digest, size: u64) {
-        self.evictor().insert(digest, size, now());
+    /// An object came in for a repository.
+    pub fn stored(&self, digest: Digest, size: u64, repository: &str) {
+        let class = self.classes.of(repository);
+        let mut stock = self.stock();
+        let is_pinned = stock.pinned.contains(&digest);
+        stock.evictor.insert(digest, size, now(), class, is_pinned);
+        drop(stock);
         self.publish_totals();
+    }
+
+    /// A repository may see an object, and wants it kept as long as its own.
+    pub fn seen_by(&self, digest: &Digest, repository: &str) {
+        if self.classes.count() > 1 {
+            self.stock().evictor.raise(digest, self.classes.of(repository), now());
+        }
     }
 
     /// An object was read.
@@ -132,27 +209,70 @@ impl Space {
         }
     }
 
+    /// An object is being read.
+    pub fn lease(self: &Arc<Self>, digest: &Digest) -> Arc<Lease> {
+        *self.leases().entry(*digest).or_default() += 1;
+        Arc::new(Lease { space: self.clone(), digest: *digest })
+    }
+
+    /// A tag, or what lies below a manifest, is not what it was.
+    pub fn tag_changed(&self, key: &TagKey) {
+        if self.rules.match_tag(key) || self.stock().has_named_pins {
+            self.pins_changed();
+        }
+    }
+
+    /// What is pinned has to be found out anew.
+    pub fn pins_changed(&self) {
+        self.pins_changed.store(true, Ordering::Release);
+    }
+
+    /// What lies below a manifest has become known.
+    pub fn edges_changed(&self, manifest: &Digest) {
+        if self.stock().pinned.contains(manifest) {
+            self.pins_changed();
+        }
+    }
+
+    /// Whether an object is never to go.
+    pub fn is_pinned(&self, digest: &Digest) -> bool {
+        self.stock().pinned.contains(digest)
+    }
+
+    pub fn disk(&self) -> &Disk {
+        &self.disk
+    }
+
+    pub fn index(&self) -> &Index {
+        &self.index
+    }
+
     /// Objects were removed by others.
     pub fn removed(&self, digests: &[Digest], is_all: bool) {
-        let mut evictor = self.evictor();
+        let mut stock = self.stock();
         if is_all {
-            evictor.clear();
+            stock.evictor.clear();
         }
         for digest in digests {
-            evictor.remove(digest);
+            stock.evictor.remove(digest);
         }
-        drop(evictor);
+        drop(stock);
+        self.pins_changed();
         self.publish_totals();
     }
 
-    fn evictor(&self) -> MutexGuard<'_, Evictor> {
-        self.evictor.lock().unwrap_or_else(PoisonError::into_inner)
+    fn stock(&self) -> MutexGuard<'_, Stock> {
+        self.stock.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn leases(&self) -> MutexGuard<'_, HashMap<Digest, usize>> {
+        self.leases.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn publish_totals(&self) {
         let (objects, bytes) = {
-            let evictor = self.evictor();
-            (evictor.objects(), evictor.bytes())
+            let stock = self.stock();
+            (stock.evictor.objects(), stock.evictor.bytes())
         };
         self.metrics.cache_objects.set(i64::try_from(objects).unwrap_or(i64::MAX));
         self.metrics.cache_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
@@ -161,60 +281,110 @@ impl Space {
     // The functions below block.
 
     /// Reads the objects of the index, in the order of their last use.
-    fn load(&self) -> Result<(), IndexError> {
-        self.index.objects_by_use(|digest, size, last_use| {
-            let mut evictor = self.evictor();
+    pub fn load(&self) -> Result<(), IndexError> {
+        self.refresh_pins()?;
+        let by_repository = self.classes.count() > 1;
+        self.index.objects_by_use(by_repository, |digest, size, last_use, repositories| {
+            let class = self.classes.longest(repositories);
+            let mut stock = self.stock();
             // What was stored since the start is newer than what the index says.
-            if !evictor.contains(&digest) {
-                evictor.insert(digest, size, seconds(last_use));
+            if !stock.evictor.contains(&digest) {
+                let is_pinned = stock.pinned.contains(&digest);
+                stock.evictor.insert(digest, size, seconds(last_use), class, is_pinned);
             }
         })?;
         self.publish_totals();
         Ok(())
     }
 
-    /// Compares with the files: adopts those without a row, drops rows without a file.
-    fn census(&self) -> io::Result<()> {
-        self.evictor().begin_census();
-        let mut adopted = 0;
+    /// Compares with the files. With `is_repair` those without a row are adopted, and rows without a
+    /// file dropped.
+    pub fn census(&self, is_repair: bool) -> io::Result<Census> {
+        let mut census = Census::default();
+        self.stock().evictor.begin_census();
         self.disk.for_each(|digest, size, since| {
-            if self.evictor().seen(&digest, size) {
-                return;
+            census.bytes += size;
+            if !self.stock().evictor.seen(&digest, size) {
+                census.unknown.push(digest);
+                if is_repair {
+                    self.adopt(digest, size, since);
+                }
             }
-            adopted += 1;
-            let stored_at = Timestamp::from_system_time(since);
-            self.index.write(Write::Object { digest, entry: ObjectEntry { size, media_type: None, stored_at } });
-            self.evictor().insert(digest, size, seconds(stored_at));
         })?;
-        let gone = self.evictor().end_census();
-        for &digest in &gone {
-            self.index.write(Write::DropObject { digest });
+        census.missing = self.stock().evictor.end_census(is_repair);
+        if is_repair {
+            for &digest in &census.missing {
+                self.index.write(Write::DropObject { digest });
+            }
+            if !census.unknown.is_empty() || !census.missing.is_empty() {
+                let (adopted, gone) = (census.unknown.len(), census.missing.len());
+                tracing::info!(adopted, gone, "the index was brought in line with the files");
+            }
+            self.publish_totals();
         }
-        if adopted > 0 || !gone.is_empty() {
-            tracing::info!(adopted, gone = gone.len(), "the index was brought in line with the files");
+        Ok(census)
+    }
+
+    /// Takes in a file that the index does not know, or knows with another size.
+    fn adopt(&self, digest: Digest, size: u64, since: SystemTime) {
+        let stored_at = Timestamp::from_system_time(since);
+        let outline = super::scrub::read_outline(&self.disk, &digest, size);
+        let media_type = outline.as_ref().map(|(media_type, _)| media_type.clone());
+        self.index.write(Write::Object { digest, entry: ObjectEntry { size, media_type, stored_at } });
+        if let Some((_, children)) = outline {
+            self.index.write(Write::Edges { parent: digest, children });
+            self.edges_changed(&digest);
         }
-        self.publish_totals();
-        Ok(())
+        let class = self.classes.longest("");
+        let mut stock = self.stock();
+        let is_pinned = stock.pinned.contains(&digest);
+        stock.evictor.insert(digest, size, seconds(stored_at), class, is_pinned);
     }
 
     fn take_in_uses(&self) {
         let uses = std::mem::take(&mut *self.uses.lock().unwrap_or_else(PoisonError::into_inner));
         let now = now();
         for digest in uses {
-            let before = self.evictor().touch(&digest, now);
+            let before = self.stock().evictor.touch(&digest, now);
             if before.is_some_and(|before| now.saturating_sub(before) >= USE_RESOLUTION) {
                 self.index.write(Write::Used { digest, at: Timestamp::now() });
             }
         }
     }
 
+    /// Finds out anew what is pinned, if that may have changed.
+    pub fn refresh_pins(&self) -> Result<(), IndexError> {
+        if !self.pins_changed.swap(false, Ordering::AcqRel) {
+            return Ok(());
+        }
+        let found = self.index.flush_blocking().and_then(|()| self.index.pins()).and_then(|named| {
+            let closure = self.rules.closure(&self.index, &named)?;
+            Ok((closure, !named.is_empty()))
+        });
+        let (found, has_named_pins) = found.inspect_err(|_| self.pins_changed())?;
+        let now = now();
+        let mut stock = self.stock();
+        let before = std::mem::replace(&mut stock.pinned, found);
+        stock.has_named_pins = has_named_pins;
+        let Stock { evictor, pinned, .. } = &mut *stock;
+        before.difference(pinned).for_each(|digest| evictor.set_pinned(digest, false, now));
+        pinned.difference(&before).for_each(|digest| evictor.set_pinned(digest, true, now));
+        Ok(())
+    }
+
     fn expire(&self) {
-        let Limit::Span(ttl) = self.ttl else {
-            return;
-        };
-        let since = now().saturating_sub(Seconds::try_from(ttl.as_secs()).unwrap_or(Seconds::MAX));
-        let expired = self.evictor().expire(since);
-        self.evict(&expired);
+        let now = now();
+        for (class, ttl) in self.classes.iter() {
+            let Limit::Span(ttl) = ttl else {
+                continue;
+            };
+            let since = now.saturating_sub(Seconds::try_from(ttl.as_secs()).unwrap_or(Seconds::MAX));
+            let expired = {
+                let leases = self.leases();
+                self.stock().evictor.expire(class, since, now, |digest| leases.contains_key(digest))
+            };
+            self.evict(&expired);
+        }
     }
 
     /// Evicts until `wanted` more bytes fit, and reserves them. Returns whether they do.
@@ -228,29 +398,50 @@ impl Space {
         let (total, free) = (filesystem.f_blocks * block, filesystem.f_bavail * block);
         let max_size = self.max_size.of(total);
         let min_free = self.min_free.of(total).unwrap_or(0);
+        let mut abandoned = self.disk.partials()?;
+        abandoned.retain(|partial| self.fills.running(&partial.digest).is_none());
+
+        let needed = |free: u64, abandoned: u64| {
+            let used = self.stock().evictor.bytes() + self.reserved.load(Ordering::Relaxed) + abandoned;
+            let over_size = max_size.map_or(0, |max| (used + wanted).saturating_sub(max));
+            over_size.max((min_free + wanted).saturating_sub(free))
+        };
+        let mut needs = needed(free, abandoned.iter().map(|partial| partial.bytes).sum());
+        if needs > 0 && !abandoned.is_empty() {
+            // Downloads that nobody goes on with are worth less than anything complete.
+            abandoned.sort_by_key(|partial| std::cmp::Reverse(partial.since));
+            let mut freed = 0;
+            while freed < needs
+                && let Some(partial) = abandoned.pop()
+            {
+                self.disk.remove_partial(&partial.digest)?;
+                freed += partial.bytes;
+            }
+            needs = needed(free + freed, abandoned.iter().map(|partial| partial.bytes).sum());
+        }
+        if needs > 0 && self.refresh_pins().is_err() {
+            tracing::warn!("what is pinned could not be found out; what is known of it holds");
+        }
 
         // Reserved under the lock, so that two fills are never given the same room.
-        let mut evictor = self.evictor();
-        let used = evictor.bytes() + self.reserved.load(Ordering::Relaxed);
-        let over_size = max_size.map_or(0, |max| (used + wanted).saturating_sub(max));
-        let under_free = (min_free + wanted).saturating_sub(free);
-        let needed = over_size.max(under_free);
-        if needed == 0 {
+        let leases = self.leases();
+        let mut stock = self.stock();
+        if needs == 0 {
             self.reserved.fetch_add(wanted, Ordering::Relaxed);
             return Ok(true);
         }
         // What cannot fit is no reason to lose what is there.
-        if wanted > 0 && evictor.bytes() < needed {
+        let before = stock.evictor.bytes();
+        if wanted > 0 && stock.evictor.evictable_bytes() < needs {
             return Ok(false);
         }
-        let slack = max_size.unwrap_or(total).min(evictor.bytes()) / 100 * SLACK;
-        let before = evictor.bytes();
-        let victims = evictor.make_room(needed + slack);
-        let fits = before - evictor.bytes() >= needed;
+        let slack = max_size.unwrap_or(total).min(before) / 100 * SLACK;
+        let victims = stock.evictor.make_room(needs + slack, now(), |digest| leases.contains_key(digest));
+        let fits = before - stock.evictor.bytes() >= needs;
         if fits {
             self.reserved.fetch_add(wanted, Ordering::Relaxed);
         }
-        drop(evictor);
+        drop((stock, leases));
         self.evict(&victims);
         Ok(fits)
     }
@@ -266,6 +457,8 @@ impl Space {
             }
         }
         if !victims.is_empty() {
+            // Who asks for one of them again is noted again.
+            self.hot.noted.clear();
             tracing::debug!(count = victims.len(), "objects were evicted");
             self.metrics.evictions.inc_by(victims.len() as u64);
             self.publish_totals();

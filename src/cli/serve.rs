@@ -40,7 +40,7 @@ pub fn run(files: &[PathBuf]) -> ExitCode {
 
 fn start(config: &Config) -> Result<(), AnyError> {
     let metrics = Arc::new(Metrics::default());
-    let cache = Arc::new(Cache::open(&config.cache, metrics.clone())?);
+    let cache = Arc::new(Cache::open(config, metrics.clone())?);
     let pull = Pull::new(config, cache, metrics)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(serve(config, pull));

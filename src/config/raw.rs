@@ -88,6 +88,9 @@ pub struct Repository {
     pub stale_if_error: Limit,
     pub on_upstream_404: OnUpstream404,
     pub negative_max_age: Span,
+    /// `None`: as `cache.ttl`.
+    pub ttl: Option<Limit>,
+    pub pin: Vec<Pattern>,
     pub upstream: Vec<Upstream>,
 }
 
@@ -103,6 +106,8 @@ impl Default for Repository {
             stale_if_error: Limit::Unlimited,
             on_upstream_404: OnUpstream404::ServeStale,
             negative_max_age: Span(Duration::from_secs(10)),
+            ttl: None,
+            pin: Vec::new(),
             upstream: Vec::new(),
         }
     }

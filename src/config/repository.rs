@@ -29,6 +29,10 @@ pub struct Repository {
     pub tags: TagPolicy,
     /// How long a confirmed 404 is remembered.
     pub negative_max_age: Duration,
+    /// How long its objects are kept unused; `None`: as long as any.
+    pub ttl: Option<Limit>,
+    /// Regexes on `NAME:TAG` of images that are never evicted.
+    pub pin: Vec<Pattern>,
     /// Whether names follow Docker Hub's custom: `alpine` means `library/alpine`.
     pub implies_library: bool,
     /// In order of preference; never empty.
@@ -212,6 +216,8 @@ fn check_one(check: &Check<'_>, prefix: String, written: raw::Repository) -> Res
             on_upstream_404: written.on_upstream_404,
         },
         negative_max_age: written.negative_max_age.0,
+        ttl: written.ttl,
+        pin: written.pin,
         implies_library,
         upstreams,
         prefix,

@@ -11,11 +11,12 @@ use serde::Deserialize;
 pub struct Span(pub Duration);
 
 /// A length of time without an end: `"forever"` or `"none"`, or as [`Span`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(try_from = "String")]
 pub enum Limit {
-    Unlimited,
     Span(Duration),
+    /// Longer than any span.
+    Unlimited,
 }
 
 impl Limit {

@@ -3,6 +3,7 @@
 //! The index is a help, not the truth: an object's file is. Writes are queued and batched by one
 //! thread, so that no request waits for them; reads have connections of their own.
 
+mod images;
 mod purge;
 mod sqlite;
 
@@ -13,7 +14,7 @@ pub use sqlite::Index;
 
 use bytes::Bytes;
 
-use crate::oci::{Digest, MediaType};
+use crate::oci::{Digest, MediaType, Reference};
 
 /// Milliseconds since 1970, as the index keeps times.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -45,6 +46,31 @@ pub struct TagKey {
     pub repository: String,
     pub name: String,
     pub tag: String,
+}
+
+/// One image by name: repository prefix, name within it, tag or digest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageName {
+    pub repository: String,
+    pub name: String,
+    pub reference: Reference,
+}
+
+/// A cached image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Image {
+    /// As clients write it: `docker.io/library/alpine:3.20`, or with a digest.
+    pub reference: String,
+    pub repository: String,
+    pub name: String,
+    pub digest: Digest,
+    pub media_type: Option<MediaType>,
+    /// Count and bytes of what is stored of it, the manifest included.
+    pub objects: u64,
+    pub bytes: u64,
+    /// When its upstream was last asked about the tag.
+    pub checked_at: Option<Timestamp>,
+    pub last_use: Timestamp,
 }
 
 /// What a tag was when its upstream was last asked.
@@ -134,6 +160,8 @@ pub enum IndexError {
     Database(#[from] rusqlite::Error),
     #[error("index: {0}")]
     Io(#[from] std::io::Error),
+    #[error("index: it is damaged ({0}); stop Larder and run `larder verify --repair`")]
+    Damaged(String),
     #[error("index: its thread has ended")]
     Closed,
 }

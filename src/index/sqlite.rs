@@ -13,7 +13,8 @@ use super::purge::{self, Purge, Purged};
 use super::{IndexError, Listing, ObjectEntry, TagEntry, TagKey, Timestamp, Totals, Write};
 use crate::oci::{Digest, MediaType};
 
-const MIGRATIONS: [&str; 2] = [include_str!("migrations/1.sql"), include_str!("migrations/2.sql")];
+const MIGRATIONS: [&str; 3] =
+    [include_str!("migrations/1.sql"), include_str!("migrations/2.sql"), include_str!("migrations/3.sql")];
 /// Writes that may wait. Beyond this they are dropped and counted: the index is a help, and a client
 /// must not wait for it.
 const QUEUE: usize = 16 * 1024;
@@ -25,6 +26,7 @@ const MAX_LISTINGS: usize = 10_000;
 
 /// The index of one cache directory.
 pub struct Index {
+    path: PathBuf,
     readers: Readers,
     queue: SyncSender<Task>,
     writer: Option<JoinHandle<()>>,
@@ -32,16 +34,25 @@ pub struct Index {
 
 enum Task {
     Write(Write),
-    Purge(Purge, oneshot::Sender<Result<Purged, IndexError>>),
+    Change(Change),
     Flush(oneshot::Sender<()>),
     Close,
 }
+
+/// A change whose result somebody waits for.
+type Change = Box<dyn FnOnce(&mut Connection) + Send>;
 
 impl Index {
     /// Opens the index under `dir`. One that cannot be read is set aside and a new one begun: what it
     /// knew is learnt again, and no state file can stop the start.
     pub fn open(dir: &Path) -> Result<Self, IndexError> {
         let path = dir.join("larder.db");
+        let mark = damage_mark(&path);
+        if mark.exists() {
+            let aside = set_aside(&path)?;
+            std::fs::remove_file(mark)?;
+            tracing::warn!(aside = %aside.display(), "the index was found damaged; it was set aside and is built anew from the files");
+        }
         match Self::open_at(&path) {
             Err(IndexError::Database(error)) if is_damage(&error) => {
                 let aside = set_aside(&path)?;
@@ -58,9 +69,9 @@ impl Index {
         migrate(&mut connection)?;
         let readers = Readers::open(path)?;
         let (queue, tasks) = sync_channel(QUEUE);
-        let writer =
-            std::thread::Builder::new().name("larder-index".to_owned()).spawn(move || write(connection, &tasks))?;
-        Ok(Self { readers, queue, writer: Some(writer) })
+        let writer = Writer { connection, path: path.to_owned() };
+        let writer = std::thread::Builder::new().name("larder-index".to_owned()).spawn(move || writer.run(&tasks))?;
+        Ok(Self { path: path.to_owned(), readers, queue, writer: Some(writer) })
     }
 
     /// Queues a change. Never waits.
@@ -76,8 +87,20 @@ impl Index {
 
     /// Removes rows and tells which objects nothing refers to any more.
     pub async fn purge(&self, purge: Purge) -> Result<Purged, IndexError> {
+        self.change(move |connection| purge::run(connection, &purge)).await
+    }
+
+    /// Makes a change behind all that is queued, and waits for its result.
+    pub(super) async fn change<T: Send + 'static>(
+        &self,
+        change: impl FnOnce(&mut Connection) -> Result<T, IndexError> + Send + 'static,
+    ) -> Result<T, IndexError> {
         let (done, result) = oneshot::channel();
-        self.queue.try_send(Task::Purge(purge, done)).map_err(|_| IndexError::Closed)?;
+        let change: Change = Box::new(move |connection| {
+            // A caller that has gone away needs no answer.
+            let _ = done.send(change(connection));
+        });
+        self.queue.try_send(Task::Change(change)).map_err(|_| IndexError::Closed)?;
         result.await.map_err(|_| IndexError::Closed)?
     }
 
@@ -86,6 +109,17 @@ impl Index {
         let (done, result) = oneshot::channel();
         self.queue.try_send(Task::Flush(done)).map_err(|_| IndexError::Closed)?;
         result.await.map_err(|_| IndexError::Closed)
+    }
+
+    /// As [`Self::flush`], for who may block.
+    pub fn flush_blocking(&self) -> Result<(), IndexError> {
+        let (done, result) = oneshot::channel();
+        self.queue.try_send(Task::Flush(done)).map_err(|_| IndexError::Closed)?;
+        result.blocking_recv().map_err(|_| IndexError::Closed)
+    }
+
+    pub(super) fn read<T>(&self, read: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, IndexError> {
+        self.readers.with(read)
     }
 
     // The functions below read; they block.
@@ -158,13 +192,34 @@ impl Index {
         })
     }
 
-    /// All objects, the least recently used first: digest, size, last use.
-    pub fn objects_by_use(&self, mut each: impl FnMut(Digest, u64, Timestamp)) -> Result<(), IndexError> {
+    /// All objects, the least recently used first: digest, size, last use and, where asked for, the
+    /// repositories that may see it, a line each.
+    pub fn objects_by_use(
+        &self,
+        with_repositories: bool,
+        mut each: impl FnMut(Digest, u64, Timestamp, &str),
+    ) -> Result<(), IndexError> {
+        const PLAIN: &str = "SELECT digest, size, last_use, '' FROM objects ORDER BY last_use";
+        const WITH_REPOSITORIES: &str = "SELECT digest, size, last_use, coalesce((SELECT group_concat(repository, char(10)) \
+             FROM visibility WHERE visibility.digest = objects.digest), '') FROM objects ORDER BY last_use";
         self.readers.with(|connection| {
-            let mut statement = connection.prepare("SELECT digest, size, last_use FROM objects ORDER BY last_use")?;
+            let mut statement = connection.prepare(if with_repositories { WITH_REPOSITORIES } else { PLAIN })?;
             let mut rows = statement.query([])?;
             while let Some(row) = rows.next()? {
-                each(read_digest(row)?, row.get(1)?, Timestamp(row.get(2)?));
+                let repositories = row.get_ref(3)?.as_str()?;
+                each(read_digest(row)?, row.get(1)?, Timestamp(row.get(2)?), repositories);
+            }
+            Ok(())
+        })
+    }
+
+    /// All objects that have a row: digest and size.
+    pub fn for_each_object(&self, mut each: impl FnMut(Digest, u64)) -> Result<(), IndexError> {
+        self.readers.with(|connection| {
+            let mut statement = connection.prepare("SELECT digest, size FROM objects")?;
+            let mut rows = statement.query([])?;
+            while let Some(row) = rows.next()? {
+                each(read_digest(row)?, row.get(1)?);
             }
             Ok(())
         })
@@ -173,6 +228,18 @@ impl Index {
     /// Whether the index can be read.
     pub fn check(&self) -> Result<(), IndexError> {
         self.readers.with(|connection| connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(())))
+    }
+
+    /// Reads all of the index and compares its parts; takes long on a large one.
+    pub fn verify(&self) -> Result<(), IndexError> {
+        let found = self
+            .readers
+            .with(|connection| connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get::<_, String>(0)))?;
+        if found == "ok" {
+            return Ok(());
+        }
+        mark_damaged(&self.path);
+        Err(IndexError::Damaged(found))
     }
 
     pub fn totals(&self) -> Result<Totals, IndexError> {
@@ -197,7 +264,10 @@ impl Drop for Index {
 }
 
 /// Reading connections, shared out among blocking callers.
-struct Readers(Vec<Mutex<Connection>>);
+struct Readers {
+    connections: Vec<Mutex<Connection>>,
+    path: PathBuf,
+}
 
 impl Readers {
     fn open(path: &Path) -> Result<Self, IndexError> {
@@ -207,19 +277,20 @@ impl Readers {
             connection.busy_timeout(Duration::from_secs(5))?;
             Ok(Mutex::new(connection))
         };
-        (0..READERS).map(|_| open()).collect::<Result<_, IndexError>>().map(Self)
+        let connections = (0..READERS).map(|_| open()).collect::<Result<_, IndexError>>()?;
+        Ok(Self { connections, path: path.to_owned() })
     }
 
     fn with<T>(&self, read: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, IndexError> {
-        let free = self.0.iter().find_map(|reader| reader.try_lock().ok());
+        let free = self.connections.iter().find_map(|reader| reader.try_lock().ok());
         let connection = match free {
             Some(connection) => connection,
             None => {
-                let any = usize::from(spread()) % self.0.len();
-                self.0[any].lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+                let any = usize::from(spread()) % self.connections.len();
+                self.connections[any].lock().unwrap_or_else(std::sync::PoisonError::into_inner)
             }
         };
-        Ok(read(&connection)?)
+        Ok(read(&connection).inspect_err(|error| mark_if_damaged(&self.path, error))?)
     }
 }
 
@@ -253,6 +324,24 @@ fn is_damage(error: &rusqlite::Error) -> bool {
     matches!(error.sqlite_error_code(), Some(DatabaseCorrupt | NotADatabase))
 }
 
+/// The file that says that the index is to be set aside at the next start.
+fn damage_mark(path: &Path) -> PathBuf {
+    path.with_extension("db-damaged")
+}
+
+fn mark_if_damaged(path: &Path, error: &rusqlite::Error) {
+    if is_damage(error) {
+        mark_damaged(path);
+    }
+}
+
+fn mark_damaged(path: &Path) {
+    tracing::error!("the index is damaged; restart Larder and it is built anew from the files");
+    if let Err(error) = std::fs::write(damage_mark(path), b"") {
+        tracing::error!(%error, "the damage could not be written down");
+    }
+}
+
 fn set_aside(path: &Path) -> std::io::Result<PathBuf> {
     let aside = path.with_extension(format!("db.damaged-{}", Timestamp::now().0));
     std::fs::rename(path, &aside)?;
@@ -266,52 +355,59 @@ fn set_aside(path: &Path) -> std::io::Result<PathBuf> {
 }
 
 /// The writing thread: takes what is queued, in one transaction.
-fn write(mut connection: Connection, tasks: &Receiver<Task>) {
-    while let Ok(first) = tasks.recv() {
-        let mut writes = Vec::new();
-        let mut next = Some(first);
-        while let Some(task) = next.take() {
-            match task {
-                Task::Write(write) => {
-                    writes.push(write);
-                    if writes.len() < BATCH {
-                        next = tasks.try_recv().ok();
-                    }
-                }
-                // What was queued before goes first.
-                Task::Purge(purge, done) => {
-                    apply_batch(&mut connection, std::mem::take(&mut writes));
-                    // A caller that has gone away needs no answer.
-                    let _ = done.send(purge::run(&mut connection, &purge));
-                }
-                Task::Flush(done) => {
-                    apply_batch(&mut connection, std::mem::take(&mut writes));
-                    let _ = done.send(());
-                }
-                Task::Close => return apply_batch(&mut connection, writes),
-            }
-        }
-        apply_batch(&mut connection, writes);
-    }
+struct Writer {
+    connection: Connection,
+    path: PathBuf,
 }
 
-fn apply_batch(connection: &mut Connection, writes: Vec<Write>) {
-    if writes.is_empty() {
-        return;
+impl Writer {
+    fn run(mut self, tasks: &Receiver<Task>) {
+        while let Ok(first) = tasks.recv() {
+            let mut writes = Vec::new();
+            let mut next = Some(first);
+            while let Some(task) = next.take() {
+                match task {
+                    Task::Write(write) => {
+                        writes.push(write);
+                        if writes.len() < BATCH {
+                            next = tasks.try_recv().ok();
+                        }
+                    }
+                    // What was queued before goes first.
+                    Task::Change(change) => {
+                        self.apply_batch(std::mem::take(&mut writes));
+                        change(&mut self.connection);
+                    }
+                    Task::Flush(done) => {
+                        self.apply_batch(std::mem::take(&mut writes));
+                        let _ = done.send(());
+                    }
+                    Task::Close => return self.apply_batch(writes),
+                }
+            }
+            self.apply_batch(writes);
+        }
     }
-    let count = writes.len();
-    let has_listing = writes.iter().any(|write| matches!(write, Write::Listing { .. }));
-    let result = connection.transaction().and_then(|transaction| {
-        for write in writes {
-            apply(&transaction, write)?;
+
+    fn apply_batch(&mut self, writes: Vec<Write>) {
+        if writes.is_empty() {
+            return;
         }
-        if has_listing {
-            drop_oldest_listings(&transaction, MAX_LISTINGS)?;
+        let count = writes.len();
+        let has_listing = writes.iter().any(|write| matches!(write, Write::Listing { .. }));
+        let result = self.connection.transaction().and_then(|transaction| {
+            for write in writes {
+                apply(&transaction, write)?;
+            }
+            if has_listing {
+                drop_oldest_listings(&transaction, MAX_LISTINGS)?;
+            }
+            transaction.commit()
+        });
+        if let Err(error) = result {
+            mark_if_damaged(&self.path, &error);
+            tracing::error!(%error, count, "changes to the index were lost");
         }
-        transaction.commit()
-    });
-    if let Err(error) = result {
-        tracing::error!(%error, count, "changes to the index were lost");
     }
 }
 
@@ -367,9 +463,18 @@ fn apply(transaction: &Transaction<'_>, write: Write) -> rusqlite::Result<()> {
         Write::Used { digest, at } => {
             run("UPDATE objects SET last_use = ?2 WHERE digest = ?1", params![digest.as_raw(), at.0])
         }
-        Write::DropObject { digest } => run("DELETE FROM objects WHERE digest = ?1", params![digest.as_raw()]),
+        Write::DropObject { digest } => FORGET.iter().try_for_each(|sql| run(sql, params![digest.as_raw()])),
     }
 }
+
+/// What is known of an object, for when its file is gone. A tag of it would name nothing.
+const FORGET: [&str; 5] = [
+    "DELETE FROM objects WHERE digest = ?1",
+    "DELETE FROM visibility WHERE digest = ?1",
+    "DELETE FROM edges WHERE parent = ?1",
+    "DELETE FROM manifests WHERE digest = ?1",
+    "DELETE FROM tags WHERE digest = ?1",
+];
 
 fn drop_oldest_listings(transaction: &Transaction<'_>, kept: usize) -> rusqlite::Result<()> {
     const SQL: &str = "DELETE FROM listings WHERE checked_at < \
@@ -378,7 +483,7 @@ fn drop_oldest_listings(transaction: &Transaction<'_>, kept: usize) -> rusqlite:
     transaction.prepare_cached(SQL)?.execute(params![kept.saturating_sub(1)]).map(drop)
 }
 
-fn digest(value: rusqlite::types::ValueRef<'_>) -> rusqlite::Result<Digest> {
+pub(super) fn digest(value: rusqlite::types::ValueRef<'_>) -> rusqlite::Result<Digest> {
     let raw = value.as_blob()?;
     let wrong = || rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Blob, "no digest".into());
     Digest::from_raw(raw).ok_or_else(wrong)

@@ -51,7 +51,7 @@ impl Pull {
         let (fill, is_first) = joined;
         let aside = Aside { digest, origin: self.origin(target, &digest) };
         let content = match begun {
-            Ok(_) => Content::Growing { fill, aside },
+            Ok(_) => self.cache.growing(fill, aside),
             // Our own disk is no reason to fail a pull.
             Err(failure) if failure.kind.is_of_the_store() => {
                 let size = self.ask_for_blob(target, &digest).await.map_err(&refuse)?;
@@ -68,7 +68,7 @@ impl Pull {
     }
 
     async fn answer_hit(&self, request: &Parts, digest: &Digest, content: Content) -> Result<Answer, Refusal> {
-        let Content::Complete(stored) = &content else {
+        let Content::Complete { stored, .. } = &content else {
             return Err(Refusal::of(Wanted::Blob)(Failure::new(FailureKind::Storage, "the object is not complete")));
         };
         let state = CacheState::Hit { since: stored.since };

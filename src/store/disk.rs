@@ -6,10 +6,16 @@
 //! DIR/partial/…                        fills under way
 //! ```
 //!
+//! A complete object's file carries a seal: the nanoseconds of its modification time are a function of
+//! its digest. Who writes to the file, cuts it or replaces it breaks the seal, and what has none is
+//! hashed before it is served again. The seal costs nothing to look at and needs no index; what decays
+//! below the filesystem, where no time changes, is for `larder verify` to find.
+//!
 //! All functions block; callers run them off the async threads.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, FileTimes, OpenOptions, TryLockError};
 use std::io::{self, Write};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,6 +34,8 @@ pub struct Disk {
     blobs: PathBuf,
     partial: PathBuf,
     next_temporary: AtomicU64,
+    /// Whether the filesystem keeps times as finely as seals need.
+    can_seal: bool,
     /// Held until the process ends, however it ends.
     _lock: File,
 }
@@ -43,6 +51,18 @@ pub struct Stored {
     pub mapping: Option<Arc<Mapping>>,
     pub size: u64,
     /// When it was stored.
+    pub since: SystemTime,
+    /// Whether its file is as it was when it was verified, as far as its seal tells.
+    pub is_sealed: bool,
+}
+
+/// A partial download on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PartialFile {
+    pub digest: Digest,
+    /// Disk that it takes.
+    pub bytes: u64,
+    /// When it was last written to.
     pub since: SystemTime,
 }
 
@@ -73,7 +93,13 @@ impl Disk {
             Err(TryLockError::WouldBlock) => return Err(StoreError::InUse { path: dir.to_owned() }),
             Err(TryLockError::Error(source)) => return Err(unusable(source)),
         }
-        Ok(Self { blobs, partial, next_temporary: AtomicU64::new(0), _lock: lock })
+        let can_seal = keeps_nanoseconds(&partial.join("seal"));
+        if !can_seal {
+            tracing::info!(
+                "the filesystem of cache.dir keeps no fine times; changed objects are found by `larder verify` only"
+            );
+        }
+        Ok(Self { blobs, partial, next_temporary: AtomicU64::new(0), can_seal, _lock: lock })
     }
 
     /// Opens a complete object; `None` when it is not there.
@@ -83,24 +109,85 @@ impl Disk {
                 let metadata = file.metadata()?;
                 let (file, size) = (Arc::new(file), metadata.len());
                 let mapping = (size >= MIN_MAPPED).then(|| Mapping::new(file.clone(), size)).and_then(Result::ok);
-                Ok(Some(Stored { file, mapping, size, since: metadata.modified()? }))
+                let is_sealed = !self.can_seal || metadata.mtime_nsec() == i64::from(seal_of(digest));
+                Ok(Some(Stored { file, mapping, size, since: metadata.modified()?, is_sealed }))
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
     }
 
+    /// Reads an object to its end and tells whether it has the digest that it is named by.
+    pub fn is_intact(stored: &Stored, digest: &Digest) -> io::Result<bool> {
+        let mut hasher = digest.algorithm().hasher();
+        let mut buffer = vec![0; 1 << 20];
+        let mut at = 0;
+        loop {
+            match stored.file.read_at(&mut buffer, at)? {
+                0 => return Ok(hasher.finish() == *digest),
+                read => {
+                    hasher.update(&buffer[..read]);
+                    at += read as u64;
+                }
+            }
+        }
+    }
+
+    /// Seals an object that was found intact; it keeps the second in which it was stored.
+    pub fn seal(&self, stored: &Stored, digest: &Digest) -> io::Result<()> {
+        if self.can_seal { seal(&stored.file, digest, stored.since) } else { Ok(()) }
+    }
+
+    /// Breaks the seal of a damaged object, so that it is not served.
+    pub fn unseal(&self, stored: &Stored) -> io::Result<()> {
+        // That now happens to be the right nanosecond is as unlikely as that a write hits it.
+        stored.file.set_times(FileTimes::new().set_modified(SystemTime::now()))
+    }
+
     /// The partial download of `digest`: a new one, or what an earlier one left.
     pub fn open_partial(&self, digest: &Digest) -> io::Result<(Partial, Resumed)> {
-        let name = format!("{}-{}", digest.algorithm().as_str(), digest.hex());
-        Partial::open(self.partial.join(name))
+        // Somebody may have removed the folder.
+        fs::create_dir_all(&self.partial)?;
+        Partial::open(self.partial_path(digest))
+    }
+
+    fn partial_path(&self, digest: &Digest) -> PathBuf {
+        self.partial.join(format!("{}-{}", digest.algorithm().as_str(), digest.hex()))
+    }
+
+    /// All partial downloads, those of running fills among them.
+    pub fn partials(&self) -> io::Result<Vec<PartialFile>> {
+        let mut partials = Vec::new();
+        for entry in entries(&self.partial)? {
+            let entry = entry?;
+            let name = entry.file_name().to_string_lossy().replacen('-', ":", 1);
+            match (name.parse(), entry.metadata()) {
+                (Ok(digest), Ok(metadata)) => {
+                    // A block is 512 bytes here, whatever the filesystem's own are.
+                    let bytes = metadata.blocks() * 512;
+                    partials.push(PartialFile { digest, bytes, since: metadata.modified()? });
+                }
+                (Ok(_), Err(error)) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(partials)
+    }
+
+    /// Removes a partial download that no fill goes on with.
+    pub fn remove_partial(&self, digest: &Digest) -> io::Result<()> {
+        Partial::remove(&self.partial_path(digest))
     }
 
     /// Makes a verified download the object `digest`: on disk first, then under its name, so that
     /// after a power cut the name never stands for less than the content. Returns whether the object
     /// is new.
     pub fn publish(&self, partial: &Partial, digest: &Digest) -> io::Result<bool> {
-        partial.data().file.sync_all()?;
+        let file = &partial.data().file;
+        if self.can_seal {
+            seal(file, digest, SystemTime::now())?;
+        }
+        file.sync_all()?;
         let path = self.prepare_place(digest)?;
         let is_new = !path.exists();
         partial.rename(&path)?;
@@ -113,8 +200,12 @@ impl Disk {
         let number = self.next_temporary.fetch_add(1, Ordering::Relaxed);
         let temporary = self.partial.join(format!("put-{number}"));
         let written = (|| {
+            fs::create_dir_all(&self.partial)?;
             let mut file = File::create(&temporary)?;
             file.write_all(bytes)?;
+            if self.can_seal {
+                seal(&file, digest, SystemTime::now())?;
+            }
             file.sync_all()?;
             let path = self.prepare_place(digest)?;
             let is_new = !path.exists();
@@ -154,8 +245,8 @@ impl Disk {
     /// Walks all objects: digest, size, when it was stored. What is no object is left alone.
     pub fn for_each(&self, mut each: impl FnMut(Digest, u64, SystemTime)) -> io::Result<()> {
         for algorithm in Algorithm::ALL {
-            for shard in fs::read_dir(self.blobs.join(algorithm.as_str()))? {
-                for object in fs::read_dir(shard?.path())? {
+            for shard in entries(&self.blobs.join(algorithm.as_str()))? {
+                for object in entries(&shard?.path())? {
                     let object = object?;
                     let name = format!("{}:{}", algorithm.as_str(), object.file_name().to_string_lossy());
                     match (name.parse(), object.metadata()) {
@@ -174,6 +265,7 @@ impl Disk {
 
     /// Whether the directory can be written to now.
     pub fn check(&self) -> io::Result<()> {
+        fs::create_dir_all(&self.partial)?;
         let path = self.partial.join("check");
         fs::write(&path, b"larder")?;
         fs::remove_file(&path)
@@ -182,8 +274,8 @@ impl Disk {
     /// Removes all objects, known to the index or not.
     pub fn clear(&self) -> io::Result<()> {
         for algorithm in Algorithm::ALL {
-            for shard in fs::read_dir(self.blobs.join(algorithm.as_str()))? {
-                for object in fs::read_dir(shard?.path())? {
+            for shard in entries(&self.blobs.join(algorithm.as_str()))? {
+                for object in entries(&shard?.path())? {
                     fs::remove_file(object?.path())?;
                 }
             }
@@ -199,7 +291,7 @@ impl Disk {
     /// Removes the partial downloads that nobody has gone on with for `max_age`, and what an earlier
     /// process was just writing when it was killed.
     pub fn clear_partials(&self, max_age: Duration) -> io::Result<()> {
-        for entry in fs::read_dir(&self.partial)? {
+        for entry in entries(&self.partial)? {
             let entry = entry?;
             let is_temporary = entry.file_name().to_string_lossy().starts_with("put-");
             let age = entry.metadata()?.modified()?.elapsed().unwrap_or_default();
@@ -213,6 +305,38 @@ impl Disk {
         }
         Ok(())
     }
+}
+
+/// What is in a folder; nothing if somebody removed it.
+fn entries(folder: &Path) -> io::Result<impl Iterator<Item = io::Result<fs::DirEntry>>> {
+    let found = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        found => Some(found?),
+    };
+    Ok(found.into_iter().flatten())
+}
+
+/// The nanoseconds that seal an object.
+fn seal_of(digest: &Digest) -> u32 {
+    let raw = digest.as_raw();
+    u32::from_le_bytes(std::array::from_fn(|at| raw[at])) % 1_000_000_000
+}
+
+fn seal(file: &File, digest: &Digest, since: SystemTime) -> io::Result<()> {
+    let seconds = since.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    let sealed = SystemTime::UNIX_EPOCH + Duration::new(seconds, seal_of(digest));
+    file.set_times(FileTimes::new().set_modified(sealed))
+}
+
+fn keeps_nanoseconds(probe: &Path) -> bool {
+    let digest = Digest::of(Algorithm::Sha256, b"larder");
+    let probed = (|| {
+        seal(&File::create(probe)?, &digest, SystemTime::now())?;
+        let metadata = fs::metadata(probe)?;
+        fs::remove_file(probe)?;
+        io::Result::Ok(metadata.mtime_nsec() == i64::from(seal_of(&digest)))
+    })();
+    probed.unwrap_or(false)
 }
 
 fn sync_directory(path: &Path) -> io::Result<()> {
@@ -239,6 +363,59 @@ mod tests {
         assert_eq!(fs::read_dir(dir.path().join("partial")).expect("readable").count(), 0);
         assert!(disk.remove(&digest).expect("removed"));
         assert!(!disk.remove(&digest).expect("nothing to remove"));
+    }
+
+    #[test]
+    fn who_writes_to_an_object_breaks_its_seal() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let disk = Disk::open(dir.path()).expect("a store");
+        let digest = Digest::of(Algorithm::Sha256, b"content");
+        let get = || disk.get(&digest).expect("readable").expect("there");
+        disk.put(&digest, b"content").expect("stored");
+        assert!(get().is_sealed && Disk::is_intact(&get(), &digest).expect("read"));
+
+        fs::write(disk.path(&digest), b"CONTENT").expect("written");
+        assert!(!get().is_sealed && !Disk::is_intact(&get(), &digest).expect("read"));
+
+        // A copy that lost its times is found intact and sealed again.
+        fs::write(disk.path(&digest), b"content").expect("written");
+        assert!(!get().is_sealed && Disk::is_intact(&get(), &digest).expect("read"));
+        let seconds =
+            |stored: &Stored| stored.since.duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_secs();
+        let before = get();
+        disk.seal(&before, &digest).expect("sealed");
+        assert!(get().is_sealed);
+        assert_eq!(seconds(&get()), seconds(&before));
+    }
+
+    #[test]
+    fn partial_downloads_are_listed_with_the_disk_they_take() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let disk = Disk::open(dir.path()).expect("a store");
+        let digest = Digest::of(Algorithm::Sha512, b"content");
+        let (partial, _) = disk.open_partial(&digest).expect("a file");
+        partial.data().file.write_all_at(&[1; 100_000], 0).expect("written");
+        fs::write(dir.path().join("partial/put-1"), "no download").expect("written");
+        let found = disk.partials().expect("listed");
+        assert_eq!(found.iter().map(|partial| partial.digest).collect::<Vec<_>>(), [digest]);
+        assert!(found[0].bytes >= 100_000);
+        disk.remove_partial(&digest).expect("removed");
+        assert_eq!(disk.partials().expect("listed"), []);
+    }
+
+    #[test]
+    fn removed_folders_are_made_again() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let disk = Disk::open(dir.path()).expect("a store");
+        for folder in ["blobs", "partial"] {
+            fs::remove_dir_all(dir.path().join(folder)).expect("removed");
+        }
+        disk.for_each(|_, _, _| ()).expect("empty");
+        assert_eq!(disk.partials().expect("empty"), []);
+        disk.check().expect("writable");
+        let digest = Digest::of(Algorithm::Sha256, b"content");
+        assert!(disk.put(&digest, b"content").expect("stored"));
+        assert!(disk.get(&digest).expect("readable").is_some());
     }
 
     #[test]

@@ -81,8 +81,12 @@ impl Partial {
 
     /// Removes what was downloaded. Readers that have the file open go on.
     pub fn discard(self) -> io::Result<()> {
-        remove_if_there(&journal_path(&self.path))?;
-        remove_if_there(&self.path)
+        Self::remove(&self.path)
+    }
+
+    pub(super) fn remove(path: &Path) -> io::Result<()> {
+        remove_if_there(&journal_path(path))?;
+        remove_if_there(path)
     }
 }
 

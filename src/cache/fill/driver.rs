@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::plan::{self, Claim, View};
 use super::transfer::{self, End, Sink, Span};
-use super::{Fill, Origin, Phase, Registered, Reservation, Room, Source, blocking};
+use super::{Fill, Origin, Phase, Registered, Reservation, Reserved, Room, Source, blocking};
 use crate::cache::ranges::RangeSet;
 use crate::failure::{Failure, FailureKind};
 use crate::oci::Digest;
@@ -42,7 +42,7 @@ pub struct Outcome {
     /// Whether it was not there before.
     pub is_new: bool,
     /// To be kept until the object is counted.
-    pub _reservation: Option<Reservation>,
+    pub _reserved: Vec<Reservation>,
 }
 
 /// Brings `digest` in: tries one copy after the other until one has the right digest, tells the
@@ -111,31 +111,19 @@ async fn bring_in(
 /// Moves a verified copy to the complete objects.
 async fn publish(copy: Copy<'_>, size: u64, disk: &Arc<Disk>) -> Outcome {
     let digest = copy.digest;
-    let reserved = lock(&copy.reservation).take();
-    // An object whose size was not known before gets its room now.
-    let reservation = match reserved {
-        Some(reservation) => Ok(reservation),
-        None => copy.room.reserve(size).await,
-    };
     let (disk, partial) = (disk.clone(), copy.partial);
-    let (published, reservation) = match reservation {
-        Ok(reservation) => {
-            let published = blocking(move || disk.publish(&partial, &digest)).await;
-            (published.map_err(|error| storage(&error)), Some(reservation))
-        }
+    let reserved = copy.reserved.cover(size).await;
+    let published = match &reserved {
+        Ok(()) => blocking(move || disk.publish(&partial, &digest)).await.map_err(|error| storage(&error)),
         Err(failure) => {
             let discarded = blocking(move || partial.discard()).await;
-            (Err(discarded.map_or_else(|error| storage(&error), |()| failure)), None)
+            Err(discarded.map_or_else(|error| storage(&error), |()| failure.clone()))
         }
     };
     if let Err(failure) = &published {
         tracing::error!(%digest, %failure, "the object could not be stored; it was served uncached");
     }
-    Outcome { size, is_stored: published.is_ok(), is_new: published.unwrap_or(false), _reservation: reservation }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    Outcome { size, is_stored: published.is_ok(), is_new: published.unwrap_or(false), _reserved: copy.reserved.take() }
 }
 
 enum Fetched {
@@ -152,9 +140,7 @@ struct Copy<'a> {
     fill: Arc<Fill>,
     digest: Digest,
     origin: &'a Arc<dyn Origin>,
-    room: &'a Arc<dyn Room>,
-    /// Made when the size is known.
-    reservation: Arc<Mutex<Option<Reservation>>>,
+    reserved: Reserved,
     partial: Partial,
     is_resumed: bool,
     size: Option<u64>,
@@ -177,7 +163,7 @@ impl<'a> Copy<'a> {
         digest: Digest,
         origin: &'a Arc<dyn Origin>,
         disk: &Arc<Disk>,
-        room: &'a Arc<dyn Room>,
+        room: &Arc<dyn Room>,
     ) -> Result<Self, Failure> {
         let disk = disk.clone();
         let opened = blocking(move || disk.open_partial(&digest)).await;
@@ -188,17 +174,16 @@ impl<'a> Copy<'a> {
             // The upstream is to say that it has the object: the last byte is asked for once more.
             present.remove_last();
         }
-        let reservation = match resumed.size.filter(|_| !present.is_empty()) {
-            Some(size) => Some(room.reserve(size).await?),
-            None => None,
-        };
+        let reserved = Reserved::new(room.clone());
+        if let Some(size) = resumed.size.filter(|_| !present.is_empty()) {
+            reserved.cover(size).await?;
+        }
         registered.fill().begin_copy(partial.data().file.clone(), present.clone());
         Ok(Self {
             fill: registered.fill().clone(),
             digest,
             origin,
-            room,
-            reservation: Arc::new(Mutex::new(reservation)),
+            reserved,
             partial,
             is_resumed: !present.is_empty(),
             size: resumed.size.filter(|_| !present.is_empty()),
@@ -291,9 +276,9 @@ impl<'a> Copy<'a> {
             fill: fill.clone(),
             file: self.partial.data().file.clone(),
             slot: Arc::new(self.partial.data().new_slot()),
+            reserved: self.reserved.clone(),
         };
         let data = self.partial.data().clone();
-        let (room, reservation) = (self.room.clone(), self.reservation.clone());
         async move {
             let claim = span.claim();
             // A range to the very end is asked for open: some storages dislike a last byte.
@@ -309,9 +294,8 @@ impl<'a> Copy<'a> {
                 return (span, Some(source), End::Contradiction);
             }
             if let (None, Some(total)) = (size, transfer.total) {
-                match room.reserve(total).await {
-                    Ok(reserved) => *lock(&reservation) = Some(reserved),
-                    Err(failure) => return (span, Some(source), End::NoRoom(failure)),
+                if let Err(failure) = sink.reserved.cover(total).await {
+                    return (span, Some(source), End::NoRoom(failure));
                 }
                 let allocated = blocking(move || data.allocate(total)).await;
                 if let Err(error) = allocated {

@@ -11,7 +11,7 @@ use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt};
 
 use super::plan::Claim;
-use super::{Fill, Origin, Transfer};
+use super::{Fill, Origin, Reserved, Transfer};
 use crate::failure::{Failure, FailureKind};
 use crate::store::partial::Slot;
 
@@ -60,6 +60,7 @@ pub struct Sink {
     pub fill: Arc<Fill>,
     pub file: Arc<File>,
     pub slot: Arc<Slot>,
+    pub reserved: Reserved,
 }
 
 /// Takes an opened transfer to the end of its span. `may_skip`: nobody else brings this object, so an
@@ -77,6 +78,12 @@ pub async fn run(transfer: Transfer, span: &Span, sink: &Sink, origin: &dyn Orig
         let length: u64 = batch.iter().map(|chunk| chunk.len() as u64).sum();
         if total.is_some_and(|total| at + length > total) {
             return End::Contradiction;
+        }
+        // Where the size is not known, room is made as the object grows.
+        if total.is_none()
+            && let Err(failure) = sink.reserved.cover(at + length).await
+        {
+            return End::NoRoom(failure);
         }
         // The rest belongs to another transfer.
         let is_last = at + length >= until;

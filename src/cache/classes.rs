@@ -1,0 +1,50 @@
+//! How long objects are kept unused: `cache.ttl`, or what their repository says of its own.
+
+use std::collections::HashMap;
+
+use super::evict::Class;
+use crate::config::{Config, Limit};
+
+/// All times that the configuration names, the longest last, and who uses which.
+#[derive(Debug)]
+pub struct Classes {
+    ttls: Vec<Limit>,
+    by_repository: HashMap<String, Class>,
+    default: Class,
+}
+
+impl Classes {
+    pub fn new(config: &Config) -> Self {
+        let of = |ttl: Option<Limit>| ttl.unwrap_or(config.cache.ttl);
+        let mut ttls = vec![config.cache.ttl];
+        ttls.extend(config.repositories.iter().map(|repository| of(repository.ttl)));
+        ttls.sort();
+        ttls.dedup();
+        // More than this many would share the last.
+        ttls.truncate(usize::from(Class::MAX) - 1);
+        let rank = |ttl: Limit| {
+            let at = ttls.iter().position(|&other| other == ttl).unwrap_or(ttls.len() - 1);
+            Class::try_from(at).unwrap_or(Class::MAX)
+        };
+        let by_repository = config.repositories.iter().map(|own| (own.prefix.clone(), rank(of(own.ttl)))).collect();
+        Self { by_repository, default: rank(config.cache.ttl), ttls }
+    }
+
+    pub fn count(&self) -> Class {
+        Class::try_from(self.ttls.len()).unwrap_or(Class::MAX)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (Class, Limit)> + '_ {
+        (0..).zip(self.ttls.iter().copied())
+    }
+
+    /// The class of what a repository brought in.
+    pub fn of(&self, repository: &str) -> Class {
+        self.by_repository.get(repository).copied().unwrap_or(self.default)
+    }
+
+    /// The class of what several repositories (a line each) may see: the longest of theirs.
+    pub fn longest(&self, repositories: &str) -> Class {
+        repositories.lines().map(|repository| self.of(repository)).max().unwrap_or(self.default)
+    }
+}

@@ -1,0 +1,43 @@
+//! What is pinned: never evicted, whatever its age. An image is pinned by a regex of its repository or
+//! by name, and with it all that its manifest leads to.
+
+use std::collections::{HashMap, HashSet};
+
+use crate::config::{Config, Pattern};
+use crate::index::{ImageName, Index, IndexError, TagKey};
+use crate::oci::Digest;
+
+/// The regexes on `NAME:TAG`, by repository.
+#[derive(Debug)]
+pub struct Rules(HashMap<String, Vec<Pattern>>);
+
+impl Rules {
+    pub fn new(config: &Config) -> Self {
+        let pinning = config.repositories.iter().filter(|repository| !repository.pin.is_empty());
+        Self(pinning.map(|repository| (repository.prefix.clone(), repository.pin.clone())).collect())
+    }
+
+    /// Whether the configuration pins a tag.
+    pub fn match_tag(&self, key: &TagKey) -> bool {
+        let patterns = self.0.get(&key.repository).map_or(&[][..], Vec::as_slice);
+        if patterns.is_empty() {
+            return false;
+        }
+        let text = format!("{}:{}", key.name, key.tag);
+        patterns.iter().any(|pattern| pattern.is_match(&text))
+    }
+
+    /// All objects that pinned images consist of, as far as their manifests are known: those that the
+    /// rules match and those `named`. Blocks.
+    pub fn closure(&self, index: &Index, named: &[ImageName]) -> Result<HashSet<Digest>, IndexError> {
+        let mut roots = index.manifests_of(named)?;
+        for repository in self.0.keys() {
+            index.tags_of(repository, |key, digest| {
+                if self.match_tag(&key) {
+                    roots.push(digest);
+                }
+            })?;
+        }
+        index.below(roots)
+    }
+}

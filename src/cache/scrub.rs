@@ -1,0 +1,168 @@
+//! Verification of all that is stored: each byte against the digest it is named by, the files against
+//! what is known of them. And the way back from files to an index that was lost.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::read::read_at;
+use super::space::Space;
+use crate::index::Write;
+use crate::oci::manifest::{self, Outline};
+use crate::oci::{Digest, MediaType};
+use crate::store::Disk;
+
+/// Objects named in a report, of each kind of trouble; all are counted.
+const MAX_NAMED: usize = 1000;
+/// Larger files are not looked into for a manifest when the index is rebuilt.
+const MAX_OUTLINE: u64 = 4 << 20;
+/// An object that an unlucky moment hides (it is being replaced) is looked at once more after this.
+const AGAIN: Duration = Duration::from_millis(50);
+
+/// What a verification found, and how far it is while it runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// Files read, and their bytes.
+    pub objects: u64,
+    pub bytes: u64,
+    /// Bytes to read in all, as known at the beginning.
+    pub bytes_in_all: u64,
+    /// Objects whose content is not what their name says. They are not served, repaired or not.
+    pub damaged: Trouble,
+    /// Objects that the disk could not read.
+    pub unreadable: Trouble,
+    /// Files that the index did not know.
+    pub unknown: Trouble,
+    /// Objects that the index knew and that have no file.
+    pub missing: Trouble,
+    /// Whether the index can be read to its end; what it said where not.
+    pub index: String,
+    /// Whether what was found was put right: damaged and unreadable objects removed, so that they are
+    /// fetched again, unknown files taken in, missing ones forgotten.
+    pub is_repaired: bool,
+    /// Whether this is the end of it.
+    pub is_complete: bool,
+}
+
+/// Objects in trouble of one kind.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trouble {
+    pub count: u64,
+    /// The first of them.
+    pub digests: Vec<String>,
+}
+
+impl Trouble {
+    fn add(&mut self, digest: &Digest) {
+        self.count += 1;
+        if self.digests.len() < MAX_NAMED {
+            self.digests.push(digest.to_string());
+        }
+    }
+}
+
+/// What the index says of itself when nothing is wrong with it.
+pub const INDEX_IS_FINE: &str = "ok";
+
+impl Report {
+    /// Whether anything was found that is not right now.
+    pub fn is_clean(&self) -> bool {
+        let troubles = [&self.damaged, &self.unreadable, &self.unknown, &self.missing];
+        self.index == INDEX_IS_FINE && (self.is_repaired || troubles.iter().all(|trouble| trouble.count == 0))
+    }
+}
+
+/// Reads everything. `progress` is told now and then how far it is, and says whether to go on. Blocks
+/// for as long as it takes to read the store.
+pub fn verify(space: &Arc<Space>, is_repair: bool, mut progress: impl FnMut(&Report) -> bool) -> io::Result<Report> {
+    let mut report = Report { is_repaired: is_repair, index: INDEX_IS_FINE.to_owned(), ..Report::default() };
+    if let Err(error) = space.index().flush_blocking().and_then(|()| space.index().verify()) {
+        report.index = error.to_string();
+    }
+    let census = space.census(is_repair)?;
+    census.unknown.iter().for_each(|digest| report.unknown.add(digest));
+    census.missing.iter().for_each(|digest| report.missing.add(digest));
+    report.bytes_in_all = census.bytes;
+
+    let mut found = Vec::new();
+    space.disk().for_each(|digest, _, _| found.push(digest))?;
+    for digest in found {
+        verify_one(space, &digest, &mut report);
+        if !progress(&report) {
+            return Ok(report);
+        }
+    }
+    report.is_complete = true;
+    Ok(report)
+}
+
+fn verify_one(space: &Arc<Space>, digest: &Digest, report: &mut Report) {
+    let disk = space.disk();
+    let read = || match disk.get(digest)? {
+        Some(stored) => Disk::is_intact(&stored, digest).map(|is_intact| Some((stored, is_intact))),
+        // Evicted or purged meanwhile.
+        None => Ok(None),
+    };
+    let mut result = read();
+    if result.is_err() {
+        std::thread::sleep(AGAIN);
+        result = read();
+    }
+    match result {
+        Ok(None) => return,
+        Ok(Some((stored, true))) => {
+            report.objects += 1;
+            report.bytes += stored.size;
+            if !stored.is_sealed
+                && let Err(error) = disk.seal(&stored, digest)
+            {
+                tracing::warn!(%digest, %error, "an intact object could not be sealed");
+            }
+            return;
+        }
+        Ok(Some((stored, false))) => {
+            report.objects += 1;
+            report.bytes += stored.size;
+            report.damaged.add(digest);
+            tracing::error!(%digest, "an object is damaged");
+            if let Err(error) = disk.unseal(&stored) {
+                tracing::warn!(%digest, %error, "a damaged object's seal could not be broken");
+            }
+        }
+        Err(error) => {
+            report.unreadable.add(digest);
+            tracing::error!(%digest, %error, "an object cannot be read");
+        }
+    }
+    if report.is_repaired {
+        space.discard(digest);
+    }
+}
+
+/// What a stored object is if it is a manifest: its media type and what it refers to.
+pub fn read_outline(disk: &Disk, digest: &Digest, size: u64) -> Option<(MediaType, Vec<Digest>)> {
+    if size > MAX_OUTLINE {
+        return None;
+    }
+    let stored = disk.get(digest).ok().flatten()?;
+    if read_at(&stored.file, 0, 1).ok()?[..] != b"{"[..] {
+        return None;
+    }
+    let bytes = read_at(&stored.file, 0, stored.size).ok()?;
+    let children = Outline::read(&bytes).children;
+    let media_type = manifest::media_type_of(&bytes);
+    (!children.is_empty()).then(|| (media_type, children.iter().map(|child| child.digest).collect()))
+}
+
+impl Space {
+    /// Takes a bad object out: row, then file.
+    pub fn discard(&self, digest: &Digest) {
+        self.removed(std::slice::from_ref(digest), false);
+        self.index().write(Write::DropObject { digest: *digest });
+        if let Err(error) = self.disk().remove(digest) {
+            tracing::error!(%digest, %error, "cannot remove a damaged object");
+        }
+    }
+}
