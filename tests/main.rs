@@ -3,9 +3,11 @@
 
 mod bad_input;
 mod clients;
+mod damage;
 mod disk_bound;
 mod full_disk;
 mod house;
+mod manage;
 mod never_wrong;
 mod one_transfer;
 mod outage;

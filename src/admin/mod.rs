@@ -1,6 +1,7 @@
-//! The admin door: health, metrics, statistics, clearing. On loopback only.
+//! The admin door: health, metrics, statistics, and what people do to the cache. On loopback only.
 
-mod purge;
+pub mod manage;
+mod pages;
 mod stats;
 
 use std::sync::Arc;
@@ -8,7 +9,7 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Json, Response};
-use axum::routing::get;
+use axum::routing::{delete, get, post};
 use axum::{Router, serve};
 use serde_json::json;
 use tokio::net::TcpListener;
@@ -33,7 +34,10 @@ fn router(pull: Arc<Pull>) -> Router {
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
         .route("/api/cache/stats", get(stats::show))
-        .route("/api/cache", axum::routing::delete(purge::purge))
+        .route("/api/cache", delete(pages::purge))
+        .route("/api/images", get(pages::images))
+        .route("/api/pins", get(pages::pins).put(pages::pin).delete(pages::unpin))
+        .route("/api/verify", post(pages::verify))
         .fallback(async || Problem::new(StatusCode::NOT_FOUND, "no such page; see docs/api.md"))
         .method_not_allowed_fallback(async || {
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, "this page does not take that method; see docs/api.md")

@@ -196,14 +196,12 @@ impl Evictor {
         self.entries.iter_mut().for_each(|entry| entry.is_seen = false);
     }
 
-    /// An object's file was found. Returns whether the object was known with this size.
-    pub fn seen(&mut self, digest: &Digest, size: u64) -> bool {
-        let Some(at) = self.position(digest) else {
-            return false;
-        };
+    /// An object's file was found. Returns the size that the object was known with.
+    pub fn seen(&mut self, digest: &Digest) -> Option<u64> {
+        let at = self.position(digest)?;
         let entry = &mut self.entries[at as usize];
         entry.is_seen = true;
-        entry.size == size
+        Some(entry.size)
     }
 
     /// What was not found since the census began; it is taken out if `is_removed`.
@@ -409,9 +407,9 @@ mod tests {
         let mut evictor = Evictor::new(1);
         (0..3).for_each(|number| evictor.insert(digest(number), 10, 1, 0, false));
         evictor.begin_census();
-        assert!(evictor.seen(&digest(0), 10));
-        assert!(!evictor.seen(&digest(1), 11), "another size");
-        assert!(!evictor.seen(&digest(9), 10), "not known");
+        assert_eq!(evictor.seen(&digest(0)), Some(10));
+        assert_eq!(evictor.seen(&digest(1)), Some(10));
+        assert_eq!(evictor.seen(&digest(9)), None, "not known");
         // What is stored meanwhile is there.
         evictor.insert(digest(4), 10, 2, 0, false);
         assert_eq!(evictor.end_census(true), [digest(2)]);

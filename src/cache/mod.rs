@@ -53,6 +53,7 @@ pub struct Cache {
     fill_permits: Arc<Semaphore>,
     /// Objects being looked at because their seal is broken.
     inspections: Flights<Digest, bool>,
+    verifying: tokio::sync::Mutex<()>,
     metrics: Arc<Metrics>,
 }
 
@@ -86,6 +87,7 @@ impl Cache {
             fills,
             fill_permits: Arc::new(Semaphore::new(MAX_FILLS)),
             inspections: Flights::default(),
+            verifying: tokio::sync::Mutex::default(),
             metrics,
         })
     }
@@ -370,16 +372,9 @@ impl Cache {
         self.read(|index| index.pins()).await
     }
 
-    /// Reads all that is stored and compares it with its digests and with the index; `progress` is
-    /// told how far it is and says whether to go on.
-    pub async fn verify(
-        &self,
-        is_repair: bool,
-        progress: impl FnMut(&scrub::Report) -> bool + Send + 'static,
-    ) -> Result<scrub::Report, Failure> {
-        let space = self.space.clone();
-        let verified = blocking(move || scrub::verify(&space, is_repair, progress)).await?;
-        verified.map_err(|error| self.broken("cannot verify the store", &error))
+    /// The right to verify all that is stored; `None` while somebody else does.
+    pub fn begin_verification(&self) -> Option<Verification<'_>> {
+        self.verifying.try_lock().ok().map(|turn| Verification { cache: self, _turn: turn })
     }
 
     /// Takes in what the index knows, for who does not [look after](Self::look_after_space) the cache.
@@ -418,6 +413,26 @@ impl Cache {
         self.metrics.errors.inc();
         tracing::error!(%error, "{what}");
         Failure::new(FailureKind::Storage, format!("{what}: {error}"))
+    }
+}
+
+/// A verification whose turn it is.
+pub struct Verification<'a> {
+    cache: &'a Cache,
+    _turn: tokio::sync::MutexGuard<'a, ()>,
+}
+
+impl Verification<'_> {
+    /// Reads all that is stored and compares it with its digests and with the index; `progress` is
+    /// told how far it is and says whether to go on.
+    pub async fn run(
+        self,
+        is_repair: bool,
+        progress: impl FnMut(&scrub::Report) -> bool + Send + 'static,
+    ) -> Result<scrub::Report, Failure> {
+        let space = self.cache.space.clone();
+        let verified = blocking(move || scrub::verify(&space, is_repair, progress)).await?;
+        verified.map_err(|error| self.cache.broken("cannot verify the store", &error))
     }
 }
 

@@ -67,7 +67,20 @@ impl Trouble {
 pub const INDEX_IS_FINE: &str = "ok";
 
 impl Report {
-    /// Whether anything was found that is not right now.
+    /// How far it is, without the names of what was found.
+    pub fn without_names(&self) -> Self {
+        let count = |trouble: &Trouble| Trouble { count: trouble.count, digests: Vec::new() };
+        Self {
+            damaged: count(&self.damaged),
+            unreadable: count(&self.unreadable),
+            unknown: count(&self.unknown),
+            missing: count(&self.missing),
+            index: self.index.clone(),
+            ..*self
+        }
+    }
+
+    /// Whether nothing was found that is not right now.
     pub fn is_clean(&self) -> bool {
         let troubles = [&self.damaged, &self.unreadable, &self.unknown, &self.missing];
         self.index == INDEX_IS_FINE && (self.is_repaired || troubles.iter().all(|trouble| trouble.count == 0))

@@ -77,7 +77,7 @@ struct Stock {
 pub struct Census {
     /// Of all files.
     pub bytes: u64,
-    /// Files that were not known, or with another size.
+    /// Files that were not known.
     pub unknown: Vec<Digest>,
     /// Known objects without a file.
     pub missing: Vec<Digest>,
@@ -304,11 +304,13 @@ impl Space {
         self.stock().evictor.begin_census();
         self.disk.for_each(|digest, size, since| {
             census.bytes += size;
-            if !self.stock().evictor.seen(&digest, size) {
+            let known = self.stock().evictor.seen(&digest);
+            if known.is_none() {
                 census.unknown.push(digest);
-                if is_repair {
-                    self.adopt(digest, size, since);
-                }
+            }
+            // With another size it is damaged, which shows when it is read; it counts as what it is.
+            if is_repair && known != Some(size) {
+                self.adopt(digest, size, since);
             }
         })?;
         census.missing = self.stock().evictor.end_census(is_repair);

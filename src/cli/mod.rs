@@ -1,11 +1,17 @@
-//! The command line. One file per command.
+//! The command line.
 
+mod instance;
+mod manage;
 mod serve;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+
+use crate::admin::manage::ManageError;
+use crate::config::{LogFormat, Logging};
+use crate::telemetry;
 
 /// Exit code for wrong usage or configuration.
 const WRONG_CONFIGURATION: u8 = 2;
@@ -24,14 +30,71 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the cache (this is what `larder` alone does, too).
+    /// Run the cache (this is what `larder` alone does, too)
     Serve,
+    /// List the cached images
+    Ls(manage::Ls),
+    /// Take images out of the cache
+    Purge(manage::Purge),
+    /// Keep an image for ever, whatever `max_size` and `ttl` say
+    Pin(manage::Pin),
+    /// Let a pinned image be evicted again
+    Unpin(manage::Pin),
+    /// Read every stored byte and compare it with its digest
+    Verify(manage::Verify),
+}
+
+/// Why a command did not do what it was asked for.
+#[derive(Debug, thiserror::Error)]
+enum CommandError {
+    #[error("{0}")]
+    Usage(String),
+    #[error("{0}")]
+    Failed(String),
+    /// What there is to say was said.
+    #[error("failed")]
+    Quiet,
+}
+
+impl From<ManageError> for CommandError {
+    fn from(error: ManageError) -> Self {
+        Self::Failed(error.to_string())
+    }
 }
 
 /// Runs the command that the arguments name.
 pub fn run() -> ExitCode {
     let arguments = Arguments::parse();
+    let files = arguments.config;
     match arguments.command.unwrap_or(Command::Serve) {
-        Command::Serve => serve::run(&arguments.config),
+        Command::Serve => serve::run(&files),
+        Command::Ls(ls) => finish(async move { manage::ls(&files, &ls).await }),
+        Command::Purge(purge) => finish(async move { manage::purge(&files, &purge).await }),
+        Command::Pin(pin) => finish(async move { manage::pin(&files, &pin, true).await }),
+        Command::Unpin(pin) => finish(async move { manage::pin(&files, &pin, false).await }),
+        Command::Verify(verify) => finish(async move { manage::verify(&files, &verify).await }),
+    }
+}
+
+/// Runs a command that ends, and turns its result into an exit code.
+fn finish(command: impl Future<Output = Result<(), CommandError>>) -> ExitCode {
+    // Only what goes wrong: standard output is the command's own.
+    let logging = Logging { level: "warn".to_owned(), format: LogFormat::Text, ..Logging::default() };
+    let runtime =
+        telemetry::log::init(&logging).map_err(|error| CommandError::Failed(error.to_string())).and_then(|()| {
+            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+            runtime.map_err(|error| CommandError::Failed(error.to_string()))
+        });
+    let result = runtime.and_then(|runtime| runtime.block_on(command));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(CommandError::Quiet) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("larder: {error}");
+            match error {
+                CommandError::Usage(_) => ExitCode::from(WRONG_CONFIGURATION),
+                _ => ExitCode::FAILURE,
+            }
+        }
     }
 }

@@ -75,6 +75,13 @@ pub enum StoreError {
     InUse { path: PathBuf },
 }
 
+impl StoreError {
+    /// Whether another process has the directory.
+    pub fn is_in_use(&self) -> bool {
+        matches!(self, Self::InUse { .. })
+    }
+}
+
 impl Disk {
     /// Opens the store, making its directories where they are missing. Takes the same time whatever
     /// it holds.

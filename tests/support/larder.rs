@@ -49,6 +49,20 @@ pub struct Exit {
     pub log: String,
 }
 
+/// How a command of the command line ended.
+#[derive(Debug)]
+pub struct Ran {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Ran {
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("no JSON ({error}): {self:?}"))
+    }
+}
+
 /// The memory of a process, in bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Memory {
@@ -151,6 +165,21 @@ impl Larder {
         format!("{}{}", self.earlier_log, self.log.borrow().text)
     }
 
+    /// Runs a command with this Larder's configuration and doors, whether it runs or not.
+    pub async fn run(&self, arguments: &[&str]) -> Ran {
+        let mut command = self.command();
+        command.args(arguments).stdin(Stdio::null());
+        for (door, variable) in DOORS {
+            if let Some((_, address)) = self.addresses.iter().find(|(name, _)| name == door) {
+                command.env(variable, address.to_string());
+            }
+        }
+        let output = tokio::task::spawn_blocking(move || command.output()).await.expect("no panic");
+        let output = output.expect("the larder binary can be started");
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
+        Ran { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.as_ref().expect("larder is running").id()
     }
@@ -244,10 +273,10 @@ impl Larder {
         self.addresses = doors;
     }
 
-    fn spawn(&mut self) {
-        self.earlier_log = self.log();
+    /// The binary with this Larder's configuration.
+    fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_larder"));
-        command.arg("serve").arg("--config").arg(self.config_path()).current_dir(self.directory.path());
+        command.arg("--config").arg(self.config_path()).current_dir(self.directory.path());
         // Nothing of the developer's environment: proxies, credentials, other LARDER_ variables.
         command.env_clear().env("HOME", self.directory.path()).env("RUST_BACKTRACE", "1");
         for name in ["PATH", "LD_LIBRARY_PATH", "LLVM_PROFILE_FILE"] {
@@ -255,12 +284,21 @@ impl Larder {
                 command.env(name, value);
             }
         }
+        command.env("LARDER_CACHE__DIR", self.dir());
+        command.env("LARDER_LOGGING__LEVEL", "debug").env("LARDER_LOGGING__FORMAT", "json");
+        command.envs(self.setup.environment.iter().map(|(name, value)| (name, value)));
+        command
+    }
+
+    fn spawn(&mut self) {
+        self.earlier_log = self.log();
+        let mut command = self.command();
+        command.arg("serve");
         for (door, variable) in DOORS {
             let before = self.addresses.iter().find(|(name, _)| name == door).filter(|_| self.setup.keep_ports);
             command.env(variable, before.map_or("127.0.0.1:0".to_owned(), |(_, address)| address.to_string()));
         }
-        command.env("LARDER_CACHE__DIR", self.dir());
-        command.env("LARDER_LOGGING__LEVEL", "debug").env("LARDER_LOGGING__FORMAT", "json");
+        // A test's own doors go before these.
         command.envs(self.setup.environment.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
 

@@ -1,0 +1,143 @@
+//! The pages of the API that manage the cache.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::body::Body;
+use axum::extract::{Query, RawQuery, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Json, Response};
+use bytes::Bytes;
+use futures_util::stream;
+use serde::Deserialize;
+use tokio::sync::mpsc;
+
+use super::Problem;
+use super::manage::{self, Images, ManageError, PinDone, Pins, PurgeDone};
+use crate::cache::scrub::Report;
+use crate::pull::Pull;
+
+/// How often a verification says how far it is.
+const PROGRESS: Duration = Duration::from_millis(500);
+/// How long the last line of a verification waits for a caller who does not read.
+const LAST_LINE: Duration = Duration::from_secs(60);
+
+impl From<ManageError> for Problem {
+    fn from(error: ManageError) -> Self {
+        let status = match error {
+            ManageError::Wrong(_) => StatusCode::BAD_REQUEST,
+            ManageError::Unknown(_) => StatusCode::NOT_FOUND,
+            ManageError::Busy => StatusCode::CONFLICT,
+            ManageError::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        Self::new(status, error)
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Page {
+    n: usize,
+    last: String,
+}
+
+impl Default for Page {
+    fn default() -> Self {
+        Self { n: manage::PAGE, last: String::new() }
+    }
+}
+
+/// `GET /api/images?n=&last=`
+pub async fn images(State(pull): State<Arc<Pull>>, page: QueryOf<Page>) -> Result<Json<Images>, Problem> {
+    let Query(Page { n, last }) = page.map_err(|error| Problem::new(StatusCode::BAD_REQUEST, error.body_text()))?;
+    Ok(Json(manage::images(&pull, &last, n).await?))
+}
+
+/// `DELETE /api/cache`, of all or of `?reference=` or `?repository=`.
+pub async fn purge(State(pull): State<Arc<Pull>>, RawQuery(query): RawQuery) -> Result<Json<PurgeDone>, Problem> {
+    let which = only_parameter(query.as_deref(), &["reference", "repository"])?;
+    Ok(Json(manage::purge(&pull, which.as_deref()).await?))
+}
+
+/// `GET /api/pins`
+pub async fn pins(State(pull): State<Arc<Pull>>) -> Result<Json<Pins>, Problem> {
+    Ok(Json(manage::pins(&pull).await?))
+}
+
+/// `PUT /api/pins?reference=`
+pub async fn pin(State(pull): State<Arc<Pull>>, RawQuery(query): RawQuery) -> Result<Json<PinDone>, Problem> {
+    Ok(Json(manage::set_pin(&pull, &pinned_reference(query.as_deref())?, true).await?))
+}
+
+/// `DELETE /api/pins?reference=`
+pub async fn unpin(State(pull): State<Arc<Pull>>, RawQuery(query): RawQuery) -> Result<Json<PinDone>, Problem> {
+    Ok(Json(manage::set_pin(&pull, &pinned_reference(query.as_deref())?, false).await?))
+}
+
+fn pinned_reference(query: Option<&str>) -> Result<String, Problem> {
+    let missing = || Problem::new(StatusCode::BAD_REQUEST, "say which image with `?reference=NAME:TAG`");
+    only_parameter(query, &["reference"])?.ok_or_else(missing)
+}
+
+/// The value of the one parameter that a query has. An unknown one is refused: a misspelt parameter
+/// must not change everything.
+fn only_parameter(query: Option<&str>, known: &[&str]) -> Result<Option<String>, Problem> {
+    let bad = |message: String| Err(Problem::new(StatusCode::BAD_REQUEST, message));
+    let names = known.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(" and ");
+    let verb = if known.len() > 1 { "are" } else { "is" };
+    let mut pairs = url::form_urlencoded::parse(query.unwrap_or_default().as_bytes());
+    match (pairs.next(), pairs.next()) {
+        (None, _) => Ok(None),
+        (Some((key, _)), _) if !known.contains(&&*key) => {
+            bad(format!("unknown parameter `{key}`; there {verb} {names}"))
+        }
+        (Some((key, value)), None) if value.is_empty() => bad(format!("`{key}` is empty")),
+        (Some((_, value)), None) => Ok(Some(value.into_owned())),
+        (Some(_), Some(_)) => bad(format!("one parameter at a time: {names}")),
+    }
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Verify {
+    repair: bool,
+}
+
+type QueryOf<T> = Result<Query<T>, axum::extract::rejection::QueryRejection>;
+
+/// `POST /api/verify?repair=true`: a line of JSON now and then, and the whole report as the last. It
+/// ends when the caller leaves.
+pub async fn verify(State(pull): State<Arc<Pull>>, query: QueryOf<Verify>) -> Result<Response, Problem> {
+    let Query(Verify { repair }) = query.map_err(|error| Problem::new(StatusCode::BAD_REQUEST, error.body_text()))?;
+    let (lines, told) = mpsc::channel::<Report>(2);
+    let telling = lines.clone();
+    let mut last = Instant::now();
+    let progress = move |report: &Report| {
+        if last.elapsed() >= PROGRESS {
+            last = Instant::now();
+            // Who is slow to read misses a line.
+            let _ = telling.try_send(report.without_names());
+        }
+        !telling.is_closed()
+    };
+    let (begun, begins) = tokio::sync::oneshot::channel();
+    tokio::spawn(async move {
+        match manage::verify(&pull, repair, begun, progress).await {
+            Ok(report) => {
+                if lines.send_timeout(report, LAST_LINE).await.is_err() {
+                    tracing::info!("nobody read the end of a verification's report");
+                }
+            }
+            Err(error) => tracing::warn!(%error, "a verification did not come to its end"),
+        }
+    });
+    let body = stream::unfold(told, |mut told| async move {
+        let mut line = serde_json::to_vec(&told.recv().await?).unwrap_or_default();
+        line.push(b'\n');
+        Some((Ok::<_, Infallible>(Bytes::from(line)), told))
+    });
+    // Until it is known that it has begun there is no answer that could say why not.
+    begins.await.map_err(|_| Problem::from(ManageError::Busy))?;
+    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(body)).into_response())
+}

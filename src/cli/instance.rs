@@ -1,0 +1,244 @@
+//! The cache that a command is for: a running instance, through its API, or the directory of a stopped
+//! one.
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use serde::de::DeserializeOwned;
+use url::Url;
+
+use super::CommandError;
+use crate::admin::manage::{self, Images, PinDone, PurgeDone};
+use crate::cache::scrub::Report;
+use crate::cache::{Cache, OpenError};
+use crate::config::Config;
+use crate::pull::Pull;
+use crate::telemetry::Metrics;
+
+const CONNECT: Duration = Duration::from_secs(5);
+/// For each answer to begin, and between two pieces of it.
+const ANSWER: Duration = Duration::from_secs(120);
+/// Longest line of a report.
+const MAX_LINE: usize = 16 << 20;
+
+/// Where a cache is to be found.
+#[derive(Debug, clap::Args)]
+pub struct Where {
+    /// The admin door of a running instance; without it, `admin.listen` of the configuration if the
+    /// cache directory is in use, else the directory itself
+    #[arg(long, value_name = "URL")]
+    admin: Option<Url>,
+}
+
+pub enum Instance {
+    Running(Api),
+    Stopped(Arc<Pull>),
+}
+
+impl Instance {
+    /// Takes the cache directory if no instance holds it, else speaks to that instance.
+    pub fn find(files: &[PathBuf], place: &Where) -> Result<Self, CommandError> {
+        if let Some(url) = &place.admin {
+            return Ok(Self::Running(Api::new(url.clone())?));
+        }
+        let config = Config::load(files, std::env::vars()).map_err(|error| CommandError::Usage(error.to_string()))?;
+        let dir = &config.cache.dir;
+        if !dir.is_dir() {
+            let message = format!(
+                "there is no cache directory {}; name the configuration with --config, or a running instance with --admin",
+                dir.display()
+            );
+            return Err(CommandError::Failed(message));
+        }
+        let metrics = Arc::<Metrics>::default();
+        match Cache::open(&config, metrics.clone()) {
+            Ok(cache) => {
+                let pull = Pull::new(&config, Arc::new(cache), metrics);
+                pull.map(Self::Stopped).map_err(|error| CommandError::Failed(error.to_string()))
+            }
+            Err(OpenError::Store(error)) if error.is_in_use() => {
+                let none = || CommandError::Failed("admin.listen names no address".to_owned());
+                Ok(Self::Running(Api::at(*config.admin.listen.first().ok_or_else(none)?)?))
+            }
+            Err(error) => Err(CommandError::Failed(error.to_string())),
+        }
+    }
+
+    /// All cached images.
+    pub async fn images(&self) -> Result<Vec<manage::Image>, CommandError> {
+        let mut all = Vec::new();
+        let mut last = String::new();
+        loop {
+            let Images { images, next } = match self {
+                Self::Stopped(pull) => manage::images(pull, &last, manage::PAGE).await?,
+                Self::Running(api) => api.ask(reqwest::Method::GET, "api/images", &[("last", &last)]).await?,
+            };
+            all.extend(images);
+            match next {
+                Some(next) => last = next,
+                None => return Ok(all),
+            }
+        }
+    }
+
+    /// Takes out everything (`None`) or one repository, name, tag or digest.
+    pub async fn purge(&self, which: Option<&str>) -> Result<PurgeDone, CommandError> {
+        match self {
+            Self::Stopped(pull) => Ok(manage::purge(pull, which).await?),
+            Self::Running(api) => {
+                let parameters: Vec<_> = which.map(|which| ("reference", which)).into_iter().collect();
+                api.ask(reqwest::Method::DELETE, "api/cache", &parameters).await
+            }
+        }
+    }
+
+    pub async fn set_pin(&self, reference: &str, is_pinned: bool) -> Result<PinDone, CommandError> {
+        match self {
+            Self::Stopped(pull) => Ok(manage::set_pin(pull, reference, is_pinned).await?),
+            Self::Running(api) => {
+                let method = if is_pinned { reqwest::Method::PUT } else { reqwest::Method::DELETE };
+                api.ask(method, "api/pins", &[("reference", reference)]).await
+            }
+        }
+    }
+
+    /// Verifies everything; `progress` is told how far it is.
+    pub async fn verify(
+        &self,
+        is_repair: bool,
+        mut progress: impl FnMut(&Report) + Send + 'static,
+    ) -> Result<Report, CommandError> {
+        match self {
+            Self::Stopped(pull) => {
+                if let Err(failure) = pull.cache().load().await {
+                    // The report says so too, and a repair goes on from the files.
+                    tracing::warn!(%failure, "the index cannot be read");
+                }
+                let (begun, _) = tokio::sync::oneshot::channel();
+                let tell = move |report: &Report| {
+                    progress(report);
+                    true
+                };
+                Ok(manage::verify(pull, is_repair, begun, tell).await?)
+            }
+            Self::Running(api) => {
+                let repair = is_repair.to_string();
+                let mut last = None;
+                api.lines(reqwest::Method::POST, "api/verify", &[("repair", &repair)], |report: Report| {
+                    progress(&report);
+                    last = Some(report);
+                })
+                .await?;
+                let cut = || CommandError::Failed("the instance broke the verification off; see its log".to_owned());
+                last.filter(|report| report.is_complete).ok_or_else(cut)
+            }
+        }
+    }
+
+    /// Writes what the index still has queued.
+    pub async fn close(self) {
+        if let Self::Stopped(pull) = self {
+            pull.cache().close().await;
+        }
+    }
+}
+
+/// The API of a running instance.
+pub struct Api {
+    client: reqwest::Client,
+    base: Url,
+}
+
+impl Api {
+    fn new(base: Url) -> Result<Self, CommandError> {
+        // Another part of the process may have been first; any provider will do.
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let client = reqwest::Client::builder().no_proxy().connect_timeout(CONNECT).read_timeout(ANSWER).build();
+        let client = client.map_err(|error| CommandError::Failed(error.to_string()))?;
+        Ok(Self { client, base })
+    }
+
+    fn at(mut address: SocketAddr) -> Result<Self, CommandError> {
+        if address.port() == 0 {
+            let message = "the instance chose its own admin port; name it with --admin http://127.0.0.1:PORT";
+            return Err(CommandError::Failed(message.to_owned()));
+        }
+        if address.ip().is_unspecified() {
+            let loopback: std::net::IpAddr = match address {
+                SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
+                SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+            };
+            address.set_ip(loopback);
+        }
+        let base = format!("http://{address}/").parse().map_err(|error| CommandError::Failed(format!("{error}")))?;
+        Self::new(base)
+    }
+
+    async fn send(
+        &self,
+        method: reqwest::Method,
+        path: &str,
+        parameters: &[(&str, &str)],
+    ) -> Result<reqwest::Response, CommandError> {
+        let unreachable =
+            |error: &dyn std::fmt::Display| CommandError::Failed(format!("cannot speak to {}: {error}", self.base));
+        let mut url = self.base.join(path).map_err(|error| unreachable(&error))?;
+        if !parameters.is_empty() {
+            url.query_pairs_mut().extend_pairs(parameters);
+        }
+        let answer = self.client.request(method, url).send().await.map_err(|error| {
+            let cause = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
+            unreachable(&cause)
+        })?;
+        if answer.status().is_success() {
+            return Ok(answer);
+        }
+        let status = answer.status();
+        let body = answer.text().await.unwrap_or_default();
+        let said = serde_json::from_str::<serde_json::Value>(&body).ok();
+        let said = said.and_then(|said| Some(said.get("error")?.as_str()?.to_owned()));
+        Err(CommandError::Failed(said.unwrap_or_else(|| format!("{} answered {status}", self.base))))
+    }
+
+    async fn ask<T: DeserializeOwned>(
+        &self,
+        method: reqwest::Method,
+        path: &str,
+        parameters: &[(&str, &str)],
+    ) -> Result<T, CommandError> {
+        let answer = self.send(method, path, parameters).await?;
+        let body = answer.bytes().await.map_err(|error| self.strange(&error))?;
+        serde_json::from_slice(&body).map_err(|error| self.strange(&error))
+    }
+
+    /// Reads an answer of one JSON document a line.
+    async fn lines<T: DeserializeOwned>(
+        &self,
+        method: reqwest::Method,
+        path: &str,
+        parameters: &[(&str, &str)],
+        mut each: impl FnMut(T),
+    ) -> Result<(), CommandError> {
+        let mut body = self.send(method, path, parameters).await?.bytes_stream();
+        let mut pending = Vec::new();
+        while let Some(chunk) = body.next().await {
+            pending.write_all(&chunk.map_err(|error| self.strange(&error))?).map_err(|error| self.strange(&error))?;
+            while let Some(end) = pending.iter().position(|&byte| byte == b'\n') {
+                let line: Vec<u8> = pending.drain(..=end).collect();
+                each(serde_json::from_slice(&line).map_err(|error| self.strange(&error))?);
+            }
+            if pending.len() > MAX_LINE {
+                return Err(self.strange(&"its answer does not end"));
+            }
+        }
+        Ok(())
+    }
+
+    fn strange(&self, error: &dyn std::fmt::Display) -> CommandError {
+        CommandError::Failed(format!("{} does not answer as Larder does: {error}", self.base))
+    }
+}
