@@ -6,7 +6,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::support::{Hub, Larder, Options, blob, eventually, get, head, repository_config};
+use crate::support::{
+    Fault, Hub, Larder, On, Options, RepositoryConfig, blob, client, eventually, get, head, repository_config,
+};
 
 const KIB: usize = 1 << 10;
 
@@ -150,4 +152,123 @@ async fn accounts_are_right_after_a_crash_and_after_files_came_and_went() {
     .await;
     assert!(is_hit(&larder, &digests[1]).await);
     assert!(!is_hit(&larder, &digests[0]).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repository_may_keep_its_objects_longer_or_shorter() {
+    let hub = Hub::start(Options::default()).await;
+    let [brief, long, both] = [1, 2, 3].map(|seed| hub.push_blob("team/app", blob(seed, 10 * KIB)));
+    let config = [("brief", "ttl = \"1s\""), ("long", "ttl = \"none\"")]
+        .map(|(prefix, ttl)| RepositoryConfig::new(prefix).set(ttl).upstream(&hub).to_string());
+    let mut larder = Larder::start(&format!("[cache]\nmin_free = 0\nttl = \"1h\"\n{}\n{}", config[0], config[1])).await;
+    for (prefix, digest) in [("brief", &brief), ("long", &long), ("brief", &both), ("long", &both)] {
+        assert!(get(larder.blob_url(&format!("{prefix}/team/app"), digest)).await.complete());
+        eventually("it is stored", async || is_hit_in(&larder, prefix, digest).await).await;
+    }
+    for _ in 0..2 {
+        eventually("what is brief is dropped", async || larder.stats().await["objects"] == 2).await;
+        assert!(is_hit_in(&larder, "long", &long).await && is_hit_in(&larder, "long", &both).await);
+        // The same after a restart, when only the index knows who wants what.
+        assert!(get(larder.blob_url("brief/team/app", &brief)).await.complete());
+        eventually("it is stored", async || larder.stats().await["objects"] == 3).await;
+        larder.restart().await;
+    }
+}
+
+async fn is_hit_in(larder: &Larder, prefix: &str, digest: &str) -> bool {
+    head(larder.blob_url(&format!("{prefix}/team/app"), digest)).await.header("x-cache") == "HIT"
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_being_read_is_not_evicted() {
+    // Larger than what the sockets between take in.
+    const READ: usize = 48 << 20;
+    let hub = Hub::start(Options::default()).await;
+    let content = blob(1, READ);
+    let digest = hub.push_blob("team/app", content.clone());
+    let larder = start(&hub, "max_size = \"56MiB\"").await;
+    assert!(get(larder.blob_url("hub/team/app", &digest)).await.complete());
+    eventually("it is stored", async || is_hit(&larder, &digest).await).await;
+
+    let mut reading = client::open(larder.blob_url("hub/team/app", &digest)).await;
+    assert_eq!(reading.read_exact(4096).await, content[..4096]);
+    for seed in 2..8 {
+        let other = hub.push_blob("team/app", blob(seed, 3 << 20));
+        assert!(get(larder.blob_url("hub/team/app", &other)).await.complete());
+        eventually("it is stored", async || is_hit(&larder, &other).await).await;
+    }
+    assert!(file(&larder, &digest).exists(), "it is the oldest, and being read");
+    assert!(larder.stats().await["evictions"].as_u64() > Some(0));
+    let rest = reading.read_to_end().await;
+    assert!(rest.complete() && rest.body == content[4096..]);
+    // Done with, it is the next to go.
+    eventually("it is evicted", async || {
+        let other = hub.push_blob("team/app", blob(rand_seed(), 5 << 20));
+        get(larder.blob_url("hub/team/app", &other)).await.complete() && !file(&larder, &digest).exists()
+    })
+    .await;
+}
+
+/// Another number each time.
+fn rand_seed() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1000);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+fn file(larder: &Larder, digest: &str) -> std::path::PathBuf {
+    let hex = digest.trim_start_matches("sha256:");
+    larder.dir().join("blobs/sha256").join(&hex[..2]).join(hex)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn abandoned_downloads_count_and_go_first() {
+    let hub = Hub::start(Options::default()).await;
+    let kept = hub.push_blob("team/app", blob(1, 3 << 20));
+    let mut larder = start(&hub, "max_size = \"10MiB\"").await;
+    assert!(get(larder.blob_url("hub/team/app", &kept)).await.complete());
+    eventually("it is stored", async || is_hit(&larder, &kept).await).await;
+    // 5 MiB that nobody comes back for.
+    let abandoned = hub.push_blob("team/app", blob(2, 5 << 20));
+    let gate = hub.gate(On::blob().get().times(1), 2 << 20);
+    let reading = client::open(larder.blob_url("hub/team/app", &abandoned)).await;
+    gate.reached().await;
+    drop(reading);
+    larder.kill9();
+    gate.open();
+    larder.restart().await;
+    assert!(std::fs::read_dir(larder.dir().join("partial")).expect("a folder").count() > 0);
+
+    let next = hub.push_blob("team/app", blob(3, 5 << 20));
+    assert!(get(larder.blob_url("hub/team/app", &next)).await.complete());
+    eventually("it is stored", async || is_hit(&larder, &next).await).await;
+    assert_eq!(std::fs::read_dir(larder.dir().join("partial")).expect("a folder").count(), 0, "it went");
+    assert!(is_hit(&larder, &kept).await, "what is complete stays");
+    assert_eq!(larder.stats().await["evictions"], 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn objects_of_unknown_length_keep_to_the_limit_too() {
+    let hub = Hub::start(Options::default()).await;
+    let small = hub.push_blob("team/app", blob(1, 3 << 20));
+    let large = hub.push_blob("team/app", blob(2, 24 << 20));
+    let larder = start(&hub, "max_size = \"8MiB\"").await;
+    assert!(get(larder.blob_url("hub/team/app", &small)).await.complete());
+    eventually("it is stored", async || is_hit(&larder, &small).await).await;
+    hub.fault(On::blob().get(), Fault::NoContentLength);
+
+    let (is_over, most) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let watching = {
+        let (dir, is_over, most) = (larder.dir(), is_over.clone(), most.clone());
+        std::thread::spawn(move || {
+            while !is_over.load(Ordering::Relaxed) {
+                most.fetch_max(used(&dir), Ordering::Relaxed);
+            }
+        })
+    };
+    let answer = get(larder.blob_url("hub/team/app", &large)).await;
+    is_over.store(true, Ordering::Relaxed);
+    watching.join().expect("counted");
+    assert!(answer.complete() && answer.body == blob(2, 24 << 20), "it passes uncached");
+    let most = most.load(Ordering::Relaxed);
+    assert!(most <= 9 << 20, "{most} bytes on disk");
 }
