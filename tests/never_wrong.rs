@@ -51,6 +51,21 @@ async fn wrong_bytes_reach_no_client_whole_and_the_next_upstream_serves() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_that_sent_wrong_bytes_is_not_asked_for_them_again() {
+    let (bad, good) = (Hub::start(Options::default()).await, Hub::start(Options::default()).await);
+    let digest = bad.push_blob("team/app", blob(1, 30_000));
+    good.push_blob("team/app", blob(1, 30_000));
+    bad.fault(On::blob().get(), Fault::WrongBytes);
+    let larder = Larder::start(&repository_config("hub", &[&bad, &good])).await;
+    for round in 1..4 {
+        assert!(get(larder.blob_url("hub/team/app", &digest)).await.complete());
+        eventually("the blob is stored", async || larder.stats().await["stores"] == round).await;
+        assert_eq!(larder.run(&["purge", "--all"]).await.code, Some(0));
+    }
+    assert_eq!((bad.count_on(On::blob().get()), good.count_on(On::blob().get())), (1, 3));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn wrong_bytes_of_a_small_object_are_replaced_unseen() {
     let (bad, good) = (Hub::start(Options::default()).await, Hub::start(Options::default()).await);
     let content = blob(1, 30_000);

@@ -8,6 +8,7 @@ use http::Method;
 use http::request::Parts;
 
 use super::error::{Refusal, Wanted};
+use super::rejected::Rejected;
 use super::respond::{self, CacheState};
 use super::routing::Target;
 use super::{Answer, Pull};
@@ -86,11 +87,17 @@ impl Pull {
     }
 
     fn origin(&self, target: &Target, digest: &Digest) -> Arc<dyn Origin> {
+        let upstreams = target.repository.upstreams.len();
+        let mut standing = Standing::new(upstreams);
+        for upstream in self.rejected.of(target.repository.prefix(), digest, upstreams) {
+            standing.reject(upstream);
+        }
         Arc::new(BlobOrigin {
             target: target.clone(),
             digest: *digest,
             metrics: self.metrics.clone(),
-            standing: Mutex::new(Standing::new(target.repository.upstreams.len())),
+            standing: Mutex::new(standing),
+            rejected: self.rejected.clone(),
         })
     }
 
@@ -134,6 +141,8 @@ struct BlobOrigin {
     digest: Digest,
     metrics: Arc<Metrics>,
     standing: Mutex<Standing>,
+    /// Of all fills.
+    rejected: Arc<Rejected>,
 }
 
 impl BlobOrigin {
@@ -175,6 +184,7 @@ impl Origin for BlobOrigin {
     }
 
     fn reject(&self, source: Source) {
+        self.rejected.reject(self.target.repository.prefix(), &self.digest, source.0);
         self.standing.lock().unwrap_or_else(PoisonError::into_inner).reject(source.0);
     }
 

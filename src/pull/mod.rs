@@ -6,6 +6,7 @@ mod listing;
 mod manifest;
 mod negative;
 mod observed;
+mod rejected;
 pub mod respond;
 pub mod routing;
 
@@ -31,6 +32,7 @@ use crate::telemetry::Metrics;
 use crate::telemetry::metrics::{Kind, Outcome};
 use crate::upstream::BuildError;
 use negative::Negative;
+use rejected::Rejected;
 use respond::CacheState;
 use routing::{Asked, Routing};
 
@@ -45,6 +47,8 @@ pub struct Pull {
     log_access: bool,
     /// Confirmed absences.
     negative: Negative,
+    /// Upstreams that sent wrong content.
+    rejected: Arc<Rejected>,
     checks: Flights<TagKey, manifest::Checked>,
     fetches: Flights<(String, Name, Digest), manifest::Fetched>,
     confirmations: Flights<(String, String), Option<u64>>,
@@ -65,6 +69,7 @@ impl Pull {
             metrics,
             log_access: config.logging.access,
             negative: Negative::default(),
+            rejected: Arc::default(),
             checks: Flights::default(),
             fetches: Flights::default(),
             confirmations: Flights::default(),
