@@ -22,7 +22,7 @@ impl SmallDisk {
     /// Takes all the space there is, but for what is rounded away.
     fn fill_up(&self) -> std::path::PathBuf {
         let filler = self.path().join("filler");
-        let mut file = std::fs::File::create(&filler).expect("created");
+        let mut file = std::fs::OpenOptions::new().create(true).append(true).open(&filler).expect("opened");
         while std::io::Write::write_all(&mut file, &[1; 4096]).is_ok() {}
         filler
     }
@@ -102,4 +102,83 @@ async fn wrong_bytes_are_caught_without_the_disk_too() {
     hub.fault(On::blob().get(), Fault::WrongBytes);
     let answer = get(larder.blob_url("hub/team/app", &digest)).await;
     assert!(!answer.complete() && answer.body.len() < content.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_starts_on_a_full_disk_and_stores_once_there_is_room() {
+    for with_content in [false, true] {
+        let disk = SmallDisk::mount("16m");
+        let hub = Hub::start(Options::default()).await;
+        let image = Image::with_layers(1, &[3_000_000, 20_000]);
+        hub.push_image("team/app", "1", &image);
+        let dir = disk.path().join("cache").display().to_string();
+        // What is there is not to go for what is kept free.
+        let config = format!("[cache]\nmin_free = 0\n{}", repository_config("hub", &[&hub]));
+        let prepared = Larder::builder().config(config).env("LARDER_CACHE__DIR", &dir);
+        if with_content {
+            let mut larder = prepared.clone().start().await;
+            expect_right_pull(&larder, &image).await;
+            eventually("all is stored", async || larder.stats().await["objects"] == 4).await;
+            larder.stop().await;
+        }
+        disk.fill_up();
+        let mut larder = prepared.start().await;
+        // What the start itself gave back.
+        let filler = disk.fill_up();
+        for _ in 0..2 {
+            expect_right_pull(&larder, &image).await;
+        }
+        assert_eq!(get(format!("{}/readyz", larder.admin_url())).await.status, 503);
+        let layer = larder.blob_url("hub/team/app", &image.layer_digests()[0]);
+        assert_eq!(head(&layer).await.header("x-cache") == "HIT", with_content);
+
+        std::fs::remove_file(filler).expect("removed");
+        assert_eq!(get(format!("{}/readyz", larder.admin_url())).await.status, 200);
+        expect_right_pull(&larder, &image).await;
+        eventually("it is cached", async || head(&layer).await.header("x-cache") == "HIT").await;
+        // What came in meanwhile is known to the next start.
+        larder.restart().await;
+        eventually("all is known", async || larder.stats().await["objects"] == 4).await;
+        expect_right_pull(&larder, &image).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_serves_from_a_directory_that_it_may_only_read() {
+    let disk = SmallDisk::mount("16m");
+    let hub = Hub::start(Options::default()).await;
+    let image = Image::with_layers(1, &[3_000_000, 20_000]);
+    let other = Image::with_layers(2, &[1_000_000]);
+    hub.push_image("team/app", "1", &image);
+    hub.push_image("team/app", "2", &other);
+    let dir = disk.path().join("cache").display().to_string();
+    let mut larder =
+        Larder::builder().config(repository_config("hub", &[&hub])).env("LARDER_CACHE__DIR", &dir).start().await;
+    expect_right_pull(&larder, &image).await;
+    eventually("all is stored", async || larder.stats().await["objects"] == 4).await;
+    larder.stop().await;
+    run("mount", &["-o", "remount,ro"], disk.path());
+    larder.restart().await;
+    // Known to the index, which can be read; a tag that is not there passes through.
+    let layer = larder.blob_url("hub/team/app", &image.layer_digests()[0]);
+    let answer = get(&layer).await;
+    assert!(answer.complete() && answer.body == image.layers[0]);
+    assert_eq!(answer.header("x-cache"), "HIT");
+    expect_right_pull(&larder, &image).await;
+    let manifest = get(larder.manifest_url("hub/team/app", "2")).await;
+    assert_eq!((manifest.status, manifest.body), (200, other.manifest.bytes.clone()));
+    let answer = get(larder.blob_url("hub/team/app", &other.layer_digests()[0])).await;
+    assert!(answer.complete() && answer.body == other.layers[0]);
+    assert_eq!(get(format!("{}/readyz", larder.admin_url())).await.status, 503);
+    larder.kill9();
+}
+
+async fn expect_right_pull(larder: &Larder, image: &Image) {
+    let manifest = get(larder.manifest_url("hub/team/app", "1")).await;
+    assert_eq!((manifest.status, manifest.body), (200, image.manifest.bytes.clone()));
+    for (layer, digest) in image.layers.iter().zip(image.layer_digests()) {
+        let answer = get(larder.blob_url("hub/team/app", &digest)).await;
+        assert!(answer.complete() && answer.body == layer, "{} {:?}", answer.status, answer.error);
+    }
+    assert!(get(larder.blob_url("hub/team/app", &image.config_digest())).await.complete());
 }

@@ -4,7 +4,7 @@
 
 mod classes;
 mod direct;
-mod evict;
+pub mod evict;
 mod fill;
 pub mod flight;
 pub mod freshness;
@@ -222,14 +222,15 @@ impl Cache {
         Ok(manifest)
     }
 
-    /// Keeps a verified manifest. Where the store fails it is served from memory all the same.
+    /// Keeps a verified manifest. Where the store fails it is handed on all the same, and not kept in
+    /// memory either: the next request for it is another chance to store it.
     pub async fn put_manifest(&self, repository: &str, manifest: Manifest) -> Arc<Manifest> {
         let manifest = Arc::new(manifest);
-        self.hot.manifests.insert(manifest.digest, manifest.clone());
         let (disk, stored) = (self.disk.clone(), manifest.clone());
         let result = blocking(move || disk.put(&stored.digest, &stored.bytes)).await;
         match result.and_then(|stored| stored.map_err(|error| self.broken("cannot store a manifest", &error))) {
             Ok(is_new) => {
+                self.hot.manifests.insert(manifest.digest, manifest.clone());
                 let size = manifest.bytes.len() as u64;
                 self.record_object(repository, manifest.digest, size, Some(manifest.media_type.clone()), is_new);
                 let children = Outline::read(&manifest.bytes).children;

@@ -14,7 +14,7 @@ use super::fill::{Fill, Origin, Reading};
 use super::space::Lease;
 use crate::failure::{Failure, FailureKind};
 use crate::oci::Digest;
-use crate::store::{Mapping, Stored};
+use crate::store::{Body, Mapping, Stored};
 
 /// Most bytes read, and so buffered, at a time for one reader.
 const WINDOW: u64 = 256 * 1024;
@@ -69,8 +69,11 @@ impl Content {
     /// The mapping that the frames of [`Self::stream`] are cut from.
     pub fn mapping(&self) -> Option<&Arc<Mapping>> {
         match self {
-            Self::Complete { stored, .. } => stored.mapping.as_ref(),
-            _ => None,
+            Self::Complete { stored, .. } => match &stored.body {
+                Body::Mapped(mapping) => Some(mapping),
+                Body::Read(_) | Body::ToRead => None,
+            },
+            Self::Growing { .. } | Self::Uncached { .. } => None,
         }
     }
 
@@ -115,10 +118,15 @@ impl Reader {
         let (file, until) = match self.content.clone() {
             Content::Complete { stored, .. } => {
                 let end = self.reading.end.unwrap_or(stored.size).min(stored.size);
-                if let Some(mapping) = stored.mapping.filter(|_| end > self.at) {
-                    return self.next_frame(&mapping, end).await;
+                match stored.body {
+                    Body::Mapped(mapping) if end > self.at => return self.next_frame(&mapping, end).await,
+                    Body::Read(bytes) if end > self.at => {
+                        let from = std::mem::replace(&mut self.at, end);
+                        // Both are at most the length of the bytes.
+                        return Ok(bytes.slice(from as usize..end as usize));
+                    }
+                    _ => (stored.file, stored.size),
                 }
-                (stored.file, stored.size)
             }
             Content::Growing { fill, aside, .. } => match fill.readable(self.at, self.reading).await {
                 Ok(readable) => {

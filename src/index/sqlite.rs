@@ -1,11 +1,14 @@
 //! The index in SQLite: one writing thread that batches, a few reading connections.
 
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, params};
 use tokio::sync::oneshot;
 
@@ -21,6 +24,8 @@ const QUEUE: usize = 16 * 1024;
 /// Most writes in one transaction.
 const BATCH: usize = 1024;
 const READERS: usize = 4;
+/// All tables but those of SQLite itself.
+pub(super) const TABLES: [&str; 7] = ["objects", "tags", "manifests", "visibility", "edges", "listings", "pins"];
 /// Lists kept for outages. A client can ask for any number of pages, so the oldest go.
 const MAX_LISTINGS: usize = 10_000;
 
@@ -59,15 +64,43 @@ impl Index {
                 tracing::error!(%error, aside = %aside.display(), "the index is damaged; it was set aside and a new one begun");
                 Self::open_at(&path)
             }
+            Err(IndexError::Database(error)) if is_of_the_disk(&error) => {
+                tracing::error!(%error, "the index cannot be written; it is kept in memory until the next start");
+                Self::open_in_memory(&path)
+            }
             result => result,
         }
+    }
+
+    /// An index that is gone with the process, begun with what can be read of the one at `path`.
+    fn open_in_memory(path: &Path) -> Result<Self, IndexError> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let memory = format!("file:/larder-{}?vfs=memdb", NEXT.fetch_add(1, Ordering::Relaxed));
+        let mut connection = Connection::open(&memory)?;
+        migrate(&mut connection)?;
+        // Nobody else writes there, and what the last process left in the log cannot be taken in.
+        let encoded = percent_encode(path.as_os_str().as_bytes(), NON_ALPHANUMERIC).to_string().replace("%2F", "/");
+        let copied = connection.execute("ATTACH ?1 AS old", [format!("file:{encoded}?immutable=1&vfs=unix")]).and_then(|_| {
+            TABLES.iter().try_for_each(|table| {
+                connection.execute(&format!("INSERT INTO main.{table} SELECT * FROM old.{table}"), []).map(drop)
+            })
+        });
+        if let Err(error) = copied {
+            tracing::warn!(%error, "not all that the index knew can be read; it is learnt again");
+        }
+        Self::start(connection, path, Path::new(&memory))
     }
 
     fn open_at(path: &Path) -> Result<Self, IndexError> {
         let mut connection = Connection::open(path)?;
         configure(&connection)?;
         migrate(&mut connection)?;
-        let readers = Readers::open(path)?;
+        Self::start(connection, path, path)
+    }
+
+    /// `source` is where further connections find the database of the first.
+    fn start(connection: Connection, path: &Path, source: &Path) -> Result<Self, IndexError> {
+        let readers = Readers::open(path, source)?;
         let (queue, tasks) = sync_channel(QUEUE);
         let writer = Writer { connection, path: path.to_owned() };
         let writer = std::thread::Builder::new().name("larder-index".to_owned()).spawn(move || writer.run(&tasks))?;
@@ -270,10 +303,12 @@ struct Readers {
 }
 
 impl Readers {
-    fn open(path: &Path) -> Result<Self, IndexError> {
+    fn open(path: &Path, source: &Path) -> Result<Self, IndexError> {
         let open = || {
             let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-            let connection = Connection::open_with_flags(path, flags)?;
+            // The name of a database in memory is a URI.
+            let flags = if source == path { flags } else { flags | OpenFlags::SQLITE_OPEN_URI };
+            let connection = Connection::open_with_flags(source, flags)?;
             connection.busy_timeout(Duration::from_secs(5))?;
             Ok(Mutex::new(connection))
         };
@@ -342,6 +377,12 @@ fn mark_damaged(path: &Path) {
     }
 }
 
+/// Whether it is the disk that keeps the index from being opened, and not the index itself.
+fn is_of_the_disk(error: &rusqlite::Error) -> bool {
+    use rusqlite::ErrorCode::{CannotOpen, DiskFull, PermissionDenied, ReadOnly, SystemIoFailure};
+    matches!(error.sqlite_error_code(), Some(CannotOpen | DiskFull | PermissionDenied | ReadOnly | SystemIoFailure))
+}
+
 fn set_aside(path: &Path) -> std::io::Result<PathBuf> {
     let aside = path.with_extension(format!("db.damaged-{}", Timestamp::now().0));
     std::fs::rename(path, &aside)?;
@@ -382,10 +423,20 @@ impl Writer {
                         self.apply_batch(std::mem::take(&mut writes));
                         let _ = done.send(());
                     }
-                    Task::Close => return self.apply_batch(writes),
+                    Task::Close => {
+                        self.apply_batch(writes);
+                        return self.take_in_log();
+                    }
                 }
             }
             self.apply_batch(writes);
+        }
+    }
+
+    /// Writes what is in the log to the database itself, so that a start that can only read finds it.
+    fn take_in_log(&self) {
+        if let Err(error) = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())) {
+            tracing::warn!(%error, "the index's log is taken in by the next start");
         }
     }
 

@@ -21,6 +21,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
+
 use super::mapped::Mapping;
 use super::partial::{Partial, Resumed};
 use crate::oci::{Algorithm, Digest};
@@ -36,24 +38,36 @@ pub struct Disk {
     next_temporary: AtomicU64,
     /// Whether the filesystem keeps times as finely as seals need.
     can_seal: bool,
-    /// Held until the process ends, however it ends.
-    _lock: File,
+    /// Held until the process ends, however it ends; `None` where it could not even be made.
+    _lock: Option<File>,
 }
 
-/// What is smaller is read: to map it would cost more than to copy it.
+/// Less free space than this is as good as none.
+const LITTLE: u64 = 1 << 20;
+
+/// What is smaller is read when it is opened: to map it would cost more than to copy it.
 const MIN_MAPPED: u64 = 64 * 1024;
 
 /// A complete object.
 #[derive(Clone, Debug)]
 pub struct Stored {
     pub file: Arc<File>,
-    /// Of a larger object, where the filesystem can.
-    pub mapping: Option<Arc<Mapping>>,
+    pub body: Body,
     pub size: u64,
     /// When it was stored.
     pub since: SystemTime,
     /// Whether its file is as it was when it was verified, as far as its seal tells.
     pub is_sealed: bool,
+}
+
+/// How the content of a complete object is had.
+#[derive(Clone, Debug)]
+pub enum Body {
+    /// A small object, read.
+    Read(Bytes),
+    Mapped(Arc<Mapping>),
+    /// The filesystem does not map files.
+    ToRead,
 }
 
 /// A partial download on disk.
@@ -84,18 +98,25 @@ impl StoreError {
 
 impl Disk {
     /// Opens the store, making its directories where they are missing. Takes the same time whatever
-    /// it holds.
+    /// it holds. A disk that is full, or not to be written to, is no reason to fail: what is stored can
+    /// be read, and more can be stored when that has changed.
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
         let unusable = |source| StoreError::Unusable { path: dir.to_owned(), source };
         let blobs = dir.join("blobs");
         let partial = dir.join("partial");
-        for algorithm in Algorithm::ALL {
-            fs::create_dir_all(blobs.join(algorithm.as_str())).map_err(unusable)?;
-        }
-        fs::create_dir_all(&partial).map_err(unusable)?;
-        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(dir.join("larder.lock"));
-        let lock = lock.map_err(unusable)?;
-        match lock.try_lock() {
+        let made = Algorithm::ALL.iter().try_for_each(|algorithm| fs::create_dir_all(blobs.join(algorithm.as_str())));
+        let made = made.and_then(|()| fs::create_dir_all(&partial));
+        let lock = made
+            .and_then(|()| OpenOptions::new().create(true).truncate(false).write(true).open(dir.join("larder.lock")));
+        let lock = match lock {
+            Ok(lock) => Some(lock),
+            Err(error) if is_passing(&error, dir) => {
+                tracing::error!(%error, dir = %dir.display(), "nothing can be stored until the cache directory can be written to");
+                None
+            }
+            Err(error) => return Err(unusable(error)),
+        };
+        match lock.as_ref().map_or(Ok(()), File::try_lock) {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(StoreError::InUse { path: dir.to_owned() }),
             Err(TryLockError::Error(source)) => return Err(unusable(source)),
@@ -115,9 +136,15 @@ impl Disk {
             Ok(file) => {
                 let metadata = file.metadata()?;
                 let (file, size) = (Arc::new(file), metadata.len());
-                let mapping = (size >= MIN_MAPPED).then(|| Mapping::new(file.clone(), size)).and_then(Result::ok);
+                let body = if size < MIN_MAPPED {
+                    let mut bytes = vec![0; usize::try_from(size).map_err(io::Error::other)?];
+                    file.read_exact_at(&mut bytes, 0)?;
+                    Body::Read(bytes.into())
+                } else {
+                    Mapping::new(file.clone(), size).map_or(Body::ToRead, Body::Mapped)
+                };
                 let is_sealed = !self.can_seal || metadata.mtime_nsec() == i64::from(seal_of(digest));
-                Ok(Some(Stored { file, mapping, size, since: metadata.modified()?, is_sealed }))
+                Ok(Some(Stored { file, body, size, since: metadata.modified()?, is_sealed }))
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
@@ -275,7 +302,12 @@ impl Disk {
         fs::create_dir_all(&self.partial)?;
         let path = self.partial.join("check");
         fs::write(&path, b"larder")?;
-        fs::remove_file(&path)
+        fs::remove_file(&path)?;
+        let filesystem = rustix::fs::statvfs(&self.partial)?;
+        if filesystem.f_bavail * filesystem.f_frsize < LITTLE {
+            return Err(io::Error::new(io::ErrorKind::StorageFull, "no space left on it"));
+        }
+        Ok(())
     }
 
     /// Removes all objects, known to the index or not.
@@ -311,6 +343,16 @@ impl Disk {
             }
         }
         Ok(())
+    }
+}
+
+/// Whether a directory may be written to some day, though not now; else it is a wrong one.
+fn is_passing(error: &io::Error, dir: &Path) -> bool {
+    use io::ErrorKind::{PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    match error.kind() {
+        StorageFull | QuotaExceeded | ReadOnlyFilesystem => true,
+        PermissionDenied => dir.is_dir(),
+        _ => false,
     }
 }
 

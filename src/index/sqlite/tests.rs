@@ -1,7 +1,7 @@
 use bytes::Bytes;
 
 use super::*;
-use crate::index::{Purge, Purged};
+use crate::index::{ImageName, Purge, Purged};
 use crate::oci::Reference;
 
 fn object(byte: u8) -> Digest {
@@ -138,4 +138,61 @@ fn a_damaged_index_does_not_stop_the_start() {
     let names = std::fs::read_dir(dir.path()).expect("readable");
     let aside = names.filter_map(Result::ok).filter(|entry| entry.file_name().to_string_lossy().contains("damaged"));
     assert_eq!(aside.count(), 1);
+}
+
+#[tokio::test]
+async fn an_index_that_cannot_be_written_goes_on_in_memory() {
+    let (dir, index) = open();
+    put_image(&index, "a", "1", 1, &[2]);
+    index.flush().await.expect("written");
+    drop(index);
+    let path = dir.path().join("larder.db");
+    let index = Index::open_in_memory(&path).expect("an index");
+    assert_eq!(index.tag(&key("a", "1")).expect("read"), Some(entry(object(1))));
+    put_image(&index, "b", "1", 3, &[4]);
+    index.flush().await.expect("written");
+    assert_eq!(index.tag(&key("b", "1")).expect("read"), Some(entry(object(3))));
+    // What is in no file is not there for the next one.
+    let other = Index::open_in_memory(&dir.path().join("none.db")).expect("an index");
+    assert_eq!(other.totals().expect("read"), Totals { objects: 0, bytes: 0 });
+    drop((index, other));
+    let index = Index::open(dir.path()).expect("an index");
+    assert_eq!(index.tag(&key("b", "1")).expect("read"), None);
+}
+
+#[tokio::test]
+async fn all_that_is_known_of_an_object_goes_with_it() {
+    let (_dir, index) = open();
+    put_image(&index, "a", "1", 1, &[2]);
+    for digest in [object(1), object(2)] {
+        index.write(Write::DropObject { digest });
+    }
+    index.flush().await.expect("written");
+    assert_eq!(index.tag(&key("a", "1")).expect("read"), None);
+    assert!(!index.is_visible("r", &object(2)).expect("read"));
+    assert_eq!(index.below(vec![object(1)]).expect("read").len(), 1);
+    assert_eq!(index.catalog("", 10).expect("read"), [""; 0]);
+}
+
+#[tokio::test]
+async fn pins_are_kept_and_lead_to_all_that_an_image_is_made_of() {
+    let (dir, index) = open();
+    let pin = ImageName {
+        repository: "r".to_owned(),
+        name: "a".to_owned(),
+        reference: Reference::Tag("1".parse().expect("a tag")),
+    };
+    assert!(index.set_pin(pin.clone(), true).await.expect("pinned"));
+    assert!(!index.set_pin(pin.clone(), true).await.expect("pinned already"));
+    drop(index);
+    let index = Index::open(dir.path()).expect("an index");
+    let pins = index.pins().expect("read");
+    assert_eq!(pins, std::slice::from_ref(&pin));
+    assert_eq!(index.manifests_of(&pins).expect("read"), []);
+    put_image(&index, "a", "1", 1, &[2, 3]);
+    index.flush().await.expect("written");
+    let manifests = index.manifests_of(&pins).expect("read");
+    assert_eq!(index.below(manifests).expect("read"), [1, 2, 3].map(object).into());
+    assert!(index.set_pin(pin, false).await.expect("unpinned"));
+    assert_eq!(index.pins().expect("read"), []);
 }
