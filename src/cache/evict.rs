@@ -144,15 +144,22 @@ impl Evictor {
         self.position(digest).is_some()
     }
 
-    /// Takes out the least recently used objects until `bytes` are free, or nothing is left. What is
-    /// busy counts as used now.
-    pub fn make_room(&mut self, bytes: u64, now: Seconds, is_busy: impl Fn(&Digest) -> bool) -> Vec<Digest> {
+    /// Takes out the least recently used objects until `bytes` are free, but at most `most` of them.
+    /// What is busy counts as used now.
+    pub fn make_room(
+        &mut self,
+        bytes: u64,
+        most: usize,
+        now: Seconds,
+        is_busy: impl Fn(&Digest) -> bool,
+    ) -> Vec<Digest> {
         let mut victims = Vec::new();
         let mut freed = 0;
         // Each object is looked at once.
         for _ in 0..self.objects() {
             let oldest = self.evictable().filter(|list| list.oldest != NONE).map(|list| list.oldest);
-            let Some(at) = oldest.min_by_key(|&at| self.entries[at as usize].last_use).filter(|_| freed < bytes) else {
+            let is_enough = freed >= bytes || victims.len() >= most;
+            let Some(at) = oldest.min_by_key(|&at| self.entries[at as usize].last_use).filter(|_| !is_enough) else {
                 break;
             };
             let digest = self.entries[at as usize].digest;
@@ -281,7 +288,7 @@ mod tests {
         Remove(u8),
         Raise(u8, Class),
         Pin(u8, bool),
-        MakeRoom(u64),
+        MakeRoom(u64, usize),
         Expire(Class, u32),
     }
 
@@ -299,7 +306,7 @@ mod tests {
             number.clone().prop_map(Step::Remove),
             (number.clone(), class.clone()).prop_map(|(number, class)| Step::Raise(number, class)),
             (number, any::<bool>()).prop_map(|(number, is_pinned)| Step::Pin(number, is_pinned)),
-            (0u64..200).prop_map(Step::MakeRoom),
+            (0u64..200, 0usize..8).prop_map(|(bytes, most)| Step::MakeRoom(bytes, most)),
             (class, 0u32..60).prop_map(|(class, since)| Step::Expire(class, since)),
         ]
     }
@@ -378,12 +385,14 @@ mod tests {
                             model.extend(found.map(|entry| Modelled { is_pinned, last_use: now, ..entry }));
                         }
                     }
-                    Step::MakeRoom(bytes) => {
-                        let victims = evictor.make_room(bytes, now, is_busy);
-                        let mut freed = 0;
+                    Step::MakeRoom(bytes, most) => {
+                        let victims = evictor.make_room(bytes, most, now, is_busy);
+                        let (mut freed, mut count) = (0, 0);
                         let expected = go(&mut model, now, None, |entry| {
-                            let goes = freed < bytes;
-                            freed += if BUSY.contains(&entry.number) { 0 } else { entry.size };
+                            let goes = freed < bytes && count < most;
+                            if goes && !BUSY.contains(&entry.number) {
+                                (freed, count) = (freed + entry.size, count + 1);
+                            }
                             goes
                         });
                         prop_assert_eq!(victims, expected);

@@ -37,6 +37,8 @@ const USE_RESOLUTION: Seconds = 60;
 /// When room is made, this share (in hundredths) of the limit is freed beyond what is needed, so that
 /// it is not one file a request.
 const SLACK: u64 = 5;
+/// Objects evicted at most in one go, beyond what a fill waits for.
+const STEP: usize = 500;
 
 /// Keeps the cache within its limits.
 pub struct Space {
@@ -70,6 +72,16 @@ struct Stock {
     pinned: HashSet<Digest>,
     /// Whether images are pinned by name, known or not.
     has_named_pins: bool,
+}
+
+/// What came of making room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Made {
+    Room,
+    /// There is none to be made.
+    None,
+    /// Not yet; a further step may help.
+    More,
 }
 
 /// How the files compare with what is known of them.
@@ -168,7 +180,9 @@ impl Space {
                 space.take_in_uses();
                 space.refresh_pins()?;
                 space.expire();
-                space.make_room(0).map(drop).map_err(IndexError::Io)
+                // In steps, so that fills which wait for room come in between.
+                while space.make_room(0).map_err(IndexError::Io)? == Made::More {}
+                Ok(())
             })
             .await;
         }
@@ -389,8 +403,8 @@ impl Space {
         }
     }
 
-    /// Evicts until `wanted` more bytes fit, and reserves them. Returns whether they do.
-    fn make_room(&self, wanted: u64) -> io::Result<bool> {
+    /// Evicts until `wanted` more bytes fit, and reserves them.
+    fn make_room(&self, wanted: u64) -> io::Result<Made> {
         // One at a time: room counts as made when the files are gone.
         let _making_room = self.making_room.lock().unwrap_or_else(PoisonError::into_inner);
         // What was just asked for is not to be the first to go.
@@ -430,22 +444,30 @@ impl Space {
         let mut stock = self.stock();
         if needs == 0 {
             self.reserved.fetch_add(wanted, Ordering::Relaxed);
-            return Ok(true);
+            return Ok(Made::Room);
         }
         // What cannot fit is no reason to lose what is there.
         let before = stock.evictor.bytes();
         if wanted > 0 && stock.evictor.evictable_bytes() < needs {
-            return Ok(false);
+            return Ok(Made::None);
         }
         let slack = max_size.unwrap_or(total).min(before) / 100 * SLACK;
-        let victims = stock.evictor.make_room(needs + slack, now(), |digest| leases.contains_key(digest));
+        let is_busy = |digest: &Digest| leases.contains_key(digest);
+        let most = if wanted > 0 { usize::MAX } else { STEP };
+        let mut victims = stock.evictor.make_room(needs, most, now(), is_busy);
+        let is_step = victims.len() == STEP && wanted == 0;
         let fits = before - stock.evictor.bytes() >= needs;
         if fits {
+            victims.extend(stock.evictor.make_room(slack, STEP, now(), is_busy));
             self.reserved.fetch_add(wanted, Ordering::Relaxed);
         }
         drop((stock, leases));
         self.evict(&victims);
-        Ok(fits)
+        Ok(match (fits, is_step) {
+            (true, _) => Made::Room,
+            (false, true) => Made::More,
+            (false, false) => Made::None,
+        })
     }
 
     /// Rows first, then files; who has a file open goes on reading.
@@ -475,10 +497,10 @@ impl Space {
         let space = self.clone();
         let fits = tokio::task::spawn_blocking(move || space.make_room(bytes));
         match fits.await {
-            Ok(Ok(true)) => Ok(Reservation::new(move || {
+            Ok(Ok(Made::Room)) => Ok(Reservation::new(move || {
                 self.reserved.fetch_sub(bytes, Ordering::Relaxed);
             })),
-            Ok(Ok(false)) => {
+            Ok(Ok(Made::None | Made::More)) => {
                 let message = format!("{bytes} bytes do not fit into cache.max_size and cache.min_free");
                 Err(Failure::new(FailureKind::NoRoom, message))
             }

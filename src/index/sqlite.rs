@@ -80,11 +80,12 @@ impl Index {
         migrate(&mut connection)?;
         // Nobody else writes there, and what the last process left in the log cannot be taken in.
         let encoded = percent_encode(path.as_os_str().as_bytes(), NON_ALPHANUMERIC).to_string().replace("%2F", "/");
-        let copied = connection.execute("ATTACH ?1 AS old", [format!("file:{encoded}?immutable=1&vfs=unix")]).and_then(|_| {
-            TABLES.iter().try_for_each(|table| {
-                connection.execute(&format!("INSERT INTO main.{table} SELECT * FROM old.{table}"), []).map(drop)
-            })
-        });
+        let copied =
+            connection.execute("ATTACH ?1 AS old", [format!("file:{encoded}?immutable=1&vfs=unix")]).and_then(|_| {
+                TABLES.iter().try_for_each(|table| {
+                    connection.execute(&format!("INSERT INTO main.{table} SELECT * FROM old.{table}"), []).map(drop)
+                })
+            });
         if let Err(error) = copied {
             tracing::warn!(%error, "not all that the index knew can be read; it is learnt again");
         }
