@@ -303,9 +303,8 @@ impl<'a> Copy<'a> {
                 Err(failure) => return (span, None, End::Broke(failure)),
             };
             let source = transfer.source;
-            if let (Some(known), Some(stated)) = (size, transfer.total)
-                && known != stated
-            {
+            let contradicts = |stated| size.is_some_and(|known| known != stated) || stated < claim.at;
+            if transfer.total.is_some_and(contradicts) {
                 return (span, Some(source), End::Contradiction);
             }
             if let (None, Some(total)) = (size, transfer.total) {
