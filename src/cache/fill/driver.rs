@@ -343,7 +343,7 @@ impl<'a> Copy<'a> {
             (End::Broke(failure), Some(source)) => {
                 tracing::debug!(digest = %self.digest, %failure, at = span.claim().at, "a transfer broke; going on from there");
                 self.failed_opens = 0;
-                self.origin.broke(source, self.speed.progressed(span.claim().at));
+                self.origin.broke(source, span.has_brought_any());
             }
             // The transfers that still run may do without this one.
             (End::Broke(failure), None) if !self.running.is_empty() => {
@@ -402,7 +402,6 @@ struct Speed {
     /// Measurements since the connections were widened.
     widened: u32,
     is_decided: bool,
-    furthest: u64,
 }
 
 enum Judgement {
@@ -440,13 +439,6 @@ impl Speed {
             Some(alone) if speed < alone * 1.2 => Judgement::Narrow,
             _ => Judgement::Keep,
         }
-    }
-
-    /// Whether a transfer got further than any before it.
-    fn progressed(&mut self, at: u64) -> bool {
-        let progressed = at > self.furthest;
-        self.furthest = self.furthest.max(at);
-        progressed
     }
 }
 

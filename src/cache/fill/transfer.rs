@@ -21,17 +21,22 @@ const BATCH: usize = 1 << 20;
 /// Where a transfer stands and where it ends; the planner may bring the end nearer while it runs.
 #[derive(Debug)]
 pub struct Span {
+    from: u64,
     at: AtomicU64,
     until: AtomicU64,
 }
 
 impl Span {
     pub fn new(from: u64, until: u64) -> Self {
-        Self { at: AtomicU64::new(from), until: AtomicU64::new(until) }
+        Self { from, at: AtomicU64::new(from), until: AtomicU64::new(until) }
     }
 
     pub fn claim(&self) -> Claim {
         Claim { at: self.at.load(Ordering::Relaxed), until: self.until.load(Ordering::Relaxed) }
+    }
+
+    pub fn has_brought_any(&self) -> bool {
+        self.claim().at > self.from
     }
 
     pub fn set_until(&self, until: u64) {
