@@ -1,6 +1,6 @@
 //! Drives a fill from the first byte to the published object.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -71,9 +71,8 @@ async fn bring_in(
     let mut is_alone = false;
     for _ in 0..MAX_COPIES {
         let mut copy = Copy::open(registered, digest, origin, disk, room).await?;
-        if is_alone {
-            copy.connections = 1;
-        }
+        // A single stream is of one source, unless that breaks.
+        copy.serves_ranges = !is_alone;
         match copy.fetch().await {
             Ok(Fetched::Whole { size, found }) if found == digest => {
                 registered.fill().update(|state| {
@@ -83,11 +82,12 @@ async fn bring_in(
                 return Ok(publish(copy, size, disk).await);
             }
             Ok(_) => {
-                tracing::warn!(%digest, sources = copy.sources.len(), "wrong content came from upstream; it was dropped");
+                let sources = lock(&copy.sources).clone();
+                tracing::warn!(%digest, sources = sources.len(), "wrong content came from upstream; it was dropped");
                 // Bytes of several sources or of an earlier run: the next copy tells whose are wrong.
-                match (&copy.sources.iter().copied().collect::<Vec<_>>()[..], copy.is_resumed) {
-                    ([only], false) => origin.reject(*only),
-                    (several, _) if is_alone => several.iter().for_each(|source| origin.reject(*source)),
+                // If it is of several again, the one asked first goes: the others only stood in for it.
+                match sources.first() {
+                    Some(first) if is_alone || (sources.len() == 1 && !copy.is_resumed) => origin.reject(*first),
                     _ => is_alone = true,
                 }
                 let partial = copy.partial;
@@ -158,7 +158,8 @@ struct Copy<'a> {
     partial: Partial,
     is_resumed: bool,
     size: Option<u64>,
-    sources: HashSet<Source>,
+    /// Whose bytes it may hold.
+    sources: Arc<Mutex<BTreeSet<Source>>>,
     /// Connections that may be used for the transfers in order.
     connections: usize,
     serves_ranges: bool,
@@ -202,7 +203,7 @@ impl<'a> Copy<'a> {
             partial,
             is_resumed: !present.is_empty(),
             size: resumed.size.filter(|_| !present.is_empty()),
-            sources: HashSet::new(),
+            sources: Arc::default(),
             connections: 1,
             serves_ranges: true,
             has_sides: false,
@@ -267,7 +268,7 @@ impl<'a> Copy<'a> {
                 });
                 match next {
                     // An empty object has nothing to fetch but must be asked for.
-                    None if size == 0 && self.sources.is_empty() && self.running.is_empty() => (0, 0),
+                    None if size == 0 && lock(&self.sources).is_empty() && self.running.is_empty() => (0, 0),
                     None => return None,
                     Some(next) => {
                         if let Some(shortened) = next.shortens {
@@ -293,7 +294,7 @@ impl<'a> Copy<'a> {
             slot: Arc::new(self.partial.data().new_slot()),
         };
         let data = self.partial.data().clone();
-        let (room, reservation) = (self.room.clone(), self.reservation.clone());
+        let (room, reservation, sources) = (self.room.clone(), self.reservation.clone(), self.sources.clone());
         async move {
             let claim = span.claim();
             // A range to the very end is asked for open: some storages dislike a last byte.
@@ -303,6 +304,7 @@ impl<'a> Copy<'a> {
                 Err(failure) => return (span, None, End::Broke(failure)),
             };
             let source = transfer.source;
+            lock(&sources).insert(source);
             let contradicts = |stated| size.is_some_and(|known| known != stated) || stated < claim.at;
             if transfer.total.is_some_and(contradicts) {
                 return (span, Some(source), End::Contradiction);
@@ -326,8 +328,7 @@ impl<'a> Copy<'a> {
 
     /// Takes note of how a transfer ended.
     async fn ended(&mut self, span: &Span, source: Option<Source>, end: End) -> Result<Option<Fetched>, Failure> {
-        self.sources.extend(source);
-        let has_begun = !self.sources.is_empty() || self.is_resumed;
+        let has_begun = !lock(&self.sources).is_empty() || self.is_resumed;
         match (end, source) {
             (End::Complete, _) => {
                 self.failed_opens = 0;

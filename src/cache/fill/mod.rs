@@ -76,8 +76,8 @@ impl Drop for Reservation {
     }
 }
 
-/// Which of its sources an [`Origin`] opened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// Which of its sources an [`Origin`] opened, in the order in which it asks them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Source(pub usize);
 
 /// Bytes on their way.
