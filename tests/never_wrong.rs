@@ -78,6 +78,31 @@ async fn wrong_bytes_of_a_small_object_are_replaced_unseen() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_was_told_a_wrong_size_is_not_given_so_much_of_the_right_content() {
+    let (bad, good) = (Hub::start(Options::default()).await, Hub::start(Options::default()).await);
+    let content = blob(1, 30_000);
+    let digest = good.push_blob("team/app", content.clone());
+    bad.fault(On::blob().get(), Fault::HtmlInstead);
+    let larder = Larder::start(&repository_config("hub", &[&bad, &good])).await;
+    let url = larder.blob_url("hub/team/app", &digest);
+    let answer = get(&url).await;
+    assert!(!answer.complete(), "{} of 30000 bytes were given as the whole", answer.body.len());
+    let again = get(&url).await;
+    assert!(again.complete() && again.body == content);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_empty_answer_is_not_passed_on_before_it_is_verified() {
+    let (bad, good) = (Hub::start(Options::default()).await, Hub::start(Options::default()).await);
+    let content = blob(1, 30_000);
+    let digest = good.push_blob("team/app", content.clone());
+    bad.fault(On::blob().get(), Fault::reply(200, &[], ""));
+    let larder = Larder::start(&repository_config("hub", &[&bad, &good])).await;
+    let answer = get(larder.blob_url("hub/team/app", &digest)).await;
+    assert_eq!((answer.status, answer.body), (200, content));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn wrong_bytes_from_the_only_upstream_are_not_kept() {
     let hub = Hub::start(Options::default()).await;
     let content = blob(1, MIB);

@@ -129,6 +129,18 @@ async fn parallel_connections_are_three_times_as_fast_as_one_throttled_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_break_at_the_very_end_of_a_blob_of_unknown_length_costs_nothing() {
+    let scene = scene(MIB).await;
+    let size = scene.content.len();
+    // All has come but the word that it is all; the upstream then answers 416 to who asks for more.
+    scene.hub.fault(On::blob().get().times(1), Fault::NoContentLength);
+    scene.hub.fault(On::blob().get().times(1), Fault::Short { after: size });
+    let answer = get(scene.url()).await;
+    assert!(answer.complete() && answer.body == scene.content, "{:?}", answer.error);
+    assert_eq!(scene.hub.bytes_sent(&scene.digest), size as u64, "{}", scene.hub.summary());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn open_ended_ranges_closed_early_cost_each_byte_once() {
     let scene = scene(32 * MIB).await;
     let size = scene.content.len() as u64;

@@ -301,7 +301,7 @@ async fn the_admin_door_counts_and_clears() {
     let clear = |query: &str| request("DELETE", format!("{}/api/cache{query}", larder.admin_url())).send();
     assert_eq!(clear("?refrence=hub/team/app:1").await.status, 400);
     assert_eq!(clear("?reference=hub/team/app:-").await.status, 400);
-    assert_eq!(clear("?repository=UPPER").await.status, 404);
+    assert_eq!(clear("?repository=UPPER").await.status, 400);
     assert_eq!(larder.stats().await["objects"], 2);
     assert_eq!(clear("?reference=hub/team/app:1").await.json()["status"], "ok");
     hub.take_requests();

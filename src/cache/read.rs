@@ -77,16 +77,17 @@ impl Content {
         }
     }
 
-    /// The bytes from `start` to `end`, or to the end of the object. What is not there yet is waited
-    /// for; an error in the stream means that what came before is not the whole. With
-    /// `may_read_unverified` a part is given before the whole is verified.
+    /// The bytes from `start` to `end`, or to the end of the object, for who was told that it has `size`
+    /// bytes. What is not there yet is waited for; an error in the stream means that what came before is
+    /// not the whole. With `may_read_unverified` a part is given before the whole is verified.
     pub fn stream(
         self,
         start: u64,
         end: Option<u64>,
+        size: Option<u64>,
         may_read_unverified: bool,
     ) -> impl Stream<Item = Result<Bytes, Failure>> + Send + 'static {
-        let reading = Reading { attempt: None, end, may_read_unverified };
+        let reading = Reading { attempt: None, end, size, may_read_unverified };
         let reader = Reader { content: self, start, at: start, reading, last_file: None, direct: None };
         stream::try_unfold(reader, |mut reader| async move {
             let bytes = reader.next().await?;

@@ -170,7 +170,7 @@ pub async fn blob(
             let multipart = Multipart::new(digest, &parts, size);
             insert(headers, CONTENT_TYPE, &multipart.content_type());
             headers.insert(CONTENT_LENGTH, HeaderValue::from(multipart.length()));
-            *response.body_mut() = streamed(multipart.stream(content));
+            *response.body_mut() = streamed(multipart.stream(content, size));
             *response.status_mut() = StatusCode::PARTIAL_CONTENT;
         }
         (Selection::Parts(parts), Some(size)) => {
@@ -179,14 +179,15 @@ pub async fn blob(
             let part = parts.first().copied().unwrap_or(ByteRange { start: 0, end: size });
             insert(headers, CONTENT_RANGE, &content_range(part, size));
             headers.insert(CONTENT_LENGTH, HeaderValue::from(part.len()));
-            *response.body_mut() = streamed(content.stream(part.start, Some(part.end), may_read_unverified));
+            *response.body_mut() =
+                streamed(content.stream(part.start, Some(part.end), Some(size), may_read_unverified));
             *response.status_mut() = StatusCode::PARTIAL_CONTENT;
         }
         (_, size) => {
             if let Some(size) = size {
                 headers.insert(CONTENT_LENGTH, HeaderValue::from(size));
             }
-            *response.body_mut() = streamed(content.stream(0, size, false));
+            *response.body_mut() = streamed(content.stream(0, size, size, false));
         }
     }
     Ok(response)
@@ -261,9 +262,9 @@ impl Multipart {
         parts + self.end.len() as u64
     }
 
-    fn stream(self, content: Content) -> impl Stream<Item = Result<Bytes, Failure>> + Send + 'static {
+    fn stream(self, content: Content, size: u64) -> impl Stream<Item = Result<Bytes, Failure>> + Send + 'static {
         let parts = stream::iter(self.parts).flat_map(move |(head, range)| {
-            let bytes = content.clone().stream(range.start, Some(range.end), true);
+            let bytes = content.clone().stream(range.start, Some(range.end), Some(size), true);
             stream::once(std::future::ready(Ok(head))).chain(bytes)
         });
         parts.chain(stream::once(std::future::ready(Ok(self.end))))

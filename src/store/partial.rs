@@ -55,7 +55,12 @@ impl Partial {
         let file = options.open(&path)?;
         let journal = options.open(journal_path(&path))?;
         let length = file.metadata()?.len();
-        let resumed = read_journal(&journal, length)?;
+        let mut resumed = read_journal(&journal, length)?;
+        if resumed.ranges.is_empty() {
+            // Another download may have been longer; what is not written over would stay behind this one's end.
+            file.set_len(0)?;
+            resumed = Resumed::default();
+        }
 
         let journal = Journal { file: journal, next_slot: AtomicU64::new(1) };
         journal.file.set_len(0)?;
@@ -202,10 +207,23 @@ mod tests {
             assert_eq!(Partial::open(path.clone()).expect("opened").1, Resumed::default());
         }
         // Ranges behind the end of the file or of the object are not believed.
+        fs::write(&path, [1; 100]).expect("written");
         let numbers = [200u64, 0, 50, 90, 150, 60, 40].map(u64::to_le_bytes).concat();
         fs::write(journal_path(&path), [&MARK[..], &numbers].concat()).expect("written");
         let (_, resumed) = Partial::open(path).expect("opened");
         assert_eq!(resumed, Resumed { size: Some(200), ranges: vec![(0, 50)] });
+    }
+
+    #[test]
+    fn what_cannot_be_taken_up_leaves_no_bytes_behind_the_next_download() {
+        let (_dir, path) = path();
+        let (partial, _) = Partial::open(path.clone()).expect("opened");
+        partial.data().allocate(1000).expect("allocated");
+        drop(partial);
+        let (partial, resumed) = Partial::open(path.clone()).expect("opened");
+        assert_eq!(resumed, Resumed::default());
+        partial.data().allocate(300).expect("allocated");
+        assert_eq!(fs::metadata(path).expect("there").len(), 300);
     }
 
     #[test]

@@ -222,6 +222,12 @@ impl Upstream {
             None => None,
         };
         let response = self.send(&ask).await?;
+        if response.status() == StatusCode::RANGE_NOT_SATISFIABLE
+            && let Some(total) = length_behind_which_nothing_is(response.headers())
+        {
+            // An answer all the same: so long it is, and nothing comes from there on.
+            return Ok(BlobAnswer { start: from, total: Some(total), body: stream::empty().boxed() });
+        }
         let response = self.successful(response)?;
 
         let (start, total) = match response.status() {
@@ -442,6 +448,12 @@ fn media_type(headers: &HeaderMap) -> Option<MediaType> {
 
 fn content_length(headers: &HeaderMap) -> Option<u64> {
     headers.get(CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
+}
+
+/// The whole length of `Content-Range: bytes */LENGTH`, which comes with 416.
+fn length_behind_which_nothing_is(headers: &HeaderMap) -> Option<u64> {
+    let text = headers.get(CONTENT_RANGE)?.to_str().ok()?;
+    text.trim().strip_prefix("bytes")?.trim().strip_prefix("*/")?.trim().parse().ok()
 }
 
 /// The first byte and the whole length of `Content-Range: bytes FIRST-LAST/LENGTH`.

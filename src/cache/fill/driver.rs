@@ -1,9 +1,9 @@
 //! Drives a fill from the first byte to the published object.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -71,9 +71,8 @@ async fn bring_in(
     let mut is_alone = false;
     for _ in 0..MAX_COPIES {
         let mut copy = Copy::open(registered, digest, origin, disk, room).await?;
-        if is_alone {
-            copy.connections = 1;
-        }
+        // A single stream is of one source, unless that breaks.
+        copy.serves_ranges = !is_alone;
         match copy.fetch().await {
             Ok(Fetched::Whole { size, found }) if found == digest => {
                 registered.fill().update(|state| {
@@ -83,11 +82,12 @@ async fn bring_in(
                 return Ok(publish(copy, size, disk).await);
             }
             Ok(_) => {
-                tracing::warn!(%digest, sources = copy.sources.len(), "wrong content came from upstream; it was dropped");
+                let sources = lock(&copy.sources).clone();
+                tracing::warn!(%digest, sources = sources.len(), "wrong content came from upstream; it was dropped");
                 // Bytes of several sources or of an earlier run: the next copy tells whose are wrong.
-                match (&copy.sources.iter().copied().collect::<Vec<_>>()[..], copy.is_resumed) {
-                    ([only], false) => origin.reject(*only),
-                    (several, _) if is_alone => several.iter().for_each(|source| origin.reject(*source)),
+                // If it is of several again, the one asked first goes: the others only stood in for it.
+                match sources.first() {
+                    Some(first) if is_alone || (sources.len() == 1 && !copy.is_resumed) => origin.reject(*first),
                     _ => is_alone = true,
                 }
                 let partial = copy.partial;
@@ -126,6 +126,10 @@ async fn publish(copy: Copy<'_>, size: u64, disk: &Arc<Disk>) -> Outcome {
     Outcome { size, is_stored: published.is_ok(), is_new: published.unwrap_or(false), _reserved: copy.reserved.take() }
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 enum Fetched {
     Whole {
         size: u64,
@@ -144,7 +148,8 @@ struct Copy<'a> {
     partial: Partial,
     is_resumed: bool,
     size: Option<u64>,
-    sources: HashSet<Source>,
+    /// Whose bytes it may hold.
+    sources: Arc<Mutex<BTreeSet<Source>>>,
     /// Connections that may be used for the transfers in order.
     connections: usize,
     serves_ranges: bool,
@@ -187,7 +192,7 @@ impl<'a> Copy<'a> {
             partial,
             is_resumed: !present.is_empty(),
             size: resumed.size.filter(|_| !present.is_empty()),
-            sources: HashSet::new(),
+            sources: Arc::default(),
             connections: 1,
             serves_ranges: true,
             has_sides: false,
@@ -252,7 +257,7 @@ impl<'a> Copy<'a> {
                 });
                 match next {
                     // An empty object has nothing to fetch but must be asked for.
-                    None if size == 0 && self.sources.is_empty() && self.running.is_empty() => (0, 0),
+                    None if size == 0 && lock(&self.sources).is_empty() && self.running.is_empty() => (0, 0),
                     None => return None,
                     Some(next) => {
                         if let Some(shortened) = next.shortens {
@@ -279,6 +284,7 @@ impl<'a> Copy<'a> {
             reserved: self.reserved.clone(),
         };
         let data = self.partial.data().clone();
+        let sources = self.sources.clone();
         async move {
             let claim = span.claim();
             // A range to the very end is asked for open: some storages dislike a last byte.
@@ -288,9 +294,9 @@ impl<'a> Copy<'a> {
                 Err(failure) => return (span, None, End::Broke(failure)),
             };
             let source = transfer.source;
-            if let (Some(known), Some(stated)) = (size, transfer.total)
-                && known != stated
-            {
+            lock(&sources).insert(source);
+            let contradicts = |stated| size.is_some_and(|known| known != stated) || stated < claim.at;
+            if transfer.total.is_some_and(contradicts) {
                 return (span, Some(source), End::Contradiction);
             }
             if let (None, Some(total)) = (size, transfer.total) {
@@ -311,8 +317,7 @@ impl<'a> Copy<'a> {
 
     /// Takes note of how a transfer ended.
     async fn ended(&mut self, span: &Span, source: Option<Source>, end: End) -> Result<Option<Fetched>, Failure> {
-        self.sources.extend(source);
-        let has_begun = !self.sources.is_empty() || self.is_resumed;
+        let has_begun = !lock(&self.sources).is_empty() || self.is_resumed;
         match (end, source) {
             (End::Complete, _) => {
                 self.failed_opens = 0;
@@ -328,7 +333,7 @@ impl<'a> Copy<'a> {
             (End::Broke(failure), Some(source)) => {
                 tracing::debug!(digest = %self.digest, %failure, at = span.claim().at, "a transfer broke; going on from there");
                 self.failed_opens = 0;
-                self.origin.broke(source, self.speed.progressed(span.claim().at));
+                self.origin.broke(source, span.has_brought_any());
             }
             // The transfers that still run may do without this one.
             (End::Broke(failure), None) if !self.running.is_empty() => {
@@ -387,7 +392,6 @@ struct Speed {
     /// Measurements since the connections were widened.
     widened: u32,
     is_decided: bool,
-    furthest: u64,
 }
 
 enum Judgement {
@@ -425,13 +429,6 @@ impl Speed {
             Some(alone) if speed < alone * 1.2 => Judgement::Narrow,
             _ => Judgement::Keep,
         }
-    }
-
-    /// Whether a transfer got further than any before it.
-    fn progressed(&mut self, at: u64) -> bool {
-        let progressed = at > self.furthest;
-        self.furthest = self.furthest.max(at);
-        progressed
     }
 }
 

@@ -117,8 +117,8 @@ impl std::fmt::Debug for Reserved {
     }
 }
 
-/// Which of its sources an [`Origin`] opened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// Which of its sources an [`Origin`] opened, in the order in which it asks them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Source(pub usize);
 
 /// Bytes on their way.
@@ -172,6 +172,8 @@ pub struct Reading {
     /// The copy that bytes were read of; the reader fails when that copy turned out wrong.
     pub attempt: Option<u32>,
     pub end: Option<u64>,
+    /// What the reader was told that the whole has; it fails when the right copy has another size.
+    pub size: Option<u64>,
     /// Whether the last bytes may be read before the whole is verified: for a part that a client asked
     /// for by both its ends, which cannot be taken for the whole.
     pub may_read_unverified: bool,
@@ -215,11 +217,11 @@ impl Fill {
     }
 
     /// The size of the object as soon as that is known; `None` when the upstream does not say and the
-    /// end is not reached.
+    /// end is not reached. That it is empty is said only when it is verified: who is told that has all of it.
     pub async fn size(&self) -> Result<Option<u64>, Failure> {
         let mut state = self.state.subscribe();
-        let state = state.wait_for(|state| !matches!(state.phase, Phase::Opening)).await;
-        let state = state.map_err(|_| gone())?;
+        let may_be_said = |state: &State| !matches!(state.phase, Phase::Opening) && !state.is_maybe_empty();
+        let state = state.wait_for(may_be_said).await.map_err(|_| gone())?;
         match &state.phase {
             Phase::Failed(failure) => Err(failure.clone()),
             _ => Ok(state.size),
@@ -229,7 +231,8 @@ impl Fill {
     /// The size once all is there, for requests that cannot be answered without it.
     pub async fn final_size(&self) -> Result<u64, Failure> {
         let mut state = self.state.subscribe();
-        let is_known = |state: &State| state.size.is_some() || matches!(state.phase, Phase::Failed(_));
+        let has_size = |state: &State| state.size.is_some() && !state.is_maybe_empty();
+        let is_known = |state: &State| has_size(state) || matches!(state.phase, Phase::Failed(_));
         let state = state.wait_for(is_known).await.map_err(|_| gone())?;
         match (&state.phase, state.size) {
             (Phase::Failed(failure), _) => Err(failure.clone()),
@@ -326,12 +329,19 @@ fn gone() -> Failure {
 }
 
 impl State {
+    /// Whether an upstream says that there is nothing, and that is not verified yet.
+    fn is_maybe_empty(&self) -> bool {
+        self.size == Some(0) && matches!(self.phase, Phase::Growing)
+    }
+
     /// What a reader at `at` is told now; `None`: it has to wait.
     fn answer(&self, at: u64, reader: Reading) -> Option<Result<Readable, Failure>> {
         if let Phase::Failed(failure) = &self.phase {
             return Some(Err(failure.clone()));
         }
-        if reader.attempt.is_some_and(|attempt| attempt != self.attempt) {
+        let is_other_copy = reader.attempt.is_some_and(|attempt| attempt != self.attempt);
+        let is_other_size = reader.size.zip(self.size).is_some_and(|(told, size)| told != size);
+        if is_other_copy || is_other_size {
             let message = "the upstream sent wrong content; ask again for the copy of another upstream";
             return Some(Err(Failure::new(FailureKind::WrongContent, message)));
         }
@@ -345,7 +355,7 @@ impl State {
                 let run_end = self.present.run_end(at);
                 let held_back = if reader.may_read_unverified { 0 } else { HELD_BACK };
                 // Where the size is unknown, any byte may be one of the last.
-                let end = self.size.unwrap_or(run_end);
+                let end = self.size.unwrap_or(run_end).min(reader.size.unwrap_or(u64::MAX));
                 run_end.min(end.saturating_sub(held_back))
             }
         };

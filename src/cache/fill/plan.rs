@@ -4,7 +4,7 @@
 use crate::cache::ranges::RangeSet;
 
 /// A reader this close behind a transfer waits for it.
-const NEAR: u64 = 1 << 20;
+pub const NEAR: u64 = 1 << 20;
 /// What is fetched for a reader far ahead that does not say where it will stop.
 const SIDE_CHUNK: u64 = 4 << 20;
 /// Side ranges under way at most, beside the transfers that go in order.

@@ -1,4 +1,5 @@
 use std::sync::Mutex as StdMutex;
+use std::time::Duration;
 
 use futures_util::stream;
 use futures_util::{FutureExt, StreamExt};
@@ -9,7 +10,7 @@ use crate::oci::Algorithm;
 use crate::store::Disk;
 
 /// What a scripted source does when it is opened.
-enum Step {
+pub enum Step {
     /// Sends `bytes` from `start` and ends, or breaks off.
     Send {
         start: u64,
@@ -17,18 +18,23 @@ enum Step {
         bytes: Vec<u8>,
         breaks: bool,
     },
+    /// Sends `bytes` of so many, and then nothing more.
+    Stall {
+        bytes: Vec<u8>,
+        total: u64,
+    },
     Refuse(FailureKind),
 }
 
 #[derive(Default)]
-struct Script {
+pub struct Script {
     steps: StdMutex<Vec<Step>>,
     opened_at: StdMutex<Vec<u64>>,
     rejected: StdMutex<Vec<Source>>,
 }
 
 impl Script {
-    fn new(steps: impl IntoIterator<Item = Step>) -> Arc<Self> {
+    pub fn new(steps: impl IntoIterator<Item = Step>) -> Arc<Self> {
         let mut steps: Vec<_> = steps.into_iter().collect();
         steps.reverse();
         Arc::new(Self { steps: StdMutex::new(steps), ..Self::default() })
@@ -42,6 +48,10 @@ impl Origin for Script {
         let step = self.steps.lock().expect("lock").pop().unwrap_or(Step::Refuse(FailureKind::Unavailable));
         let result = match step {
             Step::Refuse(kind) => Err(Failure::new(kind, "refused")),
+            Step::Stall { bytes, total } => {
+                let body = stream::iter([Ok(bytes.into())]).chain(stream::pending()).boxed();
+                Ok(Transfer { source: Source(left), start: 0, total: Some(total), body })
+            }
             Step::Send { start, total, bytes, breaks } => {
                 let mut items: Vec<_> = bytes.chunks(1000).map(|chunk| Ok(Bytes::copy_from_slice(chunk))).collect();
                 if breaks {
@@ -67,7 +77,7 @@ impl Origin for Script {
 }
 
 /// Room without end.
-struct Endless;
+pub struct Endless;
 
 impl Room for Endless {
     fn reserve(&self, _: u64) -> BoxFuture<'static, Result<Reservation, Failure>> {
@@ -127,6 +137,24 @@ async fn empty_content_is_stored() {
     let (outcome, _, stored) = run(b"", &Script::new([whole(b"")])).await;
     assert_eq!(outcome.expect("stored").size, 0);
     assert_eq!(stored, Some(Vec::new()));
+}
+
+#[tokio::test]
+async fn what_has_arrived_is_read_while_nothing_more_comes() {
+    let right = content(200_000);
+    let script = Script::new([Step::Stall { bytes: right[..50_000].to_vec(), total: 200_000 }]);
+    let dir = tempfile::tempdir().expect("a directory");
+    let disk = Arc::new(Disk::open(dir.path()).expect("a store"));
+    let digest = Digest::of(Algorithm::Sha256, &right);
+    let Joined::New(fill, registered) = Fills::default().join(&digest, "r") else {
+        panic!("a new fill");
+    };
+    let (origin, room): (Arc<dyn Origin>, Arc<dyn Room>) = (script, Arc::new(Endless));
+    let reads = tokio::time::timeout(Duration::from_secs(20), fill.readable(0, Reading::default()));
+    tokio::select! {
+        outcome = drive(&registered, digest, &origin, &disk, &room) => panic!("it goes on: {outcome:?}"),
+        readable = reads => assert_eq!(readable.expect("in time").expect("no failure").until, 50_000),
+    }
 }
 
 #[tokio::test]

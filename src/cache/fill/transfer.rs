@@ -10,28 +10,34 @@ use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt};
 
-use super::plan::Claim;
+use super::plan::{self, Claim};
 use super::{Fill, Origin, Reserved, Transfer};
 use crate::failure::{Failure, FailureKind};
 use crate::store::partial::Slot;
 
-/// Most bytes taken off the network before they are written, and so a transfer's buffer (twice).
-const BATCH: usize = 1 << 20;
+/// Most bytes taken off the network before they are written, and so a transfer's buffer (twice). Not
+/// more than a reader waits for: what is being written is never taken off a transfer again.
+const BATCH: usize = plan::NEAR as usize;
 
 /// Where a transfer stands and where it ends; the planner may bring the end nearer while it runs.
 #[derive(Debug)]
 pub struct Span {
+    from: u64,
     at: AtomicU64,
     until: AtomicU64,
 }
 
 impl Span {
     pub fn new(from: u64, until: u64) -> Self {
-        Self { at: AtomicU64::new(from), until: AtomicU64::new(until) }
+        Self { from, at: AtomicU64::new(from), until: AtomicU64::new(until) }
     }
 
     pub fn claim(&self) -> Claim {
         Claim { at: self.at.load(Ordering::Relaxed), until: self.until.load(Ordering::Relaxed) }
+    }
+
+    pub fn has_brought_any(&self) -> bool {
+        self.claim().at > self.from
     }
 
     pub fn set_until(&self, until: u64) {
@@ -71,7 +77,7 @@ pub async fn run(transfer: Transfer, span: &Span, sink: &Sink, origin: &dyn Orig
         return End::NoRanges;
     }
     let total = transfer.total;
-    let mut incoming = Incoming { body: transfer.body, skip: from - transfer.start.min(from), ended: None };
+    let mut incoming = Incoming::new(transfer.body, from - transfer.start.min(from));
     let mut batch = incoming.next_batch(origin).await;
     while !batch.is_empty() {
         let Claim { at, until } = span.claim();
@@ -90,15 +96,17 @@ pub async fn run(transfer: Transfer, span: &Span, sink: &Sink, origin: &dyn Orig
         if at + length > until {
             truncate(&mut batch, until.saturating_sub(at));
         }
-        let write = write(sink.clone(), from, at, batch);
+        let write = async {
+            let end = write(sink.clone(), from, at, batch).await?;
+            // Said at once: the next bytes may be long in coming.
+            span.at.store(end, Ordering::Relaxed);
+            sink.fill.arrived(at, end);
+            Ok(())
+        };
         let (written, next) =
             if is_last { (write.await, Vec::new()) } else { tokio::join!(write, incoming.next_batch(origin)) };
-        match written {
-            Ok(end) => {
-                span.at.store(end, Ordering::Relaxed);
-                sink.fill.arrived(at, end);
-            }
-            Err(error) => return End::Storage(error),
+        if let Err(error) = written {
+            return End::Storage(error);
         }
         if is_last {
             return End::Complete;
@@ -144,39 +152,76 @@ struct Incoming {
     body: BoxStream<'static, Result<Bytes, Failure>>,
     /// Bytes that are there already: the source does not serve ranges.
     skip: u64,
+    /// What was too much for the last batch.
+    kept: Bytes,
     ended: Option<Result<(), Failure>>,
 }
 
 impl Incoming {
+    fn new(body: BoxStream<'static, Result<Bytes, Failure>>, skip: u64) -> Self {
+        Self { body, skip, kept: Bytes::new(), ended: None }
+    }
+
     /// Waits for bytes and takes with them what else has arrived, up to a limit. Empty at the end.
     async fn next_batch(&mut self, origin: &dyn Origin) -> Vec<Bytes> {
         let mut batch = Vec::new();
-        let mut length = 0;
-        while length < BATCH && self.ended.is_none() {
-            let next = if batch.is_empty() {
-                self.body.next().await
-            } else {
-                match self.body.next().now_or_never() {
-                    Some(next) => next,
-                    None => break,
-                }
-            };
-            match next {
-                Some(Ok(mut chunk)) => {
-                    origin.received(chunk.len() as u64);
-                    let skipped = self.skip.min(chunk.len() as u64);
-                    self.skip -= skipped;
-                    // Fits: it is at most the chunk's length.
-                    let chunk = chunk.split_off(skipped as usize);
-                    length += chunk.len();
-                    if !chunk.is_empty() {
-                        batch.push(chunk);
+        let mut left = BATCH;
+        while left > 0 && self.ended.is_none() {
+            if self.kept.is_empty() {
+                let next = if batch.is_empty() {
+                    self.body.next().await
+                } else {
+                    match self.body.next().now_or_never() {
+                        Some(next) => next,
+                        None => break,
                     }
+                };
+                match next {
+                    Some(Ok(chunk)) => self.keep(chunk, origin),
+                    Some(Err(failure)) => self.ended = Some(Err(failure)),
+                    None => self.ended = Some(Ok(())),
                 }
-                Some(Err(failure)) => self.ended = Some(Err(failure)),
-                None => self.ended = Some(Ok(())),
+            }
+            let chunk = self.kept.split_to(self.kept.len().min(left));
+            left -= chunk.len();
+            if !chunk.is_empty() {
+                batch.push(chunk);
             }
         }
         batch
+    }
+
+    fn keep(&mut self, mut chunk: Bytes, origin: &dyn Origin) {
+        origin.received(chunk.len() as u64);
+        let skipped = self.skip.min(chunk.len() as u64);
+        self.skip -= skipped;
+        // Fits: it is at most the chunk's length.
+        self.kept = chunk.split_off(skipped as usize);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::stream;
+
+    use super::*;
+    use crate::cache::fill::tests::Script;
+
+    #[tokio::test]
+    async fn a_batch_is_never_longer_than_what_readers_wait_for() {
+        let sent = (0..5u8).map(|chunk| Ok(Bytes::from(vec![chunk; 700_000])));
+        let mut incoming = Incoming::new(stream::iter(sent).boxed(), 100_000);
+        let origin = Script::new([]);
+        let mut came = Vec::new();
+        loop {
+            let batch = incoming.next_batch(&*origin).await.concat();
+            assert!(batch.len() as u64 <= plan::NEAR, "{} bytes", batch.len());
+            if batch.is_empty() {
+                break;
+            }
+            came.extend(batch);
+        }
+        let expected: Vec<u8> = (0..5u8).flat_map(|chunk| vec![chunk; 700_000]).skip(100_000).collect();
+        assert!(came == expected);
     }
 }
