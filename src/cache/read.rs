@@ -2,12 +2,13 @@
 //! alike to who reads.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::stream::{self, Stream};
+use rustix::io::ReadWriteFlags;
 
 use super::direct::{self, Direct};
 use super::fill::{Fill, Origin, Reading};
@@ -147,9 +148,14 @@ impl Reader {
         if length == 0 && self.reading.end.is_some() {
             return Err(Failure::new(FailureKind::Storage, "the object ended before its stated size"));
         }
-        let source = file.clone();
-        let bytes = tokio::task::spawn_blocking(move || read_at(&source, at, length)).await;
-        let bytes = bytes.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(|error| unreadable(&error))?;
+        let bytes = match read_cached(&file, at, length) {
+            Some(bytes) => bytes,
+            None => {
+                let source = file.clone();
+                let bytes = tokio::task::spawn_blocking(move || read_at(&source, at, length)).await;
+                bytes.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(|error| unreadable(&error))?
+            }
+        };
         self.last_file = Some(file);
         self.at += length;
         Ok(bytes)
@@ -186,6 +192,15 @@ impl Reader {
 fn unreadable(error: &io::Error) -> Failure {
     tracing::error!(%error, "cannot read an object");
     Failure::new(FailureKind::Storage, format!("cannot read an object: {error}"))
+}
+
+/// Reads exactly `length` bytes at `at` if they are in the page cache, as what has just been written
+/// is; never waits for a disk.
+fn read_cached(file: &File, at: u64, length: u64) -> Option<Bytes> {
+    let mut buffer = vec![0; usize::try_from(length).ok()?];
+    let into = &mut [IoSliceMut::new(&mut buffer)];
+    let read = rustix::io::preadv2(file, into, at, ReadWriteFlags::NOWAIT).ok()?;
+    (read as u64 == length).then(|| buffer.into())
 }
 
 /// Reads exactly `length` bytes at `at`.

@@ -435,14 +435,17 @@ impl Speed {
 /// Hashes the object as far as it is there in order, reading back from the page cache.
 async fn hash(fill: Arc<Fill>, file: Arc<std::fs::File>, digest: Digest) -> io::Result<Digest> {
     let mut hasher = digest.algorithm().hasher();
+    let mut buffer = Vec::new();
     let mut at = 0;
     while let Some(until) = fill.hashable(at).await {
         let (file, length) = (file.clone(), (until - at).min(HASHED));
-        hasher = blocking(move || {
-            let mut bytes = vec![0; length as usize];
-            file.read_exact_at(&mut bytes, at)?;
-            hasher.update(&bytes);
-            Ok(hasher)
+        (hasher, buffer) = blocking(move || {
+            // Fits: it is at most `HASHED`.
+            buffer.resize(buffer.len().max(length as usize), 0);
+            let part = &mut buffer[..length as usize];
+            file.read_exact_at(part, at)?;
+            hasher.update(part);
+            Ok((hasher, buffer))
         })
         .await?;
         at += length;
