@@ -1,8 +1,10 @@
 //! What a client sees: routes, headers, ranges, lists, freshness, and the admin door.
 
+use futures_util::future::join_all;
+
 use crate::support::{
-    Fault, Hub, Image, Kind, Larder, On, Options, RepositoryConfig, blob, eventually, get, head, repository_config,
-    request, sha512,
+    Connection, Fault, Hub, Image, Kind, Larder, On, Options, RepositoryConfig, blob, eventually, get, head,
+    repository_config, request, sha512,
 };
 
 async fn scene(options: Options, more: &str) -> (Hub, Larder, Image) {
@@ -314,4 +316,36 @@ async fn the_admin_door_counts_and_clears() {
     assert_eq!((&stats["objects"], &stats["current_size"]), (&0.into(), &0.into()));
     hub.fault(On::any(), Fault::Drop);
     assert_eq!(get(&layer).await.status, 502);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hits_of_every_size_are_exact_one_after_the_other_and_side_by_side() {
+    let hub = Hub::start(Options::default()).await;
+    let larder = Larder::start(&repository_config("hub", &[&hub])).await;
+    // Read, mapped in one frame, in several, and at the edges of both.
+    let sizes = [1, 65_535, 65_536, 65_537, (1 << 20) - 1, 1 << 20, 5_000_003, 40 << 20];
+    let blobs: Vec<_> = (0..).zip(sizes).map(|(seed, size)| blob(seed, size)).collect();
+    let urls: Vec<_> =
+        blobs.iter().map(|blob| larder.blob_url("hub/team/app", &hub.push_blob("team/app", blob.clone()))).collect();
+    for url in &urls {
+        assert!(get(url).await.complete());
+        eventually("it is stored", async || head(url).await.header("x-cache") == "HIT").await;
+    }
+    for connection in [Connection::http1(&urls[0]).await, Connection::http2(&urls[0]).await] {
+        // The small and the large in turn, twice, and a part of each.
+        for (url, blob) in urls.iter().zip(&blobs).chain(urls.iter().zip(&blobs).rev()) {
+            let answer = request("GET", url).send_on(&connection).await;
+            assert!(answer.complete() && answer.body == *blob, "{} {:?}", answer.status, answer.error);
+            assert_eq!(answer.header("x-cache"), "HIT");
+            let (from, until) = (blob.len() / 3, blob.len() / 3 * 2 + 1);
+            let part = request("GET", url).header("range", format!("bytes={from}-{}", until - 1));
+            let part = part.send_on(&connection).await;
+            assert!(part.complete() && part.body == blob[from..until], "{} {:?}", part.status, part.error);
+        }
+    }
+    let connection = Connection::http2(&urls[0]).await;
+    let all = join_all(urls.iter().map(|url| request("GET", url).send_on(&connection))).await;
+    for (answer, blob) in all.iter().zip(&blobs) {
+        assert!(answer.complete() && answer.body == *blob, "{} {:?}", answer.status, answer.error);
+    }
 }

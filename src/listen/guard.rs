@@ -96,14 +96,20 @@ impl<S: Socket> Guard<S> {
         let Some(mapping) = self.watched.mapping() else {
             return Pin::new(&mut self.inner).poll_write_vectored(context, buffers);
         };
-        let mut front = 0;
-        for buffer in buffers {
-            match mapping.position(buffer) {
-                Some(at) if front == 0 => return self.inner.poll_send(context, &mapping, at, buffer.len()),
-                Some(_) => break,
-                None => front += 1,
-            }
+        let mut buffers = buffers;
+        while let [first, rest @ ..] = buffers
+            && first.is_empty()
+        {
+            buffers = rest;
         }
+        let Some(first) = buffers.first() else {
+            return Poll::Ready(Ok(0));
+        };
+        if let Some(at) = mapping.position(first) {
+            return self.inner.poll_send(context, &mapping, at, first.len());
+        }
+        let is_other = |buffer: &&IoSlice<'_>| mapping.position(buffer).is_none();
+        let front = buffers.iter().take_while(is_other).count();
         Pin::new(&mut self.inner).poll_write_vectored(context, &buffers[..front])
     }
 
