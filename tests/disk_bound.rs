@@ -115,6 +115,7 @@ async fn what_is_larger_than_the_cache_passes_uncached() {
     }
     let stats = larder.stats().await;
     assert_eq!((&stats["objects"], &stats["evictions"], &stats["errors"]), (&1.into(), &0.into(), &0.into()));
+    assert_eq!(stats["unstored"], 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]

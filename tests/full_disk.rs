@@ -61,7 +61,9 @@ async fn pulls_go_on_when_the_disk_is_full_and_are_cached_again_when_it_is_not()
         }
     }
     assert_eq!(get(format!("{}/readyz", larder.admin_url())).await.status, 503);
-    assert!(larder.stats().await["errors"].as_u64().is_some_and(|errors| errors > 0));
+    let stats = larder.stats().await;
+    assert!(stats["errors"].as_u64() > Some(0) && stats["unstored"].as_u64() > Some(0), "{stats}");
+    assert!(!larder.metrics().await.contains("larder_unstored_total 0\n"));
     assert!(larder.log().contains("served uncached"));
 
     std::fs::remove_file(filler).expect("removed");

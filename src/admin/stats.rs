@@ -18,6 +18,8 @@ pub struct Stats {
     /// Old copies served because the upstream failed.
     stale: u64,
     stores: u64,
+    /// Objects that passed uncached for want of room or a working disk.
+    unstored: u64,
     evictions: u64,
     /// Failures of the cache's own disk or index.
     errors: u64,
@@ -68,6 +70,7 @@ pub async fn show(State(pull): State<Arc<Pull>>) -> Json<Stats> {
         misses,
         stale,
         stores: metrics.stores.get(),
+        unstored: metrics.unstored.get(),
         evictions: metrics.evictions.get(),
         errors: metrics.errors.get(),
         current_size: metrics.cache_bytes.get(),

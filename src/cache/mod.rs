@@ -185,9 +185,15 @@ impl Cache {
                     cache.record_object(&repository, digest, outcome.size, None, outcome.is_new);
                 }
                 Ok(_) => {
+                    cache.metrics.unstored.inc();
                     cache.metrics.errors.inc();
                 }
+                Err(failure) if failure.kind == FailureKind::NoRoom => {
+                    cache.metrics.unstored.inc();
+                    tracing::info!(%digest, repository, %failure, "a blob passes uncached");
+                }
                 Err(failure) if failure.kind == FailureKind::Storage => {
+                    cache.metrics.unstored.inc();
                     cache.metrics.errors.inc();
                     tracing::error!(%digest, %failure, "blobs are served uncached until the cache directory can be written again");
                 }
@@ -238,7 +244,10 @@ impl Cache {
                 self.index.write(Write::Edges { parent: manifest.digest, children });
                 self.space.edges_changed(&manifest.digest);
             }
-            Err(failure) => tracing::warn!(digest = %manifest.digest, %failure, "a manifest is served uncached"),
+            Err(failure) => {
+                self.metrics.unstored.inc();
+                tracing::warn!(digest = %manifest.digest, %failure, "a manifest is served uncached");
+            }
         }
         manifest
     }

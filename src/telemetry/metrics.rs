@@ -84,6 +84,8 @@ pub struct Metrics {
     /// Requests that joined a transfer another request had begun.
     pub coalesced: Counter,
     pub stores: Counter,
+    /// Objects that passed uncached because of the own disk or its limits.
+    pub unstored: Counter,
     pub evictions: Counter,
     /// Failures of the cache itself: disk or index.
     pub errors: Counter,
@@ -136,6 +138,7 @@ impl Metrics {
         r.register("fills_running", "Transfers from upstream under way", self.fills_running.clone());
         r.register("coalesced", "Requests that joined a running transfer", self.coalesced.clone());
         r.register("stores", "Objects stored", self.stores.clone());
+        r.register("unstored", "Objects not stored for want of room or a working disk", self.unstored.clone());
         r.register("evictions", "Objects removed to make room", self.evictions.clone());
         r.register("errors", "Failures of the cache's own disk or index", self.errors.clone());
         r.register_with_unit("cache", "Size of the stored objects", Unit::Bytes, self.cache_bytes.clone());
