@@ -64,7 +64,7 @@ async fn pulls_go_on_when_the_disk_is_full_and_are_cached_again_when_it_is_not()
     let stats = larder.stats().await;
     assert!(stats["errors"].as_u64() > Some(0) && stats["unstored"].as_u64() > Some(0), "{stats}");
     assert!(!larder.metrics().await.contains("larder_unstored_total 0\n"));
-    assert!(larder.log().contains("served uncached"));
+    eventually("the log says so", async || larder.log().contains("uncached")).await;
 
     std::fs::remove_file(filler).expect("removed");
     assert_eq!(get(format!("{}/readyz", larder.admin_url())).await.status, 200);

@@ -2,7 +2,7 @@
 //! costs one HEAD per tag. Against an upstream that behaves like Docker Hub.
 
 use crate::support::{
-    Answer, Hub, Image, Index, Kind, Larder, Listener, On, Options, RepositoryConfig, eventually, get, head,
+    Answer, Fault, Hub, Image, Index, Kind, Larder, Listener, On, Options, RepositoryConfig, eventually, get, head,
     repository_config,
 };
 
@@ -120,4 +120,61 @@ async fn the_next_upstream_serves_what_the_first_does_not() {
         let larder = Larder::start(&config.to_string()).await;
         pull(&larder, "hub/team/app", "1").await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_that_hangs_costs_one_wait_and_not_one_for_each_request() {
+    let (hung, good) = (Hub::start(Options::default()).await, Hub::start(Options::default()).await);
+    let image = Image::new(1);
+    for hub in [&hung, &good] {
+        hub.push_image("team/app", "1", &image);
+    }
+    hung.fault(On::any(), Fault::Hang);
+    let config = RepositoryConfig::new("hub").upstream_with(&hung, "timeout = \"10s\"").upstream(&good);
+    let larder = Larder::start(&config.to_string()).await;
+    let started = std::time::Instant::now();
+    for _ in 0..10 {
+        assert_eq!(get(larder.manifest_url("hub/team/app", "1")).await.body, image.manifest.bytes);
+    }
+    assert!(get(larder.blob_url("hub/team/app", &image.layer_digests()[0])).await.complete());
+    // One request waited. After half a second, if it takes that long, another one looks.
+    let most = 2 + started.elapsed().as_secs() / 10;
+    assert!(hung.requests().len() as u64 <= most, "{}", hung.summary());
+    assert!(larder.log().contains("left alone"));
+
+    // Back again, it is asked first.
+    hung.clear_faults();
+    hung.take_requests();
+    eventually("it is asked again", async || {
+        assert_eq!(get(larder.manifest_url("hub/team/app", "1")).await.status, 200);
+        hung.requests().len() > 1
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rate_limited_upstream_is_left_alone_until_it_may_be_asked() {
+    let hub = Hub::start(Options::default()).await;
+    let image = Image::new(1);
+    hub.push_image("team/app", "1", &image);
+    let larder = Larder::start(&repository_config("hub", &[&hub])).await;
+    let tag = larder.manifest_url("hub/team/app", "1");
+    assert_eq!(get(&tag).await.status, 200);
+    hub.fault(On::any().times(1), Fault::reply(429, &[("retry-after", "2")], "Too Many Requests (HAP429)."));
+    hub.take_requests();
+    let began = std::time::Instant::now();
+    loop {
+        let answer = get(&tag).await;
+        assert_eq!((answer.status, &answer.body), (200, &image.manifest.bytes));
+        // What is not cached is told when to come back.
+        let other = get(larder.manifest_url("hub/team/app", "2")).await;
+        if hub.requests().len() > 1 {
+            break;
+        }
+        assert_eq!(answer.header("x-cache"), "STALE");
+        assert!(answer.header("warning").contains("429"), "{}", answer.header("warning"));
+        let after: u64 = other.header("retry-after").parse().expect("seconds");
+        assert!(other.status == 429 && after <= 2, "{} {after}", other.status);
+    }
+    assert!(began.elapsed() > std::time::Duration::from_millis(1_900), "it was asked too early");
 }

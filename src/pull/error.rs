@@ -108,7 +108,8 @@ impl Refusal {
         let Self::Failure { failure, .. } = self else {
             return None;
         };
-        let stated = failure.retry_after.map(|after| after.as_secs().max(1));
+        // Rounded up: who comes a moment early is told to wait again.
+        let stated = failure.retry_after.map(|after| (after.as_secs() + u64::from(after.subsec_nanos() > 0)).max(1));
         match failure.kind {
             FailureKind::RateLimited => Some(stated.unwrap_or(RETRY_AFTER_RATE_LIMIT)),
             FailureKind::Busy => Some(1),

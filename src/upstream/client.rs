@@ -1,7 +1,7 @@
 //! The client of one upstream registry.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::{self, BoxStream, StreamExt};
@@ -14,6 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use url::Url;
 
 use super::auth::{Auth, Authorization, FetchToken, TokenAnswer, TokenRequest};
+use super::health::Health;
 use super::{errors, tls};
 use crate::config;
 use crate::failure::{Failure, FailureKind};
@@ -40,6 +41,7 @@ pub struct Upstream {
     timeout: Duration,
     /// Bounds the blob transfers under way.
     transfers: Arc<Semaphore>,
+    health: Mutex<Health>,
     metrics: Arc<Metrics>,
 }
 
@@ -127,6 +129,7 @@ impl Upstream {
             max_redirect: config.max_redirect,
             timeout: config.timeout,
             transfers: Arc::new(Semaphore::new(config.max_connections)),
+            health: Mutex::default(),
             metrics,
             label,
         })
@@ -289,6 +292,7 @@ impl Upstream {
 
     /// Sends a request as whom the upstream wants us to be; after a 401 once more.
     async fn send(&self, ask: &Ask<'_>) -> Result<Response, Failure> {
+        self.health().may_ask(Instant::now(), self.timeout)?;
         let scope = self.scope(ask.name);
         let prepared = self.auth.prepare(&scope, self).await?;
         let response = self.follow(ask, prepared.as_ref()).await?;
@@ -314,7 +318,8 @@ impl Upstream {
             if let Some(range) = &ask.range {
                 request = request.header(RANGE, range);
             }
-            if url.origin() == self.url.origin.origin() {
+            let is_own = url.origin() == self.url.origin.origin();
+            if is_own {
                 for (name, value) in &self.headers {
                     request = request.header(name, value);
                 }
@@ -322,7 +327,7 @@ impl Upstream {
                     request = request.header(AUTHORIZATION, &authorization.header);
                 }
             }
-            let response = self.execute(request).await?;
+            let response = self.execute(request, is_own).await?;
             if !is_redirect(response.status()) {
                 return Ok(response);
             }
@@ -339,17 +344,45 @@ impl Upstream {
         target.ok_or_else(|| self.wrong("redirected without a usable Location".to_owned()))
     }
 
-    async fn execute(&self, request: reqwest::RequestBuilder) -> Result<Response, Failure> {
-        let result = match tokio::time::timeout(self.timeout, request.send()).await {
-            Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) => Err(errors::network(&self.label, &error)),
-            Err(_) => Err(errors::timeout(&self.label, "an answer", self.timeout)),
+    /// Sends one request. `is_own`: its answer tells how the upstream does; a storage that it redirects
+    /// to is not the upstream.
+    async fn execute(&self, request: reqwest::RequestBuilder, is_own: bool) -> Result<Response, Failure> {
+        // One that breaks a connection off may do better at once; one that cannot be reached, or hangs,
+        // costs whoever asks next as much again.
+        let (result, was_reached) = match tokio::time::timeout(self.timeout, request.send()).await {
+            Ok(Ok(response)) => (Ok(response), true),
+            Ok(Err(error)) => (Err(errors::network(&self.label, &error)), !error.is_connect() && !error.is_timeout()),
+            Err(_) => (Err(errors::timeout(&self.label, "an answer", self.timeout)), false),
         };
         match &result {
             Ok(response) => self.metrics.asked_upstream(&self.label, response.status().as_str()),
             Err(failure) => self.metrics.asked_upstream(&self.label, failure.kind.as_str()),
         }
+        if is_own {
+            self.take_note(&result, was_reached);
+        }
         result
+    }
+
+    fn take_note(&self, result: &Result<Response, Failure>, was_reached: bool) {
+        let now = Instant::now();
+        let failure = match result {
+            Ok(response) if is_own_trouble(response.status()) => {
+                errors::status(&self.label, response.status(), response.headers())
+            }
+            Ok(_) => return self.health().answered(now),
+            Err(failure) => failure.clone(),
+        };
+        let mut health = self.health();
+        let was_resting = health.resting(now).is_some();
+        health.failed(&failure, was_reached, now, spread());
+        if let (false, Some((left, why))) = (was_resting, health.resting(now)) {
+            tracing::warn!(upstream = %self.label, kind = why.kind.as_str(), %why, "an upstream is left alone for {left:.1?}");
+        }
+    }
+
+    fn health(&self) -> MutexGuard<'_, Health> {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn successful(&self, response: Response) -> Result<Response, Failure> {
@@ -412,7 +445,8 @@ impl FetchToken for Upstream {
         if let Some(header) = self.auth.realm_header(request) {
             http = http.header(AUTHORIZATION, header);
         }
-        let response = self.execute(http).await?;
+        // Who gives out its tokens is a part of it: without them it cannot be asked either.
+        let response = self.execute(http, true).await?;
         let response = self.successful(response)?;
         let bytes = self.read(response, MAX_TOKEN_ANSWER).await?;
         serde_json::from_slice(&bytes).map_err(|_| self.wrong("its token endpoint did not answer with JSON".to_owned()))
@@ -426,6 +460,18 @@ fn label(origin: &Url) -> String {
 
 fn is_redirect(status: StatusCode) -> bool {
     matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
+}
+
+/// Whether a status is about the upstream and not about what was asked for.
+fn is_own_trouble(status: StatusCode) -> bool {
+    status == StatusCode::TOO_MANY_REQUESTS || (status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED)
+}
+
+/// A number between 0 and 1 that is another one each time.
+#[allow(clippy::cast_precision_loss)]
+fn spread() -> f64 {
+    use std::hash::{BuildHasher, RandomState};
+    (RandomState::new().hash_one(0) >> 32) as f64 / f64::from(u32::MAX)
 }
 
 fn refuses_head(status: StatusCode) -> bool {

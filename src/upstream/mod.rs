@@ -5,6 +5,7 @@ mod auth;
 mod client;
 mod errors;
 mod fallback;
+pub mod health;
 pub mod retry;
 mod tls;
 
