@@ -12,5 +12,6 @@ mod never_wrong;
 mod one_transfer;
 mod outage;
 mod ranges;
+mod resume;
 mod serving;
 mod support;

@@ -83,9 +83,13 @@ async fn who_was_told_a_wrong_size_is_not_given_so_much_of_the_right_content() {
     let content = blob(1, 30_000);
     let digest = good.push_blob("team/app", content.clone());
     bad.fault(On::blob().get(), Fault::HtmlInstead);
+    let gate = bad.gate(On::blob().get(), 1);
     let larder = Larder::start(&repository_config("hub", &[&bad, &good])).await;
     let url = larder.blob_url("hub/team/app", &digest);
-    let answer = get(&url).await;
+    let client = client::open(&url).await;
+    assert_eq!(client.header("content-length"), "36");
+    gate.open();
+    let answer = client.read_to_end().await;
     assert!(!answer.complete(), "{} of 30000 bytes were given as the whole", answer.body.len());
     let again = get(&url).await;
     assert!(again.complete() && again.body == content);

@@ -326,6 +326,17 @@ impl Streaming {
         Answer { status: self.status, headers: self.headers, body: body.freeze(), error: self.error }
     }
 
+    /// Reads to the end and compares on the way, so that nothing large is kept; panics where the bytes differ. Tells
+    /// how many came, and whether that was the proper end.
+    pub async fn compare(mut self, mut expected: Bytes) -> (u64, bool) {
+        let whole = expected.len();
+        while let Some(Ok(chunk)) = self.next_chunk().await {
+            let at = whole - expected.len();
+            assert!(chunk == expected.split_to(chunk.len().min(expected.len())), "the bytes differ from {at} on");
+        }
+        ((whole - expected.len()) as u64, self.error.is_none())
+    }
+
     async fn receive(&mut self) -> Option<Result<Bytes, String>> {
         if let Some(error) = &self.error {
             return Some(Err(error.clone()));

@@ -444,4 +444,6 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send
 }
 
 #[cfg(test)]
+mod model_tests;
+#[cfg(test)]
 mod tests;

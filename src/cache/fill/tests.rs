@@ -93,6 +93,16 @@ fn whole(bytes: &[u8]) -> Step {
     Step::Send { start: 0, total: Some(bytes.len() as u64), bytes: bytes.to_vec(), breaks: false }
 }
 
+/// A fill of `right`, to be driven.
+fn begin(dir: &std::path::Path, right: &[u8]) -> (Arc<Fill>, Registered, Digest, Arc<Disk>) {
+    let disk = Arc::new(Disk::open(dir).expect("a store"));
+    let digest = Digest::of(Algorithm::Sha256, right);
+    let Joined::New(fill, registered) = Fills::default().join(&digest, "r") else {
+        panic!("a new fill");
+    };
+    (fill, registered, digest, disk)
+}
+
 /// Drives a fill of `right` over the script and returns what came of it, with the store's content.
 async fn run(right: &[u8], script: &Arc<Script>) -> (Result<Outcome, Failure>, Arc<Fill>, Option<Vec<u8>>) {
     let dir = tempfile::tempdir().expect("a directory");
@@ -144,11 +154,7 @@ async fn what_has_arrived_is_read_while_nothing_more_comes() {
     let right = content(200_000);
     let script = Script::new([Step::Stall { bytes: right[..50_000].to_vec(), total: 200_000 }]);
     let dir = tempfile::tempdir().expect("a directory");
-    let disk = Arc::new(Disk::open(dir.path()).expect("a store"));
-    let digest = Digest::of(Algorithm::Sha256, &right);
-    let Joined::New(fill, registered) = Fills::default().join(&digest, "r") else {
-        panic!("a new fill");
-    };
+    let (fill, registered, digest, disk) = begin(dir.path(), &right);
     let (origin, room): (Arc<dyn Origin>, Arc<dyn Room>) = (script, Arc::new(Endless));
     let reads = tokio::time::timeout(Duration::from_secs(20), fill.readable(0, Reading::default()));
     tokio::select! {
@@ -190,6 +196,25 @@ async fn wrong_content_is_dropped_and_the_next_source_asked() {
         FailureKind::WrongContent
     );
     assert_eq!(fill.readable(0, Reading::default()).await.expect("readable").attempt, 2);
+}
+
+#[tokio::test]
+async fn who_disagrees_on_the_size_is_not_blamed_alone() {
+    let right = content(8 << 20);
+    let (at, total) = (6 << 20, Some(right.len() as u64));
+    let script = Script::new([
+        Step::Stall { bytes: right[..100_000].to_vec(), total: 9 << 20 },
+        // Beside it, for a reader far ahead.
+        Step::Send { start: at, total, bytes: right[at as usize..].to_vec(), breaks: false },
+        whole(&right),
+    ]);
+    let dir = tempfile::tempdir().expect("a directory");
+    let (fill, registered, digest, disk) = begin(dir.path(), &right);
+    let (origin, room): (Arc<dyn Origin>, Arc<dyn Room>) = (script.clone(), Arc::new(Endless));
+    let drive = drive(&registered, digest, &origin, &disk, &room);
+    let (outcome, read) = tokio::join!(drive, fill.readable(at, Reading::default()));
+    assert!(outcome.is_ok() && read.is_ok(), "{outcome:?} {read:?}");
+    assert_eq!(*script.rejected.lock().expect("lock"), []);
 }
 
 #[tokio::test]

@@ -12,8 +12,8 @@ use super::wire::{Kind, Request, Response};
 use crate::support::DEADLINE;
 use crate::support::content::sha256;
 
-/// What happens to a request that is struck. Faults of the body alone (`WrongBytes`, `Short`, `Throttle`, `Gate`) never
-/// strike a HEAD.
+/// What happens to a request that is struck. Faults of the body alone (`WrongBytes`, `Short`, `Throttle`, `Gate`,
+/// `Supply`) never strike a HEAD.
 #[derive(Clone, Debug)]
 pub enum Fault {
     /// Another answer than the right one: status, headers, body. See [`Fault::status`] and [`Fault::reply`].
@@ -50,6 +50,8 @@ pub enum Fault {
     Gate(Gate),
     /// The whole answer waits for a gate to open; made by `Hub::hold`.
     Hold(Gate),
+    /// All bodies together get no more than the test gives; made by `Hub::supply`.
+    Supply(Supply),
 }
 
 impl Fault {
@@ -69,7 +71,9 @@ impl Fault {
     fn concerns(&self, request: &Request) -> bool {
         match self {
             Self::HeadRefused => request.method == "HEAD",
-            Self::WrongBytes | Self::Short { .. } | Self::Throttle { .. } | Self::Gate(_) => request.method != "HEAD",
+            Self::WrongBytes | Self::Short { .. } | Self::Throttle { .. } | Self::Gate(_) | Self::Supply(_) => {
+                request.method != "HEAD"
+            }
             _ => true,
         }
     }
@@ -119,6 +123,7 @@ impl Fault {
             }
             Self::Gate(gate) => response.delivery.gates.push(gate.clone()),
             Self::Hold(gate) => response.delivery.holds.push(gate.clone()),
+            Self::Supply(supply) => response.delivery.supply = Some(supply.clone()),
         }
     }
 }
@@ -340,6 +345,64 @@ struct Waiting<'a>(&'a Gate);
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.0.0.send_modify(|state| state.waiting -= 1);
+    }
+}
+
+/// Bytes that a test gives to many bodies together, whichever takes them first.
+#[derive(Clone, Debug)]
+pub struct Supply(Arc<watch::Sender<SupplyState>>);
+
+#[derive(Clone, Copy, Debug, Default)]
+struct SupplyState {
+    given: u64,
+    /// Bytes that the kernel took.
+    sent: u64,
+    /// Bytes that are being written.
+    taken: u64,
+}
+
+impl Supply {
+    pub(super) fn new() -> Self {
+        Self(Arc::new(watch::Sender::new(SupplyState::default())))
+    }
+
+    /// Gives bytes until `total` were given, and waits until all of them are sent. Panics after the deadline.
+    pub async fn send_up_to(&self, total: u64) {
+        self.0.send_modify(|state| state.given = state.given.max(total));
+        let mut receiver = self.0.subscribe();
+        let all_sent = receiver.wait_for(|state| state.sent >= state.given);
+        let in_time = tokio::time::timeout(DEADLINE, all_sent).await.is_ok();
+        assert!(in_time, "nobody takes what is supplied: {:?}", *self.0.borrow());
+    }
+
+    /// Gives without end.
+    pub fn open(&self) {
+        self.0.send_modify(|state| state.given = u64::MAX);
+    }
+
+    /// Waits until there is something to take, and takes at most so many bytes.
+    pub(super) async fn take(&self, most: usize) -> usize {
+        let mut receiver = self.0.subscribe();
+        loop {
+            let mut got = 0;
+            self.0.send_if_modified(|state| {
+                got = (state.given - state.sent - state.taken).min(most as u64);
+                state.taken += got;
+                got > 0
+            });
+            if got > 0 {
+                return usize::try_from(got).expect("at most what was asked for");
+            }
+            receiver.changed().await.expect("the supply holds its sender");
+        }
+    }
+
+    /// Of the bytes taken, so many were sent; the others go back.
+    pub(super) fn settle(&self, taken: usize, sent: usize) {
+        self.0.send_modify(|state| {
+            state.taken -= taken as u64;
+            state.sent += sent as u64;
+        });
     }
 }
 

@@ -30,7 +30,7 @@ use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, JoinSet};
 
 use self::faults::Injection;
-pub use self::faults::{Fault, Gate, Injected, On};
+pub use self::faults::{Fault, Gate, Injected, On, Supply};
 pub use self::options::{Options, RateLimit, Redirect, Refusal};
 use self::registry::Content;
 use self::token::Tokens;
@@ -245,6 +245,13 @@ impl Hub {
         let gate = Gate::new(0);
         self.fault(on, Fault::Hold(gate.clone()));
         gate
+    }
+
+    /// From now on the bodies of these requests get what the test gives, nothing at first.
+    pub fn supply(&self, on: On) -> Supply {
+        let supply = Supply::new();
+        self.fault(on, Fault::Supply(supply.clone()));
+        supply
     }
 
     /// Ends all faults, for requests to come.

@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::Shared;
-use super::faults::Gate;
+use super::faults::{Gate, Supply};
 
 const WRITE_SIZE: usize = 64 * 1024;
 const LONGEST_HEAD: usize = 64 * 1024;
@@ -142,6 +142,7 @@ pub(super) struct Delivery {
     pub delay: Duration,
     pub holds: Vec<Gate>,
     pub gates: Vec<Gate>,
+    pub supply: Option<Supply>,
     pub cut_after: Option<usize>,
     pub chunked: bool,
     pub bytes_per_second: Option<u64>,
@@ -271,12 +272,18 @@ async fn write_body(stream: &mut TcpStream, response: &Response, shared: &Shared
             let allowed = unless_gone(stream, gate.pass(position)).await?;
             piece = piece.min(usize::try_from(allowed - position).unwrap_or(usize::MAX));
         }
+        if let Some(supply) = &delivery.supply {
+            piece = unless_gone(stream, supply.take(piece)).await?;
+        }
         let bytes = &response.body[sent..sent + piece];
         // Counted first, so that a client which has the bytes never finds them missing in the count.
         shared.count_bytes(response.counts_for.as_deref(), piece as i64);
         let written = if delivery.chunked { write_chunk(stream, bytes).await } else { stream.write(bytes).await };
         let taken = *written.as_ref().unwrap_or(&0);
         shared.count_bytes(response.counts_for.as_deref(), taken as i64 - piece as i64);
+        if let Some(supply) = &delivery.supply {
+            supply.settle(piece, taken);
+        }
         written?;
         sent += taken;
         for gate in &delivery.gates {

@@ -1,0 +1,283 @@
+//! The fill against a model. Sources break, refuse, know no ranges and hold wrong content, as a script
+//! says; readers come and go; the process may be killed on the way. Time is virtual and stands still
+//! while files are written, so a case takes no longer than its bytes and goes the same way each time.
+
+mod case;
+mod sources;
+
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
+use tokio::time::sleep;
+
+use self::case::{Case, Visit, cases};
+use self::sources::World;
+use super::driver::Outcome;
+use super::tests::Endless;
+use super::*;
+use crate::cache::{Aside, Content};
+use crate::oci::Algorithm;
+use crate::store::Disk;
+
+const MIB: u64 = 1 << 20;
+/// A source that breaks so often in a row without bringing anything is asked no more: `upstream::retry`.
+const MAX_STRIKES: u8 = 3;
+
+/// For readers, who are never to need it: the disk is fine.
+struct NotNeeded;
+
+impl Origin for NotNeeded {
+    fn open(&self, _: u64, _: Option<u64>) -> BoxFuture<'_, Result<Transfer, Failure>> {
+        panic!("a reader went past the store");
+    }
+
+    fn parallel(&self) -> usize {
+        1
+    }
+
+    fn broke(&self, _: Source, _: bool) {}
+
+    fn reject(&self, _: Source) {}
+
+    fn received(&self, _: u64) {}
+}
+
+/// What a reader got.
+#[derive(Debug)]
+struct Got {
+    /// The size that it was told at the beginning.
+    told: Option<u64>,
+    start: u64,
+    end: Option<u64>,
+    may_read_unverified: bool,
+    bytes: Vec<u8>,
+    ended: Ended,
+}
+
+#[derive(Debug)]
+enum Ended {
+    Properly,
+    Failed(Failure),
+    /// It left, or what it asked for does not exist.
+    Left,
+}
+
+/// Reads as `pull` does for a client.
+async fn visit(visit: Visit, size: u64, fill: Arc<Fill>, digest: Digest) -> Got {
+    sleep(Duration::from_millis(visit.comes_at)).await;
+    let mut got =
+        Got { told: None, start: 0, end: None, may_read_unverified: false, bytes: Vec::new(), ended: Ended::Left };
+    let told = match visit.part {
+        None => fill.size().await,
+        Some(_) => fill.final_size().await.map(Some),
+    };
+    match told {
+        Ok(told) => got.told = told,
+        Err(failure) => return Got { ended: Ended::Failed(failure), ..got },
+    }
+    got.end = got.told;
+    if let (Some((from, length)), Some(told)) = (visit.part, got.told) {
+        got.start = size * from / 1000;
+        let end = told.min(got.start + length);
+        got.end = Some(end);
+        got.may_read_unverified = visit.may_read_unverified && end.saturating_sub(got.start) < told;
+        if got.start >= end {
+            return got;
+        }
+    }
+    let content = Content::Growing { fill, aside: Aside { digest, origin: Arc::new(NotNeeded) } };
+    let mut stream = content.stream(got.start, got.end, got.told, got.may_read_unverified).boxed();
+    loop {
+        match stream.next().await {
+            Some(Ok(bytes)) => got.bytes.extend_from_slice(&bytes),
+            Some(Err(failure)) => return Got { ended: Ended::Failed(failure), ..got },
+            None => return Got { ended: Ended::Properly, ..got },
+        }
+        if visit.leaves_after.is_some_and(|after| got.bytes.len() as u64 >= after) {
+            return got;
+        }
+        sleep(Duration::from_millis(visit.pause)).await;
+    }
+}
+
+impl World {
+    /// Brings the object in, with its readers; `None` if the process was killed on the way.
+    async fn run(self: &Arc<Self>, disk: &Arc<Disk>, killed_after: Option<u64>) -> Option<Result<Outcome, Failure>> {
+        let digest = Digest::of(Algorithm::Sha256, &self.right);
+        let Joined::New(fill, registered) = Fills::default().join(&digest, "r") else {
+            panic!("a new fill");
+        };
+        let (origin, room): (Arc<dyn Origin>, Arc<dyn Room>) = (self.clone(), Arc::new(Endless));
+        let disk = disk.clone();
+        let mut driver = tokio::spawn(async move { drive(&registered, digest, &origin, &disk, &room).await });
+        let visits = self.case.readers.iter().cloned();
+        let readers: Vec<_> =
+            visits.map(|reader| tokio::spawn(visit(reader, self.case.size, fill.clone(), digest))).collect();
+        let watcher = tokio::spawn(self.clone().watch(fill.clone()));
+
+        let killed = async {
+            match killed_after {
+                Some(after) => sleep(Duration::from_millis(after)).await,
+                None => std::future::pending().await,
+            }
+        };
+        let outcome = tokio::select! {
+            outcome = &mut driver => Some(outcome.expect("no panic")),
+            () = killed => None,
+        };
+        if outcome.is_none() {
+            readers.iter().for_each(tokio::task::JoinHandle::abort);
+            driver.abort();
+            // What is being written is written before time goes on.
+            sleep(Duration::from_millis(1)).await;
+        }
+        self.check_file(&fill, &mut RangeSet::default());
+        watcher.abort();
+        assert!(!watcher.await.is_err_and(|error| error.is_panic()), "something was said to be there that was not");
+        for reader in readers {
+            match reader.await {
+                Ok(got) => self.check(&got),
+                Err(error) => assert!(error.is_cancelled(), "{error}"),
+            }
+        }
+        outcome
+    }
+
+    /// Looks again and again whether what is said to be there is there.
+    async fn watch(self: Arc<Self>, fill: Arc<Fill>) {
+        let (mut attempt, mut seen) = (0, RangeSet::default());
+        loop {
+            sleep(Duration::from_millis(37)).await;
+            let now = fill.state.borrow().attempt;
+            if std::mem::replace(&mut attempt, now) != now {
+                seen = RangeSet::default();
+            }
+            self.check_file(&fill, &mut seen);
+        }
+    }
+
+    fn check_file(&self, fill: &Fill, seen: &mut RangeSet) {
+        let state = fill.state.borrow().clone();
+        let Some(file) = state.file else { return };
+        for (start, end) in state.present.iter() {
+            let mut at = seen.run_end(start).max(start);
+            while at < end {
+                let mut bytes = vec![0; (end - at).min(MIB) as usize];
+                file.read_exact_at(&mut bytes, at).expect("present bytes are in the file");
+                assert!(self.allows(at, &bytes), "no source holds what is in the file from {at}");
+                at += bytes.len() as u64;
+            }
+            seen.insert(start, end);
+        }
+    }
+
+    fn check(&self, got: &Got) {
+        let size = self.case.size;
+        let summary = format!("{:?} of {}..{:?} of {:?}", got.ended, got.start, got.end, got.told);
+        assert!(self.allows(got.start, &got.bytes), "bytes that no source holds: {summary}");
+        let is_right =
+            || self.right.get(got.start as usize..got.start as usize + got.bytes.len()) == Some(&got.bytes[..]);
+        let is_whole = got.start == 0 && got.end == got.told;
+        match &got.ended {
+            Ended::Properly => {
+                let length = got.bytes.len() as u64;
+                assert!(got.end.is_none_or(|end| length == end - got.start), "{length} bytes: {summary}");
+                // What goes to the end is not given as a whole before it is verified.
+                if !got.may_read_unverified && got.end == got.told {
+                    assert!(is_right() && got.start + length == size, "wrong, and taken for right: {summary}");
+                }
+            }
+            Ended::Failed(failure) => {
+                let may_fail = if self.case.has_wrong() {
+                    !self.case.has_right() || failure.kind == FailureKind::WrongContent
+                } else {
+                    !self.case.has_right()
+                };
+                assert!(may_fail, "it could have been served: {summary}");
+            }
+            Ended::Left => {}
+        }
+        if !self.case.has_wrong() {
+            assert!(is_right(), "{summary}");
+            assert!(!is_whole || got.told.is_none_or(|told| told == size), "{summary}");
+        }
+    }
+
+    async fn play(self: Arc<Self>, dir: &Path) {
+        let disk = Arc::new(Disk::open(dir).expect("a store"));
+        let mut outcome = self.run(&disk, self.case.killed_after).await;
+        let was_killed = outcome.is_none();
+        if was_killed {
+            self.restart();
+            outcome = self.run(&disk, None).await;
+        }
+        let outcome = outcome.expect("killed once at most");
+        if !self.case.may_be_whole() || (outcome.is_err() && !self.case.has_right()) {
+            let stored = disk.get(&Digest::of(Algorithm::Sha256, &self.right)).expect("readable");
+            assert!(outcome.is_err() && stored.is_none(), "nobody has it, and yet: {outcome:?}");
+            // Whatever is left of that is in the way of nobody.
+            let mended = World::new(&self.case.mended());
+            mended.restart();
+            let outcome = mended.run(&disk, None).await.expect("not killed");
+            return mended.check_stored(outcome, &disk, dir);
+        }
+        self.check_stored(outcome, &disk, dir);
+        let told = self.told();
+        assert_eq!(told.received, told.delivered);
+        if self.case.is_thrifty() {
+            // After a kill the last byte may be asked for again.
+            let most = self.case.size + told.in_hand + u64::from(was_killed);
+            assert!(told.delivered <= most, "{} bytes, not more than {most} are needed", told.delivered);
+        }
+    }
+
+    fn check_stored(&self, outcome: Result<Outcome, Failure>, disk: &Disk, dir: &Path) {
+        let outcome = outcome.expect("a source has it");
+        assert!(outcome.is_stored && outcome.size == self.case.size, "{outcome:?}");
+        let stored = disk.get(&Digest::of(Algorithm::Sha256, &self.right)).expect("readable").expect("stored");
+        assert_eq!(stored.size, self.case.size);
+        let mut bytes = vec![0; self.right.len()];
+        stored.file.read_exact_at(&mut bytes, 0).expect("readable");
+        assert!(bytes == self.right, "what is stored is wrong");
+        assert_eq!(std::fs::read_dir(dir.join("partial")).expect("readable").count(), 0);
+    }
+}
+
+/// The same cases each time; others, and more, where `PROPTEST_CASES` says how many.
+fn config(cases: u32) -> ProptestConfig {
+    let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };
+    match std::env::var_os("PROPTEST_CASES") {
+        Some(_) => config,
+        None => ProptestConfig { cases, rng_seed: RngSeed::Fixed(1), ..config },
+    }
+}
+
+fn play(case: &Case) {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_time().start_paused(true).max_blocking_threads(1).build().expect("a runtime");
+    let dir = tempfile::tempdir().expect("a directory");
+    let played = async { tokio::time::timeout(Duration::from_secs(3600), World::new(case).play(dir.path())).await };
+    runtime.block_on(played).expect("it ends");
+}
+
+proptest! {
+    #![proptest_config(config(256))]
+
+    #[test]
+    fn whatever_sources_do_readers_get_right_bytes_and_right_content_is_stored(case in cases(false)) {
+        play(&case);
+    }
+}
+
+proptest! {
+    #![proptest_config(config(32))]
+
+    #[test]
+    fn sources_that_break_and_refuse_are_asked_for_each_byte_once(case in cases(true)) {
+        play(&case);
+    }
+}
