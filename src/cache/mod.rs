@@ -141,7 +141,7 @@ impl Cache {
     /// An object to read while it comes in.
     pub fn growing(&self, fill: Arc<Fill>, aside: Aside) -> Content {
         let lease = self.space.lease(&aside.digest);
-        Content::Growing { fill, aside, _lease: lease }
+        Content::Growing { fill, aside, _lease: Some(lease) }
     }
 
     /// The fill of `digest` that is under way.

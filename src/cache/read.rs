@@ -33,7 +33,8 @@ pub enum Content {
         fill: Arc<Fill>,
         /// For the case that the fill fails because of our own disk.
         aside: Aside,
-        _lease: Arc<Lease>,
+        /// `None` where nothing is evicted.
+        _lease: Option<Arc<Lease>>,
     },
     /// Cannot be kept.
     Uncached {
