@@ -135,7 +135,9 @@ async fn what_is_purged_is_gone_running_or_stopped() {
     assert!(purged.stdout.starts_with("purged 3 objects"), "{purged:?}");
     assert!(references(&scene.larder).await.is_empty());
 
-    for (arguments, code) in [(&["purge"][..], 2), (&["purge", "x", "--all"], 2), (&["purge", "hub/team/app:-"], 1)] {
+    for (arguments, code) in
+        [(&["purge"][..], 2), (&["purge", "x", "--all"], 2), (&["purge", "hub/team/app:-"], 2), (&["pin", "hub"], 2)]
+    {
         let wrong = scene.larder.run(arguments).await;
         assert_eq!(wrong.code, Some(code), "{wrong:?}");
         assert!(!wrong.stderr.is_empty());

@@ -146,6 +146,11 @@ fn what_to_purge(routing: &Routing, text: &str) -> Result<Purge, ManageError> {
 /// takes that back. It need not be cached yet.
 pub async fn set_pin(pull: &Pull, text: &str, is_pinned: bool) -> Result<PinDone, ManageError> {
     let (path, reference) = split(text)?;
+    if pull.routing().prefixes().any(|prefix| prefix == path) {
+        return Err(ManageError::Wrong(format!(
+            "`{path}` is a whole repository; name an image of it, or use its `pin`"
+        )));
+    }
     let target = pull.routing().route(Asked { path, ..Asked::default() })?;
     let latest = || "latest".parse().map(Reference::Tag).map_err(|_| ManageError::Wrong("no tag".to_owned()));
     let reference = reference.map_or_else(latest, Ok)?;

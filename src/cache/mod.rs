@@ -120,14 +120,14 @@ impl Cache {
         let metrics = self.metrics.clone();
         let inspect = || async move {
             let inspected = blocking(move || {
-                let is_intact = Disk::is_intact(&stored, &digest)?;
+                let is_intact = Disk::is_intact(&stored, &digest, |_| true)?;
                 if is_intact {
                     disk.seal(&stored, &digest)
                         .unwrap_or_else(|error| tracing::warn!(%digest, %error, "an object cannot be sealed"));
                 } else {
                     metrics.errors.inc();
                     tracing::error!(%digest, "a stored object was damaged; it was removed and is fetched again");
-                    space.discard(&digest);
+                    space.discard(&digest)?;
                 }
                 Ok::<_, std::io::Error>(is_intact)
             });
@@ -218,11 +218,12 @@ impl Cache {
             self.space.used(digest);
             return Ok(Some(manifest));
         }
-        let (disk, index, wanted) = (self.disk.clone(), self.index.clone(), *digest);
-        let loaded = blocking(move || load_manifest(&disk, &index, &wanted)).await?;
+        let (space, wanted) = (self.space.clone(), *digest);
+        let loaded = blocking(move || load_manifest(&space, &wanted)).await?;
         let loaded = loaded.map_err(|error| self.broken("cannot read a manifest", &error))?;
         let manifest = loaded.map(Arc::new);
         if let Some(manifest) = &manifest {
+            self.space.used(digest);
             self.hot.manifests.insert(*digest, manifest.clone());
         }
         Ok(manifest)
@@ -441,6 +442,7 @@ impl Verification<'_> {
         progress: impl FnMut(&scrub::Report) -> bool + Send + 'static,
     ) -> Result<scrub::Report, Failure> {
         let space = self.cache.space.clone();
+        space.loaded().await;
         let verified = blocking(move || scrub::verify(&space, is_repair, progress)).await?;
         verified.map_err(|error| self.cache.broken("cannot verify the store", &error))
     }
@@ -455,8 +457,8 @@ impl Drop for Running {
     }
 }
 
-fn load_manifest(disk: &Disk, index: &Index, digest: &Digest) -> Result<Option<Manifest>, std::io::Error> {
-    let Some(stored) = disk.get(digest)? else {
+fn load_manifest(space: &Space, digest: &Digest) -> Result<Option<Manifest>, std::io::Error> {
+    let Some(stored) = space.disk().get(digest)? else {
         return Ok(None);
     };
     if stored.size > hot::MAX_MANIFEST {
@@ -465,11 +467,10 @@ fn load_manifest(disk: &Disk, index: &Index, digest: &Digest) -> Result<Option<M
     let bytes = read::read_at(&stored.file, 0, stored.size)?;
     if Digest::of(digest.algorithm(), &bytes) != *digest {
         tracing::error!(%digest, "a stored manifest is damaged; it was removed and is fetched again");
-        disk.remove(digest)?;
-        index.write(Write::DropObject { digest: *digest });
+        space.discard(digest)?;
         return Ok(None);
     }
-    let entry = index.object(digest).unwrap_or_else(|error| {
+    let entry = space.index().object(digest).unwrap_or_else(|error| {
         tracing::warn!(%digest, %error, "cannot read what the index knows of a manifest");
         None
     });

@@ -68,6 +68,17 @@ impl Content {
         }
     }
 
+    /// The same, to be read into buffers: for who looks at the bytes before they go to a socket, as HTTP/2
+    /// may, and must not meet a page that a file cut short no longer has.
+    pub fn unmapped(mut self) -> Self {
+        if let Self::Complete { stored, .. } = &mut self
+            && matches!(stored.body, Body::Mapped(_))
+        {
+            stored.body = Body::ToRead;
+        }
+        self
+    }
+
     /// The mapping that the frames of [`Self::stream`] are cut from.
     pub fn mapping(&self) -> Option<&Arc<Mapping>> {
         match self {

@@ -9,7 +9,6 @@ use serde::{Deserialize, Serialize};
 
 use super::read::read_at;
 use super::space::Space;
-use crate::index::Write;
 use crate::oci::manifest::{self, Outline};
 use crate::oci::{Digest, MediaType};
 use crate::store::Disk;
@@ -42,6 +41,8 @@ pub struct Report {
     /// Whether what was found was put right: damaged and unreadable objects removed, so that they are
     /// fetched again, unknown files taken in, missing ones forgotten.
     pub is_repaired: bool,
+    /// Bad objects that could not be removed.
+    pub unrepaired: u64,
     /// Whether this is the end of it.
     pub is_complete: bool,
 }
@@ -83,7 +84,9 @@ impl Report {
     /// Whether nothing was found that is not right now.
     pub fn is_clean(&self) -> bool {
         let troubles = [&self.damaged, &self.unreadable, &self.unknown, &self.missing];
-        self.index == INDEX_IS_FINE && (self.is_repaired || troubles.iter().all(|trouble| trouble.count == 0))
+        self.index == INDEX_IS_FINE
+            && self.unrepaired == 0
+            && (self.is_repaired || troubles.iter().all(|trouble| trouble.count == 0))
     }
 }
 
@@ -91,6 +94,9 @@ impl Report {
 /// for as long as it takes to read the store.
 pub fn verify(space: &Arc<Space>, is_repair: bool, mut progress: impl FnMut(&Report) -> bool) -> io::Result<Report> {
     let mut report = Report { is_repaired: is_repair, index: INDEX_IS_FINE.to_owned(), ..Report::default() };
+    if space.index().was_damaged() && !is_repair {
+        report.index = "it was damaged when it was opened, and was built anew from the files".to_owned();
+    }
     if let Err(error) = space.index().flush_blocking().and_then(|()| space.index().verify()) {
         report.index = error.to_string();
     }
@@ -102,7 +108,7 @@ pub fn verify(space: &Arc<Space>, is_repair: bool, mut progress: impl FnMut(&Rep
     let mut found = Vec::new();
     space.disk().for_each(|digest, _, _| found.push(digest))?;
     for digest in found {
-        verify_one(space, &digest, &mut report);
+        verify_one(space, &digest, &mut report, &mut progress);
         if !progress(&report) {
             return Ok(report);
         }
@@ -111,23 +117,35 @@ pub fn verify(space: &Arc<Space>, is_repair: bool, mut progress: impl FnMut(&Rep
     Ok(report)
 }
 
-fn verify_one(space: &Arc<Space>, digest: &Digest, report: &mut Report) {
+fn verify_one(space: &Arc<Space>, digest: &Digest, report: &mut Report, progress: &mut impl FnMut(&Report) -> bool) {
     let disk = space.disk();
-    let read = || match disk.get(digest)? {
-        Some(stored) => Disk::is_intact(&stored, digest).map(|is_intact| Some((stored, is_intact))),
+    let before = report.bytes;
+    let mut is_left = false;
+    let mut read = |report: &mut Report| match disk.get(digest)? {
+        Some(stored) => {
+            let is_intact = Disk::is_intact(&stored, digest, |read| {
+                report.bytes += read;
+                is_left = !progress(report);
+                !is_left
+            });
+            is_intact.map(|is_intact| Some((stored, is_intact)))
+        }
         // Evicted or purged meanwhile.
         None => Ok(None),
     };
-    let mut result = read();
+    let mut result = read(report);
     if result.is_err() {
         std::thread::sleep(AGAIN);
-        result = read();
+        report.bytes = before;
+        result = read(report);
+    }
+    if is_left {
+        return;
     }
     match result {
         Ok(None) => return,
         Ok(Some((stored, true))) => {
             report.objects += 1;
-            report.bytes += stored.size;
             if !stored.is_sealed
                 && let Err(error) = disk.seal(&stored, digest)
             {
@@ -137,7 +155,6 @@ fn verify_one(space: &Arc<Space>, digest: &Digest, report: &mut Report) {
         }
         Ok(Some((stored, false))) => {
             report.objects += 1;
-            report.bytes += stored.size;
             report.damaged.add(digest);
             tracing::error!(%digest, "an object is damaged");
             if let Err(error) = disk.unseal(&stored) {
@@ -149,8 +166,11 @@ fn verify_one(space: &Arc<Space>, digest: &Digest, report: &mut Report) {
             tracing::error!(%digest, %error, "an object cannot be read");
         }
     }
-    if report.is_repaired {
-        space.discard(digest);
+    if report.is_repaired
+        && let Err(error) = space.discard(digest)
+    {
+        tracing::error!(%digest, %error, "a bad object cannot be removed");
+        report.unrepaired += 1;
     }
 }
 
@@ -171,11 +191,9 @@ pub fn read_outline(disk: &Disk, digest: &Digest, size: u64) -> Option<(MediaTyp
 
 impl Space {
     /// Takes a bad object out: row, then file.
-    pub fn discard(&self, digest: &Digest) {
+    pub fn discard(&self, digest: &Digest) -> io::Result<()> {
         self.removed(std::slice::from_ref(digest), false);
-        self.index().write(Write::DropObject { digest: *digest });
-        if let Err(error) = self.disk().remove(digest) {
-            tracing::error!(%digest, %error, "cannot remove a damaged object");
-        }
+        self.gone(std::slice::from_ref(digest));
+        self.disk().remove(digest).map(drop)
     }
 }

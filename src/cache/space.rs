@@ -57,6 +57,8 @@ pub struct Space {
     /// Objects that are being read, and by how many.
     leases: Mutex<HashMap<Digest, usize>>,
     making_room: Mutex<()>,
+    taking_census: Mutex<()>,
+    refreshing_pins: Mutex<()>,
     loaded: watch::Sender<bool>,
     disk: Arc<Disk>,
     index: Arc<Index>,
@@ -141,6 +143,8 @@ impl Space {
             uses: Mutex::default(),
             leases: Mutex::default(),
             making_room: Mutex::default(),
+            taking_census: Mutex::default(),
+            refreshing_pins: Mutex::default(),
             loaded: watch::Sender::new(false),
             disk,
             index,
@@ -154,7 +158,6 @@ impl Space {
     pub async fn run(self: Arc<Self>) {
         let space = self.clone();
         self.off_thread(move || space.load()).await;
-        self.loaded.send_replace(true);
         let space = self.clone();
         self.off_thread(move || space.census(true).map(drop).map_err(IndexError::Io)).await;
         let mut ticks = tokio::time::interval(TICK);
@@ -296,6 +299,13 @@ impl Space {
 
     /// Reads the objects of the index, in the order of their last use.
     pub fn load(&self) -> Result<(), IndexError> {
+        let loaded = self.load_objects();
+        // What was not read is found by the census.
+        self.loaded.send_replace(true);
+        loaded
+    }
+
+    fn load_objects(&self) -> Result<(), IndexError> {
         self.refresh_pins()?;
         let by_repository = self.classes.count() > 1;
         self.index.objects_by_use(by_repository, |digest, size, last_use, repositories| {
@@ -314,6 +324,8 @@ impl Space {
     /// Compares with the files. With `is_repair` those without a row are adopted, and rows without a
     /// file dropped.
     pub fn census(&self, is_repair: bool) -> io::Result<Census> {
+        // One at a time: they share the marks.
+        let _taking = self.taking_census.lock().unwrap_or_else(PoisonError::into_inner);
         let mut census = Census::default();
         self.stock().evictor.begin_census();
         self.disk.for_each(|digest, size, since| {
@@ -329,9 +341,7 @@ impl Space {
         })?;
         census.missing = self.stock().evictor.end_census(is_repair);
         if is_repair {
-            for &digest in &census.missing {
-                self.index.write(Write::DropObject { digest });
-            }
+            self.gone(&census.missing);
             if !census.unknown.is_empty() || !census.missing.is_empty() {
                 let (adopted, gone) = (census.unknown.len(), census.missing.len());
                 tracing::info!(adopted, gone, "the index was brought in line with the files");
@@ -347,14 +357,16 @@ impl Space {
         let outline = super::scrub::read_outline(&self.disk, &digest, size);
         let media_type = outline.as_ref().map(|(media_type, _)| media_type.clone());
         self.index.write(Write::Object { digest, entry: ObjectEntry { size, media_type, stored_at } });
+        self.index.write(Write::Used { digest, at: Timestamp::now() });
         if let Some((_, children)) = outline {
             self.index.write(Write::Edges { parent: digest, children });
             self.edges_changed(&digest);
         }
-        let class = self.classes.longest("");
+        // Nobody knows who used it and when: it is kept as long as anything is.
+        let class = self.classes.count() - 1;
         let mut stock = self.stock();
         let is_pinned = stock.pinned.contains(&digest);
-        stock.evictor.insert(digest, size, seconds(stored_at), class, is_pinned);
+        stock.evictor.insert(digest, size, now(), class, is_pinned);
     }
 
     fn take_in_uses(&self) {
@@ -370,6 +382,8 @@ impl Space {
 
     /// Finds out anew what is pinned, if that may have changed.
     pub fn refresh_pins(&self) -> Result<(), IndexError> {
+        // One at a time: what was read first must not be written last.
+        let _refreshing = self.refreshing_pins.lock().unwrap_or_else(PoisonError::into_inner);
         if !self.pins_changed.swap(false, Ordering::AcqRel) {
             return Ok(());
         }
@@ -472,21 +486,42 @@ impl Space {
 
     /// Rows first, then files; who has a file open goes on reading.
     fn evict(&self, victims: &[Digest]) {
+        self.gone(victims);
         for digest in victims {
-            self.index.write(Write::DropObject { digest: *digest });
-            self.hot.manifests.remove(digest);
             if let Err(error) = self.disk.remove(digest) {
                 self.metrics.errors.inc();
                 tracing::error!(%digest, %error, "cannot remove an object");
             }
         }
         if !victims.is_empty() {
-            // Who asks for one of them again is noted again.
-            self.hot.noted.clear();
             tracing::debug!(count = victims.len(), "objects were evicted");
             self.metrics.evictions.inc_by(victims.len() as u64);
             self.publish_totals();
         }
+    }
+
+    /// Forgets all that is known of objects whose files go or are gone.
+    pub fn gone(&self, digests: &[Digest]) {
+        if digests.is_empty() {
+            return;
+        }
+        let gone: HashSet<&Digest> = digests.iter().collect();
+        for digest in digests {
+            self.index.write(Write::DropObject { digest: *digest });
+            self.hot.manifests.remove(digest);
+        }
+        // Their tags went with them, and who asks for one again is noted again.
+        self.hot.tags.retain(|_, entry| !gone.contains(&entry.digest));
+        self.hot.noted.clear();
+        if self.stock().pinned.iter().any(|pinned| gone.contains(pinned)) {
+            self.pins_changed();
+        }
+    }
+
+    /// Waits until what the index knows was read.
+    pub async fn loaded(&self) {
+        // The sender lives as long as `self`.
+        let _ = self.loaded.subscribe().wait_for(|loaded| *loaded).await;
     }
 
     async fn reserve_bytes(self: Arc<Self>, bytes: u64) -> Result<Reservation, Failure> {

@@ -21,7 +21,7 @@ use crate::telemetry::Metrics;
 
 const CONNECT: Duration = Duration::from_secs(5);
 /// For each answer to begin, and between two pieces of it.
-const ANSWER: Duration = Duration::from_secs(120);
+const ANSWER: Duration = Duration::from_secs(600);
 /// Longest line of a report.
 const MAX_LINE: usize = 16 << 20;
 
@@ -30,8 +30,15 @@ const MAX_LINE: usize = 16 << 20;
 pub struct Where {
     /// The admin door of a running instance; without it, `admin.listen` of the configuration if the
     /// cache directory is in use, else the directory itself
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", value_parser = admin_url)]
     admin: Option<Url>,
+}
+
+fn admin_url(text: &str) -> Result<Url, String> {
+    match text.parse::<Url>() {
+        Ok(url) if matches!(url.scheme(), "http" | "https") => Ok(url),
+        _ => Err("write it as http://127.0.0.1:17081".to_owned()),
+    }
 }
 
 pub enum Instance {
@@ -47,9 +54,9 @@ impl Instance {
         }
         let config = Config::load(files, std::env::vars()).map_err(|error| CommandError::Usage(error.to_string()))?;
         let dir = &config.cache.dir;
-        if !dir.is_dir() {
+        if !dir.join("blobs").is_dir() {
             let message = format!(
-                "there is no cache directory {}; name the configuration with --config, or a running instance with --admin",
+                "there is no cache in {}; name the configuration with --config, or a running instance with --admin",
                 dir.display()
             );
             return Err(CommandError::Failed(message));
@@ -191,7 +198,11 @@ impl Api {
             url.query_pairs_mut().extend_pairs(parameters);
         }
         let answer = self.client.request(method, url).send().await.map_err(|error| {
-            let cause = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
+            // The cause that a person can act on is at the end.
+            let mut cause: &dyn std::error::Error = &error;
+            while let Some(inner) = cause.source() {
+                cause = inner;
+            }
             unreachable(&cause)
         })?;
         if answer.status().is_success() {
@@ -201,7 +212,10 @@ impl Api {
         let body = answer.text().await.unwrap_or_default();
         let said = serde_json::from_str::<serde_json::Value>(&body).ok();
         let said = said.and_then(|said| Some(said.get("error")?.as_str()?.to_owned()));
-        Err(CommandError::Failed(said.unwrap_or_else(|| format!("{} answered {status}", self.base))))
+        let said = said.unwrap_or_else(|| format!("{} answered {status}", self.base));
+        // The API's words for a wrong reference, and for a name that no repository serves.
+        let is_usage = matches!(status.as_u16(), 400 | 404);
+        Err(if is_usage { CommandError::Usage(said) } else { CommandError::Failed(said) })
     }
 
     async fn ask<T: DeserializeOwned>(

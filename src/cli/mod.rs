@@ -58,7 +58,10 @@ enum CommandError {
 
 impl From<ManageError> for CommandError {
     fn from(error: ManageError) -> Self {
-        Self::Failed(error.to_string())
+        match error {
+            ManageError::Wrong(_) | ManageError::Unknown(_) => Self::Usage(error.to_string()),
+            ManageError::Busy | ManageError::Failed(_) => Self::Failed(error.to_string()),
+        }
     }
 }
 

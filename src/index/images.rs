@@ -1,4 +1,4 @@
-//! What is cached, seen as images: names and tags, what they consist of, and which are pinned.
+//! What is cached, seen as images: names and tags, and what they consist of.
 
 use std::collections::HashSet;
 
@@ -49,31 +49,6 @@ impl Index {
                 });
             }
             Ok(images)
-        })
-    }
-
-    /// Pins an image or takes that back. Returns whether that changed anything.
-    pub async fn set_pin(&self, image: ImageName, is_pinned: bool) -> Result<bool, IndexError> {
-        const PIN: &str = "INSERT OR IGNORE INTO pins (repository, name, reference) VALUES (?1, ?2, ?3)";
-        const UNPIN: &str = "DELETE FROM pins WHERE repository = ?1 AND name = ?2 AND reference = ?3";
-        let ImageName { repository, name, reference } = image;
-        self.change(move |connection| {
-            let sql = if is_pinned { PIN } else { UNPIN };
-            Ok(connection.execute(sql, params![repository, name, reference.to_string()])? > 0)
-        })
-        .await
-    }
-
-    /// All pins, in order. Blocks.
-    pub fn pins(&self) -> Result<Vec<ImageName>, IndexError> {
-        self.read(|connection| {
-            let mut statement =
-                connection.prepare_cached("SELECT repository, name, reference FROM pins ORDER BY 1, 2, 3")?;
-            let rows = statement.query_map([], |row| {
-                let reference = row.get::<_, String>(2)?.parse::<Reference>().ok();
-                Ok(reference.map(|reference| Ok(ImageName { repository: row.get(0)?, name: row.get(1)?, reference })))
-            })?;
-            rows.filter_map(Result::transpose).map(|pin| pin.and_then(|pin| pin)).collect()
         })
     }
 

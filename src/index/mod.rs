@@ -4,6 +4,7 @@
 //! thread, so that no request waits for them; reads have connections of their own.
 
 mod images;
+mod pins;
 mod purge;
 mod sqlite;
 
@@ -162,6 +163,8 @@ pub enum IndexError {
     Io(#[from] std::io::Error),
     #[error("index: it is damaged ({0}); stop Larder and run `larder verify --repair`")]
     Damaged(String),
+    #[error("index: too many changes wait; try again")]
+    Full,
     #[error("index: its thread has ended")]
     Closed,
 }

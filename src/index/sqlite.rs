@@ -12,6 +12,7 @@ use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, params};
 use tokio::sync::oneshot;
 
+use super::pins;
 use super::purge::{self, Purge, Purged};
 use super::{IndexError, Listing, ObjectEntry, TagEntry, TagKey, Timestamp, Totals, Write};
 use crate::oci::{Digest, MediaType};
@@ -33,8 +34,14 @@ const MAX_LISTINGS: usize = 10_000;
 pub struct Index {
     path: PathBuf,
     readers: Readers,
-    queue: SyncSender<Task>,
-    writer: Option<JoinHandle<()>>,
+    writer: Queue,
+    was_damaged: bool,
+}
+
+/// The way to the writing thread, which writes what is queued before it ends.
+struct Queue {
+    tasks: SyncSender<Task>,
+    thread: Option<JoinHandle<()>>,
 }
 
 enum Task {
@@ -53,16 +60,17 @@ impl Index {
     pub fn open(dir: &Path) -> Result<Self, IndexError> {
         let path = dir.join("larder.db");
         let mark = damage_mark(&path);
-        if mark.exists() {
-            let aside = set_aside(&path)?;
+        let was_marked = mark.exists();
+        if was_marked {
+            tracing::error!("the index was found damaged; it is built anew from the files");
+            set_aside(&path)?;
             std::fs::remove_file(mark)?;
-            tracing::warn!(aside = %aside.display(), "the index was found damaged; it was set aside and is built anew from the files");
         }
-        match Self::open_at(&path) {
+        match Self::open_at(&path, was_marked) {
             Err(IndexError::Database(error)) if is_damage(&error) => {
-                let aside = set_aside(&path)?;
-                tracing::error!(%error, aside = %aside.display(), "the index is damaged; it was set aside and a new one begun");
-                Self::open_at(&path)
+                tracing::error!(%error, "the index is damaged; it is built anew from the files");
+                set_aside(&path)?;
+                Self::open_at(&path, true)
             }
             Err(IndexError::Database(error)) if is_of_the_disk(&error) => {
                 tracing::error!(%error, "the index cannot be written; it is kept in memory until the next start");
@@ -92,11 +100,15 @@ impl Index {
         Self::start(connection, path, Path::new(&memory))
     }
 
-    fn open_at(path: &Path) -> Result<Self, IndexError> {
+    fn open_at(path: &Path, was_damaged: bool) -> Result<Self, IndexError> {
+        let is_new = !path.exists();
         let mut connection = Connection::open(path)?;
         configure(&connection)?;
         migrate(&mut connection)?;
-        Self::start(connection, path, path)
+        if is_new {
+            pins::restore(&connection, path);
+        }
+        Ok(Self { was_damaged, ..Self::start(connection, path, path)? })
     }
 
     /// `source` is where further connections find the database of the first.
@@ -105,17 +117,23 @@ impl Index {
         let (queue, tasks) = sync_channel(QUEUE);
         let writer = Writer { connection, path: path.to_owned() };
         let writer = std::thread::Builder::new().name("larder-index".to_owned()).spawn(move || writer.run(&tasks))?;
-        Ok(Self { path: path.to_owned(), readers, queue, writer: Some(writer) })
+        let writer = Queue { tasks: queue, thread: Some(writer) };
+        Ok(Self { path: path.to_owned(), readers, writer, was_damaged: false })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether the index was damaged when it was opened, and had to be begun anew.
+    pub fn was_damaged(&self) -> bool {
+        self.was_damaged
     }
 
     /// Queues a change. Never waits.
     pub fn write(&self, write: Write) {
-        if let Err(error) = self.queue.try_send(Task::Write(write)) {
-            let reason = match error {
-                TrySendError::Full(_) => "its queue is full",
-                TrySendError::Disconnected(_) => "its thread has ended",
-            };
-            tracing::warn!(reason, "a change to the index was dropped");
+        if let Err(error) = self.writer.add(Task::Write(write)) {
+            tracing::warn!(%error, "a change to the index was dropped");
         }
     }
 
@@ -134,21 +152,21 @@ impl Index {
             // A caller that has gone away needs no answer.
             let _ = done.send(change(connection));
         });
-        self.queue.try_send(Task::Change(change)).map_err(|_| IndexError::Closed)?;
+        self.writer.add(Task::Change(change))?;
         result.await.map_err(|_| IndexError::Closed)?
     }
 
     /// Waits until all that was queued is written.
     pub async fn flush(&self) -> Result<(), IndexError> {
         let (done, result) = oneshot::channel();
-        self.queue.try_send(Task::Flush(done)).map_err(|_| IndexError::Closed)?;
+        self.writer.add(Task::Flush(done))?;
         result.await.map_err(|_| IndexError::Closed)
     }
 
     /// As [`Self::flush`], for who may block.
     pub fn flush_blocking(&self) -> Result<(), IndexError> {
         let (done, result) = oneshot::channel();
-        self.queue.try_send(Task::Flush(done)).map_err(|_| IndexError::Closed)?;
+        self.writer.add(Task::Flush(done))?;
         result.blocking_recv().map_err(|_| IndexError::Closed)
     }
 
@@ -285,12 +303,21 @@ impl Index {
     }
 }
 
-impl Drop for Index {
+impl Queue {
+    fn add(&self, task: Task) -> Result<(), IndexError> {
+        self.tasks.try_send(task).map_err(|error| match error {
+            TrySendError::Full(_) => IndexError::Full,
+            TrySendError::Disconnected(_) => IndexError::Closed,
+        })
+    }
+}
+
+impl Drop for Queue {
     /// Writes what is queued and ends the thread.
     fn drop(&mut self) {
-        if self.queue.send(Task::Close).is_ok()
-            && let Some(writer) = self.writer.take()
-            && writer.join().is_err()
+        if self.tasks.send(Task::Close).is_ok()
+            && let Some(thread) = self.thread.take()
+            && thread.join().is_err()
         {
             tracing::error!("the index's thread panicked");
         }
@@ -384,16 +411,21 @@ fn is_of_the_disk(error: &rusqlite::Error) -> bool {
     matches!(error.sqlite_error_code(), Some(CannotOpen | DiskFull | PermissionDenied | ReadOnly | SystemIoFailure))
 }
 
-fn set_aside(path: &Path) -> std::io::Result<PathBuf> {
+/// Moves a damaged index out of the way; it may be gone already.
+fn set_aside(path: &Path) -> std::io::Result<()> {
     let aside = path.with_extension(format!("db.damaged-{}", Timestamp::now().0));
-    std::fs::rename(path, &aside)?;
+    match std::fs::rename(path, &aside) {
+        Ok(()) => tracing::warn!(aside = %aside.display(), "the damaged index was set aside"),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
     for suffix in ["db-wal", "db-shm"] {
         match std::fs::remove_file(path.with_extension(suffix)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
     }
-    Ok(aside)
+    Ok(())
 }
 
 /// The writing thread: takes what is queued, in one transaction.

@@ -6,7 +6,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::Version;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
@@ -116,10 +115,8 @@ fn connection(
         async move {
             // Bodies are for writes, which are refused; hyper closes on what is left unread.
             let (parts, _body) = request.into_parts();
-            let is_alone = parts.version != Version::HTTP_2;
             let mut response = pull.handle(parts, Client { address }).await;
-            // On HTTP/2 answers come in small frames that are better written together.
-            watched.answers_with(response.extensions_mut().remove().filter(|_| is_alone));
+            watched.answers_with(response.extensions_mut().remove());
             Ok::<_, std::convert::Infallible>(response)
         }
     });

@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use http::Method;
 use http::request::Parts;
+use http::{Method, Version};
 
 use super::error::{Refusal, Wanted};
 use super::rejected::Rejected;
@@ -76,6 +76,7 @@ impl Pull {
         let response = if request.method == Method::HEAD {
             respond::blob_head(digest, Some(stored.size), &state)
         } else {
+            let content = if request.version == Version::HTTP_2 { content.unmapped() } else { content };
             respond::blob(&request.headers, digest, content, &state).await?
         };
         Ok(Answer { response, state })

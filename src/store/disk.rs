@@ -15,13 +15,14 @@
 
 use std::fs::{self, File, FileTimes, OpenOptions, TryLockError};
 use std::io::{self, Write};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use rustix::fs::OFlags;
 
 use super::mapped::Mapping;
 use super::partial::{Partial, Resumed};
@@ -66,7 +67,7 @@ pub enum Body {
     /// A small object, read.
     Read(Bytes),
     Mapped(Arc<Mapping>),
-    /// The filesystem does not map files.
+    /// It is not mapped, because the filesystem cannot or the reader must not.
     ToRead,
 }
 
@@ -132,9 +133,16 @@ impl Disk {
 
     /// Opens a complete object; `None` when it is not there.
     pub fn get(&self, digest: &Digest) -> io::Result<Option<Stored>> {
-        match File::open(self.path(digest)) {
+        // What is no file at all must not make anybody wait.
+        let flags = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or(0);
+        match OpenOptions::new().read(true).custom_flags(flags).open(self.path(digest)) {
             Ok(file) => {
                 let metadata = file.metadata()?;
+                if !metadata.is_file() {
+                    tracing::error!(%digest, "something that is no file is in the place of an object; it is removed");
+                    self.remove(digest)?;
+                    return Ok(None);
+                }
                 let (file, size) = (Arc::new(file), metadata.len());
                 let body = if size < MIN_MAPPED {
                     let mut bytes = vec![0; usize::try_from(size).map_err(io::Error::other)?];
@@ -151,8 +159,9 @@ impl Disk {
         }
     }
 
-    /// Reads an object to its end and tells whether it has the digest that it is named by.
-    pub fn is_intact(stored: &Stored, digest: &Digest) -> io::Result<bool> {
+    /// Reads an object to its end and tells whether it has the digest that it is named by. `progress` is
+    /// told of each piece read, and says whether to go on; it fails if not.
+    pub fn is_intact(stored: &Stored, digest: &Digest, mut progress: impl FnMut(u64) -> bool) -> io::Result<bool> {
         let mut hasher = digest.algorithm().hasher();
         let mut buffer = vec![0; 1 << 20];
         let mut at = 0;
@@ -162,6 +171,9 @@ impl Disk {
                 read => {
                     hasher.update(&buffer[..read]);
                     at += read as u64;
+                    if !progress(read as u64) {
+                        return Err(io::ErrorKind::Interrupted.into());
+                    }
                 }
             }
         }
@@ -213,17 +225,24 @@ impl Disk {
         Partial::remove(&self.partial_path(digest))
     }
 
-    /// Makes a verified download the object `digest`: on disk first, then under its name, so that
+    /// Makes a verified download of `size` bytes the object `digest`: on disk first, then under its name, so that
     /// after a power cut the name never stands for less than the content. Returns whether the object
     /// is new.
-    pub fn publish(&self, partial: &Partial, digest: &Digest) -> io::Result<bool> {
+    pub fn publish(&self, partial: &Partial, digest: &Digest, size: u64) -> io::Result<bool> {
         let file = &partial.data().file;
+        // What was verified and no more, whoever wrote behind it.
+        if file.metadata()?.len() != size {
+            file.set_len(size)?;
+        }
         if self.can_seal {
             seal(file, digest, SystemTime::now())?;
         }
         file.sync_all()?;
         let path = self.prepare_place(digest)?;
         let is_new = !path.exists();
+        if path.is_dir() {
+            fs::remove_dir_all(&path)?;
+        }
         partial.rename(&path)?;
         sync_directory(path.parent().unwrap_or(&self.blobs))?;
         Ok(is_new)
@@ -269,8 +288,10 @@ impl Disk {
 
     /// Removes an object; readers that have it open go on. Returns whether it was there.
     pub fn remove(&self, digest: &Digest) -> io::Result<bool> {
-        match fs::remove_file(self.path(digest)) {
+        let path = self.path(digest);
+        match fs::remove_file(&path) {
             Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::IsADirectory => fs::remove_dir_all(&path).map(|()| true),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(error),
         }
@@ -284,10 +305,12 @@ impl Disk {
                     let object = object?;
                     let name = format!("{}:{}", algorithm.as_str(), object.file_name().to_string_lossy());
                     match (name.parse(), object.metadata()) {
-                        (Ok(digest), Ok(metadata)) => each(digest, metadata.len(), metadata.modified()?),
+                        (Ok(digest), Ok(metadata)) if metadata.is_file() => {
+                            each(digest, metadata.len(), metadata.modified()?)
+                        }
                         (Ok(_), Err(error)) if error.kind() == io::ErrorKind::NotFound => {}
                         (Ok(_), Err(error)) => return Err(error),
-                        (Err(_), _) => {
+                        (Ok(_), Ok(_)) | (Err(_), _) => {
                             tracing::warn!(path = %object.path().display(), "this file is no object of the cache");
                         }
                     }
@@ -315,7 +338,12 @@ impl Disk {
         for algorithm in Algorithm::ALL {
             for shard in entries(&self.blobs.join(algorithm.as_str()))? {
                 for object in entries(&shard?.path())? {
-                    fs::remove_file(object?.path())?;
+                    let object = object?;
+                    let name = format!("{}:{}", algorithm.as_str(), object.file_name().to_string_lossy());
+                    match name.parse() {
+                        Ok(digest) => drop(self.remove(&digest)?),
+                        Err(_) => tracing::warn!(path = %object.path().display(), "this is no object of the cache"),
+                    }
                 }
             }
         }
@@ -356,10 +384,14 @@ fn is_passing(error: &io::Error, dir: &Path) -> bool {
     }
 }
 
-/// What is in a folder; nothing if somebody removed it.
+/// What is in a folder; nothing if somebody removed it, or put a file there.
 fn entries(folder: &Path) -> io::Result<impl Iterator<Item = io::Result<fs::DirEntry>>> {
     let found = match fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
+            tracing::warn!(path = %folder.display(), "this is no folder of the cache");
+            None
+        }
         found => Some(found?),
     };
     Ok(found.into_iter().flatten())
@@ -407,7 +439,8 @@ mod tests {
         partial.data().file.write_all_at(b"content", 0).expect("written");
         assert!(disk.get(&digest).expect("readable").is_none());
 
-        assert!(disk.publish(&partial, &digest).expect("published"));
+        partial.data().file.write_all_at(b"more", 7).expect("written");
+        assert!(disk.publish(&partial, &digest, 7).expect("published"));
         assert_eq!(disk.get(&digest).expect("readable").map(|stored| stored.size), Some(7));
         assert_eq!(fs::read_dir(dir.path().join("partial")).expect("readable").count(), 0);
         assert!(disk.remove(&digest).expect("removed"));
@@ -421,14 +454,14 @@ mod tests {
         let digest = Digest::of(Algorithm::Sha256, b"content");
         let get = || disk.get(&digest).expect("readable").expect("there");
         disk.put(&digest, b"content").expect("stored");
-        assert!(get().is_sealed && Disk::is_intact(&get(), &digest).expect("read"));
+        assert!(get().is_sealed && Disk::is_intact(&get(), &digest, |_| true).expect("read"));
 
         fs::write(disk.path(&digest), b"CONTENT").expect("written");
-        assert!(!get().is_sealed && !Disk::is_intact(&get(), &digest).expect("read"));
+        assert!(!get().is_sealed && !Disk::is_intact(&get(), &digest, |_| true).expect("read"));
 
         // A copy that lost its times is found intact and sealed again.
         fs::write(disk.path(&digest), b"content").expect("written");
-        assert!(!get().is_sealed && Disk::is_intact(&get(), &digest).expect("read"));
+        assert!(!get().is_sealed && Disk::is_intact(&get(), &digest, |_| true).expect("read"));
         let seconds =
             |stored: &Stored| stored.since.duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_secs();
         let before = get();

@@ -11,8 +11,9 @@
 //!   whole. Who else may write to the cache directory is trusted not to write into its objects; that
 //!   is asked of the operator, as for any mapped file.
 //! * Where somebody cuts a file short all the same, or the disk fails, touching a page of it would be
-//!   SIGBUS. [`Mapping::load`] gets an error instead, and plain sockets touch frames inside
-//!   `sendfile(2)` and `write(2)` only, which get an error too. Code that reads the bytes itself must copy them with
+//!   SIGBUS. [`Mapping::load`] gets an error instead, and frames go to plain
+//!   HTTP/1 sockets only, which touch them inside `sendfile(2)` and `writev(2)`, where that is an error
+//!   too. Code that reads the bytes itself (HTTP/2 copies small pieces, TLS all) must copy them with
 //!   `pread` and not take a frame.
 
 #![allow(unsafe_code)]

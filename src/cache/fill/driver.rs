@@ -114,7 +114,7 @@ async fn publish(copy: Copy<'_>, size: u64, disk: &Arc<Disk>) -> Outcome {
     let (disk, partial) = (disk.clone(), copy.partial);
     let reserved = copy.reserved.cover(size).await;
     let published = match &reserved {
-        Ok(()) => blocking(move || disk.publish(&partial, &digest)).await.map_err(|error| storage(&error)),
+        Ok(()) => blocking(move || disk.publish(&partial, &digest, size)).await.map_err(|error| storage(&error)),
         Err(failure) => {
             let discarded = blocking(move || partial.discard()).await;
             Err(discarded.map_or_else(|error| storage(&error), |()| failure.clone()))
