@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::support::{Hub, Image, Larder, On, Options, blob, client, eventually, get, repository_config};
+use crate::support::{Hub, Image, Larder, On, Options, blob, client, eventually, get, repository_config, request};
 
 const KIB: usize = 1 << 10;
 
@@ -170,4 +170,119 @@ async fn an_object_cut_short_while_it_is_read_ends_as_an_error() {
     // And the next one is whole.
     let answer = get(&url).await;
     assert!(answer.complete() && answer.body == content);
+}
+
+fn path(larder: &Larder, digest: &str) -> PathBuf {
+    let hex = digest.trim_start_matches("sha256:");
+    larder.dir().join("blobs/sha256").join(&hex[..2]).join(hex)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_object_cut_short_under_http2_ends_one_answer_and_not_the_process() {
+    let hub = Hub::start(Options::default()).await;
+    let content = blob(1, 64 << 20);
+    let digest = hub.push_blob("team/app", content.clone());
+    let mut larder = Larder::start(&repository_config("hub", &[&hub])).await;
+    let url = larder.blob_url("hub/team/app", &digest);
+    assert!(get(&url).await.complete());
+    eventually("it is stored", async || get(&url).await.header("x-cache") == "HIT").await;
+    let mut reading = request("GET", &url).http2().open().await;
+    assert_eq!(reading.read_exact(4096).await, content[..4096]);
+    fs::OpenOptions::new().write(true).open(path(&larder, &digest)).expect("opened").set_len(1000).expect("cut");
+    assert!(!reading.read_to_end().await.complete());
+    assert!(larder.is_running());
+    assert!(get(&url).await.body == content);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bytes_behind_a_partial_download_are_not_taken_for_a_part_of_it() {
+    let hub = Hub::start(Options::default()).await;
+    let content = blob(1, 3 << 20);
+    let digest = hub.push_blob("team/app", content.clone());
+    let mut larder = Larder::start(&repository_config("hub", &[&hub])).await;
+    let gate = hub.gate(On::blob().get().times(1), 1 << 20);
+    let reading = client::open(larder.blob_url("hub/team/app", &digest)).await;
+    gate.reached().await;
+    drop(reading);
+    larder.kill9();
+    gate.open();
+    let partial = larder.dir().join("partial").join(digest.replace(':', "-"));
+    let mut bytes = fs::read(&partial).expect("there");
+    bytes.extend([7; 100_000]);
+    fs::write(&partial, bytes).expect("written");
+    larder.restart().await;
+    let url = larder.blob_url("hub/team/app", &digest);
+    eventually("it is stored", async || {
+        let answer = get(&url).await;
+        assert!(answer.complete() && answer.body == content, "{}", answer.body.len());
+        answer.header("x-cache") == "HIT"
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_file_hinders_nobody() {
+    let mut scene = scene().await;
+    let layers = scene.image.layer_digests();
+    let blobs = scene.larder.dir().join("blobs/sha256");
+    fs::write(blobs.join("README"), "not ours").expect("written");
+    for _ in 0..2 {
+        // A folder and a pipe in the place of objects.
+        for digest in &layers {
+            fs::remove_file(path(&scene.larder, digest)).expect("removed");
+        }
+        fs::create_dir(path(&scene.larder, &layers[0])).expect("made");
+        fs::write(path(&scene.larder, &layers[0]).join("inside"), "x").expect("written");
+        let made = std::process::Command::new("mkfifo").arg(path(&scene.larder, &layers[1])).status();
+        assert!(made.expect("mkfifo is there").success());
+        scene.expect_right_pull().await;
+        eventually("it is stored", async || layers.iter().all(|digest| path(&scene.larder, digest).is_file())).await;
+        scene.larder.restart().await;
+    }
+    let verified = scene.larder.run(&["verify"]).await;
+    assert_eq!(verified.code, Some(0), "{verified:?}");
+    let purged = scene.larder.run(&["purge", "--all"]).await;
+    assert_eq!(purged.code, Some(0), "{purged:?}");
+    assert_eq!(files(&blobs), [blobs.join("README")]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_index_costs_no_object_and_no_pin() {
+    let hub = Hub::start(Options::default()).await;
+    let image = Image::with_layers(1, &[10 * KIB, 20 * KIB]);
+    hub.push_image("team/app", "1", &image);
+    let mut larder = Larder::start(&format!("[cache]\nttl = \"1h\"\n{}", repository_config("hub", &[&hub]))).await;
+    assert_eq!(get(larder.manifest_url("hub/team/app", "1")).await.status, 200);
+    for digest in image.layer_digests() {
+        assert!(get(larder.blob_url("hub/team/app", &digest)).await.complete());
+    }
+    eventually("all is stored", async || larder.stats().await["objects"] == 3).await;
+    assert_eq!(larder.run(&["pin", "hub/team/app:1"]).await.code, Some(0));
+    larder.stop().await;
+    // Stored long ago, and used since, which only the index knew.
+    for file in files(&larder.dir().join("blobs")) {
+        let stored = fs::metadata(&file).expect("there").modified().expect("a time");
+        let before = stored - std::time::Duration::from_secs(7200);
+        fs::File::open(&file).expect("opened").set_times(fs::FileTimes::new().set_modified(before)).expect("set");
+    }
+    let harms: [fn(&Path); 3] = [
+        |db| fs::remove_file(db).expect("removed"),
+        |db| fs::write(db, [0xff; 5000]).expect("written"),
+        // A mark of damage without an index is no reason to fail either.
+        |db| {
+            fs::remove_file(db).expect("removed");
+            fs::write(db.with_extension("db-damaged"), "").expect("written");
+        },
+    ];
+    for harm in harms {
+        harm(&larder.dir().join("larder.db"));
+        larder.restart().await;
+        eventually("all is known again", async || larder.stats().await["objects"] == 3).await;
+        let pins = get(format!("{}/api/pins", larder.admin_url())).await.json();
+        assert_eq!(pins["pins"], serde_json::json!(["hub/team/app:1"]));
+        // The next second's look at what has expired finds nothing.
+        eventually("uses were taken in", async || larder.log().contains("brought in line")).await;
+        assert_eq!(larder.stats().await["evictions"], 0);
+        larder.stop().await;
+    }
 }

@@ -264,3 +264,60 @@ async fn the_api_refuses_what_it_does_not_understand() {
     }
     assert!(is_hit(&scene.larder, &scene.image.layer_digests()[0]).await, "nothing was purged");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_went_and_came_back_is_pinned_all_the_same() {
+    let hub = Hub::start(Options::default()).await;
+    let image = Image::with_layers(1, &[10 * KIB, 20 * KIB]);
+    hub.push_image("team/app", "1", &image);
+    let larder = Larder::start(&format!("[cache]\nttl = \"1s\"\n{}", repository_config("hub", &[&hub]))).await;
+    pull(&larder, "1", &image).await;
+    eventually("it expired", async || larder.stats().await["objects"] == 0).await;
+    assert_eq!(larder.run(&["pin", "hub/team/app:1"]).await.code, Some(0));
+    pull(&larder, "1", &image).await;
+    let listed = larder.run(&["ls", "--json"]).await.json();
+    assert_eq!(listed[0]["pinned"], true, "{listed}");
+    // Something that is not pinned goes meanwhile, so the time was up.
+    let other = hub.push_blob("team/app", blob(9, 10));
+    assert!(get(larder.blob_url("hub/team/app", &other)).await.complete());
+    eventually("the other is stored", async || larder.stats().await["objects"] == 5).await;
+    eventually("the other expired", async || larder.stats().await["objects"] == 4).await;
+    assert!(is_hit(&larder, &image.layer_digests()[0]).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manifest_that_verify_removed_is_fetched_again() {
+    let scene = scene().await;
+    std::fs::write(path(&scene.larder, &scene.image.manifest.digest), "junk").expect("written");
+    assert_eq!(scene.larder.run(&["verify", "--repair"]).await.code, Some(0));
+    let url = scene.larder.manifest_url("hub/team/app", "1");
+    let again = get(&url).await;
+    assert_eq!((again.header("x-cache"), &again.body), ("MISS", &scene.image.manifest.bytes));
+    eventually("it is back", async || {
+        std::fs::read(path(&scene.larder, &scene.image.manifest.digest)).is_ok_and(|bytes| bytes == again.body)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_verification_beside_the_start_loses_nothing() {
+    const OBJECTS: usize = 3000;
+    let hub = Hub::start(Options::default()).await;
+    let mut larder = Larder::start(&repository_config("hub", &[&hub])).await;
+    larder.stop().await;
+    for seed in 0..OBJECTS as u64 {
+        let content = blob(seed, 20);
+        let path = path(&larder, &crate::support::sha256(&content));
+        std::fs::create_dir_all(path.parent().expect("a folder")).expect("made");
+        std::fs::write(path, content).expect("written");
+    }
+    assert_eq!(larder.run(&["verify", "--repair"]).await.code, Some(0));
+    for _ in 0..5 {
+        larder.restart().await;
+        let verified = larder.run(&["verify", "--json"]).await;
+        assert_eq!(verified.code, Some(0), "{verified:?}");
+        assert_eq!(verified.json()["objects"], OBJECTS);
+        assert_eq!(larder.stats().await["objects"], OBJECTS);
+        assert!(!larder.log().contains("brought in line"));
+    }
+}
