@@ -256,10 +256,18 @@ fn config(cases: u32) -> ProptestConfig {
     }
 }
 
+/// In memory where there is room: each object is synced, and a disk takes its time.
+fn directory() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    let has_room = rustix::fs::statvfs(memory).is_ok_and(|free| free.f_bavail * free.f_frsize >= 1 << 30);
+    let made = if has_room { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
+    made.expect("a directory")
+}
+
 fn play(case: &Case) {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = runtime.enable_time().start_paused(true).max_blocking_threads(1).build().expect("a runtime");
-    let dir = tempfile::tempdir().expect("a directory");
+    let dir = directory();
     let played = async { tokio::time::timeout(Duration::from_secs(3600), World::new(case).play(dir.path())).await };
     runtime.block_on(played).expect("it ends");
 }

@@ -155,8 +155,9 @@ impl Case {
             }
             // Who has what is right is there when it is needed; where nobody is wrong it may refuse to go on.
             if script.holds == Holds::Right {
-                // Who always sends all, and does not say how much that is, corrects no wrong size.
-                script.says_total |= has_wrong && script.ranges == Ranges::Ignored;
+                // Who says neither how much there is nor, to who asks for more, that there is no more, corrects no
+                // wrong size.
+                script.says_total |= has_wrong && (script.ranges == Ranges::Ignored || self.size == 0);
                 script.stays = true;
                 script.refusals.0 = 0;
                 script.refusals.1 *= usize::from(!has_wrong);
