@@ -286,6 +286,18 @@ async fn an_image_that_went_and_came_back_is_pinned_all_the_same() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_index_removed_under_a_running_instance_is_reported() {
+    let mut scene = scene().await;
+    std::fs::remove_file(scene.larder.dir().join("larder.db")).expect("removed");
+    let verified = scene.larder.run(&["verify"]).await;
+    assert_eq!(verified.code, Some(1), "{verified:?}");
+    assert!(verified.stdout.contains("larder.db was removed"), "{verified:?}");
+    scene.larder.restart().await;
+    eventually("all is known again", async || scene.larder.stats().await["objects"] == 4).await;
+    assert_eq!(scene.larder.run(&["verify"]).await.code, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_manifest_that_verify_removed_is_fetched_again() {
     let scene = scene().await;
     std::fs::write(path(&scene.larder, &scene.image.manifest.digest), "junk").expect("written");

@@ -163,6 +163,8 @@ pub enum IndexError {
     Io(#[from] std::io::Error),
     #[error("index: it is damaged ({0}); stop Larder and run `larder verify --repair`")]
     Damaged(String),
+    #[error("index: larder.db was removed or replaced under a running Larder; restart it, or what it learns is lost")]
+    Replaced,
     #[error("index: too many changes wait; try again")]
     Full,
     #[error("index: its thread has ended")]

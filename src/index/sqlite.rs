@@ -1,6 +1,7 @@
 //! The index in SQLite: one writing thread that batches, a few reading connections.
 
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -36,6 +37,8 @@ pub struct Index {
     readers: Readers,
     writer: Queue,
     was_damaged: bool,
+    /// The file that was opened; `None` in memory.
+    file: Option<(u64, u64)>,
 }
 
 /// The way to the writing thread, which writes what is queued before it ends.
@@ -118,7 +121,8 @@ impl Index {
         let writer = Writer { connection, path: path.to_owned() };
         let writer = std::thread::Builder::new().name("larder-index".to_owned()).spawn(move || writer.run(&tasks))?;
         let writer = Queue { tasks: queue, thread: Some(writer) };
-        Ok(Self { path: path.to_owned(), readers, writer, was_damaged: false })
+        let file = if source == path { identity(path) } else { None };
+        Ok(Self { path: path.to_owned(), readers, writer, was_damaged: false, file })
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -284,6 +288,9 @@ impl Index {
 
     /// Reads all of the index and compares its parts; takes long on a large one.
     pub fn verify(&self) -> Result<(), IndexError> {
+        if self.file.is_some() && identity(&self.path) != self.file {
+            return Err(IndexError::Replaced);
+        }
         let found = self
             .readers
             .with(|connection| connection.query_row("PRAGMA integrity_check(1)", [], |row| row.get::<_, String>(0)))?;
@@ -385,6 +392,12 @@ fn migrate(connection: &mut Connection) -> rusqlite::Result<()> {
 fn is_damage(error: &rusqlite::Error) -> bool {
     use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
     matches!(error.sqlite_error_code(), Some(DatabaseCorrupt | NotADatabase))
+}
+
+/// Device and number of a file.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    let metadata = std::fs::metadata(path).ok()?;
+    Some((metadata.dev(), metadata.ino()))
 }
 
 /// The file that says that the index is to be set aside at the next start.
