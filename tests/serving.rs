@@ -349,3 +349,23 @@ async fn hits_of_every_size_are_exact_one_after_the_other_and_side_by_side() {
         assert!(answer.complete() && answer.body == *blob, "{} {:?}", answer.status, answer.error);
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tag_is_checked_behind_the_clients_back() {
+    let (hub, larder, image) = scene(Options::default(), "stale_while_revalidate = \"1h\"").await;
+    let tag = larder.manifest_url("hub/team/app", "1");
+    assert_eq!(get(&tag).await.body, image.manifest.bytes);
+    let moved = Image::new(2);
+    hub.push_image("team/app", "1", &moved);
+    // The upstream is held: who asks is served what is there, and one check waits for all.
+    let hold = hub.hold(On::manifest().head());
+    hub.take_requests();
+    for _ in 0..5 {
+        let answer = get(&tag).await;
+        assert_eq!((answer.header("x-cache"), &answer.body), ("HIT", &image.manifest.bytes));
+    }
+    hold.wait_for(1).await;
+    assert_eq!(hub.count_on(On::manifest()), 1, "{}", hub.summary());
+    hold.open();
+    eventually("the new one is served", async || get(&tag).await.body == moved.manifest.bytes).await;
+}

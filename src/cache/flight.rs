@@ -31,29 +31,34 @@ where
     where
         F: Future<Output = Result<T, Failure>> + Send + 'static,
     {
-        let (mut result, is_first) = {
-            let mut running = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            match running.get(&key) {
-                Some(result) => (result.clone(), false),
-                None => {
-                    let (done, result) = watch::channel(None);
-                    running.insert(key.clone(), result.clone());
-                    let landed = Landed { running: self.0.clone(), key };
-                    let work = work();
-                    tokio::spawn(async move {
-                        let value = work.await;
-                        // Out of the map before the result is seen: who comes now begins anew.
-                        drop(landed);
-                        done.send_replace(Some(value));
-                    });
-                    (result, true)
-                }
-            }
-        };
+        let (mut result, is_first) = self.begin(key, work);
         let value = result.wait_for(Option::is_some).await.ok().and_then(|value| value.clone());
         // Only a panic of the work ends the channel without a value.
         let value = value.unwrap_or_else(|| Err(Failure::new(FailureKind::Storage, "the work broke off unexpectedly")));
         (value, is_first)
+    }
+
+    /// Begins the work for `key` unless it is under way, without waiting for it. The second value tells
+    /// whether it was begun.
+    pub fn begin<F>(&self, key: K, work: impl FnOnce() -> F) -> (watch::Receiver<Option<Result<T, Failure>>>, bool)
+    where
+        F: Future<Output = Result<T, Failure>> + Send + 'static,
+    {
+        let mut running = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(result) = running.get(&key) {
+            return (result.clone(), false);
+        }
+        let (done, result) = watch::channel(None);
+        running.insert(key.clone(), result.clone());
+        let landed = Landed { running: self.0.clone(), key };
+        let work = work();
+        tokio::spawn(async move {
+            let value = work.await;
+            // Out of the map before the result is seen: who comes now begins anew.
+            drop(landed);
+            done.send_replace(Some(value));
+        });
+        (result, true)
     }
 }
 

@@ -10,13 +10,21 @@ use crate::failure::FailureKind;
 pub enum Freshness {
     /// Serve it without asking.
     Fresh,
+    /// Serve it, and ask the upstream behind the client's back.
+    Aging,
     /// Ask the upstream whether it still holds.
     Check,
 }
 
 /// Whether a tag that was last checked `age` ago may be served without asking.
 pub fn of_tag(policy: &TagPolicy, tag: &str, age: Duration) -> Freshness {
-    if policy.is_immutable(tag) || age < policy.max_age { Freshness::Fresh } else { Freshness::Check }
+    if policy.is_immutable(tag) || age < policy.max_age {
+        Freshness::Fresh
+    } else if age < policy.max_age.saturating_add(policy.stale_while_revalidate) {
+        Freshness::Aging
+    } else {
+        Freshness::Check
+    }
 }
 
 /// Whether the old copy may be served although the check failed.
@@ -48,9 +56,18 @@ mod tests {
             immutable: false,
             immutable_exclusions: Vec::new(),
             max_age: Duration::ZERO,
+            stale_while_revalidate: Duration::ZERO,
             stale_if_error: Limit::Unlimited,
             on_upstream_404: OnUpstream404::ServeStale,
         }
+    }
+
+    #[test]
+    fn a_tag_past_its_max_age_is_served_while_it_is_checked() {
+        let policy = TagPolicy { max_age: HOUR, stale_while_revalidate: HOUR, ..policy() };
+        assert_eq!(of_tag(&policy, "latest", HOUR / 2), Freshness::Fresh);
+        assert_eq!(of_tag(&policy, "latest", HOUR), Freshness::Aging);
+        assert_eq!(of_tag(&policy, "latest", 2 * HOUR), Freshness::Check);
     }
 
     #[test]

@@ -45,6 +45,8 @@ pub struct TagPolicy {
     pub immutable: bool,
     pub immutable_exclusions: Vec<Pattern>,
     pub max_age: Duration,
+    /// How much longer it is served while it is checked.
+    pub stale_while_revalidate: Duration,
     pub stale_if_error: Limit,
     pub on_upstream_404: OnUpstream404,
 }
@@ -212,6 +214,7 @@ fn check_one(check: &Check<'_>, prefix: String, written: raw::Repository) -> Res
             immutable: written.immutable_tags,
             immutable_exclusions: written.immutable_tags_exclusions,
             max_age: written.max_age.0,
+            stale_while_revalidate: written.stale_while_revalidate.0,
             stale_if_error: written.stale_if_error,
             on_upstream_404: written.on_upstream_404,
         },

@@ -11,6 +11,7 @@ use super::routing::Target;
 use super::{Answer, Pull};
 use crate::cache::Manifest;
 use crate::cache::freshness::{self, Freshness};
+use crate::config::OnUpstream404;
 use crate::failure::{Failure, FailureKind};
 use crate::index::{TagEntry, TagKey, Timestamp};
 use crate::oci::{Digest, Reference, Tag};
@@ -68,8 +69,12 @@ impl Pull {
         };
         let cached = self.cached_tag(&key).await;
         if let Some((entry, manifest)) = &cached
-            && freshness::of_tag(policy, tag.as_str(), entry.checked_at.age()) == Freshness::Fresh
+            && let freshness = freshness::of_tag(policy, tag.as_str(), entry.checked_at.age())
+            && freshness != Freshness::Check
         {
+            if freshness == Freshness::Aging {
+                self.check_behind(target, tag, &key);
+            }
             let state = CacheState::Hit { since: entry.checked_at.to_system_time() };
             return Ok(Found { manifest: manifest.clone(), state });
         }
@@ -105,6 +110,22 @@ impl Pull {
                 Err(failure)
             }
         }
+    }
+
+    /// Checks a tag for those who come next; nobody waits for it.
+    fn check_behind(self: &Arc<Self>, target: &Target, tag: &Tag, key: &TagKey) {
+        let (pull, target, tag, key) = (self.clone(), target.clone(), tag.clone(), key.clone());
+        self.checks.begin(key.clone(), || async move {
+            let checked = pull.check_tag(&target, tag, key.clone()).await;
+            if let Err(failure) = &checked {
+                let policy = &target.repository.config.tags;
+                tracing::info!(repository = key.repository, name = key.name, tag = key.tag, %failure, "a tag could not be checked");
+                if failure.kind == FailureKind::NotFound && policy.on_upstream_404 == OnUpstream404::Drop {
+                    pull.cache.drop_tag(key);
+                }
+            }
+            checked
+        });
     }
 
     /// A tag whose manifest is there too. An index or store that cannot be read counts as an empty
