@@ -110,7 +110,7 @@ impl Cache {
             return Ok(None);
         }
         self.space.used(digest);
-        Ok(Some(Content::Complete { stored, _lease: lease }))
+        Ok(Some(Content::Complete { stored, lease }))
     }
 
     /// Hashes an object whose file was touched since it was verified, once for all who ask. Returns
@@ -118,22 +118,28 @@ impl Cache {
     async fn inspect(&self, stored: &Stored, digest: &Digest) -> Result<bool, Failure> {
         let (stored, digest, disk, space) = (stored.clone(), *digest, self.disk.clone(), self.space.clone());
         let metrics = self.metrics.clone();
-        let inspect = || async move {
-            let inspected = blocking(move || {
-                let is_intact = Disk::is_intact(&stored, &digest, |_| true)?;
-                if is_intact {
-                    disk.seal(&stored, &digest)
-                        .unwrap_or_else(|error| tracing::warn!(%digest, %error, "an object cannot be sealed"));
-                } else {
-                    metrics.errors.inc();
-                    tracing::error!(%digest, "a stored object was damaged; it was removed and is fetched again");
-                    space.discard(&digest)?;
+        let inspect = || {
+            blocking(move || {
+                match Disk::is_intact(&stored, &digest, |_| true) {
+                    Ok(true) => {
+                        disk.seal(&stored, &digest)
+                            .unwrap_or_else(|error| tracing::warn!(%digest, %error, "an object cannot be sealed"));
+                        return true;
+                    }
+                    Ok(false) => {
+                        tracing::error!(%digest, "a stored object was damaged; it was removed and is fetched again");
+                    }
+                    Err(error) => {
+                        tracing::error!(%digest, %error, "a stored object cannot be read; it was removed and is fetched again");
+                    }
                 }
-                Ok::<_, std::io::Error>(is_intact)
-            });
-            inspected
-                .await?
-                .map_err(|error| Failure::new(FailureKind::Storage, format!("cannot read an object: {error}")))
+                metrics.errors.inc();
+                // Even if it cannot be removed it is not served: its seal is broken.
+                if let Err(error) = space.discard(&digest) {
+                    tracing::error!(%digest, %error, "a damaged object cannot be removed");
+                }
+                false
+            })
         };
         self.inspections.run(digest, inspect).await.0
     }

@@ -27,7 +27,7 @@ const FRAME: u64 = 1 << 20;
 pub enum Content {
     Complete {
         stored: Stored,
-        _lease: Arc<Lease>,
+        lease: Arc<Lease>,
     },
     Growing {
         fill: Arc<Fill>,
@@ -130,10 +130,13 @@ impl Reader {
             return Ok(Bytes::new());
         }
         let (file, until) = match self.content.clone() {
-            Content::Complete { stored, .. } => {
+            Content::Complete { stored, lease } => {
                 let end = self.reading.end.unwrap_or(stored.size).min(stored.size);
                 match stored.body {
-                    Body::Mapped(mapping) if end > self.at => return self.next_frame(&mapping, end).await,
+                    Body::Mapped(mapping) if end > self.at => {
+                        let frame = self.next_frame(&mapping, end).await;
+                        return frame.inspect_err(|_| give_up(lease));
+                    }
                     Body::Read(bytes) if end > self.at => {
                         let from = std::mem::replace(&mut self.at, end);
                         // Both are at most the length of the bytes.
@@ -199,6 +202,11 @@ impl Reader {
         let direct = Direct::new(aside.origin, aside.digest, self.at, self.reading.end, hasher);
         self.direct.insert(direct).next().await
     }
+}
+
+/// What the disk cannot read is not to fail the next client too. Who reads now is not kept waiting.
+fn give_up(lease: Arc<Lease>) {
+    tokio::task::spawn_blocking(move || lease.give_up());
 }
 
 fn unreadable(error: &io::Error) -> Failure {

@@ -103,6 +103,15 @@ pub struct Lease {
     digest: Digest,
 }
 
+impl Lease {
+    /// What is leased cannot be read: it is taken out, to be fetched again. Blocks.
+    pub fn give_up(&self) {
+        if let Err(error) = self.space.discard(&self.digest) {
+            tracing::error!(digest = %self.digest, %error, "an object that cannot be read cannot be removed either");
+        }
+    }
+}
+
 impl Drop for Lease {
     fn drop(&mut self) {
         let mut leases = self.space.leases();
@@ -353,6 +362,11 @@ impl Space {
 
     /// Takes in a file that the index does not know, or knows with another size.
     fn adopt(&self, digest: Digest, size: u64, since: SystemTime) {
+        // What is being evicted still has its file for a moment.
+        let _making_room = self.making_room.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.disk.contains(&digest) {
+            return;
+        }
         let stored_at = Timestamp::from_system_time(since);
         let outline = super::scrub::read_outline(&self.disk, &digest, size);
         let media_type = outline.as_ref().map(|(media_type, _)| media_type.clone());
@@ -403,6 +417,7 @@ impl Space {
     }
 
     fn expire(&self) {
+        let _making_room = self.making_room.lock().unwrap_or_else(PoisonError::into_inner);
         let now = now();
         for (class, ttl) in self.classes.iter() {
             let Limit::Span(ttl) = ttl else {

@@ -299,20 +299,28 @@ impl Disk {
 
     /// Walks all objects: digest, size, when it was stored. What is no object is left alone.
     pub fn for_each(&self, mut each: impl FnMut(Digest, u64, SystemTime)) -> io::Result<()> {
+        self.walk(|digest, entry| match entry.metadata() {
+            Ok(metadata) if metadata.is_file() => {
+                each(digest, metadata.len(), metadata.modified()?);
+                Ok(())
+            }
+            // What stands in an object's place goes when the object is asked for.
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        })
+    }
+
+    /// Walks all that is named like an object.
+    fn walk(&self, mut each: impl FnMut(Digest, &fs::DirEntry) -> io::Result<()>) -> io::Result<()> {
         for algorithm in Algorithm::ALL {
             for shard in entries(&self.blobs.join(algorithm.as_str()))? {
-                for object in entries(&shard?.path())? {
-                    let object = object?;
-                    let name = format!("{}:{}", algorithm.as_str(), object.file_name().to_string_lossy());
-                    match (name.parse(), object.metadata()) {
-                        (Ok(digest), Ok(metadata)) if metadata.is_file() => {
-                            each(digest, metadata.len(), metadata.modified()?)
-                        }
-                        (Ok(_), Err(error)) if error.kind() == io::ErrorKind::NotFound => {}
-                        (Ok(_), Err(error)) => return Err(error),
-                        (Ok(_), Ok(_)) | (Err(_), _) => {
-                            tracing::warn!(path = %object.path().display(), "this file is no object of the cache");
-                        }
+                for entry in entries(&shard?.path())? {
+                    let entry = entry?;
+                    let name = format!("{}:{}", algorithm.as_str(), entry.file_name().to_string_lossy());
+                    match name.parse() {
+                        Ok(digest) => each(digest, &entry)?,
+                        Err(_) => tracing::warn!(path = %entry.path().display(), "this is no object of the cache"),
                     }
                 }
             }
@@ -335,19 +343,12 @@ impl Disk {
 
     /// Removes all objects, known to the index or not.
     pub fn clear(&self) -> io::Result<()> {
-        for algorithm in Algorithm::ALL {
-            for shard in entries(&self.blobs.join(algorithm.as_str()))? {
-                for object in entries(&shard?.path())? {
-                    let object = object?;
-                    let name = format!("{}:{}", algorithm.as_str(), object.file_name().to_string_lossy());
-                    match name.parse() {
-                        Ok(digest) => drop(self.remove(&digest)?),
-                        Err(_) => tracing::warn!(path = %object.path().display(), "this is no object of the cache"),
-                    }
-                }
-            }
-        }
-        Ok(())
+        self.walk(|digest, _| self.remove(&digest).map(drop))
+    }
+
+    /// Whether an object is there, whole or not.
+    pub fn contains(&self, digest: &Digest) -> bool {
+        self.path(digest).exists()
     }
 
     fn path(&self, digest: &Digest) -> PathBuf {
