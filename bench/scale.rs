@@ -42,7 +42,7 @@ fn main() -> Result<()> {
     let loaded = server.wait_for("objects", |objects| objects == count)?;
     println!("all objects known after:   {:.3} s", loaded.as_secs_f64());
     // The comparison with the files has ended when the index has nothing more to write.
-    std::thread::sleep(Duration::from_secs(10));
+    settle(&cache)?;
     let each = (server.anonymous_memory()? - memory_of_none) as f64 / count as f64;
     println!("memory for each object:    {each:.0} bytes");
 
@@ -50,13 +50,11 @@ fn main() -> Result<()> {
     let some = (0..HITS).map(|at| at * (count / HITS).max(1) % count);
     let some: Vec<_> = some.map(digest).collect();
     server.hits(&some)?;
-    std::thread::sleep(Duration::from_secs(3));
-    let before = index_files(&cache)?;
+    let before = settle(&cache)?;
     let began = Instant::now();
     server.hits(&some)?;
     let rate = HITS as f64 / began.elapsed().as_secs_f64();
-    std::thread::sleep(Duration::from_secs(3));
-    let written = if index_files(&cache)? == before { "nothing" } else { "something (wrong!)" };
+    let written = if settle(&cache)? == before { "nothing" } else { "something (wrong!)" };
     println!("{HITS} hits, one connection: {rate:.0}/s; written to the index: {written}");
     drop(server);
 
@@ -109,8 +107,21 @@ fn fill(cache: &Path, count: u64) -> Result<()> {
     Ok(index.flush_blocking()?)
 }
 
+/// Waits until nothing has been written to the index for longer than Larder collects uses.
+fn settle(cache: &Path) -> Result<IndexFiles> {
+    loop {
+        let before = index_files(cache)?;
+        std::thread::sleep(Duration::from_secs(3));
+        if index_files(cache)? == before {
+            return Ok(before);
+        }
+    }
+}
+
+type IndexFiles = Vec<(PathBuf, u64, std::time::SystemTime)>;
+
 /// Names, lengths and times of the index's files.
-fn index_files(cache: &Path) -> Result<Vec<(PathBuf, u64, std::time::SystemTime)>> {
+fn index_files(cache: &Path) -> Result<IndexFiles> {
     let mut files = Vec::new();
     for entry in fs::read_dir(cache)? {
         let (path, metadata) = (entry.as_ref().map(fs::DirEntry::path), entry.as_ref().map(fs::DirEntry::metadata));

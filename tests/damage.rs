@@ -130,8 +130,7 @@ async fn the_whole_directory_may_go_while_it_runs() {
 async fn a_damaged_object_is_reported_and_fetched_again() {
     let scene = scene().await;
     let digest = &scene.image.layer_digests()[1];
-    let hex = digest.trim_start_matches("sha256:");
-    let file = scene.larder.dir().join("blobs/sha256").join(&hex[..2]).join(hex);
+    let file = scene.larder.object(digest);
     let mut bytes = scene.image.layers[1].to_vec();
     bytes[300_000] ^= 1;
     fs::write(&file, &bytes).expect("written");
@@ -161,8 +160,7 @@ async fn an_object_cut_short_while_it_is_read_ends_as_an_error() {
 
     let mut reading = client::open(&url).await;
     assert_eq!(reading.read_exact(4096).await, content[..4096]);
-    let hex = digest.trim_start_matches("sha256:");
-    let file = larder.dir().join("blobs/sha256").join(&hex[..2]).join(hex);
+    let file = larder.object(&digest);
     fs::OpenOptions::new().write(true).open(file).expect("opened").set_len(1 << 20).expect("cut");
     let rest = reading.read_to_end().await;
     assert!(!rest.complete());
@@ -170,11 +168,6 @@ async fn an_object_cut_short_while_it_is_read_ends_as_an_error() {
     // And the next one is whole.
     let answer = get(&url).await;
     assert!(answer.complete() && answer.body == content);
-}
-
-fn path(larder: &Larder, digest: &str) -> PathBuf {
-    let hex = digest.trim_start_matches("sha256:");
-    larder.dir().join("blobs/sha256").join(&hex[..2]).join(hex)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -188,7 +181,7 @@ async fn an_object_cut_short_under_http2_ends_one_answer_and_not_the_process() {
     eventually("it is stored", async || get(&url).await.header("x-cache") == "HIT").await;
     let mut reading = request("GET", &url).http2().open().await;
     assert_eq!(reading.read_exact(4096).await, content[..4096]);
-    fs::OpenOptions::new().write(true).open(path(&larder, &digest)).expect("opened").set_len(1000).expect("cut");
+    fs::OpenOptions::new().write(true).open(larder.object(&digest)).expect("opened").set_len(1000).expect("cut");
     assert!(!reading.read_to_end().await.complete());
     assert!(larder.is_running());
     assert!(get(&url).await.body == content);
@@ -229,14 +222,14 @@ async fn what_is_no_file_hinders_nobody() {
     for _ in 0..2 {
         // A folder and a pipe in the place of objects.
         for digest in &layers {
-            fs::remove_file(path(&scene.larder, digest)).expect("removed");
+            fs::remove_file(scene.larder.object(digest)).expect("removed");
         }
-        fs::create_dir(path(&scene.larder, &layers[0])).expect("made");
-        fs::write(path(&scene.larder, &layers[0]).join("inside"), "x").expect("written");
-        let made = std::process::Command::new("mkfifo").arg(path(&scene.larder, &layers[1])).status();
+        fs::create_dir(scene.larder.object(&layers[0])).expect("made");
+        fs::write(scene.larder.object(&layers[0]).join("inside"), "x").expect("written");
+        let made = std::process::Command::new("mkfifo").arg(scene.larder.object(&layers[1])).status();
         assert!(made.expect("mkfifo is there").success());
         scene.expect_right_pull().await;
-        eventually("it is stored", async || layers.iter().all(|digest| path(&scene.larder, digest).is_file())).await;
+        eventually("it is stored", async || layers.iter().all(|digest| scene.larder.object(digest).is_file())).await;
         scene.larder.restart().await;
     }
     let verified = scene.larder.run(&["verify"]).await;
@@ -285,4 +278,23 @@ async fn a_lost_index_costs_no_object_and_no_pin() {
         assert_eq!(larder.stats().await["evictions"], 0);
         larder.stop().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_disk_cannot_read_is_reported_and_fetched_again() {
+    let scene = scene().await;
+    for digest in &scene.image.layer_digests() {
+        // Reading a process's memory where nothing is gives EIO, as a bad disk does.
+        let object = scene.larder.object(digest);
+        fs::remove_file(&object).expect("removed");
+        std::os::unix::fs::symlink("/proc/self/mem", &object).expect("linked");
+    }
+    scene.expect_right_pull().await;
+    assert!(scene.larder.stats().await["errors"].as_u64() > Some(0));
+    let layers = scene.image.layer_digests();
+    eventually("they are stored", async || {
+        layers.iter().all(|digest| fs::symlink_metadata(scene.larder.object(digest)).is_ok_and(|at| at.is_file()))
+    })
+    .await;
+    assert_eq!(scene.larder.run(&["verify"]).await.code, Some(0));
 }

@@ -29,6 +29,33 @@ fn used(dir: &Path) -> u64 {
     files.values().sum()
 }
 
+/// Counts again and again what is on disk.
+struct Watching {
+    is_over: Arc<AtomicBool>,
+    counting: std::thread::JoinHandle<u64>,
+}
+
+impl Watching {
+    fn begin(dir: std::path::PathBuf) -> Self {
+        let is_over = Arc::<AtomicBool>::default();
+        let ends = is_over.clone();
+        let counting = std::thread::spawn(move || {
+            let mut most = 0;
+            while !ends.load(Ordering::Relaxed) {
+                most = most.max(used(&dir));
+            }
+            most
+        });
+        Self { is_over, counting }
+    }
+
+    /// The most there ever was.
+    fn end(self) -> u64 {
+        self.is_over.store(true, Ordering::Relaxed);
+        self.counting.join().expect("counted")
+    }
+}
+
 async fn start(hub: &Hub, cache: &str) -> Larder {
     // This machine's disk may be as full as it likes.
     let config = format!("[cache]\nmin_free = 0\n{cache}\n{}", repository_config("hub", &[hub]));
@@ -49,15 +76,7 @@ async fn ten_times_as_much_content_never_passes_the_limit() {
     let larder = Arc::new(start(&hub, "max_size = \"8MiB\"").await);
     let objects = Arc::new(objects);
 
-    let (is_over, most) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-    let watching = {
-        let (dir, is_over, most) = (larder.dir(), is_over.clone(), most.clone());
-        std::thread::spawn(move || {
-            while !is_over.load(Ordering::Relaxed) {
-                most.fetch_max(used(&dir), Ordering::Relaxed);
-            }
-        })
-    };
+    let watching = Watching::begin(larder.dir());
     let clients: Vec<_> = (0..4u64)
         .map(|client| {
             let (larder, objects) = (larder.clone(), objects.clone());
@@ -76,9 +95,7 @@ async fn ten_times_as_much_content_never_passes_the_limit() {
     for client in clients {
         client.await.expect("every byte is right");
     }
-    is_over.store(true, Ordering::Relaxed);
-    watching.join().expect("counted");
-    let most = most.load(Ordering::Relaxed);
+    let most = watching.end();
     // One object for what is in flight, and one for what comes and goes while the files are counted.
     assert!(most > LIMIT / 2 && most <= LIMIT + 2 * LARGEST as u64, "{most} bytes");
     let stats = larder.stats().await;
@@ -140,8 +157,7 @@ async fn accounts_are_right_after_a_crash_and_after_files_came_and_went() {
     eventually("all are stored", async || larder.stats().await["stores"] == 3).await;
     larder.kill9();
     // One file vanishes, and the index forgets everything.
-    let hex = digests[0].trim_start_matches("sha256:");
-    std::fs::remove_file(larder.dir().join("blobs/sha256").join(&hex[..2]).join(hex)).expect("removed");
+    std::fs::remove_file(larder.object(&digests[0])).expect("removed");
     for name in ["larder.db", "larder.db-wal", "larder.db-shm"] {
         std::fs::remove_file(larder.dir().join(name)).ok();
     }
@@ -198,14 +214,14 @@ async fn what_is_being_read_is_not_evicted() {
         assert!(get(larder.blob_url("hub/team/app", &other)).await.complete());
         eventually("it is stored", async || is_hit(&larder, &other).await).await;
     }
-    assert!(file(&larder, &digest).exists(), "it is the oldest, and being read");
+    assert!(larder.object(&digest).exists(), "it is the oldest, and being read");
     assert!(larder.stats().await["evictions"].as_u64() > Some(0));
     let rest = reading.read_to_end().await;
     assert!(rest.complete() && rest.body == content[4096..]);
     // Done with, it is the next to go.
     eventually("it is evicted", async || {
         let other = hub.push_blob("team/app", blob(rand_seed(), 5 << 20));
-        get(larder.blob_url("hub/team/app", &other)).await.complete() && !file(&larder, &digest).exists()
+        get(larder.blob_url("hub/team/app", &other)).await.complete() && !larder.object(&digest).exists()
     })
     .await;
 }
@@ -214,11 +230,6 @@ async fn what_is_being_read_is_not_evicted() {
 fn rand_seed() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(1000);
     NEXT.fetch_add(1, Ordering::Relaxed)
-}
-
-fn file(larder: &Larder, digest: &str) -> std::path::PathBuf {
-    let hex = digest.trim_start_matches("sha256:");
-    larder.dir().join("blobs/sha256").join(&hex[..2]).join(hex)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -257,19 +268,9 @@ async fn objects_of_unknown_length_keep_to_the_limit_too() {
     eventually("it is stored", async || is_hit(&larder, &small).await).await;
     hub.fault(On::blob().get(), Fault::NoContentLength);
 
-    let (is_over, most) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-    let watching = {
-        let (dir, is_over, most) = (larder.dir(), is_over.clone(), most.clone());
-        std::thread::spawn(move || {
-            while !is_over.load(Ordering::Relaxed) {
-                most.fetch_max(used(&dir), Ordering::Relaxed);
-            }
-        })
-    };
+    let watching = Watching::begin(larder.dir());
     let answer = get(larder.blob_url("hub/team/app", &large)).await;
-    is_over.store(true, Ordering::Relaxed);
-    watching.join().expect("counted");
+    let most = watching.end();
     assert!(answer.complete() && answer.body == blob(2, 24 << 20), "it passes uncached");
-    let most = most.load(Ordering::Relaxed);
     assert!(most <= 9 << 20, "{most} bytes on disk");
 }

@@ -208,12 +208,12 @@ async fn verify_finds_and_mends_running_or_stopped() {
 
         // One object damaged, one gone, and a stranger.
         let layers = scene.image.layer_digests();
-        std::fs::write(path(&scene.larder, &layers[0]), b"rubbish").expect("written");
-        std::fs::remove_file(path(&scene.larder, &layers[1])).expect("removed");
+        std::fs::write(scene.larder.object(&layers[0]), b"rubbish").expect("written");
+        std::fs::remove_file(scene.larder.object(&layers[1])).expect("removed");
         let stranger = blob(77 + round, 5_000);
         let digest = crate::support::sha256(&stranger);
-        std::fs::create_dir_all(path(&scene.larder, &digest).parent().expect("a folder")).expect("made");
-        std::fs::write(path(&scene.larder, &digest), &stranger).expect("written");
+        std::fs::create_dir_all(scene.larder.object(&digest).parent().expect("a folder")).expect("made");
+        std::fs::write(scene.larder.object(&digest), &stranger).expect("written");
 
         for (arguments, code) in [(&["verify", "--json"][..], 1), (&["verify", "--repair", "--json"], 0)] {
             let found = scene.larder.run(arguments).await;
@@ -231,15 +231,10 @@ async fn verify_finds_and_mends_running_or_stopped() {
             scene.larder.restart().await;
         }
         pull(&scene.larder, "1", &scene.image).await;
-        std::fs::remove_file(path(&scene.larder, &digest)).expect("removed");
+        std::fs::remove_file(scene.larder.object(&digest)).expect("removed");
         assert_eq!(scene.larder.run(&["verify", "--repair"]).await.code, Some(0));
         scene.stop().await;
     }
-}
-
-fn path(larder: &Larder, digest: &str) -> std::path::PathBuf {
-    let hex = digest.trim_start_matches("sha256:");
-    larder.dir().join("blobs/sha256").join(&hex[..2]).join(hex)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -300,13 +295,13 @@ async fn an_index_removed_under_a_running_instance_is_reported() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_manifest_that_verify_removed_is_fetched_again() {
     let scene = scene().await;
-    std::fs::write(path(&scene.larder, &scene.image.manifest.digest), "junk").expect("written");
+    std::fs::write(scene.larder.object(&scene.image.manifest.digest), "junk").expect("written");
     assert_eq!(scene.larder.run(&["verify", "--repair"]).await.code, Some(0));
     let url = scene.larder.manifest_url("hub/team/app", "1");
     let again = get(&url).await;
     assert_eq!((again.header("x-cache"), &again.body), ("MISS", &scene.image.manifest.bytes));
     eventually("it is back", async || {
-        std::fs::read(path(&scene.larder, &scene.image.manifest.digest)).is_ok_and(|bytes| bytes == again.body)
+        std::fs::read(scene.larder.object(&scene.image.manifest.digest)).is_ok_and(|bytes| bytes == again.body)
     })
     .await;
 }
@@ -319,7 +314,7 @@ async fn a_verification_beside_the_start_loses_nothing() {
     larder.stop().await;
     for seed in 0..OBJECTS as u64 {
         let content = blob(seed, 20);
-        let path = path(&larder, &crate::support::sha256(&content));
+        let path = larder.object(&crate::support::sha256(&content));
         std::fs::create_dir_all(path.parent().expect("a folder")).expect("made");
         std::fs::write(path, content).expect("written");
     }

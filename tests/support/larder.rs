@@ -160,6 +160,12 @@ impl Larder {
         self.directory.path().join("cache")
     }
 
+    /// The file of a complete object.
+    pub fn object(&self, digest: &str) -> PathBuf {
+        let (algorithm, hex) = digest.split_once(':').expect("a digest");
+        self.dir().join("blobs").join(algorithm).join(&hex[..2]).join(hex)
+    }
+
     /// Everything logged so far, over all starts.
     pub fn log(&self) -> String {
         format!("{}{}", self.earlier_log, self.log.borrow().text)
