@@ -130,16 +130,14 @@ async fn an_upstream_that_hangs_costs_one_wait_and_not_one_for_each_request() {
         hub.push_image("team/app", "1", &image);
     }
     hung.fault(On::any(), Fault::Hang);
-    let config = RepositoryConfig::new("hub").upstream_with(&hung, "timeout = \"10s\"").upstream(&good);
+    let config = RepositoryConfig::new("hub").upstream_with(&hung, "timeout = \"2s\"").upstream(&good);
     let larder = Larder::start(&config.to_string()).await;
-    let started = std::time::Instant::now();
     for _ in 0..10 {
         assert_eq!(get(larder.manifest_url("hub/team/app", "1")).await.body, image.manifest.bytes);
     }
     assert!(get(larder.blob_url("hub/team/app", &image.layer_digests()[0])).await.complete());
-    // One request waited. After half a second, if it takes that long, another one looks.
-    let most = 2 + started.elapsed().as_secs() / 10;
-    assert!(hung.requests().len() as u64 <= most, "{}", hung.summary());
+    // One request waited. Where the others take longer than its rest, one or two more look.
+    assert!(hung.requests().len() <= 4, "{}", hung.summary());
     assert!(larder.log().contains("left alone"));
 
     // Back again, it is asked first.
