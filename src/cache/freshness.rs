@@ -59,6 +59,7 @@ mod tests {
             stale_while_revalidate: Duration::ZERO,
             stale_if_error: Limit::Unlimited,
             on_upstream_404: OnUpstream404::ServeStale,
+            negative_max_age: Duration::ZERO,
         }
     }
 

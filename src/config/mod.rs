@@ -3,23 +3,30 @@
 //! The way of a value: [`tree`] (what is written, and where) → [`raw`] (keys, types, defaults) →
 //! [`Config`] (checked; the only form the rest of Larder sees).
 
+mod credentials;
 mod de;
 mod error;
+mod proxy;
 mod raw;
 mod repository;
 mod secret;
 mod tree;
 mod units;
+mod upstream;
 
+use std::cell::RefCell;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use credentials::{Credentials, Helper, Login};
 pub use error::ConfigError;
+pub use proxy::{Proxies, Proxy};
 pub use raw::{LogFormat, Logging, OnUpstream404, Pattern, Policy};
-pub use repository::{Credentials, Repository, TagPolicy, Upstream, UpstreamTls, UpstreamUrl};
+pub use repository::{Repository, TagPolicy};
 pub use secret::Secret;
 pub use units::{Amount, Limit};
+pub use upstream::{HostHeaders, Upstream, UpstreamTls, UpstreamUrl};
 
 use tree::Node;
 
@@ -66,23 +73,65 @@ pub struct Admin {
     pub listen: Vec<SocketAddr>,
 }
 
-impl Config {
-    /// Reads the given files (or `larder.toml` where none is given and it exists), lays the
-    /// environment over them and checks the whole.
-    pub fn load(files: &[PathBuf], environment: impl Iterator<Item = (String, String)>) -> Result<Self, ConfigError> {
-        let mut tree = Node::empty();
-        for file in tree::files(files) {
-            tree.merge(Node::read(&file)?);
-        }
-        tree.merge_environment(environment);
-        Self::from_tree(&tree)
+/// Where a configuration is read from.
+#[derive(Clone, Debug)]
+pub struct Sources {
+    /// Later ones win.
+    files: Vec<PathBuf>,
+    environment: Vec<(String, String)>,
+}
+
+/// What reading a configuration gave.
+#[derive(Debug)]
+pub struct Loaded {
+    pub config: Result<Config, ConfigError>,
+    /// All files that it depends on, as far as they were come by: its own, certificates, passwords.
+    pub files: Vec<PathBuf>,
+}
+
+impl Sources {
+    /// The given files, or `larder.toml` where none is given and it exists.
+    pub fn new(files: &[PathBuf], environment: impl Iterator<Item = (String, String)>) -> Self {
+        Self { files: files.to_vec(), environment: environment.collect() }
     }
 
-    fn from_tree(tree: &Node) -> Result<Self, ConfigError> {
-        let file: raw::File = de::from_tree(tree)?;
-        let check = Check { tree };
+    /// Reads the files, lays the environment over them and checks the whole.
+    pub fn load(&self) -> Loaded {
+        let files = RefCell::new(tree::to_watch(&self.files));
+        let config = self.tree().and_then(|tree| Config::from_tree(&tree, &self.environment, &files));
+        Loaded { config, files: files.into_inner() }
+    }
 
-        let repositories = repository::check_all(&check, file.repository)?;
+    fn tree(&self) -> Result<Node, ConfigError> {
+        let mut tree = Node::empty();
+        for file in tree::files(&self.files) {
+            tree.merge(Node::read(&file)?);
+        }
+        tree.merge_environment(self.environment.iter().cloned());
+        Ok(tree)
+    }
+}
+
+impl Config {
+    /// As [`Sources::load`], for those who read it once.
+    pub fn load(files: &[PathBuf], environment: impl Iterator<Item = (String, String)>) -> Result<Self, ConfigError> {
+        Sources::new(files, environment).load().config
+    }
+
+    fn from_tree(
+        tree: &Node,
+        environment: &[(String, String)],
+        files: &RefCell<Vec<PathBuf>>,
+    ) -> Result<Self, ConfigError> {
+        let mut file: raw::File = de::from_tree(tree)?;
+        repository::fill_in(&mut file.repository);
+        let check = Check { tree, files };
+
+        let around = upstream::Around {
+            host_headers: upstream::check_host_headers(&check, file.headers)?,
+            proxies: Proxies::of_environment(environment),
+        };
+        let repositories = repository::check_all(&check, file.repository, &around)?;
         let default_repository = check_default(&check, file.server.default_repository, &repositories)?;
         for address in &file.admin.listen.0 {
             if !address.ip().is_loopback() {
@@ -141,12 +190,19 @@ fn check_default(
     }
 }
 
-/// Names the place of a mistake found after reading.
+/// Names the place of a mistake found after reading, and notes what else was read.
 struct Check<'a> {
     tree: &'a Node,
+    /// The files that the configuration depends on.
+    files: &'a RefCell<Vec<PathBuf>>,
 }
 
 impl Check<'_> {
+    /// Notes a file before it is read, so that it is known even if it is not there.
+    fn depends_on(&self, path: &Path) {
+        self.files.borrow_mut().push(path.to_owned());
+    }
+
     fn invalid(&self, path: &[&str], message: impl Into<String>) -> ConfigError {
         let quoted: Vec<_> =
             path.iter().map(|key| if key.contains('.') { format!("\"{key}\"") } else { (*key).to_owned() }).collect();

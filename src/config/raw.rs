@@ -1,6 +1,6 @@
 //! The file's tables and keys with their defaults, before they are checked against each other.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -16,6 +16,8 @@ pub struct File {
     pub server: Server,
     pub cache: Cache,
     pub repository: Repositories,
+    /// By host.
+    pub headers: InOrder<HostHeaders>,
     pub admin: Admin,
     pub logging: Logging,
 }
@@ -92,6 +94,9 @@ pub struct Repository {
     /// `None`: as `cache.ttl`.
     pub ttl: Option<Limit>,
     pub pin: Vec<Pattern>,
+    pub client_credentials: ClientCredentials,
+    pub consent_max_age: Span,
+    pub tag: Vec<TagRule>,
     pub upstream: Vec<Upstream>,
 }
 
@@ -110,9 +115,36 @@ impl Default for Repository {
             negative_max_age: Span(Duration::from_secs(10)),
             ttl: None,
             pin: Vec::new(),
+            client_credentials: ClientCredentials::Ignore,
+            consent_max_age: Span(Duration::from_secs(60)),
+            tag: Vec::new(),
             upstream: Vec::new(),
         }
     }
+}
+
+/// `[[repository."…".tag]]`: other values for the tags that match; what is left out is as the repository
+/// has it.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct TagRule {
+    pub r#match: Option<Pattern>,
+    pub immutable_tags: Option<bool>,
+    pub max_age: Option<Span>,
+    pub stale_while_revalidate: Option<Span>,
+    pub stale_if_error: Option<Limit>,
+    pub on_upstream_404: Option<OnUpstream404>,
+    pub negative_max_age: Option<Span>,
+}
+
+/// Whose credentials go upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ClientCredentials {
+    /// Those of the configuration.
+    Ignore,
+    /// The client's own.
+    Pass,
 }
 
 /// What becomes of a cached tag that the upstream no longer has.
@@ -129,6 +161,9 @@ pub struct Upstream {
     pub url: String,
     pub username: String,
     pub password: Secret,
+    pub password_file: Option<PathBuf>,
+    pub credential_helper: String,
+    pub docker_config: Option<PathBuf>,
     pub server_ca_bundle: Option<PathBuf>,
     pub client_certificate: Option<PathBuf>,
     pub client_private_key: Option<PathBuf>,
@@ -138,7 +173,9 @@ pub struct Upstream {
     pub parallel: u8,
     pub max_connections: u32,
     pub token_realms: Vec<String>,
-    pub headers: HashMap<String, Secret>,
+    /// A URL, `none`, or empty for what the environment says.
+    pub http_proxy: Secret,
+    pub headers: BTreeMap<String, Secret>,
     pub insecure_skip_verify: bool,
 }
 
@@ -148,6 +185,9 @@ impl Default for Upstream {
             url: String::new(),
             username: String::new(),
             password: Secret::default(),
+            password_file: None,
+            credential_helper: String::new(),
+            docker_config: None,
             server_ca_bundle: None,
             client_certificate: None,
             client_private_key: None,
@@ -157,10 +197,18 @@ impl Default for Upstream {
             parallel: 4,
             max_connections: 32,
             token_realms: Vec::new(),
-            headers: HashMap::new(),
+            http_proxy: Secret::default(),
+            headers: BTreeMap::new(),
             insecure_skip_verify: false,
         }
     }
+}
+
+/// `[headers."HOST".set]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct HostHeaders {
+    pub set: BTreeMap<String, Secret>,
 }
 
 #[derive(Debug, Deserialize)]

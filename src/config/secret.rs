@@ -5,7 +5,7 @@ use std::fmt;
 use serde::Deserialize;
 
 /// A password or token. It prints as `[hidden]`; only [`Secret::reveal`] gives the text.
-#[derive(Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Default, PartialEq, Eq, Hash, Deserialize)]
 #[serde(transparent)]
 pub struct Secret(String);
 

@@ -8,9 +8,13 @@ fn parse(text: &str) -> Result<Config, String> {
 
 fn parse_with(text: &str, environment: &[(&str, &str)]) -> Result<Config, String> {
     let mut tree = Node::parse(Path::new("larder.toml"), text).map_err(|error| error.to_string())?;
-    let variables = environment.iter().map(|&(name, value)| (name.to_owned(), value.to_owned()));
-    tree.merge_environment(variables);
-    Config::from_tree(&tree).map_err(|error| error.to_string())
+    let variables: Vec<_> = environment.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
+    tree.merge_environment(variables.iter().cloned());
+    check(&tree, &variables)
+}
+
+fn check(tree: &Node, environment: &[(String, String)]) -> Result<Config, String> {
+    Config::from_tree(tree, environment, &RefCell::default()).map_err(|error| error.to_string())
 }
 
 fn repository<'a>(config: &'a Config, prefix: &str) -> &'a Repository {
@@ -66,7 +70,7 @@ fn every_mistake_names_file_line_key_and_a_way_out() {
         ),
         (
             "[[repository.team.upstream]]\nurl = \"https://x\"\nusername = \"me\"",
-            "larder.toml:3: `repository.team.upstream.0.username`: a `password` is needed with it",
+            "larder.toml:3: `repository.team.upstream.0.username`: a `password` or `password_file` is needed with it",
         ),
         (
             "[[repository.team.upstream]]\nurl = \"https://x\"\nserver_ca_bundle = \"/nowhere/ca.pem\"",
@@ -127,7 +131,7 @@ fn later_files_win_and_tables_merge() {
     let mut tree =
         Node::parse(Path::new("a.toml"), "[server]\nmax_connections = 1\nshutdown_grace = \"1s\"").expect("valid");
     tree.merge(Node::parse(Path::new("b.toml"), "[server]\nmax_connections = 2").expect("valid"));
-    let config = Config::from_tree(&tree).expect("valid");
+    let config = check(&tree, &[]).expect("valid");
     assert_eq!(config.server.max_connections, Some(2));
     assert_eq!(config.server.shutdown_grace, Duration::from_secs(1));
 }

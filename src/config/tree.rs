@@ -179,9 +179,12 @@ impl FileReader<'_> {
 
 /// The files to read: those given, or `larder.toml` where it exists.
 pub fn files(given: &[PathBuf]) -> Vec<PathBuf> {
-    let usual = PathBuf::from("larder.toml");
-    if given.is_empty() && usual.exists() {
-        return vec![usual];
-    }
-    given.to_vec()
+    let mut files = to_watch(given);
+    files.retain(|file| !given.is_empty() || file.exists());
+    files
+}
+
+/// The files that are read, or would be if they were there.
+pub fn to_watch(given: &[PathBuf]) -> Vec<PathBuf> {
+    if given.is_empty() { vec![PathBuf::from("larder.toml")] } else { given.to_vec() }
 }

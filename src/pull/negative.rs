@@ -35,7 +35,7 @@ impl Negative {
 
     /// Remembers a failure that is a confirmed absence; others pass.
     pub fn remember(&self, target: &Target, page: &str, failure: &Failure) {
-        let life = target.repository.config.negative_max_age;
+        let life = target.repository.config.tags.negative_max_age;
         if failure.kind == FailureKind::NotFound && life > Duration::ZERO {
             self.0.insert(key(target, page), (Instant::now() + life, failure.clone()));
         }

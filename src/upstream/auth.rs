@@ -13,7 +13,7 @@ use http::HeaderValue;
 use serde::Deserialize;
 use url::Url;
 
-use crate::config::Credentials;
+use crate::config::Login;
 use crate::failure::{Failure, FailureKind};
 use crate::oci::challenge::Challenge;
 
@@ -57,7 +57,7 @@ pub struct Authorization {
 pub struct Auth {
     upstream: Arc<str>,
     host: String,
-    credentials: Option<Credentials>,
+    credentials: Option<Login>,
     trusted_realms: Vec<String>,
     /// The challenge last met; requests for further names need not be refused first.
     scheme: Mutex<Scheme>,
@@ -86,12 +86,7 @@ enum Scheme {
 }
 
 impl Auth {
-    pub fn new(
-        upstream: Arc<str>,
-        origin: &Url,
-        credentials: Option<Credentials>,
-        trusted_realms: Vec<String>,
-    ) -> Self {
+    pub fn new(upstream: Arc<str>, origin: &Url, credentials: Option<Login>, trusted_realms: Vec<String>) -> Self {
         Self {
             upstream,
             host: origin.host_str().unwrap_or_default().to_ascii_lowercase(),
@@ -268,7 +263,7 @@ fn life(stated: Option<&serde_json::Value>) -> Duration {
     }
 }
 
-fn basic_header(credentials: &Credentials) -> HeaderValue {
+fn basic_header(credentials: &Login) -> HeaderValue {
     let pair = format!("{}:{}", credentials.username, credentials.password.reveal());
     let text = format!("Basic {}", BASE64_STANDARD.encode(pair));
     let mut header = HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static(""));
@@ -284,7 +279,7 @@ mod tests {
     use crate::config::Secret;
 
     fn auth(origin: &str, realms: &[&str]) -> Auth {
-        let credentials = Credentials { username: "u".to_owned(), password: Secret::new("p") };
+        let credentials = Login::new("u", Secret::new("p"));
         let origin = Url::parse(origin).expect("a URL");
         let realms = realms.iter().map(|&host| host.to_owned()).collect();
         Auth::new("upstream".into(), &origin, Some(credentials), realms)

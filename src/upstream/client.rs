@@ -119,8 +119,11 @@ impl Upstream {
             .user_agent(concat!("larder/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(|error| fail(error.to_string()))?;
-        let auth =
-            Auth::new(label.clone(), &config.url.origin, config.credentials.clone(), config.token_realms.clone());
+        let login = match &config.credentials {
+            Some(config::Credentials::Login(login)) => Some(login.clone()),
+            _ => None,
+        };
+        let auth = Auth::new(label.clone(), &config.url.origin, login, config.token_realms.clone());
         Ok(Self {
             url: config.url.clone(),
             http,

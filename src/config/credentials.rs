@@ -1,0 +1,204 @@
+//! Who Larder is to an upstream: a name and password, from wherever they are kept.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use serde::Deserialize;
+use url::Url;
+
+use super::Check;
+use super::raw;
+use super::secret::Secret;
+use super::upstream::given;
+
+/// Where the credentials for an upstream come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Credentials {
+    Login(Login),
+    Helper(Helper),
+}
+
+/// A name and password.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Login {
+    pub username: String,
+    pub password: Secret,
+    /// The password is a refresh token of the token service ("identity token") and not for Basic.
+    pub is_identity_token: bool,
+}
+
+/// A program that speaks the docker-credential-helpers protocol.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Helper {
+    pub program: PathBuf,
+    /// What it is asked for.
+    pub server: String,
+}
+
+/// What Docker and its tools use for Docker Hub instead of a host.
+const DOCKER_HUB: &str = "https://index.docker.io/v1/";
+/// The user name that goes with an identity token.
+const IDENTITY_TOKEN: &str = "<token>";
+
+impl Login {
+    pub fn new(username: impl Into<String>, password: Secret) -> Self {
+        let username = username.into();
+        Self { is_identity_token: username == IDENTITY_TOKEN, username, password }
+    }
+}
+
+type Mistake = (&'static str, String);
+
+/// The key under which the credentials of an upstream are written.
+pub fn key_of(written: &raw::Upstream) -> &'static str {
+    sources(written).into_iter().find(|(_, is_given)| *is_given).map_or("username", |(key, _)| key)
+}
+
+fn sources(written: &raw::Upstream) -> [(&'static str, bool); 4] {
+    [
+        ("password", !written.password.is_empty()),
+        ("password_file", given(written.password_file.as_ref()).is_some()),
+        ("credential_helper", !written.credential_helper.is_empty()),
+        ("docker_config", given(written.docker_config.as_ref()).is_some()),
+    ]
+}
+
+/// The credentials of one upstream; a mistake comes with its key.
+pub fn check(check: &Check<'_>, origin: &Url, written: &raw::Upstream) -> Result<Option<Credentials>, Mistake> {
+    let mut named = sources(written).into_iter().filter(|(_, is_given)| *is_given).map(|(key, _)| key);
+    let (first, second) = (named.next(), named.next());
+    if let (Some(first), Some(second)) = (first, second) {
+        return Err((second, format!("`{first}` gives the credentials already; remove one of them")));
+    }
+    match (first, written.username.is_empty()) {
+        (None, true) => Ok(None),
+        (None, false) => Err(("username", "a `password` or `password_file` is needed with it".to_owned())),
+        (Some(key @ ("password" | "password_file")), true) => Err((key, "a `username` is needed with it".to_owned())),
+        (Some(key @ ("credential_helper" | "docker_config")), false) => {
+            Err(("username", format!("`{key}` gives the user name too; remove one of them")))
+        }
+        (Some("password"), false) => {
+            Ok(Some(Credentials::Login(Login::new(&written.username, written.password.clone()))))
+        }
+        (Some("password_file"), false) => {
+            let path = given(written.password_file.as_ref()).unwrap_or(Path::new(""));
+            let password = read_password(check, path).map_err(|message| ("password_file", message))?;
+            Ok(Some(Credentials::Login(Login::new(&written.username, password))))
+        }
+        (Some("credential_helper"), true) => {
+            let program =
+                helper_program(&written.credential_helper).map_err(|message| ("credential_helper", message))?;
+            Ok(Some(Credentials::Helper(Helper { program, server: server_name(origin) })))
+        }
+        (Some(_), true) => {
+            let path = given(written.docker_config.as_ref()).unwrap_or(Path::new(""));
+            let credentials = read_docker_config(check, path, origin).map_err(|message| ("docker_config", message))?;
+            Ok(Some(credentials))
+        }
+        (Some(_), false) => Ok(None),
+    }
+}
+
+/// The file's text without the newline at its end, which editors and `echo` leave there.
+fn read_password(check: &Check<'_>, path: &Path) -> Result<Secret, String> {
+    check.depends_on(path);
+    let text = fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+    let text = text.trim_end_matches(['\r', '\n']);
+    if text.is_empty() {
+        return Err(format!("{} is empty; write the password into it", path.display()));
+    }
+    Ok(Secret::new(text))
+}
+
+/// `ecr-login` means the program `docker-credential-ecr-login`, found as a shell would; a path means
+/// itself.
+fn helper_program(name: &str) -> Result<PathBuf, String> {
+    let file = if name.contains('/') { name.to_owned() } else { format!("docker-credential-{name}") };
+    let is_there = if name.contains('/') {
+        Path::new(&file).is_file()
+    } else {
+        let directories = std::env::var_os("PATH").unwrap_or_default();
+        std::env::split_paths(&directories).any(|directory| directory.join(&file).is_file())
+    };
+    match is_there {
+        true => Ok(PathBuf::from(file)),
+        false => Err(format!("there is no program `{file}`; install it into the PATH or write its path")),
+    }
+}
+
+/// The name under which tools keep the credentials of a registry.
+fn server_name(origin: &Url) -> String {
+    let host = origin.host_str().unwrap_or_default();
+    if super::repository::DOCKER_HUB.contains(&host) {
+        return DOCKER_HUB.to_owned();
+    }
+    origin.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
+}
+
+/// The parts of Docker's `config.json` that hold credentials.
+#[derive(Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+#[derive(Default)]
+struct DockerConfig {
+    auths: HashMap<String, DockerAuth>,
+    creds_store: String,
+    cred_helpers: HashMap<String, String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct DockerAuth {
+    /// Base64 of `name:password`.
+    auth: Secret,
+    username: String,
+    password: Secret,
+    identitytoken: Secret,
+}
+
+fn read_docker_config(check: &Check<'_>, path: &Path, origin: &Url) -> Result<Credentials, String> {
+    check.depends_on(path);
+    let text = fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+    // The library's message quotes what it stumbles over, which may be a secret.
+    let wrong = |error: serde_json::Error| {
+        format!("{} is no Docker config.json (line {}, column {})", path.display(), error.line(), error.column())
+    };
+    let config: DockerConfig = serde_json::from_str(&text).map_err(wrong)?;
+    let server = server_name(origin);
+    let is_ours = |key: &str| host_of(key) == host_of(&server);
+
+    if let Some((_, name)) = config.cred_helpers.iter().find(|(key, _)| is_ours(key)) {
+        return Ok(Credentials::Helper(Helper { program: helper_program(name)?, server }));
+    }
+    let login = config.auths.iter().filter(|(key, _)| is_ours(key)).find_map(|(_, auth)| auth.login());
+    if let Some(login) = login {
+        return Ok(Credentials::Login(login));
+    }
+    if !config.creds_store.is_empty() {
+        return Ok(Credentials::Helper(Helper { program: helper_program(&config.creds_store)?, server }));
+    }
+    Err(format!("{} has no credentials for {server}; run `docker login` for it", path.display()))
+}
+
+impl DockerAuth {
+    fn login(&self) -> Option<Login> {
+        let decoded = BASE64_STANDARD.decode(self.auth.reveal()).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+        let pair = decoded.as_deref().and_then(|pair| pair.split_once(':'));
+        let (username, password) = pair.unwrap_or((&self.username, self.password.reveal()));
+        if !self.identitytoken.is_empty() {
+            let password = self.identitytoken.clone();
+            return Some(Login { username: username.to_owned(), password, is_identity_token: true });
+        }
+        // Some tools end the password with NUL bytes.
+        let password = password.trim_end_matches('\0');
+        (!username.is_empty() && !password.is_empty()).then(|| Login::new(username, Secret::new(password)))
+    }
+}
+
+/// The host of a key of `auths`, which may be a URL with a path.
+fn host_of(key: &str) -> &str {
+    let rest = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key);
+    rest.split('/').next().unwrap_or_default()
+}

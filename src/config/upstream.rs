@@ -1,0 +1,292 @@
+//! `[[repository."…".upstream]]`, checked.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use url::Url;
+
+use super::Check;
+use super::credentials::{self, Credentials};
+use super::error::ConfigError;
+use super::proxy::{Proxies, Proxy};
+use super::raw;
+use super::secret::Secret;
+
+/// One upstream registry. Two that are equal are asked in the same way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Upstream {
+    pub url: UpstreamUrl,
+    /// `None`: anonymous.
+    pub credentials: Option<Credentials>,
+    pub tls: UpstreamTls,
+    pub max_redirect: u8,
+    pub connect_timeout: Duration,
+    /// To the response's headers, and between two reads of its body.
+    pub timeout: Duration,
+    /// Connections used at once for one large blob.
+    pub parallel: usize,
+    pub max_connections: usize,
+    /// Further hosts that may receive the credentials.
+    pub token_realms: Vec<String>,
+    pub proxy: Proxy,
+    /// Added to each request; the values are marked sensitive.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// Set on requests to certain hosts, this one and those it redirects to.
+    pub host_headers: Arc<[HostHeaders]>,
+}
+
+/// Where an upstream is and which part of its names it serves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpstreamUrl {
+    /// Scheme, host and port, with `/` as path.
+    pub origin: Url,
+    /// Put before each name; empty for the registry root.
+    pub namespace: String,
+}
+
+/// How an upstream's TLS is checked and what it is shown.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct UpstreamTls {
+    /// The only roots believed; `None`: those of the system.
+    pub roots: Option<Vec<CertificateDer<'static>>>,
+    /// Certificate chain and key shown to the upstream.
+    pub identity: Option<Arc<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>>,
+    pub insecure_skip_verify: bool,
+}
+
+impl std::fmt::Debug for UpstreamTls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("UpstreamTls")
+            .field("own_roots", &self.roots.is_some())
+            .field("identity", &self.identity.is_some())
+            .field("insecure_skip_verify", &self.insecure_skip_verify)
+            .finish()
+    }
+}
+
+/// Headers for a host: `[headers."HOST".set]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostHeaders {
+    /// `host`, `host:port`, `*.domain` or `*`, in lower case.
+    host: String,
+    /// The values are marked sensitive.
+    pub set: Vec<(HeaderName, HeaderValue)>,
+}
+
+impl HostHeaders {
+    /// Whether they are for the host of this address.
+    pub fn concern(&self, url: &Url) -> bool {
+        let Some(host) = url.host_str() else {
+            return false;
+        };
+        let (pattern, port) = match self.host.rsplit_once(':') {
+            Some((pattern, port)) if !port.ends_with(']') => (pattern, Some(port)),
+            _ => (self.host.as_str(), None),
+        };
+        let is_port = port.is_none_or(|port| url.port_or_known_default().is_some_and(|is| is.to_string() == port));
+        let is_host = match pattern.strip_prefix('*') {
+            Some(rest) => host.ends_with(rest),
+            None => host == pattern,
+        };
+        is_host && is_port
+    }
+}
+
+/// What of the rest of the configuration and of the environment concerns all upstreams.
+pub struct Around {
+    pub host_headers: Arc<[HostHeaders]>,
+    pub proxies: Proxies,
+}
+
+pub fn check_host_headers(
+    check: &Check<'_>,
+    written: raw::InOrder<raw::HostHeaders>,
+) -> Result<Arc<[HostHeaders]>, ConfigError> {
+    let checked = written.0.into_iter().map(|(host, headers)| {
+        let is_character = |c: char| c.is_ascii_alphanumeric() || ".-_:[]".contains(c);
+        let rest = host.strip_prefix('*').unwrap_or(&host);
+        if host.is_empty()
+            || !rest.chars().all(is_character)
+            || (host.starts_with('*') && !rest.is_empty() && !rest.starts_with('.'))
+        {
+            let message = "a key of [headers] is a host such as ghcr.io, ghcr.io:443, *.example.com, or *";
+            return Err(check.invalid(&["headers", &host], message));
+        }
+        let set = check_headers(&headers.set).map_err(|message| check.invalid(&["headers", &host, "set"], message))?;
+        Ok(HostHeaders { host: host.to_ascii_lowercase(), set })
+    });
+    checked.collect()
+}
+
+fn check_headers(
+    written: &std::collections::BTreeMap<String, Secret>,
+) -> Result<Vec<(HeaderName, HeaderValue)>, String> {
+    let checked = written.iter().map(|(name, value)| {
+        let parsed = (name.parse::<HeaderName>(), HeaderValue::from_str(value.reveal()));
+        let (Ok(name), Ok(mut value)) = parsed else {
+            return Err(format!("`{name}` is no header name or its value has control characters"));
+        };
+        value.set_sensitive(true);
+        Ok((name, value))
+    });
+    checked.collect()
+}
+
+/// Checks the upstream at position `at`. `passes`: the clients' own credentials are used.
+pub fn check(
+    check: &Check<'_>,
+    prefix: &str,
+    at: usize,
+    written: raw::Upstream,
+    passes: bool,
+    around: &Around,
+) -> Result<Upstream, ConfigError> {
+    let at = at.to_string();
+    let invalid = |key: &str, message: String| check.invalid(&["repository", prefix, "upstream", &at, key], message);
+
+    let url = UpstreamUrl::parse(&written.url).map_err(|message| invalid("url", message))?;
+    let credentials =
+        credentials::check(check, &url.origin, &written).map_err(|(key, message)| invalid(key, message))?;
+    if passes && credentials.is_some() {
+        let key = credentials::key_of(&written);
+        let message =
+            "the repository has client_credentials = \"pass\", so the clients' own are used; remove one of them";
+        return Err(invalid(key, message.to_owned()));
+    }
+    let tls = check_tls(check, &written).map_err(|(key, message)| invalid(key, message))?;
+    let headers = check_headers(&written.headers).map_err(|message| invalid("headers", message))?;
+    let proxy = Proxy::choose(&written.http_proxy, &url.origin, &around.proxies)
+        .map_err(|message| invalid("http_proxy", message))?;
+    for (key, span) in [("connect_timeout", written.connect_timeout), ("timeout", written.timeout)] {
+        if span.0.is_zero() {
+            return Err(invalid(key, "it must be longer than nothing".to_owned()));
+        }
+    }
+    if written.max_connections == 0 {
+        return Err(invalid("max_connections", "at least one connection is needed".to_owned()));
+    }
+    if written.parallel == 0 {
+        return Err(invalid("parallel", "at least one connection is needed".to_owned()));
+    }
+    for host in &written.token_realms {
+        if host.is_empty() || host.contains(['/', ' ', '*']) {
+            let message = format!("`{host}` is no host; write for example token_realms = [\"auth.example.com\"]");
+            return Err(invalid("token_realms", message));
+        }
+    }
+    Ok(Upstream {
+        url,
+        credentials,
+        tls,
+        max_redirect: written.max_redirect,
+        connect_timeout: written.connect_timeout.0,
+        timeout: written.timeout.0,
+        parallel: usize::from(written.parallel),
+        max_connections: written.max_connections as usize,
+        token_realms: written.token_realms.iter().map(|host| host.to_ascii_lowercase()).collect(),
+        proxy,
+        headers,
+        host_headers: around.host_headers.clone(),
+    })
+}
+
+fn check_tls(check: &Check<'_>, written: &raw::Upstream) -> Result<UpstreamTls, (&'static str, String)> {
+    let at = |key: &'static str| move |message: String| (key, message);
+    let roots = given(written.server_ca_bundle.as_ref());
+    let roots = roots.map(|path| read_certificates(check, path)).transpose().map_err(at("server_ca_bundle"))?;
+    let identity = match (given(written.client_certificate.as_ref()), given(written.client_private_key.as_ref())) {
+        (Some(certificate), Some(key)) => {
+            let chain = read_certificates(check, certificate).map_err(at("client_certificate"))?;
+            let unreadable = |error| format!("cannot read a private key from {}: {error}", key.display());
+            check.depends_on(key);
+            let key = PrivateKeyDer::from_pem_file(key).map_err(unreadable).map_err(at("client_private_key"))?;
+            Some(Arc::new((chain, key)))
+        }
+        (None, None) => None,
+        (Some(_), None) => {
+            return Err(("client_certificate", "a `client_private_key` is needed with it".to_owned()));
+        }
+        (None, Some(_)) => {
+            return Err(("client_private_key", "a `client_certificate` is needed with it".to_owned()));
+        }
+    };
+    Ok(UpstreamTls { roots, identity, insecure_skip_verify: written.insecure_skip_verify })
+}
+
+/// A path that is written; an empty one is not.
+pub fn given(path: Option<&PathBuf>) -> Option<&Path> {
+    path.map(PathBuf::as_path).filter(|path| !path.as_os_str().is_empty())
+}
+
+fn read_certificates(check: &Check<'_>, path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    check.depends_on(path);
+    let unreadable = |error| format!("cannot read certificates from {}: {error}", path.display());
+    let certificates =
+        CertificateDer::pem_file_iter(path).map_err(unreadable)?.collect::<Result<Vec<_>, _>>().map_err(unreadable)?;
+    if certificates.is_empty() {
+        return Err(format!("{} has no certificate in PEM form", path.display()));
+    }
+    Ok(certificates)
+}
+
+impl UpstreamUrl {
+    /// `https://host`, or with a path that is the upstream namespace, with or without a leading `v2`.
+    fn parse(text: &str) -> Result<Self, String> {
+        if text.is_empty() {
+            return Err("it is missing; write for example url = \"https://registry-1.docker.io\"".to_owned());
+        }
+        let mut url = Url::parse(text).map_err(|error| {
+            format!("`{text}` is no URL ({error}); write for example \"https://registry-1.docker.io\"")
+        })?;
+        if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
+            return Err(format!("`{text}` does not begin with https:// or http:// and a host"));
+        }
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err("a user name and password do not belong in the URL; use `username` and `password`".to_owned());
+        }
+        if url.query().is_some() || url.fragment().is_some() {
+            return Err(format!("`{text}` has a query or fragment, which an upstream's URL cannot have"));
+        }
+        let path = url.path().trim_matches('/');
+        let namespace = match path.strip_prefix("v2") {
+            Some(rest) if rest.is_empty() || rest.starts_with('/') => rest.trim_matches('/'),
+            _ => path,
+        };
+        if !namespace.is_empty() && namespace.parse::<crate::oci::Name>().is_err() {
+            return Err(format!("`{namespace}` cannot be the beginning of a repository name"));
+        }
+        let namespace = namespace.to_owned();
+        url.set_path("/");
+        Ok(Self { origin: url, namespace })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_are_for_their_host_alone() {
+        for (host, url, expected) in [
+            ("ghcr.io", "https://ghcr.io/v2/", true),
+            ("ghcr.io", "https://GHCR.io/v2/", true),
+            ("ghcr.io", "https://ghcr.io.evil.example/", false),
+            ("ghcr.io:443", "https://ghcr.io/", true),
+            ("ghcr.io:443", "http://ghcr.io/", false),
+            ("*.example.com", "https://a.b.example.com/", true),
+            ("*.example.com", "https://example.com/", false),
+            ("*.example.com:5000", "https://a.example.com:5000/", true),
+            ("*", "https://anything.example/", true),
+            ("[::1]", "http://[::1]:5000/", true),
+            ("[::1]:5000", "http://[::1]:5000/", true),
+            ("[::1]:5001", "http://[::1]:5000/", false),
+        ] {
+            let headers = HostHeaders { host: host.to_owned(), set: Vec::new() };
+            assert_eq!(headers.concern(&Url::parse(url).expect("a URL")), expected, "{host} {url}");
+        }
+    }
+}
