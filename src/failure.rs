@@ -13,6 +13,8 @@ pub struct Failure {
     message: Arc<str>,
     /// When it may be asked again, where the upstream said so.
     pub retry_after: Option<Duration>,
+    /// Whether asking again in a moment may well help.
+    pub is_passing: bool,
 }
 
 /// In the order in which they are reported when several upstreams failed: what may still come right
@@ -61,11 +63,17 @@ impl FailureKind {
 
 impl Failure {
     pub fn new(kind: FailureKind, message: impl fmt::Display) -> Self {
-        Self { kind, message: message.to_string().into(), retry_after: None }
+        Self { kind, message: message.to_string().into(), retry_after: None, is_passing: false }
     }
 
     pub fn with_retry_after(mut self, after: Option<Duration>) -> Self {
         self.retry_after = after;
+        self
+    }
+
+    /// Marks what may be over in a moment.
+    pub fn passing(mut self, is_passing: bool) -> Self {
+        self.is_passing = is_passing;
         self
     }
 

@@ -122,7 +122,7 @@ pub async fn images(pull: &Pull, last: &str, count: usize) -> Result<Images, Man
 pub async fn purge(pull: &Pull, which: Option<&str>) -> Result<PurgeDone, ManageError> {
     let purge = match which {
         None => Purge::All,
-        Some(text) => what_to_purge(pull.routing(), text)?,
+        Some(text) => what_to_purge(&pull.routing(), text)?,
     };
     tracing::info!(?purge, "purging the cache");
     let purged = pull.cache().purge(purge).await?;

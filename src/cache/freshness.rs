@@ -16,11 +16,17 @@ pub enum Freshness {
     Check,
 }
 
-/// Whether a tag that was last checked `age` ago may be served without asking.
-pub fn of_tag(policy: &TagPolicy, tag: &str, age: Duration) -> Freshness {
-    if policy.is_immutable(tag) || age < policy.max_age {
+/// By how much `max_age` may be shortened, as a share of it, so that tags which were pulled together do
+/// not run out together.
+const SPREAD: f64 = 0.1;
+
+/// Whether a tag that was last checked `age` ago may be served without asking. `spread` (0 to 1) is where
+/// this copy of it stands among all.
+pub fn of_tag(policy: &TagPolicy, tag: &str, age: Duration, spread: f64) -> Freshness {
+    let max_age = policy.max_age.mul_f64(1.0 - SPREAD * spread.clamp(0.0, 1.0));
+    if policy.is_immutable(tag) || age < max_age {
         Freshness::Fresh
-    } else if age < policy.max_age.saturating_add(policy.stale_while_revalidate) {
+    } else if age < max_age.saturating_add(policy.stale_while_revalidate) {
         Freshness::Aging
     } else {
         Freshness::Check
@@ -66,25 +72,34 @@ mod tests {
     #[test]
     fn a_tag_past_its_max_age_is_served_while_it_is_checked() {
         let policy = TagPolicy { max_age: HOUR, stale_while_revalidate: HOUR, ..policy() };
-        assert_eq!(of_tag(&policy, "latest", HOUR / 2), Freshness::Fresh);
-        assert_eq!(of_tag(&policy, "latest", HOUR), Freshness::Aging);
-        assert_eq!(of_tag(&policy, "latest", 2 * HOUR), Freshness::Check);
+        assert_eq!(of_tag(&policy, "latest", HOUR / 2, 0.0), Freshness::Fresh);
+        assert_eq!(of_tag(&policy, "latest", HOUR, 0.0), Freshness::Aging);
+        assert_eq!(of_tag(&policy, "latest", 2 * HOUR, 0.0), Freshness::Check);
     }
 
     #[test]
     fn a_tag_is_fresh_for_its_max_age() {
         let policy = TagPolicy { max_age: HOUR, ..policy() };
-        assert_eq!(of_tag(&policy, "latest", HOUR - Duration::from_secs(1)), Freshness::Fresh);
-        assert_eq!(of_tag(&policy, "latest", HOUR), Freshness::Check);
-        assert_eq!(of_tag(&self::policy(), "latest", Duration::ZERO), Freshness::Check);
+        assert_eq!(of_tag(&policy, "latest", HOUR - Duration::from_secs(1), 0.0), Freshness::Fresh);
+        assert_eq!(of_tag(&policy, "latest", HOUR, 0.0), Freshness::Check);
+        assert_eq!(of_tag(&self::policy(), "latest", Duration::ZERO, 0.0), Freshness::Check);
+    }
+
+    #[test]
+    fn tags_pulled_together_do_not_run_out_together() {
+        let policy = TagPolicy { max_age: HOUR, ..policy() };
+        let almost = HOUR - HOUR / 20;
+        assert_eq!(of_tag(&policy, "a", almost, 0.0), Freshness::Fresh);
+        assert_eq!(of_tag(&policy, "b", almost, 1.0), Freshness::Check);
+        assert_eq!(of_tag(&policy, "b", HOUR - HOUR / 9, 1.0), Freshness::Fresh);
     }
 
     #[test]
     fn an_immutable_tag_is_always_fresh_but_for_the_exclusions() {
         let latest = Pattern::try_from("^latest$".to_owned()).expect("a regex");
         let policy = TagPolicy { immutable: true, immutable_exclusions: vec![latest], ..policy() };
-        assert_eq!(of_tag(&policy, "1.0", 1000 * HOUR), Freshness::Fresh);
-        assert_eq!(of_tag(&policy, "latest", Duration::ZERO), Freshness::Check);
+        assert_eq!(of_tag(&policy, "1.0", 1000 * HOUR, 0.0), Freshness::Fresh);
+        assert_eq!(of_tag(&policy, "latest", Duration::ZERO, 0.0), Freshness::Check);
     }
 
     #[test]

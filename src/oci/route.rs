@@ -15,6 +15,8 @@ pub enum Route {
     },
     /// `/v2/_catalog`
     Catalog,
+    /// `/token`: who logs in where the upstream decides.
+    Token,
     Object {
         path: String,
         object: Object,
@@ -58,6 +60,9 @@ impl Route {
     /// `path` is `<prefix>/<name>`.
     pub fn parse(path: &str) -> Result<Self, InvalidRoute> {
         let segments = decode(path)?;
+        if segments == ["token"] {
+            return Ok(Self::Token);
+        }
         let at = segments.iter().position(|segment| segment == "v2");
         let (prefix, rest) = match at {
             Some(at) => (&segments[..at], &segments[at + 1..]),

@@ -7,6 +7,7 @@ use futures_util::future::BoxFuture;
 use http::request::Parts;
 use http::{Method, Version};
 
+use super::consent::Stored;
 use super::error::{Refusal, Wanted};
 use super::rejected::Rejected;
 use super::respond::{self, CacheState};
@@ -28,21 +29,19 @@ impl Pull {
         let refuse = Refusal::of(Wanted::Blob);
         // A store that cannot be read is no reason to fail: the upstream may still answer.
         if let Ok(Some(content)) = self.cache.stored(&digest).await {
-            self.confirm_blob(target, &digest).await.map_err(&refuse)?;
+            self.confirm(target, Stored::Blob, &digest).await.map_err(&refuse)?;
             return self.answer_hit(request, &digest, content).await;
         }
         if request.method == Method::HEAD {
             return self.head_blob(target, &digest).await.map_err(&refuse);
         }
-        if let Some(fill) = self.cache.running_fill(&digest)
-            && fill.repository() != target.repository.prefix()
-        {
-            self.confirm_blob(target, &digest).await.map_err(&refuse)?;
-        }
         let page = format!("blobs/{digest}");
         self.negative.recall(target, &page).map_err(&refuse)?;
 
         let mut joined = self.join(target, &digest).map_err(&refuse)?;
+        if !joined.1 && self.is_foreign(target, &joined.0) {
+            self.confirm(target, Stored::Blob, &digest).await.map_err(&refuse)?;
+        }
         let mut begun = joined.0.size().await;
         if begun.is_err() && !joined.1 {
             // The fill was somebody else's, perhaps through another upstream; ours may do better.
@@ -50,16 +49,20 @@ impl Pull {
             begun = joined.0.size().await;
         }
         let (fill, is_first) = joined;
+        if is_first && begun.is_ok() {
+            self.agreed_to_blob(target, &digest);
+        }
         let aside = Aside { digest, origin: self.origin(target, &digest) };
         let content = match begun {
             Ok(_) => self.cache.growing(fill, aside),
             // Our own disk is no reason to fail a pull.
             Err(failure) if failure.kind.is_of_the_store() => {
-                let size = self.ask_for_blob(target, &digest).await.map_err(&refuse)?;
+                let asked = self.ask_whether_it_has(target, Stored::Blob, &digest).await;
+                let size = asked.map_err(&refuse)?;
                 Content::Uncached { aside, size }
             }
             Err(failure) => {
-                self.negative.remember(target, &page, &failure);
+                self.negative.remember(target, &page, target.repository.config.tags.negative_max_age, &failure);
                 return Err(refuse(failure));
             }
         };
@@ -80,6 +83,12 @@ impl Pull {
             respond::blob(&request.headers, digest, content, &state).await?
         };
         Ok(Answer { response, state })
+    }
+
+    /// Whether a running fill was begun for others, so that our own upstream has to say whether it has
+    /// the blob.
+    fn is_foreign(&self, target: &Target, fill: &Fill) -> bool {
+        fill.repository() != target.repository.prefix() || target.repository.config.client_consent.is_some()
     }
 
     /// The fill of a blob, begun here if nobody else did.
@@ -106,33 +115,11 @@ impl Pull {
     async fn head_blob(self: &Arc<Self>, target: &Target, digest: &Digest) -> Result<Answer, Failure> {
         let page = format!("blobs/{digest}");
         self.negative.recall(target, &page)?;
-        let size = self.ask_for_blob(target, digest).await;
-        let size = size.inspect_err(|failure| self.negative.remember(target, &page, failure))?;
+        let life = target.repository.config.tags.negative_max_age;
+        let size = self.ask_whether_it_has(target, Stored::Blob, digest).await;
+        let size = size.inspect_err(|failure| self.negative.remember(target, &page, life, failure))?;
         let state = CacheState::Miss { collapsed: false };
         Ok(Answer { response: respond::blob_head(digest, size, &state), state })
-    }
-
-    /// Makes sure that the repository's own upstream has a blob that came in through another.
-    async fn confirm_blob(self: &Arc<Self>, target: &Target, digest: &Digest) -> Result<(), Failure> {
-        // An index that cannot be read knows nothing; the upstream does.
-        if self.cache.is_visible(target.repository.prefix(), digest).await.unwrap_or(false) {
-            return Ok(());
-        }
-        self.ask_for_blob(target, digest).await?;
-        self.cache.mark_visible(target.repository.prefix(), *digest);
-        Ok(())
-    }
-
-    /// One HEAD upstream for all who ask at the same time.
-    async fn ask_for_blob(self: &Arc<Self>, target: &Target, digest: &Digest) -> Result<Option<u64>, Failure> {
-        let key = (target.repository.prefix().to_owned(), format!("{}/blobs/{digest}", target.name));
-        let (target, digest) = (target.clone(), *digest);
-        let ask = || async move {
-            let upstreams = &target.repository.upstreams;
-            let head = async |at: usize| upstreams[at].head_blob(&target.name, &digest).await;
-            upstreams.first(0, head).await.map(|(_, size)| size)
-        };
-        self.confirmations.run(key, ask).await.0
     }
 }
 
@@ -152,7 +139,7 @@ impl BlobOrigin {
         let worth_asking = self.standing.lock().unwrap_or_else(PoisonError::into_inner).worth_asking();
         let mut failed: Option<Failure> = None;
         for at in worth_asking {
-            match upstreams[at].blob(&self.target.name, &self.digest, from, until).await {
+            match upstreams[at].blob(&self.target.who, &self.target.name, &self.digest, from, until).await {
                 Ok(answer) => {
                     let crate::upstream::BlobAnswer { start, total, body } = answer;
                     return Ok(Transfer { source: Source(at), start, total, body });

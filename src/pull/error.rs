@@ -1,7 +1,7 @@
 //! What a client is told when it does not get what it asked for: one exhaustive match from the
 //! reason to status, code, headers.
 
-use http::header::{ALLOW, CONTENT_RANGE, CONTENT_TYPE, RETRY_AFTER};
+use http::header::{ALLOW, CONTENT_RANGE, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderValue, Response, StatusCode};
 use serde_json::json;
 
@@ -33,6 +33,17 @@ pub enum Refusal {
     Range { size: u64 },
     #[error("{failure}")]
     Failure { failure: Failure, wanted: Wanted },
+    #[error("{why}")]
+    Unauthenticated { why: Challenge, challenge: Option<HeaderValue> },
+}
+
+/// Why a client is asked who it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Challenge {
+    #[error("log in to this cache with your account at the upstream registry (docker login)")]
+    Missing,
+    #[error("the credentials or the token are not accepted; log in again")]
+    Invalid,
 }
 
 /// `Retry-After` when a rate-limited upstream names no time.
@@ -61,6 +72,7 @@ impl Refusal {
                 (StatusCode::NOT_FOUND, Code::NameUnknown)
             }
             Self::Unsupported => (StatusCode::METHOD_NOT_ALLOWED, Code::Unsupported),
+            Self::Unauthenticated { .. } => (StatusCode::UNAUTHORIZED, Code::Unauthorized),
             Self::Range { .. } => (StatusCode::RANGE_NOT_SATISFIABLE, Code::RangeInvalid),
             Self::Failure { failure, wanted } => match failure.kind {
                 FailureKind::NotFound => (StatusCode::NOT_FOUND, wanted.unknown()),
@@ -85,6 +97,9 @@ impl Refusal {
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
         match self {
+            Self::Unauthenticated { challenge, .. } => {
+                headers.extend(challenge.map(|challenge| (WWW_AUTHENTICATE, challenge)));
+            }
             Self::Unsupported => {
                 headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
             }

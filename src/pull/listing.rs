@@ -77,7 +77,11 @@ impl Pull {
         let policy = &target.repository.config.tags;
         let repository = target.repository.prefix();
         let key = page.key(target);
-        let cached = self.cache.listing(repository, &key).await.ok().flatten();
+        // What one client is shown is not for others.
+        let cached = match target.who.is_client() {
+            true => None,
+            false => self.cache.listing(repository, &key).await.ok().flatten(),
+        };
         // A list grows with each push, so it is fresh for `max_age` and never immutable.
         let is_fresh = cached.as_ref().is_some_and(|listing| listing.checked_at.age() < policy.max_age);
 
@@ -89,7 +93,8 @@ impl Pull {
             cached => {
                 let (pull, asked) = (self.clone(), target.clone());
                 let work = || async move { pull.fetch_list(&asked, page).await };
-                let (fetched, is_first) = self.listings.run((repository.to_owned(), key.clone()), work).await;
+                let (fetched, is_first) =
+                    self.listings.run((repository.to_owned(), key.clone(), target.who.clone()), work).await;
                 match (fetched, cached) {
                     (Ok(listing), _) => (listing, CacheState::Miss { collapsed: !is_first }),
                     (Err(failure), Some(listing))
@@ -109,15 +114,15 @@ impl Pull {
         let upstreams = &target.repository.upstreams;
         let listing = match &page {
             Page::Tags { query } => {
-                let ask = async |at: usize| upstreams[at].tags(&target.name, query).await;
-                into_listing(upstreams.first(0, ask).await?.1)
+                let ask = async |at: usize| upstreams[at].tags(&target.who, &target.name, query).await;
+                into_listing(upstreams.first(None, ask).await?.1)
             }
             Page::Referrers { subject, artifact_type } => {
                 let query = artifact_type.as_ref().map_or_else(String::new, |wanted| {
                     url::form_urlencoded::Serializer::new(String::new()).append_pair("artifactType", wanted).finish()
                 });
-                let ask = async |at: usize| upstreams[at].referrers(&target.name, subject, &query).await;
-                match upstreams.first(0, ask).await {
+                let ask = async |at: usize| upstreams[at].referrers(&target.who, &target.name, subject, &query).await;
+                match upstreams.first(None, ask).await {
                     Ok((_, answer)) => into_listing(answer),
                     // An upstream with the API answers an empty list; this one does not have it.
                     Err(failure) if failure.kind == FailureKind::NotFound => {
@@ -127,7 +132,9 @@ impl Pull {
                 }
             }
         };
-        self.cache.put_listing(target.repository.prefix(), &page.key(target), listing.clone());
+        if !target.who.is_client() {
+            self.cache.put_listing(target.repository.prefix(), &page.key(target), listing.clone());
+        }
         Ok(listing)
     }
 
@@ -168,7 +175,17 @@ impl Pull {
         let last = query.last.clone().unwrap_or_default();
         let names = self.cache.catalog(last, count + 1).await.map_err(Refusal::of(Wanted::Name))?;
         let page = &names[..count.min(names.len())];
-        let mut response = json_response(json!({ "repositories": page }).to_string().into(), "application/json");
+        // What clients' own credentials brought in is nobody else's to know.
+        let hidden: Vec<_> = self
+            .routing()
+            .repositories()
+            .iter()
+            .filter(|repository| repository.config.client_consent.is_some())
+            .map(|repository| format!("{}/", repository.prefix()))
+            .collect();
+        let shown: Vec<_> =
+            page.iter().filter(|name| !hidden.iter().any(|prefix| name.starts_with(prefix.as_str()))).collect();
+        let mut response = json_response(json!({ "repositories": shown }).to_string().into(), "application/json");
         if let (Some(last), true) = (page.last(), names.len() > count) {
             let query = url::form_urlencoded::Serializer::new(String::new())
                 .append_pair("n", &count.to_string())

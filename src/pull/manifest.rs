@@ -5,6 +5,7 @@ use std::sync::Arc;
 use http::Method;
 use http::request::Parts;
 
+use super::consent::Stored;
 use super::error::{Refusal, Wanted};
 use super::respond::{self, CacheState};
 use super::routing::Target;
@@ -61,7 +62,7 @@ impl Pull {
 
     /// A tag: from the cache while it is fresh, else as the upstream says, else as it last was.
     pub(super) async fn by_tag(self: &Arc<Self>, target: &Target, tag: &Tag) -> Result<Found, Failure> {
-        let policy = &target.repository.config.tags;
+        let policy = target.repository.config.policy_of(tag.as_str());
         let key = TagKey {
             repository: target.repository.prefix().to_owned(),
             name: target.name.to_string(),
@@ -69,10 +70,11 @@ impl Pull {
         };
         let cached = self.cached_tag(&key).await;
         if let Some((entry, manifest)) = &cached
-            && let freshness = freshness::of_tag(policy, tag.as_str(), entry.checked_at.age())
+            && let freshness = freshness::of_tag(policy, tag.as_str(), entry.checked_at.age(), spread(&key, entry))
             && freshness != Freshness::Check
+            && self.consents.is_fresh(target, &entry.digest)
         {
-            if freshness == Freshness::Aging {
+            if freshness == Freshness::Aging && target.repository.upstreams.have_quota_to_spare() {
                 self.check_behind(target, tag, &key);
             }
             let state = CacheState::Hit { since: entry.checked_at.to_system_time() };
@@ -82,8 +84,10 @@ impl Pull {
         let page = format!("manifests/{tag}");
         let checked = match self.negative.recall(target, &page) {
             Ok(()) => {
-                let (pull, target, tag, key) = (self.clone(), target.clone(), tag.clone(), key.clone());
-                self.checks.run(key.clone(), || async move { pull.check_tag(&target, tag, key).await }).await
+                let (pull, asked, tag, key) = (self.clone(), target.clone(), tag.clone(), key.clone());
+                self.checks
+                    .run((key.clone(), target.who.clone()), || async move { pull.check_tag(&asked, tag, key).await })
+                    .await
             }
             Err(absent) => (Err(absent), false),
         };
@@ -96,15 +100,17 @@ impl Pull {
                 Ok(Found { manifest, state: CacheState::Hit { since } })
             }
             ((Err(failure), _), Some((entry, manifest)))
-                if freshness::may_serve_stale(policy, failure.kind, entry.checked_at.age()) =>
+                if freshness::may_serve_stale(policy, failure.kind, entry.checked_at.age())
+                    && self.may_rely_on_old_consent(target, &entry.digest, &failure) =>
             {
-                self.negative.remember(target, &page, &failure);
+                self.negative.remember(target, &page, policy.negative_max_age, &failure);
                 let since = entry.checked_at.to_system_time();
                 Ok(Found { manifest, state: CacheState::Stale { since, why: failure } })
             }
             ((Err(failure), _), cached) => {
-                self.negative.remember(target, &page, &failure);
-                if failure.kind == FailureKind::NotFound && cached.is_some() {
+                self.negative.remember(target, &page, policy.negative_max_age, &failure);
+                // What an upstream hides from one client it may show to others.
+                if failure.kind == FailureKind::NotFound && cached.is_some() && !target.who.is_client() {
                     self.cache.drop_tag(key);
                 }
                 Err(failure)
@@ -115,12 +121,12 @@ impl Pull {
     /// Checks a tag for those who come next; nobody waits for it.
     fn check_behind(self: &Arc<Self>, target: &Target, tag: &Tag, key: &TagKey) {
         let (pull, target, tag, key) = (self.clone(), target.clone(), tag.clone(), key.clone());
-        self.checks.begin(key.clone(), || async move {
+        self.checks.begin((key.clone(), target.who.clone()), || async move {
             let checked = pull.check_tag(&target, tag, key.clone()).await;
             if let Err(failure) = &checked {
-                let policy = &target.repository.config.tags;
+                let policy = target.repository.config.policy_of(&key.tag);
                 tracing::info!(repository = key.repository, name = key.name, tag = key.tag, %failure, "a tag could not be checked");
-                if failure.kind == FailureKind::NotFound && policy.on_upstream_404 == OnUpstream404::Drop {
+                if failure.kind == FailureKind::NotFound && policy.on_upstream_404 == OnUpstream404::Drop && !target.who.is_client() {
                     pull.cache.drop_tag(key);
                 }
             }
@@ -140,8 +146,8 @@ impl Pull {
     async fn check_tag(self: &Arc<Self>, target: &Target, tag: Tag, key: TagKey) -> Result<Checked, Failure> {
         let upstreams = &target.repository.upstreams;
         let reference = Reference::Tag(tag);
-        let head = async |at: usize| upstreams[at].head_manifest(&target.name, &reference).await;
-        let (at, head) = upstreams.first(0, head).await?;
+        let head = async |at: usize| upstreams[at].head_manifest(&target.who, &target.name, &reference).await;
+        let (at, head) = upstreams.first(None, head).await?;
 
         let checked = match head.and_then(|head| head.digest) {
             Some(digest) => match self.cache.manifest(&digest).await.ok().flatten() {
@@ -149,7 +155,7 @@ impl Pull {
                     self.cache.mark_visible(target.repository.prefix(), digest);
                     Checked { manifest, is_fetched: false }
                 }
-                None => match self.fetch_manifest(target, digest, at).await {
+                None => match self.fetch_manifest(target, digest, Some(at)).await {
                     Ok(Fetched(manifest)) => Checked { manifest, is_fetched: true },
                     // It names a digest that it does not know: perhaps it knows the tag.
                     Err(failure) if failure.kind == FailureKind::NotFound => {
@@ -168,13 +174,14 @@ impl Pull {
             checked_at: Timestamp::now(),
         };
         self.cache.put_tag(key, entry);
+        self.agreed(target, &checked.manifest);
         Ok(checked)
     }
 
     async fn fetch_tag(&self, target: &Target, tag: &Reference, preferred: usize) -> Result<Checked, Failure> {
         let upstreams = &target.repository.upstreams;
-        let get = async |at: usize| upstreams[at].manifest(&target.name, tag).await;
-        let (_, answer) = upstreams.first(preferred, get).await?;
+        let get = async |at: usize| upstreams[at].manifest(&target.who, &target.name, tag).await;
+        let (_, answer) = upstreams.first(Some(preferred), get).await?;
         let is_known = self.cache.manifest(&answer.digest).await.ok().flatten().is_some();
         Ok(Checked { manifest: self.keep(target, answer).await, is_fetched: !is_known })
     }
@@ -182,24 +189,34 @@ impl Pull {
     async fn by_digest(self: &Arc<Self>, target: &Target, digest: &Digest) -> Result<Found, Failure> {
         let stored = self.cache.manifest(digest).await.ok().flatten();
         if let Some(manifest) = stored {
-            self.confirm_manifest(target, digest).await?;
+            self.confirm(target, Stored::Manifest, digest).await?;
+            if self.consents.is_fresh(target, digest) {
+                self.agreed_to_children(target, &manifest);
+            }
             let since = manifest.stored_at.to_system_time();
             return Ok(Found { manifest, state: CacheState::Hit { since } });
         }
         let page = format!("manifests/{digest}");
         self.negative.recall(target, &page)?;
-        let key = (target.repository.prefix().to_owned(), target.name.clone(), *digest);
+        let key = (target.repository.prefix().to_owned(), target.name.clone(), *digest, target.who.clone());
         let (pull, asked, wanted) = (self.clone(), target.clone(), *digest);
-        let work = || async move { pull.fetch_manifest(&asked, wanted, 0).await };
+        let work = || async move { pull.fetch_manifest(&asked, wanted, None).await };
         let (fetched, is_first) = self.fetches.run(key, work).await;
-        let Fetched(manifest) = fetched.inspect_err(|failure| self.negative.remember(target, &page, failure))?;
+        let life = target.repository.config.tags.negative_max_age;
+        let Fetched(manifest) = fetched.inspect_err(|failure| self.negative.remember(target, &page, life, failure))?;
+        self.agreed(target, &manifest);
         Ok(Found { manifest, state: CacheState::Miss { collapsed: !is_first } })
     }
 
-    async fn fetch_manifest(&self, target: &Target, digest: Digest, preferred: usize) -> Result<Fetched, Failure> {
+    async fn fetch_manifest(
+        &self,
+        target: &Target,
+        digest: Digest,
+        preferred: Option<usize>,
+    ) -> Result<Fetched, Failure> {
         let upstreams = &target.repository.upstreams;
         let reference = Reference::Digest(digest);
-        let get = async |at: usize| upstreams[at].manifest(&target.name, &reference).await;
+        let get = async |at: usize| upstreams[at].manifest(&target.who, &target.name, &reference).await;
         let (_, answer) = upstreams.first(preferred, get).await?;
         Ok(Fetched(self.keep(target, answer).await))
     }
@@ -221,38 +238,26 @@ impl Pull {
         self.negative.recall(target, &page)?;
         let upstreams = &target.repository.upstreams;
         let reference = Reference::Digest(*digest);
-        let head = async |at: usize| upstreams[at].head_manifest(&target.name, &reference).await;
-        let head = upstreams.first(0, head).await;
-        let (_, head) = head.inspect_err(|failure| self.negative.remember(target, &page, failure))?;
+        let head = async |at: usize| upstreams[at].head_manifest(&target.who, &target.name, &reference).await;
+        let head = upstreams.first(None, head).await;
+        let life = target.repository.config.tags.negative_max_age;
+        let (_, head) = head.inspect_err(|failure| self.negative.remember(target, &page, life, failure))?;
         let said = head.and_then(|head| Some((head.media_type?, head.size?)));
         Ok(said.map(|(media_type, size)| {
             let response = respond::manifest_head(digest, media_type.as_str(), size);
             Answer { response, state: CacheState::Miss { collapsed: false } }
         }))
     }
+}
 
-    /// Makes sure that the repository's own upstream has a manifest that came in through another.
-    async fn confirm_manifest(self: &Arc<Self>, target: &Target, digest: &Digest) -> Result<(), Failure> {
-        // An index that cannot be read knows nothing; the upstream does.
-        if self.cache.is_visible(target.repository.prefix(), digest).await.unwrap_or(false) {
-            return Ok(());
-        }
-        let key = (target.repository.prefix().to_owned(), format!("{}/manifests/{digest}", target.name));
-        let (pull, target, digest) = (self.clone(), target.clone(), *digest);
-        let confirm = || async move {
-            let upstreams = &target.repository.upstreams;
-            let reference = Reference::Digest(digest);
-            let head = async |at: usize| match upstreams[at].head_manifest(&target.name, &reference).await? {
-                Some(_) => Ok(()),
-                // No HEAD there: the manifest itself is the proof.
-                None => upstreams[at].manifest(&target.name, &reference).await.map(drop),
-            };
-            upstreams.first(0, head).await?;
-            pull.cache.mark_visible(target.repository.prefix(), digest);
-            Ok(None)
-        };
-        self.confirmations.run(key, confirm).await.0.map(drop)
-    }
+/// Where in the spread of `max_age` a copy of a tag is: tags that were checked together are not all
+/// checked together again.
+#[allow(clippy::cast_precision_loss)]
+fn spread(key: &TagKey, entry: &TagEntry) -> f64 {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let mut hasher = DefaultHasher::new();
+    (key, entry.checked_at.0).hash(&mut hasher);
+    (hasher.finish() >> 32) as f64 / f64::from(u32::MAX)
 }
 
 fn manifest_refusal(failure: Failure) -> Refusal {

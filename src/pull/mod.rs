@@ -1,6 +1,8 @@
 //! The life of a request: what is asked for, of which repository, and from where it is answered.
 
 mod blob;
+mod consent;
+mod credentials;
 mod error;
 mod listing;
 mod manifest;
@@ -12,6 +14,7 @@ pub mod routing;
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HOST};
 use http::request::Parts;
@@ -30,7 +33,9 @@ use crate::oci::route::{Object, Route};
 use crate::oci::{Digest, Name, Reference};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::{Kind, Outcome};
-use crate::upstream::BuildError;
+use crate::upstream::{BuildError, Clients, Who};
+use consent::Consents;
+use credentials::{NoRandomness, Sealer};
 use negative::Negative;
 use rejected::Rejected;
 use respond::CacheState;
@@ -41,18 +46,36 @@ const OCI_NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
 
 /// Answers requests for content; shared by all connections.
 pub struct Pull {
-    routing: Routing,
+    /// What a change of the configuration replaces.
+    live: ArcSwap<Live>,
+    clients: Clients,
     cache: Arc<Cache>,
     metrics: Arc<Metrics>,
-    log_access: bool,
+    sealer: Sealer,
+    consents: Consents,
     /// Confirmed absences.
     negative: Negative,
     /// Upstreams that sent wrong content.
     rejected: Arc<Rejected>,
-    checks: Flights<TagKey, manifest::Checked>,
-    fetches: Flights<(String, Name, Digest), manifest::Fetched>,
-    confirmations: Flights<(String, String), Option<u64>>,
-    listings: Flights<(String, String), Listing>,
+    checks: Flights<(TagKey, Who), manifest::Checked>,
+    fetches: Flights<(String, Name, Digest, Who), manifest::Fetched>,
+    confirmations: Flights<(String, String, Who), Option<u64>>,
+    listings: Flights<(String, String, Who), Listing>,
+}
+
+/// What follows from the configuration.
+struct Live {
+    routing: Arc<Routing>,
+    log_access: bool,
+}
+
+/// Why requests cannot be answered.
+#[derive(Debug, thiserror::Error)]
+pub enum PullError {
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    #[error(transparent)]
+    Randomness(#[from] NoRandomness),
 }
 
 /// An answer and what the statistics say of it.
@@ -62,12 +85,15 @@ struct Answer {
 }
 
 impl Pull {
-    pub fn new(config: &Config, cache: Arc<Cache>, metrics: Arc<Metrics>) -> Result<Arc<Self>, BuildError> {
+    pub fn new(config: &Config, cache: Arc<Cache>, metrics: Arc<Metrics>) -> Result<Arc<Self>, PullError> {
+        let clients = Clients::default();
         Ok(Arc::new(Self {
-            routing: Routing::new(config, &metrics)?,
+            live: ArcSwap::from_pointee(Live::new(config, &clients, &metrics)?),
+            clients,
             cache,
             metrics,
-            log_access: config.logging.access,
+            sealer: Sealer::new()?,
+            consents: Consents::default(),
             negative: Negative::default(),
             rejected: Arc::default(),
             checks: Flights::default(),
@@ -85,8 +111,15 @@ impl Pull {
         &self.metrics
     }
 
-    pub fn routing(&self) -> &Routing {
-        &self.routing
+    pub fn routing(&self) -> Arc<Routing> {
+        self.live.load().routing.clone()
+    }
+
+    /// Answers by another configuration from now on. Running transfers end as they began; upstreams that
+    /// are configured as before keep what is known of them.
+    pub fn apply(&self, config: &Config) -> Result<(), PullError> {
+        self.live.store(Arc::new(Live::new(config, &self.clients, &self.metrics)?));
+        Ok(())
     }
 
     /// Answers one request. Where the body is made of pages of a mapped file, its [`Mapping`] is among
@@ -114,10 +147,14 @@ impl Pull {
     ) -> Result<Response<Body>, Refusal> {
         let query = Query::read(request.uri.query());
         let is_read = request.method == Method::GET || request.method == Method::HEAD;
+        let routing = self.routing();
         let (path, object) = match Route::parse(request.uri.path())? {
-            Route::Base { .. } | Route::Catalog if !is_read => return Err(Refusal::Unsupported),
-            Route::Base { prefix } if self.routing.knows_prefix(&prefix) => return Ok(base()),
+            Route::Base { .. } | Route::Catalog | Route::Token if !is_read => return Err(Refusal::Unsupported),
+            Route::Base { prefix } if routing.knows_prefix(&prefix) => {
+                return self.base(request, &routing, query.namespace.as_deref(), &prefix).await;
+            }
             Route::Base { prefix } => return Err(routing::RoutingError::UnknownName(prefix).into()),
+            Route::Token => return self.give_token(request),
             Route::Catalog => return self.catalog(&query).await,
             Route::Object { path, object } => (path, object),
         };
@@ -127,24 +164,40 @@ impl Pull {
         };
         let namespace = query.namespace.as_deref();
         let asked = Asked { namespace, host: host(request), path: &path, tag };
-        let target = self.routing.route(asked)?;
+        let mut target = routing.route(asked)?;
         observation.found(target.repository.prefix(), kind_of(&object));
         if !is_read {
             return Err(Refusal::Unsupported);
         }
 
-        let Answer { mut response, state } = match object {
-            Object::Manifest(reference) => self.manifest(request, &target, reference).await?,
-            Object::Blob(digest) => self.blob(request, &target, digest).await?,
-            Object::Tags => self.tags(request, &target, &query).await?,
-            Object::Referrers(subject) => self.referrers(request, &target, subject, &query).await?,
+        let passes = target.repository.config.client_consent.is_some();
+        if passes {
+            let client = self.client(&request.headers);
+            target.who = client.map_err(|why| self.challenge(request, why, Some(&path)))?;
+        }
+        let answer = match object {
+            Object::Manifest(reference) => self.manifest(request, &target, reference).await,
+            Object::Blob(digest) => self.blob(request, &target, digest).await,
+            Object::Tags => self.tags(request, &target, &query).await,
+            Object::Referrers(subject) => self.referrers(request, &target, subject, &query).await,
             Object::Upload => return Err(Refusal::Unsupported),
+        };
+        let Answer { mut response, state } = match answer {
+            Err(refusal) if passes => return Err(self.ask_who_it_is(refusal, request, &target.who, &path)),
+            answer => answer?,
         };
         observation.answered(state.outcome());
         if let Some(value) = namespace.and_then(|namespace| HeaderValue::from_str(namespace).ok()) {
             response.headers_mut().insert(OCI_NAMESPACE, value);
         }
         Ok(response)
+    }
+}
+
+impl Live {
+    fn new(config: &Config, clients: &Clients, metrics: &Arc<Metrics>) -> Result<Self, BuildError> {
+        let routing = Arc::new(Routing::new(config, clients, metrics)?);
+        Ok(Self { routing, log_access: config.logging.access })
     }
 }
 

@@ -6,12 +6,15 @@ use quick_cache::sync::Cache;
 
 use super::routing::Target;
 use crate::failure::{Failure, FailureKind};
+use crate::upstream::Who;
 
 /// Absences kept at most; a client can ask for any number of names.
 const ENTRIES: usize = 10_000;
 
-/// Confirmed absences, by repository and page.
-pub struct Negative(Cache<(String, String), (Instant, Failure)>);
+/// Confirmed absences, by repository, page and who was told.
+pub struct Negative(Cache<Key, (Instant, Failure)>);
+
+type Key = (String, String, Who);
 
 impl Default for Negative {
     fn default() -> Self {
@@ -33,15 +36,14 @@ impl Negative {
         }
     }
 
-    /// Remembers a failure that is a confirmed absence; others pass.
-    pub fn remember(&self, target: &Target, page: &str, failure: &Failure) {
-        let life = target.repository.config.tags.negative_max_age;
+    /// Remembers a failure that is a confirmed absence for `life`; others pass.
+    pub fn remember(&self, target: &Target, page: &str, life: Duration, failure: &Failure) {
         if failure.kind == FailureKind::NotFound && life > Duration::ZERO {
             self.0.insert(key(target, page), (Instant::now() + life, failure.clone()));
         }
     }
 }
 
-fn key(target: &Target, page: &str) -> (String, String) {
-    (target.repository.prefix().to_owned(), format!("{}/{page}", target.name))
+fn key(target: &Target, page: &str) -> Key {
+    (target.repository.prefix().to_owned(), format!("{}/{page}", target.name), target.who.clone())
 }

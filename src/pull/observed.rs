@@ -50,7 +50,7 @@ impl Pull {
         let user_agent = request.headers.get(http::header::USER_AGENT).and_then(|value| value.to_str().ok());
         Observation {
             metrics: self.metrics.clone(),
-            log_access: self.log_access,
+            log_access: self.live.load().log_access,
             began: Instant::now(),
             client,
             method: request.method.to_string(),

@@ -3,11 +3,13 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use quick_cache::sync::Cache;
+
 use crate::config::{self, Config};
 use crate::oci::Name;
 use crate::oci::name::InvalidName;
 use crate::telemetry::Metrics;
-use crate::upstream::{BuildError, Upstreams};
+use crate::upstream::{BuildError, Clients, Upstreams, Who};
 
 /// A repository with the clients of its upstreams.
 pub struct Repository {
@@ -27,6 +29,8 @@ impl Repository {
 pub struct Target {
     pub repository: Arc<Repository>,
     pub name: Name,
+    /// As whom its upstreams are asked.
+    pub who: Who,
 }
 
 /// What of a request decides where it goes.
@@ -62,15 +66,21 @@ pub struct Routing {
     by_host: HashMap<String, usize>,
     by_prefix: HashMap<String, usize>,
     default: Option<usize>,
+    /// Names that a scope matched together with a tag: what is asked of them by digest is of the same
+    /// repository.
+    scoped: Cache<String, usize>,
 }
 
+/// Names kept at most in `scoped`.
+const SCOPED: usize = 10_000;
+
 impl Routing {
-    pub fn new(config: &Config, metrics: &Arc<Metrics>) -> Result<Self, BuildError> {
+    pub fn new(config: &Config, clients: &Clients, metrics: &Arc<Metrics>) -> Result<Self, BuildError> {
         let repositories = config
             .repositories
             .iter()
             .map(|repository| {
-                let upstreams = Upstreams::new(&repository.upstreams, metrics)?;
+                let upstreams = Upstreams::new(&repository.upstreams, clients, metrics)?;
                 Ok(Arc::new(Repository { config: repository.clone(), upstreams }))
             })
             .collect::<Result<Vec<_>, BuildError>>()?;
@@ -85,6 +95,7 @@ impl Routing {
             by_host: table(|repository| repository.hosts.clone()),
             by_prefix,
             default,
+            scoped: Cache::new(SCOPED),
             repositories,
         })
     }
@@ -146,11 +157,40 @@ impl Routing {
 
     fn at_scope(&self, asked: Asked<'_>) -> Option<usize> {
         let with_tag = asked.tag.map(|tag| format!("{}:{tag}", asked.path));
-        let matches = |repository: &Arc<Repository>| {
-            let mut scopes = repository.config.scopes.iter();
-            scopes.any(|scope| scope.is_match(asked.path) || with_tag.as_ref().is_some_and(|text| scope.is_match(text)))
+        let first = |text: &str| {
+            let matches = |repository: &Arc<Repository>| {
+                let mut scopes = repository.config.scopes.iter();
+                scopes.any(|scope| scope.is_match(text))
+            };
+            self.repositories.iter().position(matches)
         };
-        self.repositories.iter().position(matches)
+        let by_name = first(asked.path);
+        let by_tag = with_tag.and_then(|text| first(&text)).filter(|at| by_name.is_none_or(|by_name| *at < by_name));
+        match (by_tag, by_name) {
+            (Some(at), _) => {
+                self.scoped.insert(asked.path.to_owned(), at);
+                Some(at)
+            }
+            (None, None) if asked.tag.is_none() => self.scoped.get(asked.path),
+            (None, at) => at,
+        }
+    }
+
+    /// The repository that `/v2/` is about, where the request tells one.
+    pub fn selected(&self, asked: Asked<'_>) -> Option<&Arc<Repository>> {
+        let by_namespace = asked.namespace.and_then(|namespace| self.by_namespace.get(namespace).copied());
+        let at = by_namespace.or_else(|| self.at_host(asked.host?)).or_else(|| self.by_prefix.get(asked.path).copied());
+        at.map(|at| &self.repositories[at])
+    }
+
+    /// The repository of names that no rule matches.
+    pub fn default(&self) -> Option<&Arc<Repository>> {
+        self.default.map(|at| &self.repositories[at])
+    }
+
+    /// All repositories, in the order of the configuration.
+    pub fn repositories(&self) -> &[Arc<Repository>] {
+        &self.repositories
     }
 
     fn target(&self, at: usize, name: &str) -> Result<Target, RoutingError> {
@@ -159,7 +199,7 @@ impl Routing {
         let is_one_part = !name.as_str().contains('/');
         let name =
             if repository.config.implies_library && is_one_part { format!("library/{name}").parse()? } else { name };
-        Ok(Target { repository, name })
+        Ok(Target { repository, name, who: Who::Larder })
     }
 }
 
@@ -186,7 +226,7 @@ mod tests {
         let file = dir.path().join("larder.toml");
         std::fs::write(&file, CONFIG).expect("written");
         let config = Config::load(&[file], std::iter::empty()).expect("valid");
-        let routing = Routing::new(&config, &Arc::default()).expect("clients");
+        let routing = Routing::new(&config, &Clients::default(), &Arc::default()).expect("clients");
         let target = routing.route(asked)?;
         Ok((target.repository.prefix().to_owned(), target.name.to_string()))
     }

@@ -54,6 +54,13 @@ pub struct RequestLabels {
     pub outcome: &'static str,
 }
 
+/// An upstream and as whom it is asked: a user name, or `anonymous`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct AccountLabels {
+    upstream: String,
+    account: String,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct RepositoryLabel {
     pub repository: String,
@@ -78,6 +85,8 @@ pub struct Metrics {
     pub responses: Family<StatusLabel, Counter>,
     pub bytes_served: Family<RepositoryLabel, Counter>,
     pub bytes_fetched: Family<RepositoryLabel, Counter>,
+    quota_limit: Family<AccountLabels, Gauge>,
+    quota_remaining: Family<AccountLabels, Gauge>,
     pub upstream_requests: Family<UpstreamLabels, Counter>,
     pub fills_started: Counter,
     pub fills_running: Gauge,
@@ -125,6 +134,14 @@ impl Metrics {
         self.upstream_requests.get_or_create(&labels).inc();
     }
 
+    /// What is left of an upstream's rate limit.
+    pub fn quota(&self, upstream: &str, account: &str, limit: u64, remaining: u64) {
+        let labels = AccountLabels { upstream: upstream.to_owned(), account: account.to_owned() };
+        let clamp = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+        self.quota_limit.get_or_create(&labels).set(clamp(limit));
+        self.quota_remaining.get_or_create(&labels).set(clamp(remaining));
+    }
+
     /// All figures in the Prometheus text format.
     pub fn encode(&self) -> Result<String, std::fmt::Error> {
         let mut registry = Registry::with_prefix("larder");
@@ -134,6 +151,8 @@ impl Metrics {
         r.register_with_unit("served", "Content sent to clients", Unit::Bytes, self.bytes_served.clone());
         r.register_with_unit("fetched", "Content received from upstreams", Unit::Bytes, self.bytes_fetched.clone());
         r.register("upstream_requests", "Requests sent to upstreams by result", self.upstream_requests.clone());
+        r.register("upstream_ratelimit_limit", "Pulls in a window that an upstream allows", self.quota_limit.clone());
+        r.register("upstream_ratelimit_remaining", "Pulls that are left of it", self.quota_remaining.clone());
         r.register("fills", "Transfers begun from upstream", self.fills_started.clone());
         r.register("fills_running", "Transfers from upstream under way", self.fills_running.clone());
         r.register("coalesced", "Requests that joined a running transfer", self.coalesced.clone());

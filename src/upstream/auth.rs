@@ -1,67 +1,70 @@
 //! Who we are to an upstream: Basic credentials and Bearer tokens.
 //!
-//! Tokens are kept per service and scope, fetched once however many wait for one, and renewed before
-//! they expire (Docker Registry v2 token authentication).
+//! Tokens are kept per credential, service and scope, fetched once however many wait for one, and
+//! renewed before they expire (Docker Registry v2 token authentication).
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use base64::Engine;
-use base64::prelude::BASE64_STANDARD;
 use http::HeaderValue;
-use serde::Deserialize;
 use url::Url;
 
-use crate::config::Login;
+use super::helper::Helper;
+use super::token::{TokenAnswer, basic_header};
+use super::who::Who;
+use crate::config::{Credentials, Login};
 use crate::failure::{Failure, FailureKind};
 use crate::oci::challenge::Challenge;
 
-/// What the token endpoint is asked for.
+/// What the token service is asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct TokenRequest {
     pub realm: Url,
     pub service: Option<String>,
     pub scope: String,
-    /// Sent only where the realm may see it.
-    pub with_credentials: bool,
+    /// Sent only where the realm may see it; `None`: anonymous.
+    pub login: Option<Arc<Login>>,
 }
 
 /// Fetches a token; the client's HTTP side, kept apart so that this module decides and does not dial.
 pub trait FetchToken {
-    async fn fetch_token(&self, request: &TokenRequest) -> Result<TokenAnswer, Failure>;
-}
-
-/// A token endpoint's answer. Registries differ in the field's name and in the type of its life.
-#[derive(Deserialize)]
-pub struct TokenAnswer {
-    access_token: Option<String>,
-    token: Option<String>,
-    expires_in: Option<serde_json::Value>,
+    async fn fetch_token(&self, request: &TokenRequest, who: &Who) -> Result<TokenAnswer, Failure>;
 }
 
 /// The life of a token whose answer does not state it.
 const DEFAULT_LIFE: Duration = Duration::from_secs(60);
 const MAX_LIFE: Duration = Duration::from_secs(24 * 3600);
+/// How long a refused login is not tried again: services lock accounts that fail too often.
+const REFUSED_LIFE: Duration = Duration::from_secs(10);
 /// Tokens kept per upstream; one is needed for each repository name pulled.
 const MAX_TOKENS: usize = 4096;
 
-/// An `Authorization` header and, for a token, what it was asked with.
+/// An `Authorization` header and what it was made of.
 #[derive(Clone)]
 pub struct Authorization {
     pub header: HeaderValue,
     token: Option<TokenRequest>,
+    basic: Option<Arc<Login>>,
 }
 
 /// The credentials for one upstream and the tokens obtained with them.
 pub struct Auth {
     upstream: Arc<str>,
     host: String,
-    credentials: Option<Login>,
+    is_tls: bool,
+    own: Own,
     trusted_realms: Vec<String>,
     /// The challenge last met; requests for further names need not be refused first.
     scheme: Mutex<Scheme>,
     tokens: Mutex<HashMap<TokenRequest, Arc<Slot>>>,
+}
+
+/// Larder's own credentials.
+enum Own {
+    Anonymous,
+    Login(Arc<Login>),
+    Helper(Helper),
 }
 
 type Slot = tokio::sync::Mutex<Kept>;
@@ -86,11 +89,22 @@ enum Scheme {
 }
 
 impl Auth {
-    pub fn new(upstream: Arc<str>, origin: &Url, credentials: Option<Login>, trusted_realms: Vec<String>) -> Self {
+    pub fn new(
+        upstream: Arc<str>,
+        origin: &Url,
+        credentials: Option<Credentials>,
+        trusted_realms: Vec<String>,
+    ) -> Self {
+        let own = match credentials {
+            None => Own::Anonymous,
+            Some(Credentials::Login(login)) => Own::Login(Arc::new(login)),
+            Some(Credentials::Helper(helper)) => Own::Helper(Helper::new(helper)),
+        };
         Self {
             upstream,
             host: origin.host_str().unwrap_or_default().to_ascii_lowercase(),
-            credentials,
+            is_tls: origin.scheme() == "https",
+            own,
             trusted_realms,
             scheme: Mutex::new(Scheme::Unknown),
             tokens: Mutex::default(),
@@ -98,14 +112,22 @@ impl Auth {
     }
 
     /// What to send with a first request for `scope`.
-    pub async fn prepare(&self, scope: &str, fetch: &impl FetchToken) -> Result<Option<Authorization>, Failure> {
+    pub async fn prepare(
+        &self,
+        who: &Who,
+        scope: &str,
+        fetch: &impl FetchToken,
+    ) -> Result<Option<Authorization>, Failure> {
+        if let Who::Header(header) = who {
+            return Ok(Some(Authorization { header: header.clone(), token: None, basic: None }));
+        }
         let scheme = self.scheme.lock().unwrap_or_else(PoisonError::into_inner).clone();
         match scheme {
             Scheme::Unknown => Ok(None),
-            Scheme::Basic => self.basic().map(Some),
+            Scheme::Basic => Ok(self.login(who).await?.map(Authorization::basic)),
             Scheme::Bearer { realm, service } => {
-                let request = self.token_request(realm, service, scope);
-                self.token(request, fetch).await.map(Some)
+                let token = self.token(who, realm, service, scope, fetch).await?;
+                Ok(Some(token))
             }
         }
     }
@@ -113,11 +135,15 @@ impl Auth {
     /// What to send again after a 401 with these challenges; an error when there is nothing to add.
     pub async fn answer(
         &self,
+        who: &Who,
         challenges: &[Challenge],
         scope: &str,
         refused: Option<&Authorization>,
         fetch: &impl FetchToken,
     ) -> Result<Authorization, Failure> {
+        if matches!(who, Who::Header(_)) {
+            return Err(self.denied("refuses the client's own authorization"));
+        }
         if let Some(bearer) = challenges.iter().find(|challenge| challenge.scheme == "bearer") {
             let realm = bearer.parameter("realm").and_then(|realm| Url::parse(realm).ok());
             let realm = realm.filter(|realm| matches!(realm.scheme(), "http" | "https"));
@@ -127,18 +153,20 @@ impl Auth {
             if asked == scope {
                 self.remember(Scheme::Bearer { realm: realm.clone(), service: service.clone() });
             }
-            let request = self.token_request(realm, service, asked);
-            if refused.and_then(|refused| refused.token.as_ref()) == Some(&request) {
-                self.forget(&request);
+            if let Some((refused, token)) = refused.and_then(|refused| Some((refused, refused.token.as_ref()?))) {
+                self.forget(token, &refused.header);
             }
-            return self.token(request, fetch).await;
+            return self.token(who, realm, service, asked, fetch).await;
         }
         if challenges.iter().any(|challenge| challenge.scheme == "basic") {
-            if refused.is_some_and(|refused| refused.token.is_none()) {
-                return Err(self.denied("refuses the configured user name and password"));
-            }
             self.remember(Scheme::Basic);
-            return self.basic();
+            let refused = refused.and_then(|refused| refused.basic.as_ref());
+            let login = self.login_instead_of(who, refused).await?;
+            let login = login.ok_or_else(|| match refused {
+                Some(_) => self.denied("refuses the user name and password"),
+                None => self.denied("asks for a user name and password"),
+            })?;
+            return Ok(Authorization::basic(login));
         }
         Err(self.denied("answered 401 with no challenge that Larder can meet (Basic or Bearer)"))
     }
@@ -151,28 +179,55 @@ impl Auth {
         *self.scheme.lock().unwrap_or_else(PoisonError::into_inner) = scheme;
     }
 
-    fn basic(&self) -> Result<Authorization, Failure> {
-        let credentials = self.credentials.as_ref();
-        let credentials = credentials.ok_or_else(|| self.denied("asks for a user name and password"))?;
-        Ok(Authorization { header: basic_header(credentials), token: None })
+    /// The name and password to come with, if any.
+    async fn login(&self, who: &Who) -> Result<Option<Arc<Login>>, Failure> {
+        match (who, &self.own) {
+            (Who::Login(login), _) => Ok(Some(login.clone())),
+            (Who::Larder, Own::Login(login)) => Ok(Some(login.clone())),
+            (Who::Larder, Own::Helper(helper)) => helper.login().await,
+            (Who::Anonymous | Who::Header(_), _) | (Who::Larder, Own::Anonymous) => Ok(None),
+        }
     }
 
-    /// The Basic header for the token endpoint.
-    pub fn realm_header(&self, request: &TokenRequest) -> Option<HeaderValue> {
-        let credentials = self.credentials.as_ref().filter(|_| request.with_credentials)?;
-        Some(basic_header(credentials))
+    /// Another login than the one that was refused; only a helper may have one.
+    async fn login_instead_of(&self, who: &Who, refused: Option<&Arc<Login>>) -> Result<Option<Arc<Login>>, Failure> {
+        if let (Some(refused), Who::Larder, Own::Helper(helper)) = (refused, who, &self.own) {
+            helper.refused(refused).await;
+        }
+        let login = self.login(who).await?;
+        Ok(login.filter(|login| refused != Some(login)))
     }
 
-    fn token_request(&self, realm: Url, service: Option<String>, scope: &str) -> TokenRequest {
-        let with_credentials = self.credentials.is_some() && self.trusts(&realm);
-        if self.credentials.is_some() && !with_credentials {
+    async fn token(
+        &self,
+        who: &Who,
+        realm: Url,
+        service: Option<String>,
+        scope: &str,
+        fetch: &impl FetchToken,
+    ) -> Result<Authorization, Failure> {
+        let login = self.login(who).await?;
+        let trusted = login.clone().filter(|_| self.trusts(&realm));
+        if login.is_some() && trusted.is_none() {
             tracing::warn!(
                 upstream = %self.upstream,
                 realm = realm.host_str().unwrap_or_default(),
                 "the token realm is on a foreign domain and does not get the credentials; add its host to token_realms if it should"
             );
         }
-        TokenRequest { realm, service, scope: scope.to_owned(), with_credentials }
+        let request = TokenRequest { realm, service, scope: scope.to_owned(), login: trusted };
+        let failure = match self.kept_token(&request, who, fetch).await {
+            Ok(token) => return Ok(token),
+            Err(failure) => failure,
+        };
+        // A helper's password may have been changed before its time.
+        match (&request.login, failure.kind) {
+            (Some(refused), FailureKind::Denied) => match self.login_instead_of(who, Some(refused)).await? {
+                Some(login) => self.kept_token(&TokenRequest { login: Some(login), ..request }, who, fetch).await,
+                None => Err(failure),
+            },
+            _ => Err(failure),
+        }
     }
 
     /// Credentials go to the upstream's own host, to its registrable domain (Public Suffix List; not
@@ -181,8 +236,11 @@ impl Auth {
         let Some(host) = realm.host_str().map(str::to_ascii_lowercase) else {
             return false;
         };
-        if host == self.host || self.trusted_realms.contains(&host) {
+        if self.trusted_realms.contains(&host) {
             return true;
+        }
+        if host == self.host {
+            return realm.scheme() == "https" || !self.is_tls;
         }
         let is_name = |host: &str| host.parse::<std::net::IpAddr>().is_err() && !host.starts_with('[');
         let domain = |host: &str| {
@@ -196,25 +254,37 @@ impl Auth {
             && domain(&host) == domain(&self.host)
     }
 
-    async fn token(&self, request: TokenRequest, fetch: &impl FetchToken) -> Result<Authorization, Failure> {
-        let slot = self.slot(&request);
+    async fn kept_token(
+        &self,
+        request: &TokenRequest,
+        who: &Who,
+        fetch: &impl FetchToken,
+    ) -> Result<Authorization, Failure> {
+        let slot = self.slot(request);
         // Whoever comes second waits here and finds what the first was given, token or failure, so the
         // wait of all is bounded by the deadline of one fetch.
         let asked_at = Instant::now();
         let mut kept = slot.lock().await;
+        let authorization =
+            |header: &HeaderValue| Authorization { header: header.clone(), token: Some(request.clone()), basic: None };
         if let Some(token) = kept.token.as_ref().filter(|token| Instant::now() < token.renew_at) {
-            return Ok(Authorization { header: token.header.clone(), token: Some(request) });
+            return Ok(authorization(&token.header));
         }
-        if let Some((_, failure)) = kept.failed.as_ref().filter(|(at, _)| *at >= asked_at) {
-            return Err(failure.clone());
+        if let Some((at, failure)) = &kept.failed {
+            let is_refused = failure.kind == FailureKind::Denied && request.login.is_some();
+            if *at >= asked_at || (is_refused && at.elapsed() < REFUSED_LIFE) {
+                return Err(failure.clone());
+            }
         }
-        let answer = fetch.fetch_token(&request).await;
-        let answer = answer.inspect_err(|failure| kept.failed = Some((Instant::now(), failure.clone())))?;
-        let fetched =
-            answer.into_token(Instant::now()).ok_or_else(|| self.denied("its token endpoint gave no usable token"))?;
-        let header = fetched.header.clone();
-        *kept = Kept { token: Some(fetched), failed: None };
-        Ok(Authorization { header, token: Some(request) })
+        let answer = fetch.fetch_token(request, who).await;
+        let token = answer.and_then(|answer| {
+            let token = into_token(answer, Instant::now());
+            token.ok_or_else(|| self.denied("its token service gave no usable token"))
+        });
+        let token = token.inspect_err(|failure| kept.failed = Some((Instant::now(), failure.clone())))?;
+        let authorization = authorization(&token.header);
+        *kept = Kept { token: Some(token), failed: None };
+        Ok(authorization)
     }
 
     fn slot(&self, request: &TokenRequest) -> Arc<Slot> {
@@ -233,21 +303,32 @@ impl Auth {
         tokens.entry(request.clone()).or_default().clone()
     }
 
-    fn forget(&self, request: &TokenRequest) {
-        self.tokens.lock().unwrap_or_else(PoisonError::into_inner).remove(request);
+    /// Drops a token that was refused; one that was fetched since stays.
+    fn forget(&self, request: &TokenRequest, refused: &HeaderValue) {
+        let slot = self.tokens.lock().unwrap_or_else(PoisonError::into_inner).get(request).cloned();
+        // Whoever holds the lock is fetching another one.
+        if let Some(mut kept) = slot.as_ref().and_then(|slot| slot.try_lock().ok())
+            && kept.token.as_ref().is_some_and(|token| token.header == *refused)
+        {
+            kept.token = None;
+        }
     }
 }
 
-impl TokenAnswer {
-    fn into_token(self, now: Instant) -> Option<Token> {
-        let text = self.access_token.or(self.token).filter(|token| !token.is_empty())?;
-        let mut header = HeaderValue::from_str(&format!("Bearer {text}")).ok()?;
-        header.set_sensitive(true);
-        let life = life(self.expires_in.as_ref());
-        // Renewed a little early, so that no request travels with a token that dies on the way.
-        let early = (life / 10).min(Duration::from_secs(10));
-        Some(Token { header, renew_at: now + (life - early) })
+impl Authorization {
+    fn basic(login: Arc<Login>) -> Self {
+        Self { header: basic_header(&login), token: None, basic: Some(login) }
     }
+}
+
+fn into_token(answer: TokenAnswer, now: Instant) -> Option<Token> {
+    let text = answer.access_token.or(answer.token).filter(|token| !token.is_empty())?;
+    let mut header = HeaderValue::from_str(&format!("Bearer {text}")).ok()?;
+    header.set_sensitive(true);
+    let life = life(answer.expires_in.as_ref());
+    // Renewed a little early, so that no request travels with a token that dies on the way.
+    let early = (life / 10).min(Duration::from_secs(10));
+    Some(Token { header, renew_at: now + (life - early) })
 }
 
 /// `expires_in` as a number or as text; what makes no sense counts as not stated.
@@ -263,14 +344,6 @@ fn life(stated: Option<&serde_json::Value>) -> Duration {
     }
 }
 
-fn basic_header(credentials: &Login) -> HeaderValue {
-    let pair = format!("{}:{}", credentials.username, credentials.password.reveal());
-    let text = format!("Basic {}", BASE64_STANDARD.encode(pair));
-    let mut header = HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static(""));
-    header.set_sensitive(true);
-    header
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
@@ -279,7 +352,7 @@ mod tests {
     use crate::config::Secret;
 
     fn auth(origin: &str, realms: &[&str]) -> Auth {
-        let credentials = Login::new("u", Secret::new("p"));
+        let credentials = Credentials::Login(Login::new("u", Secret::new("p")));
         let origin = Url::parse(origin).expect("a URL");
         let realms = realms.iter().map(|&host| host.to_owned()).collect();
         Auth::new("upstream".into(), &origin, Some(credentials), realms)
@@ -304,6 +377,8 @@ mod tests {
         let address = auth("http://127.0.0.1:5000", &[]);
         assert!(trusts(&address, "http://127.0.0.1:9/token"));
         assert!(!trusts(&address, "http://127.0.0.2/token"));
+        let tls = auth("https://r.example", &[]);
+        assert!(!trusts(&tls, "http://r.example/token"), "never from TLS to plain text");
         let pages = auth("https://a.github.io", &[]);
         assert!(!trusts(&pages, "https://b.github.io/token"), "github.io is a public suffix");
     }
@@ -322,10 +397,10 @@ mod tests {
     struct Endpoint(AtomicUsize);
 
     impl FetchToken for Endpoint {
-        async fn fetch_token(&self, _: &TokenRequest) -> Result<TokenAnswer, Failure> {
-            self.0.fetch_add(1, Ordering::SeqCst);
+        async fn fetch_token(&self, _: &TokenRequest, _: &Who) -> Result<TokenAnswer, Failure> {
+            let number = self.0.fetch_add(1, Ordering::SeqCst);
             tokio::task::yield_now().await;
-            Ok(TokenAnswer { access_token: None, token: Some("t".to_owned()), expires_in: Some(300.into()) })
+            Ok(TokenAnswer { access_token: None, token: Some(format!("t{number}")), expires_in: Some(300.into()) })
         }
     }
 
@@ -334,11 +409,64 @@ mod tests {
         let auth = auth("https://r.example", &[]);
         let endpoint = Endpoint(AtomicUsize::new(0));
         let challenges = crate::oci::challenge::parse(r#"Bearer realm="https://r.example/token",service="s""#);
-        let ask = || auth.answer(&challenges, "repository:x:pull", None, &endpoint);
+        let ask = || auth.answer(&Who::Larder, &challenges, "repository:x:pull", None, &endpoint);
         let (one, two, three) = tokio::join!(ask(), ask(), ask());
         assert!(one.is_ok() && two.is_ok() && three.is_ok());
         assert_eq!(endpoint.0.load(Ordering::SeqCst), 1);
-        assert!(auth.prepare("repository:x:pull", &endpoint).await.expect("a token").is_some());
+        assert!(auth.prepare(&Who::Larder, "repository:x:pull", &endpoint).await.expect("a token").is_some());
         assert_eq!(endpoint.0.load(Ordering::SeqCst), 1);
+    }
+
+    #[tokio::test]
+    async fn a_refused_token_is_fetched_again_once_for_all_who_had_it() {
+        let auth = auth("https://r.example", &[]);
+        let endpoint = Endpoint(AtomicUsize::new(0));
+        let challenges = crate::oci::challenge::parse(r#"Bearer realm="https://r.example/token",service="s""#);
+        let scope = "repository:x:pull";
+        let first = auth.answer(&Who::Larder, &challenges, scope, None, &endpoint).await.expect("a token");
+        let again = || auth.answer(&Who::Larder, &challenges, scope, Some(&first), &endpoint);
+        let (one, two) = tokio::join!(again(), again());
+        let three = again().await.expect("a token");
+        assert_eq!(endpoint.0.load(Ordering::SeqCst), 2);
+        assert!(one.expect("a token").header != first.header && two.expect("a token").header == three.header);
+    }
+
+    #[tokio::test]
+    async fn nobody_gets_a_token_of_somebody_else() {
+        let auth = auth("https://r.example", &[]);
+        let endpoint = Endpoint(AtomicUsize::new(0));
+        let challenges = crate::oci::challenge::parse(r#"Bearer realm="https://r.example/token",service="s""#);
+        let login = |name: &str| Who::Login(Arc::new(Login::new(name, Secret::new("p"))));
+        let mut headers = Vec::new();
+        for who in [Who::Larder, Who::Anonymous, login("a"), login("b")] {
+            headers.push(
+                auth.answer(&who, &challenges, "repository:x:pull", None, &endpoint).await.expect("a token").header,
+            );
+            let kept = auth.prepare(&who, "repository:x:pull", &endpoint).await.expect("kept").expect("a token");
+            assert_eq!(Some(&kept.header), headers.last());
+        }
+        headers.dedup();
+        assert_eq!((headers.len(), endpoint.0.load(Ordering::SeqCst)), (4, 4));
+    }
+
+    struct Refusing(AtomicUsize);
+
+    impl FetchToken for Refusing {
+        async fn fetch_token(&self, _: &TokenRequest, _: &Who) -> Result<TokenAnswer, Failure> {
+            self.0.fetch_add(1, Ordering::SeqCst);
+            Err(Failure::new(FailureKind::Denied, "wrong password"))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_wrong_password_is_not_tried_again_and_again() {
+        let auth = auth("https://r.example", &[]);
+        let service = Refusing(AtomicUsize::new(0));
+        let challenges = crate::oci::challenge::parse(r#"Bearer realm="https://r.example/token",service="s""#);
+        for _ in 0..5 {
+            let answer = auth.answer(&Who::Larder, &challenges, "repository:x:pull", None, &service).await;
+            assert_eq!(answer.err().map(|failure| failure.kind), Some(FailureKind::Denied));
+        }
+        assert_eq!(service.0.load(Ordering::SeqCst), 1);
     }
 }

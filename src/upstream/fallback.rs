@@ -1,21 +1,58 @@
 //! Several upstreams for one repository, tried in order.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
 use super::client::{BuildError, Upstream};
+use super::transport::spread;
 use crate::config;
 use crate::failure::{Failure, FailureKind};
 use crate::telemetry::Metrics;
 
+/// How long the upstreams of a repository together may take to begin an answer before the last of them
+/// is asked: clients give up, or go to the origin, after about a minute.
+const BUDGET: Duration = Duration::from_secs(30);
+/// The pause before those are asked again whose failure may be over.
+const PAUSE: Duration = Duration::from_millis(200);
+
 /// The upstreams of one repository, in order of preference; never empty.
 #[derive(Clone)]
-pub struct Upstreams(Arc<[Upstream]>);
+pub struct Upstreams(Arc<[Arc<Upstream>]>);
+
+/// All clients that are in use: what is configured alike is one client, with one health, one budget and
+/// one set of tokens, also over a change of the configuration.
+#[derive(Default)]
+pub struct Clients(Mutex<Vec<(Duration, Weak<Upstream>)>>);
+
+impl Clients {
+    fn client(
+        &self,
+        config: &config::Upstream,
+        patience: Duration,
+        metrics: &Arc<Metrics>,
+    ) -> Result<Arc<Upstream>, BuildError> {
+        let mut clients = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        clients.retain(|(_, client)| client.strong_count() > 0);
+        let found = clients.iter().filter(|(theirs, _)| *theirs == patience).filter_map(|(_, client)| client.upgrade());
+        if let Some(client) = found.into_iter().find(|client| client.config() == config) {
+            return Ok(client);
+        }
+        let client = Arc::new(Upstream::new(config, patience, metrics.clone())?);
+        clients.push((patience, Arc::downgrade(&client)));
+        Ok(client)
+    }
+}
 
 impl Upstreams {
-    pub fn new(configs: &[config::Upstream], metrics: &Arc<Metrics>) -> Result<Self, BuildError> {
-        let clients = configs.iter().map(|config| Upstream::new(config, metrics.clone()));
-        let clients = clients.collect::<Result<Vec<_>, _>>()?;
-        Ok(Self(clients.into()))
+    pub fn new(configs: &[config::Upstream], clients: &Clients, metrics: &Arc<Metrics>) -> Result<Self, BuildError> {
+        let share = BUDGET / u32::try_from(configs.len()).unwrap_or(u32::MAX).max(1);
+        let upstreams = configs.iter().enumerate().map(|(at, config)| {
+            // The last may take what it is configured to take: nobody comes after it.
+            let is_last = at + 1 == configs.len();
+            let patience = if is_last { config.timeout } else { config.timeout.min(share) };
+            clients.client(config, patience, metrics)
+        });
+        Ok(Self(upstreams.collect::<Result<Vec<_>, _>>()?.into()))
     }
 
     pub fn len(&self) -> usize {
@@ -26,21 +63,67 @@ impl Upstreams {
         self.0.is_empty()
     }
 
+    pub fn iter(&self) -> impl Iterator<Item = &Upstream> {
+        self.0.iter().map(AsRef::as_ref)
+    }
+
+    /// Whether one of them may be asked for what no client waits for.
+    pub fn have_quota_to_spare(&self) -> bool {
+        let now = Instant::now();
+        self.iter().any(|upstream| upstream.has_quota_to_spare(now))
+    }
+
+    /// The order in which they are asked: as configured, but of several accounts at one registry the one
+    /// with the most left of its rate limit first. `preferred` goes before all.
+    fn order(&self, preferred: Option<usize>) -> Vec<usize> {
+        let now = Instant::now();
+        let left: Vec<_> = self.iter().map(|upstream| upstream.left(now)).collect();
+        let is_same = |a: usize, b: usize| self[a].config().url == self[b].config().url;
+        let mut order = share_load(self.len(), is_same, &left);
+        if let Some(at) = preferred.and_then(|preferred| order.iter().position(|&at| at == preferred)) {
+            order[..=at].rotate_right(1);
+        }
+        order
+    }
+
     /// The first answer that any upstream gives, and which one gave it. Whatever goes wrong with one,
     /// the next is asked; of several failures the most telling is returned, so that "not found" means
-    /// all of them said so. `preferred` is asked first: who knew the tag also has the manifest.
-    pub async fn first<T, A>(&self, preferred: usize, ask: impl Fn(usize) -> A) -> Result<(usize, T), Failure>
+    /// all of them said so. Those whose failure may pass are asked once more a moment later.
+    /// `preferred` is asked first: who knew the tag also has the manifest.
+    pub async fn first<T, A>(&self, preferred: Option<usize>, ask: impl Fn(usize) -> A) -> Result<(usize, T), Failure>
     where
         A: Future<Output = Result<T, Failure>>,
     {
-        let others = (0..self.len()).filter(|&at| at != preferred);
+        let (told, passing) = match self.first_of(&self.order(preferred), &ask).await {
+            Ok(answer) => return Ok(answer),
+            Err(failed) => failed,
+        };
+        if passing.is_empty() {
+            return Err(told);
+        }
+        tokio::time::sleep(PAUSE.mul_f64(0.5 + spread())).await;
+        self.first_of(&passing, &ask).await.map_err(|(again, _)| told.more_telling(again))
+    }
+
+    /// One round; the failure comes with those worth asking again.
+    async fn first_of<T, A>(
+        &self,
+        order: &[usize],
+        ask: &impl Fn(usize) -> A,
+    ) -> Result<(usize, T), (Failure, Vec<usize>)>
+    where
+        A: Future<Output = Result<T, Failure>>,
+    {
         let mut failed: Option<Failure> = None;
-        for at in std::iter::once(preferred).chain(others) {
+        let mut passing = Vec::new();
+        for &at in order {
             match ask(at).await {
                 Ok(answer) => return Ok((at, answer)),
                 Err(failure) => {
-                    let upstream = self.0[at].label();
-                    tracing::debug!(upstream, kind = failure.kind.as_str(), %failure, "an upstream failed");
+                    tracing::debug!(upstream = self[at].label(), kind = failure.kind.as_str(), %failure, "an upstream failed");
+                    if failure.is_passing {
+                        passing.push(at);
+                    }
                     failed = Some(match failed {
                         Some(earlier) => earlier.more_telling(failure),
                         None => failure,
@@ -48,8 +131,27 @@ impl Upstreams {
                 }
             }
         }
-        Err(failed.unwrap_or_else(|| Failure::new(FailureKind::Unavailable, "no upstream is configured")))
+        let none = || Failure::new(FailureKind::Unavailable, "no upstream is configured");
+        Err((failed.unwrap_or_else(none), passing))
     }
+}
+
+/// `0..count`, where those that are the same registry change places by what they have left.
+fn share_load(count: usize, is_same: impl Fn(usize, usize) -> bool, left: &[f64]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..count).collect();
+    for first in 0..count {
+        let places: Vec<usize> = (0..count).filter(|&at| is_same(at, first)).collect();
+        if places.first() != Some(&first) || places.len() < 2 {
+            continue;
+        }
+        let mut members = places.clone();
+        // The sort is stable: among equals the configured order stays.
+        members.sort_by(|&a, &b| left[b].total_cmp(&left[a]));
+        for (place, member) in places.into_iter().zip(members) {
+            order[place] = member;
+        }
+    }
+    order
 }
 
 impl std::ops::Index<usize> for Upstreams {
@@ -57,5 +159,20 @@ impl std::ops::Index<usize> for Upstreams {
 
     fn index(&self, at: usize) -> &Upstream {
         &self.0[at]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn accounts_at_one_registry_take_turns_by_what_is_left() {
+        // 0, 1 and 3 are accounts at one registry, 2 is another.
+        let is_same = |a: usize, b: usize| (a == 2) == (b == 2);
+        assert_eq!(share_load(4, is_same, &[1.0, 1.0, 1.0, 1.0]), [0, 1, 2, 3]);
+        assert_eq!(share_load(4, is_same, &[0.2, 0.5, 0.0, 0.9]), [3, 1, 2, 0]);
+        assert_eq!(share_load(2, |a, b| a == b, &[0.0, 1.0]), [0, 1], "different registries keep their order");
+        assert_eq!(share_load(1, |_, _| true, &[0.0]), [0]);
     }
 }

@@ -2,12 +2,20 @@
 //! order in which several are tried.
 
 mod auth;
+mod budget;
 mod client;
 mod errors;
 mod fallback;
-pub mod health;
+mod health;
+mod helper;
+mod reach;
 pub mod retry;
 mod tls;
+mod token;
+mod transport;
+mod who;
 
-pub use client::{BlobAnswer, BuildError, ListAnswer, ManifestAnswer, ManifestHead, Upstream};
-pub use fallback::Upstreams;
+pub use budget::Budget;
+pub use client::{BlobAnswer, BuildError, ListAnswer, ManifestAnswer, ManifestHead, Status, Upstream};
+pub use fallback::{Clients, Upstreams};
+pub use who::Who;

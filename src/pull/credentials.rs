@@ -1,0 +1,234 @@
+//! Where the clients' own credentials decide: reading them, and asking for them in a way that every
+//! client can meet.
+//!
+//! Clients are sent to a token service of our own (Docker Registry v2 token authentication), so that
+//! they need no way to the upstream's. It gives out what the client came with, sealed with a key that
+//! only this process has; what those credentials are worth the upstream says, with each pull.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
+use base64::Engine;
+use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
+use http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE};
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Response};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::error::{Challenge, Refusal};
+use super::respond::{self, Body};
+use super::routing::{Asked, Repository, Routing};
+use super::{Pull, host};
+use crate::config::{Login, Secret};
+use crate::failure::{Failure, FailureKind};
+use crate::oci::route::InvalidRoute;
+use crate::upstream::Who;
+
+/// How long a token is good; clients come back for another.
+const LIFE: Duration = Duration::from_secs(300);
+/// Tells our tokens from those of upstreams.
+const PREFIX: &str = "larder.";
+/// Longest token or password that is read.
+const MAX_LENGTH: usize = 16 * 1024;
+const SERVICE: &str = "larder";
+
+/// Seals credentials into tokens.
+pub struct Sealer(RandomizedNonceKey);
+
+/// What a token holds.
+#[derive(Serialize, Deserialize)]
+struct Content {
+    /// Seconds since 1970.
+    expires: u64,
+    login: Option<(String, String)>,
+}
+
+/// Why no sealer could be made: the system gives no random numbers.
+#[derive(Debug, thiserror::Error)]
+#[error("the system gives no random numbers for a key")]
+pub struct NoRandomness;
+
+impl Sealer {
+    pub fn new() -> Result<Self, NoRandomness> {
+        let mut key = [0; 32];
+        aws_lc_rs::rand::fill(&mut key).map_err(|_| NoRandomness)?;
+        RandomizedNonceKey::new(&AES_256_GCM, &key).map(Self).map_err(|_| NoRandomness)
+    }
+
+    fn seal(&self, login: Option<&Login>, now: SystemTime) -> Option<String> {
+        let login = login.map(|login| (login.username.clone(), login.password.reveal().to_owned()));
+        let content = Content { expires: seconds(now + LIFE), login };
+        let mut bytes = serde_json::to_vec(&content).ok()?;
+        let nonce = self.0.seal_in_place_append_tag(Aad::empty(), &mut bytes).ok()?;
+        let sealed = [nonce.as_ref().as_slice(), &bytes].concat();
+        Some(format!("{PREFIX}{}", BASE64_URL_SAFE_NO_PAD.encode(sealed)))
+    }
+
+    /// Who came with the token; `None` if it is not one of ours, or too old.
+    fn open(&self, token: &str, now: SystemTime) -> Option<Who> {
+        let sealed = BASE64_URL_SAFE_NO_PAD.decode(token.strip_prefix(PREFIX)?).ok()?;
+        let (nonce, sealed) = sealed.split_at_checked(NONCE_LEN)?;
+        let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
+        let mut sealed = sealed.to_vec();
+        let bytes = self.0.open_in_place(nonce, Aad::empty(), &mut sealed).ok()?;
+        let content: Content = serde_json::from_slice(bytes).ok()?;
+        if content.expires < seconds(now) {
+            return None;
+        }
+        Some(content.login.map_or(Who::Anonymous, |(name, password)| login(name, password)))
+    }
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+fn login(name: String, password: String) -> Who {
+    Who::Login(Arc::new(Login::new(name, Secret::new(password))))
+}
+
+impl Pull {
+    /// Whose credentials a request comes with.
+    pub(super) fn client(&self, headers: &HeaderMap) -> Result<Who, Challenge> {
+        let Some(value) = headers.get(AUTHORIZATION) else {
+            return Ok(Who::Anonymous);
+        };
+        if value.len() > MAX_LENGTH {
+            return Err(Challenge::Invalid);
+        }
+        let (scheme, rest) = value.to_str().ok().and_then(|text| text.split_once(' ')).ok_or(Challenge::Invalid)?;
+        let rest = rest.trim();
+        if scheme.eq_ignore_ascii_case("basic") {
+            let decoded = BASE64_STANDARD.decode(rest).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+            let pair = decoded.as_deref().and_then(|text| text.split_once(':'));
+            return match pair {
+                Some(("", "")) => Ok(Who::Anonymous),
+                Some((name, password)) => Ok(login(name.to_owned(), password.to_owned())),
+                None => Err(Challenge::Invalid),
+            };
+        }
+        if scheme.eq_ignore_ascii_case("bearer") && rest.starts_with(PREFIX) {
+            return self.sealer.open(rest, SystemTime::now()).ok_or(Challenge::Invalid);
+        }
+        // A token that the client had from the upstream's own service, for instance.
+        let mut value = value.clone();
+        value.set_sensitive(true);
+        Ok(Who::Header(value))
+    }
+
+    /// `/v2/`: whether this is a registry, and for who logs in where the upstream decides, whether it
+    /// takes the credentials.
+    pub(super) async fn base(
+        &self,
+        request: &Parts,
+        routing: &Routing,
+        namespace: Option<&str>,
+        prefix: &str,
+    ) -> Result<Response<Body>, Refusal> {
+        let asked = Asked { namespace, host: host(request), path: prefix, tag: None };
+        let passes = |repository: &Arc<Repository>| repository.config.client_consent.is_some();
+        let selected = routing.selected(asked);
+        // Some clients only log in if they are asked to right here.
+        let asks = selected.map_or_else(|| routing.repositories().iter().any(passes), passes);
+        if !asks {
+            return Ok(super::base());
+        }
+        if !request.headers.contains_key(AUTHORIZATION) {
+            return Err(self.challenge(request, Challenge::Missing, None));
+        }
+        let who = self.client(&request.headers).map_err(|why| self.challenge(request, why, None))?;
+        let repository = selected.or(routing.default()).filter(|repository| passes(repository));
+        if let (Who::Login(_) | Who::Header(_), Some(repository)) = (&who, repository) {
+            let greet = async |at: usize| repository.upstreams[at].greet(&who).await;
+            // An upstream that cannot say is no reason to turn anybody away: each pull asks again.
+            let is_denied = |failure: &Failure| failure.kind == FailureKind::Denied;
+            if repository.upstreams.first(None, greet).await.is_err_and(|failure| is_denied(&failure)) {
+                return Err(self.challenge(request, Challenge::Invalid, None));
+            }
+        }
+        Ok(super::base())
+    }
+
+    /// Of a client that the upstream turned away, the credentials are asked for if it gave none that
+    /// could be looked at.
+    pub(super) fn ask_who_it_is(&self, refusal: Refusal, request: &Parts, who: &Who, path: &str) -> Refusal {
+        match (&refusal, who) {
+            (Refusal::Failure { failure, .. }, Who::Anonymous) if failure.kind == FailureKind::Denied => {
+                self.challenge(request, Challenge::Missing, Some(path))
+            }
+            (Refusal::Failure { failure, .. }, Who::Header(_)) if failure.kind == FailureKind::Denied => {
+                self.challenge(request, Challenge::Invalid, Some(path))
+            }
+            _ => refusal,
+        }
+    }
+
+    /// `GET /token`: a token for what the client comes with. Whether that is worth anything the upstream
+    /// says when it is used.
+    pub(super) fn give_token(&self, request: &Parts) -> Result<Response<Body>, Refusal> {
+        if !self.routing().repositories().iter().any(|repository| repository.config.client_consent.is_some()) {
+            return Err(InvalidRoute::NotFound.into());
+        }
+        let login = match self.client(&request.headers) {
+            Ok(Who::Login(login)) => Some(login),
+            Ok(Who::Anonymous) => None,
+            _ => return Err(self.challenge(request, Challenge::Invalid, None)),
+        };
+        let sealed = self.sealer.seal(login.as_deref(), SystemTime::now());
+        let token = sealed.ok_or_else(|| self.challenge(request, Challenge::Invalid, None))?;
+        let document = json!({ "token": token, "access_token": token, "expires_in": LIFE.as_secs() });
+        let mut response = Response::new(respond::full(document.to_string().into()));
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        Ok(response)
+    }
+
+    /// A 401 that says where tokens are to be had; `path` is the name that was asked for, as the client
+    /// wrote it.
+    pub(super) fn challenge(&self, request: &Parts, why: Challenge, path: Option<&str>) -> Refusal {
+        let is_plain = |host: &&str| host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_:[]".contains(&byte));
+        let header = match host(request).filter(is_plain) {
+            Some(host) => {
+                let scope = path.map_or_else(String::new, |path| format!(",scope=\"repository:{path}:pull\""));
+                let error = if why == Challenge::Invalid { ",error=\"invalid_token\"" } else { "" };
+                format!("Bearer realm=\"http://{host}/token\",service=\"{SERVICE}\"{scope}{error}")
+            }
+            None => format!("Basic realm=\"{SERVICE}\""),
+        };
+        Refusal::Unauthenticated { why, challenge: HeaderValue::try_from(header).ok() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_holds_what_it_was_made_of_and_not_for_ever() {
+        let sealer = Sealer::new().expect("a key");
+        let now = SystemTime::now();
+        let login = Login::new("me", Secret::new("pass:word"));
+        let token = sealer.seal(Some(&login), now).expect("sealed");
+        assert_eq!(sealer.open(&token, now), Some(Who::Login(Arc::new(login.clone()))));
+        assert_eq!(sealer.open(&token, now + 2 * LIFE), None);
+        let anonymous = sealer.seal(None, now).expect("sealed");
+        assert_eq!(sealer.open(&anonymous, now), Some(Who::Anonymous));
+        assert_ne!(sealer.seal(Some(&login), now), sealer.seal(Some(&login), now));
+    }
+
+    #[test]
+    fn a_token_of_another_key_or_a_changed_one_is_worth_nothing() {
+        let (sealer, other) = (Sealer::new().expect("a key"), Sealer::new().expect("a key"));
+        let now = SystemTime::now();
+        let token = sealer.seal(None, now).expect("sealed");
+        assert_eq!(other.open(&token, now), None);
+        let changed = format!("{}{}", &token[..token.len() - 1], if token.ends_with('A') { "Q" } else { "A" });
+        assert_eq!(sealer.open(&changed, now), None);
+        for nonsense in ["", "larder.", "larder.AAAA", "larder.!!", "hub-token"] {
+            assert_eq!(sealer.open(nonsense, now), None, "{nonsense}");
+        }
+    }
+}

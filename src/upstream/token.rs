@@ -1,0 +1,102 @@
+//! Asking a token service for a token.
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use http::{HeaderValue, StatusCode};
+use serde::Deserialize;
+
+use super::auth::TokenRequest;
+use super::transport::{TokenCall, Transport};
+use super::who::Who;
+use crate::config::Login;
+use crate::failure::Failure;
+
+const MAX_ANSWER: usize = 1 << 20;
+/// Who asks, for the token service's own records.
+const CLIENT_ID: &str = "larder";
+
+/// A token service's answer. Registries differ in the field's name and in the type of its life.
+#[derive(Deserialize)]
+pub struct TokenAnswer {
+    pub access_token: Option<String>,
+    pub token: Option<String>,
+    pub expires_in: Option<serde_json::Value>,
+}
+
+/// Gets a token: with GET and Basic, as the Docker Registry v2 token specification says, and with POST
+/// (OAuth 2) for an identity token. A service that does not know the one way is asked in the other.
+pub async fn fetch(transport: &Transport, request: &TokenRequest, who: &Who) -> Result<TokenAnswer, Failure> {
+    let login = request.login.as_deref();
+    let is_identity_token = login.is_some_and(|login| login.is_identity_token);
+    let by_get = !is_identity_token;
+    let response = transport.ask_for_token(call(request, by_get).borrowed(), who).await?;
+    let may_try_other = match response.status() {
+        // Some have no GET, some (GCR, Artifactory, ACR) no POST.
+        StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_FOUND | StatusCode::BAD_REQUEST => login.is_some(),
+        StatusCode::UNAUTHORIZED => is_identity_token && login.is_some_and(has_name),
+        _ => false,
+    };
+    let response = if may_try_other {
+        let first = transport.successful(response);
+        match transport.ask_for_token(call(request, !by_get).borrowed(), who).await {
+            Ok(second) if second.status().is_success() => second,
+            // What it said to the way that it ought to know is more telling.
+            Ok(_) => first?,
+            Err(failure) => return Err(failure),
+        }
+    } else {
+        transport.successful(response)?
+    };
+    let bytes = transport.read(response, MAX_ANSWER).await?;
+    serde_json::from_slice(&bytes).map_err(|_| transport.wrong("its token service did not answer with JSON".to_owned()))
+}
+
+fn has_name(login: &Login) -> bool {
+    !login.username.is_empty() && login.username != "<token>"
+}
+
+struct Call {
+    url: url::Url,
+    form: Option<String>,
+    authorization: Option<HeaderValue>,
+}
+
+impl Call {
+    fn borrowed(&self) -> TokenCall<'_> {
+        TokenCall { url: self.url.clone(), form: self.form.as_deref(), authorization: self.authorization.clone() }
+    }
+}
+
+fn call(request: &TokenRequest, by_get: bool) -> Call {
+    let login = request.login.as_deref();
+    let scopes = || request.scope.split(' ').filter(|scope| !scope.is_empty());
+    let service = || request.service.iter().map(|service| ("service", service.as_str()));
+    if by_get {
+        let mut url = request.realm.clone();
+        url.query_pairs_mut().extend_pairs(service()).extend_pairs(scopes().map(|scope| ("scope", scope)));
+        return Call { url, form: None, authorization: login.map(basic_header) };
+    }
+    let mut form = url::form_urlencoded::Serializer::new(String::new());
+    form.extend_pairs(service()).append_pair("client_id", CLIENT_ID);
+    if !request.scope.is_empty() {
+        form.append_pair("scope", &request.scope);
+    }
+    if let Some(login) = login {
+        if login.is_identity_token {
+            form.append_pair("grant_type", "refresh_token").append_pair("refresh_token", login.password.reveal());
+        } else {
+            form.append_pair("grant_type", "password").append_pair("username", &login.username);
+            form.append_pair("password", login.password.reveal());
+        }
+    }
+    Call { url: request.realm.clone(), form: Some(form.finish()), authorization: None }
+}
+
+/// `Authorization: Basic …`
+pub fn basic_header(login: &Login) -> HeaderValue {
+    let pair = format!("{}:{}", login.username, login.password.reveal());
+    let text = format!("Basic {}", BASE64_STANDARD.encode(pair));
+    let mut header = HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static(""));
+    header.set_sensitive(true);
+    header
+}

@@ -1,0 +1,401 @@
+//! Requests on their way: connections, redirects, headers, deadlines, and what each answer tells about
+//! the upstream.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use futures_util::stream::{self, BoxStream, StreamExt};
+use http::header::{ACCEPT_ENCODING, AUTHORIZATION, LOCATION};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use quick_cache::sync::Cache;
+use reqwest::Response;
+use url::Url;
+
+use super::budget::Budget;
+use super::errors::{self, Limited};
+use super::health::Health;
+use super::reach::{self, Reach, Resolver};
+use super::who::Who;
+use super::{BuildError, tls};
+use crate::config::{self, HostHeaders, Proxies, Proxy};
+use crate::failure::{Failure, FailureKind};
+use crate::telemetry::Metrics;
+
+/// Most that is read of a 429, to tell which limit it is.
+const MAX_REFUSAL: usize = 4096;
+const REFUSAL_PATIENCE: Duration = Duration::from_secs(2);
+/// Clients with credentials of their own whose rate limits are remembered.
+const MAX_LIMITED: usize = 10_000;
+const CLIENT_LIMITED: Duration = Duration::from_secs(60);
+
+/// The way to one upstream and how it does.
+pub struct Transport {
+    /// Host and port, for logs and errors.
+    pub label: Arc<str>,
+    origin: Url,
+    http: reqwest::Client,
+    headers: Vec<(HeaderName, HeaderValue)>,
+    host_headers: Arc<[HostHeaders]>,
+    max_redirect: u8,
+    /// To an answer's headers.
+    patience: Duration,
+    /// Between two reads of a body.
+    timeout: Duration,
+    /// `None` behind a proxy, which then decides where to go.
+    reach: Option<Arc<Reach>>,
+    health: Mutex<Health>,
+    /// Rate limits that are a client's own.
+    limited: Cache<Who, (Instant, Failure)>,
+    budget: Mutex<Option<Budget>>,
+    /// Which account the budget is of, for metrics.
+    account: String,
+    metrics: Arc<Metrics>,
+}
+
+/// A request, before it is known with which `Authorization` it goes.
+pub struct Ask<'a> {
+    pub method: Method,
+    pub url: Url,
+    pub who: &'a Who,
+    /// Whether it counts against a limit on pulls.
+    pub is_pull: bool,
+    pub headers: HeaderMap,
+}
+
+impl Transport {
+    pub fn new(
+        config: &config::Upstream,
+        account: String,
+        patience: Duration,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, BuildError> {
+        let label: Arc<str> = label(&config.url.origin).into();
+        let fail = |reason: String| BuildError { upstream: label.clone(), reason };
+        let tls = tls::client_config(&config.tls).map_err(|error| fail(error.to_string()))?;
+        let mut builder = reqwest::Client::builder()
+            .tls_backend_preconfigured(tls)
+            .redirect(reqwest::redirect::Policy::none())
+            .referer(false)
+            .no_proxy()
+            // One stream a connection: a shared HTTP/2 window would slow large layers down.
+            .http1_only()
+            .connect_timeout(config.connect_timeout)
+            .pool_max_idle_per_host(config.max_connections)
+            .pool_idle_timeout(Duration::from_secs(60))
+            .user_agent(concat!("larder/", env!("CARGO_PKG_VERSION")));
+        let mut reach = None;
+        match &config.proxy {
+            Proxy::Direct => {
+                let judge = Arc::new(Reach::new(&config.url.origin, &config.token_realms));
+                builder = builder.dns_resolver(Arc::new(Resolver(judge.clone())));
+                reach = Some(judge);
+            }
+            Proxy::Through(proxies) => {
+                for proxy in through(proxies).map_err(|_| fail("http_proxy cannot be used".to_owned()))? {
+                    builder = builder.proxy(proxy);
+                }
+            }
+        }
+        Ok(Self {
+            http: builder.build().map_err(|error| fail(error.to_string()))?,
+            origin: config.url.origin.clone(),
+            headers: config.headers.clone(),
+            host_headers: config.host_headers.clone(),
+            max_redirect: config.max_redirect,
+            patience,
+            timeout: config.timeout,
+            reach,
+            health: Mutex::default(),
+            limited: Cache::new(MAX_LIMITED),
+            budget: Mutex::default(),
+            account,
+            metrics,
+            label,
+        })
+    }
+
+    /// Whether `url` is of the upstream itself.
+    pub fn is_own(&self, url: &Url) -> bool {
+        url.origin() == self.origin.origin()
+    }
+
+    /// Whether this is worth asking now.
+    pub fn may_ask(&self, ask: &Ask<'_>) -> Result<(), Failure> {
+        let now = Instant::now();
+        if let Some((until, why)) = self.limited.get(ask.who).filter(|_| ask.who.is_client()) {
+            if now < until {
+                return Err(why.with_retry_after(Some(until - now)));
+            }
+            self.limited.remove(ask.who);
+        }
+        self.health().may_ask(now, self.patience, ask.is_pull)
+    }
+
+    /// Sends a request and follows its redirects. What is meant for the upstream alone (credentials,
+    /// configured headers) goes to no other origin.
+    pub async fn follow(&self, ask: &Ask<'_>, authorization: Option<&HeaderValue>) -> Result<Response, Failure> {
+        let mut url = ask.url.clone();
+        for _ in 0..=self.max_redirect {
+            let mut headers = ask.headers.clone();
+            let is_own = self.is_own(&url);
+            if is_own {
+                headers.extend(self.headers.iter().cloned());
+                headers.extend(authorization.map(|value| (AUTHORIZATION, value.clone())));
+            }
+            let request = self.http.request(ask.method.clone(), url.clone());
+            let response = self.execute(request, &url, headers, Some(ask).filter(|_| is_own), ask.who).await?;
+            if !is_redirect(response.status()) {
+                return Ok(response);
+            }
+            url = self.redirect_target(&url, response.headers())?;
+            tracing::debug!(upstream = %self.label, to = url.host_str().unwrap_or_default(), "following a redirect");
+        }
+        Err(self.wrong(format!("redirected more than {} times (max_redirect)", self.max_redirect)))
+    }
+
+    /// Sends a request for a token to the upstream's token service. Who gives out its tokens is a part
+    /// of an upstream: without them it cannot be asked either.
+    pub async fn ask_for_token(&self, request: TokenCall<'_>, who: &Who) -> Result<Response, Failure> {
+        let TokenCall { url, form, authorization } = request;
+        if !self.permits(&url) {
+            return Err(self.wrong(reach::refusal(url.host_str().unwrap_or_default())));
+        }
+        let mut headers = HeaderMap::new();
+        headers.extend(authorization.map(|value| (AUTHORIZATION, value)));
+        let call = match form {
+            None => self.http.get(url.clone()),
+            Some(form) => {
+                headers
+                    .insert(http::header::CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
+                self.http.post(url.clone()).body(form.to_owned())
+            }
+        };
+        let ask = Ask { method: Method::GET, url: url.clone(), who, is_pull: false, headers: HeaderMap::new() };
+        self.execute(call, &url, headers, Some(&ask), who).await
+    }
+
+    /// Sends one request. `own`: what was asked, where the answer tells how the upstream does; a storage
+    /// that it redirects to is not the upstream. A rate limit is a failure, everything else an answer.
+    async fn execute(
+        &self,
+        request: reqwest::RequestBuilder,
+        url: &Url,
+        mut headers: HeaderMap,
+        own: Option<&Ask<'_>>,
+        who: &Who,
+    ) -> Result<Response, Failure> {
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        for rule in self.host_headers.iter().filter(|rule| rule.concern(url)) {
+            for (name, value) in &rule.set {
+                headers.insert(name, value.clone());
+            }
+        }
+        let request = request.headers(headers);
+        // One that breaks a connection off may do better at once; one that cannot be reached, or hangs,
+        // costs whoever asks next as much again.
+        let (result, was_reached) = match tokio::time::timeout(self.patience, request.send()).await {
+            Ok(Ok(response)) => (Ok(response), true),
+            Ok(Err(error)) => (Err(errors::network(&self.label, &error)), !error.is_connect() && !error.is_timeout()),
+            Err(_) => (Err(errors::timeout(&self.label, "an answer", self.patience)), false),
+        };
+        match &result {
+            Ok(response) => self.metrics.asked_upstream(&self.label, response.status().as_str()),
+            Err(failure) => self.metrics.asked_upstream(&self.label, failure.kind.as_str()),
+        }
+        let Some(ask) = own else {
+            return result;
+        };
+        match result {
+            Ok(response) if response.status() == StatusCode::TOO_MANY_REQUESTS => {
+                Err(self.rate_limited(response, ask, who).await)
+            }
+            result => {
+                self.take_note(&result, was_reached, who);
+                result
+            }
+        }
+    }
+
+    /// Reads which limit a 429 is of, and remembers it.
+    async fn rate_limited(&self, response: Response, ask: &Ask<'_>, who: &Who) -> Failure {
+        let headers = response.headers().clone();
+        let body = tokio::time::timeout(REFUSAL_PATIENCE, self.read(response, MAX_REFUSAL)).await;
+        let body = body.ok().and_then(Result::ok).unwrap_or_default();
+        let (failure, limited) = errors::rate_limit(&self.label, &headers, &body);
+        let now = Instant::now();
+        if who.is_client() {
+            let until = now + failure.retry_after.unwrap_or(CLIENT_LIMITED);
+            self.limited.insert(who.clone(), (until, failure.clone()));
+            return failure;
+        }
+        self.read_budget(&headers, now);
+        // A request that is no pull and limited all the same shows that the limit is on everything.
+        if limited == Limited::Pulls && ask.is_pull {
+            let was_resting = self.health().pulls_resting(now).is_some();
+            self.health().pulls_limited(&failure, now);
+            if !was_resting {
+                tracing::warn!(upstream = %self.label, %failure, "an upstream is not asked for what counts as a pull for a while");
+            }
+        } else {
+            self.note_failure(&failure, true, now);
+        }
+        failure
+    }
+
+    fn take_note(&self, result: &Result<Response, Failure>, was_reached: bool, who: &Who) {
+        let now = Instant::now();
+        match result {
+            Ok(response) => {
+                if !who.is_client() {
+                    self.read_budget(response.headers(), now);
+                }
+                if is_own_trouble(response.status()) {
+                    let failure = errors::status(&self.label, response.status(), response.headers());
+                    self.note_failure(&failure, was_reached, now);
+                } else {
+                    self.health().answered(now);
+                }
+            }
+            Err(failure) => self.note_failure(failure, was_reached, now),
+        }
+    }
+
+    fn note_failure(&self, failure: &Failure, was_reached: bool, now: Instant) {
+        let mut health = self.health();
+        let was_resting = health.resting(now).is_some();
+        health.failed(failure, was_reached, now, spread());
+        if let (false, Some((left, why))) = (was_resting, health.resting(now)) {
+            tracing::warn!(upstream = %self.label, kind = why.kind.as_str(), %why, "an upstream is left alone for {left:.1?}");
+        }
+    }
+
+    fn read_budget(&self, headers: &HeaderMap, now: Instant) {
+        let Some(read) = Budget::read(headers, now) else {
+            return;
+        };
+        self.metrics.quota(&self.label, &self.account, read.limit, read.remaining);
+        let mut budget = self.budget.lock().unwrap_or_else(PoisonError::into_inner);
+        let was_low = budget.as_ref().is_some_and(|before| before.is_below_floor(now));
+        if read.is_below_floor(now) && !was_low {
+            tracing::warn!(
+                upstream = %self.label,
+                account = self.account,
+                remaining = read.remaining,
+                limit = read.limit,
+                "the rate limit is nearly used up; nothing is fetched any more without a client waiting for it"
+            );
+        }
+        *budget = Some(read);
+    }
+
+    /// What is left of the rate limit, where the upstream has one.
+    pub fn budget(&self) -> Option<Budget> {
+        self.budget.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Which account it is asked as, for people: a user name, or a word for its absence.
+    pub fn account(&self) -> &str {
+        &self.account
+    }
+
+    pub fn health(&self) -> MutexGuard<'_, Health> {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn permits(&self, url: &Url) -> bool {
+        self.reach.as_ref().is_none_or(|reach| reach.permits(url))
+    }
+
+    fn redirect_target(&self, from: &Url, headers: &HeaderMap) -> Result<Url, Failure> {
+        let location = headers.get(LOCATION).and_then(|location| location.to_str().ok());
+        let target = location.and_then(|location| from.join(location).ok());
+        let target = target.filter(|target| matches!(target.scheme(), "http" | "https"));
+        let target = target.ok_or_else(|| self.wrong("redirected without a usable Location".to_owned()))?;
+        if !self.permits(&target) {
+            return Err(self.wrong(reach::refusal(target.host_str().unwrap_or_default())));
+        }
+        Ok(target)
+    }
+
+    pub fn successful(&self, response: Response) -> Result<Response, Failure> {
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        Err(errors::status(&self.label, response.status(), response.headers()))
+    }
+
+    pub fn wrong(&self, what: String) -> Failure {
+        Failure::new(FailureKind::WrongContent, format!("{}: {what}", self.label))
+    }
+
+    /// Reads a whole body of at most `limit` bytes.
+    pub async fn read(&self, mut response: Response, limit: usize) -> Result<Bytes, Failure> {
+        let mut bytes = BytesMut::new();
+        loop {
+            let chunk = tokio::time::timeout(self.timeout, response.chunk()).await;
+            let chunk = chunk.map_err(|_| errors::timeout(&self.label, "the rest of an answer", self.timeout))?;
+            match chunk.map_err(|error| errors::network(&self.label, &error))? {
+                Some(chunk) if bytes.len() + chunk.len() > limit => {
+                    return Err(self.wrong(format!("sent a document of more than {limit} bytes")));
+                }
+                Some(chunk) => bytes.extend_from_slice(&chunk),
+                None => return Ok(bytes.freeze()),
+            }
+        }
+    }
+
+    /// A body piece by piece; `guard` is held until its end.
+    pub fn stream(&self, response: Response, guard: impl Send + 'static) -> BoxStream<'static, Result<Bytes, Failure>> {
+        let (label, timeout) = (self.label.clone(), self.timeout);
+        stream::try_unfold((response, guard), move |(mut response, guard)| {
+            let label = label.clone();
+            async move {
+                match tokio::time::timeout(timeout, response.chunk()).await {
+                    Ok(Ok(Some(chunk))) => Ok(Some((chunk, (response, guard)))),
+                    Ok(Ok(None)) => Ok(None),
+                    Ok(Err(error)) => Err(errors::network(&label, &error)),
+                    Err(_) => Err(errors::timeout(&label, "the rest of a blob", timeout)),
+                }
+            }
+        })
+        .boxed()
+    }
+}
+
+/// A request to a token service.
+pub struct TokenCall<'a> {
+    pub url: Url,
+    /// The body of a POST; GET without one.
+    pub form: Option<&'a str>,
+    pub authorization: Option<HeaderValue>,
+}
+
+/// The proxies as the HTTP client wants them.
+fn through(proxies: &Proxies) -> reqwest::Result<Vec<reqwest::Proxy>> {
+    let exceptions = || reqwest::NoProxy::from_string(&proxies.exceptions);
+    let http = proxies.http.iter().map(|url| reqwest::Proxy::http(url.reveal()));
+    let https = proxies.https.iter().map(|url| reqwest::Proxy::https(url.reveal()));
+    http.chain(https).map(|proxy| Ok(proxy?.no_proxy(exceptions()))).collect()
+}
+
+fn label(origin: &Url) -> String {
+    let host = origin.host_str().unwrap_or_default();
+    origin.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
+}
+
+fn is_redirect(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
+}
+
+/// Whether a status is about the upstream and not about what was asked for.
+fn is_own_trouble(status: StatusCode) -> bool {
+    status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED
+}
+
+/// A number between 0 and 1 that is another one each time.
+#[allow(clippy::cast_precision_loss)]
+pub fn spread() -> f64 {
+    use std::hash::{BuildHasher, RandomState};
+    (RandomState::new().hash_one(0) >> 32) as f64 / f64::from(u32::MAX)
+}
