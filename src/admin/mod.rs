@@ -12,16 +12,17 @@ use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{delete, get, post};
 use axum::{Router, serve};
 use serde_json::json;
+use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::pull::Pull;
 
 /// Serves the API on one listener until `stop`.
-pub async fn run(listener: TcpListener, pull: Arc<Pull>, mut stop: watch::Receiver<bool>) {
+pub async fn run(listener: TcpListener, pull: Arc<Pull>, mut stop: watch::Receiver<Option<Duration>>) {
     let stopped = async move {
         // The sender lives as long as the process does.
-        let _ = stop.wait_for(|stop| *stop).await;
+        let _ = stop.wait_for(Option::is_some).await;
     };
     if let Err(error) = serve(listener, router(pull)).with_graceful_shutdown(stopped).await {
         tracing::error!(%error, "the admin door ended");

@@ -6,7 +6,7 @@ use super::evict::Class;
 use crate::config::{Config, Limit};
 
 /// All times that the configuration names, the longest last, and who uses which.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Classes {
     ttls: Vec<Limit>,
     by_repository: HashMap<String, Class>,

@@ -9,6 +9,7 @@ mod fill;
 pub mod flight;
 pub mod freshness;
 pub mod hot;
+mod limits;
 mod pins;
 pub mod ranges;
 mod read;
@@ -95,6 +96,11 @@ impl Cache {
     /// Takes in what is stored and keeps the cache within its limits; runs until the process ends.
     pub async fn look_after_space(self: Arc<Self>) {
         self.space.clone().run().await;
+    }
+
+    /// Keeps within other limits from now on. May block for as long as a start takes.
+    pub fn configure(&self, config: &Config) {
+        self.space.configure(config);
     }
 
     /// A complete object from the store.

@@ -8,16 +8,16 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use arc_swap::ArcSwap;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
-use super::classes::Classes;
 use super::evict::{Evictor, Seconds};
 use super::fill::{Fills, Reservation, Room};
 use super::hot::Hot;
-use super::pins::Rules;
-use crate::config::{self, Amount, Config, Limit};
+use super::limits::Limits;
+use crate::config::{Config, Limit};
 use crate::failure::{Failure, FailureKind};
 use crate::index::{Index, IndexError, ObjectEntry, TagKey, Timestamp, Write};
 use crate::oci::Digest;
@@ -43,11 +43,8 @@ const STEP: usize = 500;
 /// Keeps the cache within its limits.
 pub struct Space {
     dir: PathBuf,
-    max_size: Amount,
-    min_free: Amount,
-    partial_ttl: Duration,
-    classes: Classes,
-    rules: Rules,
+    /// Of the classes, read under the lock of `stock`: they are changed together.
+    limits: ArcSwap<Limits>,
     stock: Mutex<Stock>,
     /// What leads to pinned objects may have changed.
     pins_changed: AtomicBool,
@@ -133,20 +130,15 @@ impl Space {
         fills: Fills,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let config::Policy::Lru = config.cache.policy;
-        let classes = Classes::new(config);
+        let limits = Limits::new(config);
         Self {
             dir: config.cache.dir.clone(),
-            max_size: config.cache.max_size,
-            min_free: config.cache.min_free,
-            partial_ttl: config.cache.partial_ttl,
-            rules: Rules::new(config),
             stock: Mutex::new(Stock {
-                evictor: Evictor::new(classes.count()),
+                evictor: Evictor::new(limits.classes.count()),
                 pinned: HashSet::new(),
                 has_named_pins: false,
             }),
-            classes,
+            limits: ArcSwap::from_pointee(limits),
             pins_changed: AtomicBool::new(true),
             reserved: AtomicU64::new(0),
             uses: Mutex::default(),
@@ -182,7 +174,7 @@ impl Space {
                 }
                 _ = partials.tick() => {
                     let space = self.clone();
-                    let clear = move || space.disk.clear_partials(space.partial_ttl.max(PARTIALS)).map_err(IndexError::Io);
+                    let clear = move || space.disk.clear_partials(space.limits.load().partial_ttl.max(PARTIALS)).map_err(IndexError::Io);
                     self.off_thread(clear).await;
                     continue;
                 }
@@ -212,8 +204,8 @@ impl Space {
 
     /// An object came in for a repository.
     pub fn stored(&self, digest: Digest, size: u64, repository: &str) {
-        let class = self.classes.of(repository);
         let mut stock = self.stock();
+        let class = self.limits.load().classes.of(repository);
         let is_pinned = stock.pinned.contains(&digest);
         stock.evictor.insert(digest, size, now(), class, is_pinned);
         drop(stock);
@@ -222,8 +214,10 @@ impl Space {
 
     /// A repository may see an object, and wants it kept as long as its own.
     pub fn seen_by(&self, digest: &Digest, repository: &str) {
-        if self.classes.count() > 1 {
-            self.stock().evictor.raise(digest, self.classes.of(repository), now());
+        if self.limits.load().classes.count() > 1 {
+            let mut stock = self.stock();
+            let class = self.limits.load().classes.of(repository);
+            stock.evictor.raise(digest, class, now());
         }
     }
 
@@ -243,7 +237,7 @@ impl Space {
 
     /// A tag, or what lies below a manifest, is not what it was.
     pub fn tag_changed(&self, key: &TagKey) {
-        if self.rules.match_tag(key) || self.stock().has_named_pins {
+        if self.limits.load().rules.match_tag(key) || self.stock().has_named_pins {
             self.pins_changed();
         }
     }
@@ -306,6 +300,34 @@ impl Space {
 
     // The functions below block.
 
+    /// Keeps within other limits from now on. Where it changes how long what is kept, everything is taken
+    /// in anew, as at the start.
+    pub fn configure(&self, config: &Config) {
+        let limits = Arc::new(Limits::new(config));
+        let is_sorted_anew = {
+            // Nothing is evicted by half of the one and half of the other.
+            let _making_room = self.making_room.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut stock = self.stock();
+            let is_sorted_anew = self.limits.load().classes != limits.classes;
+            if is_sorted_anew {
+                self.loaded.send_replace(false);
+                stock.evictor = Evictor::new(limits.classes.count());
+            }
+            self.limits.store(limits);
+            is_sorted_anew
+        };
+        self.pins_changed();
+        if is_sorted_anew {
+            let result = self.index.flush_blocking().and_then(|()| self.load());
+            let result = result.and_then(|()| self.census(true).map(drop).map_err(IndexError::Io));
+            if let Err(error) = result {
+                self.metrics.errors.inc();
+                tracing::error!(%error, "what is stored could not be sorted by the new configuration");
+            }
+            self.loaded.send_replace(true);
+        }
+    }
+
     /// Reads the objects of the index, in the order of their last use.
     pub fn load(&self) -> Result<(), IndexError> {
         let loaded = self.load_objects();
@@ -316,10 +338,10 @@ impl Space {
 
     fn load_objects(&self) -> Result<(), IndexError> {
         self.refresh_pins()?;
-        let by_repository = self.classes.count() > 1;
+        let by_repository = self.limits.load().classes.count() > 1;
         self.index.objects_by_use(by_repository, |digest, size, last_use, repositories| {
-            let class = self.classes.longest(repositories);
             let mut stock = self.stock();
+            let class = self.limits.load().classes.longest(repositories);
             // What was stored since the start is newer than what the index says.
             if !stock.evictor.contains(&digest) {
                 let is_pinned = stock.pinned.contains(&digest);
@@ -377,8 +399,8 @@ impl Space {
             self.edges_changed(&digest);
         }
         // Nobody knows who used it and when: it is kept as long as anything is.
-        let class = self.classes.count() - 1;
         let mut stock = self.stock();
+        let class = self.limits.load().classes.count() - 1;
         let is_pinned = stock.pinned.contains(&digest);
         stock.evictor.insert(digest, size, now(), class, is_pinned);
     }
@@ -402,7 +424,7 @@ impl Space {
             return Ok(());
         }
         let found = self.index.flush_blocking().and_then(|()| self.index.pins()).and_then(|named| {
-            let closure = self.rules.closure(&self.index, &named)?;
+            let closure = self.limits.load().rules.closure(&self.index, &named)?;
             Ok((closure, !named.is_empty()))
         });
         let (found, has_named_pins) = found.inspect_err(|_| self.pins_changed())?;
@@ -419,7 +441,8 @@ impl Space {
     fn expire(&self) {
         let _making_room = self.making_room.lock().unwrap_or_else(PoisonError::into_inner);
         let now = now();
-        for (class, ttl) in self.classes.iter() {
+        let limits = self.limits.load();
+        for (class, ttl) in limits.classes.iter() {
             let Limit::Span(ttl) = ttl else {
                 continue;
             };
@@ -441,8 +464,9 @@ impl Space {
         let filesystem = rustix::fs::statvfs(&self.dir)?;
         let block = filesystem.f_frsize;
         let (total, free) = (filesystem.f_blocks * block, filesystem.f_bavail * block);
-        let max_size = self.max_size.of(total);
-        let min_free = self.min_free.of(total).unwrap_or(0);
+        let limits = self.limits.load();
+        let max_size = limits.max_size.of(total);
+        let min_free = limits.min_free.of(total).unwrap_or(0);
         let mut abandoned = self.disk.partials()?;
         abandoned.retain(|partial| self.fills.running(&partial.digest).is_none());
 

@@ -2,6 +2,7 @@
 
 mod instance;
 mod manage;
+mod reload;
 mod serve;
 
 use std::path::PathBuf;
@@ -84,7 +85,7 @@ fn finish(command: impl Future<Output = Result<(), CommandError>>) -> ExitCode {
     // Only what goes wrong: standard output is the command's own.
     let logging = Logging { level: "warn".to_owned(), format: LogFormat::Text, ..Logging::default() };
     let runtime =
-        telemetry::log::init(&logging).map_err(|error| CommandError::Failed(error.to_string())).and_then(|()| {
+        telemetry::log::init(&logging).map_err(|error| CommandError::Failed(error.to_string())).and_then(|_| {
             let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
             runtime.map_err(|error| CommandError::Failed(error.to_string()))
         });

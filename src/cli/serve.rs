@@ -2,15 +2,16 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use super::WRONG_CONFIGURATION;
+use super::reload::Reload;
 use crate::cache::Cache;
-use crate::config::Config;
+use crate::config::{Config, Loaded, Sources, Watch};
 use crate::pull::Pull;
 use crate::telemetry::Metrics;
 use crate::{admin, listen, telemetry};
@@ -18,18 +19,25 @@ use crate::{admin, listen, telemetry};
 type AnyError = Box<dyn std::error::Error>;
 
 pub fn run(files: &[PathBuf]) -> ExitCode {
-    let config = match Config::load(files, std::env::vars()) {
+    let sources = Sources::new(files, std::env::vars());
+    let Loaded { config, files } = sources.load();
+    // From here on: what is changed while we start is not to be missed.
+    let watch = Watch::new(files);
+    let config = match config {
         Ok(config) => config,
         Err(error) => {
             eprintln!("larder: {error}");
             return ExitCode::from(WRONG_CONFIGURATION);
         }
     };
-    if let Err(error) = telemetry::log::init(&config.logging) {
-        eprintln!("larder: {error}");
-        return ExitCode::from(WRONG_CONFIGURATION);
-    }
-    match start(&config) {
+    let log = match telemetry::log::init(&config.logging) {
+        Ok(log) => log,
+        Err(error) => {
+            eprintln!("larder: {error}");
+            return ExitCode::from(WRONG_CONFIGURATION);
+        }
+    };
+    match start(config, |pull, config| Reload::new(sources, pull, log, config).run(watch)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(%error, "larder cannot run");
@@ -38,18 +46,29 @@ pub fn run(files: &[PathBuf]) -> ExitCode {
     }
 }
 
-fn start(config: &Config) -> Result<(), AnyError> {
+fn start<R>(config: Config, reload: impl FnOnce(Arc<Pull>, Arc<Mutex<Config>>) -> R) -> Result<(), AnyError>
+where
+    R: Future<Output = ()> + Send + 'static,
+{
     let metrics = Arc::new(Metrics::default());
-    let cache = Arc::new(Cache::open(config, metrics.clone())?);
-    let pull = Pull::new(config, cache, metrics)?;
+    let cache = Arc::new(Cache::open(&config, metrics.clone())?);
+    let pull = Pull::new(&config, cache, metrics)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let result = runtime.block_on(serve(config, pull));
+    let current = Arc::new(Mutex::new(config.clone()));
+    let reload = reload(pull.clone(), current.clone());
+    let result = runtime.block_on(serve(&config, &current, pull, reload));
     // A fill that is still running is taken up again by the next request for it.
     runtime.shutdown_background();
     result
 }
 
-async fn serve(config: &Config, pull: Arc<Pull>) -> Result<(), AnyError> {
+/// Opens the doors of `config`, and lets `reload` change what is `current`.
+async fn serve(
+    config: &Config,
+    current: &Mutex<Config>,
+    pull: Arc<Pull>,
+    reload: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), AnyError> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let registry = listen::bind("registry", &config.server.listen).await?;
@@ -61,13 +80,13 @@ async fn serve(config: &Config, pull: Arc<Pull>) -> Result<(), AnyError> {
         "ready"
     );
 
-    let (stop, stopped) = watch::channel(false);
+    let (stop, stopped) = watch::channel(None);
     let permits = config.server.max_connections.map(|limit| Arc::new(Semaphore::new(limit)));
     let space = tokio::spawn(pull.cache().clone().look_after_space());
+    let reloading = tokio::spawn(reload);
     let mut doors = JoinSet::new();
     for listener in registry {
-        let grace = config.server.shutdown_grace;
-        doors.spawn(listen::serve(listener, pull.clone(), permits.clone(), stopped.clone(), grace));
+        doors.spawn(listen::serve(listener, pull.clone(), permits.clone(), stopped.clone()));
     }
     for listener in admin {
         doors.spawn(admin::run(listener, pull.clone(), stopped.clone()));
@@ -77,8 +96,10 @@ async fn serve(config: &Config, pull: Arc<Pull>) -> Result<(), AnyError> {
         _ = interrupt.recv() => {}
     }
     tracing::info!("stopping; running transfers may end within server.shutdown_grace");
-    stop.send_replace(true);
-    let ended = tokio::time::timeout(config.server.shutdown_grace, doors.join_all()).await;
+    reloading.abort();
+    let grace = current.lock().unwrap_or_else(PoisonError::into_inner).server.shutdown_grace;
+    stop.send_replace(Some(grace));
+    let ended = tokio::time::timeout(grace, doors.join_all()).await;
     if ended.is_err() {
         tracing::warn!("not everything ended in time");
     }

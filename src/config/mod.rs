@@ -13,6 +13,7 @@ mod secret;
 mod tree;
 mod units;
 mod upstream;
+mod watch;
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
@@ -27,6 +28,7 @@ pub use repository::{Repository, TagPolicy};
 pub use secret::Secret;
 pub use units::{Amount, Limit};
 pub use upstream::{HostHeaders, Upstream, UpstreamTls, UpstreamUrl};
+pub use watch::Watch;
 
 use tree::Node;
 

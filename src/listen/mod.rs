@@ -47,20 +47,19 @@ pub async fn bind(door: &'static str, addresses: &[SocketAddr]) -> Result<Vec<Tc
     Ok(listeners)
 }
 
-/// The registry door: serves HTTP/1.1 and HTTP/2 on one listener until `stop`, then lets running
-/// requests end within `grace`.
+/// The registry door: serves HTTP/1.1 and HTTP/2 on one listener until `stop` says how long running
+/// requests may still take.
 pub async fn serve(
     listener: TcpListener,
     pull: Arc<Pull>,
     permits: Option<Arc<Semaphore>>,
-    mut stop: watch::Receiver<bool>,
-    grace: Duration,
+    mut stop: watch::Receiver<Option<Duration>>,
 ) {
     let connections = GracefulShutdown::new();
-    loop {
+    let grace = loop {
         let accepted = tokio::select! {
             accepted = accept(&listener, permits.as_ref()) => accepted,
-            _ = stop.wait_for(|stop| *stop) => break,
+            grace = stop.wait_for(Option::is_some) => break grace.ok().and_then(|grace| *grace).unwrap_or_default(),
         };
         match accepted {
             Ok((stream, address, permit)) => {
@@ -75,7 +74,7 @@ pub async fn serve(
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
-    }
+    };
     drop(listener);
     if tokio::time::timeout(grace, connections.shutdown()).await.is_err() {
         tracing::warn!("some transfers did not end within server.shutdown_grace and were cut off");

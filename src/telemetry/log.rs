@@ -4,9 +4,9 @@ use std::fs::OpenOptions;
 use std::io;
 use std::sync::Mutex;
 
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::{LevelFilter, ParseError};
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
+use tracing_subscriber::{EnvFilter, reload};
 
 use crate::config::{LogFormat, Logging};
 
@@ -38,8 +38,22 @@ pub enum LogError {
     Filter(#[from] FilterError),
 }
 
+/// What is logged, to be changed while running.
+pub struct LogLevel(Box<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>);
+
+impl LogLevel {
+    /// From now on logs by a filter that was checked before.
+    pub fn set(&self, level: &str) {
+        let set = parse_filter(level).map_err(|error| error.to_string());
+        let set = set.and_then(|filter| self.0(filter).map_err(|error| error.to_string()));
+        if let Err(error) = set {
+            tracing::warn!(error, "the log level stays as it was");
+        }
+    }
+}
+
 /// Makes the log that the whole process writes to. Called once.
-pub fn init(logging: &Logging) -> Result<(), LogError> {
+pub fn init(logging: &Logging) -> Result<LogLevel, LogError> {
     let writer = if logging.file.as_os_str().is_empty() {
         BoxMakeWriter::new(io::stderr)
     } else {
@@ -52,9 +66,19 @@ pub fn init(logging: &Logging) -> Result<(), LogError> {
         .with_env_filter(parse_filter(&logging.level)?)
         .with_writer(writer)
         .with_ansi(is_terminal);
-    match logging.format {
-        LogFormat::Text => log.init(),
-        LogFormat::Json => log.json().with_current_span(false).with_span_list(false).init(),
-    }
-    Ok(())
+    let handle = match logging.format {
+        LogFormat::Text => {
+            let log = log.with_filter_reloading();
+            let handle = log.reload_handle();
+            log.init();
+            LogLevel(Box::new(move |filter| handle.reload(filter)))
+        }
+        LogFormat::Json => {
+            let log = log.json().with_current_span(false).with_span_list(false).with_filter_reloading();
+            let handle = log.reload_handle();
+            log.init();
+            LogLevel(Box::new(move |filter| handle.reload(filter)))
+        }
+    };
+    Ok(handle)
 }

@@ -54,6 +54,11 @@ pub struct RequestLabels {
     pub outcome: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReloadLabel {
+    result: &'static str,
+}
+
 /// An upstream and as whom it is asked: a user name, or `anonymous`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct AccountLabels {
@@ -85,6 +90,7 @@ pub struct Metrics {
     pub responses: Family<StatusLabel, Counter>,
     pub bytes_served: Family<RepositoryLabel, Counter>,
     pub bytes_fetched: Family<RepositoryLabel, Counter>,
+    config_reloads: Family<ReloadLabel, Counter>,
     quota_limit: Family<AccountLabels, Gauge>,
     quota_remaining: Family<AccountLabels, Gauge>,
     pub upstream_requests: Family<UpstreamLabels, Counter>,
@@ -142,6 +148,12 @@ impl Metrics {
         self.quota_remaining.get_or_create(&labels).set(clamp(remaining));
     }
 
+    /// The configuration was read again.
+    pub fn reloaded(&self, is_used: bool) {
+        let result = if is_used { "used" } else { "refused" };
+        self.config_reloads.get_or_create(&ReloadLabel { result }).inc();
+    }
+
     /// All figures in the Prometheus text format.
     pub fn encode(&self) -> Result<String, std::fmt::Error> {
         let mut registry = Registry::with_prefix("larder");
@@ -162,6 +174,11 @@ impl Metrics {
         r.register("errors", "Failures of the cache's own disk or index", self.errors.clone());
         r.register_with_unit("cache", "Size of the stored objects", Unit::Bytes, self.cache_bytes.clone());
         r.register("cache_objects", "Stored objects", self.cache_objects.clone());
+        r.register(
+            "config_reloads",
+            "Changes of the configuration that were used or refused",
+            self.config_reloads.clone(),
+        );
         r.register("connections", "Open client connections", self.connections.clone());
         let mut text = String::new();
         encode(&mut text, &registry)?;

@@ -1,0 +1,114 @@
+//! Taking in a changed configuration while running.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::config::{Config, Loaded, Sources, Watch};
+use crate::pull::Pull;
+use crate::telemetry::log::LogLevel;
+
+/// How often the files are looked at. What changed is taken in when it looks the same twice.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// What a change of the configuration reaches.
+pub struct Reload {
+    sources: Sources,
+    pull: Arc<Pull>,
+    log: LogLevel,
+    /// The configuration in force.
+    config: Arc<Mutex<Config>>,
+}
+
+impl Reload {
+    pub fn new(sources: Sources, pull: Arc<Pull>, log: LogLevel, config: Arc<Mutex<Config>>) -> Self {
+        Self { sources, pull, log, config }
+    }
+
+    /// Takes in what changes, or on SIGHUP; runs until the process ends. A configuration that cannot be
+    /// used changes nothing and is reported once.
+    pub async fn run(self, mut watch: Watch) {
+        let hangups = signal(SignalKind::hangup());
+        let mut hangups =
+            hangups.inspect_err(|error| tracing::warn!(%error, "SIGHUP does not reload the configuration")).ok();
+        let mut looks = tokio::time::interval(LOOK);
+        let this = Arc::new(self);
+        loop {
+            let is_told = tokio::select! {
+                _ = looks.tick() => false,
+                () = hung_up(&mut hangups) => true,
+            };
+            let reload = this.clone();
+            let looked = tokio::task::spawn_blocking(move || {
+                if is_told || watch.has_changed() {
+                    watch = Watch::new(reload.load());
+                }
+                watch
+            });
+            match looked.await {
+                Ok(next) => watch = next,
+                Err(error) => {
+                    tracing::error!(%error, "the configuration is not watched any more; restart to change it");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Returns the files to watch from now on. Blocks.
+    fn load(&self) -> Vec<std::path::PathBuf> {
+        let Loaded { config, files } = self.sources.load();
+        let applied = config.map_err(|error| error.to_string()).and_then(|config| self.apply(config));
+        let metrics = self.pull.metrics();
+        match applied {
+            Ok(()) => metrics.reloaded(true),
+            Err(error) => {
+                metrics.reloaded(false);
+                tracing::error!(%error, "the changed configuration cannot be used; the one before stays in force");
+            }
+        }
+        files
+    }
+
+    fn apply(&self, config: Config) -> Result<(), String> {
+        // What can fail goes first.
+        self.pull.apply(&config).map_err(|error| error.to_string())?;
+        self.pull.cache().configure(&config);
+        self.log.set(&config.logging.level);
+        let mut current = self.config.lock().unwrap_or_else(PoisonError::into_inner);
+        for key in needs_restart(&current, &config) {
+            tracing::warn!(key, "this change takes effect with the next start");
+        }
+        tracing::info!(repositories = config.repositories.len(), "the configuration was read again");
+        // What is bound to the start stays as it was.
+        let (server, admin, dir) = (current.server.listen.clone(), current.admin.clone(), current.cache.dir.clone());
+        *current = config;
+        current.server.listen = server;
+        current.admin = admin;
+        current.cache.dir = dir;
+        Ok(())
+    }
+}
+
+async fn hung_up(hangups: &mut Option<tokio::signal::unix::Signal>) {
+    match hangups {
+        Some(hangups) => {
+            hangups.recv().await;
+        }
+        None => std::future::pending().await,
+    }
+}
+
+/// The changed keys that belong to open sockets and files.
+fn needs_restart(before: &Config, after: &Config) -> Vec<&'static str> {
+    let changes = [
+        ("server.listen", before.server.listen != after.server.listen),
+        ("server.max_connections", before.server.max_connections != after.server.max_connections),
+        ("admin.listen", before.admin.listen != after.admin.listen),
+        ("cache.dir", before.cache.dir != after.cache.dir),
+        ("logging.file", before.logging.file != after.logging.file),
+        ("logging.format", before.logging.format != after.logging.format),
+    ];
+    changes.into_iter().filter(|(_, is_changed)| *is_changed).map(|(key, _)| key).collect()
+}
