@@ -17,7 +17,7 @@ const ROOMS: [(&str, &[&str]); 12] = [
     ("upstream", &["config", "failure", "oci", "telemetry"]),
     ("pull", &["cache", "config", "failure", "index", "oci", "telemetry", "upstream"]),
     ("listen", &["pull"]),
-    ("admin", &["cache", "failure", "index", "oci", "pull", "telemetry"]),
+    ("admin", &["cache", "failure", "index", "oci", "pull", "telemetry", "upstream"]),
     ("cli", &["admin", "cache", "config", "listen", "pull", "telemetry"]),
 ];
 

@@ -2,16 +2,22 @@
 //! and real clients.
 
 mod bad_input;
+mod client_credentials;
 mod clients;
+mod credentials;
 mod damage;
 mod disk_bound;
 mod full_disk;
 mod house;
 mod manage;
 mod never_wrong;
+mod on_the_way;
 mod one_transfer;
 mod outage;
 mod ranges;
+mod rate_limits;
+mod reload;
 mod resume;
 mod serving;
+mod states;
 mod support;

@@ -176,3 +176,28 @@ async fn a_rate_limited_upstream_is_left_alone_until_it_may_be_asked() {
     }
     assert!(began.elapsed() > std::time::Duration::from_millis(1_900), "it was asked too early");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failure_that_passes_is_not_seen_by_clients() {
+    for fault in [Fault::status(500), Fault::status(502), Fault::status(503), Fault::Drop] {
+        let hub = Hub::start(Options::default()).await;
+        let image = Image::new(1);
+        hub.push_image("team/app", "1", &image);
+        let larder = Larder::start(&repository_config("hub", &[&hub])).await;
+        hub.fault(On::any().times(1), fault.clone());
+        assert_eq!(get(larder.manifest_url("hub/team/app", "1")).await.body, image.manifest.bytes, "{fault:?}");
+        hub.fault(On::any().times(1), fault.clone());
+        assert_eq!(get(larder.manifest_url("hub/team/app", "1")).await.header("x-cache"), "HIT", "{fault:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_next_upstream_is_asked_before_the_client_gives_up() {
+    let (hung, good) = (Hub::start(Options::default()).await, Hub::start(Options::default()).await);
+    let image = Image::new(1);
+    good.push_image("team/app", "1", &image);
+    hung.fault(On::any(), Fault::Hang);
+    // With a timeout of 60 s each, and of 30 s for the client of this test.
+    let larder = Larder::start(&repository_config("hub", &[&hung, &good])).await;
+    assert_eq!(get(larder.manifest_url("hub/team/app", "1")).await.body, image.manifest.bytes);
+}

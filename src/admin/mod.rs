@@ -3,6 +3,7 @@
 pub mod manage;
 mod pages;
 mod stats;
+mod upstreams;
 
 use std::sync::Arc;
 
@@ -38,6 +39,7 @@ fn router(pull: Arc<Pull>) -> Router {
         .route("/api/cache", delete(pages::purge))
         .route("/api/images", get(pages::images))
         .route("/api/pins", get(pages::pins).put(pages::pin).delete(pages::unpin))
+        .route("/api/upstreams", get(upstreams::show))
         .route("/api/verify", post(pages::verify))
         .fallback(async || Problem::new(StatusCode::NOT_FOUND, "no such page; see docs/api.md"))
         .method_not_allowed_fallback(async || {

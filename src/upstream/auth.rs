@@ -126,8 +126,9 @@ impl Auth {
             Scheme::Unknown => Ok(None),
             Scheme::Basic => Ok(self.login(who).await?.map(Authorization::basic)),
             Scheme::Bearer { realm, service } => {
-                let token = self.token(who, realm, service, scope, fetch).await?;
-                Ok(Some(token))
+                let token = self.token(who, realm, service, scope, fetch).await;
+                // The upstream may have another token service by now: the next request asks it.
+                token.inspect_err(|_| self.remember(Scheme::Unknown)).map(Some)
             }
         }
     }
@@ -150,13 +151,14 @@ impl Auth {
             let realm = realm.ok_or_else(|| self.denied("asks for a token without a usable realm"))?;
             let service = bearer.parameter("service").map(str::to_owned);
             let asked = bearer.parameter("scope").unwrap_or(scope);
-            if asked == scope {
-                self.remember(Scheme::Bearer { realm: realm.clone(), service: service.clone() });
-            }
             if let Some((refused, token)) = refused.and_then(|refused| Some((refused, refused.token.as_ref()?))) {
                 self.forget(token, &refused.header);
             }
-            return self.token(who, realm, service, asked, fetch).await;
+            let token = self.token(who, realm.clone(), service.clone(), asked, fetch).await?;
+            if asked == scope {
+                self.remember(Scheme::Bearer { realm, service });
+            }
+            return Ok(token);
         }
         if challenges.iter().any(|challenge| challenge.scheme == "basic") {
             self.remember(Scheme::Basic);

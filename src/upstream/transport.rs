@@ -73,17 +73,7 @@ impl Transport {
         let label: Arc<str> = label(&config.url.origin).into();
         let fail = |reason: String| BuildError { upstream: label.clone(), reason };
         let tls = tls::client_config(&config.tls).map_err(|error| fail(error.to_string()))?;
-        let mut builder = reqwest::Client::builder()
-            .tls_backend_preconfigured(tls)
-            .redirect(reqwest::redirect::Policy::none())
-            .referer(false)
-            .no_proxy()
-            // One stream a connection: a shared HTTP/2 window would slow large layers down.
-            .http1_only()
-            .connect_timeout(config.connect_timeout)
-            .pool_max_idle_per_host(config.max_connections)
-            .pool_idle_timeout(Duration::from_secs(60))
-            .user_agent(concat!("larder/", env!("CARGO_PKG_VERSION")));
+        let mut builder = client(config).tls_backend_preconfigured(tls);
         let mut reach = None;
         match &config.proxy {
             Proxy::Direct => {
@@ -371,6 +361,21 @@ pub struct TokenCall<'a> {
     pub authorization: Option<HeaderValue>,
 }
 
+/// The HTTP client, but for how it gets there. Of a name with addresses of both families it tries the
+/// other one when the first does not answer within 300 ms (Happy Eyeballs, RFC 8305).
+fn client(config: &config::Upstream) -> reqwest::ClientBuilder {
+    reqwest::Client::builder()
+        .redirect(reqwest::redirect::Policy::none())
+        .referer(false)
+        .no_proxy()
+        // One stream a connection: a shared HTTP/2 window would slow large layers down.
+        .http1_only()
+        .connect_timeout(config.connect_timeout)
+        .pool_max_idle_per_host(config.max_connections)
+        .pool_idle_timeout(Duration::from_secs(60))
+        .user_agent(concat!("larder/", env!("CARGO_PKG_VERSION")))
+}
+
 /// The proxies as the HTTP client wants them.
 fn through(proxies: &Proxies) -> reqwest::Result<Vec<reqwest::Proxy>> {
     let exceptions = || reqwest::NoProxy::from_string(&proxies.exceptions);
@@ -398,4 +403,47 @@ fn is_own_trouble(status: StatusCode) -> bool {
 pub fn spread() -> f64 {
     use std::hash::{BuildHasher, RandomState};
     (RandomState::new().hash_one(0) >> 32) as f64 / f64::from(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv6Addr, SocketAddr};
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpSocket, TcpStream};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_family_of_addresses_that_swallows_packets_is_not_waited_for() {
+        let good = TcpListener::bind("127.0.0.1:0").await.expect("an address");
+        let v4 = good.local_addr().expect("an address");
+        // The same port on ::1, with a queue that is full: what comes is dropped, as by a firewall.
+        let v6 = SocketAddr::from((Ipv6Addr::LOCALHOST, v4.port()));
+        let socket = TcpSocket::new_v6().expect("a socket");
+        socket.bind(v6).expect("the port is free on ::1");
+        let hole = socket.listen(0).expect("it listens");
+        let mut fillers = Vec::new();
+        while let Ok(stream) = tokio::time::timeout(Duration::from_millis(500), TcpStream::connect(v6)).await {
+            fillers.push(stream.expect("a connection"));
+        }
+        let serving = tokio::spawn(async move {
+            let (mut stream, _) = good.accept().await.expect("a client");
+            let _ = stream.read(&mut [0; 1024]).await;
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
+            stream
+        });
+
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let text = "[[repository.hub.upstream]]\nurl = \"http://dual.invalid\"\nconnect_timeout = \"60s\"";
+        std::fs::write(file.path(), text).expect("written");
+        let config = config::Config::load(&[file.path().to_owned()], std::iter::empty()).expect("valid");
+        let tls = tls::client_config(&Default::default()).expect("TLS");
+        let client = client(&config.repositories[0].upstreams[0]).tls_backend_preconfigured(tls);
+        let client = client.resolve_to_addrs("dual.invalid", &[v6, v4]).build().expect("a client");
+        let url = format!("http://dual.invalid:{}/", v4.port());
+        let answer = tokio::time::timeout(Duration::from_secs(20), client.get(url).send()).await;
+        assert!(answer.expect("it does not wait for the hole").expect("an answer").status().is_success());
+        drop((hole, fillers, serving));
+    }
 }

@@ -15,3 +15,15 @@ mod pulls;
 mod registry;
 mod skopeo;
 mod storage;
+
+use process::Failure;
+
+/// Copies an image with skopeo, with `user:password` if any.
+pub async fn skopeo_copies_as(reference: &str, credentials: Option<&str>) -> Result<(), Failure> {
+    skopeo::Skopeo::new().copy_as(reference, credentials).await
+}
+
+/// Pulls an image with podman, with `user:password` if any.
+pub async fn podman_pulls_as(reference: &str, credentials: Option<&str>) -> Result<(), Failure> {
+    podman::Podman::without_mirror().pull_as(reference, credentials).await
+}

@@ -16,6 +16,20 @@ impl Podman {
         Self { storage: Storage::with_mirror(address) }
     }
 
+    /// One that knows no mirror.
+    pub fn without_mirror() -> Self {
+        Self { storage: Storage::new() }
+    }
+
+    /// Pulls `HOST/NAME:TAG` over plain HTTP with `user:password`, if any.
+    pub async fn pull_as(&self, reference: &str, credentials: Option<&str>) -> Result<(), Failure> {
+        let policy = self.storage.file("policy.json");
+        let credentials = credentials.map(|pair| ["--creds", pair]);
+        let options = ["pull", "--quiet", "--tls-verify=false", "--signature-policy", &policy].into_iter();
+        let arguments: Vec<_> = options.chain(credentials.into_iter().flatten()).chain([reference]).collect();
+        self.podman(&arguments).await.map(drop)
+    }
+
     /// Pulls `docker.io/…`; returns the image's id.
     pub async fn pull(&self, reference: &str) -> Result<String, Failure> {
         let policy = self.storage.file("policy.json");

@@ -30,6 +30,16 @@ impl Skopeo {
             .map_err(|error| Failure::new(format!("skopeo left no manifest: {error}")))
     }
 
+    /// Copies `HOST/NAME:TAG` with `user:password`, if any, into a directory that is removed at once.
+    pub async fn copy_as(&self, reference: &str, credentials: Option<&str>) -> Result<(), Failure> {
+        let copy = TempDir::new_in(self.storage.path()).expect("a temporary directory");
+        let (from, to) = (format!("docker://{reference}"), format!("dir:{}", copy.path().display()));
+        let credentials = credentials.map(|pair| ["--src-creds", pair]);
+        let options = ["copy", "--src-tls-verify=false"].into_iter().chain(credentials.into_iter().flatten());
+        let arguments: Vec<_> = options.chain([from.as_str(), to.as_str()]).collect();
+        self.skopeo(&arguments).await.map(drop)
+    }
+
     /// Copies from any place, such as `oci:DIRECTORY:TAG`, to `HOST/NAME:TAG`, byte for byte.
     pub async fn push_all(&self, from: &str, reference: &str) -> Result<(), Failure> {
         let to = format!("docker://{reference}");

@@ -7,6 +7,8 @@ pub mod client;
 pub mod content;
 pub mod hub;
 pub mod larder;
+pub mod proxy;
+pub mod tls;
 
 use std::future::Future;
 use std::time::{Duration, Instant};
@@ -18,6 +20,8 @@ pub use self::hub::{
     TokenField, TokenPlace, TokenService,
 };
 pub use self::larder::{Larder, RepositoryConfig, repository_config};
+pub use self::proxy::ForwardProxy;
+pub use self::tls::{Authority, Certificate, TlsFront};
 
 /// How long a test waits for anything before it fails.
 pub const DEADLINE: Duration = Duration::from_secs(30);

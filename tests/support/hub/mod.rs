@@ -220,7 +220,7 @@ impl Hub {
 
     /// Gives the whole quota of the rate limit back.
     pub fn reset_quota(&self) {
-        self.state().content.pulls = 0;
+        self.state().content.pulls.clear();
     }
 }
 
@@ -368,7 +368,10 @@ impl Shared {
             (None, _) if !matches!(request.method.as_str(), "GET" | "HEAD") => {
                 Response::error(405, "UNSUPPORTED", "this registry is for reading")
             }
-            (None, Kind::Manifest) => content.manifest(&request, options),
+            (None, Kind::Manifest) => {
+                let user = tokens.user(&request, options);
+                content.manifest(&request, &user, options)
+            }
             (None, Kind::Blob) => {
                 let storage = match options.redirect {
                     Redirect::None => None,

@@ -8,6 +8,8 @@ pub struct Options {
     pub auth: Auth,
     /// (user, password)
     pub users: Vec<(String, String)>,
+    /// (identity token, user): what a login gives instead of the password.
+    pub identity_tokens: Vec<(String, String)>,
     /// (repository, user who may read it); repositories not named here are for all.
     pub private: Vec<(String, String)>,
     /// Where blobs are.
@@ -64,6 +66,7 @@ impl Default for Options {
         Self {
             auth: Auth::None,
             users: Vec::new(),
+            identity_tokens: Vec::new(),
             private: Vec::new(),
             redirect: Redirect::None,
             rate_limit: None,

@@ -16,8 +16,8 @@ pub(super) struct Content {
     repositories: HashMap<String, Repository>,
     signatures: HashSet<String>,
     signed: usize,
-    /// Manifest requests that counted against the rate limit.
-    pub pulls: u64,
+    /// Manifest requests that counted against the rate limit, by user; the empty one is everybody else.
+    pub pulls: HashMap<String, u64>,
 }
 
 #[derive(Debug, Default)]
@@ -38,10 +38,10 @@ impl Content {
         self.signatures.clear();
     }
 
-    pub fn manifest(&mut self, request: &Request, options: &Options) -> Response {
+    pub fn manifest(&mut self, request: &Request, user: &str, options: &Options) -> Response {
         let limit = options.rate_limit.as_ref();
-        let refused = limit.and_then(|limit| self.spend(request, limit));
-        let headers = limit.map(|limit| self.rate_headers(limit)).unwrap_or_default();
+        let refused = limit.and_then(|limit| self.spend(request, user, limit));
+        let headers = limit.map(|limit| self.rate_headers(user, limit)).unwrap_or_default();
         let mut response = refused.unwrap_or_else(|| self.find_manifest(request));
         response.headers.extend(headers);
         response
@@ -67,11 +67,12 @@ impl Content {
     }
 
     /// Counts a pull; an answer if it is one too many.
-    fn spend(&mut self, request: &Request, limit: &RateLimit) -> Option<Response> {
+    fn spend(&mut self, request: &Request, user: &str, limit: &RateLimit) -> Option<Response> {
         // The abuse limit is for every request; the pull limit does not count HEAD.
         let counts = request.method == "GET" || limit.refusal == Refusal::Abuse;
-        if counts && self.pulls < limit.pulls {
-            self.pulls += 1;
+        let pulls = self.pulls.entry(user.to_owned()).or_default();
+        if counts && *pulls < limit.pulls {
+            *pulls += 1;
             return None;
         }
         if !counts {
@@ -87,13 +88,13 @@ impl Content {
         })
     }
 
-    fn rate_headers(&self, limit: &RateLimit) -> Vec<(String, String)> {
+    fn rate_headers(&self, user: &str, limit: &RateLimit) -> Vec<(String, String)> {
         let window = limit.window;
-        let remaining = limit.pulls.saturating_sub(self.pulls);
+        let remaining = limit.pulls.saturating_sub(self.pulls.get(user).copied().unwrap_or_default());
         vec![
             ("ratelimit-limit".to_owned(), format!("{};w={window}", limit.pulls)),
             ("ratelimit-remaining".to_owned(), format!("{remaining};w={window}")),
-            ("docker-ratelimit-source".to_owned(), "127.0.0.1".to_owned()),
+            ("docker-ratelimit-source".to_owned(), if user.is_empty() { "127.0.0.1" } else { user }.to_owned()),
         ]
     }
 

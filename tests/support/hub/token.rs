@@ -34,6 +34,12 @@ pub struct TokenService {
     pub expires_in: Option<u64>,
     /// The `WWW-Authenticate` headers; `{realm}`, `{service}` and `{scope}` are filled in.
     pub challenges: Vec<String>,
+    /// The status with which GET is refused, if it is.
+    pub refuses_get: Option<u16>,
+    /// The status with which POST (OAuth 2) is refused, if it is.
+    pub refuses_post: Option<u16>,
+    /// What the answers say of the token's life instead of `expires_in`.
+    pub odd_life: Option<serde_json::Value>,
 }
 
 impl Default for TokenService {
@@ -43,6 +49,9 @@ impl Default for TokenService {
             field: TokenField::Both,
             expires_in: Some(300),
             challenges: vec![r#"Bearer realm="{realm}",service="{service}",scope="{scope}""#.to_owned()],
+            refuses_get: None,
+            refuses_post: Some(405),
+            odd_life: None,
         }
     }
 }
@@ -73,6 +82,7 @@ pub(super) struct Tokens {
 
 #[derive(Debug)]
 struct Grant {
+    user: String,
     repositories: HashSet<String>,
     until: Instant,
 }
@@ -87,15 +97,18 @@ impl Tokens {
         let Auth::Token(service) = &options.auth else {
             return Response::error(404, "UNSUPPORTED", "no token service");
         };
-        if request.method != "GET" {
-            return Response::error(405, "UNSUPPORTED", "tokens are for GET");
+        let refused = if request.method == "POST" { service.refuses_post } else { service.refuses_get };
+        if let Some(status) = refused {
+            return Response::error(status, "UNSUPPORTED", "tokens are not had in this way");
         }
-        let user = match user_of(request, options) {
+        let user = if request.method == "POST" { user_of_form(request, options) } else { user_of(request, options) };
+        let user = match user {
             Ok(user) => user,
             Err(()) => return Response::json(401, &json!({"details": "incorrect username or password"})),
         };
-        let repositories: HashSet<String> = request
-            .query_values("scope")
+        let scopes =
+            if request.method == "POST" { form_values(request, "scope") } else { request.query_values("scope") };
+        let repositories: HashSet<String> = scopes
             .iter()
             .flat_map(|scopes| scopes.split(' '))
             .filter_map(|scope| scope.strip_prefix("repository:")?.rsplit_once(':'))
@@ -107,7 +120,7 @@ impl Tokens {
         self.issued += 1;
         let token = format!("hub-token-{}", self.issued);
         let until = Instant::now() + Duration::from_secs(service.expires_in.unwrap_or(60));
-        self.valid.insert(token.clone(), Grant { repositories, until });
+        self.valid.insert(token.clone(), Grant { user, repositories, until });
 
         let mut body = json!({});
         if service.field != TokenField::AccessToken {
@@ -116,10 +129,21 @@ impl Tokens {
         if service.field != TokenField::Token {
             body["access_token"] = token.into();
         }
-        if let Some(seconds) = service.expires_in {
+        if let Some(odd) = &service.odd_life {
+            body["expires_in"] = odd.clone();
+        } else if let Some(seconds) = service.expires_in {
             body["expires_in"] = seconds.into();
         }
         Response::json(200, &body)
+    }
+
+    /// Whose request it is; empty for everybody else.
+    pub fn user(&self, request: &Request, options: &Options) -> String {
+        let token = request.header("authorization").and_then(|value| value.strip_prefix("Bearer "));
+        match token.and_then(|token| self.valid.get(token)) {
+            Some(grant) => grant.user.clone(),
+            None => user_of(request, options).unwrap_or_default(),
+        }
     }
 
     /// `None` if the request may go on, else the 401.
@@ -172,6 +196,29 @@ pub(super) fn user_of(request: &Request, options: &Options) -> Result<String, ()
     let (user, password) = decoded.split_once(':').ok_or(())?;
     let known = options.users.iter().any(|(name, secret)| name == user && secret == password);
     if known { Ok(user.to_owned()) } else { Err(()) }
+}
+
+fn form_values(request: &Request, key: &str) -> Vec<String> {
+    let pairs = url::form_urlencoded::parse(&request.body).filter(|(name, _)| name == key);
+    pairs.map(|(_, value)| value.into_owned()).collect()
+}
+
+/// The user of an OAuth 2 form: by password, or by identity token (`Options::identity_tokens`).
+fn user_of_form(request: &Request, options: &Options) -> Result<String, ()> {
+    let value = |key: &str| form_values(request, key).into_iter().next().unwrap_or_default();
+    match value("grant_type").as_str() {
+        "password" => {
+            let (user, password) = (value("username"), value("password"));
+            let is_known = options.users.contains(&(user.clone(), password));
+            if is_known { Ok(user) } else { Err(()) }
+        }
+        "refresh_token" => {
+            let token = value("refresh_token");
+            let found = options.identity_tokens.iter().find(|(known, _)| *known == token);
+            found.map(|(_, user)| user.clone()).ok_or(())
+        }
+        _ => Err(()),
+    }
 }
 
 fn may_read(options: &Options, user: &str, name: &str) -> bool {

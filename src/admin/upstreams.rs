@@ -1,0 +1,83 @@
+//! `GET /api/upstreams`: how the upstreams do and what is left of their rate limits.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::extract::State;
+use axum::response::Json;
+use serde::Serialize;
+
+use crate::failure::Failure;
+use crate::pull::Pull;
+use crate::upstream::Upstream;
+
+#[derive(Serialize)]
+pub struct Upstreams {
+    upstreams: Vec<Entry>,
+}
+
+#[derive(Serialize)]
+struct Entry {
+    repository: String,
+    /// Host and port.
+    upstream: String,
+    url: String,
+    /// As whom it is asked: a user name, `anonymous`, or a credential helper.
+    account: String,
+    /// `ready`; `limited`: nothing that counts as a pull is asked for; `resting`: nothing at all.
+    state: &'static str,
+    /// Why it is not `ready`.
+    reason: Option<String>,
+    /// Seconds until it is.
+    retry_after: Option<f64>,
+    quota: Option<Quota>,
+}
+
+#[derive(Serialize)]
+struct Quota {
+    limit: u64,
+    remaining: u64,
+    /// Seconds.
+    window: Option<u64>,
+    /// Whom the upstream counts.
+    source: Option<String>,
+    /// Seconds since the upstream said so.
+    age: u64,
+}
+
+pub async fn show(State(pull): State<Arc<Pull>>) -> Json<Upstreams> {
+    let routing = pull.routing();
+    let of = |repository: &Arc<crate::pull::routing::Repository>| {
+        let prefix = repository.prefix().to_owned();
+        repository.upstreams.iter().map(move |upstream| entry(prefix.clone(), upstream)).collect::<Vec<_>>()
+    };
+    Json(Upstreams { upstreams: routing.repositories().iter().flat_map(of).collect() })
+}
+
+fn entry(repository: String, upstream: &Upstream) -> Entry {
+    let status = upstream.status();
+    let told = |(left, why): (Duration, Failure)| (Some(why.message().to_owned()), Some(left.as_secs_f64()));
+    let (state, (reason, retry_after)) = match (status.resting, status.pulls_resting) {
+        (Some(rest), _) => ("resting", told(rest)),
+        (None, Some(rest)) => ("limited", told(rest)),
+        (None, None) => ("ready", (None, None)),
+    };
+    let url = &upstream.config().url;
+    let now = Instant::now();
+    Entry {
+        repository,
+        upstream: upstream.label().to_owned(),
+        url: format!("{}{}", url.origin, url.namespace),
+        account: status.account,
+        state,
+        reason,
+        retry_after,
+        quota: status.budget.map(|budget| Quota {
+            limit: budget.limit,
+            remaining: budget.remaining,
+            window: budget.window.map(|window| window.as_secs()),
+            age: now.saturating_duration_since(budget.read_at).as_secs(),
+            source: budget.source,
+        }),
+    }
+}

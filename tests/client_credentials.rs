@@ -1,0 +1,244 @@
+//! Promise: where the clients' own credentials decide, nobody reads what the upstream would not give them.
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+
+use crate::clients::{podman_pulls_as, skopeo_copies_as};
+use crate::support::{Answer, Fault, Hub, Image, Larder, On, Options, RepositoryConfig, get, request};
+
+const PRIVATE: &str = "team/private";
+
+struct Scene {
+    hub: Hub,
+    larder: Larder,
+    image: Image,
+    public: Image,
+}
+
+async fn scene(options: Options, keys: &str) -> Scene {
+    let hub = Hub::start(options.user("me", "mine").user("you", "yours").private(PRIVATE, "me")).await;
+    let (image, public) = (Image::new(1), Image::new(2));
+    hub.push_image(PRIVATE, "1", &image);
+    hub.push_image("team/public", "1", &public);
+    let config = RepositoryConfig::new("hub").set("client_credentials = \"pass\"").set(keys).upstream(&hub);
+    let larder = Larder::start(config).await;
+    Scene { hub, larder, image, public }
+}
+
+fn basic(pair: &str) -> String {
+    format!("Basic {}", BASE64_STANDARD.encode(pair))
+}
+
+async fn get_as(pair: &str, url: &str) -> Answer {
+    match pair {
+        "" => get(url).await,
+        pair => request("GET", url).header("authorization", basic(pair)).send().await,
+    }
+}
+
+const ME: &str = "me:mine";
+const YOU: &str = "you:yours";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_client_brought_in_is_not_served_to_another() {
+    let Scene { hub, larder, image, .. } = scene(Options::with_tokens(), "").await;
+    let tag = larder.manifest_url("hub/team/private", "1");
+    let digest = larder.manifest_url("hub/team/private", &image.manifest.digest);
+    let layer = larder.blob_url("hub/team/private", &image.layer_digests()[0]);
+    for url in [&tag, &digest, &layer] {
+        let mine = get_as(ME, url).await;
+        assert!(mine.status == 200 && mine.complete(), "{url}: {}", mine.text());
+    }
+    // All of it is cached now.
+    for url in [&tag, &digest, &layer] {
+        for (who, status) in [(YOU, 403), ("me:wrong", 403), ("nobody:x", 403), ("", 401)] {
+            for method in ["GET", "HEAD"] {
+                let asked = request(method, url);
+                let asked = if who.is_empty() { asked } else { asked.header("authorization", basic(who)) };
+                let theirs = asked.send().await;
+                assert_eq!(theirs.status, status, "{method} {url} as {who}");
+                assert_eq!(theirs.header("docker-content-digest"), "");
+            }
+        }
+        assert_eq!(get_as(ME, url).await.status, 200, "{url}");
+    }
+    // Nor under a name that the other may read.
+    let elsewhere = larder.blob_url("hub/team/public", &image.layer_digests()[0]);
+    assert_eq!(get_as(YOU, &elsewhere).await.status, 404);
+    let elsewhere = larder.manifest_url("hub/team/public", &image.manifest.digest);
+    assert_eq!(get_as(YOU, &elsewhere).await.status, 404);
+    assert_eq!(get(format!("{}/v2/_catalog", larder.url())).await.json()["repositories"], serde_json::json!([]));
+    assert!(!larder.log().contains("mine") && !hub.summary().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn consent_is_remembered_for_as_long_as_it_is_configured() {
+    for (keys, heads) in
+        [("consent_max_age = \"1h\"\nmax_age = \"1h\"", 0), ("consent_max_age = \"0s\"\nmax_age = \"1h\"", 2)]
+    {
+        let Scene { hub, larder, image, .. } = scene(Options::with_tokens(), keys).await;
+        let tag = larder.manifest_url("hub/team/private", "1");
+        let layer = larder.blob_url("hub/team/private", &image.layer_digests()[0]);
+        assert_eq!((get_as(ME, &tag).await.status, get_as(ME, &layer).await.status), (200, 200));
+        hub.take_requests();
+        assert_eq!((get_as(ME, &tag).await.status, get_as(ME, &layer).await.status), (200, 200));
+        let asked = hub.take_requests();
+        assert_eq!(asked.len(), heads, "{asked:?}");
+        assert!(asked.iter().all(|request| request.method == "HEAD"), "{asked:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manifest_agreed_to_is_consent_to_what_it_names() {
+    let keys = "consent_max_age = \"1h\"\nmax_age = \"1h\"";
+    let Scene { hub, larder, image, .. } = scene(Options::with_tokens().private(PRIVATE, "you"), keys).await;
+    for url in
+        [larder.manifest_url("hub/team/private", "1"), larder.blob_url("hub/team/private", &image.layer_digests()[0])]
+    {
+        assert_eq!(get_as(ME, &url).await.status, 200);
+    }
+    hub.take_requests();
+    // The other has a right to it too: one HEAD for the tag, none for the layer.
+    for url in
+        [larder.manifest_url("hub/team/private", "1"), larder.blob_url("hub/team/private", &image.layer_digests()[0])]
+    {
+        assert_eq!(get_as(YOU, &url).await.status, 200);
+    }
+    assert_eq!((hub.count_on(On::manifest()), hub.count_on(On::blob())), (1, 0), "{}", hub.summary());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_the_upstream_gone_those_it_agreed_to_are_served_and_nobody_else() {
+    let Scene { mut hub, larder, image, .. } = scene(Options::with_tokens(), "consent_max_age = \"0s\"").await;
+    let tag = larder.manifest_url("hub/team/private", "1");
+    let layer = larder.blob_url("hub/team/private", &image.layer_digests()[0]);
+    assert_eq!((get_as(ME, &tag).await.status, get_as(ME, &layer).await.status), (200, 200));
+    hub.stop().await;
+    let stale = get_as(ME, &tag).await;
+    assert_eq!((stale.status, stale.header("x-cache")), (200, "STALE"));
+    assert_eq!(get_as(ME, &layer).await.status, 200);
+    for url in [&tag, &layer] {
+        assert_eq!((get_as(YOU, url).await.status, get_as("", url).await.status), (502, 502), "{url}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_transfer_is_joined_only_with_the_upstreams_consent() {
+    let Scene { hub, larder, image, .. } = scene(Options::with_tokens(), "").await;
+    let digest = &image.layer_digests()[0];
+    let layer = larder.blob_url("hub/team/private", digest);
+    let gate = hub.gate(On::blob().reference(digest), 1000);
+    let first = {
+        let layer = layer.clone();
+        tokio::spawn(async move { get_as(ME, &layer).await })
+    };
+    gate.reached().await;
+    assert_eq!(get_as(YOU, &layer).await.status, 403);
+    assert_eq!(get_as("", &layer).await.status, 401);
+    gate.open();
+    assert_eq!(first.await.expect("no panic").body, image.layers[0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_is_sent_to_a_token_service_that_works_for_it() {
+    let Scene { hub, larder, image, public, .. } = scene(Options::with_tokens(), "").await;
+    let base = format!("{}/v2/", larder.url());
+    let asked = get(&base).await;
+    assert_eq!((asked.status, asked.error_code().as_str()), (401, "UNAUTHORIZED"));
+    let challenge = asked.header("www-authenticate").to_owned();
+    let realm = challenge.strip_prefix("Bearer realm=\"").and_then(|rest| rest.split('"').next()).expect("a realm");
+    assert_eq!(realm, format!("{}/token", larder.url()));
+
+    let token = async |pair: &str| {
+        let answer = get_as(pair, &format!("{realm}?service=larder&scope=repository:hub/team/private:pull")).await;
+        assert_eq!(answer.status, 200);
+        let token = answer.json()["token"].as_str().expect("a token").to_owned();
+        assert!(pair.is_empty() || !token.contains(BASE64_STANDARD.encode(pair).trim_end_matches('=')));
+        format!("Bearer {token}")
+    };
+    let with = async |token: &str, url: &str| request("GET", url).header("authorization", token).send().await;
+    let (mine, wrong, nobody) = (token(ME).await, token("me:wrong").await, token("").await);
+    let private = larder.manifest_url("hub/team/private", "1");
+    assert_eq!(with(&mine, &private).await.body, image.manifest.bytes);
+    assert_eq!(with(&wrong, &private).await.status, 403);
+    assert_eq!(with(&nobody, &private).await.status, 401);
+    assert_eq!(with(&nobody, &larder.manifest_url("hub/team/public", "1")).await.body, public.manifest.bytes);
+    assert_eq!(with("Bearer larder.AAAA", &private).await.status, 401);
+    // A token that the client got from the upstream itself.
+    let theirs =
+        get_as(ME, &format!("{}/token?scope=repository:team/private:pull", hub.token_url().trim_end_matches("/token")))
+            .await;
+    let theirs = format!("Bearer {}", theirs.json()["token"].as_str().expect("a token"));
+    assert_eq!(with(&theirs, &private).await.status, 200);
+    assert_eq!(with("Bearer forged", &private).await.status, 401);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_is_taken_or_refused_as_the_upstream_says() {
+    let hub = Hub::start(Options::with_tokens().user("me", "mine")).await;
+    let config = RepositoryConfig::new("docker.io").set("client_credentials = \"pass\"").upstream(&hub);
+    let larder = Larder::start(config).await;
+    let base = format!("{}/v2/", larder.url());
+    assert_eq!(get_as(ME, &base).await.status, 200);
+    assert_eq!(get_as("me:wrong", &base).await.status, 401);
+    assert_eq!(get(&base).await.status, 401);
+    for garbage in ["", "Basic", "Basic !!!", "Basic AAAA", "Bearer", "\u{7f}"] {
+        let Ok(value) = http::HeaderValue::from_str(garbage) else { continue };
+        let answer = request("GET", &base).header("authorization", value.to_str().unwrap_or("x y")).send().await;
+        assert!((400..500).contains(&answer.status), "{garbage}: {}", answer.status);
+    }
+    let huge = format!("Basic {}", "A".repeat(20_000));
+    assert_eq!(request("GET", &base).header("authorization", huge).send().await.status, 401);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_with_basic_authentication_works_too() {
+    let Scene { hub: _hub, larder, image, .. } =
+        scene(Options { auth: crate::support::Auth::Basic, ..Options::default() }, "").await;
+    let tag = larder.manifest_url("hub/team/private", "1");
+    assert_eq!(get_as(ME, &tag).await.body, image.manifest.bytes);
+    assert_eq!((get_as(YOU, &tag).await.status, get_as("", &tag).await.status), (403, 401));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rate_limit_of_one_client_is_not_everybodys() {
+    let Scene { hub, larder, .. } = scene(Options::with_tokens(), "").await;
+    hub.fault(On::manifest().name(PRIVATE).times(1), Fault::reply(429, &[("retry-after", "600")], "slow down"));
+    let tag = larder.manifest_url("hub/team/private", "1");
+    assert_eq!(get_as(ME, &tag).await.status, 429);
+    assert_eq!(get_as(ME, &tag).await.status, 429, "it is kept to");
+    assert_eq!(get_as(YOU, &larder.manifest_url("hub/team/public", "1")).await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lists_are_for_who_may_see_them() {
+    let Scene { hub: _hub, larder, .. } = scene(Options::with_tokens(), "max_age = \"1h\"").await;
+    let list = format!("{}/v2/hub/team/private/tags/list", larder.url());
+    assert_eq!(get_as(ME, &list).await.json()["tags"], serde_json::json!(["1"]));
+    assert_eq!((get_as(YOU, &list).await.status, get_as("", &list).await.status), (403, 401));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn real_clients_log_in_with_the_credentials_of_the_upstream() {
+    let Scene { hub: _hub, larder, .. } = scene(Options::with_tokens(), "").await;
+    let address = larder.url().trim_start_matches("http://").to_owned();
+    for (name, who, is_served) in [
+        ("hub/team/private:1", Some(ME), true),
+        ("hub/team/private:1", Some(YOU), false),
+        ("hub/team/private:1", Some("me:wrong"), false),
+        ("hub/team/private:1", None, false),
+        ("hub/team/public:1", None, true),
+    ] {
+        let reference = format!("{address}/{name}");
+        let copied = skopeo_copies_as(&reference, who).await;
+        assert_eq!(copied.is_ok(), is_served, "skopeo, {name} as {who:?}: {copied:?}");
+        if !is_served {
+            let pulled = podman_pulls_as(&reference, who).await;
+            let told = format!("{:?}", pulled.expect_err("podman pulled it"));
+            assert!(
+                told.contains("unauthorized") || told.contains("denied") || told.contains("authentication"),
+                "{told}"
+            );
+        }
+    }
+}

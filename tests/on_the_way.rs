@@ -1,0 +1,82 @@
+//! Promise: upstreams are found the way that the configuration and the network want it.
+
+use std::net::SocketAddr;
+
+use crate::support::{Authority, ForwardProxy, Hub, Image, Larder, Options, Redirect, RepositoryConfig, TlsFront, get};
+
+const NAME: &str = "hub/team/app";
+
+async fn hub(options: Options) -> (Hub, Image) {
+    let hub = Hub::start(options).await;
+    let image = Image::new(1);
+    hub.push_image("team/app", "1", &image);
+    (hub, image)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_is_reached_through_a_proxy() {
+    let (hub, image) = hub(Options::default()).await;
+    let proxy = ForwardProxy::start(hub.address()).await;
+    let url = "http://registry.invalid";
+    let own = format!("http_proxy = \"http://user:secret@{}\"", proxy.address());
+    let larder = Larder::start(RepositoryConfig::new("hub").upstream_url(url, &own)).await;
+    assert_eq!(get(larder.manifest_url(NAME, "1")).await.body, image.manifest.bytes);
+    let heads = proxy.heads();
+    assert!(heads.iter().all(|head| head.contains(" http://registry.invalid/v2/team/app/")), "{heads:?}");
+    assert!(heads[0].to_ascii_lowercase().contains("proxy-authorization: basic dxnlcjpzzwnyzxq="), "{heads:?}");
+    assert!(!larder.log().contains("secret"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_goes_through_a_proxy_as_a_tunnel() {
+    let dir = tempfile::TempDir::new().expect("a directory");
+    let (hub, image) = hub(Options::default()).await;
+    let authority = Authority::new(dir.path(), "ca");
+    let front = TlsFront::start(&hub, &authority.issue("registry.invalid"), None).await;
+    let target: SocketAddr = front.url().trim_start_matches("https://").parse().expect("an address");
+    let proxy = ForwardProxy::start(target).await;
+    let ca = format!("server_ca_bundle = \"{}\"", authority.file().display());
+    let config = RepositoryConfig::new("hub").upstream_url("https://registry.invalid", &ca);
+    // The usual environment variable, which is not for what NO_PROXY names.
+    let proxy_url = format!("http://{}", proxy.address());
+    let larder = Larder::builder().config(config.clone()).env("HTTPS_PROXY", &proxy_url).start().await;
+    assert_eq!(get(larder.manifest_url(NAME, "1")).await.body, image.manifest.bytes);
+    assert!(proxy.heads()[0].starts_with("CONNECT registry.invalid:443 "), "{:?}", proxy.heads());
+
+    let seen = proxy.heads().len();
+    let excepted =
+        Larder::builder().config(config).env("HTTPS_PROXY", &proxy_url).env("NO_PROXY", ".invalid").start().await;
+    assert_eq!(get(excepted.manifest_url(NAME, "1")).await.status, 502);
+    assert_eq!(proxy.heads().len(), seen);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_of_the_environment_is_not_for_this_machine() {
+    let (hub, image) = hub(Options::default()).await;
+    let config = RepositoryConfig::new("hub").upstream(&hub);
+    let larder = Larder::builder().config(config).env("HTTP_PROXY", "http://127.0.0.1:1").start().await;
+    assert_eq!(get(larder.manifest_url(NAME, "1")).await.body, image.manifest.bytes);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn headers_are_set_on_requests_to_their_host_alone() {
+    let (hub, image) = hub(Options::default()).await;
+    hub.configure(|options| options.redirect = Redirect::Absolute);
+    let config = format!(
+        "[headers.\"{}\".set]\nX-Registry = \"one\"\nX-Both = \"set\"\n[headers.\"{}\".set]\nX-Storage = \"two\"\n{}",
+        hub.address(),
+        hub.storage_url().trim_start_matches("http://"),
+        RepositoryConfig::new("hub").upstream_with(&hub, "headers = { X-Upstream = \"three\", X-Both = \"lost\" }")
+    );
+    let larder = Larder::start(config).await;
+    assert!(get(larder.manifest_url(NAME, "1")).await.complete());
+    assert!(get(larder.blob_url(NAME, &image.layer_digests()[0])).await.complete());
+    for request in hub.requests() {
+        let is_storage = matches!(request.listener, crate::support::Listener::Storage);
+        assert_eq!(request.header("x-registry"), (!is_storage).then_some("one"), "{request:?}");
+        assert_eq!(request.header("x-both"), (!is_storage).then_some("set"), "{request:?}");
+        assert_eq!(request.header("x-upstream"), (!is_storage).then_some("three"), "{request:?}");
+        assert_eq!(request.header("x-storage"), is_storage.then_some("two"), "{request:?}");
+    }
+    assert!(hub.requests().iter().any(|request| matches!(request.listener, crate::support::Listener::Storage)));
+}
