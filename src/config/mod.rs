@@ -5,11 +5,13 @@
 
 mod credentials;
 mod de;
+mod document;
 mod error;
 mod proxy;
 mod raw;
 mod repository;
 mod secret;
+mod show;
 mod tree;
 mod units;
 mod upstream;
@@ -25,6 +27,7 @@ pub use proxy::{Proxies, Proxy};
 pub use raw::{LogFormat, Logging, OnUpstream404, Pattern, Policy};
 pub use repository::{Repository, TagPolicy};
 pub use secret::Secret;
+pub use show::Effective;
 pub use units::{Amount, Limit};
 pub use upstream::{HostHeaders, Upstream, UpstreamTls, UpstreamUrl};
 
@@ -183,8 +186,11 @@ fn check_default(
         Some(prefix) if exists(&prefix) => Ok(Some(prefix)),
         Some(prefix) => {
             let nearest = error::nearest(&prefix, repositories.iter().map(|repository| repository.prefix.as_str()));
-            let hint = nearest.map_or_else(String::new, |name| format!("; did you mean `{name}`?"));
-            let message = format!("there is no [repository.\"{prefix}\"]{hint}");
+            let hint = match nearest {
+                Some(name) => format!("did you mean `{name}`?"),
+                None => "add it, or write \"\" for none".to_owned(),
+            };
+            let message = format!("there is no [repository.\"{prefix}\"]; {hint}");
             Err(check.invalid(&["server", "default_repository"], message))
         }
     }
@@ -204,9 +210,16 @@ impl Check<'_> {
     }
 
     fn invalid(&self, path: &[&str], message: impl Into<String>) -> ConfigError {
-        let quoted: Vec<_> =
-            path.iter().map(|key| if key.contains('.') { format!("\"{key}\"") } else { (*key).to_owned() }).collect();
-        ConfigError::Invalid { origin: self.tree.origin(path), key: quoted.join("."), message: message.into() }
+        let mut key = String::new();
+        for (at, part) in path.iter().enumerate() {
+            let is_position = at == 3 && matches!(path[2], "upstream" | "tag");
+            key += &match part {
+                position if is_position => format!("[{position}]"),
+                part if part.contains('.') => format!("{}\"{part}\"", if at > 0 { "." } else { "" }),
+                part => format!("{}{part}", if at > 0 { "." } else { "" }),
+            };
+        }
+        ConfigError::Invalid { origin: self.tree.origin(path), key, message: message.into() }
     }
 }
 

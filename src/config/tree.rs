@@ -1,6 +1,7 @@
 //! The configuration as written: TOML files and environment variables merged into one tree in which
 //! every value knows where it came from.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -111,17 +112,49 @@ impl Node {
         }
     }
 
+    /// A [`Value::Text`] as the TOML it holds, where it holds any: numbers, booleans, lists, tables.
+    pub fn text_as_toml(&self) -> Option<Self> {
+        let Value::Text(text) = &self.value else {
+            return None;
+        };
+        let tree = Self::parse(Path::new(""), &format!("value = {text}")).ok()?;
+        let Value::Table(entries) = tree.value else {
+            return None;
+        };
+        // What goes on behind the value is no part of it.
+        let mut entries = entries.into_iter();
+        let (Some((_, mut node)), None) = (entries.next(), entries.next()) else {
+            return None;
+        };
+        node.set_origin(&self.origin);
+        Some(node)
+    }
+
+    fn set_origin(&mut self, origin: &Origin) {
+        self.origin = origin.clone();
+        match &mut self.value {
+            Value::Array(items) => items.iter_mut().for_each(|item| item.set_origin(origin)),
+            Value::Table(entries) => entries.iter_mut().for_each(|(_, item)| item.set_origin(origin)),
+            _ => {}
+        }
+    }
+
     /// Where the value under `path` was written, or the nearest table around it.
     pub fn origin(&self, path: &[&str]) -> Origin {
-        let child = path.first().and_then(|key| match &self.value {
-            Value::Table(entries) => entries.iter().find(|(name, _)| name == key).map(|(_, node)| node),
-            Value::Array(items) => key.parse::<usize>().ok().and_then(|at| items.get(at)),
-            _ => None,
-        });
-        match child {
-            Some(child) => child.origin(&path[1..]),
+        match path.split_first().and_then(|(key, rest)| Some((child(self, key)?, rest))) {
+            Some((child, rest)) => child.origin(rest),
             None => self.origin.clone(),
         }
+    }
+}
+
+/// What stands under a key of a table or at a position of a list, also in the text of a variable.
+pub fn child<'a>(node: &'a Node, key: &str) -> Option<Cow<'a, Node>> {
+    match &node.value {
+        Value::Table(entries) => entries.iter().find(|(name, _)| name == key).map(|(_, node)| Cow::Borrowed(node)),
+        Value::Array(items) => items.get(key.parse::<usize>().ok()?).map(Cow::Borrowed),
+        Value::Text(_) => child(&node.text_as_toml()?, key).map(|child| Cow::Owned(child.into_owned())),
+        _ => None,
     }
 }
 
