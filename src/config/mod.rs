@@ -3,6 +3,7 @@
 //! The way of a value: [`tree`] (what is written, and where) → [`raw`] (keys, types, defaults) →
 //! [`Config`] (checked; the only form the rest of Larder sees).
 
+pub mod convert;
 mod credentials;
 mod de;
 mod document;
@@ -92,10 +93,21 @@ pub struct Loaded {
     pub files: Vec<PathBuf>,
 }
 
+/// The variables of the environment, whatever bytes are in them.
+pub fn environment() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.to_string_lossy().into_owned())))
+}
+
 impl Sources {
     /// The given files, or `larder.toml` where none is given and it exists.
     pub fn new(files: &[PathBuf], environment: impl Iterator<Item = (String, String)>) -> Self {
         Self { files: files.to_vec(), environment: environment.collect() }
+    }
+
+    /// The files that are read and are there.
+    pub fn files(&self) -> Vec<PathBuf> {
+        tree::files(&self.files)
     }
 
     /// Reads the files, lays the environment over them and checks the whole.
@@ -107,7 +119,7 @@ impl Sources {
 
     fn tree(&self) -> Result<Node, ConfigError> {
         let mut tree = Node::empty();
-        for file in tree::files(&self.files) {
+        for file in self.files() {
             tree.merge(Node::read(&file)?);
         }
         tree.merge_environment(self.environment.iter().cloned());
@@ -126,7 +138,23 @@ impl Config {
         environment: &[(String, String)],
         files: &RefCell<Vec<PathBuf>>,
     ) -> Result<Self, ConfigError> {
-        let mut file: raw::File = de::from_tree(tree)?;
+        Self::from_raw(de::from_tree(tree)?, tree, environment, files)
+    }
+
+    /// Whether a text is a configuration; the files it names may be missing.
+    fn check_text(text: &str) -> Result<(), ConfigError> {
+        let tree = Node::parse(Path::new("larder.toml"), text)?;
+        let mut file: raw::File = de::from_tree(&tree)?;
+        file.forget_files();
+        Self::from_raw(file, &tree, &[], &RefCell::default()).map(drop)
+    }
+
+    fn from_raw(
+        mut file: raw::File,
+        tree: &Node,
+        environment: &[(String, String)],
+        files: &RefCell<Vec<PathBuf>>,
+    ) -> Result<Self, ConfigError> {
         repository::fill_in(&mut file.repository);
         let check = Check { tree, files };
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::secret::Secret;
+use super::secret::{HIDDEN, Secret};
 use super::units::{Amount, Limit, Span};
 
 #[derive(Debug, Default, Deserialize, Serialize)]
@@ -20,6 +20,23 @@ pub struct File {
     pub headers: InOrder<HostHeaders>,
     pub admin: Admin,
     pub logging: Logging,
+}
+
+impl File {
+    /// Leaves out what only a file could tell, but not that it is needed.
+    pub fn forget_files(&mut self) {
+        for upstream in self.repository.0.iter_mut().flat_map(|(_, repository)| &mut repository.upstream) {
+            if upstream.password_file.take().is_some() && upstream.password.is_empty() {
+                upstream.password = Secret::new(HIDDEN);
+            }
+            upstream.credential_helper.clear();
+            upstream.docker_config = None;
+            upstream.server_ca_bundle = None;
+            if upstream.client_certificate.is_some() && upstream.client_private_key.is_some() {
+                (upstream.client_certificate, upstream.client_private_key) = (None, None);
+            }
+        }
+    }
 }
 
 #[derive(Debug, Deserialize, Serialize)]

@@ -229,7 +229,7 @@ fn check_rules(
 
 /// A prefix is one or more path segments as they may stand in an image name, the first of them
 /// perhaps a host with a port.
-fn is_prefix(text: &str) -> bool {
+pub fn is_prefix(text: &str) -> bool {
     let is_character = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._-:".contains(&byte);
     text.split('/').all(|segment| !segment.is_empty() && segment != "v2" && segment.bytes().all(is_character))
 }
