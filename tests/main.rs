@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod clients;
+mod config_commands;
 mod damage;
 mod disk_bound;
 mod full_disk;

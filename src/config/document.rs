@@ -43,7 +43,7 @@ impl Document {
     pub fn value(&mut self, key: &str, value: &Value, comment: Option<&str>) {
         let line = format!("{} = {value}", quoted(key));
         self.text += &match comment {
-            Some(comment) => format!("{line:<width$}# {}\n", printable(comment), width = COMMENTS.max(line.len() + 1)),
+            Some(comment) => format!("{line:<width$}# {}\n", printable(comment), width = COMMENTS.max(line.len() + 2)),
             None => format!("{line}\n"),
         };
     }

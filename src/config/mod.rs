@@ -164,13 +164,27 @@ impl Config {
         };
         let repositories = repository::check_all(&check, file.repository, &around)?;
         let default_repository = check_default(&check, file.server.default_repository, &repositories)?;
+        for (at, address) in file.server.listen.0.iter().enumerate() {
+            if address.port() != 0 && file.server.listen.0[..at].contains(address) {
+                let message = format!("{address} is there twice; remove one of them");
+                return Err(check.invalid(&["server", "listen"], message));
+            }
+        }
         for address in &file.admin.listen.0 {
+            if address.port() != 0 && file.server.listen.0.contains(address) {
+                let message = format!("{address} is in `server.listen` too; choose another port");
+                return Err(check.invalid(&["admin", "listen"], message));
+            }
             if !address.ip().is_loopback() {
                 let message = format!(
                     "{address} can be reached from other machines and the admin API asks nobody who they are; listen on a loopback address such as 127.0.0.1:17081"
                 );
                 return Err(check.invalid(&["admin", "listen"], message));
             }
+        }
+        if file.cache.dir.as_os_str().is_empty() {
+            let message = "it is empty; write for example dir = \"/var/lib/larder\"";
+            return Err(check.invalid(&["cache", "dir"], message));
         }
         if let Err(error) = crate::telemetry::log::parse_filter(&file.logging.level) {
             let message = format!(
@@ -253,3 +267,5 @@ impl Check<'_> {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod wrong;

@@ -392,6 +392,9 @@ impl TryFrom<String> for Pattern {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
+        if text.is_empty() {
+            return Err("it is empty and matches everything; write \".*\" if that is meant".to_owned());
+        }
         let pattern = regex::Regex::new(&text);
         pattern.map(Self).map_err(|error| {
             // The last line of the library's message says what is wrong; the others draw a picture.

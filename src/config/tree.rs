@@ -68,9 +68,16 @@ impl Node {
 
     pub(super) fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
         let reader = FileReader { path: path.into(), text };
-        let table = DeTable::parse(text).map_err(|error| ConfigError::Syntax {
-            origin: reader.origin(error.span().map_or(0, |span| span.start)),
-            message: error.message().to_owned(),
+        let table = DeTable::parse(text).map_err(|error| {
+            let at = error.span().map_or(0, |span| span.start);
+            // Of a text without quotes TOML says that it is no number.
+            let message = match error.message() {
+                message if message.contains("expected") && reader.is_bare(at) => {
+                    "this is no value; a text needs quotes, as in key = \"value\""
+                }
+                message => message,
+            };
+            ConfigError::Syntax { origin: reader.origin(at), message: message.to_owned() }
         })?;
         let at = table.span().start;
         reader.table(table.into_inner(), at)
@@ -168,6 +175,15 @@ impl FileReader<'_> {
         let before = &self.text.as_bytes()[..offset.min(self.text.len())];
         let line = 1 + before.iter().filter(|&&byte| byte == b'\n').count();
         Origin::File { path: self.path.clone(), line }
+    }
+
+    /// Whether the line gives a key a value that begins as a number or a word does.
+    fn is_bare(&self, offset: usize) -> bool {
+        let before = self.text.get(..offset).unwrap_or_default();
+        let start = before.rfind('\n').map_or(0, |at| at + 1);
+        let line = self.text[start..].lines().next().unwrap_or_default();
+        let value = line.split_once('=').map(|(_, value)| value.trim_start());
+        value.is_some_and(|value| !value.is_empty() && !value.starts_with(['"', '\'', '[', '{']))
     }
 
     /// A table starts where it is first written; TOML's own span of one may cover only a part.

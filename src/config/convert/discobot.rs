@@ -11,9 +11,7 @@ const NO_PROXY_DOOR: &str = "there is no proxy door yet: point clients at the re
 pub fn convert(mut document: Foreign, draft: &mut Draft) -> Result<(), ConvertError> {
     draft.remark("Larder is a mirror and no proxy: it serves the registries that are built in, or those of the");
     draft.remark("[repository.\"HOST\"] tables, if there are any. See its README for how clients find it.");
-    if let Some((dir, _)) = document.text(&["cache", "dir"])? {
-        draft.cache(line("dir", dir).why("what is in it is not used, and left alone"));
-    }
+    draft.dir(&mut document, &["cache", "dir"])?;
     if let Some((bytes, _)) = document.number(&["cache", "max_size"])? {
         draft.cache(line("max_size", Amount::Bytes(bytes).to_string()));
     }

@@ -61,9 +61,7 @@ pub fn convert(mut document: Foreign, draft: &mut Draft) -> Result<(), ConvertEr
     if let Some(grace) = draft.time(&mut document, &["http", "draintimeout"])? {
         draft.server(line("shutdown_grace", grace));
     }
-    if let Some((dir, _)) = document.text(&["storage", "filesystem", "rootdirectory"])? {
-        draft.cache(line("dir", dir).why("what is in it is not used, and left alone"));
-    }
+    draft.dir(&mut document, &["storage", "filesystem", "rootdirectory"])?;
     let mut lines = Vec::new();
     match draft.time(&mut document, &["proxy", "ttl"])? {
         Some(never) if never == "0s" => lines.push(line("ttl", "forever")),

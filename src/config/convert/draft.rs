@@ -103,6 +103,16 @@ impl Draft {
         Ok(())
     }
 
+    /// A folder of Larder's own in the one where content was kept: simple-registry's files would be taken
+    /// for objects of the cache, and evicted.
+    pub fn dir(&mut self, foreign: &mut Foreign, path: &[&str]) -> Result<(), ConvertError> {
+        if let Some((dir, _)) = foreign.text(path)? {
+            let dir = format!("{}/larder", dir.trim_end_matches('/'));
+            self.cache(line("dir", dir).why("what was stored before is left alone, and not used"));
+        }
+        Ok(())
+    }
+
     /// A time, if it is one that Larder takes.
     pub fn time(&mut self, foreign: &mut Foreign, path: &[&str]) -> Result<Option<String>, ConvertError> {
         let Some((text, origin)) = foreign.text(path)? else {

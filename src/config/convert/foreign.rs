@@ -160,10 +160,11 @@ fn line(origin: &Origin) -> usize {
     }
 }
 
+/// Nothing is in it, or nothing is left in it.
 fn is_empty(node: &Node) -> bool {
     match &node.value {
         Value::Array(items) => items.is_empty(),
-        Value::Table(entries) => entries.is_empty(),
+        Value::Table(entries) => entries.iter().all(|(_, node)| is_empty(node)),
         _ => false,
     }
 }

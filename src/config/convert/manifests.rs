@@ -27,7 +27,7 @@ pub fn convert(documents: Vec<Foreign>, draft: &mut Draft) -> Result<(), Convert
     if caches.is_empty() {
         return Err(ConvertError("there is no PullThroughCache in it, so there is nothing to convert".to_owned()));
     }
-    draft.remark("Larder takes no pushes, and serves nothing of what was stored before.");
+    draft.remark("Larder takes no pushes.");
     let scopes: Vec<String> = caches.iter().flat_map(|(_, _, scopes)| scopes.clone()).collect();
     for (mut repository, origin, _) in caches {
         let name = key(&repository.prefix, &scopes, draft);
@@ -108,9 +108,7 @@ fn cache(mut document: Foreign, draft: &mut Draft) -> Result<(Repository, Origin
 }
 
 fn configuration(mut document: Foreign, draft: &mut Draft) -> Result<(), ConvertError> {
-    if let Some((dir, _)) = document.text(&["spec", "dataDir"])? {
-        draft.cache(line("dir", dir).why("what is in it is not used, and left alone"));
-    }
+    draft.dir(&mut document, &["spec", "dataDir"])?;
     draft.listen(&mut document, &["spec", "web", "addr"])?;
     draft.warn_all(document.left_over(&[
         ("apiVersion", ""),

@@ -20,14 +20,12 @@ pub fn convert(documents: Vec<Foreign>, draft: &mut Draft) -> Result<(), Convert
         tree.merge(document.node);
     }
     let mut document = Foreign::new(tree);
-    draft.remark("Larder takes no pushes, and serves nothing of what was stored before.");
+    draft.remark("Larder takes no pushes.");
     draft.server(line("default_repository", "").why("names that begin with no repository have no upstream"));
     server(&mut document, draft)?;
     let immutable = document.flag(&["global", "immutable_tags"])?.is_some_and(|(flag, _)| flag);
     let exclusions = patterns(document.texts(&["global", "immutable_tags_exclusions"])?)?;
-    if let Some((dir, _)) = document.text(&["blob_store", "fs", "root_dir"])? {
-        draft.cache(line("dir", dir).why("what is in it is not used, and left alone"));
-    }
+    draft.dir(&mut document, &["blob_store", "fs", "root_dir"])?;
     if let Some(mut repositories) = document.table(&["repository"]) {
         for prefix in repositories.keys() {
             let Some(mut table) = repositories.table(&[&prefix]) else {
