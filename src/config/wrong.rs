@@ -319,6 +319,14 @@ fn credentials() {
             "[[repository.x.upstream]]\nurl = \"https://me:geheim@x\"".to_owned(),
             "2: `repository.x.upstream[0].url`: a user name and password do not belong in the URL; use `username` and `password`",
         ),
+        (
+            "[[repository.x.upstream]]\nurl = \"https://me:geheim@x:y\"".to_owned(),
+            "2: `repository.x.upstream[0].url`: this is no URL (invalid port number); write for example \"https://registry-1.docker.io\"",
+        ),
+        (
+            "[[repository.x.upstream]]\nurl = \"me:geheim@x\"".to_owned(),
+            "2: `repository.x.upstream[0].url`: this does not begin with https:// or http:// and a host",
+        ),
     ]);
 }
 

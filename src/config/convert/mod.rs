@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use super::Config;
-use super::tree::{Node, Origin};
+use super::tree::{Node, Origin, Value};
 use draft::Draft;
 use foreign::Foreign;
 
@@ -96,6 +96,13 @@ fn convert_texts(texts: &[(PathBuf, String)], kind: Option<Kind>) -> Result<Conv
     let mut found = kind;
     for (path, text) in texts {
         for document in parse(path, text, kind)? {
+            if !matches!(document.node.value, Value::Table(_)) {
+                return Err(ConvertError::at(&document.node.origin, "this is no table of keys and values"));
+            }
+            if kind.is_none() && is_larders(&document, text) {
+                let message = format!("{}: this is a configuration of Larder already", path.display());
+                return Err(ConvertError(message));
+            }
             let is = match kind {
                 Some(kind) => Some(kind),
                 None => recognize(&document),
@@ -174,6 +181,12 @@ fn parse(path: &Path, text: &str, kind: Option<Kind>) -> Result<Vec<Foreign>, Co
         (None, _) => toml().or_else(|_| yaml())?,
     };
     Ok(documents.into_iter().map(Foreign::new).collect())
+}
+
+/// Whether Larder reads it as it is, and it says something that is Larder's alone.
+fn is_larders(document: &Foreign, text: &str) -> bool {
+    ["server", "cache", "headers", "admin", "logging"].iter().any(|table| document.has(&[table]))
+        && Config::check_text(text).is_ok()
 }
 
 fn recognize(document: &Foreign) -> Option<Kind> {

@@ -404,6 +404,22 @@ headers:
 }
 
 #[test]
+fn a_file_without_a_telling_name_is_told_by_its_content() {
+    for (text, kind) in [
+        (MANIFESTS, Kind::Manifests),
+        (SIMPLE_TOML[1], Kind::SimpleToml),
+        (DISTRIBUTION, Kind::Distribution),
+        (DISCOBOT, Kind::Discobot),
+    ] {
+        for text in [text.to_owned(), text.replace('\n', "\r\n"), format!("\u{feff}{text}")] {
+            let Converted { toml, .. } =
+                convert_text("config", &text).unwrap_or_else(|error| panic!("{error}\n{text}"));
+            assert!(toml.starts_with(&format!("# A configuration of Larder, converted from one of {}.", kind.name())));
+        }
+    }
+}
+
+#[test]
 fn texts_are_quoted_whatever_is_in_them() {
     let password = "a\"b\\c'd #e\u{1}ü\nf";
     let quoted = serde_json::to_string(password).expect("JSON, which is YAML");
@@ -427,6 +443,12 @@ fn what_cannot_be_converted_says_why() {
             "x.yaml",
             "a: 1".to_owned(),
             "x.yaml: whose configuration this is cannot be told; name it with --from (simple-registry-yaml, simple-registry-toml, distribution, discobot)",
+        ),
+        ("x.yaml", "- a".to_owned(), "x.yaml:1: this is no table of keys and values"),
+        (
+            "x.toml",
+            include_str!("../../../larder.example.toml").to_owned(),
+            "x.toml: this is a configuration of Larder already",
         ),
         ("x.toml", "[server\n".to_owned(), "x.toml:1: not valid TOML: unclosed table, expected `]`"),
         (
