@@ -99,7 +99,7 @@ fn check(sources: &Sources, is_json: bool) -> Result<(), CommandError> {
     }
     let names: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
     let what = match names.is_empty() {
-        true => "no larder.toml, so the built-in defaults".to_owned(),
+        true => "no larder.toml".to_owned(),
         false => names.join(", "),
     };
     let repositories = counted(repositories, "repository", "repositories");

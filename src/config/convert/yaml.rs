@@ -11,7 +11,7 @@ use crate::config::tree::{Node, Origin, Value};
 /// Tables and lists within each other.
 const MAX_DEPTH: usize = 64;
 /// Values of a file, those that an alias repeats counted again.
-const MAX_VALUES: usize = 100_000;
+const MAX_VALUES: usize = 20_000;
 
 /// The documents of a file. A plain scalar is a [`Value::Text`]; what is null is left out.
 pub fn documents(path: &Path, text: &str) -> Result<Vec<Node>, ConvertError> {
