@@ -4,6 +4,7 @@
 mod bad_input;
 mod client_credentials;
 mod clients;
+mod config_commands;
 mod credentials;
 mod damage;
 mod disk_bound;

@@ -15,7 +15,7 @@ use super::CommandError;
 use crate::admin::manage::{self, Images, PinDone, PurgeDone};
 use crate::cache::scrub::Report;
 use crate::cache::{Cache, OpenError};
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::pull::Pull;
 use crate::telemetry::Metrics;
 
@@ -52,7 +52,8 @@ impl Instance {
         if let Some(url) = &place.admin {
             return Ok(Self::Running(Api::new(url.clone())?));
         }
-        let config = Config::load(files, std::env::vars()).map_err(|error| CommandError::Usage(error.to_string()))?;
+        let config =
+            Config::load(files, config::environment()).map_err(|error| CommandError::Usage(error.to_string()))?;
         let dir = &config.cache.dir;
         if !dir.join("blobs").is_dir() {
             let message = format!(

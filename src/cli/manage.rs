@@ -195,12 +195,12 @@ fn size(bytes: u64) -> String {
     if unit == "B" { format!("{bytes} B") } else { format!("{value:.1} {unit}") }
 }
 
-fn print_json(value: &impl Serialize) -> Result<(), CommandError> {
+pub fn print_json(value: &impl Serialize) -> Result<(), CommandError> {
     let text = serde_json::to_string_pretty(value).map_err(|error| CommandError::Failed(error.to_string()))?;
     print(&(text + "\n"))
 }
 
-fn print(text: &str) -> Result<(), CommandError> {
+pub fn print(text: &str) -> Result<(), CommandError> {
     match std::io::stdout().write_all(text.as_bytes()) {
         // Whoever reads has seen enough, as `larder ls | head` has.
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),

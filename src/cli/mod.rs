@@ -1,5 +1,6 @@
 //! The command line.
 
+mod config;
 mod instance;
 mod manage;
 mod reload;
@@ -43,6 +44,8 @@ enum Command {
     Unpin(manage::Pin),
     /// Read every stored byte and compare it with its digest
     Verify(manage::Verify),
+    /// Check, show or convert a configuration
+    Config(config::Config),
 }
 
 /// Why a command did not do what it was asked for.
@@ -55,6 +58,9 @@ enum CommandError {
     /// What there is to say was said.
     #[error("failed")]
     Quiet,
+    /// As `Quiet`, and it was wrong usage or configuration.
+    #[error("failed")]
+    QuietUsage,
 }
 
 impl From<ManageError> for CommandError {
@@ -77,6 +83,7 @@ pub fn run() -> ExitCode {
         Command::Pin(pin) => finish(async move { manage::pin(&files, &pin, true).await }),
         Command::Unpin(pin) => finish(async move { manage::pin(&files, &pin, false).await }),
         Command::Verify(verify) => finish(async move { manage::verify(&files, &verify).await }),
+        Command::Config(config) => finish(async move { config::run(&files, &config) }),
     }
 }
 
@@ -93,6 +100,7 @@ fn finish(command: impl Future<Output = Result<(), CommandError>>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(CommandError::Quiet) => ExitCode::FAILURE,
+        Err(CommandError::QuietUsage) => ExitCode::from(WRONG_CONFIGURATION),
         Err(error) => {
             eprintln!("larder: {error}");
             match error {

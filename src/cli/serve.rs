@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use super::WRONG_CONFIGURATION;
 use super::reload::Reload;
 use crate::cache::Cache;
-use crate::config::{Config, Loaded, Sources, Watch};
+use crate::config::{self, Config, Loaded, Sources, Watch};
 use crate::pull::Pull;
 use crate::telemetry::Metrics;
 use crate::{admin, listen, telemetry};
@@ -19,7 +19,7 @@ use crate::{admin, listen, telemetry};
 type AnyError = Box<dyn std::error::Error>;
 
 pub fn run(files: &[PathBuf]) -> ExitCode {
-    let sources = Sources::new(files, std::env::vars());
+    let sources = Sources::new(files, config::environment());
     let Loaded { config, files } = sources.load();
     // From here on: what is changed while we start is not to be missed.
     let watch = Watch::new(files);

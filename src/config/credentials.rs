@@ -73,6 +73,10 @@ pub fn check(check: &Check<'_>, origin: &Url, written: &raw::Upstream) -> Result
     if let (Some(first), Some(second)) = (first, second) {
         return Err((second, format!("`{first}` gives the credentials already; remove one of them")));
     }
+    if written.username.contains(':') {
+        let message = "a user name with a colon cannot be sent; the password has a key of its own";
+        return Err(("username", message.to_owned()));
+    }
     match (first, written.username.is_empty()) {
         (None, true) => Ok(None),
         (None, false) => Err(("username", "a `password` or `password_file` is needed with it".to_owned())),

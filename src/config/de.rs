@@ -74,32 +74,11 @@ impl<'a> Place<'a> {
             "" => name.to_owned(),
             parent => format!("{parent}.{name}"),
         };
-        Error::Placed(Box::new(ConfigError::UnknownKey {
-            origin,
-            key: path(key),
-            nearest: nearest(key, fields.iter().copied()).map(path),
-        }))
-    }
-
-    /// A `Text` value as the TOML it holds, where it holds any: numbers, booleans, lists, tables.
-    fn text_as_toml(&self, text: &str) -> Option<Node> {
-        let document = format!("value = {text}");
-        let tree = Node::parse(std::path::Path::new(""), &document).ok()?;
-        let Value::Table(entries) = tree.value else {
-            return None;
+        let hint = match nearest(key, fields.iter().copied()) {
+            Some(name) => format!("did you mean `{}`?", path(name)),
+            None => format!("there are `{}`", fields.join("`, `")),
         };
-        let mut node = entries.into_iter().next()?.1;
-        set_origin(&mut node, &self.node.origin);
-        Some(node)
-    }
-}
-
-fn set_origin(node: &mut Node, origin: &Origin) {
-    node.origin = origin.clone();
-    match &mut node.value {
-        Value::Array(items) => items.iter_mut().for_each(|item| set_origin(item, origin)),
-        Value::Table(entries) => entries.iter_mut().for_each(|(_, item)| set_origin(item, origin)),
-        _ => {}
+        Error::Placed(Box::new(ConfigError::UnknownKey { origin, key: path(key), hint }))
     }
 }
 
@@ -124,14 +103,15 @@ impl<'de> de::Deserializer<'de> for Place<'_> {
         fields: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, Error> {
-        if let Value::Table(entries) = &self.node.value {
-            for (key, node) in entries {
-                if !fields.contains(&key.as_str()) {
-                    return Err(self.unknown_key(key, node.origin.clone(), fields));
-                }
+        self.resolved(|place| {
+            let Value::Table(entries) = &place.node.value else {
+                return Err(place.not("a table"));
+            };
+            match entries.iter().find(|(key, _)| !fields.contains(&key.as_str())) {
+                Some((key, node)) => Err(place.unknown_key(key, node.origin.clone(), fields)),
+                None => place.deserialize_any(visitor),
             }
-        }
-        self.deserialize_any(visitor)
+        })
     }
 
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
@@ -139,27 +119,29 @@ impl<'de> de::Deserializer<'de> for Place<'_> {
     }
 
     fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        self.typed(visitor)
-    }
-
-    fn deserialize_i64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        self.typed(visitor)
+        self.resolved(|place| match place.node.value {
+            Value::Boolean(_) => place.deserialize_any(visitor),
+            _ => Err(place.not("true or false")),
+        })
     }
 
     fn deserialize_u64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        self.typed(visitor)
+        self.whole_number(i64::MAX, visitor)
     }
 
     fn deserialize_u32<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        self.typed(visitor)
+        self.whole_number(u32::MAX.into(), visitor)
     }
 
     fn deserialize_u8<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        self.typed(visitor)
+        self.whole_number(u8::MAX.into(), visitor)
     }
 
-    fn deserialize_f64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        self.typed(visitor)
+    fn deserialize_string<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        match self.node.value {
+            Value::String(_) | Value::Text(_) => self.deserialize_any(visitor),
+            _ => Err(self.not("a text in quotes")),
+        }
     }
 
     fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
@@ -176,11 +158,19 @@ impl<'de> de::Deserializer<'de> for Place<'_> {
             let result = visitor.visit_seq(Items { place: &self, items: &items, at: 0 });
             return self.placed(result);
         }
-        self.typed(visitor)
+        self.resolved(|place| match &place.node.value {
+            Value::Array(_) => place.deserialize_any(visitor),
+            // Some keys take one text where they take a list of them.
+            Value::String(text) => visitor.visit_str(text).map_err(|_: Error| place.not("a list")),
+            _ => Err(place.not("a list")),
+        })
     }
 
     fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        self.typed(visitor)
+        self.resolved(|place| match place.node.value {
+            Value::Table(_) => place.deserialize_any(visitor),
+            _ => Err(place.not("a table")),
+        })
     }
 
     fn deserialize_enum<V: Visitor<'de>>(
@@ -203,22 +193,53 @@ impl<'de> de::Deserializer<'de> for Place<'_> {
     }
 
     forward_to_deserialize_any! {
-        i8 i16 i32 i128 u16 u128 f32 char str string bytes byte_buf unit unit_struct newtype_struct
+        i8 i16 i32 i64 i128 u16 u128 f32 f64 char str bytes byte_buf unit unit_struct newtype_struct
         tuple tuple_struct identifier ignored_any
     }
 }
 
 impl Place<'_> {
-    /// For types that an environment variable can only spell as text.
-    fn typed<'de, V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+    /// Goes on with what an environment variable means, where it can only spell it as text.
+    fn resolved<T>(self, go_on: impl FnOnce(Place<'_>) -> Result<T, Error>) -> Result<T, Error> {
+        match self.node.text_as_toml() {
+            Some(node) => go_on(Place { node: &node, path: self.path }),
+            None => go_on(self),
+        }
+    }
+
+    fn whole_number<'de, V: Visitor<'de>>(self, most: i64, visitor: V) -> Result<V::Value, Error> {
         use serde::Deserializer;
-        let parsed = match &self.node.value {
-            Value::Text(text) => self.text_as_toml(text),
-            _ => None,
+        self.resolved(|place| match place.node.value {
+            Value::Integer(number) if number < 0 => Err(place.wrong("it cannot be negative".to_owned())),
+            Value::Integer(number) if number > most => {
+                Err(place.wrong(format!("`{number}` is too large; the most is {most}")))
+            }
+            Value::Integer(_) => place.deserialize_any(visitor),
+            _ => Err(place.not("a whole number")),
+        })
+    }
+
+    /// The value is something else than what is wanted. The message holds nothing of it: it may be, or
+    /// have in it, a secret.
+    fn not(self, wanted: &str) -> Error {
+        let is = match &self.node.value {
+            Value::String(_) => "a text",
+            Value::Text(text) if text.trim_start().starts_with(['[', '{']) => "text that is no valid TOML",
+            Value::Text(_) => "a text",
+            Value::Integer(_) => "a number",
+            Value::Float(_) => "a number with a fraction",
+            Value::Boolean(_) => "true or false",
+            Value::Array(_) => "a list",
+            Value::Table(_) => "a table",
         };
-        match &parsed {
-            Some(node) => Place { node, path: self.path }.deserialize_any(visitor),
-            None => self.deserialize_any(visitor),
+        self.wrong(format!("{wanted} is needed here, not {is}"))
+    }
+
+    fn wrong(self, message: String) -> Error {
+        let unplaced: Result<(), _> = Err(Error::Unplaced(message));
+        match self.placed(unplaced) {
+            Err(error) => error,
+            Ok(()) => Error::Unplaced(String::new()),
         }
     }
 }

@@ -3,13 +3,16 @@
 //! The way of a value: [`tree`] (what is written, and where) → [`raw`] (keys, types, defaults) →
 //! [`Config`] (checked; the only form the rest of Larder sees).
 
+pub mod convert;
 mod credentials;
 mod de;
+mod document;
 mod error;
 mod proxy;
 mod raw;
 mod repository;
 mod secret;
+mod show;
 mod tree;
 mod units;
 mod upstream;
@@ -26,6 +29,7 @@ pub use proxy::{Proxies, Proxy};
 pub use raw::{LogFormat, Logging, OnUpstream404, Pattern, Policy};
 pub use repository::{Repository, TagPolicy};
 pub use secret::Secret;
+pub use show::Effective;
 pub use units::{Amount, Limit};
 pub use upstream::{HostHeaders, Upstream, UpstreamTls, UpstreamUrl};
 pub use watch::Watch;
@@ -91,10 +95,21 @@ pub struct Loaded {
     pub files: Vec<PathBuf>,
 }
 
+/// The variables of the environment, whatever bytes are in them.
+pub fn environment() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.to_string_lossy().into_owned())))
+}
+
 impl Sources {
     /// The given files, or `larder.toml` where none is given and it exists.
     pub fn new(files: &[PathBuf], environment: impl Iterator<Item = (String, String)>) -> Self {
         Self { files: files.to_vec(), environment: environment.collect() }
+    }
+
+    /// The files that are read and are there.
+    pub fn files(&self) -> Vec<PathBuf> {
+        tree::files(&self.files)
     }
 
     /// Reads the files, lays the environment over them and checks the whole.
@@ -106,7 +121,7 @@ impl Sources {
 
     fn tree(&self) -> Result<Node, ConfigError> {
         let mut tree = Node::empty();
-        for file in tree::files(&self.files) {
+        for file in self.files() {
             tree.merge(Node::read(&file)?);
         }
         tree.merge_environment(self.environment.iter().cloned());
@@ -125,7 +140,23 @@ impl Config {
         environment: &[(String, String)],
         files: &RefCell<Vec<PathBuf>>,
     ) -> Result<Self, ConfigError> {
-        let mut file: raw::File = de::from_tree(tree)?;
+        Self::from_raw(de::from_tree(tree)?, tree, environment, files)
+    }
+
+    /// Whether a text is a configuration; the files it names may be missing.
+    fn check_text(text: &str) -> Result<(), ConfigError> {
+        let tree = Node::parse(Path::new("larder.toml"), text)?;
+        let mut file: raw::File = de::from_tree(&tree)?;
+        file.forget_files();
+        Self::from_raw(file, &tree, &[], &RefCell::default()).map(drop)
+    }
+
+    fn from_raw(
+        mut file: raw::File,
+        tree: &Node,
+        environment: &[(String, String)],
+        files: &RefCell<Vec<PathBuf>>,
+    ) -> Result<Self, ConfigError> {
         repository::fill_in(&mut file.repository);
         let check = Check { tree, files };
 
@@ -135,13 +166,27 @@ impl Config {
         };
         let repositories = repository::check_all(&check, file.repository, &around)?;
         let default_repository = check_default(&check, file.server.default_repository, &repositories)?;
+        for (at, address) in file.server.listen.0.iter().enumerate() {
+            if address.port() != 0 && file.server.listen.0[..at].contains(address) {
+                let message = format!("{address} is there twice; remove one of them");
+                return Err(check.invalid(&["server", "listen"], message));
+            }
+        }
         for address in &file.admin.listen.0 {
+            if address.port() != 0 && file.server.listen.0.contains(address) {
+                let message = format!("{address} is in `server.listen` too; choose another port");
+                return Err(check.invalid(&["admin", "listen"], message));
+            }
             if !address.ip().is_loopback() {
                 let message = format!(
                     "{address} can be reached from other machines and the admin API asks nobody who they are; listen on a loopback address such as 127.0.0.1:17081"
                 );
                 return Err(check.invalid(&["admin", "listen"], message));
             }
+        }
+        if file.cache.dir.as_os_str().is_empty() {
+            let message = "it is empty; write for example dir = \"/var/lib/larder\"";
+            return Err(check.invalid(&["cache", "dir"], message));
         }
         if let Err(error) = crate::telemetry::log::parse_filter(&file.logging.level) {
             let message = format!(
@@ -185,8 +230,11 @@ fn check_default(
         Some(prefix) if exists(&prefix) => Ok(Some(prefix)),
         Some(prefix) => {
             let nearest = error::nearest(&prefix, repositories.iter().map(|repository| repository.prefix.as_str()));
-            let hint = nearest.map_or_else(String::new, |name| format!("; did you mean `{name}`?"));
-            let message = format!("there is no [repository.\"{prefix}\"]{hint}");
+            let hint = match nearest {
+                Some(name) => format!("did you mean `{name}`?"),
+                None => "add it, or write \"\" for none".to_owned(),
+            };
+            let message = format!("there is no [repository.\"{prefix}\"]; {hint}");
             Err(check.invalid(&["server", "default_repository"], message))
         }
     }
@@ -206,11 +254,20 @@ impl Check<'_> {
     }
 
     fn invalid(&self, path: &[&str], message: impl Into<String>) -> ConfigError {
-        let quoted: Vec<_> =
-            path.iter().map(|key| if key.contains('.') { format!("\"{key}\"") } else { (*key).to_owned() }).collect();
-        ConfigError::Invalid { origin: self.tree.origin(path), key: quoted.join("."), message: message.into() }
+        let mut key = String::new();
+        for (at, part) in path.iter().enumerate() {
+            let is_position = at == 3 && matches!(path[2], "upstream" | "tag");
+            key += &match part {
+                position if is_position => format!("[{position}]"),
+                part if part.contains('.') => format!("{}\"{part}\"", if at > 0 { "." } else { "" }),
+                part => format!("{}{part}", if at > 0 { "." } else { "" }),
+            };
+        }
+        ConfigError::Invalid { origin: self.tree.origin(path), key, message: message.into() }
     }
 }
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod wrong;

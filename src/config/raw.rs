@@ -2,15 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize, Serializer};
 
-use super::secret::Secret;
+use super::secret::{HIDDEN, Secret};
 use super::units::{Amount, Limit, Span};
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, Serialize)]
 #[serde(default)]
 pub struct File {
     pub server: Server,
@@ -22,7 +22,24 @@ pub struct File {
     pub logging: Logging,
 }
 
-#[derive(Debug, Deserialize)]
+impl File {
+    /// Leaves out what only a file could tell, but not that it is needed.
+    pub fn forget_files(&mut self) {
+        for upstream in self.repository.0.iter_mut().flat_map(|(_, repository)| &mut repository.upstream) {
+            if upstream.password_file.take().is_some() && upstream.password.is_empty() {
+                upstream.password = Secret::new(HIDDEN);
+            }
+            upstream.credential_helper.clear();
+            upstream.docker_config = None;
+            upstream.server_ca_bundle = None;
+            if upstream.client_certificate.is_some() && upstream.client_private_key.is_some() {
+                (upstream.client_certificate, upstream.client_private_key) = (None, None);
+            }
+        }
+    }
+}
+
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(default)]
 pub struct Server {
     pub listen: Addresses,
@@ -43,7 +60,7 @@ impl Default for Server {
     }
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(default)]
 pub struct Cache {
     pub dir: PathBuf,
@@ -55,7 +72,7 @@ pub struct Cache {
 }
 
 /// In which order objects are evicted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Policy {
     /// The least recently used first.
@@ -78,7 +95,7 @@ impl Default for Cache {
 /// In the order of the file: among `scopes` the first match wins.
 pub type Repositories = InOrder<Repository>;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(default)]
 pub struct Repository {
     pub namespace: Option<OneOrMany<String>>,
@@ -125,7 +142,7 @@ impl Default for Repository {
 
 /// `[[repository."…".tag]]`: other values for the tags that match; what is left out is as the repository
 /// has it.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, Serialize)]
 #[serde(default)]
 pub struct TagRule {
     pub r#match: Option<Pattern>,
@@ -138,7 +155,7 @@ pub struct TagRule {
 }
 
 /// Whose credentials go upstream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ClientCredentials {
     /// Those of the configuration.
@@ -148,24 +165,29 @@ pub enum ClientCredentials {
 }
 
 /// What becomes of a cached tag that the upstream no longer has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OnUpstream404 {
     ServeStale,
     Drop,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(default)]
 pub struct Upstream {
     pub url: String,
     pub username: String,
     pub password: Secret,
+    #[serde(serialize_with = "path_or_empty")]
     pub password_file: Option<PathBuf>,
     pub credential_helper: String,
+    #[serde(serialize_with = "path_or_empty")]
     pub docker_config: Option<PathBuf>,
+    #[serde(serialize_with = "path_or_empty")]
     pub server_ca_bundle: Option<PathBuf>,
+    #[serde(serialize_with = "path_or_empty")]
     pub client_certificate: Option<PathBuf>,
+    #[serde(serialize_with = "path_or_empty")]
     pub client_private_key: Option<PathBuf>,
     pub max_redirect: u8,
     pub connect_timeout: Span,
@@ -174,6 +196,7 @@ pub struct Upstream {
     pub max_connections: u32,
     pub token_realms: Vec<String>,
     /// A URL, `none`, or empty for what the environment says.
+    #[serde(serialize_with = "proxy_without_password")]
     pub http_proxy: Secret,
     pub headers: BTreeMap<String, Secret>,
     pub insecure_skip_verify: bool,
@@ -205,13 +228,13 @@ impl Default for Upstream {
 }
 
 /// `[headers."HOST".set]`
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, Serialize)]
 #[serde(default)]
 pub struct HostHeaders {
     pub set: BTreeMap<String, Secret>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, Serialize)]
 #[serde(default)]
 pub struct Admin {
     pub listen: Addresses,
@@ -223,7 +246,7 @@ impl Default for Admin {
     }
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default)]
 pub struct Logging {
     pub level: String,
@@ -238,7 +261,7 @@ impl Default for Logging {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     Text,
@@ -246,7 +269,7 @@ pub enum LogFormat {
 }
 
 /// One socket address or a list of them.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(try_from = "OneOrMany<String>")]
 pub struct Addresses(pub Vec<SocketAddr>);
 
@@ -267,7 +290,7 @@ impl TryFrom<OneOrMany<String>> for Addresses {
 }
 
 /// A value alone or in a list.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct OneOrMany<T>(pub Vec<T>);
 
 impl<'de> Deserialize<'de> for OneOrMany<String> {
@@ -296,6 +319,20 @@ impl<'de> Deserialize<'de> for OneOrMany<String> {
     }
 }
 
+/// An empty path is the same as none.
+fn path_or_empty<S: Serializer>(path: &Option<PathBuf>, serializer: S) -> Result<S::Ok, S::Error> {
+    path.as_deref().unwrap_or(Path::new("")).serialize(serializer)
+}
+
+/// The URL of a proxy is a secret only if it holds one.
+fn proxy_without_password<S: Serializer>(proxy: &Secret, serializer: S) -> Result<S::Ok, S::Error> {
+    let has_login = |url: url::Url| !url.username().is_empty() || url.password().is_some();
+    match url::Url::parse(proxy.reveal()).is_ok_and(has_login) {
+        true => proxy.serialize(serializer),
+        false => proxy.reveal().serialize(serializer),
+    }
+}
+
 /// A table whose keys the user chooses, in the order of the file.
 #[derive(Debug)]
 pub struct InOrder<T>(pub Vec<(String, T)>);
@@ -303,6 +340,12 @@ pub struct InOrder<T>(pub Vec<(String, T)>);
 impl<T> Default for InOrder<T> {
     fn default() -> Self {
         Self(Vec::new())
+    }
+}
+
+impl<T: Serialize> Serialize for InOrder<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(key, value)| (key, value)))
     }
 }
 
@@ -333,6 +376,12 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for InOrder<T> {
 #[serde(try_from = "String")]
 pub struct Pattern(pub regex::Regex);
 
+impl Serialize for Pattern {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.as_str().serialize(serializer)
+    }
+}
+
 impl Pattern {
     pub fn is_match(&self, text: &str) -> bool {
         self.0.is_match(text)
@@ -343,6 +392,9 @@ impl TryFrom<String> for Pattern {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
+        if text.is_empty() {
+            return Err("it is empty and matches everything; write \".*\" if that is meant".to_owned());
+        }
         let pattern = regex::Regex::new(&text);
         pattern.map(Self).map_err(|error| {
             // The last line of the library's message says what is wrong; the others draw a picture.

@@ -164,6 +164,13 @@ fn check_one(
         .map(|(at, upstream)| upstream::check(check, &prefix, at, upstream, passes, around))
         .collect::<Result<Vec<_>, _>>()?;
     let OneOrMany(namespaces) = written.namespace.unwrap_or(OneOrMany(Vec::new()));
+    if namespaces.iter().any(String::is_empty) {
+        return Err(invalid("namespace", "it is empty; write namespace = [] for none".to_owned()));
+    }
+    if let Some(host) = written.hosts.iter().find(|host| host.is_empty() || host.contains(['/', ' ', '*'])) {
+        let message = format!("`{host}` is no host; write for example hosts = [\"mirror.example.com\"]");
+        return Err(invalid("hosts", message));
+    }
     if !written.immutable_tags_exclusions.is_empty() && !written.immutable_tags {
         let message = "it has no effect without `immutable_tags = true`".to_owned();
         return Err(invalid("immutable_tags_exclusions", message));
@@ -229,7 +236,7 @@ fn check_rules(
 
 /// A prefix is one or more path segments as they may stand in an image name, the first of them
 /// perhaps a host with a port.
-fn is_prefix(text: &str) -> bool {
+pub fn is_prefix(text: &str) -> bool {
     let is_character = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._-:".contains(&byte);
     text.split('/').all(|segment| !segment.is_empty() && segment != "v2" && segment.bytes().all(is_character))
 }

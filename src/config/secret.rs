@@ -2,11 +2,14 @@
 
 use std::fmt;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize, Serializer};
+
+/// What is shown instead of a secret.
+pub const HIDDEN: &str = "[hidden]";
 
 /// A password or token. It prints as `[hidden]`; only [`Secret::reveal`] gives the text.
 #[derive(Clone, Default, PartialEq, Eq, Hash, Deserialize)]
-#[serde(transparent)]
+#[serde(try_from = "String")]
 pub struct Secret(String);
 
 impl Secret {
@@ -23,8 +26,26 @@ impl Secret {
     }
 }
 
+impl TryFrom<String> for Secret {
+    type Error = String;
+
+    /// Refuses what stands for a secret in a configuration that was shown: it would be sent as one.
+    fn try_from(text: String) -> Result<Self, String> {
+        match text == HIDDEN {
+            true => Err(format!("`{HIDDEN}` is what is shown instead of a secret; write the secret itself")),
+            false => Ok(Self(text)),
+        }
+    }
+}
+
+impl Serialize for Secret {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if self.0.is_empty() { "" } else { HIDDEN }.serialize(serializer)
+    }
+}
+
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.0.is_empty() { "[empty]" } else { "[hidden]" })
+        f.write_str(if self.0.is_empty() { "[empty]" } else { HIDDEN })
     }
 }

@@ -1,6 +1,7 @@
 //! The configuration as written: TOML files and environment variables merged into one tree in which
 //! every value knows where it came from.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -67,9 +68,16 @@ impl Node {
 
     pub(super) fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
         let reader = FileReader { path: path.into(), text };
-        let table = DeTable::parse(text).map_err(|error| ConfigError::Syntax {
-            origin: reader.origin(error.span().map_or(0, |span| span.start)),
-            message: error.message().to_owned(),
+        let table = DeTable::parse(text).map_err(|error| {
+            let at = error.span().map_or(0, |span| span.start);
+            // Of a text without quotes TOML says that it is no number.
+            let message = match error.message() {
+                message if message.contains("expected") && reader.is_bare(at) => {
+                    "this is no value; a text needs quotes, as in key = \"value\""
+                }
+                message => message,
+            };
+            ConfigError::Syntax { origin: reader.origin(at), message: message.to_owned() }
         })?;
         let at = table.span().start;
         reader.table(table.into_inner(), at)
@@ -111,17 +119,49 @@ impl Node {
         }
     }
 
+    /// A [`Value::Text`] as the TOML it holds, where it holds any: numbers, booleans, lists, tables.
+    pub fn text_as_toml(&self) -> Option<Self> {
+        let Value::Text(text) = &self.value else {
+            return None;
+        };
+        let tree = Self::parse(Path::new(""), &format!("value = {text}")).ok()?;
+        let Value::Table(entries) = tree.value else {
+            return None;
+        };
+        // What goes on behind the value is no part of it.
+        let mut entries = entries.into_iter();
+        let (Some((_, mut node)), None) = (entries.next(), entries.next()) else {
+            return None;
+        };
+        node.set_origin(&self.origin);
+        Some(node)
+    }
+
+    fn set_origin(&mut self, origin: &Origin) {
+        self.origin = origin.clone();
+        match &mut self.value {
+            Value::Array(items) => items.iter_mut().for_each(|item| item.set_origin(origin)),
+            Value::Table(entries) => entries.iter_mut().for_each(|(_, item)| item.set_origin(origin)),
+            _ => {}
+        }
+    }
+
     /// Where the value under `path` was written, or the nearest table around it.
     pub fn origin(&self, path: &[&str]) -> Origin {
-        let child = path.first().and_then(|key| match &self.value {
-            Value::Table(entries) => entries.iter().find(|(name, _)| name == key).map(|(_, node)| node),
-            Value::Array(items) => key.parse::<usize>().ok().and_then(|at| items.get(at)),
-            _ => None,
-        });
-        match child {
-            Some(child) => child.origin(&path[1..]),
+        match path.split_first().and_then(|(key, rest)| Some((child(self, key)?, rest))) {
+            Some((child, rest)) => child.origin(rest),
             None => self.origin.clone(),
         }
+    }
+}
+
+/// What stands under a key of a table or at a position of a list, also in the text of a variable.
+pub fn child<'a>(node: &'a Node, key: &str) -> Option<Cow<'a, Node>> {
+    match &node.value {
+        Value::Table(entries) => entries.iter().find(|(name, _)| name == key).map(|(_, node)| Cow::Borrowed(node)),
+        Value::Array(items) => items.get(key.parse::<usize>().ok()?).map(Cow::Borrowed),
+        Value::Text(_) => child(&node.text_as_toml()?, key).map(|child| Cow::Owned(child.into_owned())),
+        _ => None,
     }
 }
 
@@ -135,6 +175,15 @@ impl FileReader<'_> {
         let before = &self.text.as_bytes()[..offset.min(self.text.len())];
         let line = 1 + before.iter().filter(|&&byte| byte == b'\n').count();
         Origin::File { path: self.path.clone(), line }
+    }
+
+    /// Whether the line gives a key a value that begins as a number or a word does.
+    fn is_bare(&self, offset: usize) -> bool {
+        let before = self.text.get(..offset).unwrap_or_default();
+        let start = before.rfind('\n').map_or(0, |at| at + 1);
+        let line = self.text[start..].lines().next().unwrap_or_default();
+        let value = line.split_once('=').map(|(_, value)| value.trim_start());
+        value.is_some_and(|value| !value.is_empty() && !value.starts_with(['"', '\'', '[', '{']))
     }
 
     /// A table starts where it is first written; TOML's own span of one may cover only a part.

@@ -1,18 +1,18 @@
 //! Values with a unit, as the configuration writes them.
 
+use std::fmt;
+use std::marker::PhantomData;
 use std::str::FromStr;
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize, Serializer};
 
 /// A length of time: `"500ms"`, `"60s"`, `"5m"`, `"12h"`, `"30d"`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span(pub Duration);
 
 /// A length of time without an end: `"forever"` or `"none"`, or as [`Span`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
-#[serde(try_from = "String")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Limit {
     Span(Duration),
     /// Longer than any span.
@@ -56,22 +56,81 @@ impl FromStr for Span {
     }
 }
 
-impl TryFrom<String> for Span {
-    type Error = String;
+impl FromStr for Limit {
+    type Err = String;
 
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-impl TryFrom<String> for Limit {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        match text.as_str() {
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
             "forever" | "none" => Ok(Self::Unlimited),
             span => span.parse().map(|Span(span)| Self::Span(span)),
         }
+    }
+}
+
+impl fmt::Display for Span {
+    /// In the largest unit of which it is several, as people write it: `60s`, `24h`, `30d`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let milliseconds = self.0.as_millis();
+        let units = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000)];
+        let fits = |&(_, each): &(&str, u128)| milliseconds.is_multiple_of(each) && milliseconds / each >= 2;
+        match units.into_iter().find(fits) {
+            Some((unit, each)) => write!(f, "{}{unit}", milliseconds / each),
+            None if milliseconds.is_multiple_of(1_000) => write!(f, "{}s", milliseconds / 1_000),
+            None => write!(f, "{milliseconds}ms"),
+        }
+    }
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            // For a limit of staleness "none" could be taken for "never".
+            Self::Unlimited => f.write_str("forever"),
+            Self::Span(span) => Span(*span).fmt(f),
+        }
+    }
+}
+
+/// Reads a time from its text; says of a bare number that it lacks its unit.
+struct TimeVisitor<T>(PhantomData<T>);
+
+impl<T: FromStr<Err = String>> serde::de::Visitor<'_> for TimeVisitor<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a length of time such as \"60s\", \"5m\", \"12h\" or \"30d\"")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<T, E> {
+        text.parse().map_err(E::custom)
+    }
+
+    fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<T, E> {
+        Err(E::custom(format!("`{number}` has no unit; write for example \"60s\", \"5m\", \"12h\" or \"30d\"")))
+    }
+}
+
+impl<'de> Deserialize<'de> for Span {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(TimeVisitor(PhantomData))
+    }
+}
+
+impl<'de> Deserialize<'de> for Limit {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(TimeVisitor(PhantomData))
+    }
+}
+
+impl Serialize for Span {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl Serialize for Limit {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 
@@ -124,13 +183,46 @@ impl FromStr for Amount {
     }
 }
 
+impl fmt::Display for Amount {
+    /// In the unit that gives the smallest number, as people write it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bytes = match self {
+            Self::None => return f.write_str("none"),
+            Self::Share(percent) => return write!(f, "{percent}%"),
+            Self::Bytes(0) => return f.write_str("0"),
+            Self::Bytes(bytes) => *bytes,
+        };
+        let units = [
+            ("TiB", 1 << 40),
+            ("TB", 1_000_000_000_000),
+            ("GiB", 1 << 30),
+            ("GB", 1_000_000_000),
+            ("MiB", 1 << 20),
+            ("MB", 1_000_000),
+            ("KiB", 1 << 10),
+            ("kB", 1_000),
+            ("B", 1_u64),
+        ];
+        let fitting = units.into_iter().filter(|(_, each)| bytes.is_multiple_of(*each));
+        let (number, unit) =
+            fitting.map(|(unit, each)| (bytes / each, unit)).min_by_key(|(number, _)| *number).unwrap_or((bytes, "B"));
+        write!(f, "{number}{unit}")
+    }
+}
+
+impl Serialize for Amount {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
 impl<'de> Deserialize<'de> for Amount {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Visitor;
         impl serde::de::Visitor<'_> for Visitor {
             type Value = Amount;
 
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an amount of disk such as \"20GiB\", \"10%\" or \"none\"")
             }
 
@@ -160,6 +252,21 @@ mod tests {
         for text in ["", "60", "s", "-1s", "1.5h", "1w", "99999999999999999999s", "40000d"] {
             assert!(text.parse::<Span>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn what_is_written_is_read_as_the_same() {
+        for text in ["0s", "1s", "90s", "60s", "2m", "5m", "1500ms", "24h", "30d", "36500d"] {
+            assert_eq!(text.parse::<Span>().expect(text).to_string(), text);
+            assert_eq!(text.parse::<Limit>().expect(text).to_string(), text);
+        }
+        assert_eq!("none".parse(), Ok(Limit::Unlimited));
+        assert_eq!(Limit::Unlimited.to_string().parse(), Ok(Limit::Unlimited));
+        for text in ["none", "0", "10%", "20GiB", "500MB", "1kB", "1KiB", "1023B", "1TiB", "1500GB", "16777215TiB"] {
+            assert_eq!(text.parse::<Amount>().expect(text).to_string(), text);
+        }
+        let odd = Amount::Bytes(u64::MAX);
+        assert_eq!(odd.to_string().parse(), Ok(odd));
     }
 
     #[test]

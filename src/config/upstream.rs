@@ -239,17 +239,19 @@ impl UpstreamUrl {
         if text.is_empty() {
             return Err("it is missing; write for example url = \"https://registry-1.docker.io\"".to_owned());
         }
+        // Before an `@` there may be a password.
+        let shown = if text.contains('@') { "this".to_owned() } else { format!("`{text}`") };
         let mut url = Url::parse(text).map_err(|error| {
-            format!("`{text}` is no URL ({error}); write for example \"https://registry-1.docker.io\"")
+            format!("{shown} is no URL ({error}); write for example \"https://registry-1.docker.io\"")
         })?;
         if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
-            return Err(format!("`{text}` does not begin with https:// or http:// and a host"));
+            return Err(format!("{shown} does not begin with https:// or http:// and a host"));
         }
         if !url.username().is_empty() || url.password().is_some() {
             return Err("a user name and password do not belong in the URL; use `username` and `password`".to_owned());
         }
         if url.query().is_some() || url.fragment().is_some() {
-            return Err(format!("`{text}` has a query or fragment, which an upstream's URL cannot have"));
+            return Err(format!("{shown} has a query or fragment, which an upstream's URL cannot have"));
         }
         let path = url.path().trim_matches('/');
         let namespace = match path.strip_prefix("v2") {

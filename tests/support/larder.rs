@@ -98,6 +98,11 @@ impl Builder {
         self
     }
 
+    /// Its directory and configuration, for commands; nothing runs.
+    pub fn prepare(self) -> Larder {
+        Larder::prepare(self)
+    }
+
     /// Starts it and waits until it listens; panics with its log if it does not.
     pub async fn start(self) -> Larder {
         let mut larder = Larder::prepare(self);

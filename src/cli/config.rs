@@ -1,0 +1,142 @@
+//! `larder config check`, `show` and `convert`: what a configuration says, before it is used.
+
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::CommandError;
+use super::manage::{print, print_json};
+use crate::config::convert::{self, Kind};
+use crate::config::{self, ConfigError, Sources};
+
+#[derive(Debug, clap::Args)]
+pub struct Config {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum What {
+    /// Read the configuration as `serve` does and say whether it can be used
+    Check(Output),
+    /// Print the configuration in effect: every key with its value and where it comes from
+    Show(Output),
+    /// Print the `larder.toml` that does what another program's configuration says
+    Convert(Convert),
+}
+
+#[derive(Debug, clap::Args)]
+struct Output {
+    /// Print JSON instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+struct Convert {
+    /// The configuration, or a folder of .yaml and .yml files
+    #[arg(required = true, value_name = "FILE")]
+    paths: Vec<PathBuf>,
+    /// Whose configuration it is; found out by its content where it is left out
+    #[arg(long, value_name = "KIND", value_parser = kind_parser())]
+    from: Option<Kind>,
+    /// Write to this file, which must not exist yet, instead of standard output
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
+fn kind_parser() -> impl clap::builder::TypedValueParser<Value = Kind> {
+    use clap::builder::TypedValueParser;
+    clap::builder::PossibleValuesParser::new(Kind::ALL.map(Kind::name)).try_map(|name| name.parse::<Kind>())
+}
+
+/// What is said of a configuration to machines.
+#[derive(Serialize)]
+struct Checked {
+    ok: bool,
+    files: Vec<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    repositories: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    upstreams: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+pub fn run(files: &[PathBuf], arguments: &Config) -> Result<(), CommandError> {
+    let sources = Sources::new(files, config::environment());
+    match &arguments.what {
+        What::Check(output) => check(&sources, output.json),
+        What::Show(output) => show(&sources, output.json),
+        What::Convert(arguments) => convert(arguments),
+    }
+}
+
+fn wrong(error: &ConfigError) -> CommandError {
+    CommandError::Usage(error.to_string())
+}
+
+fn check(sources: &Sources, is_json: bool) -> Result<(), CommandError> {
+    let config = match sources.load().config {
+        Ok(config) => config,
+        Err(error) if is_json => {
+            let said = error.to_string();
+            let files = sources.files();
+            print_json(&Checked { ok: false, files, repositories: None, upstreams: None, error: Some(said) })?;
+            return Err(CommandError::QuietUsage);
+        }
+        Err(error) => return Err(wrong(&error)),
+    };
+    let repositories = config.repositories.len();
+    let upstreams = config.repositories.iter().map(|repository| repository.upstreams.len()).sum();
+    let files = sources.files();
+    if is_json {
+        let (repositories, upstreams) = (Some(repositories), Some(upstreams));
+        return print_json(&Checked { ok: true, files, repositories, upstreams, error: None });
+    }
+    let names: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
+    let what = match names.is_empty() {
+        true => "no larder.toml".to_owned(),
+        false => names.join(", "),
+    };
+    let repositories = counted(repositories, "repository", "repositories");
+    let upstreams = counted(upstreams, "upstream", "upstreams");
+    print(&format!("{what}: fine ({repositories}, {upstreams})\n"))
+}
+
+fn counted(number: usize, one: &str, many: &str) -> String {
+    format!("{number} {}", if number == 1 { one } else { many })
+}
+
+fn show(sources: &Sources, is_json: bool) -> Result<(), CommandError> {
+    let effective = sources.effective().map_err(|error| wrong(&error))?;
+    if is_json { print_json(&effective) } else { print(&effective.to_toml()) }
+}
+
+fn convert(arguments: &Convert) -> Result<(), CommandError> {
+    let converted = convert::convert(&arguments.paths, arguments.from);
+    let converted = converted.map_err(|error| CommandError::Usage(error.to_string()))?;
+    match &arguments.output {
+        None => print(&converted.toml)?,
+        Some(file) => write_new(file, &converted.toml)?,
+    }
+    for warning in &converted.warnings {
+        eprintln!("larder: {warning}");
+    }
+    Ok(())
+}
+
+/// Only its owner may read it: it may hold passwords.
+fn write_new(path: &Path, text: &str) -> Result<(), CommandError> {
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    let written = file.and_then(|mut file| file.write_all(text.as_bytes()));
+    written.map_err(|error| match error.kind() {
+        std::io::ErrorKind::AlreadyExists => {
+            CommandError::Usage(format!("{} exists; move it away or name another file", path.display()))
+        }
+        _ => CommandError::Failed(format!("cannot write {}: {error}", path.display())),
+    })
+}

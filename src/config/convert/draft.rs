@@ -1,0 +1,233 @@
+//! The `larder.toml` in the making.
+
+use toml::Value;
+use url::Url;
+
+use super::foreign::Foreign;
+use super::{ConvertError, Converted, Kind, values};
+use crate::config::document::Document;
+use crate::config::raw::Pattern;
+use crate::config::repository::{DOCKER_HUB, is_prefix};
+use crate::config::tree::Origin;
+
+#[derive(Debug, Default)]
+pub struct Draft {
+    server: Vec<Line>,
+    cache: Vec<Line>,
+    pub repositories: Vec<Repository>,
+    headers: Vec<(String, Vec<Line>)>,
+    admin: Vec<Line>,
+    logging: Vec<Line>,
+    /// What is said at the top.
+    remarks: Vec<String>,
+    warnings: Vec<String>,
+}
+
+#[derive(Debug, Default)]
+pub struct Repository {
+    pub prefix: String,
+    pub lines: Vec<Line>,
+    pub upstreams: Vec<Vec<Line>>,
+}
+
+/// A key, its value, and what is to be said of it.
+#[derive(Clone, Debug)]
+pub struct Line {
+    key: String,
+    value: Value,
+    comment: Option<&'static str>,
+}
+
+pub fn line(key: &str, value: impl Into<Value>) -> Line {
+    Line { key: key.to_owned(), value: value.into(), comment: None }
+}
+
+impl Line {
+    pub fn why(self, comment: &'static str) -> Self {
+        Self { comment: Some(comment), ..self }
+    }
+}
+
+/// Said of a password that is written out.
+const PASSWORD: &str = "password_file = \"PATH\" keeps it out of this file";
+
+impl Draft {
+    pub fn server(&mut self, line: Line) {
+        put(&mut self.server, line);
+    }
+
+    pub fn cache(&mut self, line: Line) {
+        put(&mut self.cache, line);
+    }
+
+    pub fn admin(&mut self, line: Line) {
+        put(&mut self.admin, line);
+    }
+
+    pub fn logging(&mut self, line: Line) {
+        put(&mut self.logging, line);
+    }
+
+    pub fn headers(&mut self, host: &str, lines: Vec<Line>) {
+        self.headers.push((host.to_owned(), lines));
+    }
+
+    pub fn remark(&mut self, remark: impl Into<String>) {
+        self.remarks.push(remark.into());
+    }
+
+    /// Something was not taken over.
+    pub fn warn(&mut self, warning: impl Into<String>) {
+        self.warnings.push(warning.into());
+    }
+
+    pub fn warn_at(&mut self, origin: &Origin, warning: impl std::fmt::Display) {
+        self.warn(format!("{origin}: {warning}"));
+    }
+
+    pub fn warn_all(&mut self, warnings: Vec<String>) {
+        self.warnings.extend(warnings);
+    }
+
+    /// Where the registry listened.
+    pub fn listen(&mut self, foreign: &mut Foreign, path: &[&str]) -> Result<(), ConvertError> {
+        if let Some((text, origin)) = foreign.text(path)? {
+            match values::address(&text) {
+                Some(address) => self.server(line("listen", address)),
+                None => {
+                    let key = foreign.called(path);
+                    self.warn_at(&origin, format!("`{key}`: `{text}` is no address with a port; set `server.listen`"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A folder of Larder's own in the one where content was kept: simple-registry's files would be taken
+    /// for objects of the cache, and evicted.
+    pub fn dir(&mut self, foreign: &mut Foreign, path: &[&str]) -> Result<(), ConvertError> {
+        if let Some((dir, _)) = foreign.text(path)? {
+            let dir = format!("{}/larder", dir.trim_end_matches('/'));
+            self.cache(line("dir", dir).why("what was stored before is left alone, and not used"));
+        }
+        Ok(())
+    }
+
+    /// A time, if it is one that Larder takes.
+    pub fn time(&mut self, foreign: &mut Foreign, path: &[&str]) -> Result<Option<String>, ConvertError> {
+        let Some((text, origin)) = foreign.text(path)? else {
+            return Ok(None);
+        };
+        let Some(time) = values::duration(&text) else {
+            let message = format!("`{text}` is no length of time; write for example 60s or 30d");
+            return Err(foreign.wrong(&origin, path, &message));
+        };
+        let span = values::span(time);
+        if span.is_none() {
+            let key = foreign.called(path);
+            self.warn_at(&origin, format!("`{key}`: this is longer than Larder takes; the default applies"));
+        }
+        Ok(span)
+    }
+
+    pub fn finish(self, kind: Kind) -> Converted {
+        let mut document = Document::default();
+        document.comment(&format!("A configuration of Larder, converted from one of {}.", kind.name()));
+        for remark in &self.remarks {
+            document.comment(remark);
+        }
+        if !self.warnings.is_empty() {
+            document.comment("\nNot taken over:");
+            self.warnings.iter().for_each(|warning| document.comment(&format!("- {warning}")));
+        }
+        for (name, lines) in [("server", &self.server), ("cache", &self.cache)] {
+            section(&mut document, &[name], lines);
+        }
+        for Repository { prefix, lines, upstreams } in &self.repositories {
+            document.table(&["repository", prefix]);
+            write(&mut document, lines);
+            for upstream in upstreams {
+                document.table_of_list(&["repository", prefix, "upstream"]);
+                write(&mut document, upstream);
+            }
+        }
+        for (host, lines) in &self.headers {
+            section(&mut document, &["headers", host, "set"], lines);
+        }
+        for (name, lines) in [("admin", &self.admin), ("logging", &self.logging)] {
+            section(&mut document, &[name], lines);
+        }
+        Converted { toml: document.into_text(), warnings: self.warnings }
+    }
+}
+
+/// The last value of a key counts.
+fn put(lines: &mut Vec<Line>, line: Line) {
+    lines.retain(|other| other.key != line.key);
+    lines.push(line);
+}
+
+fn section(document: &mut Document, path: &[&str], lines: &[Line]) {
+    if !lines.is_empty() {
+        document.table(path);
+        write(document, lines);
+    }
+}
+
+fn write(document: &mut Document, lines: &[Line]) {
+    for Line { key, value, comment } in lines {
+        document.value(key, value, *comment);
+    }
+}
+
+/// A list of regexes; one that does not compile is an error.
+pub fn patterns(texts: Vec<(String, Origin)>) -> Result<Value, ConvertError> {
+    let checked = texts.into_iter().map(|(text, origin)| match Pattern::try_from(text.clone()) {
+        Ok(_) => Ok(Value::String(text)),
+        Err(message) => Err(ConvertError::at(&origin, message)),
+    });
+    checked.collect::<Result<Vec<_>, _>>().map(Value::Array)
+}
+
+/// The user name and password of an upstream, if there are both.
+pub fn login(
+    draft: &mut Draft,
+    foreign: &mut Foreign,
+    [username, password, password_file]: [&[&str]; 3],
+) -> Result<Vec<Line>, ConvertError> {
+    let name = foreign.text(username)?;
+    let inline = foreign.text(password)?;
+    let file = foreign.text(password_file)?;
+    let (name, origin) = match (name, &inline, &file) {
+        (None, None, None) => return Ok(Vec::new()),
+        (None, Some((_, origin)), _) | (None, None, Some((_, origin))) => {
+            draft.warn_at(origin, "a password without a user name is not used");
+            return Ok(Vec::new());
+        }
+        (Some(name), ..) => name,
+    };
+    match (inline, file) {
+        (inline, Some((path, _))) => {
+            if let Some((_, origin)) = inline {
+                let key = foreign.called(password);
+                draft.warn_at(&origin, format!("`{key}`: the password's file goes before it"));
+            }
+            Ok(vec![line("username", name), line("password_file", path)])
+        }
+        (Some((password, _)), None) => Ok(vec![line("username", name), line("password", password).why(PASSWORD)]),
+        (None, None) => {
+            draft.warn_at(&origin, "a user name without a password is not used: the upstream is asked anonymously");
+            Ok(Vec::new())
+        }
+    }
+}
+
+/// The host of an upstream as everybody calls it, if it can be a repository's key.
+pub fn prefix_of(url: &Url) -> Option<String> {
+    let host = url.host_str()?;
+    if DOCKER_HUB.contains(&host) {
+        return Some("docker.io".to_owned());
+    }
+    let key = url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
+    is_prefix(&key).then_some(key)
+}

@@ -1,0 +1,105 @@
+//! Writes TOML for people: headings, keys in order, comments.
+
+use toml::Value;
+use toml_writer::{TomlKeyBuilder, TomlWrite};
+
+/// Column of the comments behind values.
+const COMMENTS: usize = 42;
+
+/// A TOML document as it grows.
+#[derive(Debug, Default)]
+pub struct Document {
+    text: String,
+}
+
+impl Document {
+    /// Lines of their own.
+    pub fn comment(&mut self, comment: &str) {
+        for line in comment.lines() {
+            self.text += format!("# {}", printable(line)).trim_end();
+            self.text.push('\n');
+        }
+    }
+
+    pub fn empty_line(&mut self) {
+        if !self.text.is_empty() && !self.text.ends_with("\n\n") {
+            self.text.push('\n');
+        }
+    }
+
+    /// `[a."b"]`
+    pub fn table(&mut self, path: &[&str]) {
+        self.empty_line();
+        self.text += &format!("[{}]\n", dotted(path));
+    }
+
+    /// `[[a."b".c]]`
+    pub fn table_of_list(&mut self, path: &[&str]) {
+        self.empty_line();
+        self.text += &format!("[[{}]]\n", dotted(path));
+    }
+
+    /// `key = value  # comment`
+    pub fn value(&mut self, key: &str, value: &Value, comment: Option<&str>) {
+        let line = format!("{} = {value}", quoted(key));
+        self.text += &match comment {
+            Some(comment) => format!("{line:<width$}# {}\n", printable(comment), width = COMMENTS.max(line.len() + 2)),
+            None => format!("{line}\n"),
+        };
+    }
+
+    pub fn into_text(self) -> String {
+        self.text
+    }
+}
+
+/// Comments in TOML hold no control characters.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+/// The keys that users choose are in quotes, as everybody writes them.
+fn dotted(path: &[&str]) -> String {
+    let is_chosen = |at: usize| at == 1 && matches!(path.first(), Some(&("repository" | "headers")));
+    let keys = path.iter().enumerate().map(|(at, key)| if is_chosen(at) { always_quoted(key) } else { quoted(key) });
+    keys.collect::<Vec<_>>().join(".")
+}
+
+fn quoted(key: &str) -> String {
+    written(TomlKeyBuilder::new(key).as_default())
+}
+
+fn always_quoted(key: &str) -> String {
+    written(TomlKeyBuilder::new(key).as_basic())
+}
+
+fn written(key: impl toml_writer::WriteTomlKey) -> String {
+    let mut text = String::new();
+    // A String takes everything.
+    let _ = text.key(key);
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_the_text_is_it_is_read_back_as_it_was() {
+        for text in
+            ["", "a", "a b", "\"", "\\", "'\"", "#", "[hidden]", "ä\u{7f}\u{1}", "a\nb", "a\r\n'''\"\"\"\n", "]"]
+        {
+            let mut document = Document::default();
+            document.comment(text);
+            document.table(&["repository", text]);
+            document.value(text, &Value::String(text.to_owned()), Some(text));
+            document.table_of_list(&["repository", text, "upstream"]);
+            document.value("list", &Value::Array(vec![text.into(), 1.into(), true.into()]), None);
+            let written = document.into_text();
+            let read: toml::Table = written.parse().unwrap_or_else(|error| panic!("{error}\n{written}"));
+            let repository = &read["repository"][text];
+            assert_eq!(repository[text].as_str(), Some(text), "{written}");
+            assert_eq!(repository["upstream"][0]["list"][0].as_str(), Some(text), "{written}");
+        }
+    }
+}
