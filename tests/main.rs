@@ -20,5 +20,6 @@ mod rate_limits;
 mod reload;
 mod resume;
 mod serving;
+mod sources;
 mod states;
 mod support;
