@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use crate::support::{
     Auth, Authority, Fault, Hub, Image, Larder, Listener, On, Options, RepositoryConfig, TlsFront, TokenPlace,
-    TokenService, eventually, get,
+    TokenService, eventually, get, repository_config,
 };
 
 const PRIVATE: &str = "team/private";
@@ -260,4 +260,23 @@ async fn a_wrong_password_is_not_hammered_at_the_token_service() {
     }
     let asked = hub.count_on(On::token());
     assert!(asked <= 3, "{asked} attempts to log in");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_pulls_at_once_cost_one_token_and_a_refused_one_is_replaced_once() {
+    let hub = Hub::start(Options::with_tokens()).await;
+    for number in 0..20 {
+        hub.push_image("team/app", &number.to_string(), &Image::new(number));
+    }
+    let larder = Larder::start(repository_config("hub", &[&hub])).await;
+    let pull_all = async || {
+        let pulls = (0..20).map(|number| get(larder.manifest_url("hub/team/app", &number.to_string())));
+        let answers = futures_util::future::join_all(pulls).await;
+        assert!(answers.iter().all(|answer| answer.status == 200));
+        hub.take_requests().iter().filter(|request| request.listener == Listener::Token).count()
+    };
+    assert_eq!(pull_all().await, 1);
+    assert_eq!(pull_all().await, 0);
+    hub.expire_tokens();
+    assert_eq!(pull_all().await, 1);
 }

@@ -2,7 +2,9 @@
 
 use std::net::SocketAddr;
 
-use crate::support::{Authority, ForwardProxy, Hub, Image, Larder, Options, Redirect, RepositoryConfig, TlsFront, get};
+use crate::support::{
+    Authority, Fault, ForwardProxy, Hub, Image, Larder, On, Options, Redirect, RepositoryConfig, TlsFront, get,
+};
 
 const NAME: &str = "hub/team/app";
 
@@ -79,4 +81,20 @@ async fn headers_are_set_on_requests_to_their_host_alone() {
         assert_eq!(request.header("x-storage"), is_storage.then_some("two"), "{request:?}");
     }
     assert!(hub.requests().iter().any(|request| matches!(request.listener, crate::support::Listener::Storage)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redirects_end_somewhere() {
+    let (hub, _) = hub(Options::default()).await;
+    let itself = format!("{}/v2/team/app/manifests/1", hub.url());
+    for location in [itself.as_str(), "1", "//", "http://", "ftp://127.0.0.1/x", "http://does-not-exist.invalid/", ""] {
+        hub.take_requests();
+        let fault = hub.fault(On::manifest(), Fault::reply(307, &[("location", location)], ""));
+        let larder = Larder::start(RepositoryConfig::new("hub").upstream_with(&hub, "max_redirect = 3")).await;
+        let answer = get(larder.manifest_url(NAME, "1")).await;
+        assert_eq!(answer.status, 502, "{location}: {}", answer.text());
+        // The first and three redirects, all that once more at most.
+        assert!(hub.requests().len() <= 8, "{location}: {}", hub.summary());
+        fault.lift();
+    }
 }

@@ -509,9 +509,11 @@ impl Space {
         let most = if wanted > 0 { usize::MAX } else { STEP };
         let mut victims = stock.evictor.make_room(needs, most, now(), is_busy);
         let is_step = victims.len() == STEP && wanted == 0;
-        let fits = before - stock.evictor.bytes() >= needs;
+        let freed = before - stock.evictor.bytes();
+        let fits = freed >= needs;
         if fits {
-            victims.extend(stock.evictor.make_room(slack, STEP, now(), is_busy));
+            let beyond = slack.saturating_sub(freed - needs);
+            victims.extend(stock.evictor.make_room(beyond, STEP, now(), is_busy));
             self.reserved.fetch_add(wanted, Ordering::Relaxed);
         }
         drop((stock, leases));

@@ -1,9 +1,9 @@
 //! Taking in a changed configuration while running.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::Signal;
 
 use crate::config::{Config, Loaded, Sources, Watch};
 use crate::pull::Pull;
@@ -28,21 +28,22 @@ impl Reload {
 
     /// Takes in what changes, or on SIGHUP; runs until the process ends. A configuration that cannot be
     /// used changes nothing and is reported once.
-    pub async fn run(self, mut watch: Watch) {
-        let hangups = signal(SignalKind::hangup());
-        let mut hangups =
-            hangups.inspect_err(|error| tracing::warn!(%error, "SIGHUP does not reload the configuration")).ok();
+    pub async fn run(self, mut watch: Watch, mut hangups: Signal) {
         let mut looks = tokio::time::interval(LOOK);
         let this = Arc::new(self);
         loop {
             let is_told = tokio::select! {
                 _ = looks.tick() => false,
-                () = hung_up(&mut hangups) => true,
+                _ = hangups.recv() => true,
             };
             let reload = this.clone();
             let looked = tokio::task::spawn_blocking(move || {
-                if is_told || watch.has_changed() {
-                    watch = Watch::new(reload.load());
+                let has_changed = watch.has_changed();
+                if is_told || has_changed {
+                    watch.settle();
+                    let read_at = SystemTime::now();
+                    let files = reload.load();
+                    watch.follow(files, read_at);
                 }
                 watch
             });
@@ -88,15 +89,6 @@ impl Reload {
         current.admin = admin;
         current.cache.dir = dir;
         Ok(())
-    }
-}
-
-async fn hung_up(hangups: &mut Option<tokio::signal::unix::Signal>) {
-    match hangups {
-        Some(hangups) => {
-            hangups.recv().await;
-        }
-        None => std::future::pending().await,
     }
 }
 

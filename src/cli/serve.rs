@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
@@ -14,15 +15,18 @@ use crate::cache::Cache;
 use crate::config::{self, Config, Loaded, Sources, Watch};
 use crate::pull::Pull;
 use crate::telemetry::Metrics;
+use crate::telemetry::log::LogLevel;
 use crate::{admin, listen, telemetry};
 
 type AnyError = Box<dyn std::error::Error>;
 
 pub fn run(files: &[PathBuf]) -> ExitCode {
     let sources = Sources::new(files, config::environment());
+    // Before it is read: what is changed while we start is not to be missed.
+    let mut watch = Watch::new(sources.files_to_watch());
+    let read_at = SystemTime::now();
     let Loaded { config, files } = sources.load();
-    // From here on: what is changed while we start is not to be missed.
-    let watch = Watch::new(files);
+    watch.follow(files, read_at);
     let config = match config {
         Ok(config) => config,
         Err(error) => {
@@ -37,7 +41,7 @@ pub fn run(files: &[PathBuf]) -> ExitCode {
             return ExitCode::from(WRONG_CONFIGURATION);
         }
     };
-    match start(config, |pull, config| Reload::new(sources, pull, log, config).run(watch)) {
+    match start(config, sources, watch, log) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(%error, "larder cannot run");
@@ -46,31 +50,21 @@ pub fn run(files: &[PathBuf]) -> ExitCode {
     }
 }
 
-fn start<R>(config: Config, reload: impl FnOnce(Arc<Pull>, Arc<Mutex<Config>>) -> R) -> Result<(), AnyError>
-where
-    R: Future<Output = ()> + Send + 'static,
-{
+fn start(config: Config, sources: Sources, watch: Watch, log: LogLevel) -> Result<(), AnyError> {
     let metrics = Arc::new(Metrics::default());
     let cache = Arc::new(Cache::open(&config, metrics.clone())?);
     let pull = Pull::new(&config, cache, metrics)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let current = Arc::new(Mutex::new(config.clone()));
-    let reload = reload(pull.clone(), current.clone());
-    let result = runtime.block_on(serve(&config, &current, pull, reload));
+    let result = runtime.block_on(serve(config, pull, sources, watch, log));
     // A fill that is still running is taken up again by the next request for it.
     runtime.shutdown_background();
     result
 }
 
-/// Opens the doors of `config`, and lets `reload` change what is `current`.
-async fn serve(
-    config: &Config,
-    current: &Mutex<Config>,
-    pull: Arc<Pull>,
-    reload: impl Future<Output = ()> + Send + 'static,
-) -> Result<(), AnyError> {
+async fn serve(config: Config, pull: Arc<Pull>, sources: Sources, watch: Watch, log: LogLevel) -> Result<(), AnyError> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let hangups = signal(SignalKind::hangup())?;
     let registry = listen::bind("registry", &config.server.listen).await?;
     let admin = listen::bind("admin", &config.admin.listen).await?;
     tracing::info!(
@@ -83,7 +77,9 @@ async fn serve(
     let (stop, stopped) = watch::channel(None);
     let permits = config.server.max_connections.map(|limit| Arc::new(Semaphore::new(limit)));
     let space = tokio::spawn(pull.cache().clone().look_after_space());
-    let reloading = tokio::spawn(reload);
+    let current = Arc::new(Mutex::new(config));
+    let reload = Reload::new(sources, pull.clone(), log, current.clone());
+    let reloading = tokio::spawn(reload.run(watch, hangups));
     let mut doors = JoinSet::new();
     for listener in registry {
         doors.spawn(listen::serve(listener, pull.clone(), permits.clone(), stopped.clone()));

@@ -12,7 +12,6 @@ use url::Url;
 use super::Check;
 use super::raw;
 use super::secret::Secret;
-use super::upstream::given;
 
 /// Where the credentials for an upstream come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,9 +59,9 @@ pub fn key_of(written: &raw::Upstream) -> &'static str {
 fn sources(written: &raw::Upstream) -> [(&'static str, bool); 4] {
     [
         ("password", !written.password.is_empty()),
-        ("password_file", given(written.password_file.as_ref()).is_some()),
+        ("password_file", written.password_file.is_some()),
         ("credential_helper", !written.credential_helper.is_empty()),
-        ("docker_config", given(written.docker_config.as_ref()).is_some()),
+        ("docker_config", written.docker_config.is_some()),
     ]
 }
 
@@ -88,7 +87,7 @@ pub fn check(check: &Check<'_>, origin: &Url, written: &raw::Upstream) -> Result
             Ok(Some(Credentials::Login(Login::new(&written.username, written.password.clone()))))
         }
         (Some("password_file"), false) => {
-            let path = given(written.password_file.as_ref()).unwrap_or(Path::new(""));
+            let path = written.password_file.as_deref().unwrap_or(Path::new(""));
             let password = read_password(check, path).map_err(|message| ("password_file", message))?;
             Ok(Some(Credentials::Login(Login::new(&written.username, password))))
         }
@@ -98,7 +97,7 @@ pub fn check(check: &Check<'_>, origin: &Url, written: &raw::Upstream) -> Result
             Ok(Some(Credentials::Helper(Helper { program, server: server_name(origin) })))
         }
         (Some(_), true) => {
-            let path = given(written.docker_config.as_ref()).unwrap_or(Path::new(""));
+            let path = written.docker_config.as_deref().unwrap_or(Path::new(""));
             let credentials = read_docker_config(check, path, origin).map_err(|message| ("docker_config", message))?;
             Ok(Some(credentials))
         }

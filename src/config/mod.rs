@@ -112,9 +112,14 @@ impl Sources {
         tree::files(&self.files)
     }
 
+    /// The files that are read, or would be if they were there.
+    pub fn files_to_watch(&self) -> Vec<PathBuf> {
+        tree::to_watch(&self.files)
+    }
+
     /// Reads the files, lays the environment over them and checks the whole.
     pub fn load(&self) -> Loaded {
-        let files = RefCell::new(tree::to_watch(&self.files));
+        let files = RefCell::new(self.files_to_watch());
         let config = self.tree().and_then(|tree| Config::from_tree(&tree, &self.environment, &files));
         Loaded { config, files: files.into_inner() }
     }

@@ -179,15 +179,20 @@ pub struct Upstream {
     pub username: String,
     pub password: Secret,
     #[serde(serialize_with = "path_or_empty")]
+    #[serde(deserialize_with = "path")]
     pub password_file: Option<PathBuf>,
     pub credential_helper: String,
     #[serde(serialize_with = "path_or_empty")]
+    #[serde(deserialize_with = "path")]
     pub docker_config: Option<PathBuf>,
     #[serde(serialize_with = "path_or_empty")]
+    #[serde(deserialize_with = "path")]
     pub server_ca_bundle: Option<PathBuf>,
     #[serde(serialize_with = "path_or_empty")]
+    #[serde(deserialize_with = "path")]
     pub client_certificate: Option<PathBuf>,
     #[serde(serialize_with = "path_or_empty")]
+    #[serde(deserialize_with = "path")]
     pub client_private_key: Option<PathBuf>,
     pub max_redirect: u8,
     pub connect_timeout: Span,
@@ -200,6 +205,12 @@ pub struct Upstream {
     pub http_proxy: Secret,
     pub headers: BTreeMap<String, Secret>,
     pub insecure_skip_verify: bool,
+}
+
+/// A path; an empty one is none.
+fn path<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<PathBuf>, D::Error> {
+    let path = PathBuf::deserialize(deserializer)?;
+    Ok((!path.as_os_str().is_empty()).then_some(path))
 }
 
 impl Default for Upstream {

@@ -1,6 +1,6 @@
 //! `[[repository."…".upstream]]`, checked.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -196,9 +196,9 @@ pub fn check(
 
 fn check_tls(check: &Check<'_>, written: &raw::Upstream) -> Result<UpstreamTls, (&'static str, String)> {
     let at = |key: &'static str| move |message: String| (key, message);
-    let roots = given(written.server_ca_bundle.as_ref());
+    let roots = written.server_ca_bundle.as_deref();
     let roots = roots.map(|path| read_certificates(check, path)).transpose().map_err(at("server_ca_bundle"))?;
-    let identity = match (given(written.client_certificate.as_ref()), given(written.client_private_key.as_ref())) {
+    let identity = match (written.client_certificate.as_deref(), written.client_private_key.as_deref()) {
         (Some(certificate), Some(key)) => {
             let chain = read_certificates(check, certificate).map_err(at("client_certificate"))?;
             let unreadable = |error| format!("cannot read a private key from {}: {error}", key.display());
@@ -215,11 +215,6 @@ fn check_tls(check: &Check<'_>, written: &raw::Upstream) -> Result<UpstreamTls, 
         }
     };
     Ok(UpstreamTls { roots, identity, insecure_skip_verify: written.insecure_skip_verify })
-}
-
-/// A path that is written; an empty one is not.
-pub fn given(path: Option<&PathBuf>) -> Option<&Path> {
-    path.map(PathBuf::as_path).filter(|path| !path.as_os_str().is_empty())
 }
 
 fn read_certificates(check: &Check<'_>, path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {

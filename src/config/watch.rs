@@ -5,44 +5,95 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
 
 /// Some files and how they were when last taken note of.
+#[derive(Debug, Default)]
+pub struct Watch(Vec<Watched>);
+
 #[derive(Debug)]
-pub struct Watch {
-    files: Vec<PathBuf>,
-    settled: Vec<Mark>,
-    last: Vec<Mark>,
+struct Watched {
+    file: PathBuf,
+    /// When it was last taken in.
+    settled: Mark,
+    /// When it was last looked at.
+    last: Mark,
 }
 
-/// Tells one state of a file from another; `None`: it is not there.
-type Mark = Option<(u64, u64, i64, i64, u64)>;
+/// Tells one state of a file from another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mark {
+    /// It is not there.
+    Absent,
+    Present {
+        device: u64,
+        inode: u64,
+        modified: SystemTime,
+        size: u64,
+    },
+    /// It was read, and may have changed since.
+    Unsure,
+}
+
+/// Times of files and of the system may differ by this much.
+const CLOCKS: Duration = Duration::from_secs(2);
 
 impl Watch {
-    /// Watches `files` from their present state on. Blocks, as all of this does.
-    pub fn new(mut files: Vec<PathBuf>) -> Self {
+    /// Watches these files from their present state on. Blocks, as all of this does.
+    pub fn new(files: Vec<PathBuf>) -> Self {
+        let mut watch = Self::default();
+        watch.follow(files, SystemTime::now() + CLOCKS * 2);
+        watch
+    }
+
+    /// Watches these files from now on, all of which were read after `read_at`. Those that are new here and
+    /// were changed at about that time are taken as changed, since they may have been read before.
+    pub fn follow(&mut self, mut files: Vec<PathBuf>, read_at: SystemTime) {
         files.sort();
         files.dedup();
-        let marks: Vec<_> = files.iter().map(mark).collect();
-        Self { files, last: marks.clone(), settled: marks }
+        let mut known = std::mem::take(&mut self.0);
+        let watched = files.into_iter().map(|file| {
+            if let Some(at) = known.iter().position(|watched| watched.file == file) {
+                return known.swap_remove(at);
+            }
+            let last = mark(&file);
+            let settled = match last {
+                Mark::Present { modified, .. } if modified + CLOCKS > read_at => Mark::Unsure,
+                sure => sure,
+            };
+            Watched { file, settled, last }
+        });
+        self.0 = watched.collect();
     }
 
     /// Whether any file has changed since it was last said, and all are at rest: one that is being
     /// written may look whole when it is not.
     pub fn has_changed(&mut self) -> bool {
-        let now: Vec<_> = self.files.iter().map(mark).collect();
-        let is_at_rest = now == self.last;
-        self.last = now;
-        if is_at_rest && self.last != self.settled {
-            self.settled.clone_from(&self.last);
-            return true;
+        let (mut is_at_rest, mut is_changed) = (true, false);
+        for watched in &mut self.0 {
+            let now = mark(&watched.file);
+            is_at_rest &= now == watched.last;
+            is_changed |= now != watched.settled;
+            watched.last = now;
         }
-        false
+        if is_at_rest && is_changed {
+            self.settle();
+        }
+        is_at_rest && is_changed
+    }
+
+    /// The files are about to be read as they are.
+    pub fn settle(&mut self) {
+        self.0.iter_mut().for_each(|watched| watched.settled = watched.last);
     }
 }
 
 fn mark(file: &PathBuf) -> Mark {
-    let meta = fs::metadata(file).ok()?;
-    Some((meta.dev(), meta.ino(), meta.mtime(), meta.mtime_nsec(), meta.size()))
+    let Ok(meta) = fs::metadata(file) else {
+        return Mark::Absent;
+    };
+    let modified = meta.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+    Mark::Present { device: meta.dev(), inode: meta.ino(), modified, size: meta.size() }
 }
 
 #[cfg(test)]
@@ -84,5 +135,22 @@ mod tests {
         fs::rename(dir.path().join("new"), &link).expect("renamed");
         assert!(!watch.has_changed());
         assert!(watch.has_changed());
+    }
+
+    #[test]
+    fn what_changes_while_it_is_read_is_not_missed() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (config, password) = (dir.path().join("config"), dir.path().join("password"));
+        fs::write(&config, "1").expect("written");
+        fs::write(&password, "1").expect("written");
+        let mut watch = Watch::new(vec![config.clone()]);
+        let read_at = SystemTime::now();
+        // Both are read here, and then changed.
+        fs::write(&config, "22").expect("written");
+        fs::write(&password, "22").expect("written");
+        watch.follow(vec![config.clone(), password.clone()], read_at);
+        assert!((0..2).any(|_| watch.has_changed()));
+        watch.follow(vec![config, password], SystemTime::now());
+        assert!(!(0..3).any(|_| watch.has_changed()), "once is enough");
     }
 }

@@ -396,6 +396,19 @@ mod tests {
         assert_eq!(read("1e300"), MAX_LIFE);
     }
 
+    #[test]
+    fn a_token_is_renewed_before_it_expires() {
+        let now = Instant::now();
+        let renewed_after = |seconds: u64| {
+            let answer =
+                TokenAnswer { access_token: None, token: Some("t".to_owned()), expires_in: Some(seconds.into()) };
+            into_token(answer, now).expect("a token").renew_at - now
+        };
+        assert_eq!(renewed_after(300), Duration::from_secs(290));
+        assert_eq!(renewed_after(10), Duration::from_secs(9));
+        assert_eq!(renewed_after(0), Duration::ZERO);
+    }
+
     struct Endpoint(AtomicUsize);
 
     impl FetchToken for Endpoint {

@@ -414,6 +414,41 @@ mod tests {
 
     use super::*;
 
+    fn upstream(toml: &str) -> config::Upstream {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), format!("[[repository.hub.upstream]]\n{toml}")).expect("written");
+        let config = config::Config::load(&[file.path().to_owned()], std::iter::empty()).expect("valid");
+        config.repositories[0].upstreams[0].clone()
+    }
+
+    #[test]
+    fn a_redirect_into_another_network_is_refused_before_it_is_dialled() {
+        let transport = |toml: &str| {
+            let patience = Duration::from_secs(1);
+            Transport::new(&upstream(toml), String::new(), patience, Arc::default()).expect("a client")
+        };
+        let public = transport("url = \"https://192.0.2.1\"\ntoken_realms = [\"10.0.0.9\"]");
+        let from = Url::parse("https://192.0.2.1/v2/x/blobs/y").expect("a URL");
+        let redirect = |transport: &Transport, location: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(LOCATION, location.parse().expect("a header"));
+            transport.redirect_target(&from, &headers).map(|url| url.to_string())
+        };
+        assert!(redirect(&public, "/elsewhere").is_ok() && redirect(&public, "https://198.51.100.7/x").is_ok());
+        for inside in [
+            "http://127.0.0.1/",
+            "http://169.254.169.254/latest/",
+            "http://[::1]/",
+            "http://10.0.0.1/",
+            "http://0x7f.1/",
+        ] {
+            assert!(redirect(&public, inside).is_err(), "{inside}");
+        }
+        assert!(redirect(&public, "http://10.0.0.9/").is_ok(), "the configuration names it");
+        let here = transport("url = \"http://127.0.0.1:5000\"");
+        assert!(redirect(&here, "http://127.0.0.3:80/").is_ok() && redirect(&here, "http://169.254.169.254/").is_err());
+    }
+
     #[tokio::test]
     async fn a_family_of_addresses_that_swallows_packets_is_not_waited_for() {
         let good = TcpListener::bind("127.0.0.1:0").await.expect("an address");
@@ -434,12 +469,9 @@ mod tests {
             stream
         });
 
-        let file = tempfile::NamedTempFile::new().expect("a file");
-        let text = "[[repository.hub.upstream]]\nurl = \"http://dual.invalid\"\nconnect_timeout = \"60s\"";
-        std::fs::write(file.path(), text).expect("written");
-        let config = config::Config::load(&[file.path().to_owned()], std::iter::empty()).expect("valid");
-        let tls = tls::client_config(&Default::default()).expect("TLS");
-        let client = client(&config.repositories[0].upstreams[0]).tls_backend_preconfigured(tls);
+        let config = upstream("url = \"http://dual.invalid\"\nconnect_timeout = \"60s\"");
+        let tls = tls::client_config(&config.tls).expect("TLS");
+        let client = client(&config).tls_backend_preconfigured(tls);
         let client = client.resolve_to_addrs("dual.invalid", &[v6, v4]).build().expect("a client");
         let url = format!("http://dual.invalid:{}/", v4.port());
         let answer = tokio::time::timeout(Duration::from_secs(20), client.get(url).send()).await;
