@@ -8,47 +8,13 @@ use crate::support::{Authority, Hub, Image, Larder, On, Options, RepositoryConfi
 mod toml {
     use super::*;
 
-    const BASIC: &str = r#"
-[[repository."library".upstream]]
-url = "https://registry-1.docker.io/v2/library"
-username = "myuser"
-password = "mypassword"
-"#;
+    const BASIC: &str = include_str!("documents/simple-registry-basic.toml");
 
-    const FALLBACK: &str = r#"
-# Primary upstream
-[[repository."library".upstream]]
-url = "https://primary.registry.io/v2/library"
-client_certificate = "/path/to/client.crt"
-client_private_key = "/path/to/client.key"
+    const FALLBACK: &str = include_str!("documents/simple-registry-fallback.toml");
 
-# Secondary fallback
-[[repository."library".upstream]]
-url = "https://secondary.registry.io/v2/library"
-username = "backup_user"
-password = "backup_password"
+    const IMMUTABLE: &str = include_str!("documents/simple-registry-immutable.toml");
 
-# Tertiary fallback (anonymous)
-[[repository."library".upstream]]
-url = "https://public.registry.io/v2/library"
-"#;
-
-    const IMMUTABLE: &str = r#"
-[repository."library"]
-immutable_tags = true
-immutable_tags_exclusions = ["^latest$", "^nightly-.*$"]
-
-[[repository."library".upstream]]
-url = "https://registry-1.docker.io/v2/library"
-"#;
-
-    const MTLS: &str = r#"
-[[repository."secure".upstream]]
-url = "https://secure.registry.io"
-client_certificate = "/certs/client.crt"
-client_private_key = "/certs/client.key"
-server_ca_bundle = "/certs/ca-bundle.crt"  # Optional custom CA
-"#;
+    const MTLS: &str = include_str!("documents/simple-registry-mtls.toml");
 
     #[tokio::test(flavor = "multi_thread")]
     async fn an_upstream_with_a_user_name_and_a_namespace() {
@@ -138,42 +104,7 @@ server_ca_bundle = "/certs/ca-bundle.crt"  # Optional custom CA
 mod yaml {
     use super::*;
 
-    const PROXIES: &str = r#"# ./config/proxies.yaml
----
-apiVersion: simple-registry.jlsalvador.online/v1beta1
-kind: PullThroughCache
-metadata:
-  name: docker-io
-spec:
-  upstream:
-    url: https://registry-1.docker.io
-    timeout: 60s
-    # # CAUTION!
-    # # Private resources that this user has access to upstream is made available
-    # # on your mirror.
-    # username: your-docker-username
-    # password: your-plain-docker-password
-    # # Or you can store your plain password in a file
-    # passwordFile: /run/secrets/dockerhub-password
-    ttl: 30d
-  scopes:
-   - "^library/.+$"
-   - "^miniflux/miniflux(:.+)?$"
----
-apiVersion: simple-registry.jlsalvador.online/v1beta1
-kind: PullThroughCache
-metadata:
-  name: ghcr-io
-spec:
-  upstream:
-    url: https://ghcr.io/
-    timeout: 60s
-    username: your-github-user
-    password: your-plain-github-password
-    ttl: 30d
-  scopes:
-   - "^my-github-user/.+$"
-"#;
+    const PROXIES: &str = include_str!("documents/simple-registry.yaml");
 
     #[tokio::test(flavor = "multi_thread")]
     async fn scopes_lead_to_their_upstreams_and_stale_copies_are_served() {

@@ -1,84 +1,15 @@
 use super::*;
 
 /// simple-registry's documentation of its manifests.
-const MANIFESTS: &str = r#"# ./config/proxies.yaml
----
-apiVersion: simple-registry.jlsalvador.online/v1beta1
-kind: PullThroughCache
-metadata:
-  name: docker-io
-spec:
-  upstream:
-    url: https://registry-1.docker.io
-    timeout: 60s
-    # # CAUTION!
-    # # Private resources that this user has access to upstream is made available
-    # # on your mirror.
-    # username: your-docker-username
-    # password: your-plain-docker-password
-    # # Or you can store your plain password in a file
-    # passwordFile: /run/secrets/dockerhub-password
-    ttl: 30d
-  scopes:
-   - "^library/.+$"
-   - "^miniflux/miniflux(:.+)?$"
----
-apiVersion: simple-registry.jlsalvador.online/v1beta1
-kind: PullThroughCache
-metadata:
-  name: ghcr-io
-spec:
-  upstream:
-    url: https://ghcr.io/
-    timeout: 60s
-    username: your-github-user
-    password: your-plain-github-password
-    ttl: 30d
-  scopes:
-   - "^my-github-user/.+$"
-"#;
+const MANIFESTS: &str = include_str!("../../../tests/documents/simple-registry.yaml");
 
 /// The blocks of simple-registry's documentation of its TOML.
 const SIMPLE_TOML: [&str; 5] = [
-    r#"[[repository."library".upstream]]
-url = "https://registry-1.docker.io/v2/library"
-username = "myuser"
-password = "mypassword"
-"#,
-    r#"# Primary upstream
-[[repository."library".upstream]]
-url = "https://primary.registry.io/v2/library"
-client_certificate = "/path/to/client.crt"
-client_private_key = "/path/to/client.key"
-
-# Secondary fallback
-[[repository."library".upstream]]
-url = "https://secondary.registry.io/v2/library"
-username = "backup_user"
-password = "backup_password"
-
-# Tertiary fallback (anonymous)
-[[repository."library".upstream]]
-url = "https://public.registry.io/v2/library"
-"#,
-    r#"[repository."library"]
-immutable_tags = true
-immutable_tags_exclusions = ["^latest$", "^nightly-.*$"]
-
-[[repository."library".upstream]]
-url = "https://registry-1.docker.io/v2/library"
-"#,
-    r#"[[repository."private".upstream]]
-url = "https://private.registry.io"
-username = "user"
-password = "pass"
-"#,
-    r#"[[repository."secure".upstream]]
-url = "https://secure.registry.io"
-client_certificate = "/certs/client.crt"
-client_private_key = "/certs/client.key"
-server_ca_bundle = "/certs/ca-bundle.crt"  # Optional custom CA
-"#,
+    include_str!("../../../tests/documents/simple-registry-basic.toml"),
+    include_str!("../../../tests/documents/simple-registry-fallback.toml"),
+    include_str!("../../../tests/documents/simple-registry-immutable.toml"),
+    include_str!("../../../tests/documents/simple-registry-private.toml"),
+    include_str!("../../../tests/documents/simple-registry-mtls.toml"),
 ];
 
 /// The example deployment of discobot's documentation, and its example of headers.
