@@ -23,3 +23,4 @@ mod serving;
 mod sources;
 mod states;
 mod support;
+mod tls;

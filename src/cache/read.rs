@@ -69,7 +69,7 @@ impl Content {
     }
 
     /// The same, to be read into buffers: for who looks at the bytes before they go to a socket, as HTTP/2
-    /// may, and must not meet a page that a file cut short no longer has.
+    /// and TLS do, and must not meet a page that a file cut short no longer has.
     pub fn unmapped(mut self) -> Self {
         if let Self::Complete { stored, .. } = &mut self
             && matches!(stored.body, Body::Mapped(_))

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use tokio::signal::unix::Signal;
 
 use crate::config::{Config, Loaded, Sources, Watch};
+use crate::listen::Tls;
 use crate::pull::Pull;
 use crate::telemetry::log::LogLevel;
 
@@ -16,14 +17,15 @@ const LOOK: Duration = Duration::from_millis(500);
 pub struct Reload {
     sources: Sources,
     pull: Arc<Pull>,
+    tls: Tls,
     log: LogLevel,
     /// The configuration in force.
     config: Arc<Mutex<Config>>,
 }
 
 impl Reload {
-    pub fn new(sources: Sources, pull: Arc<Pull>, log: LogLevel, config: Arc<Mutex<Config>>) -> Self {
-        Self { sources, pull, log, config }
+    pub fn new(sources: Sources, pull: Arc<Pull>, tls: Tls, log: LogLevel, config: Arc<Mutex<Config>>) -> Self {
+        Self { sources, pull, tls, log, config }
     }
 
     /// Takes in what changes, or on SIGHUP; runs until the process ends. A configuration that cannot be
@@ -74,7 +76,9 @@ impl Reload {
 
     fn apply(&self, config: Config) -> Result<(), String> {
         // What can fail goes first.
+        let tls = Tls::prepare(config.server.tls.as_ref()).map_err(|error| error.to_string())?;
         self.pull.apply(&config).map_err(|error| error.to_string())?;
+        self.tls.set(tls);
         self.pull.cache().configure(&config);
         self.log.set(&config.logging.level);
         let mut current = self.config.lock().unwrap_or_else(PoisonError::into_inner);

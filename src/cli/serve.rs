@@ -13,6 +13,7 @@ use super::WRONG_CONFIGURATION;
 use super::reload::Reload;
 use crate::cache::Cache;
 use crate::config::{self, Config, Loaded, Sources, Watch};
+use crate::listen::Tls;
 use crate::pull::Pull;
 use crate::telemetry::Metrics;
 use crate::telemetry::log::LogLevel;
@@ -65,6 +66,7 @@ async fn serve(config: Config, pull: Arc<Pull>, sources: Sources, watch: Watch, 
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let hangups = signal(SignalKind::hangup())?;
+    let tls = Tls::new(config.server.tls.as_ref())?;
     let registry = listen::bind("registry", &config.server.listen).await?;
     let admin = listen::bind("admin", &config.admin.listen).await?;
     tracing::info!(
@@ -78,11 +80,11 @@ async fn serve(config: Config, pull: Arc<Pull>, sources: Sources, watch: Watch, 
     let permits = config.server.max_connections.map(|limit| Arc::new(Semaphore::new(limit)));
     let space = tokio::spawn(pull.cache().clone().look_after_space());
     let current = Arc::new(Mutex::new(config));
-    let reload = Reload::new(sources, pull.clone(), log, current.clone());
+    let reload = Reload::new(sources, pull.clone(), tls.clone(), log, current.clone());
     let reloading = tokio::spawn(reload.run(watch, hangups));
     let mut doors = JoinSet::new();
     for listener in registry {
-        doors.spawn(listen::serve(listener, pull.clone(), permits.clone(), stopped.clone()));
+        doors.spawn(listen::serve(listener, pull.clone(), permits.clone(), tls.clone(), stopped.clone()));
     }
     for listener in admin {
         doors.spawn(admin::run(listener, pull.clone(), stopped.clone()));

@@ -8,11 +8,13 @@ mod credentials;
 mod de;
 mod document;
 mod error;
+mod pem;
 mod proxy;
 mod raw;
 mod repository;
 mod secret;
 mod show;
+mod tls;
 mod tree;
 mod units;
 mod upstream;
@@ -30,6 +32,7 @@ pub use raw::{LogFormat, Logging, OnUpstream404, Pattern, Policy};
 pub use repository::{Repository, TagPolicy};
 pub use secret::Secret;
 pub use show::Effective;
+pub use tls::{ClientRoots, ServerTls};
 pub use units::{Amount, Limit};
 pub use upstream::{HostHeaders, Upstream, UpstreamTls, UpstreamUrl};
 pub use watch::Watch;
@@ -57,6 +60,8 @@ pub struct Server {
     pub shutdown_grace: Duration,
     /// `None`: no limit.
     pub max_connections: Option<usize>,
+    /// `None`: plain HTTP.
+    pub tls: Option<ServerTls>,
 }
 
 #[derive(Clone, Debug)]
@@ -169,6 +174,7 @@ impl Config {
             host_headers: upstream::check_host_headers(&check, file.headers)?,
             proxies: Proxies::of_environment(environment),
         };
+        let tls = file.server.tls.take().map(|written| tls::check(&check, written)).transpose()?;
         let repositories = repository::check_all(&check, file.repository, &around)?;
         let default_repository = check_default(&check, file.server.default_repository, &repositories)?;
         for (at, address) in file.server.listen.0.iter().enumerate() {
@@ -205,6 +211,7 @@ impl Config {
                 default_repository,
                 shutdown_grace: file.server.shutdown_grace.0,
                 max_connections: usize::try_from(file.server.max_connections).ok().filter(|&limit| limit > 0),
+                tls,
             },
             cache: Cache {
                 dir: file.cache.dir,

@@ -47,6 +47,8 @@ pub struct Server {
     pub default_repository: Option<String>,
     pub shutdown_grace: Span,
     pub max_connections: u64,
+    /// `None`: plain HTTP.
+    pub tls: Option<ServerTls>,
 }
 
 impl Default for Server {
@@ -56,8 +58,28 @@ impl Default for Server {
             default_repository: None,
             shutdown_grace: Span(Duration::from_secs(30)),
             max_connections: 0,
+            tls: None,
         }
     }
+}
+
+#[derive(Debug, Default, Deserialize, Serialize)]
+#[serde(default)]
+pub struct ServerTls {
+    /// One, or a list with as many keys.
+    pub certificate: OneOrMany<String>,
+    pub private_key: OneOrMany<String>,
+    #[serde(deserialize_with = "path")]
+    pub client_ca_bundle: Option<PathBuf>,
+    pub client_auth: Option<ClientAuth>,
+}
+
+/// Whether clients need a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ClientAuth {
+    Optional,
+    Required,
 }
 
 #[derive(Debug, Deserialize, Serialize)]
@@ -301,7 +323,7 @@ impl TryFrom<OneOrMany<String>> for Addresses {
 }
 
 /// A value alone or in a list.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct OneOrMany<T>(pub Vec<T>);
 
 impl<'de> Deserialize<'de> for OneOrMany<String> {

@@ -1,17 +1,16 @@
 //! `[[repository."…".upstream]]`, checked.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
-use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use url::Url;
 
 use super::Check;
 use super::credentials::{self, Credentials};
 use super::error::ConfigError;
+use super::pem;
 use super::proxy::{Proxies, Proxy};
 use super::raw;
 use super::secret::Secret;
@@ -197,13 +196,11 @@ pub fn check(
 fn check_tls(check: &Check<'_>, written: &raw::Upstream) -> Result<UpstreamTls, (&'static str, String)> {
     let at = |key: &'static str| move |message: String| (key, message);
     let roots = written.server_ca_bundle.as_deref();
-    let roots = roots.map(|path| read_certificates(check, path)).transpose().map_err(at("server_ca_bundle"))?;
+    let roots = roots.map(|path| pem::certificates(check, path)).transpose().map_err(at("server_ca_bundle"))?;
     let identity = match (written.client_certificate.as_deref(), written.client_private_key.as_deref()) {
         (Some(certificate), Some(key)) => {
-            let chain = read_certificates(check, certificate).map_err(at("client_certificate"))?;
-            let unreadable = |error| format!("cannot read a private key from {}: {error}", key.display());
-            check.depends_on(key);
-            let key = PrivateKeyDer::from_pem_file(key).map_err(unreadable).map_err(at("client_private_key"))?;
+            let chain = pem::certificates(check, certificate).map_err(at("client_certificate"))?;
+            let key = pem::private_key(check, key).map_err(at("client_private_key"))?;
             Some(Arc::new((chain, key)))
         }
         (None, None) => None,
@@ -215,17 +212,6 @@ fn check_tls(check: &Check<'_>, written: &raw::Upstream) -> Result<UpstreamTls, 
         }
     };
     Ok(UpstreamTls { roots, identity, insecure_skip_verify: written.insecure_skip_verify })
-}
-
-fn read_certificates(check: &Check<'_>, path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    check.depends_on(path);
-    let unreadable = |error| format!("cannot read certificates from {}: {error}", path.display());
-    let certificates =
-        CertificateDer::pem_file_iter(path).map_err(unreadable)?.collect::<Result<Vec<_>, _>>().map_err(unreadable)?;
-    if certificates.is_empty() {
-        return Err(format!("{} has no certificate in PEM form", path.display()));
-    }
-    Ok(certificates)
 }
 
 impl UpstreamUrl {

@@ -13,6 +13,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
+use tokio_rustls::server::TlsStream;
 
 use crate::pull::Mapping;
 
@@ -81,6 +82,13 @@ impl Socket for TcpStream {
                 result => return Poll::Ready(result),
             }
         }
+    }
+}
+
+impl Socket for TlsStream<TcpStream> {
+    /// What is encrypted is copied anyway; nothing mapped is ever sent this way.
+    fn poll_send(&self, _: &mut Context<'_>, _: &Mapping, _: u64, _: usize) -> Poll<io::Result<usize>> {
+        Poll::Ready(Err(io::Error::from(io::ErrorKind::Unsupported)))
     }
 }
 

@@ -1,6 +1,7 @@
 //! The doors: sockets, limits and draining.
 
 mod guard;
+mod tls;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -9,12 +10,14 @@ use std::time::Duration;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
+use tokio_rustls::TlsAcceptor;
 
 use crate::pull::{Client, Pull};
-use guard::Guard;
+use guard::{Guard, Socket};
+pub use tls::{Tls, TlsError};
 
 /// A client has this long for a request's head, and between two requests.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -53,6 +56,7 @@ pub async fn serve(
     listener: TcpListener,
     pull: Arc<Pull>,
     permits: Option<Arc<Semaphore>>,
+    tls: Tls,
     mut stop: watch::Receiver<Option<Duration>>,
 ) {
     let connections = GracefulShutdown::new();
@@ -63,9 +67,9 @@ pub async fn serve(
         };
         match accepted {
             Ok((stream, address, permit)) => {
-                let connection = connection(stream, address, pull.clone(), &connections);
+                let (pull, tls, watcher) = (pull.clone(), tls.acceptor(), connections.watcher());
                 tokio::spawn(async move {
-                    connection.await;
+                    open(stream, address, tls, pull, watcher).await;
                     drop(permit);
                 });
             }
@@ -95,17 +99,23 @@ async fn accept(
     Ok((stream, address, permit))
 }
 
-/// Serves one connection to its end.
-fn connection(
-    stream: TcpStream,
-    address: SocketAddr,
-    pull: Arc<Pull>,
-    connections: &GracefulShutdown,
-) -> impl Future<Output = ()> + Send + 'static {
+/// Shakes hands where that is to be done, and serves one connection to its end.
+async fn open(stream: TcpStream, address: SocketAddr, tls: Option<TlsAcceptor>, pull: Arc<Pull>, watcher: Watcher) {
     // Answers are written whole; waiting for more would only delay their last segment.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "cannot set TCP_NODELAY");
     }
+    let Some(acceptor) = tls else {
+        return connection(stream, Client { address, is_secure: false }, pull, watcher).await;
+    };
+    match tls::accept(acceptor, stream).await {
+        Ok(stream) => connection(stream, Client { address, is_secure: true }, pull, watcher).await,
+        Err(error) => tracing::debug!(client = %address, %error, "a TLS handshake failed"),
+    }
+}
+
+/// Serves one connection to its end.
+async fn connection(stream: impl Socket + Send + 'static, client: Client, pull: Arc<Pull>, watcher: Watcher) {
     let (guarded, watched) = Guard::new(stream);
     let metrics = pull.metrics().clone();
     let service = service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
@@ -114,7 +124,7 @@ fn connection(
         async move {
             // Bodies are for writes, which are refused; hyper closes on what is left unread.
             let (parts, _body) = request.into_parts();
-            let mut response = pull.handle(parts, Client { address }).await;
+            let mut response = pull.handle(parts, client).await;
             watched.answers_with(response.extensions_mut().remove());
             Ok::<_, std::convert::Infallible>(response)
         }
@@ -129,12 +139,9 @@ fn connection(
         .keep_alive_interval(Some(HEADER_TIMEOUT))
         .keep_alive_timeout(HEADER_TIMEOUT);
     let connection = builder.serve_connection(TokioIo::new(guarded), service).into_owned();
-    let connection = connections.watch(connection);
-    async move {
-        metrics.connections.inc();
-        if let Err(error) = connection.await {
-            tracing::debug!(client = %address, %error, "a connection ended with an error");
-        }
-        metrics.connections.dec();
+    metrics.connections.inc();
+    if let Err(error) = watcher.watch(connection).await {
+        tracing::debug!(client = %client.address, %error, "a connection ended with an error");
     }
+    metrics.connections.dec();
 }

@@ -12,7 +12,7 @@ use super::error::{Refusal, Wanted};
 use super::rejected::Rejected;
 use super::respond::{self, CacheState};
 use super::routing::Target;
-use super::{Answer, Pull};
+use super::{Answer, Pull, is_secure};
 use crate::cache::{Aside, Content, Fill, Origin, Source, Transfer};
 use crate::failure::{Failure, FailureKind};
 use crate::oci::Digest;
@@ -79,7 +79,8 @@ impl Pull {
         let response = if request.method == Method::HEAD {
             respond::blob_head(digest, Some(stored.size), &state)
         } else {
-            let content = if request.version == Version::HTTP_2 { content.unmapped() } else { content };
+            let is_looked_at = request.version == Version::HTTP_2 || is_secure(request);
+            let content = if is_looked_at { content.unmapped() } else { content };
             respond::blob(&request.headers, digest, content, &state).await?
         };
         Ok(Answer { response, state })

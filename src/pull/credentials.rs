@@ -20,7 +20,7 @@ use serde_json::json;
 use super::error::{Challenge, Refusal};
 use super::respond::{self, Body};
 use super::routing::{Asked, Repository, Routing};
-use super::{Pull, host};
+use super::{Pull, host, is_secure};
 use crate::config::{Login, Secret};
 use crate::failure::{Failure, FailureKind};
 use crate::oci::route::InvalidRoute;
@@ -194,7 +194,8 @@ impl Pull {
             Some(host) => {
                 let scope = path.map_or_else(String::new, |path| format!(",scope=\"repository:{path}:pull\""));
                 let error = if why == Challenge::Invalid { ",error=\"invalid_token\"" } else { "" };
-                format!("Bearer realm=\"http://{host}/token\",service=\"{SERVICE}\"{scope}{error}")
+                let scheme = if is_secure(request) { "https" } else { "http" };
+                format!("Bearer realm=\"{scheme}://{host}/token\",service=\"{SERVICE}\"{scope}{error}")
             }
             None => format!("Basic realm=\"{SERVICE}\""),
         };

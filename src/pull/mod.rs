@@ -124,8 +124,9 @@ impl Pull {
 
     /// Answers one request. Where the body is made of pages of a mapped file, its [`Mapping`] is among
     /// the extensions of the response.
-    pub async fn handle(self: &Arc<Self>, request: Parts, client: Client) -> Response<Body> {
+    pub async fn handle(self: &Arc<Self>, mut request: Parts, client: Client) -> Response<Body> {
         let mut observation = self.observe(&request, client);
+        request.extensions.insert(client);
         let mut response = match self.dispatch(&request, &mut observation).await {
             Ok(response) => response,
             Err(refusal) => {
@@ -205,6 +206,11 @@ fn base() -> Response<Body> {
     let mut response = Response::new(respond::full(Bytes::from_static(b"{}")));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
+}
+
+/// Whether a request came over TLS.
+fn is_secure(request: &Parts) -> bool {
+    request.extensions.get::<Client>().is_some_and(|client| client.is_secure)
 }
 
 /// HTTP/2 has the host in the URI, HTTP/1.1 in a header.

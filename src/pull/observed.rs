@@ -24,6 +24,8 @@ use crate::telemetry::metrics::StatusLabel;
 #[derive(Clone, Copy, Debug)]
 pub struct Client {
     pub address: SocketAddr,
+    /// Whether it comes over TLS.
+    pub is_secure: bool,
 }
 
 /// What is known of a request when its answer is over.

@@ -1,0 +1,87 @@
+//! `[server.tls]`, checked.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::crypto::aws_lc_rs;
+use rustls::sign::CertifiedKey;
+use rustls_pki_types::CertificateDer;
+
+use super::Check;
+use super::error::ConfigError;
+use super::pem;
+use super::raw::{self, ClientAuth};
+
+/// TLS on a door of ours.
+#[derive(Clone, Debug)]
+pub struct ServerTls {
+    /// Certificate chains with their keys; which one is shown depends on the name that a client asks for,
+    /// the first where none fits. Never empty.
+    pub certificates: Vec<Arc<CertifiedKey>>,
+    /// Whose client certificates are believed.
+    pub clients: Option<ClientRoots>,
+}
+
+/// The authorities of clients.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientRoots {
+    pub roots: Vec<CertificateDer<'static>>,
+    /// Whether a client without a certificate is turned away.
+    pub is_required: bool,
+}
+
+pub fn check(check: &Check<'_>, written: raw::ServerTls) -> Result<ServerTls, ConfigError> {
+    let invalid = |key: &str, message: String| check.invalid(&["server", "tls", key], message);
+    let (chains, keys) = (written.certificate.0, written.private_key.0);
+    if chains.is_empty() {
+        let message = "it is missing; write for example certificate = \"fullchain.pem\", and take [server.tls] out for plain HTTP";
+        return Err(invalid("certificate", message.to_owned()));
+    }
+    if chains.len() != keys.len() {
+        let message = format!("there are {} for {} certificates; each needs its own", keys.len(), chains.len());
+        return Err(invalid("private_key", message));
+    }
+    let certificates =
+        chains.iter().zip(&keys).map(|(chain, key)| certified(check, Path::new(chain), Path::new(key), &invalid));
+    let certificates = certificates.collect::<Result<_, _>>()?;
+    let clients = match (written.client_ca_bundle, written.client_auth) {
+        (None, None) => None,
+        (None, Some(_)) => {
+            let message =
+                "a `client_ca_bundle` is needed with it: the authorities whose client certificates are believed";
+            return Err(invalid("client_auth", message.to_owned()));
+        }
+        (Some(bundle), auth) => {
+            let roots = pem::certificates(check, &bundle).map_err(|message| invalid("client_ca_bundle", message))?;
+            Some(ClientRoots { roots, is_required: auth == Some(ClientAuth::Required) })
+        }
+    };
+    Ok(ServerTls { certificates, clients })
+}
+
+fn certified(
+    check: &Check<'_>,
+    chain: &Path,
+    key: &Path,
+    invalid: &impl Fn(&str, String) -> ConfigError,
+) -> Result<Arc<CertifiedKey>, ConfigError> {
+    let certificates = pem::certificates(check, chain).map_err(|message| invalid("certificate", message))?;
+    let private = pem::private_key(check, key).map_err(|message| invalid("private_key", message))?;
+    let certified = CertifiedKey::from_der(certificates, private, &aws_lc_rs::default_provider());
+    certified.map(Arc::new).map_err(|error| {
+        let message = match error {
+            rustls::Error::InconsistentKeys(_) => {
+                format!("{} is not the key of {}", key.display(), chain.display())
+            }
+            other => format!("{} cannot be used with {}: {other}", key.display(), chain.display()),
+        };
+        invalid("private_key", message)
+    })
+}
+
+impl PartialEq for ServerTls {
+    fn eq(&self, other: &Self) -> bool {
+        let chains = |tls: &Self| tls.certificates.iter().map(|own| own.cert.clone()).collect::<Vec<_>>();
+        self.clients == other.clients && chains(self) == chains(other)
+    }
+}

@@ -1,0 +1,146 @@
+//! Promise: the registry door speaks TLS as its clients expect it, and lets in who belongs.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, RootCertStore};
+
+use crate::support::{
+    Authority, Certificate, Hub, Image, Larder, Options, RepositoryConfig, eventually, repository_config, request,
+};
+
+/// A client that believes one authority and may show a certificate.
+fn client(authority: &Authority, own: Option<&Certificate>) -> reqwest::Client {
+    let mut roots = RootCertStore::empty();
+    for root in CertificateDer::pem_file_iter(authority.file()).expect("a file") {
+        roots.add(root.expect("a certificate")).expect("a root");
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder =
+        ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().expect("versions");
+    let builder = builder.with_root_certificates(roots);
+    let config = match own {
+        None => builder.with_no_client_auth(),
+        Some(own) => {
+            let chain =
+                CertificateDer::pem_file_iter(&own.certificate).expect("a file").map(|c| c.expect("a certificate"));
+            let key = PrivateKeyDer::from_pem_file(&own.key).expect("a key");
+            builder.with_client_auth_cert(chain.collect(), key).expect("a certificate")
+        }
+    };
+    reqwest::Client::builder().no_proxy().tls_backend_preconfigured(config).build().expect("a client")
+}
+
+fn tls(certificates: &[&Certificate], more: &str) -> String {
+    let list = |file: fn(&Certificate) -> &Path| {
+        certificates.iter().map(|own| format!("{:?}", file(own).display().to_string())).collect::<Vec<_>>().join(", ")
+    };
+    let (chains, keys) = (list(|own| &own.certificate), list(|own| &own.key));
+    format!("[server.tls]\ncertificate = [{chains}]\nprivate_key = [{keys}]\n{more}\n")
+}
+
+fn secure(larder: &Larder, path: &str) -> String {
+    format!("https://{}/{path}", larder.door("registry"))
+}
+
+async fn hub() -> (Hub, Image) {
+    let hub = Hub::start(Options::default()).await;
+    let image = Image::with_layers(1, &[3_000_000]);
+    hub.push_image("team/app", "1", &image);
+    (hub, image)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn content_comes_whole_over_tls_cold_and_warm() {
+    let dir = tempfile::TempDir::new().expect("a directory");
+    let authority = Authority::new(dir.path(), "ca");
+    let (hub, image) = hub().await;
+    let own = authority.issue("127.0.0.1");
+    let larder = Larder::start(tls(&[&own], "") + &repository_config("hub", &[&hub])).await;
+    let client = client(&authority, None);
+    let layer = secure(&larder, &format!("v2/hub/team/app/blobs/{}", image.layer_digests()[0]));
+    for round in ["cold", "warm"] {
+        let tag = client.get(secure(&larder, "v2/hub/team/app/manifests/1")).send().await.expect("an answer");
+        assert_eq!(tag.bytes().await.expect("a body"), image.manifest.bytes, "{round}");
+        let blob = client.get(&layer).send().await.expect("an answer");
+        assert!(blob.bytes().await.expect("a body") == image.layers[0], "{round}");
+        let part = client.get(&layer).header("range", "bytes=1000000-1999999").send().await.expect("an answer");
+        assert!(part.bytes().await.expect("a body") == image.layers[0][1_000_000..2_000_000], "{round}");
+    }
+    // Who speaks plain HTTP here, or nothing at all, is no harm.
+    assert!(request("GET", larder.url() + "/v2/").try_send().await.is_err());
+    assert_eq!(client.get(&layer).send().await.expect("an answer").status(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renewed_certificate_is_shown_without_a_restart() {
+    let dir = tempfile::TempDir::new().expect("a directory");
+    let (old, new) = (Authority::new(dir.path(), "old"), Authority::new(dir.path(), "new"));
+    let (hub, _) = hub().await;
+    let (first, second) = (old.issue("127.0.0.1"), new.issue("127.0.0.1"));
+    let own = Certificate { certificate: dir.path().join("own.crt"), key: dir.path().join("own.key") };
+    let install = |from: &Certificate| {
+        std::fs::copy(&from.certificate, &own.certificate).expect("copied");
+        std::fs::copy(&from.key, &own.key).expect("copied");
+    };
+    install(&first);
+    let larder = Larder::start(tls(&[&own], "") + &repository_config("hub", &[&hub])).await;
+    let base = secure(&larder, "v2/");
+    let (before, after) = (client(&old, None), client(&new, None));
+    assert!(before.get(&base).send().await.is_ok() && after.get(&base).send().await.is_err());
+
+    // Half of it is no change: a certificate without its key.
+    std::fs::copy(&second.certificate, &own.certificate).expect("copied");
+    eventually("the mismatch is reported", async || larder.log().contains("is not the key of")).await;
+    assert!(client(&old, None).get(&base).send().await.is_ok());
+    install(&second);
+    eventually("the new one is shown", async || client(&new, None).get(&base).send().await.is_ok()).await;
+    // A connection that was open goes on.
+    assert!(before.get(&base).send().await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_name_has_its_own_certificate() {
+    let dir = tempfile::TempDir::new().expect("a directory");
+    let authority = Authority::new(dir.path(), "ca");
+    let (hub, _) = hub().await;
+    let (one, two) = (authority.issue("one.test"), authority.issue("two.test"));
+    let larder = Larder::start(tls(&[&one, &two], "") + &repository_config("hub", &[&hub])).await;
+    let address = larder.door("registry");
+    for (name, is_trusted) in [("one.test", true), ("two.test", true), ("three.test", false)] {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(authority.file()).expect("a certificate")).expect("a root");
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config =
+            ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().expect("versions");
+        let config = config.with_root_certificates(roots).with_no_client_auth();
+        let client = reqwest::Client::builder().no_proxy().tls_backend_preconfigured(config).resolve(name, address);
+        let url = format!("https://{name}:{}/v2/", address.port());
+        let answer = client.build().expect("a client").get(url).send().await;
+        assert_eq!(answer.is_ok(), is_trusted, "{name}: {answer:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn client_certificates_are_asked_for_as_configured() {
+    let dir = tempfile::TempDir::new().expect("a directory");
+    let (ours, theirs) = (Authority::new(dir.path(), "ours"), Authority::new(dir.path(), "theirs"));
+    let (hub, _) = hub().await;
+    let own = ours.issue("127.0.0.1");
+    let (friend, stranger) = (ours.issue("friend"), theirs.issue("stranger"));
+    let bundle = format!("client_ca_bundle = {:?}\n", ours.file().display().to_string());
+    for (auth, answers) in [
+        ("", [true, true, false]),
+        ("client_auth = \"optional\"", [true, true, false]),
+        ("client_auth = \"required\"", [false, true, false]),
+    ] {
+        let config = tls(&[&own], &(bundle.clone() + auth)) + &RepositoryConfig::new("hub").upstream(&hub).to_string();
+        let larder = Larder::start(config).await;
+        for (shown, is_let_in) in [None, Some(&friend), Some(&stranger)].into_iter().zip(answers) {
+            let answer = client(&ours, shown).get(secure(&larder, "v2/")).send().await;
+            assert_eq!(answer.is_ok(), is_let_in, "{auth} {shown:?}");
+        }
+    }
+}
