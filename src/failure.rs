@@ -15,6 +15,8 @@ pub struct Failure {
     pub retry_after: Option<Duration>,
     /// Whether asking again in a moment may well help.
     pub is_passing: bool,
+    /// Whether any upstream said that it does not have it, or not for us.
+    pub was_refused: bool,
 }
 
 /// In the order in which they are reported when several upstreams failed: what may still come right
@@ -63,12 +65,18 @@ impl FailureKind {
 
 impl Failure {
     pub fn new(kind: FailureKind, message: impl fmt::Display) -> Self {
-        Self { kind, message: message.to_string().into(), retry_after: None, is_passing: false }
+        let was_refused = matches!(kind, FailureKind::NotFound | FailureKind::Denied);
+        Self { kind, message: message.to_string().into(), retry_after: None, is_passing: false, was_refused }
     }
 
     pub fn with_retry_after(mut self, after: Option<Duration>) -> Self {
         self.retry_after = after;
         self
+    }
+
+    /// Whether another who asks may fare better.
+    pub fn is_of_who_asked(&self) -> bool {
+        matches!(self.kind, FailureKind::Denied | FailureKind::RateLimited)
     }
 
     /// Marks what may be over in a moment.
@@ -83,7 +91,9 @@ impl Failure {
 
     /// Of the failures of several upstreams, the one to report.
     pub fn more_telling(self, other: Self) -> Self {
-        if other.kind > self.kind { other } else { self }
+        let was_refused = self.was_refused || other.was_refused;
+        let told = if other.kind > self.kind { other } else { self };
+        Self { was_refused, ..told }
     }
 }
 

@@ -4,7 +4,10 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 
 use crate::clients::{podman_pulls_as, skopeo_copies_as};
-use crate::support::{Answer, Fault, Hub, Image, Larder, On, Options, RepositoryConfig, get, request};
+use crate::support::content::{OCI_INDEX, OCI_MANIFEST};
+use crate::support::{
+    Answer, Auth, Fault, Hub, Image, Larder, Manifest, On, Options, RepositoryConfig, eventually, get, request,
+};
 
 const PRIVATE: &str = "team/private";
 
@@ -89,22 +92,185 @@ async fn consent_is_remembered_for_as_long_as_it_is_configured() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_manifest_agreed_to_is_consent_to_what_it_names() {
-    let keys = "consent_max_age = \"1h\"\nmax_age = \"1h\"";
-    let Scene { hub, larder, image, .. } = scene(Options::with_tokens().private(PRIVATE, "you"), keys).await;
+async fn naming_somebody_elses_content_in_a_manifest_gives_no_right_to_it() {
+    let Scene { hub, larder, image, .. } = scene(Options::with_tokens(), "consent_max_age = \"1h\"").await;
     for url in
         [larder.manifest_url("hub/team/private", "1"), larder.blob_url("hub/team/private", &image.layer_digests()[0])]
     {
         assert_eq!(get_as(ME, &url).await.status, 200);
     }
-    hub.take_requests();
-    // The other has a right to it too: one HEAD for the tag, none for the layer.
-    for url in
-        [larder.manifest_url("hub/team/private", "1"), larder.blob_url("hub/team/private", &image.layer_digests()[0])]
-    {
-        assert_eq!(get_as(YOU, &url).await.status, 200);
+    // Which registries take: an index need not have what it lists, nor a foreign layer be there.
+    let entry =
+        |digest: &str, media_type: &str| serde_json::json!({"mediaType": media_type, "digest": digest, "size": 1});
+    let index = serde_json::json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [entry(&image.manifest.digest, OCI_MANIFEST)]});
+    let layers = serde_json::json!({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": entry(&image.config_digest(), "x/y"),
+        "layers": [entry(&image.layer_digests()[0], "application/vnd.oci.image.layer.nondistributable.v1.tar")]});
+    for (tag, document, media_type) in [("index", index, OCI_INDEX), ("layers", layers, OCI_MANIFEST)] {
+        hub.push_manifest("you/evil", Some(tag), &Manifest::new(document.to_string(), media_type));
+        assert_eq!(get_as(YOU, &larder.manifest_url("hub/you/evil", tag)).await.status, 200);
     }
-    assert_eq!((hub.count_on(On::manifest()), hub.count_on(On::blob())), (1, 0), "{}", hub.summary());
+    for who in [YOU, ""] {
+        for url in [
+            larder.manifest_url("hub/you/evil", &image.manifest.digest),
+            larder.blob_url("hub/you/evil", &image.layer_digests()[0]),
+            larder.blob_url("hub/you/evil", &image.config_digest()),
+        ] {
+            assert_eq!(get_as(who, &url).await.status, 404, "{url}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn consent_does_not_renew_itself() {
+    let Scene { hub, larder, image, .. } =
+        scene(Options::with_tokens(), "consent_max_age = \"1s\"\nmax_age = \"1h\"").await;
+    let digest = larder.manifest_url("hub/team/private", &image.manifest.digest);
+    let layer = larder.blob_url("hub/team/private", &image.layer_digests()[0]);
+    assert_eq!((get_as(ME, &digest).await.status, get_as(ME, &layer).await.status), (200, 200));
+    hub.configure(|options| options.private = vec![(PRIVATE.to_owned(), "you".to_owned())]);
+    hub.expire_tokens();
+    // Asked for all the time, and over all the same.
+    eventually("the manifest is refused", async || get_as(ME, &digest).await.status == 403).await;
+    eventually("the layer is refused", async || get_as(ME, &layer).await.status == 403).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_to_log_in_is_no_consent() {
+    let Scene { hub, larder, image, .. } =
+        scene(Options { auth: Auth::Basic, ..Options::default() }, "consent_max_age = \"0s\"").await;
+    let urls = [
+        larder.manifest_url("hub/team/private", "1"),
+        larder.manifest_url("hub/team/private", &image.manifest.digest),
+        larder.blob_url("hub/team/private", &image.layer_digests()[0]),
+    ];
+    for url in &urls {
+        assert_eq!(get_as(ME, url).await.status, 200);
+    }
+    let page = |headers: &[(&str, &str)], body: &str| Fault::reply(200, headers, body);
+    for fault in [
+        page(&[("content-type", "text/html")], "<title>Log in</title>"),
+        page(&[("content-type", "application/octet-stream")], "soon back"),
+        page(&[], ""),
+    ] {
+        hub.fault(On::any().before_auth(), fault.clone());
+        for who in [YOU, ""] {
+            for url in &urls {
+                let answer = get_as(who, url).await;
+                assert!(answer.status >= 400, "{who} {url} {fault:?}: {}", answer.status);
+            }
+        }
+        hub.clear_faults();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_counts_also_where_another_upstream_is_down() {
+    let (hub, mut down) = (
+        Hub::start(Options::with_tokens().user("me", "mine")).await,
+        Hub::start(Options::with_tokens().user("me", "mine")).await,
+    );
+    let image = Image::new(1);
+    hub.push_image(PRIVATE, "1", &image);
+    let config = RepositoryConfig::new("hub")
+        .set("client_credentials = \"pass\"\nconsent_max_age = \"0s\"")
+        .upstream(&hub)
+        .upstream(&down);
+    let larder = Larder::start(config).await;
+    let (tag, digest) =
+        (larder.manifest_url("hub/team/private", "1"), larder.manifest_url("hub/team/private", &image.manifest.digest));
+    assert_eq!((get_as(ME, &tag).await.status, get_as(ME, &digest).await.status), (200, 200));
+    hub.configure(|options| options.private = vec![(PRIVATE.to_owned(), "you".to_owned())]);
+    hub.expire_tokens();
+    down.stop().await;
+    for url in [&tag, &digest] {
+        let answer = get_as(ME, url).await;
+        assert!(answer.status >= 400, "{url}: {}", answer.status);
+    }
+    // Nor does a rate limit that the client brings about itself make an old consent good.
+    hub.fault(On::any(), Fault::status(429));
+    assert!(get_as(ME, &digest).await.status >= 400);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_private_is_forgotten_when_larders_own_credentials_are_to_decide() {
+    let hub = Hub::start(Options::with_tokens().user("me", "mine").private(PRIVATE, "me")).await;
+    let image = Image::new(1);
+    hub.push_image(PRIVATE, "1", &image);
+    let pass = RepositoryConfig::new("hub").set("client_credentials = \"pass\"\nimmutable_tags = true").upstream(&hub);
+    let ignore = RepositoryConfig::new("hub").set("immutable_tags = true").upstream(&hub);
+    for is_restarted in [false, true] {
+        let mut larder = Larder::start(&pass).await;
+        let (tag, layer) = (
+            larder.manifest_url("hub/team/private", "1"),
+            larder.blob_url("hub/team/private", &image.layer_digests()[0]),
+        );
+        assert_eq!((get_as(ME, &tag).await.status, get_as(ME, &layer).await.status), (200, 200));
+        larder.write_config(&ignore);
+        if is_restarted {
+            larder.restart().await;
+        } else {
+            eventually("it is read", async || larder.log().contains("the configuration was read again")).await;
+        }
+        let (tag, layer) = (
+            larder.manifest_url("hub/team/private", "1"),
+            larder.blob_url("hub/team/private", &image.layer_digests()[0]),
+        );
+        for who in ["", ME] {
+            assert_eq!((get_as(who, &tag).await.status, get_as(who, &layer).await.status), (403, 403), "{who}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_upstream_hides_from_one_client_stays_there_for_others() {
+    let Scene { mut hub, larder, image, .. } = scene(Options::with_tokens(), "on_upstream_404 = \"drop\"").await;
+    let tag = larder.manifest_url("hub/team/private", "1");
+    assert_eq!(get_as(ME, &tag).await.status, 200);
+    hub.fault(On::manifest().head().times(1), Fault::status(404));
+    assert_eq!(get_as(YOU, &tag).await.status, 403, "it has no token for it");
+    assert_eq!(get(&tag).await.status, 401);
+    hub.fault(On::manifest().before_auth(), Fault::status(404));
+    assert_eq!(get_as(YOU, &tag).await.status, 404);
+    hub.stop().await;
+    assert_eq!(get_as(ME, &tag).await.body, image.manifest.bytes);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_of_private_content_are_not_found_out_page_by_page() {
+    let Scene { hub, larder, .. } = scene(Options::with_tokens(), "").await;
+    assert_eq!(get_as(ME, &larder.manifest_url("hub/team/private", "1")).await.status, 200);
+    let page = get(format!("{}/v2/_catalog?n=1", larder.url())).await;
+    assert_eq!((page.json()["repositories"].clone(), page.header("link")), (serde_json::json!([]), ""));
+    drop(hub);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stranger_that_loses_its_rights_does_not_break_anothers_pull() {
+    let hub = Hub::start(Options::with_tokens().user("me", "mine").user("you", "yours")).await;
+    let image = Image::with_layers(1, &[4_000_000]);
+    hub.push_image(PRIVATE, "1", &image);
+    let config = RepositoryConfig::new("hub").set("client_credentials = \"pass\"").upstream_with(&hub, "parallel = 1");
+    let larder = Larder::start(config).await;
+    let digest = &image.layer_digests()[0];
+    let layer = larder.blob_url("hub/team/private", digest);
+    let begun = On::blob().get().reference(digest).times(1);
+    let gate = hub.gate(begun.clone(), 1_000_000);
+    hub.fault(begun, Fault::Short { after: 1_500_000 });
+    let pull = |who: &'static str| {
+        let layer = layer.clone();
+        tokio::spawn(async move { get_as(who, &layer).await })
+    };
+    let first = pull(ME);
+    gate.reached().await;
+    let second = pull(YOU);
+    eventually("the other has joined", async || hub.count_on(On::blob().head()) == 1).await;
+    // The transfer breaks off, and who began it is refused from now on.
+    hub.configure(|options| options.private = vec![(PRIVATE.to_owned(), "you".to_owned())]);
+    hub.expire_tokens();
+    gate.open();
+    let theirs = second.await.expect("no panic");
+    assert!(theirs.complete() && theirs.body == image.layers[0], "{:?}", theirs.error);
+    drop(first);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -193,8 +359,7 @@ async fn a_login_is_taken_or_refused_as_the_upstream_says() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upstream_with_basic_authentication_works_too() {
-    let Scene { hub: _hub, larder, image, .. } =
-        scene(Options { auth: crate::support::Auth::Basic, ..Options::default() }, "").await;
+    let Scene { hub: _hub, larder, image, .. } = scene(Options { auth: Auth::Basic, ..Options::default() }, "").await;
     let tag = larder.manifest_url("hub/team/private", "1");
     assert_eq!(get_as(ME, &tag).await.body, image.manifest.bytes);
     assert_eq!((get_as(YOU, &tag).await.status, get_as("", &tag).await.status), (403, 401));

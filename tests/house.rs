@@ -16,7 +16,7 @@ const ROOMS: [(&str, &[&str]); 12] = [
     ("cache", &["config", "failure", "index", "oci", "store", "telemetry"]),
     ("upstream", &["config", "failure", "oci", "telemetry"]),
     ("pull", &["cache", "config", "failure", "index", "oci", "telemetry", "upstream"]),
-    ("listen", &["pull"]),
+    ("listen", &["config", "pull"]),
     ("admin", &["cache", "failure", "index", "oci", "pull", "telemetry", "upstream"]),
     ("cli", &["admin", "cache", "config", "listen", "pull", "telemetry"]),
 ];

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use crate::support::{
-    Authority, Fault, ForwardProxy, Hub, Image, Larder, On, Options, Redirect, RepositoryConfig, TlsFront, get,
+    Authority, Fault, ForwardProxy, Hub, Image, Larder, On, Options, Redirect, RepositoryConfig, TlsFront, get, request,
 };
 
 const NAME: &str = "hub/team/app";
@@ -96,5 +96,18 @@ async fn redirects_end_somewhere() {
         // The first and three redirects, all that once more at most.
         assert!(hub.requests().len() <= 8, "{location}: {}", hub.summary());
         fault.lift();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_behind_a_trusted_proxy_are_told_to_stay_on_tls() {
+    let (hub, _) = hub(Options::with_tokens()).await;
+    let pass = RepositoryConfig::new("hub").set("client_credentials = \"pass\"").upstream(&hub).to_string();
+    for (trusted, scheme) in [("[\"127.0.0.0/8\"]", "https"), ("[\"10.0.0.0/8\"]", "http")] {
+        let larder = Larder::start(format!("[server]\ntrusted_proxies = {trusted}\n{pass}")).await;
+        let base = request("GET", format!("{}/v2/", larder.url()));
+        let asked = base.header("host", "mirror.test").header("x-forwarded-proto", "https").send().await;
+        let challenge = asked.header("www-authenticate");
+        assert!(challenge.contains(&format!("realm=\"{scheme}://mirror.test/token\"")), "{challenge}");
     }
 }

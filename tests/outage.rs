@@ -201,3 +201,17 @@ async fn the_next_upstream_is_asked_before_the_client_gives_up() {
     let larder = Larder::start(&repository_config("hub", &[&hung, &good])).await;
     assert_eq!(get(larder.manifest_url("hub/team/app", "1")).await.body, image.manifest.bytes);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_that_drips_is_not_waited_for() {
+    let (slow, good) = (Hub::start(Options::default()).await, Hub::start(Options::default()).await);
+    let image = Image::new(1);
+    for hub in [&slow, &good] {
+        hub.push_image("team/app", "1", &image);
+    }
+    // Each byte comes in time, and all of them would take minutes.
+    slow.fault(On::manifest().get(), Fault::Throttle { bytes_per_second: 2, chunk: 1 });
+    let config = RepositoryConfig::new("hub").upstream_with(&slow, "timeout = \"2s\"").upstream(&good);
+    let larder = Larder::start(&config.to_string()).await;
+    assert_eq!(get(larder.manifest_url("hub/team/app", "1")).await.body, image.manifest.bytes);
+}

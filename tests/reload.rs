@@ -144,3 +144,14 @@ async fn rules_for_tags_apply_and_change() {
     eventually("another is there", async || checks(&larder, "latest").await == 0).await;
     assert_eq!(checks(&larder, "v1").await, 1);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_is_being_replaced_does_not_mean_the_defaults() {
+    let hub = hub_with("team/app", &Image::new(1)).await;
+    let mut larder = Larder::start(repository_config("hub", &[&hub])).await;
+    larder.write_config("\n");
+    eventually("it is refused", async || larder.log().contains("gone or empty")).await;
+    assert!(serves(&larder, "hub/team/app").await);
+    larder.write_config(repository_config("other", &[&hub]));
+    eventually("what comes then is taken", async || serves(&larder, "other/team/app").await).await;
+}

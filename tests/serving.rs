@@ -243,8 +243,8 @@ async fn content_of_one_repository_is_shown_in_another_only_if_its_upstream_has_
     let (a, b) = (Hub::start(Options::default()).await, Hub::start(Options::default()).await);
     let image = Image::new(1);
     a.push_image("team/app", "1", &image);
-    let config = repository_config("a", &[&a]) + &repository_config("b", &[&b]);
-    let larder = Larder::start(&config).await;
+    let b_config = RepositoryConfig::new("b").set("negative_max_age = \"0s\"").upstream(&b).to_string();
+    let larder = Larder::start(&(repository_config("a", &[&a]) + &b_config)).await;
     let digest = &image.layer_digests()[0];
     assert_eq!(get(larder.blob_url("a/team/app", digest)).await.status, 200);
     assert_eq!(get(larder.manifest_url("a/team/app", "1")).await.status, 200);

@@ -10,6 +10,7 @@ pub mod flight;
 pub mod freshness;
 pub mod hot;
 mod limits;
+mod passes;
 mod pins;
 pub mod ranges;
 mod read;
@@ -37,6 +38,7 @@ use crate::telemetry::Metrics;
 use fill::{Fills, Joined, Room};
 use flight::Flights;
 use hot::Hot;
+use passes::Passes;
 use space::Space;
 
 /// Most fills at once. Each holds at most two buffers of 1 MiB and one upstream connection; more
@@ -96,6 +98,24 @@ impl Cache {
     /// Takes in what is stored and keeps the cache within its limits; runs until the process ends.
     pub async fn look_after_space(self: Arc<Self>) {
         self.space.clone().run().await;
+    }
+
+    /// Forgets what came in by clients' own credentials where `config` has Larder's own decide instead. To
+    /// be done before anything is answered by it.
+    pub async fn forget_what_was_private(&self, config: &Config) -> Result<(), Failure> {
+        let dir = config.cache.dir.clone();
+        let passes = blocking(move || Passes::read(&dir)).await?;
+        let forgotten = passes.to_forget(config);
+        for repository in &forgotten {
+            tracing::info!(repository, "what clients' own credentials brought in is forgotten");
+            self.purge(Purge::Repository(repository.clone())).await?;
+        }
+        let config = config.clone();
+        let written = blocking(move || passes.write(&config, &forgotten)).await?;
+        if let Err(error) = written {
+            tracing::error!(%error, "which repositories have client_credentials = \"pass\" cannot be noted");
+        }
+        Ok(())
     }
 
     /// Keeps within other limits from now on. May block for as long as a start takes.
@@ -347,9 +367,9 @@ impl Cache {
         self.index.write(Write::Listing { repository, page, listing });
     }
 
-    /// Names with cached content behind `last`, in order.
-    pub async fn catalog(&self, last: String, count: usize) -> Result<Vec<String>, Failure> {
-        self.read(move |index| index.catalog(&last, count)).await
+    /// Names with cached content of these repositories behind `last`, in order.
+    pub async fn catalog(&self, repositories: Vec<String>, last: String, count: usize) -> Result<Vec<String>, Failure> {
+        self.read(move |index| index.catalog(&repositories, &last, count)).await
     }
 
     /// Takes content out: rows first, then files. Readers that have a file open go on.

@@ -48,6 +48,8 @@ pub enum Content {
 pub struct Aside {
     pub digest: Digest,
     pub origin: Arc<dyn Origin>,
+    /// Whether the running fill was begun for who reads.
+    pub is_own: bool,
 }
 
 impl Content {
@@ -150,7 +152,8 @@ impl Reader {
                     self.reading.attempt = Some(readable.attempt);
                     (readable.file, readable.until)
                 }
-                Err(failure) if failure.kind.is_of_the_store() => {
+                // Where it was begun for somebody else, their rights and limits are not ours.
+                Err(failure) if failure.kind.is_of_the_store() || (!aside.is_own && failure.is_of_who_asked()) => {
                     tracing::warn!(digest = %aside.digest, %failure, "a transfer goes on uncached");
                     return self.go_aside(aside).await;
                 }

@@ -81,6 +81,8 @@ enum Made {
     None,
     /// Not yet; a further step may help.
     More,
+    /// What is stored is just being taken in: nobody knows.
+    Unknown,
 }
 
 /// How the files compare with what is known of them.
@@ -318,7 +320,8 @@ impl Space {
         };
         self.pins_changed();
         if is_sorted_anew {
-            let result = self.index.flush_blocking().and_then(|()| self.load());
+            // Room is made again when all is known, what came in meanwhile too.
+            let result = self.index.flush_blocking().and_then(|()| self.load_objects());
             let result = result.and_then(|()| self.census(true).map(drop).map_err(IndexError::Io));
             if let Err(error) = result {
                 self.metrics.errors.inc();
@@ -459,6 +462,9 @@ impl Space {
     fn make_room(&self, wanted: u64) -> io::Result<Made> {
         // One at a time: room counts as made when the files are gone.
         let _making_room = self.making_room.lock().unwrap_or_else(PoisonError::into_inner);
+        if !*self.loaded.borrow() {
+            return Ok(Made::Unknown);
+        }
         // What was just asked for is not to be the first to go.
         self.take_in_uses();
         let filesystem = rustix::fs::statvfs(&self.dir)?;
@@ -567,21 +573,25 @@ impl Space {
 
     async fn reserve_bytes(self: Arc<Self>, bytes: u64) -> Result<Reservation, Failure> {
         let failed = |why: String| Failure::new(FailureKind::Storage, why);
-        // The wait is for one read of the index at the start; the sender lives as long as `self`.
-        let loaded = self.loaded.subscribe().wait_for(|loaded| *loaded).await.map(drop);
-        loaded.map_err(|_| failed("the cache is closing".to_owned()))?;
-        let space = self.clone();
-        let fits = tokio::task::spawn_blocking(move || space.make_room(bytes));
-        match fits.await {
-            Ok(Ok(Made::Room)) => Ok(Reservation::new(move || {
-                self.reserved.fetch_sub(bytes, Ordering::Relaxed);
-            })),
-            Ok(Ok(Made::None | Made::More)) => {
-                let message = format!("{bytes} bytes do not fit into cache.max_size and cache.min_free");
-                Err(Failure::new(FailureKind::NoRoom, message))
-            }
-            Ok(Err(error)) => Err(failed(format!("cannot tell how full the disk is: {error}"))),
-            Err(error) => Err(failed(error.to_string())),
+        loop {
+            // The wait is for one read of the index, at the start or after a change; the sender lives as
+            // long as `self`.
+            let loaded = self.loaded.subscribe().wait_for(|loaded| *loaded).await.map(drop);
+            loaded.map_err(|_| failed("the cache is closing".to_owned()))?;
+            let space = self.clone();
+            let fits = tokio::task::spawn_blocking(move || space.make_room(bytes));
+            return match fits.await {
+                Ok(Ok(Made::Unknown)) => continue,
+                Ok(Ok(Made::Room)) => Ok(Reservation::new(move || {
+                    self.reserved.fetch_sub(bytes, Ordering::Relaxed);
+                })),
+                Ok(Ok(Made::None | Made::More)) => {
+                    let message = format!("{bytes} bytes do not fit into cache.max_size and cache.min_free");
+                    Err(Failure::new(FailureKind::NoRoom, message))
+                }
+                Ok(Err(error)) => Err(failed(format!("cannot tell how full the disk is: {error}"))),
+                Err(error) => Err(failed(error.to_string())),
+            };
         }
     }
 }

@@ -124,7 +124,7 @@ fn convert(arguments: &Convert) -> Result<(), CommandError> {
         Some(file) => write_new(file, &converted.toml)?,
     }
     for warning in &converted.warnings {
-        eprintln!("larder: {warning}");
+        eprintln!("larder: {}", config::printable(warning));
     }
     Ok(())
 }

@@ -1,5 +1,7 @@
 //! Taking in a changed configuration while running.
 
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -21,11 +23,26 @@ pub struct Reload {
     log: LogLevel,
     /// The configuration in force.
     config: Arc<Mutex<Config>>,
+    /// The files that had something in them at the start.
+    begun_with: Vec<PathBuf>,
 }
 
 impl Reload {
-    pub fn new(sources: Sources, pull: Arc<Pull>, tls: Tls, log: LogLevel, config: Arc<Mutex<Config>>) -> Self {
-        Self { sources, pull, tls, log, config }
+    pub fn new(
+        sources: Sources,
+        begun_with: Vec<PathBuf>,
+        pull: Arc<Pull>,
+        tls: Tls,
+        log: LogLevel,
+        config: Arc<Mutex<Config>>,
+    ) -> Self {
+        Self { sources, begun_with, pull, tls, log, config }
+    }
+
+    /// Those of the configuration's own files that have something in them. Blocks.
+    pub fn written(sources: &Sources) -> Vec<PathBuf> {
+        let is_written = |file: &PathBuf| fs::read_to_string(file).is_ok_and(|text| !text.trim().is_empty());
+        sources.files().into_iter().filter(is_written).collect()
     }
 
     /// Takes in what changes, or on SIGHUP; runs until the process ends. A configuration that cannot be
@@ -60,9 +77,12 @@ impl Reload {
     }
 
     /// Returns the files to watch from now on. Blocks.
-    fn load(&self) -> Vec<std::path::PathBuf> {
+    fn load(&self) -> Vec<PathBuf> {
         let Loaded { config, files } = self.sources.load();
-        let applied = config.map_err(|error| error.to_string()).and_then(|config| self.apply(config));
+        let applied = match self.emptied() {
+            Some(file) => Err(format!("{} is gone or empty, which would mean the built-in defaults", file.display())),
+            None => config.map_err(|error| error.to_string()).and_then(|config| self.apply(config)),
+        };
         let metrics = self.pull.metrics();
         match applied {
             Ok(()) => metrics.reloaded(true),
@@ -74,8 +94,18 @@ impl Reload {
         files
     }
 
+    /// A file that had something in it when we started and now has not: one that is being replaced, rather
+    /// than one that means that everything is to be as built in.
+    fn emptied(&self) -> Option<&Path> {
+        let is_empty =
+            |file: &&PathBuf| fs::read_to_string(file).is_ok_and(|text| text.trim().is_empty()) || !file.exists();
+        self.begun_with.iter().find(is_empty).map(PathBuf::as_path)
+    }
+
     fn apply(&self, config: Config) -> Result<(), String> {
         // What can fail goes first.
+        let forgetting = self.pull.cache().forget_what_was_private(&config);
+        tokio::runtime::Handle::current().block_on(forgetting).map_err(|failure| failure.to_string())?;
         let tls = Tls::prepare(config.server.tls.as_ref()).map_err(|error| error.to_string())?;
         self.pull.apply(&config).map_err(|error| error.to_string())?;
         self.tls.set(tls);

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, watch as channel};
 use tokio::task::JoinSet;
 
 use super::WRONG_CONFIGURATION;
@@ -26,6 +26,7 @@ pub fn run(files: &[PathBuf]) -> ExitCode {
     // Before it is read: what is changed while we start is not to be missed.
     let mut watch = Watch::new(sources.files_to_watch());
     let read_at = SystemTime::now();
+    let begun_with = Reload::written(&sources);
     let Loaded { config, files } = sources.load();
     watch.follow(files, read_at);
     let config = match config {
@@ -42,7 +43,7 @@ pub fn run(files: &[PathBuf]) -> ExitCode {
             return ExitCode::from(WRONG_CONFIGURATION);
         }
     };
-    match start(config, sources, watch, log) {
+    match start(config, Files { sources, begun_with, watch }, log) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(%error, "larder cannot run");
@@ -51,21 +52,30 @@ pub fn run(files: &[PathBuf]) -> ExitCode {
     }
 }
 
-fn start(config: Config, sources: Sources, watch: Watch, log: LogLevel) -> Result<(), AnyError> {
+/// What the configuration came from.
+struct Files {
+    sources: Sources,
+    /// Those that had something in them.
+    begun_with: Vec<PathBuf>,
+    watch: Watch,
+}
+
+fn start(config: Config, files: Files, log: LogLevel) -> Result<(), AnyError> {
     let metrics = Arc::new(Metrics::default());
     let cache = Arc::new(Cache::open(&config, metrics.clone())?);
     let pull = Pull::new(&config, cache, metrics)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let result = runtime.block_on(serve(config, pull, sources, watch, log));
+    let result = runtime.block_on(serve(config, pull, files, log));
     // A fill that is still running is taken up again by the next request for it.
     runtime.shutdown_background();
     result
 }
 
-async fn serve(config: Config, pull: Arc<Pull>, sources: Sources, watch: Watch, log: LogLevel) -> Result<(), AnyError> {
+async fn serve(config: Config, pull: Arc<Pull>, files: Files, log: LogLevel) -> Result<(), AnyError> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let hangups = signal(SignalKind::hangup())?;
+    pull.cache().forget_what_was_private(&config).await.map_err(|failure| failure.to_string())?;
     let tls = Tls::new(config.server.tls.as_ref())?;
     let registry = listen::bind("registry", &config.server.listen).await?;
     let admin = listen::bind("admin", &config.admin.listen).await?;
@@ -76,11 +86,12 @@ async fn serve(config: Config, pull: Arc<Pull>, sources: Sources, watch: Watch, 
         "ready"
     );
 
-    let (stop, stopped) = watch::channel(None);
+    let (stop, stopped) = channel::channel(None);
     let permits = config.server.max_connections.map(|limit| Arc::new(Semaphore::new(limit)));
     let space = tokio::spawn(pull.cache().clone().look_after_space());
     let current = Arc::new(Mutex::new(config));
-    let reload = Reload::new(sources, pull.clone(), tls.clone(), log, current.clone());
+    let Files { sources, begun_with, watch } = files;
+    let reload = Reload::new(sources, begun_with, pull.clone(), tls.clone(), log, current.clone());
     let reloading = tokio::spawn(reload.run(watch, hangups));
     let mut doors = JoinSet::new();
     for listener in registry {

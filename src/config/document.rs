@@ -43,7 +43,11 @@ impl Document {
     pub fn value(&mut self, key: &str, value: &Value, comment: Option<&str>) {
         let line = format!("{} = {value}", quoted(key));
         self.text += &match comment {
-            Some(comment) => format!("{line:<width$}# {}\n", printable(comment), width = COMMENTS.max(line.len() + 2)),
+            Some(comment) => {
+                // A width beyond 16 bits is more than the formatter takes.
+                let blanks = " ".repeat(COMMENTS.saturating_sub(line.len()).max(2));
+                format!("{line}{blanks}# {}\n", printable(comment))
+            }
             None => format!("{line}\n"),
         };
     }
@@ -54,7 +58,7 @@ impl Document {
 }
 
 /// Comments in TOML hold no control characters.
-fn printable(text: &str) -> String {
+pub fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 

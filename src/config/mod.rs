@@ -26,6 +26,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use credentials::{Credentials, Helper, Login};
+pub use document::printable;
 pub use error::ConfigError;
 pub use proxy::{Proxies, Proxy};
 pub use raw::{LogFormat, Logging, OnUpstream404, Pattern, Policy};
@@ -34,7 +35,7 @@ pub use secret::Secret;
 pub use show::Effective;
 pub use tls::{ClientRoots, ServerTls};
 pub use units::{Amount, Limit};
-pub use upstream::{HostHeaders, Upstream, UpstreamTls, UpstreamUrl};
+pub use upstream::{HostHeaders, Upstream, UpstreamTls, UpstreamUrl, says_who};
 pub use watch::Watch;
 
 use tree::Node;
@@ -56,6 +57,8 @@ pub struct Server {
     pub listen: Vec<SocketAddr>,
     /// The prefix of the repository that serves names which no other rule matches.
     pub default_repository: Option<String>,
+    /// Whose `X-Forwarded-For`, `X-Forwarded-Proto` and `Forwarded` are believed.
+    pub trusted_proxies: Vec<ipnet::IpNet>,
     /// How long running transfers may go on after a request to stop.
     pub shutdown_grace: Duration,
     /// `None`: no limit.
@@ -209,6 +212,7 @@ impl Config {
             server: Server {
                 listen: file.server.listen.0,
                 default_repository,
+                trusted_proxies: file.server.trusted_proxies.iter().map(|network| network.0).collect(),
                 shutdown_grace: file.server.shutdown_grace.0,
                 max_connections: usize::try_from(file.server.max_connections).ok().filter(|&limit| limit > 0),
                 tls,

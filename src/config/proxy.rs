@@ -23,6 +23,12 @@ pub struct Proxies {
 }
 
 impl Proxies {
+    /// The proxies' own hosts.
+    pub fn hosts(&self) -> Vec<String> {
+        let urls = [&self.http, &self.https].into_iter().flatten().filter_map(|url| Url::parse(url.reveal()).ok());
+        urls.filter_map(|url| Some(url.host_str()?.to_owned())).collect()
+    }
+
     pub fn of_environment(variables: &[(String, String)]) -> Self {
         let read = |name: &str| {
             let mut found = variables.iter().filter(|(key, value)| key.eq_ignore_ascii_case(name) && !value.is_empty());

@@ -45,6 +45,7 @@ pub struct Server {
     pub listen: Addresses,
     /// `None` is the built-in default, which may be absent from a file of other repositories.
     pub default_repository: Option<String>,
+    pub trusted_proxies: Vec<Network>,
     pub shutdown_grace: Span,
     pub max_connections: u64,
     /// `None`: plain HTTP.
@@ -56,6 +57,7 @@ impl Default for Server {
         Self {
             listen: Addresses(vec![SocketAddr::from(([127, 0, 0, 1], 5000))]),
             default_repository: None,
+            trusted_proxies: Vec::new(),
             shutdown_grace: Span(Duration::from_secs(30)),
             max_connections: 0,
             tls: None,
@@ -222,6 +224,7 @@ pub struct Upstream {
     pub parallel: u8,
     pub max_connections: u32,
     pub token_realms: Vec<String>,
+    pub redirect_hosts: Vec<String>,
     /// A URL, `none`, or empty for what the environment says.
     #[serde(serialize_with = "proxy_without_password")]
     pub http_proxy: Secret,
@@ -253,6 +256,7 @@ impl Default for Upstream {
             parallel: 4,
             max_connections: 32,
             token_realms: Vec::new(),
+            redirect_hosts: Vec::new(),
             http_proxy: Secret::default(),
             headers: BTreeMap::new(),
             insecure_skip_verify: false,
@@ -299,6 +303,28 @@ impl Default for Logging {
 pub enum LogFormat {
     Text,
     Json,
+}
+
+/// Addresses of a network, or one address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Network(pub ipnet::IpNet);
+
+impl TryFrom<String> for Network {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let network = text.parse::<ipnet::IpNet>().or_else(|_| text.parse::<std::net::IpAddr>().map(Into::into));
+        network.map(Self).map_err(|_| {
+            format!("`{text}` is no network; write for example \"10.0.0.0/8\", \"fd00::/8\" or \"127.0.0.1\"")
+        })
+    }
+}
+
+impl From<Network> for String {
+    fn from(network: Network) -> Self {
+        network.0.to_string()
+    }
 }
 
 /// One socket address or a list of them.

@@ -31,6 +31,8 @@ pub struct Upstream {
     pub max_connections: usize,
     /// Further hosts that may receive the credentials.
     pub token_realms: Vec<String>,
+    /// Hosts that it may lead to wherever they are, those of `token_realms` among them.
+    pub redirect_hosts: Vec<String>,
     pub proxy: Proxy,
     /// Added to each request; the values are marked sensitive.
     pub headers: Vec<(HeaderName, HeaderValue)>,
@@ -127,7 +129,7 @@ fn check_headers(
     let checked = written.iter().map(|(name, value)| {
         let parsed = (name.parse::<HeaderName>(), HeaderValue::from_str(value.reveal()));
         let (Ok(name), Ok(mut value)) = parsed else {
-            return Err(format!("`{name}` is no header name or its value has control characters"));
+            return Err("one of its names is no header name, or its value has control characters".to_owned());
         };
         value.set_sensitive(true);
         Ok((name, value))
@@ -156,6 +158,9 @@ pub fn check(
             "the repository has client_credentials = \"pass\", so the clients' own are used; remove one of them";
         return Err(invalid(key, message.to_owned()));
     }
+    if passes {
+        refuse_own_identity(&written, &url.origin, around).map_err(|(key, message)| invalid(key, message))?;
+    }
     let tls = check_tls(check, &written).map_err(|(key, message)| invalid(key, message))?;
     let headers = check_headers(&written.headers).map_err(|message| invalid("headers", message))?;
     let proxy = Proxy::choose(&written.http_proxy, &url.origin, &around.proxies)
@@ -171,10 +176,10 @@ pub fn check(
     if written.parallel == 0 {
         return Err(invalid("parallel", "at least one connection is needed".to_owned()));
     }
-    for host in &written.token_realms {
-        if host.is_empty() || host.contains(['/', ' ', '*']) {
-            let message = format!("`{host}` is no host; write for example token_realms = [\"auth.example.com\"]");
-            return Err(invalid("token_realms", message));
+    for (key, hosts) in [("token_realms", &written.token_realms), ("redirect_hosts", &written.redirect_hosts)] {
+        if let Some(at) = hosts.iter().position(|host| host.is_empty() || host.contains(['/', ' ', '*', '@', '?'])) {
+            let message = format!("its entry {} is no host; write for example {key} = [\"auth.example.com\"]", at + 1);
+            return Err(invalid(key, message));
         }
     }
     Ok(Upstream {
@@ -186,11 +191,43 @@ pub fn check(
         timeout: written.timeout.0,
         parallel: usize::from(written.parallel),
         max_connections: written.max_connections as usize,
-        token_realms: written.token_realms.iter().map(|host| host.to_ascii_lowercase()).collect(),
+        token_realms: lower(&written.token_realms),
+        redirect_hosts: [lower(&written.token_realms), lower(&written.redirect_hosts)].concat(),
         proxy,
         headers,
         host_headers: around.host_headers.clone(),
     })
+}
+
+/// Whether a header tells who asks.
+pub fn says_who(name: &HeaderName) -> bool {
+    *name == http::header::AUTHORIZATION || *name == http::header::COOKIE
+}
+
+/// Where the clients' own credentials decide, what Larder itself would show lets everybody in.
+fn refuse_own_identity(written: &raw::Upstream, origin: &Url, around: &Around) -> Result<(), (&'static str, String)> {
+    let why = |what: &str| {
+        format!(
+            "the repository has client_credentials = \"pass\", and {what} would let everybody in; remove one of them"
+        )
+    };
+    let mut names = written.headers.keys().filter_map(|name| name.parse::<HeaderName>().ok());
+    if names.any(|name| says_who(&name)) {
+        return Err(("headers", why("Authorization or Cookie of the configuration")));
+    }
+    let mut ours =
+        around.host_headers.iter().filter(|headers| headers.concern(origin)).flat_map(|headers| &headers.set);
+    if ours.any(|(name, _)| says_who(name)) {
+        return Err(("url", why("Authorization or Cookie of [headers] for this host")));
+    }
+    if written.client_certificate.is_some() {
+        return Err(("client_certificate", why("a certificate of Larder's own")));
+    }
+    Ok(())
+}
+
+fn lower(hosts: &[String]) -> Vec<String> {
+    hosts.iter().map(|host| host.to_ascii_lowercase()).collect()
 }
 
 fn check_tls(check: &Check<'_>, written: &raw::Upstream) -> Result<UpstreamTls, (&'static str, String)> {
@@ -220,8 +257,8 @@ impl UpstreamUrl {
         if text.is_empty() {
             return Err("it is missing; write for example url = \"https://registry-1.docker.io\"".to_owned());
         }
-        // Before an `@` there may be a password.
-        let shown = if text.contains('@') { "this".to_owned() } else { format!("`{text}`") };
+        // Before an `@` there may be a password, behind a `?` a token.
+        let shown = if text.contains(['@', '?']) { "this".to_owned() } else { format!("`{text}`") };
         let mut url = Url::parse(text).map_err(|error| {
             format!("{shown} is no URL ({error}); write for example \"https://registry-1.docker.io\"")
         })?;
@@ -232,7 +269,7 @@ impl UpstreamUrl {
             return Err("a user name and password do not belong in the URL; use `username` and `password`".to_owned());
         }
         if url.query().is_some() || url.fragment().is_some() {
-            return Err(format!("{shown} has a query or fragment, which an upstream's URL cannot have"));
+            return Err("it has a query or fragment, which an upstream's URL cannot have".to_owned());
         }
         let path = url.path().trim_matches('/');
         let namespace = match path.strip_prefix("v2") {

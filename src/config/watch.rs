@@ -29,6 +29,7 @@ enum Mark {
         device: u64,
         inode: u64,
         modified: SystemTime,
+        changed: (i64, i64),
         size: u64,
     },
     /// It was read, and may have changed since.
@@ -93,7 +94,8 @@ fn mark(file: &PathBuf) -> Mark {
         return Mark::Absent;
     };
     let modified = meta.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-    Mark::Present { device: meta.dev(), inode: meta.ino(), modified, size: meta.size() }
+    let changed = (meta.ctime(), meta.ctime_nsec());
+    Mark::Present { device: meta.dev(), inode: meta.ino(), modified, changed, size: meta.size() }
 }
 
 #[cfg(test)]

@@ -192,7 +192,7 @@ fn addresses_and_hosts() {
         (repository("namespace = \"\""), "2: `repository.x.namespace`: it is empty; write namespace = [] for none"),
         (
             upstream("token_realms = [\"https://auth.example/\"]"),
-            "3: `repository.x.upstream[0].token_realms`: `https://auth.example/` is no host; write for example token_realms = [\"auth.example.com\"]",
+            "3: `repository.x.upstream[0].token_realms`: its entry 1 is no host; write for example token_realms = [\"auth.example.com\"]",
         ),
     ]);
 }
@@ -347,7 +347,7 @@ fn proxies_and_headers() {
         ),
         (
             upstream("headers = { \"X Key\" = \"geheim\" }"),
-            "3: `repository.x.upstream[0].headers`: `X Key` is no header name or its value has control characters",
+            "3: `repository.x.upstream[0].headers`: one of its names is no header name, or its value has control characters",
         ),
         (
             upstream("headers = { X-Key = 5 }"),
@@ -363,7 +363,7 @@ fn proxies_and_headers() {
         ),
         (
             "[headers.\"ghcr.io\".set]\nA = \"geheim\\n\"".to_owned(),
-            "1: `headers.\"ghcr.io\".set`: `A` is no header name or its value has control characters",
+            "1: `headers.\"ghcr.io\".set`: one of its names is no header name, or its value has control characters",
         ),
     ]);
 }
@@ -539,4 +539,53 @@ fn no_message_holds_a_secret() {
             assert!(!said.contains("geheim"), "{said}");
         }
     }
+}
+
+#[test]
+fn the_clients_own_credentials_and_larders() {
+    let pass = |repository: &str, upstream: &str, more: &str| {
+        format!(
+            "[repository.x]\nclient_credentials = \"pass\"\n{repository}\n[[repository.x.upstream]]\nurl = \"https://x.example\"\n{upstream}\n{more}"
+        )
+    };
+    refused([
+        (
+            pass("", "headers = { authorization = \"Bearer geheim\" }", ""),
+            "6: `repository.x.upstream[0].headers`: the repository has client_credentials = \"pass\", and Authorization or Cookie of the configuration would let everybody in; remove one of them",
+        ),
+        (
+            pass("", "", "[headers.\"*.example\".set]\nCookie = \"geheim\""),
+            "5: `repository.x.upstream[0].url`: the repository has client_credentials = \"pass\", and Authorization or Cookie of [headers] for this host would let everybody in; remove one of them",
+        ),
+        (
+            pass("", "client_certificate = \"c.pem\"\nclient_private_key = \"k.pem\"", ""),
+            "6: `repository.x.upstream[0].client_certificate`: the repository has client_credentials = \"pass\", and a certificate of Larder's own would let everybody in; remove one of them",
+        ),
+    ]);
+}
+
+#[test]
+fn the_door() {
+    refused([
+        (
+            "[server]\ntrusted_proxies = [\"10.0.0.0/33\"]".to_owned(),
+            "2: `server.trusted_proxies[0]`: `10.0.0.0/33` is no network; write for example \"10.0.0.0/8\", \"fd00::/8\" or \"127.0.0.1\"",
+        ),
+        (
+            "[server.tls]\nprivate_key = \"k.pem\"".to_owned(),
+            "1: `server.tls.certificate`: it is missing; write for example certificate = \"fullchain.pem\", and take [server.tls] out for plain HTTP",
+        ),
+        (
+            "[server.tls]\ncertificate = [\"a.pem\", \"b.pem\"]\nprivate_key = \"a.key\"".to_owned(),
+            "3: `server.tls.private_key`: there are 1 for 2 certificates; each needs its own",
+        ),
+        (
+            "[server.tls]\ncertificate = \"/nowhere/a.pem\"\nprivate_key = \"/nowhere/a.key\"".to_owned(),
+            "2: `server.tls.certificate`: cannot read certificates from /nowhere/a.pem: I/O error: No such file or directory (os error 2)",
+        ),
+        (
+            "[server.tls]\nclient_auth = \"maybe\"".to_owned(),
+            "2: `server.tls.client_auth`: `maybe` is not one of `optional`, `required`",
+        ),
+    ]);
 }

@@ -236,14 +236,18 @@ impl Index {
     }
 
     /// At most `count` names with cached content, as `repository/name` in byte order, behind `last`.
-    pub fn catalog(&self, last: &str, count: usize) -> Result<Vec<String>, IndexError> {
-        const SQL: &str = "SELECT repository || '/' || name AS path FROM tags WHERE path > ?1 \
-                           UNION SELECT repository || '/' || name AS path FROM manifests WHERE path > ?1 \
-                           ORDER BY path LIMIT ?2";
+    pub fn catalog(&self, repositories: &[String], last: &str, count: usize) -> Result<Vec<String>, IndexError> {
+        const SQL: &str = "WITH wanted AS (SELECT value FROM json_each(?3)) \
+             SELECT repository || '/' || name AS path FROM tags \
+             WHERE path > ?1 AND repository IN (SELECT value FROM wanted) \
+             UNION SELECT repository || '/' || name AS path FROM manifests \
+             WHERE path > ?1 AND repository IN (SELECT value FROM wanted) \
+             ORDER BY path LIMIT ?2";
+        let wanted = serde_json::to_string(repositories).unwrap_or_default();
         self.readers.with(|connection| {
             let mut statement = connection.prepare_cached(SQL)?;
-            let rows =
-                statement.query_map(params![last, i64::try_from(count).unwrap_or(i64::MAX)], |row| row.get(0))?;
+            let rows = statement
+                .query_map(params![last, i64::try_from(count).unwrap_or(i64::MAX), wanted], |row| row.get(0))?;
             rows.collect()
         })
     }

@@ -29,7 +29,9 @@ impl Pull {
         let refuse = Refusal::of(Wanted::Blob);
         // A store that cannot be read is no reason to fail: the upstream may still answer.
         if let Ok(Some(content)) = self.cache.stored(&digest).await {
-            self.confirm(target, Stored::Blob, &digest).await.map_err(&refuse)?;
+            if let Content::Complete { stored, .. } = &content {
+                self.confirm(target, Stored::Blob(stored.size), &digest).await.map_err(&refuse)?;
+            }
             return self.answer_hit(request, &digest, content).await;
         }
         if request.method == Method::HEAD {
@@ -39,9 +41,7 @@ impl Pull {
         self.negative.recall(target, &page).map_err(&refuse)?;
 
         let mut joined = self.join(target, &digest).map_err(&refuse)?;
-        if !joined.1 && self.is_foreign(target, &joined.0) {
-            self.confirm(target, Stored::Blob, &digest).await.map_err(&refuse)?;
-        }
+        let is_foreign = !joined.1 && self.is_foreign(target, &joined.0);
         let mut begun = joined.0.size().await;
         if begun.is_err() && !joined.1 {
             // The fill was somebody else's, perhaps through another upstream; ours may do better.
@@ -49,15 +49,18 @@ impl Pull {
             begun = joined.0.size().await;
         }
         let (fill, is_first) = joined;
-        if is_first && begun.is_ok() {
-            self.agreed_to_blob(target, &digest);
+        match &begun {
+            Ok(_) if is_first => self.consents.given(target, &digest),
+            // What was begun for others is ours if our upstream says so.
+            Ok(size) if is_foreign => self.confirm_running(target, &digest, *size).await.map_err(&refuse)?,
+            _ => {}
         }
-        let aside = Aside { digest, origin: self.origin(target, &digest) };
+        let aside = Aside { digest, origin: self.origin(target, &digest), is_own: is_first };
         let content = match begun {
             Ok(_) => self.cache.growing(fill, aside),
             // Our own disk is no reason to fail a pull.
             Err(failure) if failure.kind.is_of_the_store() => {
-                let asked = self.ask_whether_it_has(target, Stored::Blob, &digest).await;
+                let asked = self.ask_for_size(target, &digest).await;
                 let size = asked.map_err(&refuse)?;
                 Content::Uncached { aside, size }
             }
@@ -84,6 +87,22 @@ impl Pull {
             respond::blob(&request.headers, digest, content, &state).await?
         };
         Ok(Answer { response, state })
+    }
+
+    /// As [`Pull::confirm`], for a blob of which perhaps not even the size is known yet.
+    async fn confirm_running(
+        self: &Arc<Self>,
+        target: &Target,
+        digest: &Digest,
+        size: Option<u64>,
+    ) -> Result<(), Failure> {
+        match size {
+            Some(size) => self.confirm(target, Stored::Blob(size), digest).await,
+            None if target.repository.config.client_consent.is_some() && self.consents.is_fresh(target, digest) => {
+                Ok(())
+            }
+            None => self.ask_for_size(target, digest).await.map(drop),
+        }
     }
 
     /// Whether a running fill was begun for others, so that our own upstream has to say whether it has
@@ -117,7 +136,7 @@ impl Pull {
         let page = format!("blobs/{digest}");
         self.negative.recall(target, &page)?;
         let life = target.repository.config.tags.negative_max_age;
-        let size = self.ask_whether_it_has(target, Stored::Blob, digest).await;
+        let size = self.ask_for_size(target, digest).await;
         let size = size.inspect_err(|failure| self.negative.remember(target, &page, life, failure))?;
         let state = CacheState::Miss { collapsed: false };
         Ok(Answer { response: respond::blob_head(digest, size, &state), state })

@@ -94,7 +94,7 @@ impl Pull {
                 let (pull, asked) = (self.clone(), target.clone());
                 let work = || async move { pull.fetch_list(&asked, page).await };
                 let (fetched, is_first) =
-                    self.listings.run((repository.to_owned(), key.clone(), target.who.clone()), work).await;
+                    self.listings.run((repository.to_owned(), key.clone(), target.who.id()), work).await;
                 match (fetched, cached) {
                     (Ok(listing), _) => (listing, CacheState::Miss { collapsed: !is_first }),
                     (Err(failure), Some(listing))
@@ -173,19 +173,13 @@ impl Pull {
         let asked = query.n.as_deref().and_then(|n| n.parse().ok()).unwrap_or(CATALOG_PAGE);
         let count = asked.min(CATALOG_PAGE);
         let last = query.last.clone().unwrap_or_default();
-        let names = self.cache.catalog(last, count + 1).await.map_err(Refusal::of(Wanted::Name))?;
+        // What clients' own credentials brought in is nobody else's to know, nor what is not served any more.
+        let routing = self.routing();
+        let shown = routing.repositories().iter().filter(|repository| repository.config.client_consent.is_none());
+        let repositories = shown.map(|repository| repository.prefix().to_owned()).collect();
+        let names = self.cache.catalog(repositories, last, count + 1).await.map_err(Refusal::of(Wanted::Name))?;
         let page = &names[..count.min(names.len())];
-        // What clients' own credentials brought in is nobody else's to know.
-        let hidden: Vec<_> = self
-            .routing()
-            .repositories()
-            .iter()
-            .filter(|repository| repository.config.client_consent.is_some())
-            .map(|repository| format!("{}/", repository.prefix()))
-            .collect();
-        let shown: Vec<_> =
-            page.iter().filter(|name| !hidden.iter().any(|prefix| name.starts_with(prefix.as_str()))).collect();
-        let mut response = json_response(json!({ "repositories": shown }).to_string().into(), "application/json");
+        let mut response = json_response(json!({ "repositories": page }).to_string().into(), "application/json");
         if let (Some(last), true) = (page.last(), names.len() > count) {
             let query = url::form_urlencoded::Serializer::new(String::new())
                 .append_pair("n", &count.to_string())

@@ -86,7 +86,7 @@ impl Pull {
             Ok(()) => {
                 let (pull, asked, tag, key) = (self.clone(), target.clone(), tag.clone(), key.clone());
                 self.checks
-                    .run((key.clone(), target.who.clone()), || async move { pull.check_tag(&asked, tag, key).await })
+                    .run((key.clone(), target.who.id()), || async move { pull.check_tag(&asked, tag, key).await })
                     .await
             }
             Err(absent) => (Err(absent), false),
@@ -101,7 +101,7 @@ impl Pull {
             }
             ((Err(failure), _), Some((entry, manifest)))
                 if freshness::may_serve_stale(policy, failure.kind, entry.checked_at.age())
-                    && self.may_rely_on_old_consent(target, &entry.digest, &failure) =>
+                    && self.consents.holds_through(&failure, target, &entry.digest) =>
             {
                 self.negative.remember(target, &page, policy.negative_max_age, &failure);
                 let since = entry.checked_at.to_system_time();
@@ -121,7 +121,7 @@ impl Pull {
     /// Checks a tag for those who come next; nobody waits for it.
     fn check_behind(self: &Arc<Self>, target: &Target, tag: &Tag, key: &TagKey) {
         let (pull, target, tag, key) = (self.clone(), target.clone(), tag.clone(), key.clone());
-        self.checks.begin((key.clone(), target.who.clone()), || async move {
+        self.checks.begin((key.clone(), target.who.id()), || async move {
             let checked = pull.check_tag(&target, tag, key.clone()).await;
             if let Err(failure) = &checked {
                 let policy = target.repository.config.policy_of(&key.tag);
@@ -174,7 +174,7 @@ impl Pull {
             checked_at: Timestamp::now(),
         };
         self.cache.put_tag(key, entry);
-        self.agreed(target, &checked.manifest);
+        self.consents.given(target, &checked.manifest.digest);
         Ok(checked)
     }
 
@@ -190,21 +190,18 @@ impl Pull {
         let stored = self.cache.manifest(digest).await.ok().flatten();
         if let Some(manifest) = stored {
             self.confirm(target, Stored::Manifest, digest).await?;
-            if self.consents.is_fresh(target, digest) {
-                self.agreed_to_children(target, &manifest);
-            }
             let since = manifest.stored_at.to_system_time();
             return Ok(Found { manifest, state: CacheState::Hit { since } });
         }
         let page = format!("manifests/{digest}");
         self.negative.recall(target, &page)?;
-        let key = (target.repository.prefix().to_owned(), target.name.clone(), *digest, target.who.clone());
+        let key = (target.repository.prefix().to_owned(), target.name.clone(), *digest, target.who.id());
         let (pull, asked, wanted) = (self.clone(), target.clone(), *digest);
         let work = || async move { pull.fetch_manifest(&asked, wanted, None).await };
         let (fetched, is_first) = self.fetches.run(key, work).await;
         let life = target.repository.config.tags.negative_max_age;
         let Fetched(manifest) = fetched.inspect_err(|failure| self.negative.remember(target, &page, life, failure))?;
-        self.agreed(target, &manifest);
+        self.consents.given(target, digest);
         Ok(Found { manifest, state: CacheState::Miss { collapsed: !is_first } })
     }
 

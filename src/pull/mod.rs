@@ -4,6 +4,7 @@ mod blob;
 mod consent;
 mod credentials;
 mod error;
+mod forwarded;
 mod listing;
 mod manifest;
 mod negative;
@@ -33,7 +34,7 @@ use crate::oci::route::{Object, Route};
 use crate::oci::{Digest, Name, Reference};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::{Kind, Outcome};
-use crate::upstream::{BuildError, Clients, Who};
+use crate::upstream::{BuildError, Clients, WhoId};
 use consent::Consents;
 use credentials::{NoRandomness, Sealer};
 use negative::Negative;
@@ -57,15 +58,16 @@ pub struct Pull {
     negative: Negative,
     /// Upstreams that sent wrong content.
     rejected: Arc<Rejected>,
-    checks: Flights<(TagKey, Who), manifest::Checked>,
-    fetches: Flights<(String, Name, Digest, Who), manifest::Fetched>,
-    confirmations: Flights<(String, String, Who), Option<u64>>,
-    listings: Flights<(String, String, Who), Listing>,
+    checks: Flights<(TagKey, WhoId), manifest::Checked>,
+    fetches: Flights<(String, Name, Digest, WhoId), manifest::Fetched>,
+    confirmations: Flights<(String, String, WhoId), Option<u64>>,
+    listings: Flights<(String, String, WhoId), Listing>,
 }
 
 /// What follows from the configuration.
 struct Live {
     routing: Arc<Routing>,
+    trusted_proxies: Vec<ipnet::IpNet>,
     log_access: bool,
 }
 
@@ -119,12 +121,16 @@ impl Pull {
     /// are configured as before keep what is known of them.
     pub fn apply(&self, config: &Config) -> Result<(), PullError> {
         self.live.store(Arc::new(Live::new(config, &self.clients, &self.metrics)?));
+        self.consents.clear();
+        self.negative.clear();
+        self.rejected.clear();
         Ok(())
     }
 
     /// Answers one request. Where the body is made of pages of a mapped file, its [`Mapping`] is among
     /// the extensions of the response.
     pub async fn handle(self: &Arc<Self>, mut request: Parts, client: Client) -> Response<Body> {
+        let client = forwarded::client(client, &request.headers, &self.live.load().trusted_proxies);
         let mut observation = self.observe(&request, client);
         request.extensions.insert(client);
         let mut response = match self.dispatch(&request, &mut observation).await {
@@ -188,6 +194,7 @@ impl Pull {
             answer => answer?,
         };
         observation.answered(state.outcome());
+        routing.served(&path, &target);
         if let Some(value) = namespace.and_then(|namespace| HeaderValue::from_str(namespace).ok()) {
             response.headers_mut().insert(OCI_NAMESPACE, value);
         }
@@ -198,7 +205,8 @@ impl Pull {
 impl Live {
     fn new(config: &Config, clients: &Clients, metrics: &Arc<Metrics>) -> Result<Self, BuildError> {
         let routing = Arc::new(Routing::new(config, clients, metrics)?);
-        Ok(Self { routing, log_access: config.logging.access })
+        let trusted_proxies = config.server.trusted_proxies.clone();
+        Ok(Self { routing, trusted_proxies, log_access: config.logging.access })
     }
 }
 

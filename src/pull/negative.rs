@@ -6,7 +6,7 @@ use quick_cache::sync::Cache;
 
 use super::routing::Target;
 use crate::failure::{Failure, FailureKind};
-use crate::upstream::Who;
+use crate::upstream::WhoId;
 
 /// Absences kept at most; a client can ask for any number of names.
 const ENTRIES: usize = 10_000;
@@ -14,7 +14,7 @@ const ENTRIES: usize = 10_000;
 /// Confirmed absences, by repository, page and who was told.
 pub struct Negative(Cache<Key, (Instant, Failure)>);
 
-type Key = (String, String, Who);
+type Key = (String, String, WhoId);
 
 impl Default for Negative {
     fn default() -> Self {
@@ -23,6 +23,11 @@ impl Default for Negative {
 }
 
 impl Negative {
+    /// Forgets all: the upstreams may be others now.
+    pub fn clear(&self) {
+        self.0.clear();
+    }
+
     /// The failure that is remembered for `page` of a target's repository.
     pub fn recall(&self, target: &Target, page: &str) -> Result<(), Failure> {
         let key = key(target, page);
@@ -45,5 +50,5 @@ impl Negative {
 }
 
 fn key(target: &Target, page: &str) -> Key {
-    (target.repository.prefix().to_owned(), format!("{}/{page}", target.name), target.who.clone())
+    (target.repository.prefix().to_owned(), format!("{}/{page}", target.name), target.who.id())
 }

@@ -21,6 +21,11 @@ impl Default for Rejected {
 }
 
 impl Rejected {
+    /// Forgets all: the upstreams may be others now.
+    pub fn clear(&self) {
+        self.0.clear();
+    }
+
     pub fn reject(&self, repository: &str, digest: &Digest, upstream: usize) {
         let key = (repository.to_owned(), *digest);
         let before = self.bits(&key);

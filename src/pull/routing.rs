@@ -31,6 +31,8 @@ pub struct Target {
     pub name: Name,
     /// As whom its upstreams are asked.
     pub who: Who,
+    /// Whether only a scope and the tag led here.
+    pub is_by_tag: bool,
 }
 
 /// What of a request decides where it goes.
@@ -113,9 +115,9 @@ impl Routing {
         if let Some((at, rest)) = self.longest_prefix(asked.path) {
             return self.target(at, rest);
         }
-        let at = self.at_scope(asked).or(self.default);
-        match at {
-            Some(at) => self.target(at, asked.path),
+        let (at, is_by_tag) = self.at_scope(asked);
+        match at.or(self.default) {
+            Some(at) => Ok(Target { is_by_tag, ..self.target(at, asked.path)? }),
             // A malformed name is malformed wherever it might have gone.
             None => {
                 let name: Name = asked.path.parse()?;
@@ -155,7 +157,8 @@ impl Routing {
         rest.unwrap_or(path)
     }
 
-    fn at_scope(&self, asked: Asked<'_>) -> Option<usize> {
+    /// The repository of a scope, and whether the tag led there.
+    fn at_scope(&self, asked: Asked<'_>) -> (Option<usize>, bool) {
         let with_tag = asked.tag.map(|tag| format!("{}:{tag}", asked.path));
         let first = |text: &str| {
             let matches = |repository: &Arc<Repository>| {
@@ -167,12 +170,17 @@ impl Routing {
         let by_name = first(asked.path);
         let by_tag = with_tag.and_then(|text| first(&text)).filter(|at| by_name.is_none_or(|by_name| *at < by_name));
         match (by_tag, by_name) {
-            (Some(at), _) => {
-                self.scoped.insert(asked.path.to_owned(), at);
-                Some(at)
-            }
-            (None, None) if asked.tag.is_none() => self.scoped.get(asked.path),
-            (None, at) => at,
+            (Some(at), _) => (Some(at), true),
+            (None, None) if asked.tag.is_none() => (self.scoped.get(asked.path), false),
+            (None, at) => (at, false),
+        }
+    }
+
+    /// A tag was served: what is asked of its name by digest goes the same way from now on.
+    pub fn served(&self, path: &str, target: &Target) {
+        let at = self.by_prefix.get(target.repository.prefix()).filter(|_| target.is_by_tag);
+        if let Some(at) = at.filter(|at| self.scoped.get(path) != Some(**at)) {
+            self.scoped.insert(path.to_owned(), *at);
         }
     }
 
@@ -199,7 +207,7 @@ impl Routing {
         let is_one_part = !name.as_str().contains('/');
         let name =
             if repository.config.implies_library && is_one_part { format!("library/{name}").parse()? } else { name };
-        Ok(Target { repository, name, who: Who::Larder })
+        Ok(Target { repository, name, who: Who::Larder, is_by_tag: false })
     }
 }
 

@@ -12,7 +12,7 @@ use url::Url;
 
 use super::helper::Helper;
 use super::token::{TokenAnswer, basic_header};
-use super::who::Who;
+use super::who::{Who, digest};
 use crate::config::{Credentials, Login};
 use crate::failure::{Failure, FailureKind};
 use crate::oci::challenge::Challenge;
@@ -27,6 +27,14 @@ pub struct TokenRequest {
     pub login: Option<Arc<Login>>,
 }
 
+impl TokenRequest {
+    fn id(&self) -> [u8; 32] {
+        let who = self.login.clone().map_or(Who::Anonymous, Who::Login).id();
+        let service = self.service.as_deref().unwrap_or_default();
+        digest(&[who.as_bytes(), self.realm.as_str().as_bytes(), service.as_bytes(), self.scope.as_bytes()])
+    }
+}
+
 /// Fetches a token; the client's HTTP side, kept apart so that this module decides and does not dial.
 pub trait FetchToken {
     async fn fetch_token(&self, request: &TokenRequest, who: &Who) -> Result<TokenAnswer, Failure>;
@@ -37,6 +45,8 @@ const DEFAULT_LIFE: Duration = Duration::from_secs(60);
 const MAX_LIFE: Duration = Duration::from_secs(24 * 3600);
 /// How long a refused login is not tried again: services lock accounts that fail too often.
 const REFUSED_LIFE: Duration = Duration::from_secs(10);
+/// Longest token taken; real ones have some thousand bytes.
+const MAX_TOKEN: usize = 32 * 1024;
 /// Tokens kept per upstream; one is needed for each repository name pulled.
 const MAX_TOKENS: usize = 4096;
 
@@ -57,7 +67,8 @@ pub struct Auth {
     trusted_realms: Vec<String>,
     /// The challenge last met; requests for further names need not be refused first.
     scheme: Mutex<Scheme>,
-    tokens: Mutex<HashMap<TokenRequest, Arc<Slot>>>,
+    /// By a digest of the request.
+    tokens: Mutex<HashMap<[u8; 32], Arc<Slot>>>,
 }
 
 /// Larder's own credentials.
@@ -238,10 +249,7 @@ impl Auth {
         let Some(host) = realm.host_str().map(str::to_ascii_lowercase) else {
             return false;
         };
-        if self.trusted_realms.contains(&host) {
-            return true;
-        }
-        if host == self.host {
+        if host == self.host || self.trusted_realms.contains(&host) {
             return realm.scheme() == "https" || !self.is_tls;
         }
         let is_name = |host: &str| host.parse::<std::net::IpAddr>().is_err() && !host.starts_with('[');
@@ -302,12 +310,12 @@ impl Auth {
                 tokens.clear();
             }
         }
-        tokens.entry(request.clone()).or_default().clone()
+        tokens.entry(request.id()).or_default().clone()
     }
 
     /// Drops a token that was refused; one that was fetched since stays.
     fn forget(&self, request: &TokenRequest, refused: &HeaderValue) {
-        let slot = self.tokens.lock().unwrap_or_else(PoisonError::into_inner).get(request).cloned();
+        let slot = self.tokens.lock().unwrap_or_else(PoisonError::into_inner).get(&request.id()).cloned();
         // Whoever holds the lock is fetching another one.
         if let Some(mut kept) = slot.as_ref().and_then(|slot| slot.try_lock().ok())
             && kept.token.as_ref().is_some_and(|token| token.header == *refused)
@@ -324,7 +332,7 @@ impl Authorization {
 }
 
 fn into_token(answer: TokenAnswer, now: Instant) -> Option<Token> {
-    let text = answer.access_token.or(answer.token).filter(|token| !token.is_empty())?;
+    let text = answer.access_token.or(answer.token).filter(|token| (1..=MAX_TOKEN).contains(&token.len()))?;
     let mut header = HeaderValue::from_str(&format!("Bearer {text}")).ok()?;
     header.set_sensitive(true);
     let life = life(answer.expires_in.as_ref());
@@ -381,6 +389,7 @@ mod tests {
         assert!(!trusts(&address, "http://127.0.0.2/token"));
         let tls = auth("https://r.example", &[]);
         assert!(!trusts(&tls, "http://r.example/token"), "never from TLS to plain text");
+        assert!(!trusts(&hub, "http://other.example/token"), "nor where it is named");
         let pages = auth("https://a.github.io", &[]);
         assert!(!trusts(&pages, "https://b.github.io/token"), "github.io is a public suffix");
     }

@@ -151,6 +151,13 @@ impl Upstream {
         is_free && self.transport.budget().is_none_or(|budget| !budget.is_below_floor(now))
     }
 
+    /// It answered, if at all, so slowly that it is not waited for any longer.
+    pub(super) fn took_too_long(&self, after: Duration) -> Failure {
+        let failure = errors::timeout(self.label(), "an answer as a whole", after);
+        self.transport.note_failure(&failure, false, Instant::now());
+        failure
+    }
+
     /// Whether it takes `who` in: what `docker login` wants to know.
     pub async fn greet(&self, who: &Who) -> Result<(), Failure> {
         let mut url = self.config.url.origin.clone();
@@ -216,22 +223,70 @@ impl Upstream {
     /// The size of a blob, without fetching it; `None` when the upstream knows the blob and does not
     /// say how long it is. Where storage refuses HEAD, one byte is asked for instead.
     pub async fn head_blob(&self, who: &Who, name: &Name, digest: &Digest) -> Result<Option<u64>, Failure> {
-        let mut ask = self.ask(Method::HEAD, who, name, &format!("blobs/{digest}"), None);
+        let ask = self.ask(Method::HEAD, who, name, &format!("blobs/{digest}"), None);
         let response = self.send(&ask, &self.scope(name)).await?;
         let redirected = !self.transport.is_own(response.url());
         let refused = refuses_head(response.status()) || (redirected && response.status() == StatusCode::FORBIDDEN);
         if !refused {
             let response = self.transport.successful(response)?;
+            self.refuse_pages(&response, digest)?;
             return Ok(content_length(response.headers()));
         }
-        ask.method = Method::GET;
+        self.size_by_range(who, name, digest).await
+    }
+
+    async fn size_by_range(&self, who: &Who, name: &Name, digest: &Digest) -> Result<Option<u64>, Failure> {
+        let mut ask = self.ask(Method::GET, who, name, &format!("blobs/{digest}"), None);
         ask.headers.insert(RANGE, HeaderValue::from_static("bytes=0-0"));
         let response = self.send(&ask, &self.scope(name)).await?;
         let response = self.transport.successful(response)?;
+        self.refuse_pages(&response, digest)?;
         Ok(match content_range(response.headers()) {
             Some((_, total)) => total,
             None => content_length(response.headers()),
         })
+    }
+
+    /// A page for people, such as one to log in, is no answer about a blob.
+    fn refuse_pages(&self, response: &Response, digest: &Digest) -> Result<(), Failure> {
+        let is_page =
+            media_type(response.headers()).is_some_and(|media_type| media_type.as_str().starts_with("text/html"));
+        let is_other = content_digest(response.headers()).is_some_and(|stated| stated != *digest);
+        if is_page || is_other {
+            return Err(self.transport.wrong(format!("answered with something else than {digest}")));
+        }
+        Ok(())
+    }
+
+    /// Has the upstream show that it has a blob which is known to have `size` bytes: by its length, or where
+    /// it does not tell that, by the blob itself. An answer alone is no proof: login pages have 200 too.
+    pub async fn proves_blob(&self, who: &Who, name: &Name, digest: &Digest, size: u64) -> Result<(), Failure> {
+        let told = match self.head_blob(who, name, digest).await? {
+            Some(told) => Some(told),
+            None => self.size_by_range(who, name, digest).await?,
+        };
+        match told {
+            Some(told) if told == size => Ok(()),
+            Some(told) => Err(self
+                .transport
+                .wrong(format!("says that {digest} has {told} bytes; what has that digest has {size}"))),
+            None => self.fetch_to_verify(who, name, digest, size).await,
+        }
+    }
+
+    async fn fetch_to_verify(&self, who: &Who, name: &Name, digest: &Digest, size: u64) -> Result<(), Failure> {
+        let mut body = self.blob(who, name, digest, 0, None).await?.body;
+        let (mut hasher, mut count) = (digest.algorithm().hasher(), 0);
+        while let Some(bytes) = body.next().await {
+            let bytes = bytes?;
+            count += bytes.len() as u64;
+            if count > size {
+                break;
+            }
+            hasher.update(&bytes);
+        }
+        let is_it = count == size && hasher.finish() == *digest;
+        is_it.then_some(()).ok_or_else(|| self.transport.wrong(format!("sent something else as {digest}")))
     }
 
     /// Opens a blob from offset `from` to `until` or its end. Nothing of it is verified yet.

@@ -17,7 +17,11 @@ const PAUSE: Duration = Duration::from_millis(200);
 
 /// The upstreams of one repository, in order of preference; never empty.
 #[derive(Clone)]
-pub struct Upstreams(Arc<[Arc<Upstream>]>);
+pub struct Upstreams {
+    clients: Arc<[Arc<Upstream>]>,
+    /// For each of them to answer in, whatever it takes: redirects, tokens, the whole of a document.
+    limits: Arc<[Duration]>,
+}
 
 /// All clients that are in use: what is configured alike is one client, with one health, one budget and
 /// one set of tokens, also over a change of the configuration.
@@ -46,25 +50,27 @@ impl Clients {
 impl Upstreams {
     pub fn new(configs: &[config::Upstream], clients: &Clients, metrics: &Arc<Metrics>) -> Result<Self, BuildError> {
         let share = BUDGET / u32::try_from(configs.len()).unwrap_or(u32::MAX).max(1);
+        // The last may take what it is configured to take: nobody comes after it.
+        let is_last = |at: usize| at + 1 == configs.len();
         let upstreams = configs.iter().enumerate().map(|(at, config)| {
-            // The last may take what it is configured to take: nobody comes after it.
-            let is_last = at + 1 == configs.len();
-            let patience = if is_last { config.timeout } else { config.timeout.min(share) };
+            let patience = if is_last(at) { config.timeout } else { config.timeout.min(share) };
             clients.client(config, patience, metrics)
         });
-        Ok(Self(upstreams.collect::<Result<Vec<_>, _>>()?.into()))
+        let limits = configs.iter().enumerate();
+        let limits = limits.map(|(at, config)| if is_last(at) { config.timeout * 2 + BUDGET } else { share });
+        Ok(Self { clients: upstreams.collect::<Result<Vec<_>, _>>()?.into(), limits: limits.collect() })
     }
 
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.clients.len()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.clients.is_empty()
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &Upstream> {
-        self.0.iter().map(AsRef::as_ref)
+        self.clients.iter().map(AsRef::as_ref)
     }
 
     /// Whether one of them may be asked for what no client waits for.
@@ -117,7 +123,12 @@ impl Upstreams {
         let mut failed: Option<Failure> = None;
         let mut passing = Vec::new();
         for &at in order {
-            match ask(at).await {
+            let limit = self.limits[at];
+            let answer = match tokio::time::timeout(limit, ask(at)).await {
+                Ok(answer) => answer,
+                Err(_) => Err(self[at].took_too_long(limit)),
+            };
+            match answer {
                 Ok(answer) => return Ok((at, answer)),
                 Err(failure) => {
                     tracing::debug!(upstream = self[at].label(), kind = failure.kind.as_str(), %failure, "an upstream failed");
@@ -158,7 +169,7 @@ impl std::ops::Index<usize> for Upstreams {
     type Output = Upstream;
 
     fn index(&self, at: usize) -> &Upstream {
-        &self.0[at]
+        &self.clients[at]
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use base64::Engine;
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
+use rustix::process::Pid;
 use serde::Deserialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
@@ -91,7 +92,11 @@ impl Helper {
                 tracing::info!(%program, server = self.config.server, "the credential helper has nothing for this server");
                 return Ok(None);
             }
-            return Err(failed(&if said.is_empty() { "it failed without a word".to_owned() } else { said }));
+            // What a failing program prints may be anything; it is for the log, unless it looks like an answer.
+            if !said.contains(['{', '"']) {
+                tracing::warn!(%program, said, "the credential helper failed");
+            }
+            return Err(failed(&"it failed; the log may say why"));
         }
         let answer: Answer =
             serde_json::from_slice(&output).map_err(|_| failed(&"its answer is not what the protocol says"))?;
@@ -107,8 +112,10 @@ impl Helper {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
-            .kill_on_drop(true)
+            // Its own group, so that what it starts ends with it.
+            .process_group(0)
             .spawn()?;
+        let _group = Group(child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)));
         if let Some(mut stdin) = child.stdin.take() {
             // One that does not read its input may still answer.
             let _ = stdin.write_all(self.config.server.as_bytes()).await;
@@ -118,6 +125,18 @@ impl Helper {
             stdout.take(MAX_OUTPUT).read_to_end(&mut output).await?;
         }
         Ok((child.wait().await?.success(), output))
+    }
+}
+
+/// The processes of a helper; they end when this is dropped.
+struct Group(Option<Pid>);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(group) = self.0 {
+            // Mostly they are gone by then.
+            let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+        }
     }
 }
 
@@ -187,9 +206,9 @@ mod tests {
         let (_dir, none) = helper("echo 'credentials not found in native keychain'; exit 1");
         assert_eq!(none.login().await.expect("no failure"), None);
         let (_dir, broken) = helper("echo 'no session'; exit 1");
-        assert!(broken.login().await.expect_err("a failure").message().ends_with(": no session"));
-        let (_dir, silent) = helper("exit 3");
-        assert!(silent.login().await.expect_err("a failure").message().ends_with("without a word"));
+        assert!(broken.login().await.expect_err("a failure").message().ends_with(": it failed; the log may say why"));
+        let (_dir, torn) = helper("echo '{\"Secret\":\"geheim\"}'; exit 1");
+        assert!(!torn.login().await.expect_err("a failure").message().contains("geheim"));
         let (_dir, strange) = helper("echo geheim");
         assert!(!strange.login().await.expect_err("a failure").message().contains("geheim"));
         let (_dir, endless) = helper("cat /dev/zero");

@@ -18,4 +18,4 @@ mod who;
 pub use budget::Budget;
 pub use client::{BlobAnswer, BuildError, ListAnswer, ManifestAnswer, ManifestHead, Status, Upstream};
 pub use fallback::{Clients, Upstreams};
-pub use who::Who;
+pub use who::{Who, WhoId};

@@ -58,7 +58,7 @@ impl Kind {
             Self::Loopback
         } else if address.is_unicast_link_local() {
             Self::LinkLocal
-        } else if address.is_unique_local() {
+        } else if address.is_unique_local() || is_site_local(address) || is_local_nat64(address) {
             Self::Private
         } else if address.is_multicast() {
             Self::Nobody
@@ -75,9 +75,25 @@ impl Kind {
 /// The IPv4 address inside: mapped (`::ffff:0:0/96`), or for NAT64 (RFC 6052).
 fn embedded(address: Ipv6Addr) -> Option<Ipv4Addr> {
     let [a, b, c, d, e, f, high, low] = address.segments();
-    let nat64 = [a, b, c, d, e, f] == [0x64, 0xff9b, 0, 0, 0, 0];
-    let inner = || Ipv4Addr::from((u32::from(high) << 16) | u32::from(low));
-    address.to_ipv4_mapped().or_else(|| nat64.then(inner))
+    let v4 = |high: u16, low: u16| Ipv4Addr::from((u32::from(high) << 16) | u32::from(low));
+    match [a, b, c, d, e, f] {
+        [0x64, 0xff9b, 0, 0, 0, 0] => Some(v4(high, low)),
+        // 6to4 (RFC 3056)
+        [0x2002, high, low, ..] => Some(v4(high, low)),
+        // The old form of compatible addresses; ::1 and :: are none.
+        [0, 0, 0, 0, 0, 0] if high != 0 => Some(v4(high, low)),
+        _ => address.to_ipv4_mapped(),
+    }
+}
+
+/// fec0::/10, given up by RFC 3879 and still routed inside.
+fn is_site_local(address: Ipv6Addr) -> bool {
+    address.segments()[0] & 0xffc0 == 0xfec0
+}
+
+/// 64:ff9b:1::/48 (RFC 8215)
+fn is_local_nat64(address: Ipv6Addr) -> bool {
+    address.segments()[..3] == [0x64, 0xff9b, 1]
 }
 
 /// What one upstream may lead to. Also resolves names for its client, so that the address that is
@@ -86,15 +102,17 @@ pub struct Reach {
     own_host: String,
     /// Hosts that the configuration names, wherever they are.
     trusted: Vec<String>,
+    /// Where requests go on their way; not to be led to.
+    proxies: Vec<String>,
     /// The kinds of the upstream's own addresses, as bits.
     own: AtomicU8,
 }
 
 impl Reach {
-    pub fn new(origin: &Url, trusted: &[String]) -> Self {
+    pub fn new(origin: &Url, trusted: &[String], proxies: Vec<String>) -> Self {
         let own_host = origin.host_str().unwrap_or_default().to_ascii_lowercase();
         let own = literal(origin).map_or(0, |address| Kind::of(address).bit());
-        Self { own_host, trusted: trusted.to_vec(), own: AtomicU8::new(own) }
+        Self { own_host, trusted: trusted.to_vec(), proxies, own: AtomicU8::new(own) }
     }
 
     /// Whether to go to the host of `url`, as far as the URL itself tells; names are judged when they
@@ -114,14 +132,22 @@ impl Reach {
         kind == Kind::Public || own & kind.bit() != 0 || is_near
     }
 
+    /// Of which kind the upstream is. Its own name service says so: one that is public as well does not
+    /// open our network by another address, and a link-local one opens nothing.
+    fn learn(&self, addresses: &[SocketAddr]) {
+        let kinds = addresses.iter().fold(0, |kinds, address| kinds | Kind::of(address.ip()).bit());
+        let inside = Kind::Private.bit() | Kind::Loopback.bit();
+        let own = if kinds & Kind::Public.bit() == 0 { kinds & inside } else { 0 };
+        self.own.store(own, Ordering::Relaxed);
+    }
+
     /// Of the addresses of a host, those that we may go to.
     fn judge(&self, host: &str, addresses: Vec<SocketAddr>) -> io::Result<Vec<SocketAddr>> {
         if host.eq_ignore_ascii_case(&self.own_host) {
-            let kinds = addresses.iter().fold(0, |kinds, address| kinds | Kind::of(address.ip()).bit());
-            self.own.fetch_or(kinds, Ordering::Relaxed);
+            self.learn(&addresses);
             return Ok(addresses);
         }
-        if self.is_trusted(host) {
+        if self.is_trusted(host) || self.proxies.iter().any(|proxy| proxy == host) {
             return Ok(addresses);
         }
         let allowed: Vec<_> = addresses.into_iter().filter(|address| self.allows(address.ip())).collect();
@@ -135,7 +161,7 @@ impl Reach {
 /// What to say of a host that we are not to go to.
 pub fn refusal(host: &str) -> String {
     format!(
-        "it leads to {host}, an address inside another network than its own; if that is meant, name the host in token_realms"
+        "it leads to {host}, an address inside another network than its own; if that is meant, name the host in redirect_hosts"
     )
 }
 
@@ -166,7 +192,8 @@ mod tests {
     use super::*;
 
     fn reach(origin: &str) -> Reach {
-        Reach::new(&Url::parse(origin).expect("a URL"), &["trusted.example".to_owned()])
+        let proxies = vec!["proxy.example".to_owned()];
+        Reach::new(&Url::parse(origin).expect("a URL"), &["trusted.example".to_owned()], proxies)
     }
 
     fn address(text: &str) -> IpAddr {
@@ -194,6 +221,10 @@ mod tests {
             "ff02::1",
             "::ffff:127.0.0.1",
             "64:ff9b::a9fe:a9fe",
+            "64:ff9b:1::1",
+            "2002:7f00:1::",
+            "::127.0.0.1",
+            "fec0::1",
         ] {
             assert!(!public.allows(address(inside)), "{inside}");
         }
@@ -217,8 +248,14 @@ mod tests {
         assert!(public.judge("cdn.example", at("198.51.100.7")).is_ok());
         assert!(public.judge("rebound.example", at("127.0.0.1")).is_err());
         assert!(public.judge("trusted.example", at("10.0.0.1")).is_ok());
-        let mixed = vec![SocketAddr::new(address("10.0.0.1"), 0), SocketAddr::new(address("198.51.100.7"), 0)];
-        assert_eq!(public.judge("cdn.example", mixed).expect("one is allowed").len(), 1);
+        let mixed = |one: &str, other: &str| [at(one), at(other)].concat();
+        assert_eq!(public.judge("cdn.example", mixed("10.0.0.1", "198.51.100.7")).expect("one is allowed").len(), 1);
+        assert!(public.judge("proxy.example", at("10.0.0.1")).is_ok());
+        // What its own name resolves to opens nothing beside a public address, and never the link.
+        public.judge("registry.example", mixed("192.0.2.1", "127.0.0.1")).expect("its own host");
+        assert!(public.judge("cdn.example", at("127.0.0.1")).is_err());
+        public.judge("registry.example", mixed("10.0.0.1", "169.254.169.254")).expect("its own host");
+        assert!(public.judge("cdn.example", at("169.254.169.254")).is_err());
         // A name of our own network makes its kind allowed.
         let internal = reach("https://registry.internal");
         assert!(internal.judge("storage.internal", at("10.0.0.2")).is_err());

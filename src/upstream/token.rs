@@ -11,7 +11,7 @@ use super::who::Who;
 use crate::config::Login;
 use crate::failure::Failure;
 
-const MAX_ANSWER: usize = 1 << 20;
+const MAX_ANSWER: usize = 256 << 10;
 /// Who asks, for the token service's own records.
 const CLIENT_ID: &str = "larder";
 

@@ -16,7 +16,7 @@ use super::budget::Budget;
 use super::errors::{self, Limited};
 use super::health::Health;
 use super::reach::{self, Reach, Resolver};
-use super::who::Who;
+use super::who::{Who, WhoId};
 use super::{BuildError, tls};
 use crate::config::{self, HostHeaders, Proxies, Proxy};
 use crate::failure::{Failure, FailureKind};
@@ -42,11 +42,10 @@ pub struct Transport {
     patience: Duration,
     /// Between two reads of a body.
     timeout: Duration,
-    /// `None` behind a proxy, which then decides where to go.
-    reach: Option<Arc<Reach>>,
+    reach: Arc<Reach>,
     health: Mutex<Health>,
     /// Rate limits that are a client's own.
-    limited: Cache<Who, (Instant, Failure)>,
+    limited: Cache<WhoId, (Instant, Failure)>,
     budget: Mutex<Option<Budget>>,
     /// Which account the budget is of, for metrics.
     account: String,
@@ -74,19 +73,15 @@ impl Transport {
         let fail = |reason: String| BuildError { upstream: label.clone(), reason };
         let tls = tls::client_config(&config.tls).map_err(|error| fail(error.to_string()))?;
         let mut builder = client(config).tls_backend_preconfigured(tls);
-        let mut reach = None;
-        match &config.proxy {
-            Proxy::Direct => {
-                let judge = Arc::new(Reach::new(&config.url.origin, &config.token_realms));
-                builder = builder.dns_resolver(Arc::new(Resolver(judge.clone())));
-                reach = Some(judge);
+        let mut proxy_hosts = Vec::new();
+        if let Proxy::Through(proxies) = &config.proxy {
+            for proxy in through(proxies).map_err(|_| fail("http_proxy cannot be used".to_owned()))? {
+                builder = builder.proxy(proxy);
             }
-            Proxy::Through(proxies) => {
-                for proxy in through(proxies).map_err(|_| fail("http_proxy cannot be used".to_owned()))? {
-                    builder = builder.proxy(proxy);
-                }
-            }
+            proxy_hosts = proxies.hosts();
         }
+        let reach = Arc::new(Reach::new(&config.url.origin, &config.redirect_hosts, proxy_hosts));
+        builder = builder.dns_resolver(Arc::new(Resolver(reach.clone())));
         Ok(Self {
             http: builder.build().map_err(|error| fail(error.to_string()))?,
             origin: config.url.origin.clone(),
@@ -113,11 +108,13 @@ impl Transport {
     /// Whether this is worth asking now.
     pub fn may_ask(&self, ask: &Ask<'_>) -> Result<(), Failure> {
         let now = Instant::now();
-        if let Some((until, why)) = self.limited.get(ask.who).filter(|_| ask.who.is_client()) {
-            if now < until {
-                return Err(why.with_retry_after(Some(until - now)));
+        if ask.who.is_client() {
+            let id = ask.who.id();
+            match self.limited.get(&id) {
+                Some((until, why)) if now < until => return Err(why.with_retry_after(Some(until - now))),
+                Some(_) => drop(self.limited.remove(&id)),
+                None => {}
             }
-            self.limited.remove(ask.who);
         }
         self.health().may_ask(now, self.patience, ask.is_pull)
     }
@@ -178,7 +175,10 @@ impl Transport {
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         for rule in self.host_headers.iter().filter(|rule| rule.concern(url)) {
             for (name, value) in &rule.set {
-                headers.insert(name, value.clone());
+                // What says who asks is the client's own where the client decides.
+                if !(who.is_client() && config::says_who(name)) {
+                    headers.insert(name, value.clone());
+                }
             }
         }
         let request = request.headers(headers);
@@ -216,7 +216,7 @@ impl Transport {
         let now = Instant::now();
         if who.is_client() {
             let until = now + failure.retry_after.unwrap_or(CLIENT_LIMITED);
-            self.limited.insert(who.clone(), (until, failure.clone()));
+            self.limited.insert(who.id(), (until, failure.clone()));
             return failure;
         }
         self.read_budget(&headers, now);
@@ -251,7 +251,7 @@ impl Transport {
         }
     }
 
-    fn note_failure(&self, failure: &Failure, was_reached: bool, now: Instant) {
+    pub fn note_failure(&self, failure: &Failure, was_reached: bool, now: Instant) {
         let mut health = self.health();
         let was_resting = health.resting(now).is_some();
         health.failed(failure, was_reached, now, spread());
@@ -294,7 +294,7 @@ impl Transport {
     }
 
     fn permits(&self, url: &Url) -> bool {
-        self.reach.as_ref().is_none_or(|reach| reach.permits(url))
+        self.reach.permits(url)
     }
 
     fn redirect_target(&self, from: &Url, headers: &HeaderMap) -> Result<Url, Failure> {
@@ -322,8 +322,10 @@ impl Transport {
     /// Reads a whole body of at most `limit` bytes.
     pub async fn read(&self, mut response: Response, limit: usize) -> Result<Bytes, Failure> {
         let mut bytes = BytesMut::new();
+        // For the whole: one that drips is as bad as one that hangs.
+        let deadline = tokio::time::Instant::now() + self.timeout;
         loop {
-            let chunk = tokio::time::timeout(self.timeout, response.chunk()).await;
+            let chunk = tokio::time::timeout_at(deadline, response.chunk()).await;
             let chunk = chunk.map_err(|_| errors::timeout(&self.label, "the rest of an answer", self.timeout))?;
             match chunk.map_err(|error| errors::network(&self.label, &error))? {
                 Some(chunk) if bytes.len() + chunk.len() > limit => {
@@ -427,7 +429,7 @@ mod tests {
             let patience = Duration::from_secs(1);
             Transport::new(&upstream(toml), String::new(), patience, Arc::default()).expect("a client")
         };
-        let public = transport("url = \"https://192.0.2.1\"\ntoken_realms = [\"10.0.0.9\"]");
+        let public = transport("url = \"https://192.0.2.1\"\nredirect_hosts = [\"10.0.0.9\"]");
         let from = Url::parse("https://192.0.2.1/v2/x/blobs/y").expect("a URL");
         let redirect = |transport: &Transport, location: &str| {
             let mut headers = HeaderMap::new();

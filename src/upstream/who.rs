@@ -1,16 +1,17 @@
 //! As whom an upstream is asked.
 
-use std::sync::Arc;
+use std::hash::{Hash, Hasher};
+use std::sync::{Arc, OnceLock};
 
+use aws_lc_rs::hmac;
 use http::HeaderValue;
 
 use crate::config::Login;
 
 /// As whom an upstream is asked.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug)]
 pub enum Who {
     /// As the configuration says.
-    #[default]
     Larder,
     /// As a client that gave no credentials.
     Anonymous,
@@ -20,9 +21,94 @@ pub enum Who {
     Header(HeaderValue),
 }
 
+/// Stands for a [`Who`] in what is remembered: as long as any other, and nobody gets a password out of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WhoId([u8; 32]);
+
+impl WhoId {
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Hash for WhoId {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        // They are evenly spread as they are.
+        state.write(&self.0[..8]);
+    }
+}
+
+impl PartialEq for Who {
+    fn eq(&self, other: &Self) -> bool {
+        self.id() == other.id()
+    }
+}
+
 impl Who {
     /// Whether it is a client and not Larder itself.
     pub fn is_client(&self) -> bool {
         !matches!(self, Self::Larder)
+    }
+
+    pub fn id(&self) -> WhoId {
+        match self {
+            Self::Larder => WhoId([0; 32]),
+            Self::Anonymous => WhoId([1; 32]),
+            Self::Login(login) => {
+                let kind: &[u8] = if login.is_identity_token { b"identity" } else { b"login" };
+                WhoId(digest(&[kind, login.username.as_bytes(), login.password.reveal().as_bytes()]))
+            }
+            Self::Header(value) => WhoId(digest(&[b"header", value.as_bytes()])),
+        }
+    }
+}
+
+/// An HMAC of the parts with a key that only this process has.
+pub fn digest(parts: &[&[u8]]) -> [u8; 32] {
+    static KEY: OnceLock<hmac::Key> = OnceLock::new();
+    let key = KEY.get_or_init(|| {
+        let mut secret = [0; 32];
+        // Without random numbers nothing that needs TLS works either; the seeds of hash maps are the next best.
+        if aws_lc_rs::rand::fill(&mut secret).is_err() {
+            use std::hash::{BuildHasher, RandomState};
+            for part in secret.chunks_mut(8) {
+                part.copy_from_slice(&RandomState::new().hash_one(0).to_le_bytes());
+            }
+        }
+        hmac::Key::new(hmac::HMAC_SHA256, &secret)
+    });
+    let mut context = hmac::Context::with_key(key);
+    for part in parts {
+        context.update(&(part.len() as u64).to_le_bytes());
+        context.update(part);
+    }
+    let mut found = [0; 32];
+    found.copy_from_slice(context.sign().as_ref());
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Secret;
+
+    #[test]
+    fn each_has_an_id_of_its_own() {
+        let login = |name: &str, password: &str| Who::Login(Arc::new(Login::new(name, Secret::new(password))));
+        let header = |text: &'static str| Who::Header(HeaderValue::from_static(text));
+        let all = [
+            Who::Larder,
+            Who::Anonymous,
+            login("a", "bc"),
+            login("ab", "c"),
+            login("a", "b"),
+            header("Bearer a"),
+            header("Bearer b"),
+        ];
+        for (at, one) in all.iter().enumerate() {
+            for (other_at, other) in all.iter().enumerate() {
+                assert_eq!(one.id() == other.id(), at == other_at, "{one:?} {other:?}");
+            }
+        }
     }
 }

@@ -89,7 +89,8 @@ async fn visit(visit: Visit, size: u64, fill: Arc<Fill>, digest: Digest) -> Got 
             return got;
         }
     }
-    let content = Content::Growing { fill, aside: Aside { digest, origin: Arc::new(NotNeeded) }, _lease: None };
+    let content =
+        Content::Growing { fill, aside: Aside { digest, origin: Arc::new(NotNeeded), is_own: true }, _lease: None };
     let mut stream = content.stream(got.start, got.end, got.told, got.may_read_unverified).boxed();
     loop {
         match stream.next().await {

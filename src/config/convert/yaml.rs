@@ -159,10 +159,20 @@ fn size(node: &Node) -> usize {
 
 /// With the entries of the table under `<<`, which is how YAML shares some.
 fn merged(mut entries: Vec<(String, Node)>) -> Vec<(String, Node)> {
-    let Some(at) = entries.iter().position(|(key, node)| key == "<<" && matches!(node.value, Value::Table(_))) else {
+    let is_shared = |node: &Node| match &node.value {
+        Value::Table(_) => true,
+        Value::Array(items) => items.iter().all(|item| matches!(item.value, Value::Table(_))),
+        _ => false,
+    };
+    let Some(at) = entries.iter().position(|(key, node)| key == "<<" && is_shared(node)) else {
         return entries;
     };
-    if let Value::Table(shared) = entries.remove(at).1.value {
+    let tables = match entries.remove(at).1.value {
+        Value::Array(items) => items,
+        value => vec![Node { value, origin: Origin::Default }],
+    };
+    for table in tables {
+        let Value::Table(shared) = table.value else { continue };
         for (key, node) in shared {
             if !entries.iter().any(|(name, _)| *name == key) {
                 entries.push((key, node));
@@ -206,6 +216,8 @@ mod tests {
 
     #[test]
     fn aliases_and_merged_tables_are_followed() {
+        let listed = read("a: &x {k: 1}\nb: &y {k: 2, l: 4}\nc:\n  <<: [*x, *y]\n").expect("YAML");
+        assert!(matches!(at(at(&listed[0], "c"), "l").value, Value::Integer(4) | Value::Text(_)), "{listed:?}");
         let documents = read("a: &x {k: 1, l: 2}\nb: *x\nc:\n  <<: *x\n  k: 3\n").expect("YAML");
         assert!(matches!(&at(at(&documents[0], "b"), "k").value, Value::Text(text) if text == "1"));
         assert!(matches!(&at(at(&documents[0], "c"), "k").value, Value::Text(text) if text == "3"));

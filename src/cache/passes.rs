@@ -1,0 +1,57 @@
+//! Repositories in which the clients' own credentials decide. What came in through one of them may be
+//! private, so when Larder's credentials are to decide instead, what is known of it goes first: its tags
+//! and manifests would be served to all. Which ones they were is kept in a file of its own, over restarts
+//! and changes.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use crate::config::Config;
+
+/// The repositories (their prefixes) that were such once, or are.
+pub struct Passes {
+    file: PathBuf,
+    /// `None`: it cannot be told which.
+    known: Option<BTreeSet<String>>,
+}
+
+impl Passes {
+    /// Reads the list in a cache directory. Blocks, as all of this does.
+    pub fn read(dir: &Path) -> Self {
+        let file = dir.join("passes.json");
+        let read = fs::read(&file).and_then(|bytes| serde_json::from_slice(&bytes).map_err(io::Error::other));
+        let known = match read {
+            Ok(known) => Some(known),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Some(BTreeSet::new()),
+            Err(error) => {
+                tracing::error!(%error, file = %file.display(), "which repositories had client_credentials = \"pass\" cannot be told; what is known of the others is forgotten");
+                None
+            }
+        };
+        Self { file, known }
+    }
+
+    /// The repositories of `config` that were such and are no more.
+    pub fn to_forget(&self, config: &Config) -> Vec<String> {
+        let others = config.repositories.iter().filter(|repository| repository.client_consent.is_none());
+        let was_one = |prefix: &str| self.known.as_ref().is_none_or(|known| known.contains(prefix));
+        others.map(|repository| repository.prefix.clone()).filter(|prefix| was_one(prefix)).collect()
+    }
+
+    /// Notes those of `config`, and that of `forgotten` nothing is known any more.
+    pub fn write(self, config: &Config, forgotten: &[String]) -> io::Result<()> {
+        let before = self.known.clone().unwrap_or_default();
+        let mut now = before.clone();
+        now.retain(|prefix| !forgotten.contains(prefix));
+        let passing = config.repositories.iter().filter(|repository| repository.client_consent.is_some());
+        now.extend(passing.map(|repository| repository.prefix.clone()));
+        if self.known.is_some() && now == before {
+            return Ok(());
+        }
+        let temporary = self.file.with_extension("json.new");
+        fs::write(&temporary, serde_json::to_vec_pretty(&now).map_err(io::Error::other)?)?;
+        fs::File::open(&temporary)?.sync_all()?;
+        fs::rename(&temporary, &self.file)
+    }
+}
