@@ -10,14 +10,16 @@
 //! ```
 //!
 //! Rooms, each of which imports only from those below it: [`cli`] · [`listen`], [`admin`] · [`pull`] ·
-//! [`cache`], [`upstream`] · [`store`], [`index`] · the leaves [`oci`], [`config`], [`telemetry`],
+//! [`cache`], [`upstream`], [`auth`] · [`store`], [`index`] · the leaves [`oci`], [`config`], [`telemetry`],
 //! [`failure`]. `docs/architecture.md` tells why.
 
 pub mod admin;
+pub mod auth;
 pub mod cache;
 mod cli;
 pub mod config;
 pub mod failure;
+mod fingerprint;
 pub mod index;
 pub mod listen;
 pub mod oci;

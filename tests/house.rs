@@ -6,17 +6,19 @@ use std::path::{Path, PathBuf};
 use crate::support::Larder;
 
 /// Each room and the rooms it may import from.
-const ROOMS: [(&str, &[&str]); 12] = [
+const ROOMS: [(&str, &[&str]); 14] = [
     ("oci", &[]),
     ("failure", &[]),
+    ("fingerprint", &[]),
+    ("auth", &["config", "fingerprint"]),
     ("config", &["oci", "telemetry"]),
     ("telemetry", &["config"]),
     ("store", &["oci"]),
     ("index", &["oci"]),
     ("cache", &["config", "failure", "index", "oci", "store", "telemetry"]),
-    ("upstream", &["config", "failure", "oci", "telemetry"]),
-    ("pull", &["cache", "config", "failure", "index", "oci", "telemetry", "upstream"]),
-    ("listen", &["config", "pull"]),
+    ("upstream", &["config", "failure", "fingerprint", "oci", "telemetry"]),
+    ("pull", &["auth", "cache", "config", "failure", "index", "oci", "telemetry", "upstream"]),
+    ("listen", &["auth", "config", "pull"]),
     ("admin", &["cache", "failure", "index", "oci", "pull", "telemetry", "upstream"]),
     ("cli", &["admin", "cache", "config", "listen", "pull", "telemetry"]),
 ];

@@ -144,3 +144,34 @@ async fn client_certificates_are_asked_for_as_configured() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_say_who_may_pull_what() {
+    let dir = tempfile::TempDir::new().expect("a directory");
+    let ours = Authority::new(dir.path(), "ours");
+    let (hub, _) = hub().await;
+    let own = ours.issue("127.0.0.1");
+    let (ci, laptop) = (ours.issue("build.ci.test"), ours.issue("laptop.test"));
+    let bundle = format!("client_ca_bundle = {:?}\n", ours.file().display().to_string());
+    let repository = |name: &str, allow: &str| {
+        RepositoryConfig::new(name).set(&format!("allow = [{allow}]")).upstream(&hub).to_string()
+    };
+    let config = tls(&[&own], &bundle)
+        + &repository("named", "\"cert:build.ci.test\"")
+        + &repository("domain", "\"cert:*.ci.test\"")
+        + &repository("organisation", "\"cert:O=nobody\"")
+        + &repository("all", "\"*\"");
+    let larder = Larder::start(config).await;
+    for (name, answers) in [
+        ("named", [403, 200, 403]),
+        ("domain", [403, 200, 403]),
+        ("organisation", [403, 403, 403]),
+        ("all", [200, 200, 200]),
+    ] {
+        for (shown, status) in [None, Some(&ci), Some(&laptop)].into_iter().zip(answers) {
+            let url = secure(&larder, &format!("v2/{name}/team/app/manifests/1"));
+            let answer = client(&ours, shown).get(url).send().await.expect("an answer");
+            assert_eq!(answer.status().as_u16(), status, "{name} {shown:?}");
+        }
+    }
+}

@@ -3,6 +3,7 @@
 //! The way of a value: [`tree`] (what is written, and where) → [`raw`] (keys, types, defaults) →
 //! [`Config`] (checked; the only form the rest of Larder sees).
 
+mod auth;
 pub mod convert;
 mod credentials;
 mod de;
@@ -25,6 +26,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use auth::{Allow, Auth, Htpasswd};
 pub use credentials::{Credentials, Helper, Login};
 pub use document::printable;
 pub use error::ConfigError;
@@ -44,6 +46,7 @@ use tree::Node;
 #[derive(Clone, Debug)]
 pub struct Config {
     pub server: Server,
+    pub auth: Auth,
     pub cache: Cache,
     /// In the order of the file.
     pub repositories: Vec<Repository>,
@@ -176,8 +179,16 @@ impl Config {
         let around = upstream::Around {
             host_headers: upstream::check_host_headers(&check, file.headers)?,
             proxies: Proxies::of_environment(environment),
+            auth: Auth::default(),
+            has_certificates: false,
         };
         let tls = file.server.tls.take().map(|written| tls::check(&check, written)).transpose()?;
+        let auth = auth::check(&check, file.auth)?;
+        let around = upstream::Around {
+            has_certificates: tls.as_ref().is_some_and(|tls| tls.clients.is_some()),
+            auth,
+            ..around
+        };
         let repositories = repository::check_all(&check, file.repository, &around)?;
         let default_repository = check_default(&check, file.server.default_repository, &repositories)?;
         for (at, address) in file.server.listen.0.iter().enumerate() {
@@ -217,6 +228,7 @@ impl Config {
                 max_connections: usize::try_from(file.server.max_connections).ok().filter(|&limit| limit > 0),
                 tls,
             },
+            auth: around.auth,
             cache: Cache {
                 dir: file.cache.dir,
                 max_size: file.cache.max_size,

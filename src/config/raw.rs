@@ -14,6 +14,7 @@ use super::units::{Amount, Limit, Span};
 #[serde(default)]
 pub struct File {
     pub server: Server,
+    pub auth: Auth,
     pub cache: Cache,
     pub repository: Repositories,
     /// By host.
@@ -74,6 +75,27 @@ pub struct ServerTls {
     #[serde(deserialize_with = "path")]
     pub client_ca_bundle: Option<PathBuf>,
     pub client_auth: Option<ClientAuth>,
+}
+
+#[derive(Debug, Default, Deserialize, Serialize)]
+#[serde(default)]
+pub struct Auth {
+    pub allow_cidrs: Vec<Network>,
+    /// `None`: nobody logs in.
+    pub htpasswd: Option<Htpasswd>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(default)]
+pub struct Htpasswd {
+    pub path: PathBuf,
+    pub realm: String,
+}
+
+impl Default for Htpasswd {
+    fn default() -> Self {
+        Self { path: PathBuf::new(), realm: "larder".to_owned() }
+    }
 }
 
 /// Whether clients need a certificate.
@@ -137,6 +159,7 @@ pub struct Repository {
     pub pin: Vec<Pattern>,
     pub client_credentials: ClientCredentials,
     pub consent_max_age: Span,
+    pub allow: Vec<String>,
     pub tag: Vec<TagRule>,
     pub upstream: Vec<Upstream>,
 }
@@ -158,6 +181,7 @@ impl Default for Repository {
             pin: Vec::new(),
             client_credentials: ClientCredentials::Ignore,
             consent_max_age: Span(Duration::from_secs(60)),
+            allow: vec!["*".to_owned()],
             tag: Vec::new(),
             upstream: Vec::new(),
         }

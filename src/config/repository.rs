@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use super::auth::{self, Allow};
 use super::error::ConfigError;
 use super::raw::{self, ClientCredentials, OnUpstream404, OneOrMany, Pattern};
 use super::units::Limit;
@@ -26,6 +27,8 @@ pub struct Repository {
     /// Set where the client's own credentials decide, upstream, what it may read: how long the
     /// upstream's consent is remembered.
     pub client_consent: Option<Duration>,
+    /// Who may pull; never empty.
+    pub allow: Vec<Allow>,
     /// How long its objects are kept unused; `None`: as long as any.
     pub ttl: Option<Limit>,
     /// Regexes on `NAME:TAG` of images that are never evicted.
@@ -197,6 +200,8 @@ fn check_one(
         tag_rules: check_rules(check, &prefix, written.tag, &tags)?,
         tags,
         client_consent: passes.then_some(written.consent_max_age.0),
+        allow: auth::check_allow(&written.allow, &around.auth, around.has_certificates, passes)
+            .map_err(|message| invalid("allow", message))?,
         ttl: written.ttl,
         pin: written.pin,
         implies_library,

@@ -101,6 +101,9 @@ impl HostHeaders {
 pub struct Around {
     pub host_headers: Arc<[HostHeaders]>,
     pub proxies: Proxies,
+    pub auth: super::Auth,
+    /// Whether clients are asked for certificates.
+    pub has_certificates: bool,
 }
 
 pub fn check_host_headers(

@@ -106,10 +106,14 @@ async fn open(stream: TcpStream, address: SocketAddr, tls: Option<TlsAcceptor>, 
         tracing::debug!(%error, "cannot set TCP_NODELAY");
     }
     let Some(acceptor) = tls else {
-        return connection(stream, Client { address, is_secure: false }, pull, watcher).await;
+        let client = Client { address, is_secure: false, certificate: None };
+        return connection(stream, client, pull, watcher).await;
     };
     match tls::accept(acceptor, stream).await {
-        Ok(stream) => connection(stream, Client { address, is_secure: true }, pull, watcher).await,
+        Ok(stream) => {
+            let client = Client { address, is_secure: true, certificate: tls::names(&stream) };
+            connection(stream, client, pull, watcher).await;
+        }
         Err(error) => tracing::debug!(client = %address, %error, "a TLS handshake failed"),
     }
 }
@@ -118,9 +122,10 @@ async fn open(stream: TcpStream, address: SocketAddr, tls: Option<TlsAcceptor>, 
 async fn connection(stream: impl Socket + Send + 'static, client: Client, pull: Arc<Pull>, watcher: Watcher) {
     let (guarded, watched) = Guard::new(stream);
     let metrics = pull.metrics().clone();
+    let of = client.clone();
     let service = service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
         watched.arrived();
-        let (pull, watched) = (pull.clone(), watched.clone());
+        let (pull, watched, client) = (pull.clone(), watched.clone(), of.clone());
         async move {
             // Bodies are for writes, which are refused; hyper closes on what is left unread.
             let (parts, _body) = request.into_parts();

@@ -14,6 +14,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use webpki::EndEntityCert;
 
+use crate::auth::CertificateNames;
 use crate::config::ServerTls;
 
 /// A client has this long for its handshake.
@@ -56,6 +57,13 @@ impl Tls {
 pub async fn accept(acceptor: TlsAcceptor, stream: TcpStream) -> std::io::Result<TlsStream<TcpStream>> {
     let shaken = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await;
     shaken.unwrap_or_else(|_| Err(std::io::Error::new(std::io::ErrorKind::TimedOut, "the TLS handshake took too long")))
+}
+
+/// The names of the client's certificate, if it showed one; it was verified in the handshake.
+pub fn names(stream: &TlsStream<TcpStream>) -> Option<Arc<CertificateNames>> {
+    let (_, session) = stream.get_ref();
+    let own = session.peer_certificates()?.first()?;
+    Some(Arc::new(CertificateNames::read(own)))
 }
 
 fn server_config(tls: &ServerTls) -> Result<ServerConfig, String> {

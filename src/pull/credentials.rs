@@ -17,9 +17,10 @@ use http::{HeaderMap, HeaderValue, Response};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use super::admission::Door;
 use super::error::{Challenge, Refusal};
 use super::respond::{self, Body};
-use super::routing::{Asked, Repository, Routing};
+use super::routing::{Asked, Repository};
 use super::{Pull, host, is_secure};
 use crate::config::{Login, Secret};
 use crate::failure::{Failure, FailureKind};
@@ -118,66 +119,93 @@ impl Pull {
         Ok(Who::Header(value))
     }
 
-    /// `/v2/`: whether this is a registry, and for who logs in where the upstream decides, whether it
-    /// takes the credentials.
+    /// `/v2/`: whether this is a registry, and for who logs in, whether the credentials are taken.
     pub(super) async fn base(
         &self,
         request: &Parts,
-        routing: &Routing,
+        door: &Door,
         namespace: Option<&str>,
         prefix: &str,
     ) -> Result<Response<Body>, Refusal> {
+        let routing = &door.live.routing;
         let asked = Asked { namespace, host: host(request), path: prefix, tag: None };
         let passes = |repository: &Arc<Repository>| repository.config.client_consent.is_some();
+        let needs_login = |repository: &Arc<Repository>| {
+            passes(repository) || !door.stranger().may_pull(&repository.config.allow, door.has_logins())
+        };
         let selected = routing.selected(asked);
         // Some clients only log in if they are asked to right here.
-        let asks = selected.map_or_else(|| routing.repositories().iter().any(passes), passes);
-        if !asks {
-            return Ok(super::base());
-        }
+        let asks = selected.map_or_else(|| routing.repositories().iter().any(needs_login), needs_login);
         if !request.headers.contains_key(AUTHORIZATION) {
-            return Err(self.challenge(request, Challenge::Missing, None));
+            let can_log_in = door.has_logins() || routing.repositories().iter().any(passes);
+            return match asks && can_log_in {
+                true => Err(self.challenge(request, door, Challenge::Missing, None)),
+                false => Ok(super::base()),
+            };
         }
-        let who = self.client(&request.headers).map_err(|why| self.challenge(request, why, None))?;
-        let repository = selected.or(routing.default()).filter(|repository| passes(repository));
-        if let (Who::Login(_) | Who::Header(_), Some(repository)) = (&who, repository) {
-            let greet = async |at: usize| repository.upstreams[at].greet(&who).await;
-            // An upstream that cannot say is no reason to turn anybody away: each pull asks again.
-            let is_denied = |failure: &Failure| failure.kind == FailureKind::Denied;
-            if repository.upstreams.first(None, greet).await.is_err_and(|failure| is_denied(&failure)) {
-                return Err(self.challenge(request, Challenge::Invalid, None));
-            }
+        match selected.or(routing.default()).filter(|repository| passes(repository)) {
+            Some(repository) => self.greet(request, door, repository).await?,
+            // Whose login it is cannot be told where some are of upstreams.
+            None if routing.repositories().iter().any(passes) => {}
+            None => drop(self.identify(request, door, None).await?),
         }
         Ok(super::base())
     }
 
+    /// Asks the upstream whether it takes the client's credentials.
+    async fn greet(&self, request: &Parts, door: &Door, repository: &Repository) -> Result<(), Refusal> {
+        let who = self.client(&request.headers).map_err(|why| self.challenge(request, door, why, None))?;
+        if !matches!(who, Who::Login(_) | Who::Header(_)) {
+            return Ok(());
+        }
+        let greet = async |at: usize| repository.upstreams[at].greet(&who).await;
+        // An upstream that cannot say is no reason to turn anybody away: each pull asks again.
+        let is_denied = |failure: Failure| failure.kind == FailureKind::Denied;
+        match repository.upstreams.first(None, greet).await.is_err_and(is_denied) {
+            true => Err(self.challenge(request, door, Challenge::Invalid, None)),
+            false => Ok(()),
+        }
+    }
+
     /// Of a client that the upstream turned away, the credentials are asked for if it gave none that
     /// could be looked at.
-    pub(super) fn ask_who_it_is(&self, refusal: Refusal, request: &Parts, who: &Who, path: &str) -> Refusal {
+    pub(super) fn ask_who_it_is(
+        &self,
+        refusal: Refusal,
+        request: &Parts,
+        door: &Door,
+        who: &Who,
+        path: &str,
+    ) -> Refusal {
         match (&refusal, who) {
             (Refusal::Failure { failure, .. }, Who::Anonymous) if failure.kind == FailureKind::Denied => {
-                self.challenge(request, Challenge::Missing, Some(path))
+                self.challenge(request, door, Challenge::Missing, Some(path))
             }
             (Refusal::Failure { failure, .. }, Who::Header(_)) if failure.kind == FailureKind::Denied => {
-                self.challenge(request, Challenge::Invalid, Some(path))
+                self.challenge(request, door, Challenge::Invalid, Some(path))
             }
             _ => refusal,
         }
     }
 
-    /// `GET /token`: a token for what the client comes with. Whether that is worth anything the upstream
-    /// says when it is used.
-    pub(super) fn give_token(&self, request: &Parts) -> Result<Response<Body>, Refusal> {
-        if !self.routing().repositories().iter().any(|repository| repository.config.client_consent.is_some()) {
+    /// `GET /token`: a token for what the client comes with. Of an upstream's account the upstream says
+    /// what it is worth, when the token is used.
+    pub(super) async fn give_token(&self, request: &Parts, door: &Door) -> Result<Response<Body>, Refusal> {
+        let mut repositories = door.live.routing.repositories().iter();
+        let passes = repositories.any(|repository| repository.config.client_consent.is_some());
+        if !passes && !door.has_logins() {
             return Err(InvalidRoute::NotFound.into());
+        }
+        if !passes {
+            self.identify(request, door, None).await?;
         }
         let login = match self.client(&request.headers) {
             Ok(Who::Login(login)) => Some(login),
             Ok(Who::Anonymous) => None,
-            _ => return Err(self.challenge(request, Challenge::Invalid, None)),
+            _ => return Err(self.challenge(request, door, Challenge::Invalid, None)),
         };
         let sealed = self.sealer.seal(login.as_deref(), SystemTime::now());
-        let token = sealed.ok_or_else(|| self.challenge(request, Challenge::Invalid, None))?;
+        let token = sealed.ok_or_else(|| self.challenge(request, door, Challenge::Invalid, None))?;
         let document = json!({ "token": token, "access_token": token, "expires_in": LIFE.as_secs() });
         let mut response = Response::new(respond::full(document.to_string().into()));
         let headers = response.headers_mut();
@@ -188,7 +216,10 @@ impl Pull {
 
     /// A 401 that says where tokens are to be had; `path` is the name that was asked for, as the client
     /// wrote it.
-    pub(super) fn challenge(&self, request: &Parts, why: Challenge, path: Option<&str>) -> Refusal {
+    pub(super) fn challenge(&self, request: &Parts, door: &Door, why: Challenge, path: Option<&str>) -> Refusal {
+        if let Some(basic) = door.basic() {
+            return Refusal::Unauthenticated { why, challenge: Some(basic) };
+        }
         let is_plain = |host: &&str| host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_:[]".contains(&byte));
         let header = match host(request).filter(is_plain) {
             Some(host) => {

@@ -33,6 +33,8 @@ pub enum Refusal {
     Range { size: u64 },
     #[error("{failure}")]
     Failure { failure: Failure, wanted: Wanted },
+    #[error("this client may not pull here; see `allow` and `allow_cidrs` of the configuration")]
+    Forbidden,
     #[error("{why}")]
     Unauthenticated { why: Challenge, challenge: Option<HeaderValue> },
 }
@@ -40,7 +42,7 @@ pub enum Refusal {
 /// Why a client is asked who it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Challenge {
-    #[error("log in to this cache with your account at the upstream registry (docker login)")]
+    #[error("log in to this cache (docker login)")]
     Missing,
     #[error("the credentials or the token are not accepted; log in again")]
     Invalid,
@@ -72,6 +74,7 @@ impl Refusal {
                 (StatusCode::NOT_FOUND, Code::NameUnknown)
             }
             Self::Unsupported => (StatusCode::METHOD_NOT_ALLOWED, Code::Unsupported),
+            Self::Forbidden => (StatusCode::FORBIDDEN, Code::Denied),
             Self::Unauthenticated { .. } => (StatusCode::UNAUTHORIZED, Code::Unauthorized),
             Self::Range { .. } => (StatusCode::RANGE_NOT_SATISFIABLE, Code::RangeInvalid),
             Self::Failure { failure, wanted } => match failure.kind {

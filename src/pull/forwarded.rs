@@ -38,7 +38,7 @@ pub fn client(peer: Client, headers: &HeaderMap, trusted: &[IpNet]) -> Client {
     let last_stranger = addresses.into_iter().rev().find(|address| address.is_none_or(|address| !is_trusted(&address)));
     let address = last_stranger.flatten().map_or(peer.address, |address| SocketAddr::new(address, 0));
     let is_secure = peer.is_secure || scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case("https"));
-    Client { address, is_secure }
+    Client { address, is_secure, ..peer }
 }
 
 /// The elements of all headers of a name, in order.
@@ -65,7 +65,11 @@ mod tests {
         for (name, value) in headers {
             map.append(HeaderName::from_static(name), value.parse().expect("a value"));
         }
-        let peer = Client { address: SocketAddr::new(peer.parse().expect("an address"), 1), is_secure: false };
+        let peer = Client {
+            address: SocketAddr::new(peer.parse().expect("an address"), 1),
+            is_secure: false,
+            certificate: None,
+        };
         let client = client(peer, &map, &trusted);
         (client.address.ip().to_string(), client.is_secure)
     }

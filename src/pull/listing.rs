@@ -9,10 +9,12 @@ use http::{HeaderName, HeaderValue, Response};
 use serde_json::json;
 use url::Url;
 
+use super::admission::Door;
 use super::error::{Refusal, Wanted};
 use super::respond::{self, Body, CacheState};
-use super::routing::Target;
+use super::routing::{Repository, Target};
 use super::{Answer, Pull, Query};
+use crate::auth::Identity;
 use crate::cache::freshness;
 use crate::failure::{Failure, FailureKind};
 use crate::index::{Listing, Timestamp};
@@ -169,13 +171,20 @@ impl Pull {
     }
 
     /// `/v2/_catalog`: the names with cached content, by their local path.
-    pub(super) async fn catalog(&self, query: &Query) -> Result<Response<Body>, Refusal> {
+    pub(super) async fn catalog(
+        &self,
+        query: &Query,
+        door: &Door,
+        identity: &Identity,
+    ) -> Result<Response<Body>, Refusal> {
         let asked = query.n.as_deref().and_then(|n| n.parse().ok()).unwrap_or(CATALOG_PAGE);
         let count = asked.min(CATALOG_PAGE);
         let last = query.last.clone().unwrap_or_default();
         // What clients' own credentials brought in is nobody else's to know, nor what is not served any more.
-        let routing = self.routing();
-        let shown = routing.repositories().iter().filter(|repository| repository.config.client_consent.is_none());
+        let may_see = |repository: &&Arc<Repository>| {
+            repository.config.client_consent.is_none() && identity.may_pull(&repository.config.allow, door.has_logins())
+        };
+        let shown = door.live.routing.repositories().iter().filter(may_see);
         let repositories = shown.map(|repository| repository.prefix().to_owned()).collect();
         let names = self.cache.catalog(repositories, last, count + 1).await.map_err(Refusal::of(Wanted::Name))?;
         let page = &names[..count.min(names.len())];

@@ -1,5 +1,6 @@
 //! The life of a request: what is asked for, of which repository, and from where it is answered.
 
+mod admission;
 mod blob;
 mod consent;
 mod credentials;
@@ -26,6 +27,7 @@ pub use error::Refusal;
 pub use observed::Client;
 pub use respond::Body;
 
+use crate::auth::Passwords;
 use crate::cache::Cache;
 use crate::cache::flight::Flights;
 use crate::config::Config;
@@ -35,6 +37,7 @@ use crate::oci::{Digest, Name, Reference};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::{Kind, Outcome};
 use crate::upstream::{BuildError, Clients, WhoId};
+use admission::Door;
 use consent::Consents;
 use credentials::{NoRandomness, Sealer};
 use negative::Negative;
@@ -68,6 +71,9 @@ pub struct Pull {
 struct Live {
     routing: Arc<Routing>,
     trusted_proxies: Vec<ipnet::IpNet>,
+    /// Only clients of these networks; empty: all.
+    allow_cidrs: Vec<ipnet::IpNet>,
+    passwords: Option<Arc<Passwords>>,
     log_access: bool,
 }
 
@@ -90,7 +96,7 @@ impl Pull {
     pub fn new(config: &Config, cache: Arc<Cache>, metrics: Arc<Metrics>) -> Result<Arc<Self>, PullError> {
         let clients = Clients::default();
         Ok(Arc::new(Self {
-            live: ArcSwap::from_pointee(Live::new(config, &clients, &metrics)?),
+            live: ArcSwap::from_pointee(Live::new(config, &clients, &metrics, None)?),
             clients,
             cache,
             metrics,
@@ -120,7 +126,8 @@ impl Pull {
     /// Answers by another configuration from now on. Running transfers end as they began; upstreams that
     /// are configured as before keep what is known of them.
     pub fn apply(&self, config: &Config) -> Result<(), PullError> {
-        self.live.store(Arc::new(Live::new(config, &self.clients, &self.metrics)?));
+        let before = self.live.load_full();
+        self.live.store(Arc::new(Live::new(config, &self.clients, &self.metrics, Some(&before))?));
         self.consents.clear();
         self.negative.clear();
         self.rejected.clear();
@@ -131,7 +138,7 @@ impl Pull {
     /// the extensions of the response.
     pub async fn handle(self: &Arc<Self>, mut request: Parts, client: Client) -> Response<Body> {
         let client = forwarded::client(client, &request.headers, &self.live.load().trusted_proxies);
-        let mut observation = self.observe(&request, client);
+        let mut observation = self.observe(&request, client.clone());
         request.extensions.insert(client);
         let mut response = match self.dispatch(&request, &mut observation).await {
             Ok(response) => response,
@@ -154,15 +161,20 @@ impl Pull {
     ) -> Result<Response<Body>, Refusal> {
         let query = Query::read(request.uri.query());
         let is_read = request.method == Method::GET || request.method == Method::HEAD;
-        let routing = self.routing();
+        let live = self.live.load_full();
+        let routing = live.routing.clone();
+        let door = Door::of(&live, request)?;
         let (path, object) = match Route::parse(request.uri.path())? {
             Route::Base { .. } | Route::Catalog | Route::Token if !is_read => return Err(Refusal::Unsupported),
             Route::Base { prefix } if routing.knows_prefix(&prefix) => {
-                return self.base(request, &routing, query.namespace.as_deref(), &prefix).await;
+                return self.base(request, &door, query.namespace.as_deref(), &prefix).await;
             }
             Route::Base { prefix } => return Err(routing::RoutingError::UnknownName(prefix).into()),
-            Route::Token => return self.give_token(request),
-            Route::Catalog => return self.catalog(&query).await,
+            Route::Token => return self.give_token(request, &door).await,
+            Route::Catalog => {
+                let identity = self.identify(request, &door, None).await?;
+                return self.catalog(&query, &door, &identity).await;
+            }
             Route::Object { path, object } => (path, object),
         };
         let tag = match &object {
@@ -178,9 +190,10 @@ impl Pull {
         }
 
         let passes = target.repository.config.client_consent.is_some();
+        self.admit(request, &door, &target.repository, &path).await?;
         if passes {
             let client = self.client(&request.headers);
-            target.who = client.map_err(|why| self.challenge(request, why, Some(&path)))?;
+            target.who = client.map_err(|why| self.challenge(request, &door, why, Some(&path)))?;
         }
         let answer = match object {
             Object::Manifest(reference) => self.manifest(request, &target, reference).await,
@@ -190,7 +203,7 @@ impl Pull {
             Object::Upload => return Err(Refusal::Unsupported),
         };
         let Answer { mut response, state } = match answer {
-            Err(refusal) if passes => return Err(self.ask_who_it_is(refusal, request, &target.who, &path)),
+            Err(refusal) if passes => return Err(self.ask_who_it_is(refusal, request, &door, &target.who, &path)),
             answer => answer?,
         };
         observation.answered(state.outcome());
@@ -203,10 +216,21 @@ impl Pull {
 }
 
 impl Live {
-    fn new(config: &Config, clients: &Clients, metrics: &Arc<Metrics>) -> Result<Self, BuildError> {
+    fn new(
+        config: &Config,
+        clients: &Clients,
+        metrics: &Arc<Metrics>,
+        before: Option<&Self>,
+    ) -> Result<Self, BuildError> {
+        // Logins are remembered for as long as the users stay the same.
+        let known = before.and_then(|before| before.passwords.clone());
+        let passwords = config.auth.htpasswd.as_ref().map(|users| {
+            known.filter(|known| known.are_of(users)).unwrap_or_else(|| Arc::new(Passwords::new(users.clone())))
+        });
         let routing = Arc::new(Routing::new(config, clients, metrics)?);
         let trusted_proxies = config.server.trusted_proxies.clone();
-        Ok(Self { routing, trusted_proxies, log_access: config.logging.access })
+        let allow_cidrs = config.auth.allow_cidrs.clone();
+        Ok(Self { routing, trusted_proxies, allow_cidrs, passwords, log_access: config.logging.access })
     }
 }
 

@@ -15,17 +15,20 @@ use hyper::body::{Body as _, Frame, SizeHint};
 use super::error::{Refusal, Wanted};
 use super::respond::Body;
 use super::{Kind, Outcome, Pull};
+use crate::auth::CertificateNames;
 use crate::failure::Failure;
 use crate::telemetry::Metrics;
 use crate::telemetry::access_log::{self, Entry};
 use crate::telemetry::metrics::StatusLabel;
 
 /// Who asks.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Client {
     pub address: SocketAddr,
     /// Whether it comes over TLS.
     pub is_secure: bool,
+    /// Of a certificate that was verified.
+    pub certificate: Option<Arc<CertificateNames>>,
 }
 
 /// What is known of a request when its answer is over.

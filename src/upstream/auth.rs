@@ -12,9 +12,10 @@ use url::Url;
 
 use super::helper::Helper;
 use super::token::{TokenAnswer, basic_header};
-use super::who::{Who, digest};
+use super::who::Who;
 use crate::config::{Credentials, Login};
 use crate::failure::{Failure, FailureKind};
+use crate::fingerprint;
 use crate::oci::challenge::Challenge;
 
 /// What the token service is asked for.
@@ -31,7 +32,7 @@ impl TokenRequest {
     fn id(&self) -> [u8; 32] {
         let who = self.login.clone().map_or(Who::Anonymous, Who::Login).id();
         let service = self.service.as_deref().unwrap_or_default();
-        digest(&[who.as_bytes(), self.realm.as_str().as_bytes(), service.as_bytes(), self.scope.as_bytes()])
+        fingerprint::of(&[who.as_bytes(), self.realm.as_str().as_bytes(), service.as_bytes(), self.scope.as_bytes()])
     }
 }
 

@@ -1,12 +1,12 @@
 //! As whom an upstream is asked.
 
 use std::hash::{Hash, Hasher};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
-use aws_lc_rs::hmac;
 use http::HeaderValue;
 
 use crate::config::Login;
+use crate::fingerprint;
 
 /// As whom an upstream is asked.
 #[derive(Clone, Debug)]
@@ -56,35 +56,11 @@ impl Who {
             Self::Anonymous => WhoId([1; 32]),
             Self::Login(login) => {
                 let kind: &[u8] = if login.is_identity_token { b"identity" } else { b"login" };
-                WhoId(digest(&[kind, login.username.as_bytes(), login.password.reveal().as_bytes()]))
+                WhoId(fingerprint::of(&[kind, login.username.as_bytes(), login.password.reveal().as_bytes()]))
             }
-            Self::Header(value) => WhoId(digest(&[b"header", value.as_bytes()])),
+            Self::Header(value) => WhoId(fingerprint::of(&[b"header", value.as_bytes()])),
         }
     }
-}
-
-/// An HMAC of the parts with a key that only this process has.
-pub fn digest(parts: &[&[u8]]) -> [u8; 32] {
-    static KEY: OnceLock<hmac::Key> = OnceLock::new();
-    let key = KEY.get_or_init(|| {
-        let mut secret = [0; 32];
-        // Without random numbers nothing that needs TLS works either; the seeds of hash maps are the next best.
-        if aws_lc_rs::rand::fill(&mut secret).is_err() {
-            use std::hash::{BuildHasher, RandomState};
-            for part in secret.chunks_mut(8) {
-                part.copy_from_slice(&RandomState::new().hash_one(0).to_le_bytes());
-            }
-        }
-        hmac::Key::new(hmac::HMAC_SHA256, &secret)
-    });
-    let mut context = hmac::Context::with_key(key);
-    for part in parts {
-        context.update(&(part.len() as u64).to_le_bytes());
-        context.update(part);
-    }
-    let mut found = [0; 32];
-    found.copy_from_slice(context.sign().as_ref());
-    found
 }
 
 #[cfg(test)]

@@ -1,0 +1,63 @@
+//! Who a client is, and whether it may pull.
+
+mod certificate;
+mod passwords;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+pub use certificate::CertificateNames;
+pub use passwords::{Busy, Passwords};
+
+use crate::config::Allow;
+
+/// What is known of a client.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    pub address: IpAddr,
+    /// Who logged in.
+    pub user: Option<Arc<str>>,
+    /// Of a certificate that one of the configured authorities signed.
+    pub certificate: Option<Arc<CertificateNames>>,
+}
+
+impl Identity {
+    /// Whether `allow` lets this client pull; `has_logins`: whether clients can log in at all.
+    pub fn may_pull(&self, allow: &[Allow], has_logins: bool) -> bool {
+        let is_known = self.user.is_some() || self.certificate.is_some();
+        allow.iter().any(|entry| match entry {
+            Allow::Anyone => is_known || !has_logins,
+            Allow::Anonymous => true,
+            Allow::User(name) => self.user.as_deref() == Some(name),
+            Allow::Certificate(pattern) => self.certificate.as_ref().is_some_and(|names| names.is_named(pattern)),
+            Allow::Organisation(name) => self.certificate.as_ref().is_some_and(|names| names.is_of(name)),
+            Allow::Network(network) => network.contains(&self.address.to_canonical()),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_entry_lets_in_whom_it_names() {
+        let identity = |user: Option<&str>, common_name: Option<&str>, address: &str| Identity {
+            address: address.parse().expect("an address"),
+            user: user.map(Arc::from),
+            certificate: common_name.map(|name| Arc::new(CertificateNames::named(name))),
+        };
+        let (nobody, bob) = (identity(None, None, "192.0.2.1"), identity(Some("bob"), None, "192.0.2.1"));
+        let (ci, inside) = (identity(None, Some("ci.example"), "192.0.2.1"), identity(None, None, "::ffff:10.1.2.3"));
+        let may = |who: &Identity, entry: Allow, has_logins: bool| who.may_pull(&[entry], has_logins);
+        assert!(may(&nobody, Allow::Anyone, false) && !may(&nobody, Allow::Anyone, true));
+        assert!(may(&bob, Allow::Anyone, true) && may(&ci, Allow::Anyone, true));
+        assert!(may(&nobody, Allow::Anonymous, true));
+        assert!(may(&bob, Allow::User("bob".to_owned()), true) && !may(&bob, Allow::User("bo".to_owned()), true));
+        assert!(may(&ci, Allow::Certificate("*.example".to_owned()), true));
+        assert!(!may(&bob, Allow::Certificate("*".to_owned()), true), "no certificate");
+        let network = || Allow::Network("10.0.0.0/8".parse().expect("a network"));
+        assert!(may(&inside, network(), true) && !may(&bob, network(), true));
+        assert!(!bob.may_pull(&[], true));
+    }
+}

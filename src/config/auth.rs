@@ -1,0 +1,175 @@
+//! `[auth]` and `allow`, checked: who may come in, and who may pull what.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::fs;
+use std::path::Path;
+
+use ipnet::IpNet;
+
+use super::Check;
+use super::error::ConfigError;
+use super::raw;
+use super::secret::Secret;
+
+/// Who may come in.
+#[derive(Clone, Debug, Default)]
+pub struct Auth {
+    /// Only clients of these networks; empty: all.
+    pub allow_cidrs: Vec<IpNet>,
+    pub htpasswd: Option<Htpasswd>,
+}
+
+/// Users and the bcrypt hashes of their passwords.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Htpasswd {
+    pub realm: String,
+    pub users: HashMap<String, Secret>,
+}
+
+/// Who may pull from a repository: one entry of `allow`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Allow {
+    /// `*`: everybody, or where there are logins, everybody who logged in or showed a certificate.
+    Anyone,
+    /// `anonymous`: who did not log in, too.
+    Anonymous,
+    /// `user:NAME`
+    User(String),
+    /// `cert:NAME`: the common name or an alternative name of a client certificate; may begin with `*`.
+    Certificate(String),
+    /// `cert:O=NAME`: its organisation.
+    Organisation(String),
+    /// Addresses.
+    Network(IpNet),
+}
+
+/// More rounds than this take minutes for each login.
+const MAX_COST: u32 = 16;
+
+pub fn check(check: &Check<'_>, written: raw::Auth) -> Result<Auth, ConfigError> {
+    let allow_cidrs = written.allow_cidrs.iter().map(|network| network.0).collect();
+    let htpasswd = match written.htpasswd {
+        None => None,
+        Some(htpasswd) => {
+            let invalid = |key: &str, message| check.invalid(&["auth", "htpasswd", key], message);
+            if htpasswd.path.as_os_str().is_empty() {
+                return Err(invalid(
+                    "path",
+                    "it is missing; make the file with `htpasswd -B -c htpasswd NAME`".to_owned(),
+                ));
+            }
+            if htpasswd.realm.is_empty() || htpasswd.realm.contains(|c: char| c.is_control() || c == '"' || c == '\\') {
+                return Err(invalid("realm", "a realm is a word or some, without quotes".to_owned()));
+            }
+            let users = read(check, &htpasswd.path).map_err(|message| invalid("path", message))?;
+            Some(Htpasswd { realm: htpasswd.realm, users })
+        }
+    };
+    Ok(Auth { allow_cidrs, htpasswd })
+}
+
+fn read(check: &Check<'_>, path: &Path) -> Result<HashMap<String, Secret>, String> {
+    check.depends_on(path);
+    let text = fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+    let mut users = HashMap::new();
+    for (number, line) in text.lines().enumerate().map(|(at, line)| (at + 1, line.trim())) {
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let wrong = |why: &str| format!("{}:{number}: {why}", path.display());
+        let (user, hash) = line.split_once(':').ok_or_else(|| wrong("this is no line of the form NAME:HASH"))?;
+        let hash = hash.split(':').next().unwrap_or_default();
+        let cost = ["$2a$", "$2b$", "$2y$"].iter().find_map(|kind| hash.strip_prefix(kind));
+        let cost = cost.and_then(|rest| rest.split('$').next()?.parse::<u32>().ok());
+        let cost = cost.filter(|_| hash.len() == 60);
+        match cost {
+            None => return Err(wrong("the password is not hashed with bcrypt; make the line with `htpasswd -B`")),
+            Some(cost) if cost > MAX_COST => {
+                return Err(wrong("its bcrypt cost makes each login take minutes; make the line with `htpasswd -B`"));
+            }
+            Some(_) => {}
+        }
+        if users.insert(user.to_owned(), Secret::new(hash)).is_some() {
+            return Err(wrong("the user stands twice; take one line out"));
+        }
+    }
+    if users.is_empty() {
+        return Err(format!("{} has no user; add one with `htpasswd -B`", path.display()));
+    }
+    Ok(users)
+}
+
+/// Reads `allow` of a repository. `passes`: its logins are those of the upstream.
+pub fn check_allow(
+    written: &[String],
+    auth: &Auth,
+    has_certificates: bool,
+    passes: bool,
+) -> Result<Vec<Allow>, String> {
+    if written.is_empty() {
+        return Err("nobody could pull; write for example allow = [\"*\"]".to_owned());
+    }
+    let mut allow = Vec::new();
+    for text in written {
+        let entry = text.parse::<Entry>().map_err(|Unknown| {
+            format!("`{text}` is not one of \"*\", \"anonymous\", \"user:NAME\", \"cert:NAME\", \"cert:O=NAME\" or a network such as \"10.0.0.0/8\"")
+        })?;
+        match &entry.0 {
+            Allow::User(_) if passes => {
+                let message = "with client_credentials = \"pass\" clients log in as users of the upstream, which decides; take it out";
+                return Err(format!("`{text}`: {message}"));
+            }
+            Allow::User(_) if auth.htpasswd.is_none() => {
+                return Err(format!("`{text}`: nobody can log in; add [auth.htpasswd] with a `path`"));
+            }
+            Allow::Certificate(_) | Allow::Organisation(_) if !has_certificates => {
+                return Err(format!(
+                    "`{text}`: clients are not asked for certificates; add `client_ca_bundle` to [server.tls]"
+                ));
+            }
+            _ => {}
+        }
+        allow.push(entry.0);
+    }
+    Ok(allow)
+}
+
+struct Entry(Allow);
+
+struct Unknown;
+
+impl std::str::FromStr for Entry {
+    type Err = Unknown;
+
+    fn from_str(text: &str) -> Result<Self, Unknown> {
+        let named = |name: &str| (!name.is_empty()).then(|| name.to_owned()).ok_or(Unknown);
+        let allow = match text.split_once(':') {
+            _ if text == "*" => Allow::Anyone,
+            _ if text == "anonymous" => Allow::Anonymous,
+            Some(("user", name)) => Allow::User(named(name)?),
+            Some(("cert", name)) => match name.strip_prefix("O=") {
+                Some(organisation) => Allow::Organisation(named(organisation)?),
+                None => Allow::Certificate(named(name.strip_prefix("CN=").unwrap_or(name))?),
+            },
+            _ => {
+                let network = text.parse::<IpNet>().or_else(|_| text.parse::<std::net::IpAddr>().map(IpNet::from));
+                Allow::Network(network.map_err(|_| Unknown)?)
+            }
+        };
+        Ok(Self(allow))
+    }
+}
+
+impl fmt::Display for Allow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Anyone => f.write_str("*"),
+            Self::Anonymous => f.write_str("anonymous"),
+            Self::User(name) => write!(f, "user:{name}"),
+            Self::Certificate(name) => write!(f, "cert:{name}"),
+            Self::Organisation(name) => write!(f, "cert:O={name}"),
+            Self::Network(network) => network.fmt(f),
+        }
+    }
+}

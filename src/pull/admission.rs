@@ -1,0 +1,108 @@
+//! Who is let in: addresses, logins, certificates, and `allow` of each repository.
+
+use std::sync::Arc;
+
+use http::HeaderValue;
+use http::header::AUTHORIZATION;
+use http::request::Parts;
+
+use super::error::{Challenge, Refusal, Wanted};
+use super::routing::Repository;
+use super::{Client, Live, Pull};
+use crate::auth::Identity;
+use crate::failure::{Failure, FailureKind};
+use crate::upstream::Who;
+
+/// The configuration that a request came in by, and from where it came.
+pub struct Door {
+    pub live: Arc<Live>,
+    client: Client,
+}
+
+impl Door {
+    /// Turns away who comes from an address that is not to come in.
+    pub fn of(live: &Arc<Live>, request: &Parts) -> Result<Self, Refusal> {
+        let client = request.extensions.get::<Client>().ok_or(Refusal::Forbidden)?.clone();
+        let address = client.address.ip().to_canonical();
+        let is_let_in =
+            live.allow_cidrs.is_empty() || live.allow_cidrs.iter().any(|network| network.contains(&address));
+        if !is_let_in {
+            return Err(Refusal::Forbidden);
+        }
+        Ok(Self { live: live.clone(), client })
+    }
+
+    /// Whether clients can log in here, other than at an upstream.
+    pub fn has_logins(&self) -> bool {
+        self.live.passwords.is_some()
+    }
+
+    /// As who a client is that does not log in.
+    pub fn stranger(&self) -> Identity {
+        let certificate = self.client.certificate.clone();
+        Identity { address: self.client.address.ip(), user: None, certificate }
+    }
+
+    /// Whether some are served without a login and others not, so that clients have to find out which
+    /// they are: by way of tokens, which every client asks for, with a login or without.
+    fn is_mixed(&self) -> bool {
+        let stranger = self.stranger();
+        let has_logins = self.has_logins();
+        let mut repositories = self.live.routing.repositories().iter().map(|repository| &repository.config);
+        repositories.any(|config| config.client_consent.is_some() || stranger.may_pull(&config.allow, has_logins))
+    }
+
+    /// What a client is told that should log in with a name and password; `None` where tokens are better.
+    pub fn basic(&self) -> Option<HeaderValue> {
+        let passwords = self.live.passwords.as_ref().filter(|_| !self.is_mixed())?;
+        HeaderValue::try_from(format!("Basic realm=\"{}\"", passwords.realm())).ok()
+    }
+}
+
+impl Pull {
+    /// Who a client is; wrong credentials are refused rather than overlooked.
+    pub(super) async fn identify(&self, request: &Parts, door: &Door, path: Option<&str>) -> Result<Identity, Refusal> {
+        let stranger = door.stranger();
+        let Some(passwords) = door.live.passwords.as_ref().filter(|_| request.headers.contains_key(AUTHORIZATION))
+        else {
+            return Ok(stranger);
+        };
+        let invalid = || self.challenge(request, door, Challenge::Invalid, path);
+        match self.client(&request.headers).map_err(|_| invalid())? {
+            Who::Login(login) => {
+                let is_right = passwords.are_right(&login.username, login.password.reveal()).await;
+                let busy = |busy| Refusal::of(Wanted::Name)(Failure::new(FailureKind::Busy, busy));
+                match is_right.map_err(busy)? {
+                    true => Ok(Identity { user: Some(login.username.as_str().into()), ..stranger }),
+                    false => Err(invalid()),
+                }
+            }
+            Who::Anonymous | Who::Larder => Ok(stranger),
+            Who::Header(_) => Err(invalid()),
+        }
+    }
+
+    /// Lets a request into a repository, or says what is missing.
+    pub(super) async fn admit(
+        &self,
+        request: &Parts,
+        door: &Door,
+        repository: &Repository,
+        path: &str,
+    ) -> Result<(), Refusal> {
+        let has_logins = door.has_logins();
+        // Where clients log in at the upstream, that is none of ours.
+        if repository.config.client_consent.is_some() {
+            let may_pull = door.stranger().may_pull(&repository.config.allow, false);
+            return may_pull.then_some(()).ok_or(Refusal::Forbidden);
+        }
+        let identity = self.identify(request, door, Some(path)).await?;
+        if identity.may_pull(&repository.config.allow, has_logins) {
+            return Ok(());
+        }
+        match identity.user.is_none() && has_logins {
+            true => Err(self.challenge(request, door, Challenge::Missing, Some(path))),
+            false => Err(Refusal::Forbidden),
+        }
+    }
+}
