@@ -196,3 +196,47 @@ async fn real_clients_log_in_with_a_password() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_admin_door_is_for_whom_the_configuration_names() {
+    let dir = users(&[("bob", "secret"), ("eve", "other")]);
+    let (hub, _) = hub().await;
+    let repository = RepositoryConfig::new("hub").set("allow = [\"anonymous\"]").upstream(&hub).to_string();
+    for (allow, nobody, bob, eve) in [
+        ("[\"loopback\"]", 200, 200, 200),
+        ("[\"user:bob\"]", 401, 200, 403),
+        ("[\"*\"]", 401, 200, 200),
+        ("[\"10.0.0.0/8\"]", 401, 403, 403),
+    ] {
+        let larder = Larder::start(format!("[admin]\nallow = {allow}\n{}{repository}", auth(&dir))).await;
+        for page in ["api/cache/stats", "metrics", "api/images"] {
+            let url = format!("{}/{page}", larder.admin_url().trim_end_matches('/'));
+            for (who, status) in [("", nobody), ("bob:secret", bob), ("eve:other", eve), ("bob:wrong", 401)] {
+                assert_eq!(get_as(who, &url).await.status, status, "{allow} {page} as {who}");
+            }
+        }
+        let url = format!("{}/api/cache", larder.admin_url().trim_end_matches('/'));
+        let cleared =
+            request("DELETE", &url).header("authorization", format!("Basic {}", BASE64_STANDARD.encode("eve:wrong")));
+        assert_eq!(cleared.send().await.status, 401);
+        for open in ["healthz", "readyz"] {
+            assert_eq!(get(format!("{}/{open}", larder.admin_url().trim_end_matches('/'))).await.status, 200);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_of_other_places_can_do_nothing_by_way_of_a_browser_here() {
+    let (hub, _) = hub().await;
+    let larder = Larder::start(RepositoryConfig::new("hub").upstream(&hub)).await;
+    let url = |page: &str| format!("{}/{page}", larder.admin_url().trim_end_matches('/'));
+    let clear = || request("DELETE", url("api/cache"));
+    assert_eq!(clear().header("origin", "https://evil.test").send().await.status, 403);
+    assert_eq!(clear().header("sec-fetch-site", "cross-site").send().await.status, 403);
+    // A name of theirs that leads here.
+    assert_eq!(request("GET", url("api/images")).header("host", "evil.test:17081").send().await.status, 403);
+    assert_eq!(clear().header("host", "evil.test").send().await.status, 403);
+    let own = url("").trim_start_matches("http://").trim_end_matches('/').to_owned();
+    assert_eq!(clear().header("origin", format!("http://{own}")).send().await.status, 200);
+    assert_eq!(request("GET", url("api/images")).header("host", "localhost:17081").send().await.status, 200);
+}

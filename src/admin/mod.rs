@@ -1,19 +1,21 @@
-//! The admin door: health, metrics, statistics, and what people do to the cache. On loopback only.
+//! The admin door: health, metrics, statistics, and what people do to the cache.
 
+mod door;
 pub mod manage;
 mod pages;
 mod stats;
 mod upstreams;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{delete, get, post};
-use axum::{Router, serve};
+use axum::{Router, middleware, serve};
 use serde_json::json;
-use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
@@ -25,7 +27,10 @@ pub async fn run(listener: TcpListener, pull: Arc<Pull>, mut stop: watch::Receiv
         // The sender lives as long as the process does.
         let _ = stop.wait_for(Option::is_some).await;
     };
-    if let Err(error) = serve(listener, router(pull)).with_graceful_shutdown(stopped).await {
+    if let Err(error) = serve(listener, router(pull).into_make_service_with_connect_info::<SocketAddr>())
+        .with_graceful_shutdown(stopped)
+        .await
+    {
         tracing::error!(%error, "the admin door ended");
     }
 }
@@ -45,6 +50,7 @@ fn router(pull: Arc<Pull>) -> Router {
         .method_not_allowed_fallback(async || {
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, "this page does not take that method; see docs/api.md")
         })
+        .layer(middleware::from_fn_with_state(pull.clone(), door::guard))
         .with_state(pull)
 }
 

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::fs;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
 use ipnet::IpNet;
@@ -131,6 +132,48 @@ pub fn check_allow(
             _ => {}
         }
         allow.push(entry.0);
+    }
+    Ok(allow)
+}
+
+/// Reads `admin.allow` for a door on these addresses; a mistake comes with its key.
+pub fn check_managers(
+    written: &[String],
+    listen: &[SocketAddr],
+    auth: &Auth,
+) -> Result<Vec<Allow>, (&'static str, String)> {
+    let is_loopback = |text: &&String| *text == "loopback";
+    let others: Vec<_> = written.iter().filter(|text| !is_loopback(text)).cloned().collect();
+    let mut allow = match others.is_empty() {
+        true => Vec::new(),
+        false => check_allow(&others, auth, false, false).map_err(|message| ("allow", message))?,
+    };
+    let outside = listen.iter().find(|address| !address.ip().is_loopback());
+    if let Some(address) = outside {
+        if allow.is_empty() {
+            let message = format!(
+                "{address} can be reached from other machines, and `allow` names none of them; listen on a loopback address such as 127.0.0.1:17081, or add allow = [\"user:NAME\"] and [auth.htpasswd]"
+            );
+            return Err(("listen", message));
+        }
+        let is_open = |entry: &Allow| match entry {
+            Allow::Anyone => auth.htpasswd.is_none(),
+            Allow::Anonymous => true,
+            _ => false,
+        };
+        if allow.iter().any(is_open) {
+            let message = format!("with {address} in `listen` anybody could clear the cache; name users or networks");
+            return Err(("allow", message));
+        }
+    }
+    if written.iter().any(|text| text == "loopback") {
+        let networks = [IpAddr::from([127, 0, 0, 0]), IpAddr::from(std::net::Ipv6Addr::LOCALHOST)];
+        let lengths = [8, 128];
+        let networks = networks.into_iter().zip(lengths).filter_map(|(ip, length)| IpNet::new(ip, length).ok());
+        allow.extend(networks.map(Allow::Network));
+    }
+    if allow.is_empty() {
+        return Err(("allow", "nobody could come in; write for example allow = [\"loopback\"]".to_owned()));
     }
     Ok(allow)
 }

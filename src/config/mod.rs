@@ -88,6 +88,8 @@ pub struct Cache {
 #[derive(Clone, Debug)]
 pub struct Admin {
     pub listen: Vec<SocketAddr>,
+    /// Who may come in; never empty.
+    pub allow: Vec<Allow>,
 }
 
 /// Where a configuration is read from.
@@ -202,13 +204,9 @@ impl Config {
                 let message = format!("{address} is in `server.listen` too; choose another port");
                 return Err(check.invalid(&["admin", "listen"], message));
             }
-            if !address.ip().is_loopback() {
-                let message = format!(
-                    "{address} can be reached from other machines and the admin API asks nobody who they are; listen on a loopback address such as 127.0.0.1:17081"
-                );
-                return Err(check.invalid(&["admin", "listen"], message));
-            }
         }
+        let managers = auth::check_managers(&file.admin.allow, &file.admin.listen.0, &around.auth);
+        let managers = managers.map_err(|(key, message)| check.invalid(&["admin", key], message))?;
         if file.cache.dir.as_os_str().is_empty() {
             let message = "it is empty; write for example dir = \"/var/lib/larder\"";
             return Err(check.invalid(&["cache", "dir"], message));
@@ -238,7 +236,7 @@ impl Config {
                 partial_ttl: file.cache.partial_ttl.0,
             },
             repositories,
-            admin: Admin { listen: file.admin.listen.0 },
+            admin: Admin { listen: file.admin.listen.0, allow: managers },
             logging: file.logging,
         })
     }

@@ -299,11 +299,12 @@ pub struct HostHeaders {
 #[serde(default)]
 pub struct Admin {
     pub listen: Addresses,
+    pub allow: Vec<String>,
 }
 
 impl Default for Admin {
     fn default() -> Self {
-        Self { listen: Addresses(vec![SocketAddr::from(([127, 0, 0, 1], 17081))]) }
+        Self { listen: Addresses(vec![SocketAddr::from(([127, 0, 0, 1], 17081))]), allow: vec!["loopback".to_owned()] }
     }
 }
 

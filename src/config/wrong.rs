@@ -30,9 +30,9 @@ fn keys_that_do_not_exist() {
         ("[sever]".to_owned(), "1: unknown key `sever`; did you mean `server`?"),
         (
             "[frobnicate]".to_owned(),
-            "1: unknown key `frobnicate`; there are `server`, `cache`, `repository`, `headers`, `admin`, `logging`",
+            "1: unknown key `frobnicate`; there are `server`, `auth`, `cache`, `repository`, `headers`, `admin`, `logging`",
         ),
-        ("[admin]\ntoken = \"geheim\"".to_owned(), "2: unknown key `admin.token`; there are `listen`"),
+        ("[admin]\ntoken = \"geheim\"".to_owned(), "2: unknown key `admin.token`; there are `listen`, `allow`"),
         ("[cache]\nmaxsize = 1".to_owned(), "2: unknown key `cache.maxsize`; did you mean `cache.max_size`?"),
         (repository("scope = []"), "2: unknown key `repository.x.scope`; did you mean `repository.x.scopes`?"),
         (
@@ -175,7 +175,7 @@ fn addresses_and_hosts() {
         ),
         (
             "[admin]\nlisten = \"0.0.0.0:17081\"".to_owned(),
-            "2: `admin.listen`: 0.0.0.0:17081 can be reached from other machines and the admin API asks nobody who they are; listen on a loopback address such as 127.0.0.1:17081",
+            "2: `admin.listen`: 0.0.0.0:17081 can be reached from other machines, and `allow` names none of them; listen on a loopback address such as 127.0.0.1:17081, or add allow = [\"user:NAME\"] and [auth.htpasswd]",
         ),
         (
             repository("hosts = [\"https://mirror.example/\"]"),
@@ -589,3 +589,56 @@ fn the_door() {
         ),
     ]);
 }
+
+#[test]
+fn who_may_pull() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).expect("written");
+        path.display().to_string()
+    };
+    let plain = file("plain", "bob:secret\n");
+    let twice = file("twice", &format!("bob:{HASH}\n\nbob:{HASH}\n"));
+    let costly = file("costly", &format!("bob:{}\n", HASH.replace("$05$", "$31$")));
+    let empty = file("empty", "# nobody\n");
+    let users = |path: &str| format!("[auth.htpasswd]\npath = \"{path}\"");
+    for (path, why) in [
+        (&plain, format!("{plain}:1: the password is not hashed with bcrypt; make the line with `htpasswd -B`")),
+        (&twice, format!("{twice}:3: the user stands twice; take one line out")),
+        (
+            &costly,
+            format!("{costly}:1: its bcrypt cost makes each login take minutes; make the line with `htpasswd -B`"),
+        ),
+        (&empty, format!("{empty} has no user; add one with `htpasswd -B`")),
+    ] {
+        let said = parse(&users(path)).map(|_| ()).expect_err(path);
+        assert_eq!(said, format!("larder.toml:2: `auth.htpasswd.path`: {why}"));
+        assert!(!said.contains("secret"));
+    }
+    refused([
+        (
+            "[auth.htpasswd]".to_owned(),
+            "1: `auth.htpasswd.path`: it is missing; make the file with `htpasswd -B -c htpasswd NAME`",
+        ),
+        (repository("allow = []"), "2: `repository.x.allow`: nobody could pull; write for example allow = [\"*\"]"),
+        (
+            repository("allow = [\"bob\"]"),
+            "2: `repository.x.allow`: `bob` is not one of \"*\", \"anonymous\", \"user:NAME\", \"cert:NAME\", \"cert:O=NAME\" or a network such as \"10.0.0.0/8\"",
+        ),
+        (
+            repository("allow = [\"user:bob\"]"),
+            "2: `repository.x.allow`: `user:bob`: nobody can log in; add [auth.htpasswd] with a `path`",
+        ),
+        (
+            repository("allow = [\"cert:ci\"]"),
+            "2: `repository.x.allow`: `cert:ci`: clients are not asked for certificates; add `client_ca_bundle` to [server.tls]",
+        ),
+        (
+            repository("client_credentials = \"pass\"\nallow = [\"user:bob\"]"),
+            "3: `repository.x.allow`: `user:bob`: with client_credentials = \"pass\" clients log in as users of the upstream, which decides; take it out",
+        ),
+    ]);
+}
+
+const HASH: &str = "$2y$05$2l/MHZxq.k0BTsORQzVQ9uLCLpVkZLNsCV2lnHYV2hKNFVTMmQLLi";

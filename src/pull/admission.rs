@@ -1,17 +1,30 @@
 //! Who is let in: addresses, logins, certificates, and `allow` of each repository.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
-use http::HeaderValue;
 use http::header::AUTHORIZATION;
 use http::request::Parts;
+use http::{HeaderMap, HeaderValue};
 
 use super::error::{Challenge, Refusal, Wanted};
 use super::routing::Repository;
-use super::{Client, Live, Pull};
+use super::{Client, Live, Pull, forwarded};
 use crate::auth::Identity;
 use crate::failure::{Failure, FailureKind};
 use crate::upstream::Who;
+
+/// How a client of the admin door stands to `admin.allow`.
+#[derive(Clone, Debug)]
+pub enum Manager {
+    /// It is named by its login.
+    Known,
+    /// It is named by its address alone.
+    ByAddress,
+    /// It could log in; with a challenge.
+    Unknown(HeaderValue),
+    Refused,
+}
 
 /// The configuration that a request came in by, and from where it came.
 pub struct Door {
@@ -60,6 +73,34 @@ impl Door {
 }
 
 impl Pull {
+    /// Whether a client may manage the cache.
+    pub async fn manager(&self, peer: SocketAddr, headers: &HeaderMap) -> Manager {
+        let live = self.live.load_full();
+        let peer = Client { address: peer, is_secure: false, certificate: None };
+        let client = forwarded::client(peer, headers, &live.trusted_proxies);
+        let stranger = Identity { address: client.address.ip(), user: None, certificate: None };
+        let has_logins = live.passwords.is_some();
+        let challenge = || {
+            let realm = live.passwords.as_ref().map(|passwords| format!("Basic realm=\"{}\"", passwords.realm()));
+            realm.and_then(|realm| HeaderValue::try_from(realm).ok()).map_or(Manager::Refused, Manager::Unknown)
+        };
+        if let (Some(passwords), true) = (&live.passwords, headers.contains_key(AUTHORIZATION)) {
+            let Ok(Who::Login(login)) = self.client(headers) else {
+                return challenge();
+            };
+            if passwords.are_right(&login.username, login.password.reveal()).await != Ok(true) {
+                return challenge();
+            }
+            let known = Identity { user: Some(login.username.as_str().into()), ..stranger };
+            let may_manage = known.may_pull(&live.managers, has_logins);
+            return if may_manage { Manager::Known } else { Manager::Refused };
+        }
+        match stranger.may_pull(&live.managers, has_logins) {
+            true => Manager::ByAddress,
+            false => challenge(),
+        }
+    }
+
     /// Who a client is; wrong credentials are refused rather than overlooked.
     pub(super) async fn identify(&self, request: &Parts, door: &Door, path: Option<&str>) -> Result<Identity, Refusal> {
         let stranger = door.stranger();

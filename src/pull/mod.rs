@@ -23,6 +23,7 @@ use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method, Response};
 
 pub use crate::cache::Mapping;
+pub use admission::Manager;
 pub use error::Refusal;
 pub use observed::Client;
 pub use respond::Body;
@@ -30,7 +31,7 @@ pub use respond::Body;
 use crate::auth::Passwords;
 use crate::cache::Cache;
 use crate::cache::flight::Flights;
-use crate::config::Config;
+use crate::config::{Allow, Config};
 use crate::index::{Listing, TagKey};
 use crate::oci::route::{Object, Route};
 use crate::oci::{Digest, Name, Reference};
@@ -74,6 +75,8 @@ struct Live {
     /// Only clients of these networks; empty: all.
     allow_cidrs: Vec<ipnet::IpNet>,
     passwords: Option<Arc<Passwords>>,
+    /// Who may manage the cache.
+    managers: Vec<Allow>,
     log_access: bool,
 }
 
@@ -230,7 +233,8 @@ impl Live {
         let routing = Arc::new(Routing::new(config, clients, metrics)?);
         let trusted_proxies = config.server.trusted_proxies.clone();
         let allow_cidrs = config.auth.allow_cidrs.clone();
-        Ok(Self { routing, trusted_proxies, allow_cidrs, passwords, log_access: config.logging.access })
+        let managers = config.admin.allow.clone();
+        Ok(Self { routing, trusted_proxies, allow_cidrs, passwords, managers, log_access: config.logging.access })
     }
 }
 
