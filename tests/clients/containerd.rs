@@ -33,6 +33,38 @@ impl Containerd {
         hosts.to_str().expect("temporary paths are UTF-8").to_owned()
     }
 
+    /// A hosts directory for `docker.io` whose mirror speaks TLS: with the file of its authority, and perhaps the
+    /// files of a certificate to show.
+    pub fn tls_hosts_directory(
+        &self,
+        name: &str,
+        address: &str,
+        authority: &Path,
+        own: Option<(&Path, &Path)>,
+    ) -> String {
+        let hosts = self.directory.path().join(format!("hosts-{name}"));
+        let client = own.map_or_else(String::new, |(certificate, key)| {
+            format!("client = [[\"{}\", \"{}\"]]\n", certificate.display(), key.display())
+        });
+        let text = format!(
+            "server = \"https://{address}\"\n\
+             [host.\"https://{address}\"]\n\
+             capabilities = [\"pull\", \"resolve\"]\n\
+             ca = \"{}\"\n{client}",
+            authority.display()
+        );
+        fs::create_dir_all(hosts.join("docker.io")).expect("the hosts directory is made");
+        fs::write(hosts.join("docker.io").join("hosts.toml"), text).expect("hosts.toml is written");
+        hosts.to_str().expect("temporary paths are UTF-8").to_owned()
+    }
+
+    /// As `pull`, with `user:password`.
+    pub async fn pull_as(&self, reference: &str, hosts_directory: &str, credentials: &str) -> Result<(), Failure> {
+        let options = ["images", "pull", "--snapshotter", "native", "--hosts-dir", hosts_directory];
+        let arguments: Vec<_> = options.into_iter().chain(["--user", credentials, reference]).collect();
+        self.ctr(&arguments).await.map(drop)
+    }
+
     /// Pulls and unpacks an image.
     pub async fn pull(&self, reference: &str, hosts_directory: &str) -> Result<(), Failure> {
         let pull = ["images", "pull", "--snapshotter", "native", "--hosts-dir", hosts_directory, reference];

@@ -42,6 +42,11 @@ impl Dockerd {
         self.docker(&["pull", "--quiet", reference]).await.map(drop)
     }
 
+    /// Logs in to a registry, so that later pulls come with these credentials.
+    pub async fn login(&self, registry: &str, user: &str, password: &str) -> Result<(), Failure> {
+        self.docker(&["login", "--username", user, "--password", password, registry]).await.map(drop)
+    }
+
     /// Runs a command in a new container of an image that is there already; returns what it prints.
     pub async fn run(&self, reference: &str, command: &[&str]) -> Result<String, Failure> {
         let run = ["run", "--rm", "--pull", "never", "--network", "none", reference];

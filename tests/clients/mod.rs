@@ -9,6 +9,7 @@ mod containerd;
 mod docker;
 mod http;
 mod images;
+mod logins;
 mod podman;
 mod process;
 mod pulls;
