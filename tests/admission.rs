@@ -240,3 +240,25 @@ async fn pages_of_other_places_can_do_nothing_by_way_of_a_browser_here() {
     assert_eq!(clear().header("origin", format!("http://{own}")).send().await.status, 200);
     assert_eq!(request("GET", url("api/images")).header("host", "localhost:17081").send().await.status, 200);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_guesses_passwords_is_told_to_wait() {
+    let dir = users(&[("bob", "secret")]);
+    let (hub, _) = hub().await;
+    let larder = Larder::start(auth(&dir) + &RepositoryConfig::new("hub").upstream(&hub).to_string()).await;
+    let tag = larder.manifest_url("hub/team/app", "1");
+    assert_eq!(get_as("bob:secret", &tag).await.status, 200);
+    let mut guesses = 0;
+    let told = loop {
+        let answer = get_as(&format!("bob:guess-{guesses}"), &tag).await;
+        if answer.status != 401 {
+            break answer;
+        }
+        guesses += 1;
+        assert!(guesses < 1000, "nobody stops it");
+    };
+    assert_eq!((told.status, told.error_code().as_str(), guesses), (429, "TOOMANYREQUESTS", 20));
+    assert!((1..=60).contains(&told.header("retry-after").parse::<u64>().expect("seconds")));
+    // Who logged in before goes on.
+    assert_eq!(get_as("bob:secret", &tag).await.status, 200);
+}

@@ -37,6 +37,7 @@ pub async fn guard(
             let problem = Problem::new(StatusCode::UNAUTHORIZED, "log in as a user that admin.allow names");
             ([(header::WWW_AUTHENTICATE, challenge)], problem).into_response()
         }
+        Manager::NotNow(why) => Problem::new(StatusCode::TOO_MANY_REQUESTS, why).into_response(),
         Manager::Refused => {
             Problem::new(StatusCode::FORBIDDEN, "admin.allow does not name this client").into_response()
         }

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 pub use certificate::CertificateNames;
-pub use passwords::{Busy, Passwords};
+pub use passwords::{NotNow, Passwords};
 
 use crate::config::Allow;
 

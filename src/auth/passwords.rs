@@ -1,6 +1,7 @@
 //! Users of an htpasswd file. A password is compared off the async threads, which takes its time on
 //! purpose, once for all requests of a pull: what came of it is remembered for a while.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -24,22 +25,32 @@ const LONGEST: usize = 72;
 /// Compared with where there is no such user, so that the time taken does not tell.
 const NOBODY: &str = "$2y$05$2l/MHZxq.k0BTsORQzVQ9uLCLpVkZLNsCV2lnHYV2hKNFVTMmQLLi";
 
-/// Too many passwords wait to be compared.
+/// Wrong passwords that one address may try in one minute.
+const GUESSES: u32 = 20;
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// Why a password is not compared now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("too many logins at once; try again soon")]
-pub struct Busy;
+pub enum NotNow {
+    #[error("too many logins at once; try again soon")]
+    Busy,
+    #[error("too many wrong logins from this address; try again later")]
+    Guessing(Duration),
+}
 
 /// The users and what is remembered of their logins.
 pub struct Passwords {
     users: Arc<Htpasswd>,
     compared: Cache<[u8; 32], (Instant, bool)>,
     turns: Arc<Semaphore>,
+    /// Wrong passwords by address, since when.
+    guesses: Cache<IpAddr, (Instant, u32)>,
 }
 
 impl Passwords {
     pub fn new(users: Htpasswd) -> Self {
         let turns = Arc::new(Semaphore::new(AT_ONCE));
-        Self { users: Arc::new(users), compared: Cache::new(ENTRIES), turns }
+        Self { users: Arc::new(users), compared: Cache::new(ENTRIES), turns, guesses: Cache::new(ENTRIES) }
     }
 
     pub fn realm(&self) -> &str {
@@ -51,8 +62,8 @@ impl Passwords {
         *self.users == *users
     }
 
-    /// Whether `password` is that of `user`.
-    pub async fn are_right(&self, user: &str, password: &str) -> Result<bool, Busy> {
+    /// Whether `password` is that of `user`; `address` is who says so.
+    pub async fn are_right(&self, address: IpAddr, user: &str, password: &str) -> Result<bool, NotNow> {
         let key = fingerprint::of(&[user.as_bytes(), password.as_bytes()]);
         if let Some((until, is_right)) = self.compared.get(&key) {
             if Instant::now() < until {
@@ -60,9 +71,14 @@ impl Passwords {
             }
             self.compared.remove(&key);
         }
+        let address = network(address);
+        self.may_guess(address)?;
         // Whoever asks the same meanwhile waits for the one answer.
         let compare = async {
             let is_right = self.compare(user, password).await?;
+            if !is_right {
+                self.guessed(address);
+            }
             let life = if is_right { RIGHT } else { WRONG };
             Ok((Instant::now() + life, is_right))
         };
@@ -70,9 +86,25 @@ impl Passwords {
         compared.map(|(_, is_right)| is_right)
     }
 
-    async fn compare(&self, user: &str, password: &str) -> Result<bool, Busy> {
+    fn may_guess(&self, address: IpAddr) -> Result<(), NotNow> {
+        match self.guesses.get(&address) {
+            Some((since, count)) if count >= GUESSES => match MINUTE.checked_sub(since.elapsed()) {
+                Some(left) if !left.is_zero() => Err(NotNow::Guessing(left)),
+                _ => Ok(()),
+            },
+            _ => Ok(()),
+        }
+    }
+
+    fn guessed(&self, address: IpAddr) {
+        let before = self.guesses.get(&address).filter(|(since, _)| since.elapsed() < MINUTE);
+        let (since, count) = before.unwrap_or((Instant::now(), 0));
+        self.guesses.insert(address, (since, count + 1));
+    }
+
+    async fn compare(&self, user: &str, password: &str) -> Result<bool, NotNow> {
         let turn = tokio::time::timeout(PATIENCE, self.turns.clone().acquire_owned()).await;
-        let turn = turn.map_err(|_| Busy)?.map_err(|_| Busy)?;
+        let turn = turn.map_err(|_| NotNow::Busy)?.map_err(|_| NotNow::Busy)?;
         let hash = self.users.users.get(user).cloned();
         let password = password.as_bytes()[..password.len().min(LONGEST)].to_vec();
         let compared = tokio::task::spawn_blocking(move || {
@@ -84,12 +116,25 @@ impl Passwords {
     }
 }
 
+/// Who has an IPv6 address has a /64 of them.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => {
+            let [a, b, c, d, ..] = address.segments();
+            IpAddr::from([a, b, c, d, 0, 0, 0, 0])
+        }
+        v4 => v4,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
 
     use super::*;
     use crate::config::Secret;
+
+    const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
     fn passwords() -> Passwords {
         let hash = bcrypt::hash("right", 4).expect("hashed");
@@ -101,17 +146,31 @@ mod tests {
     async fn only_the_right_password_of_the_right_user_is_right() {
         let passwords = passwords();
         for round in ["compared", "remembered"] {
-            assert_eq!(passwords.are_right("bob", "right").await, Ok(true), "{round}");
+            assert_eq!(passwords.are_right(HERE, "bob", "right").await, Ok(true), "{round}");
             for (user, password) in [("bob", "wrong"), ("bob", ""), ("", "right"), ("eve", "right"), ("bobr", "ight")] {
-                assert_eq!(passwords.are_right(user, password).await, Ok(false), "{round}: {user} {password}");
+                assert_eq!(passwords.are_right(HERE, user, password).await, Ok(false), "{round}: {user} {password}");
             }
             let long = "x".repeat(10_000);
-            assert_eq!(passwords.are_right("bob", &long).await, Ok(false));
+            assert_eq!(passwords.are_right(HERE, "bob", &long).await, Ok(false));
         }
     }
 
     #[test]
     fn the_hash_of_nobody_takes_as_long_as_any() {
         assert!(bcrypt::verify("anything", NOBODY).is_ok(), "it can be compared with");
+    }
+
+    #[tokio::test]
+    async fn who_guesses_has_to_wait_and_nobody_else() {
+        let passwords = passwords();
+        let at = |text: &str| text.parse::<IpAddr>().expect("an address");
+        for number in 0..GUESSES {
+            assert_eq!(passwords.are_right(at("2001:db8::1"), "bob", &format!("{number}")).await, Ok(false));
+        }
+        let told = passwords.are_right(at("2001:db8::2"), "bob", "right").await;
+        assert!(matches!(told, Err(NotNow::Guessing(left)) if left <= MINUTE), "{told:?}");
+        assert_eq!(passwords.are_right(at("2001:db8:0:1::1"), "bob", "right").await, Ok(true));
+        // Which is known now, wherever it comes from.
+        assert_eq!(passwords.are_right(at("2001:db8::2"), "bob", "right").await, Ok(true));
     }
 }

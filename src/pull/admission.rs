@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderValue};
 use super::error::{Challenge, Refusal, Wanted};
 use super::routing::Repository;
 use super::{Client, Live, Pull, forwarded};
-use crate::auth::Identity;
+use crate::auth::{Identity, NotNow};
 use crate::failure::{Failure, FailureKind};
 use crate::upstream::Who;
 
@@ -24,6 +24,8 @@ pub enum Manager {
     /// It could log in; with a challenge.
     Unknown(HeaderValue),
     Refused,
+    /// Its login cannot be looked at now; why.
+    NotNow(String),
 }
 
 /// The configuration that a request came in by, and from where it came.
@@ -88,8 +90,10 @@ impl Pull {
             let Ok(Who::Login(login)) = self.client(headers) else {
                 return challenge();
             };
-            if passwords.are_right(&login.username, login.password.reveal()).await != Ok(true) {
-                return challenge();
+            match passwords.are_right(stranger.address, &login.username, login.password.reveal()).await {
+                Ok(true) => {}
+                Ok(false) => return challenge(),
+                Err(why) => return Manager::NotNow(why.to_string()),
             }
             let known = Identity { user: Some(login.username.as_str().into()), ..stranger };
             let may_manage = known.may_pull(&live.managers, has_logins);
@@ -111,9 +115,9 @@ impl Pull {
         let invalid = || self.challenge(request, door, Challenge::Invalid, path);
         match self.client(&request.headers).map_err(|_| invalid())? {
             Who::Login(login) => {
-                let is_right = passwords.are_right(&login.username, login.password.reveal()).await;
-                let busy = |busy| Refusal::of(Wanted::Name)(Failure::new(FailureKind::Busy, busy));
-                match is_right.map_err(busy)? {
+                let address = stranger.address;
+                let is_right = passwords.are_right(address, &login.username, login.password.reveal()).await;
+                match is_right.map_err(not_now)? {
                     true => Ok(Identity { user: Some(login.username.as_str().into()), ..stranger }),
                     false => Err(invalid()),
                 }
@@ -146,4 +150,12 @@ impl Pull {
             false => Err(Refusal::Forbidden),
         }
     }
+}
+
+fn not_now(why: NotNow) -> Refusal {
+    let failure = match why {
+        NotNow::Busy => Failure::new(FailureKind::Busy, why),
+        NotNow::Guessing(left) => Failure::new(FailureKind::RateLimited, why).with_retry_after(Some(left)),
+    };
+    Refusal::of(Wanted::Name)(failure)
 }
