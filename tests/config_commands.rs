@@ -107,12 +107,15 @@ async fn a_folder_of_manifests_becomes_a_configuration_that_larder_takes() {
 #[tokio::test]
 async fn what_is_not_taken_over_is_named_on_standard_error() {
     let larder = home("");
-    let text = "proxy: {remoteurl: 'https://registry-1.docker.io'}\nauth: {htpasswd: {realm: x, path: y}}\n";
+    let text = "proxy: {remoteurl: 'https://registry-1.docker.io'}\nauth: {token: {realm: x}}\n";
     fs::write(larder.home().join("config.yml"), text).expect("writable");
     let ran = larder.run(&["config", "convert", "config.yml"]).await;
     assert_eq!(ran.code, Some(0), "{ran:?}");
     assert!(ran.stdout.contains("default_repository = \"docker.io\""), "{ran:?}");
-    assert!(ran.stderr.starts_with("larder: config.yml:2: `auth`: there is no login yet"), "{ran:?}");
+    assert!(
+        ran.stderr.starts_with("larder: config.yml:2: `auth`: clients log in with [auth.htpasswd] or a certificate"),
+        "{ran:?}"
+    );
 }
 
 #[tokio::test]

@@ -26,6 +26,8 @@ pub struct File {
 impl File {
     /// Leaves out what only a file could tell, but not that it is needed.
     pub fn forget_files(&mut self) {
+        self.server.tls = None;
+        self.auth.htpasswd = None;
         for upstream in self.repository.0.iter_mut().flat_map(|(_, repository)| &mut repository.upstream) {
             if upstream.password_file.take().is_some() && upstream.password.is_empty() {
                 upstream.password = Secret::new(HIDDEN);

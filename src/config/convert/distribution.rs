@@ -8,16 +8,18 @@ use super::foreign::Foreign;
 use super::values;
 use crate::config::tree::Origin;
 
-const NO_LOGIN: &str = "there is no login yet: who reaches the port may pull everything";
-const NO_TLS: &str = "there is no TLS yet: put Larder behind a proxy that has it";
+const OTHER_LOGIN: &str = "clients log in with [auth.htpasswd] or a certificate; say who may pull in `allow`";
+const NO_ACME: &str = "there is no ACME yet: name a certificate and its key in [server.tls]";
 const ONLY_FILES: &str = "there is no other store than the filesystem yet";
 
 /// What else its configuration may say.
-const NOTES: [(&str, &str); 27] = [
+const NOTES: [(&str, &str); 29] = [
     ("version", ""),
-    ("auth", NO_LOGIN),
-    ("http.tls.letsencrypt", NO_TLS),
-    ("http.tls", NO_TLS),
+    ("auth", OTHER_LOGIN),
+    ("http.tls.letsencrypt", NO_ACME),
+    ("http.tls.minimumtls", "TLS 1.2 and 1.3 are spoken"),
+    ("http.tls.ciphersuites", "the suites are those of TLS 1.2 and 1.3 that are safe"),
+    ("http.tls.clientauth", ""),
     ("http.secret", ""),
     ("http.relativeurls", ""),
     ("http.http2", "HTTP/2 is always spoken, also without TLS"),
@@ -60,6 +62,21 @@ pub fn convert(mut document: Foreign, draft: &mut Draft) -> Result<(), ConvertEr
     draft.server(line("default_repository", prefix.clone()).why("names come without a registry before them"));
     if let Some(grace) = draft.time(&mut document, &["http", "draintimeout"])? {
         draft.server(line("shutdown_grace", grace));
+    }
+    draft.certificate(&mut document, [&["http", "tls", "certificate"], &["http", "tls", "key"]])?;
+    let bundles = document.texts(&["http", "tls", "clientcas"])?;
+    if let [(bundle, origin), more @ ..] = bundles.as_slice() {
+        draft.tls(line("client_ca_bundle", bundle.clone()));
+        draft.tls(line("client_auth", "required"));
+        if !more.is_empty() {
+            draft.warn_at(origin, "`http.tls.clientcas`: put the authorities into one file; the first is taken");
+        }
+    }
+    if let Some((path, _)) = document.text(&["auth", "htpasswd", "path"])? {
+        draft.htpasswd(line("path", path).why("bcrypt, as `htpasswd -B` writes it"));
+        if let Some((realm, _)) = document.text(&["auth", "htpasswd", "realm"])? {
+            draft.htpasswd(line("realm", realm));
+        }
     }
     draft.dir(&mut document, &["storage", "filesystem", "rootdirectory"])?;
     let mut lines = Vec::new();

@@ -13,6 +13,8 @@ use crate::config::tree::Origin;
 #[derive(Debug, Default)]
 pub struct Draft {
     server: Vec<Line>,
+    tls: Vec<Line>,
+    htpasswd: Vec<Line>,
     cache: Vec<Line>,
     pub repositories: Vec<Repository>,
     headers: Vec<(String, Vec<Line>)>,
@@ -56,6 +58,14 @@ impl Draft {
         put(&mut self.server, line);
     }
 
+    pub fn tls(&mut self, line: Line) {
+        put(&mut self.tls, line);
+    }
+
+    pub fn htpasswd(&mut self, line: Line) {
+        put(&mut self.htpasswd, line);
+    }
+
     pub fn cache(&mut self, line: Line) {
         put(&mut self.cache, line);
     }
@@ -87,6 +97,21 @@ impl Draft {
 
     pub fn warn_all(&mut self, warnings: Vec<String>) {
         self.warnings.extend(warnings);
+    }
+
+    /// A certificate and its key.
+    pub fn certificate(&mut self, foreign: &mut Foreign, [certificate, key]: [&[&str]; 2]) -> Result<(), ConvertError> {
+        match (foreign.text(certificate)?, foreign.text(key)?) {
+            (Some((certificate, _)), Some((key, _))) => {
+                self.tls(line("certificate", certificate));
+                self.tls(line("private_key", key));
+            }
+            (Some((_, origin)), None) | (None, Some((_, origin))) => {
+                self.warn_at(&origin, "a certificate and its key go together: there is no TLS");
+            }
+            (None, None) => {}
+        }
+        Ok(())
     }
 
     /// Where the registry listened.
@@ -140,9 +165,10 @@ impl Draft {
             document.comment("\nNot taken over:");
             self.warnings.iter().for_each(|warning| document.comment(&format!("- {warning}")));
         }
-        for (name, lines) in [("server", &self.server), ("cache", &self.cache)] {
-            section(&mut document, &[name], lines);
-        }
+        section(&mut document, &["server"], &self.server);
+        section(&mut document, &["server", "tls"], &self.tls);
+        section(&mut document, &["auth", "htpasswd"], &self.htpasswd);
+        section(&mut document, &["cache"], &self.cache);
         for Repository { prefix, lines, upstreams } in &self.repositories {
             document.table(&["repository", prefix]);
             write(&mut document, lines);

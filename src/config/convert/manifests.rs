@@ -10,7 +10,7 @@ use super::foreign::Foreign;
 use crate::config::repository::is_prefix;
 use crate::config::tree::Origin;
 
-const NO_LOGIN: &str = "there is no login yet: who reaches the port may pull everything";
+const NO_LOGIN: &str = "make an htpasswd file of the users for [auth.htpasswd], and say who may pull in `allow`";
 
 pub fn convert(documents: Vec<Foreign>, draft: &mut Draft) -> Result<(), ConvertError> {
     draft.server(line("default_repository", "").why("names that match no scope have no upstream"));
@@ -110,13 +110,12 @@ fn cache(mut document: Foreign, draft: &mut Draft) -> Result<(Repository, Origin
 fn configuration(mut document: Foreign, draft: &mut Draft) -> Result<(), ConvertError> {
     draft.dir(&mut document, &["spec", "dataDir"])?;
     draft.listen(&mut document, &["spec", "web", "addr"])?;
+    draft.certificate(&mut document, [&["spec", "web", "certfile"], &["spec", "web", "keyfile"]])?;
     draft.warn_all(document.left_over(&[
         ("apiVersion", ""),
         ("metadata", ""),
-        ("spec.web.certfile", "there is no TLS yet: put Larder behind a proxy that has it"),
-        ("spec.web.keyfile", "there is no TLS yet: put Larder behind a proxy that has it"),
-        ("spec.web.tokenSecret", NO_LOGIN),
-        ("spec.web.tokenTimeout", NO_LOGIN),
+        ("spec.web.tokenSecret", ""),
+        ("spec.web.tokenTimeout", ""),
         ("spec.web.ui", "there is no page for browsers; see `larder ls`"),
     ]));
     Ok(())

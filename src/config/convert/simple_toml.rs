@@ -8,8 +8,8 @@ use super::foreign::Foreign;
 use crate::config::raw;
 use crate::config::tree::{self, Node};
 
-const NO_LOGIN: &str = "there is no login yet: who reaches the port may pull everything";
-const NO_TLS: &str = "there is no TLS yet: put Larder behind a proxy that has it";
+const NO_LOGIN: &str = "clients log in with [auth.htpasswd] or a certificate; say who may pull in `allow`";
+const NO_TLS: &str = "write it as Larder's [server.tls]: certificate, private_key, client_ca_bundle, client_auth";
 const NO_WEBHOOKS: &str = "Larder sends no notifications";
 const DEFAULT_PORT: u64 = 8000;
 

@@ -145,9 +145,9 @@ fn simple_registrys_server_is_taken_as_far_as_there_is_one() {
     assert_eq!(
         warnings,
         [
-            "all.yaml:43: `spec.web.certfile`: there is no TLS yet: put Larder behind a proxy that has it",
+            "all.yaml:43: a certificate and its key go together: there is no TLS",
             "all.yaml:44: `spec.web.ui`: there is no page for browsers; see `larder ls`",
-            "all.yaml:47: `User`: there is no login yet: who reaches the port may pull everything",
+            "all.yaml:47: `User`: make an htpasswd file of the users for [auth.htpasswd], and say who may pull in `allow`",
         ]
     );
 }
@@ -253,6 +253,12 @@ fn dockers_registry_becomes_the_default_repository() {
         listen = "0.0.0.0:5000"
         default_repository = "docker.io"
         shutdown_grace = "90s"
+        [server.tls]
+        certificate = "/certs/x.crt"
+        private_key = "/certs/x.key"
+        [auth.htpasswd]
+        path = "/auth/htpasswd"
+        realm = "basic-realm"
         [cache]
         dir = "/var/lib/registry/larder"
         [repository."docker.io"]
@@ -269,13 +275,7 @@ fn dockers_registry_becomes_the_default_repository() {
         access = false
     "#;
     assert_eq!(toml, table(expected));
-    assert_eq!(
-        warnings,
-        [
-            "config.yml:17: `http.tls`: there is no TLS yet: put Larder behind a proxy that has it",
-            "config.yml:22: `auth`: there is no login yet: who reaches the port may pull everything",
-        ]
-    );
+    assert_eq!(warnings, [""; 0]);
 }
 
 #[test]
