@@ -28,7 +28,8 @@ const MAX_LINE: usize = 16 << 20;
 /// Where a cache is to be found.
 #[derive(Debug, clap::Args)]
 pub struct Where {
-    /// The admin door of a running instance; without it, `admin.listen` of the configuration if the
+    /// The admin door of a running instance, as http://127.0.0.1:17081, or with a login as
+    /// http://USER:PASSWORD@HOST:PORT; without it, `admin.listen` of the configuration if the
     /// cache directory is in use, else the directory itself
     #[arg(long, value_name = "URL", value_parser = admin_url)]
     admin: Option<Url>,
@@ -193,7 +194,7 @@ impl Api {
         parameters: &[(&str, &str)],
     ) -> Result<reqwest::Response, CommandError> {
         let unreachable =
-            |error: &dyn std::fmt::Display| CommandError::Failed(format!("cannot speak to {}: {error}", self.base));
+            |error: &dyn std::fmt::Display| CommandError::Failed(format!("cannot speak to {}: {error}", self.shown()));
         let mut url = self.base.join(path).map_err(|error| unreachable(&error))?;
         if !parameters.is_empty() {
             url.query_pairs_mut().extend_pairs(parameters);
@@ -213,7 +214,7 @@ impl Api {
         let body = answer.text().await.unwrap_or_default();
         let said = serde_json::from_str::<serde_json::Value>(&body).ok();
         let said = said.and_then(|said| Some(said.get("error")?.as_str()?.to_owned()));
-        let said = said.unwrap_or_else(|| format!("{} answered {status}", self.base));
+        let said = said.unwrap_or_else(|| format!("{} answered {status}", self.shown()));
         // The API's words for a wrong reference, and for a name that no repository serves.
         let is_usage = matches!(status.as_u16(), 400 | 404);
         Err(if is_usage { CommandError::Usage(said) } else { CommandError::Failed(said) })
@@ -253,7 +254,13 @@ impl Api {
         Ok(())
     }
 
+    /// Where it is, without the name and password that its URL may have.
+    fn shown(&self) -> String {
+        let port = self.base.port().map_or_else(String::new, |port| format!(":{port}"));
+        format!("{}://{}{port}/", self.base.scheme(), self.base.host_str().unwrap_or_default())
+    }
+
     fn strange(&self, error: &dyn std::fmt::Display) -> CommandError {
-        CommandError::Failed(format!("{} does not answer as Larder does: {error}", self.base))
+        CommandError::Failed(format!("{} does not answer as Larder does: {error}", self.shown()))
     }
 }
