@@ -99,7 +99,9 @@ async fn each_repository_says_who_may_pull() {
         ("elsewhere", 401, 403, 403),
     ] {
         let tag = larder.manifest_url(&format!("{name}/team/app"), "1");
-        for (who, status) in [("", nobody), ("bob:secret", bob), ("eve:other", eve), ("eve:wrong", 401)] {
+        // Who needs no login is not asked for one, whatever it brings.
+        let wrong = if nobody == 200 { 200 } else { 401 };
+        for (who, status) in [("", nobody), ("bob:secret", bob), ("eve:other", eve), ("eve:wrong", wrong)] {
             let answer = get_as(who, &tag).await;
             assert_eq!(answer.status, status, "{name} as {who}: {}", answer.text());
             if status == 401 {

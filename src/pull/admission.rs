@@ -105,7 +105,7 @@ impl Pull {
         }
     }
 
-    /// Who a client is; wrong credentials are refused rather than overlooked.
+    /// Who a client is; wrong credentials are refused.
     pub(super) async fn identify(&self, request: &Parts, door: &Door, path: Option<&str>) -> Result<Identity, Refusal> {
         let stranger = door.stranger();
         let Some(passwords) = door.live.passwords.as_ref().filter(|_| request.headers.contains_key(AUTHORIZATION))
@@ -140,6 +140,11 @@ impl Pull {
         if repository.config.client_consent.is_some() {
             let may_pull = door.stranger().may_pull(&repository.config.allow, false);
             return may_pull.then_some(()).ok_or(Refusal::Forbidden);
+        }
+        // Who needs no login is not asked for one, whatever it brings: some clients send what they have for
+        // Docker Hub to each of its mirrors.
+        if door.stranger().may_pull(&repository.config.allow, has_logins) {
+            return Ok(());
         }
         let identity = self.identify(request, door, Some(path)).await?;
         if identity.may_pull(&repository.config.allow, has_logins) {
