@@ -62,3 +62,25 @@ async fn a_wrong_configuration_ends_with_code_2_and_says_where() {
     assert_eq!(exit.code, Some(2), "{}", exit.log);
     assert!(exit.log.contains(":2: unknown key `server.lissen`; did you mean `server.listen`?"), "{}", exit.log);
 }
+
+#[test]
+fn the_threat_model_names_tests_that_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let code: String = [root.join("src"), root.join("tests")]
+        .into_iter()
+        .flat_map(sources)
+        .map(|file| fs::read_to_string(file).expect("readable"))
+        .collect();
+    let rows = include_str!("../docs/security.md").lines().filter(|line| line.starts_with("| ")).skip(2);
+    let mut named = 0;
+    for row in rows {
+        let tests = row.trim_matches('|').split('|').next_back().expect("a last column");
+        let tests: Vec<_> = tests.split('`').skip(1).step_by(2).collect();
+        assert!(!tests.is_empty(), "nothing shows it: {row}");
+        for test in tests {
+            assert!(code.contains(&format!("fn {test}(")), "there is no test {test}");
+            named += 1;
+        }
+    }
+    assert!(named > 40);
+}
