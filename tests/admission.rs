@@ -5,7 +5,7 @@ use base64::prelude::BASE64_STANDARD;
 use tempfile::TempDir;
 
 use crate::clients::{podman_pulls_as, skopeo_copies_as};
-use crate::support::{Answer, Hub, Image, Larder, Options, RepositoryConfig, eventually, get, request};
+use crate::support::{Answer, Connection, Hub, Image, Larder, Options, RepositoryConfig, eventually, get, request};
 
 /// Of a low cost, so that tests do not take long.
 fn hash(password: &str) -> String {
@@ -263,4 +263,23 @@ async fn who_guesses_passwords_is_told_to_wait() {
     assert!((1..=60).contains(&told.header("retry-after").parse::<u64>().expect("seconds")));
     // Who logged in before goes on.
     assert_eq!(get_as("bob:secret", &tag).await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_address_does_not_take_all_connections() {
+    let (hub, _) = hub().await;
+    let repository = RepositoryConfig::new("hub").upstream(&hub).to_string();
+    let larder = Larder::start(format!("[server]\nmax_connections_per_address = 3\n{repository}")).await;
+    let base = format!("{}/v2/", larder.url());
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        let connection = Connection::http1(larder.url()).await;
+        assert_eq!(request("GET", &base).send_on(&connection).await.status, 200);
+        held.push(connection);
+    }
+    assert!(request("GET", &base).try_send().await.is_err());
+    // Those that are there go on, and who leaves makes room.
+    assert_eq!(request("GET", &base).send_on(&held[0]).await.status, 200);
+    held.clear();
+    eventually("there is room again", async || request("GET", &base).try_send().await.is_ok()).await;
 }

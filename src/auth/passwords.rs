@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use quick_cache::sync::Cache;
 use tokio::sync::Semaphore;
 
+use super::counted_as;
 use crate::config::Htpasswd;
 use crate::fingerprint;
 
@@ -71,7 +72,7 @@ impl Passwords {
             }
             self.compared.remove(&key);
         }
-        let address = network(address);
+        let address = counted_as(address);
         self.may_guess(address)?;
         // Whoever asks the same meanwhile waits for the one answer.
         let compare = async {
@@ -113,17 +114,6 @@ impl Passwords {
             is_right.unwrap_or(false) && hash.is_some()
         });
         Ok(compared.await.unwrap_or(false))
-    }
-}
-
-/// Who has an IPv6 address has a /64 of them.
-fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(address) => {
-            let [a, b, c, d, ..] = address.segments();
-            IpAddr::from([a, b, c, d, 0, 0, 0, 0])
-        }
-        v4 => v4,
     }
 }
 

@@ -131,6 +131,10 @@ fn needs_restart(before: &Config, after: &Config) -> Vec<&'static str> {
     let changes = [
         ("server.listen", before.server.listen != after.server.listen),
         ("server.max_connections", before.server.max_connections != after.server.max_connections),
+        (
+            "server.max_connections_per_address",
+            before.server.max_connections_per_address != after.server.max_connections_per_address,
+        ),
         ("admin.listen", before.admin.listen != after.admin.listen),
         ("cache.dir", before.cache.dir != after.cache.dir),
         ("logging.file", before.logging.file != after.logging.file),

@@ -88,6 +88,7 @@ async fn serve(config: Config, pull: Arc<Pull>, files: Files, log: LogLevel) -> 
 
     let (stop, stopped) = channel::channel(None);
     let permits = config.server.max_connections.map(|limit| Arc::new(Semaphore::new(limit)));
+    let crowd = listen::Crowd::new(config.server.max_connections_per_address);
     let space = tokio::spawn(pull.cache().clone().look_after_space());
     let current = Arc::new(Mutex::new(config));
     let Files { sources, begun_with, watch } = files;
@@ -95,7 +96,14 @@ async fn serve(config: Config, pull: Arc<Pull>, files: Files, log: LogLevel) -> 
     let reloading = tokio::spawn(reload.run(watch, hangups));
     let mut doors = JoinSet::new();
     for listener in registry {
-        doors.spawn(listen::serve(listener, pull.clone(), permits.clone(), tls.clone(), stopped.clone()));
+        doors.spawn(listen::serve(
+            listener,
+            pull.clone(),
+            permits.clone(),
+            crowd.clone(),
+            tls.clone(),
+            stopped.clone(),
+        ));
     }
     for listener in admin {
         doors.spawn(admin::run(listener, pull.clone(), stopped.clone()));

@@ -66,6 +66,8 @@ pub struct Server {
     pub shutdown_grace: Duration,
     /// `None`: no limit.
     pub max_connections: Option<usize>,
+    /// `None`: no limit.
+    pub max_connections_per_address: Option<usize>,
     /// `None`: plain HTTP.
     pub tls: Option<ServerTls>,
 }
@@ -223,7 +225,8 @@ impl Config {
                 default_repository,
                 trusted_proxies: file.server.trusted_proxies.iter().map(|network| network.0).collect(),
                 shutdown_grace: file.server.shutdown_grace.0,
-                max_connections: usize::try_from(file.server.max_connections).ok().filter(|&limit| limit > 0),
+                max_connections: limit(file.server.max_connections),
+                max_connections_per_address: limit(file.server.max_connections_per_address),
                 tls,
             },
             auth: around.auth,
@@ -240,6 +243,11 @@ impl Config {
             logging: file.logging,
         })
     }
+}
+
+/// A number of connections; 0 is any number.
+fn limit(number: u64) -> Option<usize> {
+    usize::try_from(number).ok().filter(|&limit| limit > 0)
 }
 
 const BUILT_IN_DEFAULT: &str = "docker.io";

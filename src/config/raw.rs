@@ -51,6 +51,7 @@ pub struct Server {
     pub trusted_proxies: Vec<Network>,
     pub shutdown_grace: Span,
     pub max_connections: u64,
+    pub max_connections_per_address: u64,
     /// `None`: plain HTTP.
     pub tls: Option<ServerTls>,
 }
@@ -63,6 +64,7 @@ impl Default for Server {
             trusted_proxies: Vec::new(),
             shutdown_grace: Span(Duration::from_secs(30)),
             max_connections: 0,
+            max_connections_per_address: 0,
             tls: None,
         }
     }

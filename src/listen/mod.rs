@@ -1,5 +1,6 @@
 //! The doors: sockets, limits and draining.
 
+mod crowd;
 mod guard;
 mod tls;
 
@@ -16,6 +17,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
 
 use crate::pull::{Client, Pull};
+pub use crowd::Crowd;
 use guard::{Guard, Socket};
 pub use tls::{Tls, TlsError};
 
@@ -56,6 +58,7 @@ pub async fn serve(
     listener: TcpListener,
     pull: Arc<Pull>,
     permits: Option<Arc<Semaphore>>,
+    crowd: Arc<Crowd>,
     tls: Tls,
     mut stop: watch::Receiver<Option<Duration>>,
 ) {
@@ -67,10 +70,14 @@ pub async fn serve(
         };
         match accepted {
             Ok((stream, address, permit)) => {
+                let Some(counted) = crowd.enter(address.ip()) else {
+                    tracing::debug!(client = %address, "too many connections from this address");
+                    continue;
+                };
                 let (pull, tls, watcher) = (pull.clone(), tls.acceptor(), connections.watcher());
                 tokio::spawn(async move {
                     open(stream, address, tls, pull, watcher).await;
-                    drop(permit);
+                    drop((permit, counted));
                 });
             }
             Err(error) => {
