@@ -222,6 +222,32 @@ async fn what_was_private_is_forgotten_when_larders_own_credentials_are_to_decid
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_still_coming_in_when_larders_own_credentials_are_to_decide_stays_private() {
+    let hub = Hub::start(Options::with_tokens().user("me", "mine").private(PRIVATE, "me")).await;
+    let image = Image::with_layers(1, &[400_000]);
+    hub.push_image(PRIVATE, "1", &image);
+    let pass = RepositoryConfig::new("hub").set("client_credentials = \"pass\"").upstream(&hub);
+    let mut larder = Larder::start(&pass).await;
+    let digest = &image.layer_digests()[0];
+    let layer = larder.blob_url("hub/team/private", digest);
+    let gate = hub.gate(On::blob().reference(digest), 100_000);
+    let mine = {
+        let layer = layer.clone();
+        tokio::spawn(async move { get_as(ME, &layer).await })
+    };
+    gate.reached().await;
+    larder.write_config(RepositoryConfig::new("hub").upstream(&hub));
+    eventually("it is read", async || larder.log().contains("the configuration was read again")).await;
+    gate.open();
+    assert_eq!(mine.await.expect("no panic").body, image.layers[0]);
+    let stored = larder.object(digest);
+    eventually("it is stored", async || stored.exists()).await;
+    for who in ["", ME] {
+        assert_eq!(get_as(who, &layer).await.status, 403, "{who}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_the_upstream_hides_from_one_client_stays_there_for_others() {
     let Scene { mut hub, larder, image, .. } = scene(Options::with_tokens(), "on_upstream_404 = \"drop\"").await;
     let tag = larder.manifest_url("hub/team/private", "1");

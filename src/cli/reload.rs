@@ -103,11 +103,12 @@ impl Reload {
     }
 
     fn apply(&self, config: Config) -> Result<(), String> {
-        // What can fail goes first.
+        // What can fail goes first, and what cannot be undone last of it.
+        let tls = Tls::prepare(config.server.tls.as_ref()).map_err(|error| error.to_string())?;
+        let prepared = self.pull.prepare(&config).map_err(|error| error.to_string())?;
         let forgetting = self.pull.cache().forget_what_was_private(&config);
         tokio::runtime::Handle::current().block_on(forgetting).map_err(|failure| failure.to_string())?;
-        let tls = Tls::prepare(config.server.tls.as_ref()).map_err(|error| error.to_string())?;
-        self.pull.apply(&config).map_err(|error| error.to_string())?;
+        self.pull.apply(prepared);
         self.tls.set(tls);
         self.pull.cache().configure(&config);
         self.log.set(&config.logging.level);

@@ -32,7 +32,7 @@ pub use document::printable;
 pub use error::ConfigError;
 pub use proxy::{Proxies, Proxy};
 pub use raw::{LogFormat, Logging, OnUpstream404, Pattern, Policy};
-pub use repository::{Repository, TagPolicy};
+pub use repository::{BY_CLIENTS, Repository, TagPolicy};
 pub use secret::Secret;
 pub use show::Effective;
 pub use tls::{ClientRoots, ServerTls};

@@ -53,7 +53,18 @@ pub struct TagPolicy {
     pub negative_max_age: Duration,
 }
 
+/// Behind the prefix of a repository whose content came in by the clients' own credentials, in
+/// [`Repository::owner`]; no prefix has a blank.
+pub const BY_CLIENTS: &str = " by clients";
+
 impl Repository {
+    /// Under what name it is noted who may see an object: what clients' own credentials brought in is not
+    /// shown when Larder's own are to decide, not even if it comes in just then.
+    pub fn owner(&self) -> String {
+        let by = if self.client_consent.is_some() { BY_CLIENTS } else { "" };
+        format!("{}{by}", self.prefix)
+    }
+
     pub fn policy_of(&self, tag: &str) -> &TagPolicy {
         let rule = self.tag_rules.iter().find(|(pattern, _)| pattern.is_match(tag));
         rule.map_or(&self.tags, |(_, policy)| policy)

@@ -41,7 +41,6 @@ impl Pull {
         self.negative.recall(target, &page).map_err(&refuse)?;
 
         let mut joined = self.join(target, &digest).map_err(&refuse)?;
-        let is_foreign = !joined.1 && self.is_foreign(target, &joined.0);
         let mut begun = joined.0.size().await;
         if begun.is_err() && !joined.1 {
             // The fill was somebody else's, perhaps through another upstream; ours may do better.
@@ -49,10 +48,15 @@ impl Pull {
             begun = joined.0.size().await;
         }
         let (fill, is_first) = joined;
+        let is_foreign = !is_first && self.is_foreign(target, &fill);
         match &begun {
             Ok(_) if is_first => self.consents.given(target, &digest),
             // What was begun for others is ours if our upstream says so.
-            Ok(size) if is_foreign => self.confirm_running(target, &digest, *size).await.map_err(&refuse)?,
+            Ok(_) if is_foreign => {
+                // Where the upstream of those others does not tell the size, the end of the transfer does.
+                let size = fill.final_size().await.map_err(&refuse)?;
+                self.confirm(target, Stored::Blob(size), &digest).await.map_err(&refuse)?;
+            }
             _ => {}
         }
         let aside = Aside { digest, origin: self.origin(target, &digest), is_own: is_first };
@@ -89,31 +93,15 @@ impl Pull {
         Ok(Answer { response, state })
     }
 
-    /// As [`Pull::confirm`], for a blob of which perhaps not even the size is known yet.
-    async fn confirm_running(
-        self: &Arc<Self>,
-        target: &Target,
-        digest: &Digest,
-        size: Option<u64>,
-    ) -> Result<(), Failure> {
-        match size {
-            Some(size) => self.confirm(target, Stored::Blob(size), digest).await,
-            None if target.repository.config.client_consent.is_some() && self.consents.is_fresh(target, digest) => {
-                Ok(())
-            }
-            None => self.ask_for_size(target, digest).await.map(drop),
-        }
-    }
-
     /// Whether a running fill was begun for others, so that our own upstream has to say whether it has
     /// the blob.
     fn is_foreign(&self, target: &Target, fill: &Fill) -> bool {
-        fill.repository() != target.repository.prefix() || target.repository.config.client_consent.is_some()
+        fill.repository() != target.repository.owner() || target.repository.config.client_consent.is_some()
     }
 
     /// The fill of a blob, begun here if nobody else did.
     fn join(&self, target: &Target, digest: &Digest) -> Result<(Arc<Fill>, bool), Failure> {
-        self.cache.fill(target.repository.prefix(), *digest, || self.origin(target, digest))
+        self.cache.fill(&target.repository.owner(), *digest, || self.origin(target, digest))
     }
 
     fn origin(&self, target: &Target, digest: &Digest) -> Arc<dyn Origin> {

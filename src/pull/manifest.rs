@@ -68,7 +68,7 @@ impl Pull {
             name: target.name.to_string(),
             tag: tag.to_string(),
         };
-        let cached = self.cached_tag(&key).await;
+        let cached = self.cached_tag(target, &key).await;
         if let Some((entry, manifest)) = &cached
             && let freshness = freshness::of_tag(policy, tag.as_str(), entry.checked_at.age(), spread(&key, entry))
             && freshness != Freshness::Check
@@ -134,10 +134,15 @@ impl Pull {
         });
     }
 
-    /// A tag whose manifest is there too. An index or store that cannot be read counts as an empty
+    /// A tag whose manifest is there too, and may be shown here. An index or store that cannot be read counts as an empty
     /// one: the upstream may still answer.
-    async fn cached_tag(&self, key: &TagKey) -> Option<(TagEntry, Arc<Manifest>)> {
+    async fn cached_tag(&self, target: &Target, key: &TagKey) -> Option<(TagEntry, Arc<Manifest>)> {
         let entry = self.cache.tag(key).await.ok().flatten()?;
+        // It may have been brought in by clients' own credentials, when these decided.
+        let owner = target.repository.owner();
+        if !self.cache.is_visible(&owner, &entry.digest).await.unwrap_or(false) {
+            return None;
+        }
         let manifest = self.cache.manifest(&entry.digest).await.ok().flatten()?;
         Some((entry, manifest))
     }
@@ -152,7 +157,7 @@ impl Pull {
         let checked = match head.and_then(|head| head.digest) {
             Some(digest) => match self.cache.manifest(&digest).await.ok().flatten() {
                 Some(manifest) => {
-                    self.cache.mark_visible(target.repository.prefix(), digest);
+                    self.cache.mark_visible(&target.repository.owner(), digest);
                     Checked { manifest, is_fetched: false }
                 }
                 None => match self.fetch_manifest(target, digest, Some(at)).await {
@@ -222,7 +227,7 @@ impl Pull {
         let ManifestAnswer { digest, media_type, bytes } = answer;
         self.metrics.fetched(target.repository.prefix(), bytes.len() as u64);
         let manifest = Manifest { digest, media_type, bytes, stored_at: Timestamp::now() };
-        self.cache.put_manifest(target.repository.prefix(), manifest).await
+        self.cache.put_manifest(&target.repository.owner(), manifest).await
     }
 
     /// A HEAD for a manifest that is not here is answered with the upstream's HEAD: it downloads

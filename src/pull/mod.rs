@@ -80,6 +80,9 @@ struct Live {
     log_access: bool,
 }
 
+/// A configuration to answer by.
+pub struct Prepared(Live);
+
 /// Why requests cannot be answered.
 #[derive(Debug, thiserror::Error)]
 pub enum PullError {
@@ -128,13 +131,17 @@ impl Pull {
 
     /// Answers by another configuration from now on. Running transfers end as they began; upstreams that
     /// are configured as before keep what is known of them.
-    pub fn apply(&self, config: &Config) -> Result<(), PullError> {
-        let before = self.live.load_full();
-        self.live.store(Arc::new(Live::new(config, &self.clients, &self.metrics, Some(&before))?));
+    pub fn apply(&self, prepared: Prepared) {
+        self.live.store(Arc::new(prepared.0));
         self.consents.clear();
         self.negative.clear();
         self.rejected.clear();
-        Ok(())
+    }
+
+    /// What [`Pull::apply`] takes; all that can fail of it.
+    pub fn prepare(&self, config: &Config) -> Result<Prepared, PullError> {
+        let before = self.live.load_full();
+        Ok(Prepared(Live::new(config, &self.clients, &self.metrics, Some(&before))?))
     }
 
     /// Answers one request. Where the body is made of pages of a mapped file, its [`Mapping`] is among

@@ -22,6 +22,11 @@ impl Repository {
     pub fn prefix(&self) -> &str {
         &self.config.prefix
     }
+
+    /// As [`config::Repository::owner`].
+    pub fn owner(&self) -> String {
+        self.config.owner()
+    }
 }
 
 /// A repository and the name within it, as its upstreams know it.
