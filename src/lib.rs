@@ -10,22 +10,26 @@
 //! ```
 //!
 //! Rooms, each of which imports only from those below it: [`cli`] · [`listen`], [`admin`] · [`pull`] ·
-//! [`cache`], [`upstream`], [`auth`] · [`store`], [`index`] · the leaves [`oci`], [`config`], [`telemetry`],
+//! [`cache`], [`upstream`], [`auth`], [`acme`] · [`store`], [`index`] · the leaves [`oci`], [`config`], [`telemetry`],
 //! [`failure`]. `docs/architecture.md` tells why.
 
+pub mod acme;
 pub mod admin;
 pub mod auth;
 pub mod cache;
 mod cli;
 pub mod config;
 pub mod failure;
+mod files;
 mod fingerprint;
 pub mod index;
 pub mod listen;
 pub mod oci;
+mod program;
 pub mod pull;
 pub mod store;
 pub mod telemetry;
 pub mod upstream;
+mod web;
 
 pub use cli::run;

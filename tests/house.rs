@@ -6,21 +6,25 @@ use std::path::{Path, PathBuf};
 use crate::support::Larder;
 
 /// Each room and the rooms it may import from.
-const ROOMS: [(&str, &[&str]); 14] = [
+const ROOMS: [(&str, &[&str]); 18] = [
     ("oci", &[]),
     ("failure", &[]),
+    ("files", &[]),
     ("fingerprint", &[]),
-    ("auth", &["config", "fingerprint"]),
+    ("program", &[]),
+    ("web", &["config"]),
+    ("acme", &["config", "files", "program", "web"]),
+    ("auth", &["config", "fingerprint", "web"]),
     ("config", &["oci", "telemetry"]),
     ("telemetry", &["config"]),
     ("store", &["oci"]),
-    ("index", &["oci"]),
-    ("cache", &["config", "failure", "index", "oci", "store", "telemetry"]),
-    ("upstream", &["config", "failure", "fingerprint", "oci", "telemetry"]),
+    ("index", &["files", "oci"]),
+    ("cache", &["config", "failure", "files", "index", "oci", "store", "telemetry"]),
+    ("upstream", &["config", "failure", "fingerprint", "oci", "program", "telemetry", "web"]),
     ("pull", &["auth", "cache", "config", "failure", "index", "oci", "telemetry", "upstream"]),
-    ("listen", &["auth", "config", "pull"]),
+    ("listen", &["acme", "auth", "config", "pull"]),
     ("admin", &["cache", "failure", "index", "oci", "pull", "telemetry", "upstream"]),
-    ("cli", &["admin", "cache", "config", "listen", "pull", "telemetry"]),
+    ("cli", &["acme", "admin", "cache", "config", "listen", "pull", "telemetry"]),
 ];
 
 fn sources(path: PathBuf) -> Vec<PathBuf> {

@@ -1,36 +1,15 @@
 //! Promise: the registry door speaks TLS as its clients expect it, and lets in who belongs.
 
 use std::path::Path;
-use std::sync::Arc;
-
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::{ClientConfig, RootCertStore};
 
 use crate::support::{
-    Authority, Certificate, Hub, Image, Larder, Options, RepositoryConfig, eventually, repository_config, request,
+    Authority, Certificate, Hub, Image, Larder, Options, RepositoryConfig, eventually, https, repository_config,
+    request,
 };
 
 /// A client that believes one authority and may show a certificate.
 fn client(authority: &Authority, own: Option<&Certificate>) -> reqwest::Client {
-    let mut roots = RootCertStore::empty();
-    for root in CertificateDer::pem_file_iter(authority.file()).expect("a file") {
-        roots.add(root.expect("a certificate")).expect("a root");
-    }
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder =
-        ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().expect("versions");
-    let builder = builder.with_root_certificates(roots);
-    let config = match own {
-        None => builder.with_no_client_auth(),
-        Some(own) => {
-            let chain =
-                CertificateDer::pem_file_iter(&own.certificate).expect("a file").map(|c| c.expect("a certificate"));
-            let key = PrivateKeyDer::from_pem_file(&own.key).expect("a key");
-            builder.with_client_auth_cert(chain.collect(), key).expect("a certificate")
-        }
-    };
-    reqwest::Client::builder().no_proxy().tls_backend_preconfigured(config).build().expect("a client")
+    https(&authority.file(), own).build().expect("a client")
 }
 
 fn tls(certificates: &[&Certificate], more: &str) -> String {
@@ -110,13 +89,7 @@ async fn each_name_has_its_own_certificate() {
     let larder = Larder::start(tls(&[&one, &two], "") + &repository_config("hub", &[&hub])).await;
     let address = larder.door("registry");
     for (name, is_trusted) in [("one.test", true), ("two.test", true), ("three.test", false)] {
-        let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_file(authority.file()).expect("a certificate")).expect("a root");
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config =
-            ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().expect("versions");
-        let config = config.with_root_certificates(roots).with_no_client_auth();
-        let client = reqwest::Client::builder().no_proxy().tls_backend_preconfigured(config).resolve(name, address);
+        let client = https(&authority.file(), None).resolve(name, address);
         let url = format!("https://{name}:{}/v2/", address.port());
         let answer = client.build().expect("a client").get(url).send().await;
         assert_eq!(answer.is_ok(), is_trusted, "{name}: {answer:?}");

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use crate::config::Config;
+use crate::files::{self, Readers};
 
 /// The repositories (their prefixes) that were such once, or are.
 pub struct Passes {
@@ -49,9 +50,6 @@ impl Passes {
         if self.known.is_some() && now == before {
             return Ok(());
         }
-        let temporary = self.file.with_extension("json.new");
-        fs::write(&temporary, serde_json::to_vec_pretty(&now).map_err(io::Error::other)?)?;
-        fs::File::open(&temporary)?.sync_all()?;
-        fs::rename(&temporary, &self.file)
+        files::replace(&self.file, &serde_json::to_vec_pretty(&now).map_err(io::Error::other)?, Readers::All)
     }
 }

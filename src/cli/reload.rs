@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::signal::unix::Signal;
 
+use crate::acme::Certificates;
 use crate::config::{Config, Loaded, Sources, Watch};
 use crate::listen::Tls;
 use crate::pull::Pull;
@@ -16,11 +17,17 @@ use crate::telemetry::log::LogLevel;
 const LOOK: Duration = Duration::from_millis(500);
 
 /// What a change of the configuration reaches.
+pub struct Reached {
+    pub pull: Arc<Pull>,
+    pub tls: Tls,
+    pub certificates: Arc<Certificates>,
+    pub log: LogLevel,
+}
+
+/// Takes changes in.
 pub struct Reload {
     sources: Sources,
-    pull: Arc<Pull>,
-    tls: Tls,
-    log: LogLevel,
+    reached: Reached,
     /// The configuration in force.
     config: Arc<Mutex<Config>>,
     /// The files that had something in them at the start.
@@ -28,15 +35,8 @@ pub struct Reload {
 }
 
 impl Reload {
-    pub fn new(
-        sources: Sources,
-        begun_with: Vec<PathBuf>,
-        pull: Arc<Pull>,
-        tls: Tls,
-        log: LogLevel,
-        config: Arc<Mutex<Config>>,
-    ) -> Self {
-        Self { sources, begun_with, pull, tls, log, config }
+    pub fn new(sources: Sources, begun_with: Vec<PathBuf>, reached: Reached, config: Arc<Mutex<Config>>) -> Self {
+        Self { sources, reached, config, begun_with }
     }
 
     /// Those of the configuration's own files that have something in them. Blocks.
@@ -83,7 +83,7 @@ impl Reload {
             Some(file) => Err(format!("{} is gone or empty, which would mean the built-in defaults", file.display())),
             None => config.map_err(|error| error.to_string()).and_then(|config| self.apply(config)),
         };
-        let metrics = self.pull.metrics();
+        let metrics = self.reached.pull.metrics();
         match applied {
             Ok(()) => metrics.reloaded(true),
             Err(error) => {
@@ -104,14 +104,19 @@ impl Reload {
 
     fn apply(&self, config: Config) -> Result<(), String> {
         // What can fail goes first, and what cannot be undone last of it.
-        let tls = Tls::prepare(config.server.tls.as_ref()).map_err(|error| error.to_string())?;
-        let prepared = self.pull.prepare(&config).map_err(|error| error.to_string())?;
-        let forgetting = self.pull.cache().forget_what_was_private(&config);
-        tokio::runtime::Handle::current().block_on(forgetting).map_err(|failure| failure.to_string())?;
-        self.pull.apply(prepared);
-        self.tls.set(tls);
-        self.pull.cache().configure(&config);
-        self.log.set(&config.logging.level);
+        let Reached { pull, tls, certificates, log } = &self.reached;
+        let runtime = tokio::runtime::Handle::current();
+        let acme = config.server.tls.as_ref().and_then(|tls| tls.acme.as_ref());
+        let acme = runtime.block_on(certificates.prepare(acme)).map_err(|error| error.to_string())?;
+        let handshakes = tls.prepare(config.server.tls.as_ref()).map_err(|error| error.to_string())?;
+        let prepared = pull.prepare(&config).map_err(|error| error.to_string())?;
+        let forgetting = pull.cache().forget_what_was_private(&config);
+        runtime.block_on(forgetting).map_err(|failure| failure.to_string())?;
+        pull.apply(prepared);
+        runtime.block_on(certificates.apply(acme));
+        tls.set(handshakes);
+        pull.cache().configure(&config);
+        log.set(&config.logging.level);
         let mut current = self.config.lock().unwrap_or_else(PoisonError::into_inner);
         for key in needs_restart(&current, &config) {
             tracing::warn!(key, "this change takes effect with the next start");

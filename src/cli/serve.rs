@@ -10,7 +10,8 @@ use tokio::sync::{Semaphore, watch as channel};
 use tokio::task::JoinSet;
 
 use super::WRONG_CONFIGURATION;
-use super::reload::Reload;
+use super::reload::{Reached, Reload};
+use crate::acme::Certificates;
 use crate::cache::Cache;
 use crate::config::{self, Config, Loaded, Sources, Watch};
 use crate::listen::Tls;
@@ -76,7 +77,10 @@ async fn serve(config: Config, pull: Arc<Pull>, files: Files, log: LogLevel) -> 
     let mut interrupt = signal(SignalKind::interrupt())?;
     let hangups = signal(SignalKind::hangup())?;
     pull.cache().forget_what_was_private(&config).await.map_err(|failure| failure.to_string())?;
-    let tls = Tls::new(config.server.tls.as_ref())?;
+    let certificates = Arc::new(Certificates::new(&config.cache.dir));
+    let wanted = config.server.tls.as_ref().and_then(|tls| tls.acme.as_ref());
+    certificates.apply(certificates.prepare(wanted).await?).await;
+    let tls = Tls::new(config.server.tls.as_ref(), certificates.shown())?;
     let registry = listen::bind("registry", &config.server.listen).await?;
     let admin = listen::bind("admin", &config.admin.listen).await?;
     tracing::info!(
@@ -92,7 +96,9 @@ async fn serve(config: Config, pull: Arc<Pull>, files: Files, log: LogLevel) -> 
     let space = tokio::spawn(pull.cache().clone().look_after_space());
     let current = Arc::new(Mutex::new(config));
     let Files { sources, begun_with, watch } = files;
-    let reload = Reload::new(sources, begun_with, pull.clone(), tls.clone(), log, current.clone());
+    let keeping = tokio::spawn(certificates.clone().run());
+    let reach = Reached { pull: pull.clone(), tls: tls.clone(), certificates, log };
+    let reload = Reload::new(sources, begun_with, reach, current.clone());
     let reloading = tokio::spawn(reload.run(watch, hangups));
     let mut doors = JoinSet::new();
     for listener in registry {
@@ -114,6 +120,7 @@ async fn serve(config: Config, pull: Arc<Pull>, files: Files, log: LogLevel) -> 
     }
     tracing::info!("stopping; running transfers may end within server.shutdown_grace");
     reloading.abort();
+    keeping.abort();
     let grace = current.lock().unwrap_or_else(PoisonError::into_inner).server.shutdown_grace;
     stop.send_replace(Some(grace));
     let ended = tokio::time::timeout(grace, doors.join_all()).await;

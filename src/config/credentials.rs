@@ -119,16 +119,23 @@ fn read_password(check: &Check<'_>, path: &Path) -> Result<Secret, String> {
 /// `ecr-login` means the program `docker-credential-ecr-login`, found as a shell would; a path means
 /// itself.
 fn helper_program(name: &str) -> Result<PathBuf, String> {
-    let file = if name.contains('/') { name.to_owned() } else { format!("docker-credential-{name}") };
+    match name.contains('/') {
+        true => program(name),
+        false => program(&format!("docker-credential-{name}")),
+    }
+}
+
+/// A program by its path, or by a name that is found as a shell would.
+pub fn program(name: &str) -> Result<PathBuf, String> {
     let is_there = if name.contains('/') {
-        Path::new(&file).is_file()
+        Path::new(name).is_file()
     } else {
         let directories = std::env::var_os("PATH").unwrap_or_default();
-        std::env::split_paths(&directories).any(|directory| directory.join(&file).is_file())
+        std::env::split_paths(&directories).any(|directory| directory.join(name).is_file())
     };
     match is_there {
-        true => Ok(PathBuf::from(file)),
-        false => Err(format!("there is no program `{file}`; install it into the PATH or write its path")),
+        true => Ok(PathBuf::from(name)),
+        false => Err(format!("there is no program `{name}`; install it into the PATH or write its path")),
     }
 }
 

@@ -3,6 +3,7 @@
 //! The way of a value: [`tree`] (what is written, and where) → [`raw`] (keys, types, defaults) →
 //! [`Config`] (checked; the only form the rest of Larder sees).
 
+mod acme;
 mod auth;
 pub mod convert;
 mod credentials;
@@ -20,12 +21,14 @@ mod tree;
 mod units;
 mod upstream;
 mod watch;
+mod web;
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use acme::{Acme, AcmeChallenge, Hook};
 pub use auth::{Allow, Auth, Htpasswd};
 pub use credentials::{Credentials, Helper, Login};
 pub use document::printable;
@@ -37,8 +40,9 @@ pub use secret::Secret;
 pub use show::Effective;
 pub use tls::{ClientRoots, ServerTls};
 pub use units::{Amount, Limit};
-pub use upstream::{HostHeaders, Upstream, UpstreamTls, UpstreamUrl, says_who};
+pub use upstream::{ClientTls, HostHeaders, Upstream, UpstreamUrl, says_who};
 pub use watch::Watch;
+pub use web::WebAccess;
 
 use tree::Node;
 
@@ -186,7 +190,7 @@ impl Config {
             auth: Auth::default(),
             has_certificates: false,
         };
-        let tls = file.server.tls.take().map(|written| tls::check(&check, written)).transpose()?;
+        let tls = file.server.tls.take().map(|written| tls::check(&check, written, &around.proxies)).transpose()?;
         let auth = auth::check(&check, file.auth)?;
         let around = upstream::Around {
             has_certificates: tls.as_ref().is_some_and(|tls| tls.clients.is_some()),

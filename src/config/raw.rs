@@ -79,6 +79,49 @@ pub struct ServerTls {
     #[serde(deserialize_with = "path")]
     pub client_ca_bundle: Option<PathBuf>,
     pub client_auth: Option<ClientAuth>,
+    /// `None`: certificates are files.
+    pub acme: Option<Acme>,
+}
+
+/// `[server.tls.acme]`
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(default)]
+pub struct Acme {
+    pub domains: OneOrMany<String>,
+    pub email: String,
+    pub challenge: AcmeChallengeType,
+    pub directory: String,
+    #[serde(serialize_with = "path_or_empty")]
+    #[serde(deserialize_with = "path")]
+    pub ca_bundle: Option<PathBuf>,
+    /// `None`: port 80 everywhere.
+    pub http_listen: Option<Addresses>,
+    pub dns_hook: Vec<String>,
+}
+
+impl Default for Acme {
+    fn default() -> Self {
+        Self {
+            domains: OneOrMany::default(),
+            email: String::new(),
+            challenge: AcmeChallengeType::TlsAlpn01,
+            directory: "https://acme-v02.api.letsencrypt.org/directory".to_owned(),
+            ca_bundle: None,
+            http_listen: None,
+            dns_hook: Vec::new(),
+        }
+    }
+}
+
+/// How it is shown that domains are ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub enum AcmeChallengeType {
+    #[serde(rename = "tls-alpn-01")]
+    TlsAlpn01,
+    #[serde(rename = "http-01")]
+    Http01,
+    #[serde(rename = "dns-01")]
+    Dns01,
 }
 
 #[derive(Debug, Default, Deserialize, Serialize)]

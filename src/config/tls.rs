@@ -7,17 +7,20 @@ use rustls::crypto::aws_lc_rs;
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::CertificateDer;
 
-use super::Check;
+use super::acme::{self, Acme};
 use super::error::ConfigError;
-use super::pem;
+use super::proxy::Proxies;
 use super::raw::{self, ClientAuth};
+use super::{Check, pem};
 
 /// TLS on a door of ours.
 #[derive(Clone, Debug)]
 pub struct ServerTls {
     /// Certificate chains with their keys; which one is shown depends on the name that a client asks for,
-    /// the first where none fits. Never empty.
+    /// the first where none fits. Empty only with `acme`.
     pub certificates: Vec<Arc<CertifiedKey>>,
+    /// Where certificates come from instead.
+    pub acme: Option<Acme>,
     /// Whose client certificates are believed.
     pub clients: Option<ClientRoots>,
 }
@@ -30,10 +33,17 @@ pub struct ClientRoots {
     pub is_required: bool,
 }
 
-pub fn check(check: &Check<'_>, written: raw::ServerTls) -> Result<ServerTls, ConfigError> {
+pub fn check(check: &Check<'_>, written: raw::ServerTls, proxies: &Proxies) -> Result<ServerTls, ConfigError> {
     let invalid = |key: &str, message: String| check.invalid(&["server", "tls", key], message);
     let (chains, keys) = (written.certificate.0, written.private_key.0);
-    if chains.is_empty() {
+    let acme = written.acme.map(|acme| acme::check(check, acme, proxies)).transpose()?;
+    if acme.is_some() {
+        if let Some(key) =
+            [("certificate", &chains), ("private_key", &keys)].into_iter().find(|(_, list)| !list.is_empty())
+        {
+            return Err(invalid(key.0, "[server.tls.acme] gets the certificate; take one of the two out".to_owned()));
+        }
+    } else if chains.is_empty() {
         let message = "it is missing; write for example certificate = \"fullchain.pem\", and take [server.tls] out for plain HTTP";
         return Err(invalid("certificate", message.to_owned()));
     }
@@ -56,7 +66,7 @@ pub fn check(check: &Check<'_>, written: raw::ServerTls) -> Result<ServerTls, Co
             Some(ClientRoots { roots, is_required: auth == Some(ClientAuth::Required) })
         }
     };
-    Ok(ServerTls { certificates, clients })
+    Ok(ServerTls { certificates, acme, clients })
 }
 
 fn certified(
@@ -82,6 +92,6 @@ fn certified(
 impl PartialEq for ServerTls {
     fn eq(&self, other: &Self) -> bool {
         let chains = |tls: &Self| tls.certificates.iter().map(|own| own.cert.clone()).collect::<Vec<_>>();
-        self.clients == other.clients && chains(self) == chains(other)
+        self.clients == other.clients && self.acme == other.acme && chains(self) == chains(other)
     }
 }

@@ -21,7 +21,7 @@ pub struct Upstream {
     pub url: UpstreamUrl,
     /// `None`: anonymous.
     pub credentials: Option<Credentials>,
-    pub tls: UpstreamTls,
+    pub tls: ClientTls,
     pub max_redirect: u8,
     pub connect_timeout: Duration,
     /// To the response's headers, and between two reads of its body.
@@ -51,7 +51,7 @@ pub struct UpstreamUrl {
 
 /// How an upstream's TLS is checked and what it is shown.
 #[derive(Clone, Default, PartialEq, Eq)]
-pub struct UpstreamTls {
+pub struct ClientTls {
     /// The only roots believed; `None`: those of the system.
     pub roots: Option<Vec<CertificateDer<'static>>>,
     /// Certificate chain and key shown to the upstream.
@@ -59,9 +59,9 @@ pub struct UpstreamTls {
     pub insecure_skip_verify: bool,
 }
 
-impl std::fmt::Debug for UpstreamTls {
+impl std::fmt::Debug for ClientTls {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("UpstreamTls")
+        f.debug_struct("ClientTls")
             .field("own_roots", &self.roots.is_some())
             .field("identity", &self.identity.is_some())
             .field("insecure_skip_verify", &self.insecure_skip_verify)
@@ -233,7 +233,7 @@ fn lower(hosts: &[String]) -> Vec<String> {
     hosts.iter().map(|host| host.to_ascii_lowercase()).collect()
 }
 
-fn check_tls(check: &Check<'_>, written: &raw::Upstream) -> Result<UpstreamTls, (&'static str, String)> {
+fn check_tls(check: &Check<'_>, written: &raw::Upstream) -> Result<ClientTls, (&'static str, String)> {
     let at = |key: &'static str| move |message: String| (key, message);
     let roots = written.server_ca_bundle.as_deref();
     let roots = roots.map(|path| pem::certificates(check, path)).transpose().map_err(at("server_ca_bundle"))?;
@@ -251,7 +251,7 @@ fn check_tls(check: &Check<'_>, written: &raw::Upstream) -> Result<UpstreamTls, 
             return Err(("client_private_key", "a `client_certificate` is needed with it".to_owned()));
         }
     };
-    Ok(UpstreamTls { roots, identity, insecure_skip_verify: written.insecure_skip_verify })
+    Ok(ClientTls { roots, identity, insecure_skip_verify: written.insecure_skip_verify })
 }
 
 impl UpstreamUrl {

@@ -591,6 +591,56 @@ fn the_door() {
 }
 
 #[test]
+fn certificates_by_acme() {
+    let acme = |more: &str| format!("[server.tls.acme]\n{more}");
+    let named = |more: &str| acme(&format!("domains = \"a.example\"\n{more}"));
+    refused([
+        (acme(""), "1: `server.tls.acme.domains`: it is missing; write for example domains = [\"mirror.example.com\"]"),
+        (
+            acme("domains = [\"a.example\", \"A.example\"]"),
+            "2: `server.tls.acme.domains`: `A.example` is there twice; remove one of them",
+        ),
+        (
+            acme("domains = \"127.0.0.1\""),
+            "2: `server.tls.acme.domains`: `127.0.0.1` is no domain; write for example \"mirror.example.com\"",
+        ),
+        (
+            acme("domains = \"*.a.example\""),
+            "2: `server.tls.acme.domains`: `*.a.example` can only be had with challenge = \"dns-01\"",
+        ),
+        (named("email = \"me\""), "3: `server.tls.acme.email`: `me` is no mail address"),
+        (
+            named("challenge = \"dns\""),
+            "3: `server.tls.acme.challenge`: `dns` is not one of `tls-alpn-01`, `http-01`, `dns-01`",
+        ),
+        (
+            named("challenge = \"dns-01\""),
+            "1: `server.tls.acme.dns_hook`: it is missing; write the program that sets the record, for example [\"/usr/local/bin/dns-hook\"]",
+        ),
+        (
+            named("challenge = \"dns-01\"\ndns_hook = [\"/nowhere/hook\"]"),
+            "4: `server.tls.acme.dns_hook`: there is no program `/nowhere/hook`; install it into the PATH or write its path",
+        ),
+        (
+            named("dns_hook = [\"true\"]"),
+            "3: `server.tls.acme.dns_hook`: it goes with challenge = \"dns-01\"; take it out",
+        ),
+        (
+            named("http_listen = \"0.0.0.0:80\""),
+            "3: `server.tls.acme.http_listen`: it goes with challenge = \"http-01\"; take it out",
+        ),
+        (
+            named("directory = \"http://acme.example/directory\""),
+            "3: `server.tls.acme.directory`: `http://acme.example/directory` does not begin with https://, so that anybody on the way could answer for it",
+        ),
+        (
+            format!("[server.tls]\ncertificate = \"a.pem\"\n{}", named("")),
+            "2: `server.tls.certificate`: [server.tls.acme] gets the certificate; take one of the two out",
+        ),
+    ]);
+}
+
+#[test]
 fn who_may_pull() {
     let dir = tempfile::tempdir().expect("a directory");
     let file = |name: &str, text: &str| {

@@ -9,6 +9,7 @@ use rusqlite::{Connection, params};
 use serde::{Deserialize, Serialize};
 
 use super::{ImageName, Index, IndexError};
+use crate::files::{self, Readers};
 use crate::oci::Reference;
 
 const PIN: &str = "INSERT OR IGNORE INTO pins (repository, name, reference) VALUES (?1, ?2, ?3)";
@@ -79,8 +80,5 @@ fn read_file(file: &Path) -> io::Result<Vec<Row>> {
 }
 
 fn write_file(file: &Path, rows: &[Row]) -> io::Result<()> {
-    let temporary = file.with_extension("json.new");
-    fs::write(&temporary, serde_json::to_vec_pretty(rows).map_err(io::Error::other)?)?;
-    fs::File::open(&temporary)?.sync_all()?;
-    fs::rename(&temporary, file)
+    files::replace(file, &serde_json::to_vec_pretty(rows).map_err(io::Error::other)?, Readers::All)
 }

@@ -14,11 +14,11 @@ use hyper_util::server::conn::auto::Builder;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
-use tokio_rustls::TlsAcceptor;
 
 use crate::pull::{Client, Pull};
 pub use crowd::Crowd;
 use guard::{Guard, Socket};
+use tls::Handshakes;
 pub use tls::{Tls, TlsError};
 
 /// A client has this long for a request's head, and between two requests.
@@ -74,7 +74,7 @@ pub async fn serve(
                     tracing::debug!(client = %address, "too many connections from this address");
                     continue;
                 };
-                let (pull, tls, watcher) = (pull.clone(), tls.acceptor(), connections.watcher());
+                let (pull, tls, watcher) = (pull.clone(), tls.handshakes(), connections.watcher());
                 tokio::spawn(async move {
                     open(stream, address, tls, pull, watcher).await;
                     drop((permit, counted));
@@ -107,17 +107,18 @@ async fn accept(
 }
 
 /// Shakes hands where that is to be done, and serves one connection to its end.
-async fn open(stream: TcpStream, address: SocketAddr, tls: Option<TlsAcceptor>, pull: Arc<Pull>, watcher: Watcher) {
+async fn open(stream: TcpStream, address: SocketAddr, tls: Option<Arc<Handshakes>>, pull: Arc<Pull>, watcher: Watcher) {
     // Answers are written whole; waiting for more would only delay their last segment.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "cannot set TCP_NODELAY");
     }
-    let Some(acceptor) = tls else {
+    let Some(handshakes) = tls else {
         let client = Client { address, is_secure: false, certificate: None };
         return connection(stream, client, pull, watcher).await;
     };
-    match tls::accept(acceptor, stream).await {
-        Ok(stream) => {
+    match handshakes.shake(stream).await {
+        Ok(None) => tracing::debug!(client = %address, "an ACME server looked at a proof"),
+        Ok(Some(stream)) => {
             let client = Client { address, is_secure: true, certificate: tls::names(&stream) };
             connection(stream, client, pull, watcher).await;
         }

@@ -5,25 +5,40 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use rustls::crypto::aws_lc_rs;
-use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::server::{Acceptor, ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
-use rustls::{RootCertStore, ServerConfig};
+use rustls::{ConfigBuilder, RootCertStore, ServerConfig, WantsVerifier};
 use rustls_pki_types::ServerName;
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 use webpki::EndEntityCert;
 
+use crate::acme::Shown;
 use crate::auth::CertificateNames;
 use crate::config::ServerTls;
 
 /// A client has this long for its handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
+/// What an ACME server speaks that wants to see a proof (RFC 8737).
+const ACME: &[u8] = b"acme-tls/1";
+
 /// How a door does TLS; `None` inside: it does not. Changed while running, each connection is of what it was
 /// when it was made.
-#[derive(Clone, Default)]
-pub struct Tls(Arc<ArcSwapOption<ServerConfig>>);
+#[derive(Clone)]
+pub struct Tls {
+    handshakes: Arc<ArcSwapOption<Handshakes>>,
+    shown: Shown,
+}
+
+/// How a door shakes hands.
+pub struct Handshakes {
+    clients: Arc<ServerConfig>,
+    /// With ACME servers, which have no certificate of a client.
+    proofs: Arc<ServerConfig>,
+}
 
 /// Why certificates cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -31,32 +46,52 @@ pub struct Tls(Arc<ArcSwapOption<ServerConfig>>);
 pub struct TlsError(String);
 
 impl Tls {
-    pub fn new(config: Option<&ServerTls>) -> Result<Self, TlsError> {
-        let tls = Self::default();
-        tls.set(Self::prepare(config)?);
+    /// `shown`: what there is by ACME.
+    pub fn new(config: Option<&ServerTls>, shown: Shown) -> Result<Self, TlsError> {
+        let tls = Self { handshakes: Arc::default(), shown };
+        tls.set(tls.prepare(config)?);
         Ok(tls)
     }
 
     /// What [`Tls::set`] takes.
-    pub fn prepare(config: Option<&ServerTls>) -> Result<Option<Arc<ServerConfig>>, TlsError> {
-        config.map(|config| server_config(config).map(Arc::new)).transpose().map_err(TlsError)
+    pub fn prepare(&self, config: Option<&ServerTls>) -> Result<Option<Arc<Handshakes>>, TlsError> {
+        let prepared = config.map(|config| Handshakes::new(config, &self.shown).map(Arc::new)).transpose();
+        prepared.map_err(TlsError)
     }
 
     /// For new connections from now on.
-    pub fn set(&self, config: Option<Arc<ServerConfig>>) {
-        self.0.store(config);
+    pub fn set(&self, handshakes: Option<Arc<Handshakes>>) {
+        self.handshakes.store(handshakes);
     }
 
     /// What new connections do, if they do TLS.
-    pub fn acceptor(&self) -> Option<TlsAcceptor> {
-        self.0.load_full().map(TlsAcceptor::from)
+    pub fn handshakes(&self) -> Option<Arc<Handshakes>> {
+        self.handshakes.load_full()
     }
 }
 
-/// Shakes hands with a client.
-pub async fn accept(acceptor: TlsAcceptor, stream: TcpStream) -> std::io::Result<TlsStream<TcpStream>> {
-    let shaken = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await;
-    shaken.unwrap_or_else(|_| Err(std::io::Error::new(std::io::ErrorKind::TimedOut, "the TLS handshake took too long")))
+impl Handshakes {
+    fn new(tls: &ServerTls, shown: &Shown) -> Result<Self, String> {
+        let clients = Arc::new(server_config(tls, shown)?);
+        let mut proofs = builder()?.with_no_client_auth().with_cert_resolver(Arc::new(Proof(shown.clone())));
+        proofs.alpn_protocols = vec![ACME.to_vec()];
+        Ok(Self { clients, proofs: Arc::new(proofs) })
+    }
+
+    /// Shakes hands; `None`: it was an ACME server, which has seen what it wants.
+    pub async fn shake(&self, stream: TcpStream) -> std::io::Result<Option<TlsStream<TcpStream>>> {
+        let shaken = async {
+            let begun = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
+            let is_acme = begun.client_hello().alpn().is_some_and(|mut offered| offered.any(|name| name == ACME));
+            if is_acme {
+                begun.into_stream(self.proofs.clone()).await?.shutdown().await?;
+                return Ok(None);
+            }
+            begun.into_stream(self.clients.clone()).await.map(Some)
+        };
+        let late = || std::io::Error::new(std::io::ErrorKind::TimedOut, "the TLS handshake took too long");
+        tokio::time::timeout(HANDSHAKE, shaken).await.unwrap_or_else(|_| Err(late()))
+    }
 }
 
 /// The names of the client's certificate, if it showed one; it was verified in the handshake.
@@ -66,11 +101,13 @@ pub fn names(stream: &TlsStream<TcpStream>) -> Option<Arc<CertificateNames>> {
     Some(Arc::new(CertificateNames::read(own)))
 }
 
-fn server_config(tls: &ServerTls) -> Result<ServerConfig, String> {
-    let provider = Arc::new(aws_lc_rs::default_provider());
-    let builder = ServerConfig::builder_with_provider(provider.clone())
-        .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())?;
+fn builder() -> Result<ConfigBuilder<ServerConfig, WantsVerifier>, String> {
+    let builder = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()));
+    builder.with_safe_default_protocol_versions().map_err(|error| error.to_string())
+}
+
+fn server_config(tls: &ServerTls, shown: &Shown) -> Result<ServerConfig, String> {
+    let builder = builder()?;
     let builder = match &tls.clients {
         None => builder.with_no_client_auth(),
         Some(clients) => {
@@ -78,19 +115,34 @@ fn server_config(tls: &ServerTls) -> Result<ServerConfig, String> {
             for root in &clients.roots {
                 roots.add(root.clone()).map_err(|error| format!("client_ca_bundle: {error}"))?;
             }
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+            let verifier =
+                WebPkiClientVerifier::builder_with_provider(Arc::new(roots), builder.crypto_provider().clone());
             let verifier = if clients.is_required { verifier } else { verifier.allow_unauthenticated() };
             builder.with_client_cert_verifier(verifier.build().map_err(|error| format!("client_ca_bundle: {error}"))?)
         }
     };
-    let mut config = builder.with_cert_resolver(Arc::new(ByName(tls.certificates.clone())));
+    let acme = tls.acme.is_some().then(|| shown.clone());
+    let mut config = builder.with_cert_resolver(Arc::new(ByName { certificates: tls.certificates.clone(), acme }));
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
 }
 
 /// Shows the certificate that is for the name which the client asks for, else the first.
 #[derive(Debug)]
-struct ByName(Vec<Arc<CertifiedKey>>);
+struct ByName {
+    certificates: Vec<Arc<CertifiedKey>>,
+    acme: Option<Shown>,
+}
+
+/// Shows what proves to an ACME server that a domain is ours.
+#[derive(Debug)]
+struct Proof(Shown);
+
+impl ResolvesServerCert for Proof {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.0.proof(&hello.server_name()?.to_ascii_lowercase())
+    }
+}
 
 impl ResolvesServerCert for ByName {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
@@ -100,6 +152,8 @@ impl ResolvesServerCert for ByName {
             let checked = certificate.zip(name.as_ref());
             checked.is_some_and(|(certificate, name)| certificate.verify_is_valid_for_subject_name(name).is_ok())
         };
-        self.0.iter().find(is_for).or(self.0.first()).cloned()
+        let certificates = &self.certificates;
+        let found = certificates.iter().find(is_for).or(certificates.first()).cloned();
+        found.or_else(|| self.acme.as_ref()?.certificate())
     }
 }

@@ -1,23 +1,20 @@
 //! Credentials from a program that speaks the docker-credential-helpers protocol: it is run with `get`,
 //! reads the server's name from standard input and writes `{"Username", "Secret"}` to standard output.
 
-use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use base64::Engine;
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
-use rustix::process::Pid;
 use serde::Deserialize;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
 use tokio::sync::Mutex;
 
 use crate::config::{self, Login, Secret};
 use crate::failure::{Failure, FailureKind};
+use crate::program::{self, Reads};
 
 const PATIENCE: Duration = Duration::from_secs(30);
-const MAX_OUTPUT: u64 = 1 << 20;
 /// How long credentials are used that do not tell when they expire.
 const USUAL_LIFE: Duration = Duration::from_secs(15 * 60);
 const LONGEST_LIFE: Duration = Duration::from_secs(12 * 3600);
@@ -76,67 +73,32 @@ impl Helper {
     }
 
     async fn run(&self) -> Result<Option<Login>, Failure> {
-        let program = self.config.program.display();
+        let name = self.config.program.display();
         let failed = |why: &dyn std::fmt::Display| {
-            Failure::new(FailureKind::Unavailable, format!("credential helper {program}: {why}"))
+            Failure::new(FailureKind::Unavailable, format!("credential helper {name}: {why}"))
         };
-        let output = tokio::time::timeout(PATIENCE, self.ask()).await;
-        let (is_success, output) = match output {
-            Ok(result) => result.map_err(|error| failed(&error))?,
-            Err(_) => return Err(failed(&format_args!("it did not answer within {} s", PATIENCE.as_secs()))),
-        };
-        if !is_success {
-            let text = String::from_utf8_lossy(&output);
-            let said: String = text.trim().chars().filter(|c| !c.is_control()).take(200).collect();
+        let mut command = Command::new(&self.config.program);
+        command.arg("get");
+        let ran = program::run(command, self.config.server.as_bytes(), Reads::Output, PATIENCE).await;
+        let ran = ran.map_err(|error| failed(&error))?;
+        if !ran.is_success {
+            let said = ran.text();
             if said.contains(NOT_FOUND) {
-                tracing::info!(%program, server = self.config.server, "the credential helper has nothing for this server");
+                tracing::info!(program = %name, server = self.config.server, "the credential helper has nothing for this server");
                 return Ok(None);
             }
             // What a failing program prints may be anything; it is for the log, unless it looks like an answer.
             if !said.contains(['{', '"']) {
-                tracing::warn!(%program, said, "the credential helper failed");
+                tracing::warn!(program = %name, said, "the credential helper failed");
             }
             return Err(failed(&"it failed; the log may say why"));
         }
         let answer: Answer =
-            serde_json::from_slice(&output).map_err(|_| failed(&"its answer is not what the protocol says"))?;
+            serde_json::from_slice(&ran.said).map_err(|_| failed(&"its answer is not what the protocol says"))?;
         if answer.secret.is_empty() {
             return Ok(None);
         }
         Ok(Some(Login::new(answer.username, answer.secret)))
-    }
-
-    async fn ask(&self) -> std::io::Result<(bool, Vec<u8>)> {
-        let mut child = Command::new(&self.config.program)
-            .arg("get")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            // Its own group, so that what it starts ends with it.
-            .process_group(0)
-            .spawn()?;
-        let _group = Group(child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)));
-        if let Some(mut stdin) = child.stdin.take() {
-            // One that does not read its input may still answer.
-            let _ = stdin.write_all(self.config.server.as_bytes()).await;
-        }
-        let mut output = Vec::new();
-        if let Some(stdout) = child.stdout.take() {
-            stdout.take(MAX_OUTPUT).read_to_end(&mut output).await?;
-        }
-        Ok((child.wait().await?.success(), output))
-    }
-}
-
-/// The processes of a helper; they end when this is dropped.
-struct Group(Option<Pid>);
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        if let Some(group) = self.0 {
-            // Mostly they are gone by then.
-            let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
-        }
     }
 }
 

@@ -10,7 +10,6 @@ mod health;
 mod helper;
 mod reach;
 pub mod retry;
-mod tls;
 mod token;
 mod transport;
 mod who;

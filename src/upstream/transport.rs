@@ -12,15 +12,16 @@ use quick_cache::sync::Cache;
 use reqwest::Response;
 use url::Url;
 
+use super::BuildError;
 use super::budget::Budget;
 use super::errors::{self, Limited};
 use super::health::Health;
 use super::reach::{self, Reach, Resolver};
 use super::who::{Who, WhoId};
-use super::{BuildError, tls};
-use crate::config::{self, HostHeaders, Proxies, Proxy};
+use crate::config::{self, HostHeaders, Proxy};
 use crate::failure::{Failure, FailureKind};
 use crate::telemetry::Metrics;
+use crate::web::{self, tls};
 
 /// Most that is read of a 429, to tell which limit it is.
 const MAX_REFUSAL: usize = 4096;
@@ -75,7 +76,7 @@ impl Transport {
         let mut builder = client(config).tls_backend_preconfigured(tls);
         let mut proxy_hosts = Vec::new();
         if let Proxy::Through(proxies) = &config.proxy {
-            for proxy in through(proxies).map_err(|_| fail("http_proxy cannot be used".to_owned()))? {
+            for proxy in web::through(proxies).map_err(|_| fail("http_proxy cannot be used".to_owned()))? {
                 builder = builder.proxy(proxy);
             }
             proxy_hosts = proxies.hosts();
@@ -376,14 +377,6 @@ fn client(config: &config::Upstream) -> reqwest::ClientBuilder {
         .pool_max_idle_per_host(config.max_connections)
         .pool_idle_timeout(Duration::from_secs(60))
         .user_agent(concat!("larder/", env!("CARGO_PKG_VERSION")))
-}
-
-/// The proxies as the HTTP client wants them.
-fn through(proxies: &Proxies) -> reqwest::Result<Vec<reqwest::Proxy>> {
-    let exceptions = || reqwest::NoProxy::from_string(&proxies.exceptions);
-    let http = proxies.http.iter().map(|url| reqwest::Proxy::http(url.reveal()));
-    let https = proxies.https.iter().map(|url| reqwest::Proxy::https(url.reveal()));
-    http.chain(https).map(|proxy| Ok(proxy?.no_proxy(exceptions()))).collect()
 }
 
 fn label(origin: &Url) -> String {

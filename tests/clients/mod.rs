@@ -4,12 +4,14 @@
 //! to Docker Hub after a failure of the mirror, it finds a closed port. The rig needs root, as dockerd does, and the
 //! Debian packages in `packages.txt`; without them the tests fail and say what to install.
 
+mod acme;
 mod buildah;
 mod containerd;
 mod docker;
 mod http;
 mod images;
 mod logins;
+mod pebble;
 mod podman;
 mod process;
 mod pulls;

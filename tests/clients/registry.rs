@@ -133,7 +133,7 @@ fn parse_access_line(line: &str) -> Option<(String, String)> {
 
 /// A port that nothing listens on, below those that the system hands out by itself: so no connection and no other
 /// test's `127.0.0.1:0` takes it while the registry is stopped.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let start = u16::try_from(std::process::id() % 10_000).expect("below 10,000");
     (0..10_000)

@@ -21,7 +21,7 @@ pub use self::hub::{
 };
 pub use self::larder::{Larder, RepositoryConfig, repository_config};
 pub use self::proxy::ForwardProxy;
-pub use self::tls::{Authority, Certificate, TlsFront};
+pub use self::tls::{Authority, Certificate, TlsFront, https};
 
 /// How long a test waits for anything before it fails.
 pub const DEADLINE: Duration = Duration::from_secs(30);

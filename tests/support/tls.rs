@@ -8,7 +8,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig};
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
@@ -55,6 +55,28 @@ impl Authority {
         std::fs::write(&files.key, key.serialize_pem()).expect("written");
         files
     }
+}
+
+/// A client that believes the authorities in a file and may show a certificate.
+pub fn https(roots: &Path, own: Option<&Certificate>) -> reqwest::ClientBuilder {
+    let mut store = RootCertStore::empty();
+    for root in CertificateDer::pem_file_iter(roots).expect("a file") {
+        store.add(root.expect("a certificate")).expect("a root");
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder =
+        ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().expect("versions");
+    let builder = builder.with_root_certificates(store);
+    let config = match own {
+        None => builder.with_no_client_auth(),
+        Some(own) => {
+            let chain = CertificateDer::pem_file_iter(&own.certificate).expect("a file");
+            let chain = chain.map(|certificate| certificate.expect("a certificate")).collect();
+            let key = PrivateKeyDer::from_pem_file(&own.key).expect("a key");
+            builder.with_client_auth_cert(chain, key).expect("a certificate")
+        }
+    };
+    reqwest::Client::builder().no_proxy().tls_backend_preconfigured(config)
 }
 
 /// Opens TLS and passes on to a hub.

@@ -9,14 +9,14 @@ use super::values;
 use crate::config::tree::Origin;
 
 const OTHER_LOGIN: &str = "clients log in with [auth.htpasswd] or a certificate; say who may pull in `allow`";
-const NO_ACME: &str = "there is no ACME yet: name a certificate and its key in [server.tls]";
 const ONLY_FILES: &str = "there is no other store than the filesystem yet";
 
 /// What else its configuration may say.
-const NOTES: [(&str, &str); 29] = [
+const NOTES: [(&str, &str); 30] = [
     ("version", ""),
     ("auth", OTHER_LOGIN),
-    ("http.tls.letsencrypt", NO_ACME),
+    ("http.tls.letsencrypt.cachefile", "certificates are kept under `cache.dir`; another one is obtained"),
+    ("http.tls.letsencrypt", ""),
     ("http.tls.minimumtls", "TLS 1.2 and 1.3 are spoken"),
     ("http.tls.ciphersuites", "the suites are those of TLS 1.2 and 1.3 that are safe"),
     ("http.tls.clientauth", ""),
@@ -64,6 +64,7 @@ pub fn convert(mut document: Foreign, draft: &mut Draft) -> Result<(), ConvertEr
         draft.server(line("shutdown_grace", grace));
     }
     draft.certificate(&mut document, [&["http", "tls", "certificate"], &["http", "tls", "key"]])?;
+    acme(&mut document, draft)?;
     let bundles = document.texts(&["http", "tls", "clientcas"])?;
     if let [(bundle, origin), more @ ..] = bundles.as_slice() {
         draft.tls(line("client_ca_bundle", bundle.clone()));
@@ -91,6 +92,24 @@ pub fn convert(mut document: Foreign, draft: &mut Draft) -> Result<(), ConvertEr
     debug_door(&mut document, draft)?;
     logging(&mut document, draft)?;
     draft.warn_all(document.left_over(&NOTES));
+    Ok(())
+}
+
+/// Its Let's Encrypt support. Without `hosts` it asks for a certificate for any name that a client comes by.
+fn acme(document: &mut Foreign, draft: &mut Draft) -> Result<(), ConvertError> {
+    let of = |key| ["http", "tls", "letsencrypt", key];
+    let hosts: Vec<_> = document.texts(&of("hosts"))?.into_iter().map(|(host, _)| host).collect();
+    let email = document.text(&of("email"))?;
+    let directory = document.text(&of("directoryurl"))?;
+    if !hosts.is_empty() {
+        draft.acme(line("domains", hosts).why("port 443 has to lead here"));
+        draft.acme(line("email", email.map(|(email, _)| email).unwrap_or_default()));
+        if let Some((directory, _)) = directory {
+            draft.acme(line("directory", directory));
+        }
+    } else if let Some((_, origin)) = email.or(directory) {
+        draft.warn_at(&origin, "`http.tls.letsencrypt`: write the `domains` of [server.tls.acme]; there is no TLS");
+    }
     Ok(())
 }
 

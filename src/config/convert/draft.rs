@@ -14,6 +14,7 @@ use crate::config::tree::Origin;
 pub struct Draft {
     server: Vec<Line>,
     tls: Vec<Line>,
+    acme: Vec<Line>,
     htpasswd: Vec<Line>,
     cache: Vec<Line>,
     pub repositories: Vec<Repository>,
@@ -60,6 +61,10 @@ impl Draft {
 
     pub fn tls(&mut self, line: Line) {
         put(&mut self.tls, line);
+    }
+
+    pub fn acme(&mut self, line: Line) {
+        put(&mut self.acme, line);
     }
 
     pub fn htpasswd(&mut self, line: Line) {
@@ -167,6 +172,7 @@ impl Draft {
         }
         section(&mut document, &["server"], &self.server);
         section(&mut document, &["server", "tls"], &self.tls);
+        section(&mut document, &["server", "tls", "acme"], &self.acme);
         section(&mut document, &["auth", "htpasswd"], &self.htpasswd);
         section(&mut document, &["cache"], &self.cache);
         for Repository { prefix, lines, upstreams } in &self.repositories {

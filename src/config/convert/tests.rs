@@ -279,6 +279,19 @@ fn dockers_registry_becomes_the_default_repository() {
 }
 
 #[test]
+fn dockers_registry_may_have_certificates_from_lets_encrypt() {
+    let text =
+        |keys: &str| format!("proxy: {{remoteurl: 'https://r.example'}}\nhttp: {{tls: {{letsencrypt: {{{keys}}}}}}}\n");
+    let all = "cachefile: /certs/cachefile, email: me@example.com, hosts: [my.cool.mirror.horse]";
+    let (toml, warnings) = converted("config.yml", &text(all));
+    let expected = "domains = [\"my.cool.mirror.horse\"]\nemail = \"me@example.com\"";
+    assert_eq!(toml["server"]["tls"]["acme"].as_table(), Some(&table(expected)));
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    let (toml, warnings) = converted("config.yml", &text("email: me@example.com"));
+    assert!(toml["server"].get("tls").is_none() && warnings[0].contains("write the `domains`"), "{warnings:?}");
+}
+
+#[test]
 fn dockers_registry_may_name_a_helper_and_never_expire() {
     for (proxy, upstream, warnings) in [
         ("exec: {command: docker-credential-ecr-login, lifetime: 1h}", "credential_helper = \"ecr-login\"", 1),

@@ -1,4 +1,4 @@
-//! TLS towards an upstream: the system's roots or its own, a client certificate, or no check at all
+//! TLS towards a server: the system's roots or its own, a client certificate, or no check at all
 //! where the configuration says so.
 
 use std::sync::{Arc, OnceLock};
@@ -8,14 +8,14 @@ use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
-use crate::config::UpstreamTls;
+use crate::config::ClientTls;
 
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(aws_lc_rs::default_provider())
 }
 
-/// The client side's TLS settings for one upstream.
-pub fn client_config(tls: &UpstreamTls) -> Result<ClientConfig, rustls::Error> {
+/// The client side's TLS settings for one server.
+pub fn client_config(tls: &ClientTls) -> Result<ClientConfig, rustls::Error> {
     let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
     let builder = if tls.insecure_skip_verify {
         builder.dangerous().with_custom_certificate_verifier(Arc::new(NoVerification(provider())))

@@ -1,0 +1,120 @@
+//! The door for http-01: plain HTTP, one document for each challenge, and nothing else.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
+
+use super::Shown;
+
+const PREFIX: &str = "/.well-known/acme-challenge/";
+/// A connection is for one request, and over after this long.
+const PATIENCE: Duration = Duration::from_secs(10);
+const CONNECTIONS: usize = 64;
+const MAX_HEAD: usize = 16 * 1024;
+/// After the system had no socket to give.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Why it cannot be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("server.tls.acme.http_listen: cannot listen on {address}: {source}")]
+pub struct DoorError {
+    address: SocketAddr,
+    source: std::io::Error,
+}
+
+/// The open ones, by the address that is configured.
+#[derive(Debug, Default)]
+pub struct Doors(Vec<(SocketAddr, AbortHandle)>);
+
+/// Those that are to be open.
+pub struct Prepared {
+    all: Vec<SocketAddr>,
+    new: Vec<(SocketAddr, TcpListener)>,
+}
+
+impl Doors {
+    /// Binds what is not open yet.
+    pub async fn prepare(&self, listen: &[SocketAddr]) -> Result<Prepared, DoorError> {
+        let mut new = Vec::new();
+        for &address in listen.iter().filter(|address| self.0.iter().all(|(open, _)| open != *address)) {
+            let listener = TcpListener::bind(address).await.map_err(|source| DoorError { address, source })?;
+            new.push((address, listener));
+        }
+        Ok(Prepared { all: listen.to_vec(), new })
+    }
+
+    /// Opens the new ones and closes those that are not wanted any more.
+    pub fn apply(&mut self, prepared: Prepared, shown: &Shown) {
+        self.0.retain(|(address, serving)| {
+            let stays = prepared.all.contains(address);
+            if !stays {
+                serving.abort();
+            }
+            stays
+        });
+        for (address, listener) in prepared.new {
+            if let Ok(bound) = listener.local_addr() {
+                tracing::info!(door = "acme", address = %bound, "listening");
+            }
+            let serving = tokio::spawn(serve(listener, shown.clone()));
+            self.0.push((address, serving.abort_handle()));
+        }
+    }
+}
+
+async fn serve(listener: TcpListener, shown: Shown) {
+    let permits = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let Ok(permit) = permits.clone().acquire_owned().await else {
+            return;
+        };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let shown = shown.clone();
+                tokio::spawn(async move {
+                    // Who does not come to an end in time is nobody we wait for.
+                    let _ = tokio::time::timeout(PATIENCE, connection(stream, shown)).await;
+                    drop(permit);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn connection(stream: TcpStream, shown: Shown) {
+    let service = service_fn(|request: Request<Incoming>| {
+        let response = answer(&request, &shown);
+        async move { Ok::<_, Infallible>(response) }
+    });
+    let mut builder = http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(PATIENCE).max_buf_size(MAX_HEAD).keep_alive(false);
+    if let Err(error) = builder.serve_connection(TokioIo::new(stream), service).await {
+        tracing::debug!(%error, "a connection for a challenge ended with an error");
+    }
+}
+
+fn answer<B>(request: &Request<B>, shown: &Shown) -> Response<Full<Bytes>> {
+    let is_read = request.method() == Method::GET || request.method() == Method::HEAD;
+    let token = request.uri().path().strip_prefix(PREFIX).filter(|_| is_read);
+    let document = token.and_then(|token| shown.proofs().document(token));
+    let status = if document.is_some() { StatusCode::OK } else { StatusCode::NOT_FOUND };
+    let mut response = Response::new(Full::from(document.unwrap_or_default()));
+    *response.status_mut() = status;
+    response
+}

@@ -1,0 +1,110 @@
+//! `[server.tls.acme]`, checked.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use url::{Host, Url};
+
+use super::error::ConfigError;
+use super::proxy::Proxies;
+use super::raw::{self, AcmeChallengeType};
+use super::web::{WebAccess, trusted_url};
+use super::{Check, credentials};
+
+/// Certificates from an ACME server (RFC 8555).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Acme {
+    /// What the certificate is for, in lower case; never empty. Only with `dns-01` some may begin with `*.`.
+    pub domains: Vec<String>,
+    /// Whom the server writes to.
+    pub email: Option<String>,
+    pub challenge: AcmeChallenge,
+    pub directory: Url,
+    pub access: WebAccess,
+}
+
+/// How it is shown that the domains are ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AcmeChallenge {
+    /// By a certificate that the registry door shows (RFC 8737).
+    TlsAlpn01,
+    /// By a document on these addresses (RFC 8555, section 8.3).
+    Http01 { listen: Vec<SocketAddr> },
+    /// By a record that this command sets (RFC 8555, section 8.4).
+    Dns01 { hook: Hook },
+}
+
+/// A program and its first arguments.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hook {
+    pub program: PathBuf,
+    pub arguments: Vec<String>,
+}
+
+const HTTP: &str = "0.0.0.0:80";
+
+pub fn check(check: &Check<'_>, written: raw::Acme, proxies: &Proxies) -> Result<Acme, ConfigError> {
+    let invalid = |key: &str, message: String| check.invalid(&["server", "tls", "acme", key], message);
+    let challenge = challenge(&written).map_err(|(key, message)| invalid(key, message))?;
+    let wildcards = matches!(challenge, AcmeChallenge::Dns01 { .. });
+    if written.domains.0.is_empty() {
+        let message = "it is missing; write for example domains = [\"mirror.example.com\"]".to_owned();
+        return Err(invalid("domains", message));
+    }
+    let mut domains = Vec::new();
+    for text in &written.domains.0 {
+        let domain = domain(text, wildcards).map_err(|message| invalid("domains", message))?;
+        if domains.contains(&domain) {
+            return Err(invalid("domains", format!("`{text}` is there twice; remove one of them")));
+        }
+        domains.push(domain);
+    }
+    let email = written.email.trim();
+    if !email.is_empty() && (!email.contains('@') || email.contains(|c: char| c.is_whitespace() || c.is_control())) {
+        return Err(invalid("email", format!("`{email}` is no mail address")));
+    }
+    let directory = trusted_url(&written.directory, "\"https://acme-v02.api.letsencrypt.org/directory\"");
+    let directory = directory.map_err(|message| invalid("directory", message))?;
+    let access = WebAccess::new(check, &directory, written.ca_bundle.as_deref(), proxies);
+    let access = access.map_err(|message| invalid("ca_bundle", message))?;
+    Ok(Acme { domains, email: (!email.is_empty()).then(|| email.to_owned()), challenge, directory, access })
+}
+
+fn challenge(written: &raw::Acme) -> Result<AcmeChallenge, (&'static str, String)> {
+    let kind = written.challenge;
+    if written.http_listen.is_some() && kind != AcmeChallengeType::Http01 {
+        return Err(("http_listen", "it goes with challenge = \"http-01\"; take it out".to_owned()));
+    }
+    if !written.dns_hook.is_empty() && kind != AcmeChallengeType::Dns01 {
+        return Err(("dns_hook", "it goes with challenge = \"dns-01\"; take it out".to_owned()));
+    }
+    match kind {
+        AcmeChallengeType::TlsAlpn01 => Ok(AcmeChallenge::TlsAlpn01),
+        AcmeChallengeType::Http01 => {
+            let everywhere = || HTTP.parse().into_iter().collect();
+            let listen = written.http_listen.as_ref().map_or_else(everywhere, |addresses| addresses.0.clone());
+            Ok(AcmeChallenge::Http01 { listen })
+        }
+        AcmeChallengeType::Dns01 => {
+            let Some((program, arguments)) = written.dns_hook.split_first() else {
+                let message =
+                    "it is missing; write the program that sets the record, for example [\"/usr/local/bin/dns-hook\"]";
+                return Err(("dns_hook", message.to_owned()));
+            };
+            let program = credentials::program(program).map_err(|message| ("dns_hook", message))?;
+            Ok(AcmeChallenge::Dns01 { hook: Hook { program, arguments: arguments.to_vec() } })
+        }
+    }
+}
+
+fn domain(text: &str, may_be_wildcard: bool) -> Result<String, String> {
+    let name = text.strip_prefix("*.");
+    if name.is_some() && !may_be_wildcard {
+        return Err(format!("`{text}` can only be had with challenge = \"dns-01\""));
+    }
+    let host = Host::parse(name.unwrap_or(text)).ok();
+    let Some(Host::Domain(host)) = host.filter(|_| !text.ends_with('.')) else {
+        return Err(format!("`{text}` is no domain; write for example \"mirror.example.com\""));
+    };
+    Ok(if name.is_some() { format!("*.{host}") } else { host })
+}

@@ -1,0 +1,37 @@
+//! How Larder reaches servers that are no upstreams: issuers of tokens and of certificates.
+
+use std::path::Path;
+
+use rustls_pki_types::CertificateDer;
+use url::Url;
+
+use super::proxy::{Proxies, is_loopback};
+use super::{Check, pem};
+
+/// How a server is reached.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WebAccess {
+    /// The only roots believed; `None`: those of the system.
+    pub roots: Option<Vec<CertificateDer<'static>>>,
+    pub proxies: Proxies,
+}
+
+impl WebAccess {
+    /// To the server of `url`, through a proxy of the environment if it is not on this machine; an error is
+    /// about the bundle.
+    pub(super) fn new(check: &Check<'_>, url: &Url, bundle: Option<&Path>, proxies: &Proxies) -> Result<Self, String> {
+        let roots = bundle.map(|bundle| pem::certificates(check, bundle)).transpose()?;
+        let proxies = if is_loopback(url) { Proxies::default() } else { proxies.clone() };
+        Ok(Self { roots, proxies })
+    }
+}
+
+/// The address of a server whose word is believed.
+pub fn trusted_url(text: &str, example: &str) -> Result<Url, String> {
+    let url = Url::parse(text).map_err(|error| format!("`{text}` is no URL ({error}); write for example {example}"))?;
+    match url.scheme() {
+        "https" => Ok(url),
+        "http" if is_loopback(&url) => Ok(url),
+        _ => Err(format!("`{text}` does not begin with https://, so that anybody on the way could answer for it")),
+    }
+}

@@ -1,0 +1,57 @@
+//! Files that are there as a whole or not at all, whatever happens meanwhile.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+/// Who may read a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Readers {
+    All,
+    /// Only the user that Larder runs as: it holds a secret.
+    Own,
+}
+
+/// Puts `bytes` in the place of what `file` was, if it was there. Blocks.
+pub fn replace(file: &Path, bytes: &[u8], readers: Readers) -> io::Result<()> {
+    let mode = match readers {
+        Readers::All => 0o644,
+        Readers::Own => 0o600,
+    };
+    let mut name = file.as_os_str().to_owned();
+    name.push(".new");
+    let new = PathBuf::from(name);
+    // What an earlier try has left may be readable to others.
+    match fs::remove_file(&new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut written = OpenOptions::new().write(true).create_new(true).mode(mode).open(&new)?;
+    written.write_all(bytes)?;
+    written.sync_all()?;
+    fs::rename(&new, file)?;
+    match file.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => File::open(folder)?.sync_all(),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_secret_is_for_its_owner_only_even_where_it_was_not() {
+        let dir = tempfile::TempDir::new().expect("a directory");
+        let file = dir.path().join("key.pem");
+        fs::write(&file, "old").expect("written");
+        fs::write(dir.path().join("key.pem.new"), "left behind").expect("written");
+        replace(&file, b"new", Readers::Own).expect("replaced");
+        assert_eq!(fs::read(&file).expect("read"), b"new");
+        assert_eq!(fs::metadata(&file).expect("there").permissions().mode() & 0o777, 0o600);
+        assert_eq!(fs::read_dir(dir.path()).expect("read").count(), 1);
+    }
+}

@@ -1,0 +1,89 @@
+//! What Larder itself asks the web for, beside upstreams: small documents such as keys and certificates.
+
+pub mod tls;
+
+use std::error::Error as _;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::{Request, Response};
+
+use crate::config::{ClientTls, Proxies, WebAccess};
+
+/// To connect, and to the end of an answer.
+const CONNECT: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Most bytes of an answer.
+const MAX_ANSWER: usize = 1 << 20;
+
+/// Asks for small documents. Follows no redirects.
+#[derive(Clone, Debug)]
+pub struct Client(reqwest::Client);
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum WebError {
+    #[error("cannot be asked: {0}")]
+    Unusable(String),
+    #[error("{0}")]
+    Network(String),
+    #[error("answered with more than {MAX_ANSWER} bytes")]
+    TooLong,
+}
+
+impl Client {
+    pub fn new(access: &WebAccess) -> Result<Self, WebError> {
+        let unusable = |error: &dyn std::fmt::Display| WebError::Unusable(error.to_string());
+        let tls = ClientTls { roots: access.roots.clone(), ..ClientTls::default() };
+        let tls = tls::client_config(&tls).map_err(|error| unusable(&error))?;
+        let mut builder = reqwest::Client::builder()
+            .tls_backend_preconfigured(tls)
+            .redirect(reqwest::redirect::Policy::none())
+            .referer(false)
+            .no_proxy()
+            .connect_timeout(CONNECT)
+            .timeout(PATIENCE)
+            .pool_max_idle_per_host(1)
+            .user_agent(concat!("larder/", env!("CARGO_PKG_VERSION")));
+        for proxy in through(&access.proxies).map_err(|_| unusable(&"the proxy of the environment is none"))? {
+            builder = builder.proxy(proxy);
+        }
+        builder.build().map(Self).map_err(|error| unusable(&error))
+    }
+
+    /// Sends a request and reads its answer, of any status.
+    pub async fn send(&self, request: Request<Bytes>) -> Result<Response<Bytes>, WebError> {
+        let request = reqwest::Request::try_from(request).map_err(|error| network(&error))?;
+        let mut response = self.0.execute(request).await.map_err(|error| network(&error))?;
+        let mut read = BytesMut::new();
+        while let Some(part) = response.chunk().await.map_err(|error| network(&error))? {
+            if read.len() + part.len() > MAX_ANSWER {
+                return Err(WebError::TooLong);
+            }
+            read.extend_from_slice(&part);
+        }
+        let mut answer = Response::new(read.freeze());
+        *answer.status_mut() = response.status();
+        *answer.headers_mut() = std::mem::take(response.headers_mut());
+        Ok(answer)
+    }
+}
+
+/// The proxies as the HTTP client wants them.
+pub fn through(proxies: &Proxies) -> reqwest::Result<Vec<reqwest::Proxy>> {
+    let exceptions = || reqwest::NoProxy::from_string(&proxies.exceptions);
+    let http = proxies.http.iter().map(|url| reqwest::Proxy::http(url.reveal()));
+    let https = proxies.https.iter().map(|url| reqwest::Proxy::https(url.reveal()));
+    http.chain(https).map(|proxy| Ok(proxy?.no_proxy(exceptions()))).collect()
+}
+
+/// The cause that a person can act on is at the end of the chain.
+fn network(error: &reqwest::Error) -> WebError {
+    let mut cause = error.source();
+    let mut message = None;
+    while let Some(inner) = cause {
+        message = Some(inner.to_string());
+        cause = inner.source();
+    }
+    WebError::Network(message.unwrap_or_else(|| "the request failed".to_owned()))
+}
