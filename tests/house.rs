@@ -21,7 +21,7 @@ const ROOMS: [(&str, &[&str]); 18] = [
     ("index", &["files", "oci"]),
     ("cache", &["config", "failure", "files", "index", "oci", "store", "telemetry"]),
     ("upstream", &["config", "failure", "fingerprint", "oci", "program", "telemetry", "web"]),
-    ("pull", &["auth", "cache", "config", "failure", "index", "oci", "telemetry", "upstream"]),
+    ("pull", &["auth", "cache", "config", "failure", "index", "oci", "telemetry", "upstream", "web"]),
     ("listen", &["acme", "auth", "config", "pull"]),
     ("admin", &["cache", "failure", "index", "oci", "pull", "telemetry", "upstream"]),
     ("cli", &["acme", "admin", "cache", "config", "listen", "pull", "telemetry"]),

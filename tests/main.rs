@@ -25,3 +25,4 @@ mod sources;
 mod states;
 mod support;
 mod tls;
+mod tokens;

@@ -1,22 +1,39 @@
 //! Who a client is, and whether it may pull.
 
 mod certificate;
+mod claims;
+mod guesses;
+mod issuer;
+mod logins;
 mod passwords;
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use certificate::CertificateNames;
-pub use passwords::{NotNow, Passwords};
+pub use claims::Claims;
+pub use logins::{Credential, Known, Logins};
 
 use crate::config::Allow;
+
+/// Why a login is not looked at now.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotNow {
+    #[error("too many logins at once; try again soon")]
+    Busy,
+    #[error("too many wrong logins from this address; try again later")]
+    Guessing(Duration),
+    #[error("the keys of `{0}`, whose token this is, cannot be had; see the log of the cache")]
+    Issuer(Arc<str>),
+}
 
 /// What is known of a client.
 #[derive(Clone, Debug)]
 pub struct Identity {
     pub address: IpAddr,
     /// Who logged in.
-    pub user: Option<Arc<str>>,
+    pub known: Option<Known>,
     /// Of a certificate that one of the configured authorities signed.
     pub certificate: Option<Arc<CertificateNames>>,
 }
@@ -24,11 +41,22 @@ pub struct Identity {
 impl Identity {
     /// Whether `allow` lets this client pull; `has_logins`: whether clients can log in at all.
     pub fn may_pull(&self, allow: &[Allow], has_logins: bool) -> bool {
-        let is_known = self.user.is_some() || self.certificate.is_some();
+        let is_known = self.known.is_some() || self.certificate.is_some();
+        let user = match &self.known {
+            Some(Known::User(name)) => Some(&**name),
+            _ => None,
+        };
+        let claims = match &self.known {
+            Some(Known::Bearer(claims)) => Some(claims),
+            _ => None,
+        };
         allow.iter().any(|entry| match entry {
             Allow::Anyone => is_known || !has_logins,
             Allow::Anonymous => true,
-            Allow::User(name) => self.user.as_deref() == Some(name),
+            Allow::User(name) => user == Some(name),
+            Allow::Token { issuer, rule } => claims.is_some_and(|claims| {
+                *claims.issuer == **issuer && rule.as_ref().is_none_or(|rule| claims.fulfil(rule))
+            }),
             Allow::Certificate(pattern) => self.certificate.as_ref().is_some_and(|names| names.is_named(pattern)),
             Allow::Organisation(name) => self.certificate.as_ref().is_some_and(|names| names.is_of(name)),
             Allow::Network(network) => network.contains(&self.address.to_canonical()),
@@ -55,7 +83,7 @@ mod tests {
     fn each_entry_lets_in_whom_it_names() {
         let identity = |user: Option<&str>, common_name: Option<&str>, address: &str| Identity {
             address: address.parse().expect("an address"),
-            user: user.map(Arc::from),
+            known: user.map(|name| Known::User(name.into())),
             certificate: common_name.map(|name| Arc::new(CertificateNames::named(name))),
         };
         let (nobody, bob) = (identity(None, None, "192.0.2.1"), identity(Some("bob"), None, "192.0.2.1"));

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use quick_cache::sync::Cache;
 use tokio::sync::Semaphore;
 
-use super::counted_as;
+use super::NotNow;
+use super::guesses::Guesses;
 use crate::config::Htpasswd;
 use crate::fingerprint;
 
@@ -26,36 +27,18 @@ const LONGEST: usize = 72;
 /// Compared with where there is no such user, so that the time taken does not tell.
 const NOBODY: &str = "$2y$05$2l/MHZxq.k0BTsORQzVQ9uLCLpVkZLNsCV2lnHYV2hKNFVTMmQLLi";
 
-/// Wrong passwords that one address may try in one minute.
-const GUESSES: u32 = 20;
-const MINUTE: Duration = Duration::from_secs(60);
-
-/// Why a password is not compared now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NotNow {
-    #[error("too many logins at once; try again soon")]
-    Busy,
-    #[error("too many wrong logins from this address; try again later")]
-    Guessing(Duration),
-}
-
 /// The users and what is remembered of their logins.
 pub struct Passwords {
     users: Arc<Htpasswd>,
     compared: Cache<[u8; 32], (Instant, bool)>,
     turns: Arc<Semaphore>,
-    /// Wrong passwords by address, since when.
-    guesses: Cache<IpAddr, (Instant, u32)>,
+    guesses: Arc<Guesses>,
 }
 
 impl Passwords {
-    pub fn new(users: Htpasswd) -> Self {
+    pub fn new(users: Htpasswd, guesses: Arc<Guesses>) -> Self {
         let turns = Arc::new(Semaphore::new(AT_ONCE));
-        Self { users: Arc::new(users), compared: Cache::new(ENTRIES), turns, guesses: Cache::new(ENTRIES) }
-    }
-
-    pub fn realm(&self) -> &str {
-        &self.users.realm
+        Self { users: Arc::new(users), compared: Cache::new(ENTRIES), turns, guesses }
     }
 
     /// Whether these are of the same file.
@@ -72,35 +55,18 @@ impl Passwords {
             }
             self.compared.remove(&key);
         }
-        let address = counted_as(address);
-        self.may_guess(address)?;
+        self.guesses.may_guess(address)?;
         // Whoever asks the same meanwhile waits for the one answer.
         let compare = async {
             let is_right = self.compare(user, password).await?;
             if !is_right {
-                self.guessed(address);
+                self.guesses.guessed(address);
             }
             let life = if is_right { RIGHT } else { WRONG };
             Ok((Instant::now() + life, is_right))
         };
         let compared = self.compared.get_or_insert_async(&key, compare).await;
         compared.map(|(_, is_right)| is_right)
-    }
-
-    fn may_guess(&self, address: IpAddr) -> Result<(), NotNow> {
-        match self.guesses.get(&address) {
-            Some((since, count)) if count >= GUESSES => match MINUTE.checked_sub(since.elapsed()) {
-                Some(left) if !left.is_zero() => Err(NotNow::Guessing(left)),
-                _ => Ok(()),
-            },
-            _ => Ok(()),
-        }
-    }
-
-    fn guessed(&self, address: IpAddr) {
-        let before = self.guesses.get(&address).filter(|(since, _)| since.elapsed() < MINUTE);
-        let (since, count) = before.unwrap_or((Instant::now(), 0));
-        self.guesses.insert(address, (since, count + 1));
     }
 
     async fn compare(&self, user: &str, password: &str) -> Result<bool, NotNow> {
@@ -121,6 +87,7 @@ impl Passwords {
 mod tests {
     use std::collections::HashMap;
 
+    use super::super::guesses::{GUESSES, MINUTE};
     use super::*;
     use crate::config::Secret;
 
@@ -129,7 +96,7 @@ mod tests {
     fn passwords() -> Passwords {
         let hash = bcrypt::hash("right", 4).expect("hashed");
         let users = HashMap::from([("bob".to_owned(), Secret::new(hash))]);
-        Passwords::new(Htpasswd { realm: "larder".to_owned(), users })
+        Passwords::new(Htpasswd { realm: "larder".to_owned(), users }, Arc::default())
     }
 
     #[tokio::test]

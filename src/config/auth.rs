@@ -8,10 +8,11 @@ use std::path::Path;
 
 use ipnet::IpNet;
 
-use super::Check;
-use super::error::ConfigError;
-use super::raw;
+use super::error::{ConfigError, nearest};
+use super::oidc::{self, ClaimRule, Issuer};
+use super::proxy::Proxies;
 use super::secret::Secret;
+use super::{Check, raw};
 
 /// Who may come in.
 #[derive(Clone, Debug, Default)]
@@ -19,6 +20,15 @@ pub struct Auth {
     /// Only clients of these networks; empty: all.
     pub allow_cidrs: Vec<IpNet>,
     pub htpasswd: Option<Htpasswd>,
+    /// Whose tokens are believed.
+    pub issuers: Vec<Issuer>,
+}
+
+impl Auth {
+    /// Whether clients can log in.
+    pub fn has_logins(&self) -> bool {
+        self.htpasswd.is_some() || !self.issuers.is_empty()
+    }
 }
 
 /// Users and the bcrypt hashes of their passwords.
@@ -37,6 +47,8 @@ pub enum Allow {
     Anonymous,
     /// `user:NAME`
     User(String),
+    /// `oidc:ISSUER`, `oidc:ISSUER:CLAIM=VALUE`: a token of an issuer, by the name it has here.
+    Token { issuer: String, rule: Option<ClaimRule> },
     /// `cert:NAME`: the common name or an alternative name of a client certificate; may begin with `*`.
     Certificate(String),
     /// `cert:O=NAME`: its organisation.
@@ -48,7 +60,7 @@ pub enum Allow {
 /// More rounds than this take minutes for each login.
 const MAX_COST: u32 = 16;
 
-pub fn check(check: &Check<'_>, written: raw::Auth) -> Result<Auth, ConfigError> {
+pub fn check(check: &Check<'_>, written: raw::Auth, proxies: &Proxies) -> Result<Auth, ConfigError> {
     let allow_cidrs = written.allow_cidrs.iter().map(|network| network.0).collect();
     let htpasswd = match written.htpasswd {
         None => None,
@@ -67,7 +79,8 @@ pub fn check(check: &Check<'_>, written: raw::Auth) -> Result<Auth, ConfigError>
             Some(Htpasswd { realm: htpasswd.realm, users })
         }
     };
-    Ok(Auth { allow_cidrs, htpasswd })
+    let issuers = oidc::check_all(check, written.oidc, proxies)?;
+    Ok(Auth { allow_cidrs, htpasswd, issuers })
 }
 
 fn read(check: &Check<'_>, path: &Path) -> Result<HashMap<String, Secret>, String> {
@@ -114,15 +127,23 @@ pub fn check_allow(
     let mut allow = Vec::new();
     for text in written {
         let entry = text.parse::<Entry>().map_err(|Unknown| {
-            format!("`{text}` is not one of \"*\", \"anonymous\", \"user:NAME\", \"cert:NAME\", \"cert:O=NAME\" or a network such as \"10.0.0.0/8\"")
+            format!("`{text}` is not one of \"*\", \"anonymous\", \"user:NAME\", \"oidc:ISSUER:CLAIM=VALUE\", \"cert:NAME\", \"cert:O=NAME\" or a network such as \"10.0.0.0/8\"")
         })?;
         match &entry.0 {
-            Allow::User(_) if passes => {
+            Allow::User(_) | Allow::Token { .. } if passes => {
                 let message = "with client_credentials = \"pass\" clients log in as users of the upstream, which decides; take it out";
                 return Err(format!("`{text}`: {message}"));
             }
             Allow::User(_) if auth.htpasswd.is_none() => {
                 return Err(format!("`{text}`: nobody can log in; add [auth.htpasswd] with a `path`"));
+            }
+            Allow::Token { issuer, .. } if auth.issuers.iter().all(|known| known.name != *issuer) => {
+                let known = nearest(issuer, auth.issuers.iter().map(|known| known.name.as_str()));
+                let hint = match known {
+                    Some(name) => format!("did you mean `{name}`?"),
+                    None => format!("add [auth.oidc.\"{issuer}\"] with its `issuer` and `audience`"),
+                };
+                return Err(format!("`{text}`: there is no issuer `{issuer}`; {hint}"));
             }
             Allow::Certificate(_) | Allow::Organisation(_) if !has_certificates => {
                 return Err(format!(
@@ -157,7 +178,7 @@ pub fn check_managers(
             return Err(("listen", message));
         }
         let is_open = |entry: &Allow| match entry {
-            Allow::Anyone => auth.htpasswd.is_none(),
+            Allow::Anyone => !auth.has_logins(),
             Allow::Anonymous => true,
             _ => false,
         };
@@ -191,6 +212,14 @@ impl std::str::FromStr for Entry {
             _ if text == "*" => Allow::Anyone,
             _ if text == "anonymous" => Allow::Anonymous,
             Some(("user", name)) => Allow::User(named(name)?),
+            Some(("oidc", rest)) => match rest.split_once(':') {
+                None => Allow::Token { issuer: named(rest)?, rule: None },
+                Some((issuer, rule)) => {
+                    let (claim, value) = rule.split_once('=').ok_or(Unknown)?;
+                    let rule = ClaimRule { claim: named(claim)?, values: vec![named(value)?] };
+                    Allow::Token { issuer: named(issuer)?, rule: Some(rule) }
+                }
+            },
             Some(("cert", name)) => match name.strip_prefix("O=") {
                 Some(organisation) => Allow::Organisation(named(organisation)?),
                 None => Allow::Certificate(named(name.strip_prefix("CN=").unwrap_or(name))?),
@@ -210,6 +239,10 @@ impl fmt::Display for Allow {
             Self::Anyone => f.write_str("*"),
             Self::Anonymous => f.write_str("anonymous"),
             Self::User(name) => write!(f, "user:{name}"),
+            Self::Token { issuer, rule: None } => write!(f, "oidc:{issuer}"),
+            Self::Token { issuer, rule: Some(rule) } => {
+                write!(f, "oidc:{issuer}:{}={}", rule.claim, rule.values.join("|"))
+            }
             Self::Certificate(name) => write!(f, "cert:{name}"),
             Self::Organisation(name) => write!(f, "cert:O={name}"),
             Self::Network(network) => network.fmt(f),

@@ -10,6 +10,7 @@ mod credentials;
 mod de;
 mod document;
 mod error;
+mod oidc;
 mod pem;
 mod proxy;
 mod raw;
@@ -33,6 +34,7 @@ pub use auth::{Allow, Auth, Htpasswd};
 pub use credentials::{Credentials, Helper, Login};
 pub use document::printable;
 pub use error::ConfigError;
+pub use oidc::{ClaimRule, Issuer, Keys};
 pub use proxy::{Proxies, Proxy};
 pub use raw::{LogFormat, Logging, OnUpstream404, Pattern, Policy};
 pub use repository::{BY_CLIENTS, Repository, TagPolicy};
@@ -191,7 +193,7 @@ impl Config {
             has_certificates: false,
         };
         let tls = file.server.tls.take().map(|written| tls::check(&check, written, &around.proxies)).transpose()?;
-        let auth = auth::check(&check, file.auth)?;
+        let auth = auth::check(&check, file.auth, &around.proxies)?;
         let around = upstream::Around {
             has_certificates: tls.as_ref().is_some_and(|tls| tls.clients.is_some()),
             auth,

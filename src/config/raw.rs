@@ -28,6 +28,7 @@ impl File {
     pub fn forget_files(&mut self) {
         self.server.tls = None;
         self.auth.htpasswd = None;
+        self.auth.oidc.0.iter_mut().for_each(|(_, oidc)| oidc.server_ca_bundle = None);
         for upstream in self.repository.0.iter_mut().flat_map(|(_, repository)| &mut repository.upstream) {
             if upstream.password_file.take().is_some() && upstream.password.is_empty() {
                 upstream.password = Secret::new(HIDDEN);
@@ -128,8 +129,23 @@ pub enum AcmeChallengeType {
 #[serde(default)]
 pub struct Auth {
     pub allow_cidrs: Vec<Network>,
-    /// `None`: nobody logs in.
+    /// `None`: nobody logs in with a password.
     pub htpasswd: Option<Htpasswd>,
+    /// By a name of the user's choice.
+    pub oidc: InOrder<Oidc>,
+}
+
+/// `[auth.oidc."NAME"]`
+#[derive(Debug, Default, Deserialize, Serialize)]
+#[serde(default)]
+pub struct Oidc {
+    pub issuer: String,
+    pub audience: OneOrMany<String>,
+    pub jwks_uri: String,
+    pub required_claims: InOrder<ClaimValues>,
+    #[serde(serialize_with = "path_or_empty")]
+    #[serde(deserialize_with = "path")]
+    pub server_ca_bundle: Option<PathBuf>,
 }
 
 #[derive(Debug, Deserialize, Serialize)]
@@ -447,6 +463,48 @@ impl<'de> Deserialize<'de> for OneOrMany<String> {
             }
         }
         deserializer.deserialize_seq(Visitor)
+    }
+}
+
+/// What a claim may be: a text, a number or a truth value, or a list of them; as texts.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ClaimValues(pub Vec<String>);
+
+impl<'de> Deserialize<'de> for ClaimValues {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = ClaimValues;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a text, a number, true or false, or a list of them")
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+                Ok(ClaimValues(vec![text.to_owned()]))
+            }
+
+            fn visit_bool<E>(self, value: bool) -> Result<Self::Value, E> {
+                Ok(ClaimValues(vec![value.to_string()]))
+            }
+
+            fn visit_i64<E>(self, value: i64) -> Result<Self::Value, E> {
+                Ok(ClaimValues(vec![value.to_string()]))
+            }
+
+            fn visit_u64<E>(self, value: u64) -> Result<Self::Value, E> {
+                Ok(ClaimValues(vec![value.to_string()]))
+            }
+
+            fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
+                let mut all = Vec::new();
+                while let Some(ClaimValues(values)) = items.next_element()? {
+                    all.extend(values);
+                }
+                Ok(ClaimValues(all))
+            }
+        }
+        deserializer.deserialize_any(Visitor)
     }
 }
 

@@ -591,6 +591,55 @@ fn the_door() {
 }
 
 #[test]
+fn issuers_of_tokens() {
+    let oidc = |more: &str| format!("[auth.oidc.ci]\n{more}");
+    let issuer = |more: &str| oidc(&format!("issuer = \"https://ci.example\"\n{more}"));
+    let whole = issuer("audience = \"larder\"\n");
+    refused([
+        (
+            oidc("audience = \"larder\""),
+            "1: `auth.oidc.ci.issuer`: it is missing; write for example \"https://token.actions.githubusercontent.com\"",
+        ),
+        (
+            issuer(""),
+            "1: `auth.oidc.ci.audience`: it is missing: tokens for others would be taken, too; write for example \"larder\", and have tokens made for it",
+        ),
+        (
+            oidc("issuer = \"http://ci.example\"\naudience = \"larder\""),
+            "2: `auth.oidc.ci.issuer`: `http://ci.example` does not begin with https://, so that anybody on the way could answer for it",
+        ),
+        (
+            issuer("audience = \"larder\"\njwks_uri = \"keys\""),
+            "4: `auth.oidc.ci.jwks_uri`: `keys` is no URL (relative URL without a base); write for example \"https://issuer.example/jwks\"",
+        ),
+        (
+            issuer("audience = \"larder\"\nrequired_claims = { sub = [] }"),
+            "4: `auth.oidc.ci.required_claims`: write a claim and its value, or a list of which one is enough",
+        ),
+        (
+            issuer("audience = \"larder\"\nserver_ca_bundle = \"/nowhere/ca.pem\""),
+            "4: `auth.oidc.ci.server_ca_bundle`: cannot read certificates from /nowhere/ca.pem: I/O error: No such file or directory (os error 2)",
+        ),
+        (
+            whole.clone() + &whole.replace("oidc.ci", "oidc.other"),
+            "5: `auth.oidc.other.issuer`: `ci` has the same; one table for each issuer",
+        ),
+        (
+            "[auth.oidc.\"a:b\"]".to_owned(),
+            "1: `auth.oidc.a:b`: a name without colons and spaces is needed: allow = [\"oidc:NAME\"]",
+        ),
+        (
+            whole.replace("oidc.ci", "oidc.company") + &repository("allow = [\"oidc:compny:sub=x\"]"),
+            "5: `repository.x.allow`: `oidc:compny:sub=x`: there is no issuer `compny`; did you mean `company`?",
+        ),
+        (
+            repository("allow = [\"oidc:ci\"]"),
+            "2: `repository.x.allow`: `oidc:ci`: there is no issuer `ci`; add [auth.oidc.\"ci\"] with its `issuer` and `audience`",
+        ),
+    ]);
+}
+
+#[test]
 fn certificates_by_acme() {
     let acme = |more: &str| format!("[server.tls.acme]\n{more}");
     let named = |more: &str| acme(&format!("domains = \"a.example\"\n{more}"));
@@ -674,7 +723,7 @@ fn who_may_pull() {
         (repository("allow = []"), "2: `repository.x.allow`: nobody could pull; write for example allow = [\"*\"]"),
         (
             repository("allow = [\"bob\"]"),
-            "2: `repository.x.allow`: `bob` is not one of \"*\", \"anonymous\", \"user:NAME\", \"cert:NAME\", \"cert:O=NAME\" or a network such as \"10.0.0.0/8\"",
+            "2: `repository.x.allow`: `bob` is not one of \"*\", \"anonymous\", \"user:NAME\", \"oidc:ISSUER:CLAIM=VALUE\", \"cert:NAME\", \"cert:O=NAME\" or a network such as \"10.0.0.0/8\"",
         ),
         (
             repository("allow = [\"user:bob\"]"),

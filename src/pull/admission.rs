@@ -1,6 +1,6 @@
 //! Who is let in: addresses, logins, certificates, and `allow` of each repository.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use http::header::AUTHORIZATION;
@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderValue};
 use super::error::{Challenge, Refusal, Wanted};
 use super::routing::Repository;
 use super::{Client, Live, Pull, forwarded};
-use crate::auth::{Identity, NotNow};
+use crate::auth::{Credential, Identity, Known, Logins, NotNow};
 use crate::failure::{Failure, FailureKind};
 use crate::upstream::Who;
 
@@ -49,13 +49,13 @@ impl Door {
 
     /// Whether clients can log in here, other than at an upstream.
     pub fn has_logins(&self) -> bool {
-        self.live.passwords.is_some()
+        self.live.logins.is_some()
     }
 
     /// As who a client is that does not log in.
     pub fn stranger(&self) -> Identity {
         let certificate = self.client.certificate.clone();
-        Identity { address: self.client.address.ip(), user: None, certificate }
+        Identity { address: self.client.address.ip(), known: None, certificate }
     }
 
     /// Whether some are served without a login and others not, so that clients have to find out which
@@ -69,8 +69,7 @@ impl Door {
 
     /// What a client is told that should log in with a name and password; `None` where tokens are better.
     pub fn basic(&self) -> Option<HeaderValue> {
-        let passwords = self.live.passwords.as_ref().filter(|_| !self.is_mixed())?;
-        HeaderValue::try_from(format!("Basic realm=\"{}\"", passwords.realm())).ok()
+        basic(self.live.logins.as_deref().filter(|_| !self.is_mixed())?)
     }
 }
 
@@ -80,24 +79,19 @@ impl Pull {
         let live = self.live.load_full();
         let peer = Client { address: peer, is_secure: false, certificate: None };
         let client = forwarded::client(peer, headers, &live.trusted_proxies);
-        let stranger = Identity { address: client.address.ip(), user: None, certificate: None };
-        let has_logins = live.passwords.is_some();
-        let challenge = || {
-            let realm = live.passwords.as_ref().map(|passwords| format!("Basic realm=\"{}\"", passwords.realm()));
-            realm.and_then(|realm| HeaderValue::try_from(realm).ok()).map_or(Manager::Refused, Manager::Unknown)
-        };
-        if let (Some(passwords), true) = (&live.passwords, headers.contains_key(AUTHORIZATION)) {
-            let Ok(Who::Login(login)) = self.client(headers) else {
-                return challenge();
+        let stranger = Identity { address: client.address.ip(), known: None, certificate: None };
+        let has_logins = live.logins.is_some();
+        let challenge = || live.logins.as_deref().and_then(basic).map_or(Manager::Refused, Manager::Unknown);
+        if let (Some(logins), true) = (&live.logins, headers.contains_key(AUTHORIZATION)) {
+            let known = match self.login(logins, stranger.address, headers).await {
+                Ok(known) => known,
+                Err(Wrong::Invalid) => return challenge(),
+                Err(Wrong::NotNow(why)) => return Manager::NotNow(why.to_string()),
             };
-            match passwords.are_right(stranger.address, &login.username, login.password.reveal()).await {
-                Ok(true) => {}
-                Ok(false) => return challenge(),
-                Err(why) => return Manager::NotNow(why.to_string()),
+            if known.is_some() {
+                let may_manage = Identity { known, ..stranger }.may_pull(&live.managers, has_logins);
+                return if may_manage { Manager::Known } else { Manager::Refused };
             }
-            let known = Identity { user: Some(login.username.as_str().into()), ..stranger };
-            let may_manage = known.may_pull(&live.managers, has_logins);
-            return if may_manage { Manager::Known } else { Manager::Refused };
         }
         match stranger.may_pull(&live.managers, has_logins) {
             true => Manager::ByAddress,
@@ -108,23 +102,26 @@ impl Pull {
     /// Who a client is; wrong credentials are refused.
     pub(super) async fn identify(&self, request: &Parts, door: &Door, path: Option<&str>) -> Result<Identity, Refusal> {
         let stranger = door.stranger();
-        let Some(passwords) = door.live.passwords.as_ref().filter(|_| request.headers.contains_key(AUTHORIZATION))
-        else {
+        let Some(logins) = door.live.logins.as_ref().filter(|_| request.headers.contains_key(AUTHORIZATION)) else {
             return Ok(stranger);
         };
-        let invalid = || self.challenge(request, door, Challenge::Invalid, path);
-        match self.client(&request.headers).map_err(|_| invalid())? {
-            Who::Login(login) => {
-                let address = stranger.address;
-                let is_right = passwords.are_right(address, &login.username, login.password.reveal()).await;
-                match is_right.map_err(not_now)? {
-                    true => Ok(Identity { user: Some(login.username.as_str().into()), ..stranger }),
-                    false => Err(invalid()),
-                }
-            }
-            Who::Anonymous | Who::Larder => Ok(stranger),
-            Who::Header(_) => Err(invalid()),
+        match self.login(logins, stranger.address, &request.headers).await {
+            Ok(known) => Ok(Identity { known, ..stranger }),
+            Err(Wrong::Invalid) => Err(self.challenge(request, door, Challenge::Invalid, path)),
+            Err(Wrong::NotNow(why)) => Err(not_now(why)),
         }
+    }
+
+    /// As whom a client is known by its `Authorization`; `None`: it says itself that it is nobody.
+    async fn login(&self, logins: &Logins, address: IpAddr, headers: &HeaderMap) -> Result<Option<Known>, Wrong> {
+        let who = self.client(headers).map_err(|_| Wrong::Invalid)?;
+        let shown = match &who {
+            Who::Anonymous | Who::Larder => return Ok(None),
+            Who::Login(login) => Credential::Password { user: &login.username, password: login.password.reveal() },
+            Who::Header(value) => Credential::Token(bearer(value).ok_or(Wrong::Invalid)?),
+        };
+        let known = logins.known(address, shown).await.map_err(Wrong::NotNow)?;
+        known.map(Some).ok_or(Wrong::Invalid)
     }
 
     /// Lets a request into a repository, or says what is missing.
@@ -150,17 +147,34 @@ impl Pull {
         if identity.may_pull(&repository.config.allow, has_logins) {
             return Ok(());
         }
-        match identity.user.is_none() && has_logins {
+        match identity.known.is_none() && has_logins {
             true => Err(self.challenge(request, door, Challenge::Missing, Some(path))),
             false => Err(Refusal::Forbidden),
         }
     }
 }
 
+/// Why a login is none.
+enum Wrong {
+    Invalid,
+    NotNow(NotNow),
+}
+
+fn basic(logins: &Logins) -> Option<HeaderValue> {
+    HeaderValue::try_from(format!("Basic realm=\"{}\"", logins.realm())).ok()
+}
+
+/// The token of `Bearer TOKEN`.
+fn bearer(value: &HeaderValue) -> Option<&str> {
+    let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
 fn not_now(why: NotNow) -> Refusal {
     let failure = match why {
         NotNow::Busy => Failure::new(FailureKind::Busy, why),
         NotNow::Guessing(left) => Failure::new(FailureKind::RateLimited, why).with_retry_after(Some(left)),
+        NotNow::Issuer(_) => Failure::new(FailureKind::Unavailable, why),
     };
     Refusal::of(Wanted::Name)(failure)
 }

@@ -32,7 +32,7 @@ const LIFE: Duration = Duration::from_secs(300);
 /// Tells our tokens from those of upstreams.
 const PREFIX: &str = "larder.";
 /// Longest token or password that is read.
-const MAX_LENGTH: usize = 8 * 1024;
+const MAX_LENGTH: usize = 16 * 1024;
 const SERVICE: &str = "larder";
 
 /// Seals credentials into tokens.

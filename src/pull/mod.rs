@@ -28,7 +28,7 @@ pub use error::Refusal;
 pub use observed::Client;
 pub use respond::Body;
 
-use crate::auth::Passwords;
+use crate::auth::Logins;
 use crate::cache::Cache;
 use crate::cache::flight::Flights;
 use crate::config::{Allow, Config};
@@ -38,6 +38,7 @@ use crate::oci::{Digest, Name, Reference};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::{Kind, Outcome};
 use crate::upstream::{BuildError, Clients, WhoId};
+use crate::web::WebError;
 use admission::Door;
 use consent::Consents;
 use credentials::{NoRandomness, Sealer};
@@ -74,7 +75,8 @@ struct Live {
     trusted_proxies: Vec<ipnet::IpNet>,
     /// Only clients of these networks; empty: all.
     allow_cidrs: Vec<ipnet::IpNet>,
-    passwords: Option<Arc<Passwords>>,
+    /// `None`: nobody logs in here.
+    logins: Option<Arc<Logins>>,
     /// Who may manage the cache.
     managers: Vec<Allow>,
     log_access: bool,
@@ -88,6 +90,8 @@ pub struct Prepared(Live);
 pub enum PullError {
     #[error(transparent)]
     Build(#[from] BuildError),
+    #[error("an issuer of tokens {0}")]
+    Issuer(#[from] WebError),
     #[error(transparent)]
     Randomness(#[from] NoRandomness),
 }
@@ -231,17 +235,13 @@ impl Live {
         clients: &Clients,
         metrics: &Arc<Metrics>,
         before: Option<&Self>,
-    ) -> Result<Self, BuildError> {
-        // Logins are remembered for as long as the users stay the same.
-        let known = before.and_then(|before| before.passwords.clone());
-        let passwords = config.auth.htpasswd.as_ref().map(|users| {
-            known.filter(|known| known.are_of(users)).unwrap_or_else(|| Arc::new(Passwords::new(users.clone())))
-        });
+    ) -> Result<Self, PullError> {
+        let logins = Logins::new(&config.auth, before.and_then(|before| before.logins.as_deref()))?;
         let routing = Arc::new(Routing::new(config, clients, metrics)?);
         let trusted_proxies = config.server.trusted_proxies.clone();
         let allow_cidrs = config.auth.allow_cidrs.clone();
         let managers = config.admin.allow.clone();
-        Ok(Self { routing, trusted_proxies, allow_cidrs, passwords, managers, log_access: config.logging.access })
+        Ok(Self { routing, trusted_proxies, allow_cidrs, logins, managers, log_access: config.logging.access })
     }
 }
 

@@ -6,6 +6,7 @@
 pub mod client;
 pub mod content;
 pub mod hub;
+pub mod issuer;
 pub mod larder;
 pub mod proxy;
 pub mod tls;

@@ -1,0 +1,275 @@
+//! Tokens of one OpenID Connect issuer: its keys, and whether a token is one that we take.
+//!
+//! The keys are fetched when they are needed first, again every hour, and when a token names one that is
+//! not known. While the issuer cannot be asked, those that are known are used for a day.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use http::Request;
+use jsonwebtoken::errors::ErrorKind;
+use jsonwebtoken::jwk::{Jwk, PublicKeyUse};
+use jsonwebtoken::{Algorithm, AlgorithmFamily, DecodingKey, Header, Validation};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use tokio::sync::Mutex;
+use url::Url;
+
+use super::{Claims, NotNow};
+use crate::config::{self, Keys};
+use crate::web::{Client, WebError};
+
+/// How long keys are used before they are fetched again.
+const FRESH: Duration = Duration::from_secs(3600);
+/// How long they are used when they cannot be.
+const USABLE: Duration = Duration::from_secs(24 * 3600);
+/// Between two tries to fetch them, whatever tokens come.
+const PAUSE: Duration = Duration::from_secs(10);
+/// How long a token waits for keys.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Most keys of one issuer.
+const MAX_KEYS: usize = 100;
+/// Clocks differ.
+const LEEWAY: u64 = 30;
+
+/// Signatures by a secret that both sides know are no proof of who made them.
+const ALGORITHMS: [Algorithm; 9] = [
+    Algorithm::RS256,
+    Algorithm::RS384,
+    Algorithm::RS512,
+    Algorithm::PS256,
+    Algorithm::PS384,
+    Algorithm::PS512,
+    Algorithm::ES256,
+    Algorithm::ES384,
+    Algorithm::EdDSA,
+];
+
+/// Verifies the tokens of one issuer.
+pub struct Issuer {
+    config: config::Issuer,
+    client: Client,
+    known: ArcSwap<Known>,
+    /// Held by who fetches; when it was tried last.
+    fetching: Arc<Mutex<Option<Instant>>>,
+}
+
+/// The keys as they were fetched last.
+#[derive(Default)]
+struct Known {
+    keys: Vec<Key>,
+    fetched: Option<Instant>,
+}
+
+struct Key {
+    id: Option<String>,
+    /// The only one it is for, where it says so.
+    algorithm: Option<Algorithm>,
+    key: DecodingKey,
+}
+
+/// Why a token is not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    /// Anybody could have made it.
+    #[error("{0}")]
+    Forged(&'static str),
+    /// It is the issuer's, but not for here and now.
+    #[error("{0}")]
+    NotForUs(String),
+    #[error(transparent)]
+    NotNow(#[from] NotNow),
+}
+
+#[derive(Deserialize)]
+struct Discovery {
+    issuer: String,
+    jwks_uri: String,
+}
+
+#[derive(Deserialize)]
+struct KeySet {
+    keys: Vec<Value>,
+}
+
+impl Issuer {
+    pub fn new(config: config::Issuer) -> Result<Arc<Self>, WebError> {
+        let client = Client::new(&config.access)?;
+        Ok(Arc::new(Self { config, client, known: ArcSwap::default(), fetching: Arc::default() }))
+    }
+
+    /// Whether it is as configured there.
+    pub fn is_of(&self, config: &config::Issuer) -> bool {
+        self.config == *config
+    }
+
+    /// Whether its tokens say that they are of `issuer`.
+    pub fn is(&self, issuer: &str) -> bool {
+        self.config.issuer == issuer
+    }
+
+    /// What a token claims, if it is to be believed.
+    pub async fn claims(self: &Arc<Self>, token: &str) -> Result<Claims, Refused> {
+        let header = jsonwebtoken::decode_header(token).map_err(|_| Refused::Forged("it is no JWT"))?;
+        if !ALGORITHMS.contains(&header.alg) {
+            return Err(Refused::Forged("its algorithm is not one that we take"));
+        }
+        if header.crit.is_some() || header.enc.is_some() || header.zip.is_some() {
+            return Err(Refused::Forged("it has extensions that we do not know"));
+        }
+        let known = self.known_for(&header).await?;
+        // No guess: it may be a new one that we are too early for.
+        let mut refused = Refused::NotForUs("no key of the issuer is the one it was signed with".to_owned());
+        for key in known.keys.iter().filter(|key| key.may_verify(&header)) {
+            match self.verify(token, header.alg, &key.key) {
+                Err(Refused::Forged(why)) => refused = Refused::Forged(why),
+                told => return told,
+            }
+        }
+        Err(refused)
+    }
+
+    fn verify(&self, token: &str, algorithm: Algorithm, key: &DecodingKey) -> Result<Claims, Refused> {
+        let mut validation = Validation::new(algorithm);
+        validation.leeway = LEEWAY;
+        validation.validate_nbf = true;
+        validation.set_issuer(&[&self.config.issuer]);
+        validation.set_audience(&self.config.audience);
+        validation.set_required_spec_claims(&["exp", "iss", "aud"]);
+        let decoded = jsonwebtoken::decode::<Map<String, Value>>(token, key, &validation);
+        let values = decoded.map_err(|error| match error.kind() {
+            ErrorKind::ExpiredSignature => Refused::NotForUs("it has expired".to_owned()),
+            ErrorKind::ImmatureSignature => Refused::NotForUs("it is not good yet".to_owned()),
+            ErrorKind::InvalidAudience => Refused::NotForUs("it is for another audience".to_owned()),
+            ErrorKind::MissingRequiredClaim(claim) => Refused::NotForUs(format!("it has no claim `{claim}`")),
+            ErrorKind::InvalidClaimFormat(claim) => Refused::NotForUs(format!("its claim `{claim}` is malformed")),
+            _ => Refused::Forged("its signature is wrong"),
+        })?;
+        let claims = Claims { issuer: self.config.name.as_str().into(), values: values.claims };
+        // The library takes a list of issuers, too.
+        if claims.values.get("iss").and_then(Value::as_str) != Some(&self.config.issuer) {
+            return Err(Refused::NotForUs("it is of another issuer".to_owned()));
+        }
+        let is_made = claims.values.get("iat").and_then(Value::as_f64).is_none_or(|made| made <= latest());
+        if !is_made {
+            return Err(Refused::NotForUs("it was made in the future".to_owned()));
+        }
+        match self.config.required.iter().find(|rule| !claims.fulfil(rule)) {
+            Some(rule) => Err(Refused::NotForUs(format!("its claim `{}` is not as required", rule.claim))),
+            None => Ok(claims),
+        }
+    }
+
+    /// Keys among which is the one of this header, if the issuer has it.
+    async fn known_for(self: &Arc<Self>, header: &Header) -> Result<Arc<Known>, NotNow> {
+        let known = self.known.load_full();
+        if known.is_younger(USABLE) && known.has_one_for(header) {
+            if !known.is_younger(FRESH) {
+                self.begin_to_fetch();
+            }
+            return Ok(known);
+        }
+        self.begin_to_fetch();
+        // Held by whoever fetches, until it is over.
+        let over = tokio::time::timeout(PATIENCE, self.fetching.lock()).await;
+        let known = self.known.load_full();
+        match over {
+            Ok(_) if known.is_younger(USABLE) => Ok(known),
+            _ => Err(NotNow::Issuer(self.config.name.as_str().into())),
+        }
+    }
+
+    /// Fetches the keys behind the clients' backs, unless it is being done or was tried just now.
+    fn begin_to_fetch(self: &Arc<Self>) {
+        let Ok(mut tried) = self.fetching.clone().try_lock_owned() else {
+            return;
+        };
+        if tried.is_some_and(|tried| tried.elapsed() < PAUSE) {
+            return;
+        }
+        *tried = Some(Instant::now());
+        let this = self.clone();
+        tokio::spawn(async move {
+            let issuer = &this.config.name;
+            match this.ask().await {
+                Ok(keys) => {
+                    tracing::info!(issuer, keys = keys.len(), "fetched the keys of an issuer of tokens");
+                    this.known.store(Arc::new(Known { keys, fetched: Some(Instant::now()) }));
+                }
+                Err(error) => tracing::warn!(issuer, error, "the keys of an issuer of tokens cannot be had"),
+            }
+            drop(tried);
+        });
+    }
+
+    async fn ask(&self) -> Result<Vec<Key>, String> {
+        let jwks = match &self.config.keys {
+            Keys::At(url) => url.clone(),
+            Keys::Discovered(document) => {
+                let found: Discovery = self.get(document).await?;
+                if found.issuer != self.config.issuer {
+                    return Err(format!("{document} is that of another issuer; write its `issuer` as it does itself"));
+                }
+                let url = Url::parse(&found.jwks_uri).map_err(|error| format!("its `jwks_uri` is no URL: {error}"))?;
+                if url.scheme() != "https" && document.scheme() == "https" {
+                    return Err("its `jwks_uri` is not https".to_owned());
+                }
+                url
+            }
+        };
+        let set: KeySet = self.get(&jwks).await?;
+        // One that we do not understand does not spoil the others.
+        Ok(set.keys.into_iter().filter_map(Key::read).take(MAX_KEYS).collect())
+    }
+
+    async fn get<T: serde::de::DeserializeOwned>(&self, url: &Url) -> Result<T, String> {
+        let request = Request::get(url.as_str()).header(http::header::ACCEPT, "application/json");
+        let request = request.body(Bytes::new()).map_err(|error| error.to_string())?;
+        let answer = self.client.send(request).await.map_err(|error| format!("{url}: {error}"))?;
+        if !answer.status().is_success() {
+            return Err(format!("{url}: answered {}", answer.status()));
+        }
+        serde_json::from_slice(answer.body()).map_err(|error| format!("{url}: {error}"))
+    }
+}
+
+impl Known {
+    fn is_younger(&self, age: Duration) -> bool {
+        self.fetched.is_some_and(|fetched| fetched.elapsed() < age)
+    }
+
+    fn has_one_for(&self, header: &Header) -> bool {
+        self.keys.iter().any(|key| key.may_verify(header))
+    }
+}
+
+impl Key {
+    /// `None` for what is no public key for signatures.
+    fn read(value: Value) -> Option<Self> {
+        let jwk: Jwk = serde_json::from_value(value).ok()?;
+        if jwk.common.public_key_use.as_ref().is_some_and(|for_what| *for_what != PublicKeyUse::Signature) {
+            return None;
+        }
+        let algorithm = match jwk.common.key_algorithm {
+            Some(named) => Some(named.to_string().parse::<Algorithm>().ok().filter(|one| ALGORITHMS.contains(one))?),
+            None => None,
+        };
+        let key = DecodingKey::from_jwk(&jwk).ok().filter(|key| key.family() != AlgorithmFamily::Hmac)?;
+        Some(Self { id: jwk.common.key_id, algorithm, key })
+    }
+
+    fn may_verify(&self, header: &Header) -> bool {
+        let is_named = header.kid.is_none() || header.kid == self.id;
+        let is_for = self.algorithm.is_none_or(|algorithm| algorithm == header.alg);
+        is_named && is_for && self.key.family() == header.alg.family()
+    }
+}
+
+/// The latest second in which a token can have been made.
+#[allow(clippy::cast_precision_loss)]
+fn latest() -> f64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    (now.as_secs() + LEEWAY) as f64
+}

@@ -1,0 +1,144 @@
+//! All the ways to log in here: passwords of users, and tokens of issuers.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use quick_cache::sync::Cache;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::guesses::Guesses;
+use super::issuer::{Issuer, Refused};
+use super::passwords::Passwords;
+use super::{Claims, NotNow};
+use crate::config::Auth;
+use crate::fingerprint;
+use crate::web::WebError;
+
+/// How long a token that was taken is not looked at again.
+const TAKEN: Duration = Duration::from_secs(300);
+const TOKENS: usize = 10_000;
+const REALM: &str = "larder";
+
+/// What a client shows.
+#[derive(Clone, Copy)]
+pub enum Credential<'a> {
+    /// With a token as the password any name will do.
+    Password {
+        user: &'a str,
+        password: &'a str,
+    },
+    Token(&'a str),
+}
+
+/// As whom a client is known.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Known {
+    User(Arc<str>),
+    Bearer(Arc<Claims>),
+}
+
+/// Users, issuers, and what is remembered of both.
+pub struct Logins {
+    passwords: Option<Arc<Passwords>>,
+    issuers: Vec<Arc<Issuer>>,
+    taken: Cache<[u8; 32], (Instant, Arc<Claims>)>,
+    guesses: Arc<Guesses>,
+    realm: String,
+}
+
+impl Logins {
+    /// `None` if nobody can log in. What was known `before` is known still, as far as it is configured the
+    /// same.
+    pub fn new(auth: &Auth, before: Option<&Self>) -> Result<Option<Arc<Self>>, WebError> {
+        if !auth.has_logins() {
+            return Ok(None);
+        }
+        let guesses = before.map_or_else(Arc::default, |before| before.guesses.clone());
+        let passwords = auth.htpasswd.as_ref().map(|users| {
+            let known = before.and_then(|before| before.passwords.clone()).filter(|known| known.are_of(users));
+            known.unwrap_or_else(|| Arc::new(Passwords::new(users.clone(), guesses.clone())))
+        });
+        let issuers = auth.issuers.iter().map(|config| {
+            let mut known = before.iter().flat_map(|before| &before.issuers);
+            known
+                .find(|known| known.is_of(config))
+                .map_or_else(|| Issuer::new(config.clone()), |known| Ok(known.clone()))
+        });
+        let issuers = issuers.collect::<Result<_, _>>()?;
+        let realm = auth.htpasswd.as_ref().map_or_else(|| REALM.to_owned(), |users| users.realm.clone());
+        Ok(Some(Arc::new(Self { passwords, issuers, taken: Cache::new(TOKENS), guesses, realm })))
+    }
+
+    /// What people are asked for.
+    pub fn realm(&self) -> &str {
+        &self.realm
+    }
+
+    /// As whom a client is known by what it shows; `None`: it is wrong.
+    pub async fn known(&self, address: IpAddr, shown: Credential<'_>) -> Result<Option<Known>, NotNow> {
+        let (Credential::Token(token) | Credential::Password { password: token, .. }) = shown;
+        if let Some(issuer) = self.issuer_of(token) {
+            return Ok(self.bearer(address, token, issuer).await?.map(Known::Bearer));
+        }
+        match (shown, &self.passwords) {
+            (Credential::Password { user, password }, Some(passwords)) => {
+                let is_right = passwords.are_right(address, user, password).await?;
+                Ok(is_right.then(|| Known::User(user.into())))
+            }
+            _ => {
+                self.guesses.may_guess(address)?;
+                self.guesses.guessed(address);
+                Ok(None)
+            }
+        }
+    }
+
+    async fn bearer(&self, address: IpAddr, token: &str, issuer: &Arc<Issuer>) -> Result<Option<Arc<Claims>>, NotNow> {
+        let key = fingerprint::of(&[b"token", token.as_bytes()]);
+        if let Some((until, claims)) = self.taken.get(&key) {
+            if Instant::now() < until {
+                return Ok(Some(claims));
+            }
+            self.taken.remove(&key);
+        }
+        self.guesses.may_guess(address)?;
+        match issuer.claims(token).await {
+            Ok(claims) => {
+                let claims = Arc::new(claims);
+                self.taken.insert(key, (Instant::now() + TAKEN.min(left(&claims)), claims.clone()));
+                Ok(Some(claims))
+            }
+            Err(Refused::NotNow(why)) => Err(why),
+            Err(why) => {
+                tracing::info!(client = %address, %why, "a token is not taken");
+                // Who shows a token that has expired does not guess.
+                if matches!(why, Refused::Forged(_)) {
+                    self.guesses.guessed(address);
+                }
+                Ok(None)
+            }
+        }
+    }
+
+    /// Whose token it says it is, if that is one of ours.
+    fn issuer_of(&self, token: &str) -> Option<&Arc<Issuer>> {
+        #[derive(Deserialize)]
+        struct Unverified {
+            iss: String,
+        }
+        if self.issuers.is_empty() || token.bytes().filter(|&byte| byte == b'.').count() != 2 {
+            return None;
+        }
+        let unverified = jsonwebtoken::dangerous::insecure_decode_claims::<Unverified>(token).ok()?;
+        self.issuers.iter().find(|issuer| issuer.is(&unverified.iss))
+    }
+}
+
+/// How long a token is good.
+fn left(claims: &Claims) -> Duration {
+    let expires = claims.values.get("exp").and_then(Value::as_f64).unwrap_or_default();
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Duration::try_from_secs_f64(expires - now.as_secs_f64()).unwrap_or_default()
+}

@@ -1,0 +1,239 @@
+//! Promise: tokens of the issuers that are configured let in, and nothing that only looks like one.
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use jsonwebtoken::{Algorithm, Header};
+use serde_json::json;
+
+use crate::clients::{podman_pulls_as, skopeo_copies_as};
+use crate::support::issuer::{Issuer, SigningKey, forged, now};
+use crate::support::{Answer, Hub, Image, Larder, Options, RepositoryConfig, eventually, request};
+
+async fn hub() -> Hub {
+    let hub = Hub::start(Options::default()).await;
+    hub.push_image("team/app", "1", &Image::new(1));
+    hub
+}
+
+fn repository(name: &str, allow: &str, hub: &Hub) -> String {
+    RepositoryConfig::new(name).set(&format!("allow = [{allow}]")).upstream(hub).to_string()
+}
+
+async fn bearer(url: &str, token: &str) -> Answer {
+    request("GET", url).header("authorization", format!("Bearer {token}")).send().await
+}
+
+async fn password(url: &str, user: &str, token: &str) -> Answer {
+    let basic = format!("Basic {}", BASE64_STANDARD.encode(format!("{user}:{token}")));
+    request("GET", url).header("authorization", basic).send().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_lets_in_by_what_it_claims() {
+    let key = SigningKey::new("one", Algorithm::ES256);
+    let (ci, company) = (Issuer::start(&[&key]).await, Issuer::start(&[&key]).await);
+    let hub = hub().await;
+    let config = ci.config("ci", "required_claims = { owner = [\"acme\", \"other\"], ok = true }")
+        + &company.config("company", &format!("jwks_uri = \"{}/keys\"", company.url()))
+        + &repository("all", "\"*\"", &hub)
+        + &repository("ci", "\"oidc:ci\"", &hub)
+        + &repository("app", "\"oidc:ci:sub=repo:acme/*\"", &hub)
+        + &repository("ops", "\"oidc:company:groups=ops\", \"oidc:company:realm.roles=admin\"", &hub);
+    let larder = Larder::start(config).await;
+    let tag = |name: &str| larder.manifest_url(&format!("{name}/team/app"), "1");
+    let of_ci = |more| key.sign(&ci.claims(more));
+    let of_company = |more| key.sign(&company.claims(more));
+    for (token, all, ci, app, ops) in [
+        (of_ci(json!({"owner": "acme", "ok": true})), 200, 200, 200, 403),
+        (of_ci(json!({"owner": "other", "ok": true, "sub": "repo:acme2/app"})), 200, 200, 403, 403),
+        (of_ci(json!({"owner": "acme", "ok": true, "groups": ["ops"]})), 200, 200, 200, 403),
+        (of_ci(json!({"owner": "nobody", "ok": true})), 401, 401, 401, 401),
+        (of_ci(json!({"owner": "acme"})), 401, 401, 401, 401),
+        (of_company(json!({"groups": ["dev", "ops"]})), 200, 403, 403, 200),
+        (of_company(json!({"groups": ["dev"]})), 200, 403, 403, 403),
+        (of_company(json!({"realm": {"roles": ["admin"]}})), 200, 403, 403, 200),
+        (of_company(json!({"aud": ["x", "larder"]})), 200, 403, 403, 403),
+    ] {
+        for (name, status) in [("all", all), ("ci", ci), ("app", app), ("ops", ops)] {
+            let answers = [bearer(&tag(name), &token).await, password(&tag(name), "anybody", &token).await];
+            for answer in answers {
+                assert_eq!(answer.status, status, "{name}: {}", answer.text());
+                match status {
+                    401 => assert_eq!(answer.header("www-authenticate"), "Basic realm=\"larder\""),
+                    403 => assert_eq!(answer.error_code(), "DENIED"),
+                    _ => {}
+                }
+            }
+        }
+    }
+    assert_eq!(company.asked(), ["/keys"], "once for all, and not discovered");
+    assert_eq!(ci.asked(), ["/.well-known/openid-configuration", "/keys"]);
+    assert!(!larder.log().contains("eyJ"), "no token is in the log");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_only_looks_like_a_token_lets_nobody_in() {
+    let (key, rsa) = (SigningKey::new("one", Algorithm::ES256), SigningKey::new("rsa", Algorithm::RS256));
+    let pss = SigningKey::new("pss", Algorithm::PS256);
+    let edwards = SigningKey::new("ed", Algorithm::EdDSA);
+    let issuer = Issuer::start(&[&key, &rsa, &pss, &edwards]).await;
+    let stranger = SigningKey::new("one", Algorithm::ES256);
+    let hub = hub().await;
+    let config = issuer.config("ci", "") + &repository("hub", "\"*\"", &hub);
+    let claims = |more| issuer.claims(more);
+    let good = key.sign(&claims(json!({})));
+    let (signed, signature) = good.rsplit_once('.').expect("three parts");
+    let other_signature = stranger.sign(&claims(json!({})));
+    let public = key.public();
+    let hmac = jsonwebtoken::EncodingKey::from_secret(public["x"].as_str().expect("a coordinate").as_bytes());
+    let symmetric = Header { kid: Some("one".to_owned()), ..Header::new(Algorithm::HS256) };
+    let header = |more: fn(&mut Header)| {
+        let mut header = Header { kid: Some("one".to_owned()), ..Header::new(Algorithm::ES256) };
+        more(&mut header);
+        header
+    };
+    for (what, token) in [
+        ("no signature", forged(&json!({"alg": "none"}), &claims(json!({})), b"")),
+        ("no signature in capitals", forged(&json!({"alg": "NONE", "kid": "one"}), &claims(json!({})), b"")),
+        ("an empty signature", format!("{signed}.")),
+        ("another algorithm's name", forged(&json!({"alg": "RS256", "kid": "one"}), &claims(json!({})), b"x")),
+        ("a secret that all know", jsonwebtoken::encode(&symmetric, &claims(json!({})), &hmac).expect("signed")),
+        ("a stranger's key of the same name", other_signature.clone()),
+        ("a key that is not there", SigningKey::new("two", Algorithm::ES256).sign(&claims(json!({})))),
+        ("a key it brings along", {
+            let mut with_key = header(|_| {});
+            with_key.jwk = serde_json::from_value(stranger.public()).ok();
+            stranger.sign_with(with_key, &claims(json!({})))
+        }),
+        ("extensions", key.sign_with(header(|header| header.crit = Some(vec!["exp".to_owned()])), &claims(json!({})))),
+        ("other claims under the same signature", {
+            let other = key.sign(&claims(json!({"sub": "root"})));
+            format!("{}.{signature}", other.rsplit_once('.').expect("three parts").0)
+        }),
+        ("another audience", key.sign(&claims(json!({"aud": "others"})))),
+        ("many other audiences", key.sign(&claims(json!({"aud": ["others", "lard"]})))),
+        ("no audience", key.sign(&claims(json!({"aud": null})))),
+        ("no audience at all", key.sign(&claims(json!({"aud": []})))),
+        ("another issuer", key.sign(&claims(json!({"iss": "https://evil.test"})))),
+        ("some issuers", key.sign(&claims(json!({"iss": [issuer.url(), "https://evil.test"]})))),
+        ("no issuer", key.sign(&claims(json!({"iss": null})))),
+        ("expired", key.sign(&claims(json!({"exp": now() - 3600})))),
+        ("without an end", key.sign(&claims(json!({"exp": null})))),
+        ("an end that is no number", key.sign(&claims(json!({"exp": "tomorrow"})))),
+        ("not good yet", key.sign(&claims(json!({"nbf": now() + 3600})))),
+        ("made tomorrow", key.sign(&claims(json!({"iat": now() + 86_400, "nbf": null})))),
+        ("no JSON", format!("{}.e30.x", BASE64_STANDARD.encode("nonsense"))),
+        ("too long", key.sign(&claims(json!({"more": "x".repeat(20_000)})))),
+        ("two parts", signed.to_owned()),
+        ("four parts", format!("{good}.x")),
+        ("nothing", String::new()),
+        ("dots", "..".to_owned()),
+    ] {
+        // One for each: who guesses has to wait.
+        let larder = Larder::start(&config).await;
+        let tag = larder.manifest_url("hub/team/app", "1");
+        for answer in [bearer(&tag, &token).await, password(&tag, "ci", &token).await] {
+            assert_eq!((answer.status, answer.error_code().as_str()), (401, "UNAUTHORIZED"), "{what}");
+            assert!(answer.header("www-authenticate").starts_with("Basic "), "{what}");
+        }
+    }
+    let larder = Larder::start(&config).await;
+    let tag = larder.manifest_url("hub/team/app", "1");
+    for key in [&key, &rsa, &pss, &edwards] {
+        assert_eq!(bearer(&tag, &key.sign(&claims(json!({})))).await.status, 200, "{:?}", key.algorithm);
+        let unnamed = key.sign_with(Header::new(key.algorithm), &claims(json!({})));
+        assert_eq!(bearer(&tag, &unnamed).await.status, 200, "{:?} without the key's name", key.algorithm);
+    }
+    // The name of a key does not change what it is for.
+    let as_pss = Header { kid: Some("rsa".to_owned()), ..Header::new(Algorithm::PS256) };
+    assert_eq!(bearer(&tag, &rsa.sign_with(as_pss, &claims(json!({})))).await.status, 401);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_are_exchanged_and_outlive_their_issuer() {
+    let (old, new) = (SigningKey::new("old", Algorithm::ES256), SigningKey::new("new", Algorithm::ES256));
+    let issuer = Issuer::start(&[&old]).await;
+    issuer.set_down(true);
+    let hub = hub().await;
+    let config = issuer.config("ci", "") + &repository("hub", "\"*\"", &hub);
+    let larder = Larder::start(&config).await;
+    let tag = larder.manifest_url("hub/team/app", "1");
+    let token = |key: &SigningKey, name: &str| key.sign(&issuer.claims(json!({"sub": name})));
+    // Without keys nobody can say, which is no fault of the client's.
+    let unknown = bearer(&tag, &token(&old, "a")).await;
+    assert_eq!((unknown.status, unknown.error_code().as_str()), (502, "UNAVAILABLE"), "{}", unknown.text());
+    issuer.set_down(false);
+    // It is not asked for each token.
+    eventually("it is asked again", async || bearer(&tag, &token(&old, "a")).await.status == 200).await;
+    assert_eq!(issuer.asked().len(), 3, "{:?}", issuer.asked());
+
+    issuer.use_keys(&[&new]);
+    eventually("the new key is known", async || bearer(&tag, &token(&new, "b")).await.status == 200).await;
+    assert_eq!(bearer(&tag, &token(&old, "c")).await.status, 401, "the old one is none any more");
+    issuer.set_down(true);
+    assert_eq!(bearer(&tag, &token(&new, "d")).await.status, 200, "it is known still");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_bad_key_does_not_spoil_the_others() {
+    let key = SigningKey::new("one", Algorithm::ES256);
+    let issuer = Issuer::start(&[]).await;
+    let mut for_encryption = SigningKey::new("enc", Algorithm::ES256).public();
+    for_encryption["use"] = json!("enc");
+    issuer.use_documents(vec![
+        json!("x"),
+        json!({"kty": "new"}),
+        json!({"kty": "oct", "k": "c2VjcmV0"}),
+        for_encryption,
+        key.public(),
+    ]);
+    let hub = hub().await;
+    let larder = Larder::start(issuer.config("ci", "") + &repository("hub", "\"*\"", &hub)).await;
+    let tag = larder.manifest_url("hub/team/app", "1");
+    assert_eq!(bearer(&tag, &key.sign(&issuer.claims(json!({})))).await.status, 200);
+    let hmac = jsonwebtoken::EncodingKey::from_secret(b"secret");
+    let secret =
+        jsonwebtoken::encode(&Header::new(Algorithm::HS256), &issuer.claims(json!({})), &hmac).expect("signed");
+    assert_eq!(bearer(&tag, &secret).await.status, 401);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_forges_tokens_has_to_wait_and_who_comes_late_does_not() {
+    let key = SigningKey::new("one", Algorithm::ES256);
+    let issuer = Issuer::start(&[&key]).await;
+    let hub = hub().await;
+    let larder = Larder::start(issuer.config("ci", "") + &repository("hub", "\"*\"", &hub)).await;
+    let tag = larder.manifest_url("hub/team/app", "1");
+    let good = key.sign(&issuer.claims(json!({})));
+    assert_eq!(bearer(&tag, &good).await.status, 200);
+    for _ in 0..40 {
+        let late = key.sign(&issuer.claims(json!({"exp": now() - 3600})));
+        assert_eq!(bearer(&tag, &late).await.status, 401);
+    }
+    let stranger = SigningKey::new("one", Algorithm::ES256);
+    for number in 0..20 {
+        assert_eq!(bearer(&tag, &stranger.sign(&issuer.claims(json!({"n": number})))).await.status, 401);
+    }
+    let told = bearer(&tag, &stranger.sign(&issuer.claims(json!({})))).await;
+    assert_eq!((told.status, told.error_code().as_str()), (429, "TOOMANYREQUESTS"));
+    assert_eq!(bearer(&tag, &good).await.status, 200, "who was let in before goes on");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn real_clients_log_in_with_a_token_as_the_password() {
+    let key = SigningKey::new("one", Algorithm::RS256);
+    let issuer = Issuer::start(&[&key]).await;
+    let hub = hub().await;
+    let only = issuer.config("ci", "") + &repository("hub", "\"oidc:ci:sub=repo:acme/app\"", &hub);
+    let mixed = only.clone() + &repository("open", "\"anonymous\"", &hub);
+    let good = format!("ci:{}", key.sign(&issuer.claims(json!({}))));
+    let late = format!("ci:{}", key.sign(&issuer.claims(json!({"exp": now() - 3600}))));
+    for config in [only, mixed] {
+        let larder = Larder::start(&config).await;
+        let reference = format!("{}/hub/team/app:1", larder.url().trim_start_matches("http://"));
+        skopeo_copies_as(&reference, Some(&good)).await.unwrap();
+        assert!(skopeo_copies_as(&reference, Some(&late)).await.is_err());
+        let refused = format!("{:?}", podman_pulls_as(&reference, Some(&late)).await.expect_err("podman pulled it"));
+        assert!(["unauthorized", "authentication", "denied"].iter().any(|word| refused.contains(word)), "{refused}");
+    }
+}
