@@ -145,8 +145,10 @@ impl<'de> de::Deserializer<'de> for Place<'_> {
     }
 
     fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        // `[::]:5000` begins as a list does, too.
+        let is_list = |text: &str| text.starts_with('[') && (text.ends_with(']') || self.node.text_as_toml().is_some());
         if let Value::Text(text) = &self.node.value
-            && !text.trim_start().starts_with('[')
+            && !is_list(text.trim())
         {
             // `LARDER_X=a,b` is the list that people expect it to be.
             let items: Vec<_> = text

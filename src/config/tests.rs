@@ -42,6 +42,7 @@ fn the_environment_overrides_the_file() {
         "[server]\nlisten = \"127.0.0.1:1\"",
         &[
             ("LARDER_SERVER__LISTEN", "127.0.0.1:2,[::1]:3"),
+            ("LARDER_ADMIN__LISTEN", "[::1]:4"),
             ("LARDER_SERVER__MAX_CONNECTIONS", "7"),
             ("LARDER_LOGGING__ACCESS", "false"),
             ("LARDER_PORT", "tcp://10.0.0.1:5000"),
@@ -49,6 +50,7 @@ fn the_environment_overrides_the_file() {
     )
     .expect("valid");
     assert_eq!(config.server.listen.len(), 2);
+    assert_eq!(config.admin.listen, ["[::1]:4".parse().expect("an address")]);
     assert_eq!(config.server.max_connections, Some(7));
     assert!(!config.logging.access);
 }

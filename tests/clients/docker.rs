@@ -26,10 +26,15 @@ pub struct Dockerd {
 impl Dockerd {
     /// Starts one that pulls `docker.io` images through the mirrors at these URLs, and waits until it answers.
     pub async fn start(mirrors: &[&str]) -> Self {
+        Self::start_in(mirrors, None).await
+    }
+
+    /// One that sees `hosts` and `docker` of a directory in `/etc`.
+    pub async fn start_in(mirrors: &[&str], etc: Option<&Path>) -> Self {
         let mut failure = None;
         // overlay2 is what users have; where the file system does not bear it, vfs does.
         for storage_driver in ["overlay2", "vfs"] {
-            match Self::try_start(mirrors, storage_driver).await {
+            match Self::try_start(mirrors, etc, storage_driver).await {
                 Ok(dockerd) => return dockerd,
                 Err(error) => failure = Some(error),
             }
@@ -47,6 +52,10 @@ impl Dockerd {
         self.docker(&["login", "--username", user, "--password", password, registry]).await.map(drop)
     }
 
+    pub async fn logout(&self, registry: &str) -> Result<(), Failure> {
+        self.docker(&["logout", registry]).await.map(drop)
+    }
+
     /// Runs a command in a new container of an image that is there already; returns what it prints.
     pub async fn run(&self, reference: &str, command: &[&str]) -> Result<String, Failure> {
         let run = ["run", "--rm", "--pull", "never", "--network", "none", reference];
@@ -62,7 +71,7 @@ impl Dockerd {
         }
     }
 
-    async fn try_start(mirrors: &[&str], storage_driver: &str) -> Result<Self, Failure> {
+    async fn try_start(mirrors: &[&str], etc: Option<&Path>, storage_driver: &str) -> Result<Self, Failure> {
         static NEXT: AtomicU16 = AtomicU16::new(0);
         let directory = tempfile::Builder::new().prefix("larder-docker-").tempdir().expect("a temporary directory");
         let root = directory.path();
@@ -86,7 +95,9 @@ impl Dockerd {
         fs::write(root.join("daemon.json"), configuration.to_string()).expect("dockerd's configuration is written");
         let configuration = root.join("daemon.json");
         let arguments = ["--config-file", configuration.to_str().expect("temporary paths are UTF-8")];
-        let environment = [("HTTP_PROXY", NOWHERE), ("HTTPS_PROXY", NOWHERE), ("NO_PROXY", "127.0.0.0/8")];
+        let etc = etc.map_or("", |etc| etc.to_str().expect("temporary paths are UTF-8"));
+        let environment =
+            [("HTTP_PROXY", NOWHERE), ("HTTPS_PROXY", NOWHERE), ("NO_PROXY", "127.0.0.0/8,.test"), ("RIG_ETC", etc)];
         let daemon = Daemon::spawn(&program("dockerd", "docker.io"), arguments, &environment, &root.join("log"))
             .map_err(|error| Failure::new(format!("dockerd does not start: {error}")))?;
         let mut dockerd = Self { daemon, cgroup, directory };

@@ -1,5 +1,7 @@
 //! podman: no `?ns=`, no HEAD; the mirror's location replaces the prefix.
 
+use std::path::Path;
+
 use super::{
     process::{Failure, program},
     storage::Storage,
@@ -26,6 +28,17 @@ impl Podman {
         let policy = self.storage.file("policy.json");
         let credentials = credentials.map(|pair| ["--creds", pair]);
         let options = ["pull", "--quiet", "--tls-verify=false", "--signature-policy", &policy].into_iter();
+        let arguments: Vec<_> = options.chain(credentials.into_iter().flatten()).chain([reference]).collect();
+        self.podman(&arguments).await.map(drop)
+    }
+
+    /// Pulls `HOST/NAME:TAG` over TLS, with the authority and perhaps the certificate of a directory, and
+    /// `user:password`, if any.
+    pub async fn pull_by_tls(&self, reference: &str, trust: &Path, credentials: Option<&str>) -> Result<(), Failure> {
+        let policy = self.storage.file("policy.json");
+        let trust = trust.to_str().expect("temporary paths are UTF-8");
+        let credentials = credentials.map(|pair| ["--creds", pair]);
+        let options = ["pull", "--quiet", "--cert-dir", trust, "--signature-policy", &policy].into_iter();
         let arguments: Vec<_> = options.chain(credentials.into_iter().flatten()).chain([reference]).collect();
         self.podman(&arguments).await.map(drop)
     }

@@ -19,9 +19,13 @@ const START_DEADLINE: Duration = Duration::from_secs(60);
 /// The first process of a daemon's namespace.
 ///
 /// `/run` is hidden so that a daemon neither finds the machine's own (dockerd would use a running containerd) nor
-/// leaves sockets there. Reading standard input ends when the test is gone.
+/// leaves sockets there. Where `RIG_ETC` names a directory, its `hosts` and `docker` are seen in `/etc`. Reading
+/// standard input ends when the test is gone.
 const KEEPER: &str = r#"
 mount -t tmpfs tmpfs /run || exit 125
+if [ -n "$RIG_ETC" ]; then
+    mkdir -p /etc/docker && mount --bind "$RIG_ETC/hosts" /etc/hosts && mount --bind "$RIG_ETC/docker" /etc/docker || exit 125
+fi
 exec 3<&0
 "$@" </dev/null 3<&- &
 daemon=$!

@@ -1,6 +1,6 @@
 //! skopeo: copies from the mirror by its own address and path prefix, without being told that it is a mirror.
 
-use std::fs;
+use std::{fs, path::Path};
 
 use tempfile::TempDir;
 
@@ -36,6 +36,17 @@ impl Skopeo {
         let (from, to) = (format!("docker://{reference}"), format!("dir:{}", copy.path().display()));
         let credentials = credentials.map(|pair| ["--src-creds", pair]);
         let options = ["copy", "--src-tls-verify=false"].into_iter().chain(credentials.into_iter().flatten());
+        let arguments: Vec<_> = options.chain([from.as_str(), to.as_str()]).collect();
+        self.skopeo(&arguments).await.map(drop)
+    }
+
+    /// As `copy_as` over TLS, with the authority and perhaps the certificate of a directory.
+    pub async fn copy_by_tls(&self, reference: &str, trust: &Path, credentials: Option<&str>) -> Result<(), Failure> {
+        let copy = TempDir::new_in(self.storage.path()).expect("a temporary directory");
+        let (from, to) = (format!("docker://{reference}"), format!("dir:{}", copy.path().display()));
+        let trust = trust.to_str().expect("temporary paths are UTF-8");
+        let credentials = credentials.map(|pair| ["--src-creds", pair]);
+        let options = ["copy", "--src-cert-dir", trust].into_iter().chain(credentials.into_iter().flatten());
         let arguments: Vec<_> = options.chain([from.as_str(), to.as_str()]).collect();
         self.skopeo(&arguments).await.map(drop)
     }

@@ -22,7 +22,7 @@ pub use self::hub::{
 };
 pub use self::larder::{Larder, RepositoryConfig, repository_config};
 pub use self::proxy::ForwardProxy;
-pub use self::tls::{Authority, Certificate, TlsFront, https};
+pub use self::tls::{Authority, Certificate, TlsFront, https, trust};
 
 /// How long a test waits for anything before it fails.
 pub const DEADLINE: Duration = Duration::from_secs(30);

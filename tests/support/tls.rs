@@ -45,8 +45,24 @@ impl Authority {
 
     /// Signs a certificate for a host, an address or a client.
     pub fn issue(&self, name: &str) -> Certificate {
+        self.issue_with(name, |_| {})
+    }
+
+    /// One that has ended.
+    pub fn issue_expired(&self, name: &str) -> Certificate {
+        self.issue_with(name, |params| params.not_after = rcgen::date_time_ymd(2020, 1, 1))
+    }
+
+    /// One that is not good before long.
+    pub fn issue_early(&self, name: &str) -> Certificate {
+        self.issue_with(name, |params| params.not_before = rcgen::date_time_ymd(2090, 1, 1))
+    }
+
+    /// Signs a certificate of other content.
+    pub fn issue_with(&self, name: &str, change: impl FnOnce(&mut CertificateParams)) -> Certificate {
         let mut params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
         params.distinguished_name.push(DnType::CommonName, name);
+        change(&mut params);
         let key = KeyPair::generate().expect("a key");
         let signed = params.signed_by(&key, &self.issuer).expect("signed");
         let file = |kind: &str| self.directory.join(format!("{}-{name}.{kind}", self.name));
@@ -54,6 +70,37 @@ impl Authority {
         std::fs::write(&files.certificate, signed.pem()).expect("written");
         std::fs::write(&files.key, key.serialize_pem()).expect("written");
         files
+    }
+}
+
+impl Certificate {
+    /// One that nobody signed but itself.
+    pub fn self_signed(directory: &Path, name: &str) -> Self {
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
+        params.distinguished_name.push(DnType::CommonName, name);
+        let signed = params.self_signed(&key).expect("signed");
+        let file = |kind: &str| directory.join(format!("self-{name}.{kind}"));
+        let files = Self { certificate: file("crt"), key: file("key") };
+        std::fs::write(&files.certificate, signed.pem()).expect("written");
+        std::fs::write(&files.key, key.serialize_pem()).expect("written");
+        files
+    }
+}
+
+/// Writes what a client believes, and what it shows, as Docker's `certs.d` has it; podman and skopeo have it so, too.
+pub fn trust(directory: &Path, authority: Option<&Authority>, own: Option<&Certificate>) {
+    let _ = std::fs::remove_dir_all(directory);
+    std::fs::create_dir_all(directory).expect("made");
+    let copy = |from: &Path, name: &str| {
+        std::fs::copy(from, directory.join(name)).expect("copied");
+    };
+    if let Some(authority) = authority {
+        copy(&authority.file(), "ca.crt");
+    }
+    if let Some(own) = own {
+        copy(&own.certificate, "client.cert");
+        copy(&own.key, "client.key");
     }
 }
 
