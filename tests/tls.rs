@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::support::{
-    Authority, Certificate, Hub, Image, Larder, Options, RepositoryConfig, eventually, https, repository_config,
+    Authority, Certificate, Hub, Image, Larder, On, Options, RepositoryConfig, eventually, https, repository_config,
     request,
 };
 
@@ -147,4 +147,64 @@ async fn certificates_say_who_may_pull_what() {
             assert_eq!(answer.status().as_u16(), status, "{name} {shown:?}");
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn client_certificates_that_are_no_good_are_turned_away() {
+    let dir = tempfile::TempDir::new().expect("a directory");
+    let (ours, theirs) = (Authority::new(dir.path(), "ours"), Authority::new(dir.path(), "theirs"));
+    let (hub, _) = hub().await;
+    let own = ours.issue("127.0.0.1");
+    let bundle = format!("client_ca_bundle = {:?}\n", ours.file());
+    let certificates = [
+        ("a good one", ours.issue("good"), true),
+        ("an expired one", ours.issue_expired("expired"), false),
+        ("one of the future", ours.issue_early("early"), false),
+        ("a foreign one", theirs.issue("good"), false),
+        ("one that signed itself", Certificate::self_signed(dir.path(), "good"), false),
+        (
+            "one for servers only",
+            ours.issue_with("server", |params| {
+                params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth]
+            }),
+            false,
+        ),
+    ];
+    for auth in ["client_auth = \"optional\"", "client_auth = \"required\""] {
+        let config = tls(&[&own], &(bundle.clone() + auth)) + &RepositoryConfig::new("hub").upstream(&hub).to_string();
+        let larder = Larder::start(config).await;
+        for (what, shown, is_let_in) in &certificates {
+            let answer = client(&ours, Some(shown)).get(secure(&larder, "v2/")).send().await;
+            assert_eq!(answer.is_ok(), *is_let_in, "{auth}: {what}");
+        }
+        assert_eq!(client(&ours, None).get(secure(&larder, "v2/")).send().await.is_ok(), auth.contains("optional"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_loses_an_authority_loses_its_open_connections_too() {
+    let dir = tempfile::TempDir::new().expect("a directory");
+    let (ours, next) = (Authority::new(dir.path(), "ours"), Authority::new(dir.path(), "next"));
+    let (hub, image) = hub().await;
+    let own = ours.issue("127.0.0.1");
+    let bundle = dir.path().join("clients.pem");
+    std::fs::copy(ours.file(), &bundle).expect("copied");
+    let more = format!("client_ca_bundle = {bundle:?}\nclient_auth = \"required\"\n");
+    let layer = &image.layer_digests()[0];
+    let gate = hub.gate(On::blob().reference(layer), 1_000_000);
+    let larder = Larder::start(tls(&[&own], &more) + &repository_config("hub", &[&hub])).await;
+    let (before, after) = (ours.issue("before"), next.issue("after"));
+    let old = client(&ours, Some(&before));
+    let base = secure(&larder, "v2/");
+    assert!(old.get(&base).send().await.is_ok() && client(&ours, Some(&after)).get(&base).send().await.is_err());
+    // A transfer that is running, on a connection of its own.
+    let running = client(&ours, Some(&before));
+    let running = running.get(secure(&larder, &format!("v2/hub/team/app/blobs/{layer}"))).send().await.expect("begun");
+
+    std::fs::copy(next.file(), &bundle).expect("copied");
+    eventually("the next one is let in", async || client(&ours, Some(&after)).get(&base).send().await.is_ok()).await;
+    // The connection that was kept open is none any more, and another one is not to be had.
+    eventually("the old one is out", async || old.get(&base).send().await.is_err()).await;
+    gate.open();
+    assert!(running.bytes().await.expect("all of it") == image.layers[0], "what was running ends as it began");
 }

@@ -5,15 +5,15 @@ mod guard;
 mod tls;
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::pull::{Client, Pull};
 pub use crowd::Crowd;
@@ -62,7 +62,8 @@ pub async fn serve(
     tls: Tls,
     mut stop: watch::Receiver<Option<Duration>>,
 ) {
-    let connections = GracefulShutdown::new();
+    // Every connection holds one end; when all have let go, nothing is left to wait for.
+    let (open_connection, mut all_closed) = mpsc::channel::<()>(1);
     let grace = loop {
         let accepted = tokio::select! {
             accepted = accept(&listener, permits.as_ref()) => accepted,
@@ -74,10 +75,11 @@ pub async fn serve(
                     tracing::debug!(client = %address, "too many connections from this address");
                     continue;
                 };
-                let (pull, tls, watcher) = (pull.clone(), tls.handshakes(), connections.watcher());
+                let ends = Ends { stop: stop.clone(), renewed: tls.renewed() };
+                let (pull, tls, held) = (pull.clone(), tls.handshakes(), open_connection.clone());
                 tokio::spawn(async move {
-                    open(stream, address, tls, pull, watcher).await;
-                    drop((permit, counted));
+                    open(stream, address, tls, pull, ends).await;
+                    drop((permit, counted, held));
                 });
             }
             Err(error) => {
@@ -86,9 +88,26 @@ pub async fn serve(
             }
         }
     };
-    drop(listener);
-    if tokio::time::timeout(grace, connections.shutdown()).await.is_err() {
+    drop((listener, open_connection));
+    if tokio::time::timeout(grace, all_closed.recv()).await.is_err() {
         tracing::warn!("some transfers did not end within server.shutdown_grace and were cut off");
+    }
+}
+
+/// What ends a connection as soon as its running requests are answered.
+struct Ends {
+    stop: watch::Receiver<Option<Duration>>,
+    /// Who may connect is decided otherwise than when it was made.
+    renewed: watch::Receiver<()>,
+}
+
+impl Ends {
+    async fn come(&mut self) {
+        tokio::select! {
+            // Without its sender the process is at its end, too.
+            _ = self.stop.wait_for(Option::is_some) => {}
+            _ = self.renewed.changed() => {}
+        }
     }
 }
 
@@ -107,27 +126,27 @@ async fn accept(
 }
 
 /// Shakes hands where that is to be done, and serves one connection to its end.
-async fn open(stream: TcpStream, address: SocketAddr, tls: Option<Arc<Handshakes>>, pull: Arc<Pull>, watcher: Watcher) {
+async fn open(stream: TcpStream, address: SocketAddr, tls: Option<Arc<Handshakes>>, pull: Arc<Pull>, ends: Ends) {
     // Answers are written whole; waiting for more would only delay their last segment.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "cannot set TCP_NODELAY");
     }
     let Some(handshakes) = tls else {
         let client = Client { address, is_secure: false, certificate: None };
-        return connection(stream, client, pull, watcher).await;
+        return connection(stream, client, pull, ends).await;
     };
     match handshakes.shake(stream).await {
         Ok(None) => tracing::debug!(client = %address, "an ACME server looked at a proof"),
         Ok(Some(stream)) => {
             let client = Client { address, is_secure: true, certificate: tls::names(&stream) };
-            connection(stream, client, pull, watcher).await;
+            connection(stream, client, pull, ends).await;
         }
         Err(error) => tracing::debug!(client = %address, %error, "a TLS handshake failed"),
     }
 }
 
 /// Serves one connection to its end.
-async fn connection(stream: impl Socket + Send + 'static, client: Client, pull: Arc<Pull>, watcher: Watcher) {
+async fn connection(stream: impl Socket + Send + 'static, client: Client, pull: Arc<Pull>, mut ends: Ends) {
     let (guarded, watched) = Guard::new(stream);
     let metrics = pull.metrics().clone();
     let of = client.clone();
@@ -151,9 +170,16 @@ async fn connection(stream: impl Socket + Send + 'static, client: Client, pull: 
         .max_header_list_size(MAX_HEAD as u32)
         .keep_alive_interval(Some(HEADER_TIMEOUT))
         .keep_alive_timeout(HEADER_TIMEOUT);
-    let connection = builder.serve_connection(TokioIo::new(guarded), service).into_owned();
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(guarded), service));
     metrics.connections.inc();
-    if let Err(error) = watcher.watch(connection).await {
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = ends.come() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
         tracing::debug!(client = %client.address, %error, "a connection ended with an error");
     }
     metrics.connections.dec();

@@ -11,13 +11,14 @@ use rustls::{ConfigBuilder, RootCertStore, ServerConfig, WantsVerifier};
 use rustls_pki_types::ServerName;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 use webpki::EndEntityCert;
 
 use crate::acme::Shown;
 use crate::auth::CertificateNames;
-use crate::config::ServerTls;
+use crate::config::{ClientRoots, ServerTls};
 
 /// A client has this long for its handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -31,11 +32,15 @@ const ACME: &[u8] = b"acme-tls/1";
 pub struct Tls {
     handshakes: Arc<ArcSwapOption<Handshakes>>,
     shown: Shown,
+    /// Told when connections are not what they would be now.
+    renewed: Arc<watch::Sender<()>>,
 }
 
 /// How a door shakes hands.
 pub struct Handshakes {
     clients: Arc<ServerConfig>,
+    /// Whose certificates were verified.
+    roots: Option<ClientRoots>,
     /// With ACME servers, which have no certificate of a client.
     proofs: Arc<ServerConfig>,
 }
@@ -48,7 +53,7 @@ pub struct TlsError(String);
 impl Tls {
     /// `shown`: what there is by ACME.
     pub fn new(config: Option<&ServerTls>, shown: Shown) -> Result<Self, TlsError> {
-        let tls = Self { handshakes: Arc::default(), shown };
+        let tls = Self { handshakes: Arc::default(), shown, renewed: Arc::default() };
         tls.set(tls.prepare(config)?);
         Ok(tls)
     }
@@ -59,9 +64,20 @@ impl Tls {
         prepared.map_err(TlsError)
     }
 
-    /// For new connections from now on.
+    /// For new connections from now on. Those that are open go on, unless what lets clients in has changed:
+    /// then they end with their running requests.
     pub fn set(&self, handshakes: Option<Arc<Handshakes>>) {
-        self.handshakes.store(handshakes);
+        let lets_in = |handshakes: &Option<Arc<Handshakes>>| handshakes.as_ref().map(|now| now.roots.clone());
+        let now = lets_in(&handshakes);
+        let before = lets_in(&self.handshakes.swap(handshakes));
+        if before != now {
+            self.renewed.send_replace(());
+        }
+    }
+
+    /// Told when connections are to end; had before [`Tls::handshakes`].
+    pub fn renewed(&self) -> watch::Receiver<()> {
+        self.renewed.subscribe()
     }
 
     /// What new connections do, if they do TLS.
@@ -75,7 +91,7 @@ impl Handshakes {
         let clients = Arc::new(server_config(tls, shown)?);
         let mut proofs = builder()?.with_no_client_auth().with_cert_resolver(Arc::new(Proof(shown.clone())));
         proofs.alpn_protocols = vec![ACME.to_vec()];
-        Ok(Self { clients, proofs: Arc::new(proofs) })
+        Ok(Self { clients, roots: tls.clients.clone(), proofs: Arc::new(proofs) })
     }
 
     /// Shakes hands; `None`: it was an ACME server, which has seen what it wants.
