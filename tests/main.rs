@@ -1,6 +1,7 @@
 //! Promises kept by the running server: the real binary between scripted upstreams, real registries
 //! and real clients.
 
+mod abuse;
 mod admission;
 mod bad_input;
 mod client_credentials;

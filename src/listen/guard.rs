@@ -181,16 +181,17 @@ impl<S: Socket> AsyncWrite for Guard<S> {
 }
 
 #[cfg(test)]
+impl Socket for tokio::io::DuplexStream {
+    fn poll_send(&self, _: &mut Context<'_>, _: &Mapping, _: u64, _: usize) -> Poll<io::Result<usize>> {
+        unreachable!("no test maps a file")
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
-
-    impl Socket for tokio::io::DuplexStream {
-        fn poll_send(&self, _: &mut Context<'_>, _: &Mapping, _: u64, _: usize) -> Poll<io::Result<usize>> {
-            unreachable!("no test maps a file")
-        }
-    }
 
     #[tokio::test(start_paused = true)]
     async fn a_client_that_sends_no_request_is_cut_off() {

@@ -2,6 +2,7 @@
 
 mod crowd;
 mod guard;
+mod pace;
 mod tls;
 
 use std::net::SocketAddr;
@@ -9,6 +10,8 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::Version;
+use http_body_util::BodyExt;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
@@ -18,6 +21,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use crate::pull::{Client, Pull};
 pub use crowd::Crowd;
 use guard::{Guard, Socket};
+use pace::Pace;
 use tls::Handshakes;
 pub use tls::{Tls, TlsError};
 
@@ -25,8 +29,9 @@ pub use tls::{Tls, TlsError};
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Most bytes of a request's head.
 const MAX_HEAD: usize = 64 * 1024;
-/// Most requests at once on one HTTP/2 connection.
-const MAX_STREAMS: u32 = 256;
+/// Most requests at once on one HTTP/2 connection. Of each answer up to 256 KiB are in memory while the client has
+/// no room for them.
+const MAX_STREAMS: u32 = 128;
 /// How long to wait after the system had no socket to give.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -149,16 +154,21 @@ async fn open(stream: TcpStream, address: SocketAddr, tls: Option<Arc<Handshakes
 async fn connection(stream: impl Socket + Send + 'static, client: Client, pull: Arc<Pull>, mut ends: Ends) {
     let (guarded, watched) = Guard::new(stream);
     let metrics = pull.metrics().clone();
-    let of = client.clone();
+    let pace = Arc::<Pace>::default();
+    let (of, paced) = (client.clone(), pace.clone());
     let service = service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
         watched.arrived();
-        let (pull, watched, client) = (pull.clone(), watched.clone(), of.clone());
+        let (pull, watched, client, pace) = (pull.clone(), watched.clone(), of.clone(), paced.clone());
         async move {
             // Bodies are for writes, which are refused; hyper closes on what is left unread.
             let (parts, _body) = request.into_parts();
+            let is_multiplexed = parts.version == Version::HTTP_2;
             let mut response = pull.handle(parts, client).await;
             watched.answers_with(response.extensions_mut().remove());
-            Ok::<_, std::convert::Infallible>(response)
+            Ok::<_, std::convert::Infallible>(match is_multiplexed {
+                true => response.map(|body| pace.watch(body).boxed_unsync()),
+                false => response,
+            })
         }
     });
     let mut builder = Builder::new(TokioExecutor::new());
@@ -174,13 +184,108 @@ async fn connection(stream: impl Socket + Send + 'static, client: Client, pull: 
     metrics.connections.inc();
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
+        () = pace.stalls() => {
+            tracing::debug!(client = %client.address, "a client takes nothing of what it asked for");
+            Ok(())
+        }
         () = ends.come() => {
             connection.as_mut().graceful_shutdown();
-            connection.await
+            tokio::select! {
+                ended = connection => ended,
+                () = pace.stalls() => Ok(()),
+            }
         }
     };
     if let Err(error) = ended {
         tracing::debug!(client = %client.address, %error, "a connection ended with an error");
     }
     metrics.connections.dec();
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use tempfile::TempDir;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::cache::Cache;
+    use crate::config::Config;
+    use crate::telemetry::Metrics;
+
+    const LONG: Duration = Duration::from_secs(300);
+
+    /// What lives as long as a connection.
+    struct Kept {
+        _dir: TempDir,
+        stopping: watch::Sender<Option<Duration>>,
+        renewing: watch::Sender<()>,
+    }
+
+    /// A connection to a door.
+    fn connect() -> (DuplexStream, Kept) {
+        let dir = TempDir::new().expect("a directory");
+        let cache = dir.path().display().to_string();
+        let config = Config::load(&[], [("LARDER_CACHE__DIR".to_owned(), cache)].into_iter()).expect("valid");
+        let metrics = Arc::new(Metrics::default());
+        let cache = Arc::new(Cache::open(&config, metrics.clone()).expect("a cache"));
+        let pull = Pull::new(&config, cache, metrics).expect("a door");
+        let ((stopping, stop), (renewing, renewed)) = (watch::channel(None), watch::channel(()));
+        let (client, server) = tokio::io::duplex(64 * 1024);
+        let who = Client { address: (Ipv4Addr::LOCALHOST, 1).into(), is_secure: false, certificate: None };
+        tokio::spawn(connection(server, who, pull, Ends { stop, renewed }));
+        (client, Kept { _dir: dir, stopping, renewing })
+    }
+
+    /// How long the door stays open for a client that does no more than it did.
+    async fn ends_after(client: &mut (impl AsyncReadExt + Unpin)) -> Duration {
+        let begun = Instant::now();
+        let mut rest = Vec::new();
+        tokio::time::timeout(LONG, client.read_to_end(&mut rest)).await.expect("it ends").expect("no error");
+        begun.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_that_drips_is_not_waited_for() {
+        let (mut client, _kept) = connect();
+        let begun = Instant::now();
+        client.write_all(b"GET /v2/ HTTP/1.1\r\nhost: x\r\nx: ").await.expect("sent");
+        while client.write_all(b"x").await.is_ok() {
+            assert!(begun.elapsed() < LONG, "it is waited for");
+            tokio::time::sleep(Duration::from_secs(5)).await;
+        }
+        assert!(begun.elapsed() <= 2 * HEADER_TIMEOUT, "{:?}", begun.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_is_kept_open_for_nothing_ends() {
+        let (mut client, _kept) = connect();
+        client.write_all(b"GET /v2/ HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("sent");
+        let mut answer = [0; 12];
+        client.read_exact(&mut answer).await.expect("an answer");
+        assert_eq!(&answer, b"HTTP/1.1 200");
+        assert!(ends_after(&mut client).await <= 2 * HEADER_TIMEOUT);
+
+        // One of HTTP/2 that does not even answer pings.
+        let (mut client, _kept) = connect();
+        client.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.expect("sent");
+        assert!(ends_after(&mut client).await <= 3 * HEADER_TIMEOUT);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn connections_end_when_the_door_is_renewed_or_closed() {
+        for is_stopped in [false, true] {
+            let (mut client, kept) = connect();
+            client.write_all(b"GET /v2/ HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("sent");
+            let mut answer = [0; 12];
+            client.read_exact(&mut answer).await.expect("an answer");
+            match is_stopped {
+                true => drop(kept.stopping.send_replace(Some(LONG))),
+                false => kept.renewing.send_replace(()),
+            }
+            assert_eq!(ends_after(&mut client).await, Duration::ZERO, "{is_stopped}");
+        }
+    }
 }
