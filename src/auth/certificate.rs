@@ -37,6 +37,11 @@ impl CertificateNames {
         Self { names: vec![name.to_owned()], organisations: Vec::new() }
     }
 
+    /// Its common name, or what it has instead.
+    pub fn first(&self) -> Option<&str> {
+        self.names.first().map(String::as_str)
+    }
+
     /// Whether one of the names is `pattern`, which may begin with `*`.
     pub fn is_named(&self, pattern: &str) -> bool {
         match pattern.strip_prefix('*') {

@@ -15,6 +15,11 @@ pub struct Claims {
 }
 
 impl Claims {
+    /// Whom the token is about.
+    pub fn subject(&self) -> &str {
+        self.values.get("sub").and_then(Value::as_str).unwrap_or_default()
+    }
+
     /// Whether they claim what is wanted.
     pub fn fulfil(&self, rule: &ClaimRule) -> bool {
         let found = find(&self.values, &rule.claim);

@@ -39,6 +39,16 @@ pub struct Identity {
 }
 
 impl Identity {
+    /// Who it is, for the log: as `allow` has it.
+    pub fn name(&self) -> Option<String> {
+        match (&self.known, &self.certificate) {
+            (Some(Known::User(name)), _) => Some(format!("user:{name}")),
+            (Some(Known::Bearer(claims)), _) => Some(format!("oidc:{}:sub={}", claims.issuer, claims.subject())),
+            (None, Some(names)) => names.first().map(|name| format!("cert:{name}")),
+            (None, None) => None,
+        }
+    }
+
     /// Whether `allow` lets this client pull; `has_logins`: whether clients can log in at all.
     pub fn may_pull(&self, allow: &[Allow], has_logins: bool) -> bool {
         let is_known = self.known.is_some() || self.certificate.is_some();

@@ -124,28 +124,29 @@ impl Pull {
         known.map(Some).ok_or(Wrong::Invalid)
     }
 
-    /// Lets a request into a repository, or says what is missing.
+    /// Lets a request into a repository, or says what is missing; returns as whom.
     pub(super) async fn admit(
         &self,
         request: &Parts,
         door: &Door,
         repository: &Repository,
         path: &str,
-    ) -> Result<(), Refusal> {
+    ) -> Result<Identity, Refusal> {
         let has_logins = door.has_logins();
         // Where clients log in at the upstream, that is none of ours.
+        let stranger = door.stranger();
         if repository.config.client_consent.is_some() {
-            let may_pull = door.stranger().may_pull(&repository.config.allow, false);
-            return may_pull.then_some(()).ok_or(Refusal::Forbidden);
+            let may_pull = stranger.may_pull(&repository.config.allow, false);
+            return may_pull.then_some(stranger).ok_or(Refusal::Forbidden);
         }
         // Who needs no login is not asked for one, whatever it brings: some clients send what they have for
         // Docker Hub to each of its mirrors.
-        if door.stranger().may_pull(&repository.config.allow, has_logins) {
-            return Ok(());
+        if stranger.may_pull(&repository.config.allow, has_logins) {
+            return Ok(stranger);
         }
         let identity = self.identify(request, door, Some(path)).await?;
         if identity.may_pull(&repository.config.allow, has_logins) {
-            return Ok(());
+            return Ok(identity);
         }
         match identity.known.is_none() && has_logins {
             true => Err(self.challenge(request, door, Challenge::Missing, Some(path))),

@@ -204,7 +204,7 @@ impl Pull {
         }
 
         let passes = target.repository.config.client_consent.is_some();
-        self.admit(request, &door, &target.repository, &path).await?;
+        observation.admitted(&self.admit(request, &door, &target.repository, &path).await?);
         if passes {
             let client = self.client(&request.headers);
             target.who = client.map_err(|why| self.challenge(request, &door, why, Some(&path)))?;

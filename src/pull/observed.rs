@@ -15,7 +15,7 @@ use hyper::body::{Body as _, Frame, SizeHint};
 use super::error::{Refusal, Wanted};
 use super::respond::Body;
 use super::{Kind, Outcome, Pull};
-use crate::auth::CertificateNames;
+use crate::auth::{CertificateNames, Identity};
 use crate::failure::Failure;
 use crate::telemetry::Metrics;
 use crate::telemetry::access_log::{self, Entry};
@@ -37,6 +37,7 @@ pub(super) struct Observation {
     log_access: bool,
     began: Instant,
     client: Client,
+    user: Option<String>,
     method: String,
     path: String,
     version: Version,
@@ -58,6 +59,7 @@ impl Pull {
             log_access: self.live.load().log_access,
             began: Instant::now(),
             client,
+            user: None,
             method: request.method.to_string(),
             // Without the query: what clients put there is not for logs.
             path: request.uri.path().to_owned(),
@@ -76,6 +78,11 @@ impl Pull {
 impl Observation {
     pub fn found(&mut self, repository: &str, kind: Kind) {
         self.repository = Some((repository.to_owned(), kind));
+    }
+
+    /// Who it is, if somebody was let in as that.
+    pub fn admitted(&mut self, identity: &Identity) {
+        self.user = identity.name();
     }
 
     pub fn answered(&mut self, outcome: Outcome) {
@@ -116,6 +123,7 @@ impl Drop for Observation {
         if self.log_access {
             access_log::write(&Entry {
                 client: self.client.address,
+                user: self.user.as_deref(),
                 method: &self.method,
                 path: &self.path,
                 version: self.version,

@@ -8,6 +8,8 @@ use http::Version;
 /// What there is to say of one request.
 pub struct Entry<'a> {
     pub client: SocketAddr,
+    /// Who logged in or showed a certificate, where that decided.
+    pub user: Option<&'a str>,
     pub method: &'a str,
     pub path: &'a str,
     pub version: Version,
@@ -27,6 +29,7 @@ pub fn write(entry: &Entry<'_>) {
     tracing::info!(
         target: "larder::access",
         client = %entry.client,
+        user = entry.user,
         method = entry.method,
         path = entry.path,
         version = ?entry.version,

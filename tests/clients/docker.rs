@@ -62,6 +62,30 @@ impl Dockerd {
         self.docker(&[&run, command].concat()).await
     }
 
+    /// Builds an image with the BuildKit that dockerd has in it; returns what a file of the image holds.
+    pub async fn build(&self, from: &str, file: &str) -> Result<String, Failure> {
+        let context = self.directory.path().join("context");
+        let out = self.directory.path().join("out");
+        fs::create_dir_all(&context).expect("made");
+        let text = format!("FROM {from} AS base\nFROM scratch\nCOPY --from=base {file} /file\n");
+        fs::write(context.join("Dockerfile"), text).expect("written");
+        let place = |path: &Path| path.to_str().expect("temporary paths are UTF-8").to_owned();
+        let output = format!("type=local,dest={}", place(&out));
+        docker(self.directory.path(), &["build", "--no-cache", "--output", &output, &place(&context)])
+            .env("DOCKER_BUILDKIT", "1")
+            .run()
+            .await
+            .map_err(|failure| failure.with_log_of(&self.daemon))?;
+        let built = fs::read_to_string(out.join("file"));
+        let _ = fs::remove_dir_all(&out);
+        built.map(|text| text.trim().to_owned()).map_err(|error| Failure::new(format!("nothing was built: {error}")))
+    }
+
+    /// Forgets what BuildKit keeps for later.
+    pub async fn forget_builds(&self) -> Result<(), Failure> {
+        self.docker(&["builder", "prune", "--all", "--force"]).await.map(drop)
+    }
+
     /// Removes an image, its layers included.
     pub async fn remove(&self, reference: &str) -> Result<(), Failure> {
         self.docker(&["rmi", "--force", reference]).await?;

@@ -84,6 +84,18 @@ async fn docker_pulls_runs_and_pulls_again_with_the_upstream_gone() {
 }
 
 #[tokio::test]
+async fn buildkit_builds_on_images_of_its_mirror_and_again_with_the_upstream_gone() {
+    let mut scene = Scene::set("docker.io").await;
+    let dockerd = Dockerd::start(&[&format!("http://{}", scene.mirror())]).await;
+    scene
+        .pull_cold_then_warm_then_without_upstream(BUSYBOX_TAG, async || {
+            assert_eq!(dockerd.build("busybox:1.36", "/etc/larder").await.unwrap(), "amd64");
+            dockerd.forget_builds().await.unwrap();
+        })
+        .await;
+}
+
+#[tokio::test]
 async fn containerd_pulls_by_namespace_and_pulls_again_with_the_upstream_gone() {
     let containerd = Containerd::start().await;
     for host in ["docker.io", "_default"] {
