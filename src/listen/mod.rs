@@ -211,9 +211,6 @@ mod tests {
     use tokio::time::Instant;
 
     use super::*;
-    use crate::cache::Cache;
-    use crate::config::Config;
-    use crate::telemetry::Metrics;
 
     const LONG: Duration = Duration::from_secs(300);
 
@@ -227,11 +224,7 @@ mod tests {
     /// A connection to a door.
     fn connect() -> (DuplexStream, Kept) {
         let dir = TempDir::new().expect("a directory");
-        let cache = dir.path().display().to_string();
-        let config = Config::load(&[], [("LARDER_CACHE__DIR".to_owned(), cache)].into_iter()).expect("valid");
-        let metrics = Arc::new(Metrics::default());
-        let cache = Arc::new(Cache::open(&config, metrics.clone()).expect("a cache"));
-        let pull = Pull::new(&config, cache, metrics).expect("a door");
+        let pull = Pull::in_directory(dir.path());
         let ((stopping, stop), (renewing, renewed)) = (watch::channel(None), watch::channel(()));
         let (client, server) = tokio::io::duplex(64 * 1024);
         let who = Client { address: (Ipv4Addr::LOCALHOST, 1).into(), is_secure: false, certificate: None };

@@ -121,6 +121,16 @@ impl Pull {
         }))
     }
 
+    /// As configured by default, with its cache there.
+    #[cfg(test)]
+    pub fn in_directory(dir: &std::path::Path) -> Arc<Self> {
+        let environment = [("LARDER_CACHE__DIR".to_owned(), dir.display().to_string())];
+        let config = Config::load(&[], environment.into_iter()).expect("valid");
+        let metrics = Arc::new(Metrics::default());
+        let cache = Arc::new(Cache::open(&config, metrics.clone()).expect("a cache"));
+        Self::new(&config, cache, metrics).expect("a door")
+    }
+
     pub fn cache(&self) -> &Arc<Cache> {
         &self.cache
     }
