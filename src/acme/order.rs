@@ -7,8 +7,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use instant_acme::{
-    Account, AccountCredentials, AuthorizationStatus, BodyWrapper, BytesResponse, Error, HttpClient, Identifier,
-    NewAccount, NewOrder, Order, OrderStatus, RetryPolicy,
+    Account, AccountCredentials, AuthorizationStatus, BodyWrapper, BytesResponse, Error, ExternalAccountKey,
+    HttpClient, Identifier, NewAccount, NewOrder, Order, OrderStatus, RetryPolicy,
 };
 use serde::{Deserialize, Serialize};
 
@@ -146,7 +146,9 @@ async fn account(acme: &Acme, files: &Files, client: &Client) -> Result<(Account
         }
         None => {
             let new = NewAccount { contact: &contact, terms_of_service_agreed: true, only_return_existing: false };
-            let created = builder().create(&new, acme.directory.to_string(), None).await;
+            let key = acme.external.as_ref().and_then(|external| Some((external, external.key()?)));
+            let external = key.map(|(external, key)| ExternalAccountKey::new(external.key_id.clone(), &key));
+            let created = builder().create(&new, acme.directory.to_string(), external.as_ref()).await;
             let (account, credentials) = created.map_err(server)?;
             tracing::info!(directory = %acme.directory, "made an account; its terms of service are agreed to");
             (account, credentials, true)

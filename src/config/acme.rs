@@ -3,11 +3,14 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use base64::Engine;
+use base64::prelude::{BASE64_STANDARD_NO_PAD, BASE64_URL_SAFE_NO_PAD};
 use url::{Host, Url};
 
 use super::error::ConfigError;
 use super::proxy::Proxies;
 use super::raw::{self, AcmeChallengeType};
+use super::secret::Secret;
 use super::web::{WebAccess, trusted_url};
 use super::{Check, credentials};
 
@@ -20,7 +23,25 @@ pub struct Acme {
     pub email: Option<String>,
     pub challenge: AcmeChallenge,
     pub directory: Url,
+    pub external: Option<ExternalAccount>,
     pub access: WebAccess,
+}
+
+/// An account that the authority knows already and that ours is to belong to (RFC 8555, section 7.3.4).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExternalAccount {
+    pub key_id: String,
+    /// In base64, as authorities give it out.
+    pub hmac_key: Secret,
+}
+
+impl ExternalAccount {
+    /// The key itself; `None` if it is none.
+    pub fn key(&self) -> Option<Vec<u8>> {
+        let text = self.hmac_key.reveal().trim_end_matches('=');
+        let decoded = BASE64_URL_SAFE_NO_PAD.decode(text).or_else(|_| BASE64_STANDARD_NO_PAD.decode(text));
+        decoded.ok().filter(|key| !key.is_empty())
+    }
 }
 
 /// How it is shown that the domains are ours.
@@ -67,7 +88,9 @@ pub fn check(check: &Check<'_>, written: raw::Acme, proxies: &Proxies) -> Result
     let directory = directory.map_err(|message| invalid("directory", message))?;
     let access = WebAccess::new(check, &directory, written.ca_bundle.as_deref(), proxies);
     let access = access.map_err(|message| invalid("ca_bundle", message))?;
-    Ok(Acme { domains, email: (!email.is_empty()).then(|| email.to_owned()), challenge, directory, access })
+    let external = external(check, &written).map_err(|(key, message)| invalid(key, message))?;
+    let email = (!email.is_empty()).then(|| email.to_owned());
+    Ok(Acme { domains, email, challenge, directory, external, access })
 }
 
 fn challenge(written: &raw::Acme) -> Result<AcmeChallenge, (&'static str, String)> {
@@ -93,6 +116,23 @@ fn challenge(written: &raw::Acme) -> Result<AcmeChallenge, (&'static str, String
             };
             let program = credentials::program(program).map_err(|message| ("dns_hook", message))?;
             Ok(AcmeChallenge::Dns01 { hook: Hook { program, arguments: arguments.to_vec() } })
+        }
+    }
+}
+
+fn external(check: &Check<'_>, written: &raw::Acme) -> Result<Option<ExternalAccount>, (&'static str, String)> {
+    let (key_id, file) = (written.eab_key_id.clone(), written.eab_hmac_key_file.as_deref());
+    match (key_id.is_empty(), file) {
+        (true, None) => Ok(None),
+        (true, Some(_)) => Err(("eab_key_id", "it is missing; `eab_hmac_key_file` is the key to it".to_owned())),
+        (false, None) => Err(("eab_hmac_key_file", "it is missing; the authority gave out both together".to_owned())),
+        (false, Some(file)) => {
+            let wrong = |message| ("eab_hmac_key_file", message);
+            let hmac_key = credentials::read_password(check, file).map_err(wrong)?;
+            let external = ExternalAccount { key_id, hmac_key };
+            let is_key = external.key().is_some();
+            let message = || format!("{} does not hold a key in base64", file.display());
+            is_key.then_some(Some(external)).ok_or_else(|| wrong(message()))
         }
     }
 }

@@ -106,7 +106,7 @@ pub fn check(check: &Check<'_>, origin: &Url, written: &raw::Upstream) -> Result
 }
 
 /// The file's text without the newline at its end, which editors and `echo` leave there.
-fn read_password(check: &Check<'_>, path: &Path) -> Result<Secret, String> {
+pub fn read_password(check: &Check<'_>, path: &Path) -> Result<Secret, String> {
     check.depends_on(path);
     let text = fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
     let text = text.trim_end_matches(['\r', '\n']);

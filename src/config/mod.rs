@@ -29,7 +29,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use acme::{Acme, AcmeChallenge, Hook};
+pub use acme::{Acme, AcmeChallenge, ExternalAccount, Hook};
 pub use auth::{Allow, Auth, Htpasswd};
 pub use credentials::{Credentials, Helper, Login};
 pub use document::printable;

@@ -98,6 +98,10 @@ pub struct Acme {
     /// `None`: port 80 everywhere.
     pub http_listen: Option<Addresses>,
     pub dns_hook: Vec<String>,
+    pub eab_key_id: String,
+    #[serde(serialize_with = "path_or_empty")]
+    #[serde(deserialize_with = "path")]
+    pub eab_hmac_key_file: Option<PathBuf>,
 }
 
 impl Default for Acme {
@@ -110,6 +114,8 @@ impl Default for Acme {
             ca_bundle: None,
             http_listen: None,
             dns_hook: Vec::new(),
+            eab_key_id: String::new(),
+            eab_hmac_key_file: None,
         }
     }
 }

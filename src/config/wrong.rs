@@ -679,6 +679,14 @@ fn certificates_by_acme() {
             "3: `server.tls.acme.http_listen`: it goes with challenge = \"http-01\"; take it out",
         ),
         (
+            named("eab_key_id = \"x\""),
+            "1: `server.tls.acme.eab_hmac_key_file`: it is missing; the authority gave out both together",
+        ),
+        (
+            named("eab_hmac_key_file = \"x\""),
+            "1: `server.tls.acme.eab_key_id`: it is missing; `eab_hmac_key_file` is the key to it",
+        ),
+        (
             named("directory = \"http://acme.example/directory\""),
             "3: `server.tls.acme.directory`: `http://acme.example/directory` does not begin with https://, so that anybody on the way could answer for it",
         ),

@@ -117,6 +117,25 @@ async fn wildcards_are_got_by_a_record_that_the_hook_sets() {
 }
 
 #[tokio::test]
+async fn an_authority_may_want_an_account_that_it_knows() {
+    const KEY: &str = "zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W";
+    let mut pebble = Pebble::new();
+    let made = TempDir::new().expect("a directory");
+    let file = made.path().join("hmac");
+    std::fs::write(&file, "d3Jvbmcgb25l\n").expect("written");
+    let config = acme(&pebble, &[NAME], &format!("eab_key_id = \"mine\"\neab_hmac_key_file = {file:?}"));
+    let larder = Larder::start(config).await;
+    eventually("the failure is told", async || larder.log().contains("no certificate could be got")).await;
+    pebble.start(Looks { external: Some(("mine", KEY)), ..Looks::at(larder.door("registry")) }).await;
+    let root = pebble.root().await;
+    larder.signal("HUP");
+    eventually("the wrong key is told", async || larder.log().contains("external account binding")).await;
+    std::fs::write(&file, format!("{KEY}\n")).expect("written");
+    is_shown(&larder, &root, NAME).await;
+    assert!(!larder.log().contains(KEY));
+}
+
+#[tokio::test]
 async fn what_the_server_found_wrong_is_told() {
     let mut pebble = Pebble::new();
     let larder = Larder::start(acme(&pebble, &[NAME], "challenge = \"http-01\"\nhttp_listen = \"127.0.0.1:0\"")).await;

@@ -28,11 +28,13 @@ pub struct Looks {
     pub http: SocketAddr,
     /// How long its certificates are good, in seconds.
     pub validity: u64,
+    /// Name and key (in base64) of the account that all have to belong to.
+    pub external: Option<(&'static str, &'static str)>,
 }
 
 impl Looks {
     pub fn at(address: SocketAddr) -> Self {
-        Self { tls: address, http: address, validity: 3600 * 24 * 90 }
+        Self { tls: address, http: address, validity: 3600 * 24 * 90, external: None }
     }
 }
 
@@ -81,10 +83,13 @@ impl Pebble {
     /// Starts it; it knows nothing of an earlier life.
     pub async fn start(&mut self, looks: Looks) {
         let [acme, management, names, hook] = self.ports;
+        let external = looks.external.map_or_else(String::new, |(name, key)| {
+            format!(", \"externalAccountBindingRequired\": true, \"externalAccountMACKeys\": {{\"{name}\": \"{key}\"}}")
+        });
         let configuration = format!(
             "{{\"pebble\": {{\"listenAddress\": \"127.0.0.1:{acme}\", \"managementListenAddress\": \"127.0.0.1:{management}\",\
              \"certificate\": \"{}\", \"privateKey\": \"{}\", \"httpPort\": {}, \"tlsPort\": {},\
-             \"certificateValidityPeriod\": {}}}}}",
+             \"certificateValidityPeriod\": {}{external}}}}}",
             self.own.certificate.display(),
             self.own.key.display(),
             looks.http.port(),
