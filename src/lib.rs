@@ -31,5 +31,6 @@ pub mod store;
 pub mod telemetry;
 pub mod upstream;
 mod web;
+mod x509;
 
 pub use cli::run;

@@ -6,15 +6,16 @@ use std::path::{Path, PathBuf};
 use crate::support::Larder;
 
 /// Each room and the rooms it may import from.
-const ROOMS: [(&str, &[&str]); 18] = [
+const ROOMS: [(&str, &[&str]); 19] = [
     ("oci", &[]),
     ("failure", &[]),
     ("files", &[]),
     ("fingerprint", &[]),
     ("program", &[]),
+    ("x509", &[]),
     ("web", &["config"]),
-    ("acme", &["config", "files", "program", "web"]),
-    ("auth", &["config", "fingerprint", "web"]),
+    ("acme", &["config", "files", "program", "telemetry", "web", "x509"]),
+    ("auth", &["config", "fingerprint", "web", "x509"]),
     ("config", &["oci", "telemetry"]),
     ("telemetry", &["config"]),
     ("store", &["oci"]),
@@ -24,7 +25,7 @@ const ROOMS: [(&str, &[&str]); 18] = [
     ("pull", &["auth", "cache", "config", "failure", "index", "oci", "telemetry", "upstream", "web"]),
     ("listen", &["acme", "auth", "config", "pull"]),
     ("admin", &["cache", "failure", "index", "oci", "pull", "telemetry", "upstream"]),
-    ("cli", &["acme", "admin", "cache", "config", "listen", "pull", "telemetry"]),
+    ("cli", &["acme", "admin", "cache", "config", "listen", "pull", "telemetry", "x509"]),
 ];
 
 fn sources(path: PathBuf) -> Vec<PathBuf> {
@@ -45,7 +46,8 @@ fn imports_go_one_way() {
             let text = fs::read_to_string(&file).expect("readable");
             for (at, _) in text.match_indices("crate::") {
                 let rest = &text[at + "crate::".len()..];
-                let import = rest.split(|c: char| !c.is_ascii_lowercase()).next().unwrap_or_default();
+                let import =
+                    rest.split(|c: char| !c.is_ascii_lowercase() && !c.is_ascii_digit()).next().unwrap_or_default();
                 let is_fine = import == room || import.is_empty() || allowed.contains(&import);
                 assert!(is_fine, "{} imports {import}, which {room} may not", file.display());
             }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use crate::support::issuer::now;
 use crate::support::{
     Authority, Certificate, Hub, Image, Larder, On, Options, RepositoryConfig, eventually, https, repository_config,
     request,
@@ -87,6 +88,13 @@ async fn each_name_has_its_own_certificate() {
     let (hub, _) = hub().await;
     let (one, two) = (authority.issue("one.test"), authority.issue("two.test"));
     let larder = Larder::start(tls(&[&one, &two], "") + &repository_config("hub", &[&hub])).await;
+    let metrics = larder.metrics().await;
+    for name in ["one.test", "two.test"] {
+        let figure = format!("larder_certificate_expiry_timestamp_seconds{{name=\"{name}\"}} ");
+        let (_, until) = metrics.split_once(&figure).expect("how long it is good");
+        let until: u64 = until.lines().next().expect("a line").parse().expect("seconds");
+        assert!(until > now(), "{name}: {until}");
+    }
     let address = larder.door("registry");
     for (name, is_trusted) in [("one.test", true), ("two.test", true), ("three.test", false)] {
         let client = https(&authority.file(), None).resolve(name, address);

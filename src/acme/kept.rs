@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 use std::{fs, io};
 
 use rustls::crypto::aws_lc_rs;
@@ -11,12 +11,9 @@ use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use url::Url;
-use x509_parser::certificate::X509Certificate;
-use x509_parser::extensions::GeneralName;
-use x509_parser::prelude::FromDer;
-use x509_parser::time::ASN1Time;
 
 use crate::files::{self, Readers};
+use crate::x509::Certificate;
 
 /// The files of one ACME server. All of it blocks.
 #[derive(Clone, Debug)]
@@ -26,9 +23,7 @@ pub struct Files(PathBuf);
 #[derive(Clone, Debug)]
 pub struct Kept {
     pub certified: Arc<CertifiedKey>,
-    domains: Vec<String>,
-    from: SystemTime,
-    until: SystemTime,
+    certificate: Certificate,
 }
 
 impl Files {
@@ -94,39 +89,27 @@ impl Kept {
         let chain = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>();
         let chain = chain.map_err(|error| format!("no certificate: {error}"))?;
         let leaf = chain.first().ok_or("no certificate")?;
-        let (_, certificate) = X509Certificate::from_der(leaf).map_err(|error| error.to_string())?;
-        let names = certificate.subject_alternative_name().map_err(|error| error.to_string())?;
-        let names = names.map_or(&[][..], |names| &names.value.general_names);
-        let domains = names.iter().filter_map(|name| match name {
-            GeneralName::DNSName(name) => Some(name.to_ascii_lowercase()),
-            _ => None,
-        });
-        let domains = domains.collect();
-        let (from, until) = (time(certificate.validity().not_before), time(certificate.validity().not_after));
+        let certificate = Certificate::read(leaf)?;
         let certified = CertifiedKey::from_der(chain, key, &aws_lc_rs::default_provider());
         let certified = Arc::new(certified.map_err(|error| error.to_string())?);
-        Ok(Self { certified, domains, from, until })
+        Ok(Self { certified, certificate })
     }
 
     /// Whether it is for all of them.
     pub fn is_for(&self, domains: &[String]) -> bool {
-        domains.iter().all(|domain| self.domains.contains(domain))
+        domains.iter().all(|domain| self.certificate.domains.contains(domain))
     }
 
     /// When it is to be renewed: with a third of its life left.
     pub fn due(&self) -> SystemTime {
-        self.from + self.until.duration_since(self.from).unwrap_or_default() / 3 * 2
+        let Certificate { from, until, .. } = self.certificate;
+        from + until.duration_since(from).unwrap_or_default() / 3 * 2
     }
 
-    /// Its end, for people.
-    pub fn until(&self) -> String {
-        httpdate::fmt_http_date(self.until)
+    /// When it ends.
+    pub fn until(&self) -> SystemTime {
+        self.certificate.until
     }
-}
-
-fn time(time: ASN1Time) -> SystemTime {
-    let seconds = u64::try_from(time.timestamp()).unwrap_or_default();
-    SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
 }
 
 #[cfg(test)]
@@ -147,7 +130,7 @@ mod tests {
     #[test]
     fn a_certificate_is_renewed_with_a_third_of_its_life_left() {
         let kept = Kept::read(pem(&["a.example", "*.b.example"]).as_bytes()).expect("a certificate");
-        assert_eq!(kept.until(), "Mon, 01 Apr 2030 00:00:00 GMT");
+        assert_eq!(httpdate::fmt_http_date(kept.until()), "Mon, 01 Apr 2030 00:00:00 GMT");
         assert_eq!(httpdate::fmt_http_date(kept.due()), "Sat, 02 Mar 2030 00:00:00 GMT");
         let is_for = |names: &[&str]| kept.is_for(&names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>());
         assert!(is_for(&["a.example"]) && is_for(&["*.b.example", "a.example"]));

@@ -21,6 +21,7 @@ pub use order::AcmeError;
 use proof::Proofs;
 
 use crate::config;
+use crate::telemetry::Metrics;
 use door::Doors;
 use kept::{Files, Kept};
 
@@ -63,6 +64,7 @@ pub struct Certificates {
     shown: Shown,
     wanted: watch::Sender<Option<Arc<config::Acme>>>,
     doors: Mutex<Doors>,
+    metrics: Arc<Metrics>,
 }
 
 /// A configuration to go by.
@@ -73,9 +75,9 @@ pub struct Prepared {
 
 impl Certificates {
     /// Keeps what it has under the cache directory.
-    pub fn new(cache: &Path) -> Self {
+    pub fn new(cache: &Path, metrics: Arc<Metrics>) -> Self {
         let (wanted, _) = watch::channel(None);
-        Self { dir: cache.join("acme"), shown: Shown::default(), wanted, doors: Mutex::default() }
+        Self { dir: cache.join("acme"), shown: Shown::default(), wanted, doors: Mutex::default(), metrics }
     }
 
     pub fn shown(&self) -> Shown {
@@ -152,8 +154,12 @@ impl Certificates {
             return Ok(left.min(LOOK));
         }
         let obtained = order::obtain(acme, &self.files(acme), &self.shown).await?;
-        tracing::info!(domains = acme.domains.join(", "), until = %obtained.until(), "got a certificate");
-        self.shown.0.certificate.store(Some(obtained.certified.clone()));
+        tracing::info!(
+            domains = acme.domains.join(", "),
+            until = httpdate::fmt_http_date(obtained.until()),
+            "got a certificate"
+        );
+        self.show(acme, &obtained);
         let left = obtained.due().duration_since(now).unwrap_or_default();
         // Never without a pause, whatever the server's certificates say.
         Ok(left.clamp(Duration::from_secs(1), LOOK))
@@ -170,8 +176,13 @@ impl Certificates {
                 return None;
             }
         };
-        self.shown.0.certificate.store(Some(kept.certified.clone()));
+        self.show(acme, &kept);
         Some(kept)
+    }
+
+    fn show(&self, acme: &config::Acme, kept: &Kept) {
+        self.shown.0.certificate.store(Some(kept.certified.clone()));
+        self.metrics.certificate(acme.domains.first().map_or("", String::as_str), kept.until());
     }
 
     fn files(&self, acme: &config::Acme) -> Files {

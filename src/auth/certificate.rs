@@ -1,8 +1,6 @@
 //! The names in a client's certificate.
 
-use x509_parser::certificate::X509Certificate;
-use x509_parser::extensions::GeneralName;
-use x509_parser::prelude::FromDer;
+use crate::x509::Certificate;
 
 /// The names of a certificate whose chain was verified.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -15,21 +13,11 @@ pub struct CertificateNames {
 impl CertificateNames {
     /// Reads a certificate in DER form; nothing of what cannot be read.
     pub fn read(der: &[u8]) -> Self {
-        let Ok((_, certificate)) = X509Certificate::from_der(der) else {
+        let Ok(certificate) = Certificate::read(der) else {
             return Self::default();
         };
-        let text = |value: &x509_parser::x509::AttributeTypeAndValue<'_>| value.as_str().ok().map(str::to_owned);
-        let subject = certificate.subject();
-        let mut names: Vec<_> = subject.iter_common_name().filter_map(text).collect();
-        if let Ok(Some(alternatives)) = certificate.subject_alternative_name() {
-            names.extend(alternatives.value.general_names.iter().filter_map(|name| match name {
-                GeneralName::DNSName(name) | GeneralName::RFC822Name(name) | GeneralName::URI(name) => {
-                    Some((*name).to_owned())
-                }
-                _ => None,
-            }));
-        }
-        Self { names, organisations: subject.iter_organization().filter_map(text).collect() }
+        let Certificate { common_names, domains, others, organisations, .. } = certificate;
+        Self { names: [common_names, domains, others].concat(), organisations }
     }
 
     #[cfg(test)]

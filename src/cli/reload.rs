@@ -11,7 +11,9 @@ use crate::acme::Certificates;
 use crate::config::{Config, Loaded, Sources, Watch};
 use crate::listen::Tls;
 use crate::pull::Pull;
+use crate::telemetry::Metrics;
 use crate::telemetry::log::LogLevel;
+use crate::x509::Certificate;
 
 /// How often the files are looked at. What changed is taken in when it looks the same twice.
 const LOOK: Duration = Duration::from_millis(500);
@@ -113,6 +115,7 @@ impl Reload {
         let forgetting = pull.cache().forget_what_was_private(&config);
         runtime.block_on(forgetting).map_err(|failure| failure.to_string())?;
         pull.apply(prepared);
+        count_certificates(&config, pull.metrics());
         runtime.block_on(certificates.apply(acme));
         tls.set(handshakes);
         pull.cache().configure(&config);
@@ -129,6 +132,17 @@ impl Reload {
         current.admin = admin;
         current.cache.dir = dir;
         Ok(())
+    }
+}
+
+/// Takes note of how long the certificates in files are good. What comes by ACME counts itself.
+pub fn count_certificates(config: &Config, metrics: &Metrics) {
+    metrics.forget_certificates();
+    for certified in config.server.tls.iter().flat_map(|tls| &tls.certificates) {
+        let leaf = certified.cert.first().and_then(|leaf| Certificate::read(leaf).ok());
+        if let Some(leaf) = leaf {
+            metrics.certificate(leaf.name(), leaf.until);
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use tokio::sync::{Semaphore, watch as channel};
 use tokio::task::JoinSet;
 
 use super::WRONG_CONFIGURATION;
-use super::reload::{Reached, Reload};
+use super::reload::{Reached, Reload, count_certificates};
 use crate::acme::Certificates;
 use crate::cache::Cache;
 use crate::config::{self, Config, Loaded, Sources, Watch};
@@ -77,8 +77,9 @@ async fn serve(config: Config, pull: Arc<Pull>, files: Files, log: LogLevel) -> 
     let mut interrupt = signal(SignalKind::interrupt())?;
     let hangups = signal(SignalKind::hangup())?;
     pull.cache().forget_what_was_private(&config).await.map_err(|failure| failure.to_string())?;
-    let certificates = Arc::new(Certificates::new(&config.cache.dir));
+    let certificates = Arc::new(Certificates::new(&config.cache.dir, pull.metrics().clone()));
     let wanted = config.server.tls.as_ref().and_then(|tls| tls.acme.as_ref());
+    count_certificates(&config, pull.metrics());
     certificates.apply(certificates.prepare(wanted).await?).await;
     let tls = Tls::new(config.server.tls.as_ref(), certificates.shown())?;
     let registry = listen::bind("registry", &config.server.listen).await?;

@@ -1,6 +1,7 @@
 //! The figures that Larder keeps of itself: one struct, handed to whoever counts. No globals.
 
 use std::sync::atomic::AtomicU64;
+use std::time::SystemTime;
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
@@ -59,6 +60,12 @@ struct ReloadLabel {
     result: &'static str,
 }
 
+/// Of a certificate.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct NameLabel {
+    name: String,
+}
+
 /// An upstream and as whom it is asked: a user name, or `anonymous`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct AccountLabels {
@@ -91,6 +98,7 @@ pub struct Metrics {
     pub bytes_served: Family<RepositoryLabel, Counter>,
     pub bytes_fetched: Family<RepositoryLabel, Counter>,
     config_reloads: Family<ReloadLabel, Counter>,
+    certificates: Family<NameLabel, Gauge<i64>>,
     quota_limit: Family<AccountLabels, Gauge>,
     quota_remaining: Family<AccountLabels, Gauge>,
     pub upstream_requests: Family<UpstreamLabels, Counter>,
@@ -154,6 +162,18 @@ impl Metrics {
         self.config_reloads.get_or_create(&ReloadLabel { result }).inc();
     }
 
+    /// A certificate of the registry door is good until then.
+    pub fn certificate(&self, name: &str, until: SystemTime) {
+        let seconds = until.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let gauge = self.certificates.get_or_create(&NameLabel { name: name.to_owned() }).clone();
+        gauge.set(i64::try_from(seconds).unwrap_or(i64::MAX));
+    }
+
+    /// None of the certificates so far is shown any more.
+    pub fn forget_certificates(&self) {
+        self.certificates.clear();
+    }
+
     /// All figures in the Prometheus text format.
     pub fn encode(&self) -> Result<String, std::fmt::Error> {
         let mut registry = Registry::with_prefix("larder");
@@ -179,6 +199,8 @@ impl Metrics {
             "Changes of the configuration that were used or refused",
             self.config_reloads.clone(),
         );
+        let about = "When certificates of the registry door end, in seconds since 1970";
+        r.register("certificate_expiry_timestamp_seconds", about, self.certificates.clone());
         r.register("connections", "Open client connections", self.connections.clone());
         let mut text = String::new();
         encode(&mut text, &registry)?;

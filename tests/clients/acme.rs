@@ -82,6 +82,9 @@ async fn a_certificate_is_renewed_before_it_ends() {
     larder.signal("HUP");
     is_shown(&larder, &root, NAME).await;
     let first = shown(&larder, &root, NAME).await;
+    assert!(
+        larder.metrics().await.contains(&format!("larder_certificate_expiry_timestamp_seconds{{name=\"{NAME}\"}} "))
+    );
     // Whoever connects meanwhile is served: the client checks the dates.
     eventually("it is renewed", async || {
         let now = shown(&larder, &root, NAME).await;
