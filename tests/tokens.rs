@@ -179,19 +179,26 @@ async fn keys_are_exchanged_and_outlive_their_issuer() {
 async fn one_bad_key_does_not_spoil_the_others() {
     let key = SigningKey::new("one", Algorithm::ES256);
     let issuer = Issuer::start(&[]).await;
-    let mut for_encryption = SigningKey::new("enc", Algorithm::ES256).public();
+    let (encrypts, other_algorithm) =
+        (SigningKey::new("enc", Algorithm::ES256), SigningKey::new("rs", Algorithm::RS256));
+    let (mut for_encryption, mut for_pss) = (encrypts.public(), other_algorithm.public());
     for_encryption["use"] = json!("enc");
+    for_pss["alg"] = json!("PS256");
     issuer.use_documents(vec![
         json!("x"),
         json!({"kty": "new"}),
         json!({"kty": "oct", "k": "c2VjcmV0"}),
         for_encryption,
+        for_pss,
         key.public(),
     ]);
     let hub = hub().await;
     let larder = Larder::start(issuer.config("ci", "") + &repository("hub", "\"*\"", &hub)).await;
     let tag = larder.manifest_url("hub/team/app", "1");
     assert_eq!(bearer(&tag, &key.sign(&issuer.claims(json!({})))).await.status, 200);
+    for key in [encrypts, other_algorithm] {
+        assert_eq!(bearer(&tag, &key.sign(&issuer.claims(json!({})))).await.status, 401, "{}", key.id);
+    }
     let hmac = jsonwebtoken::EncodingKey::from_secret(b"secret");
     let secret =
         jsonwebtoken::encode(&Header::new(Algorithm::HS256), &issuer.claims(json!({})), &hmac).expect("signed");
@@ -237,4 +244,78 @@ async fn real_clients_log_in_with_a_token_as_the_password() {
         let refused = format!("{:?}", podman_pulls_as(&reference, Some(&late)).await.expect_err("podman pulled it"));
         assert!(["unauthorized", "authentication", "denied"].iter().any(|word| refused.contains(word)), "{refused}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_issuer_that_makes_no_sense_is_not_believed() {
+    let key = SigningKey::new("one", Algorithm::ES256);
+    let issuer = Issuer::start(&[&key]).await;
+    let hub = hub().await;
+    let config = issuer.config("ci", "") + &repository("hub", "\"*\"", &hub);
+    let token = key.sign(&issuer.claims(json!({})));
+    let refused = async |why: &str| {
+        let larder = Larder::start(&config).await;
+        let answer = bearer(&larder.manifest_url("hub/team/app", "1"), &token).await;
+        assert_eq!((answer.status, answer.error_code().as_str()), (502, "UNAVAILABLE"), "{why}");
+        assert!(answer.text().contains("the keys of `ci`"), "{}", answer.text());
+        assert!(larder.log().contains(why), "{why}: {}", larder.log());
+    };
+    issuer.set_alias(Some("https://issuer.example"));
+    refused("is that of another issuer").await;
+    issuer.set_alias(None);
+    issuer.use_documents(vec![key.public(), json!({"kty": "x".repeat(2 << 20)})]);
+    refused("answered with more than").await;
+    issuer.set_down(true);
+    refused("503").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_was_taken_is_not_taken_past_its_end() {
+    let key = SigningKey::new("one", Algorithm::ES256);
+    let issuer = Issuer::start(&[&key]).await;
+    let hub = hub().await;
+    let larder = Larder::start(issuer.config("ci", "") + &repository("hub", "\"*\"", &hub)).await;
+    let tag = larder.manifest_url("hub/team/app", "1");
+    // It has ended for us, but clocks may differ by half a minute.
+    let token = key.sign(&issuer.claims(json!({"exp": now() - 26})));
+    assert_eq!(bearer(&tag, &token).await.status, 200);
+    eventually("it is not taken any more", async || bearer(&tag, &token).await.status == 401).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_and_passwords_go_together_and_a_change_of_the_rules_counts_at_once() {
+    let key = SigningKey::new("one", Algorithm::ES256);
+    let issuer = Issuer::start(&[&key]).await;
+    let hub = hub().await;
+    let dir = tempfile::TempDir::new().expect("a directory");
+    let hash = |password: &str| bcrypt::hash_with_result(password, 4).expect("hashed").to_string();
+    // A password that looks like a token, of somebody whom nobody knows.
+    let dotted = forged(&json!({"alg": "ES256"}), &json!({"iss": "https://other.example"}), b"x")[..60].to_owned();
+    let dotted = format!("{}.y.z", dotted.replace('.', "_"));
+    let users = format!("bob:{}\neve:{}\n", hash("secret"), hash(&dotted));
+    std::fs::write(dir.path().join("htpasswd"), users).expect("written");
+    let htpasswd = format!("[auth.htpasswd]\npath = {:?}\n", dir.path().join("htpasswd"));
+    let config = |required: &str, allow: &str| {
+        let admin = "[admin]\nallow = [\"oidc:ci:sub=repo:acme/*\"]\n";
+        format!("{admin}{htpasswd}{}{}", issuer.config("ci", required), repository("hub", allow, &hub))
+    };
+    let mut larder = Larder::start(config("", "\"user:bob\", \"user:eve\", \"oidc:ci\"")).await;
+    let tag = larder.manifest_url("hub/team/app", "1");
+    let token = key.sign(&issuer.claims(json!({})));
+    assert_eq!(password(&tag, "bob", "secret").await.status, 200);
+    assert_eq!(password(&tag, "eve", &dotted).await.status, 200);
+    assert_eq!(password(&tag, "bob", &token).await.status, 200, "a token says itself who it is");
+    // At the admin door, too.
+    let stats = format!("{}/api/cache/stats", larder.admin_url());
+    assert_eq!(bearer(&stats, &token).await.status, 200);
+    assert_eq!(bearer(&stats, &key.sign(&issuer.claims(json!({"sub": "other"})))).await.status, 403);
+    assert_eq!(bearer(&stats, "nonsense").await.status, 401);
+    assert_eq!(request("GET", &stats).send().await.status, 401);
+
+    larder.write_config(config("required_claims = { sub = \"other\" }", "\"oidc:ci\""));
+    eventually("the token is not enough any more", async || bearer(&tag, &token).await.status == 401).await;
+    assert_eq!(password(&tag, "bob", "secret").await.status, 403);
+    larder.write_config(config("", "\"user:bob\""));
+    eventually("nor is a token at all", async || bearer(&tag, &token).await.status == 403).await;
+    assert_eq!(password(&tag, "bob", "secret").await.status, 200);
 }

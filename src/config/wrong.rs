@@ -629,6 +629,10 @@ fn issuers_of_tokens() {
             "1: `auth.oidc.a:b`: a name without colons and spaces is needed: allow = [\"oidc:NAME\"]",
         ),
         (
+            whole.clone() + &repository("client_credentials = \"pass\"\nallow = [\"oidc:ci\"]"),
+            "6: `repository.x.allow`: `oidc:ci`: with client_credentials = \"pass\" clients log in as users of the upstream, which decides; take it out",
+        ),
+        (
             whole.replace("oidc.ci", "oidc.company") + &repository("allow = [\"oidc:compny:sub=x\"]"),
             "5: `repository.x.allow`: `oidc:compny:sub=x`: there is no issuer `compny`; did you mean `company`?",
         ),

@@ -1,5 +1,6 @@
 //! Promise: certificates come from an ACME server by themselves, and stay when it is down.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use tempfile::TempDir;
@@ -70,6 +71,11 @@ async fn a_certificate_is_got_as_soon_as_the_server_answers_and_stays_when_it_is
     eventually("there is one", async || shown_to(Some(&own), &larder, &root, other).await.is_some()).await;
     assert_eq!(larder.log().matches("made an account").count(), 2);
     assert!(!larder.log().contains("PRIVATE KEY"));
+    let kept = std::fs::read_dir(larder.dir().join("acme")).expect("a folder").map(|entry| entry.expect("one").path());
+    let files = kept.flat_map(|folder| std::fs::read_dir(folder).expect("a folder"));
+    let modes: Vec<_> =
+        files.map(|file| file.expect("a file").metadata().expect("known").permissions().mode() & 0o777).collect();
+    assert_eq!(modes, [0o600, 0o600], "an account and a certificate, for nobody else");
 }
 
 #[tokio::test]

@@ -84,6 +84,8 @@ pub struct Issuer {
 struct State {
     keys: Vec<Value>,
     is_down: bool,
+    /// Under which name it introduces itself, where that is not its own.
+    alias: Option<String>,
     asked: Vec<String>,
 }
 
@@ -126,6 +128,11 @@ impl Issuer {
         self.state.lock().expect("not poisoned").is_down = is_down;
     }
 
+    /// Its document says that it is somebody else.
+    pub fn set_alias(&self, alias: Option<&str>) {
+        self.state.lock().expect("not poisoned").alias = alias.map(str::to_owned);
+    }
+
     /// The paths that it was asked for.
     pub fn asked(&self) -> Vec<String> {
         self.state.lock().expect("not poisoned").asked.clone()
@@ -165,7 +172,8 @@ fn answer(address: SocketAddr, state: &Mutex<State>, path: &str) -> hyper::Respo
     state.asked.push(path.to_owned());
     let document = match path {
         "/.well-known/openid-configuration" => {
-            json!({"issuer": format!("http://{address}"), "jwks_uri": format!("http://{address}/keys")})
+            let issuer = state.alias.clone().unwrap_or_else(|| format!("http://{address}"));
+            json!({"issuer": issuer, "jwks_uri": format!("http://{address}/keys")})
         }
         "/keys" => json!({"keys": state.keys}),
         _ => Value::Null,
