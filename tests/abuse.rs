@@ -173,7 +173,7 @@ async fn a_connection_has_so_many_streams_and_none_more() {
             _ => {}
         }
     }
-    assert!(answered <= 128, "{answered} at once");
+    assert!(answered <= 100, "{answered} at once");
     serves(&larder, &image).await;
     let grown = larder.resident_memory().peak.saturating_sub(before);
     assert!(grown < 64 * MIB, "{grown} bytes more");

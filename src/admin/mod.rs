@@ -21,17 +21,29 @@ use tokio::sync::watch;
 
 use crate::pull::Pull;
 
+/// How long requests may go on after a request to stop.
+const LAST_ANSWERS: Duration = Duration::from_secs(5);
+
 /// Serves the API on one listener until `stop`.
 pub async fn run(listener: TcpListener, pull: Arc<Pull>, mut stop: watch::Receiver<Option<Duration>>) {
+    let mut stopping = stop.clone();
     let stopped = async move {
         // The sender lives as long as the process does.
         let _ = stop.wait_for(Option::is_some).await;
     };
-    if let Err(error) = serve(listener, router(pull).into_make_service_with_connect_info::<SocketAddr>())
-        .with_graceful_shutdown(stopped)
-        .await
-    {
-        tracing::error!(%error, "the admin door ended");
+    let late = async move {
+        let _ = stopping.wait_for(Option::is_some).await;
+        tokio::time::sleep(LAST_ANSWERS).await;
+    };
+    let router = router(pull).into_make_service_with_connect_info::<SocketAddr>();
+    let served = async { serve(listener, router).with_graceful_shutdown(stopped).await };
+    tokio::select! {
+        served = served => {
+            if let Err(error) = served {
+                tracing::error!(%error, "the admin door ended");
+            }
+        }
+        () = late => {}
     }
 }
 

@@ -35,6 +35,8 @@ pub struct Guard<S> {
 #[derive(Debug, Default)]
 pub struct Watched {
     has_arrived: AtomicBool,
+    /// Whether bytes wait for the client to take them.
+    is_writing: AtomicBool,
     mapping: Mutex<Option<Arc<Mapping>>>,
 }
 
@@ -48,6 +50,11 @@ impl Watched {
     /// is of an earlier answer is written like anything else.
     pub fn answers_with(&self, mapping: Option<Arc<Mapping>>) {
         *self.mapping.lock().unwrap_or_else(PoisonError::into_inner) = mapping;
+    }
+
+    /// Whether bytes wait for the client to take them, some of which may have left the HTTP library.
+    pub fn is_writing(&self) -> bool {
+        self.is_writing.load(Ordering::Relaxed)
     }
 
     fn mapping(&self) -> Option<Arc<Mapping>> {
@@ -123,6 +130,7 @@ impl<S: Socket> Guard<S> {
 
     /// Ends the wait for a client that takes nothing.
     fn watch_write<T>(&mut self, polled: Poll<io::Result<T>>, context: &mut Context<'_>) -> Poll<io::Result<T>> {
+        self.watched.is_writing.store(polled.is_pending(), Ordering::Relaxed);
         if polled.is_ready() {
             self.stalled = None;
             return polled;
@@ -172,7 +180,8 @@ impl<S: Socket> AsyncWrite for Guard<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(context)
+        let polled = Pin::new(&mut self.inner).poll_flush(context);
+        self.watch_write(polled, context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -10,8 +10,6 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::Version;
-use http_body_util::BodyExt;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
@@ -29,17 +27,18 @@ pub use tls::{Tls, TlsError};
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Most bytes of a request's head.
 const MAX_HEAD: usize = 64 * 1024;
-/// Most requests at once on one HTTP/2 connection. Of each answer up to 256 KiB are in memory while the client has
-/// no room for them.
-const MAX_STREAMS: u32 = 128;
+/// Most requests at once on one HTTP/2 connection: as many as clients may count on (RFC 9113, section 6.5.2). Of
+/// each answer up to twice 256 KiB are in memory while the client has no room for them.
+const MAX_STREAMS: u32 = 100;
 /// How long to wait after the system had no socket to give.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Why a door could not be opened.
 #[derive(Debug, thiserror::Error)]
-#[error("{door}.listen: cannot listen on {address}: {source}")]
+#[error("{table}.listen: cannot listen on {address}: {source}")]
 pub struct BindError {
-    door: &'static str,
+    /// Of the configuration.
+    table: &'static str,
     address: SocketAddr,
     source: std::io::Error,
 }
@@ -48,7 +47,8 @@ pub struct BindError {
 pub async fn bind(door: &'static str, addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, BindError> {
     let mut listeners = Vec::with_capacity(addresses.len());
     for &address in addresses {
-        let fail = |source| BindError { door, address, source };
+        let table = if door == "registry" { "server" } else { door };
+        let fail = |source| BindError { table, address, source };
         let listener = TcpListener::bind(address).await.map_err(fail)?;
         let bound = listener.local_addr().map_err(fail)?;
         tracing::info!(door, address = %bound, "listening");
@@ -131,7 +131,7 @@ async fn accept(
 }
 
 /// Shakes hands where that is to be done, and serves one connection to its end.
-async fn open(stream: TcpStream, address: SocketAddr, tls: Option<Arc<Handshakes>>, pull: Arc<Pull>, ends: Ends) {
+async fn open(stream: TcpStream, address: SocketAddr, tls: Option<Arc<Handshakes>>, pull: Arc<Pull>, mut ends: Ends) {
     // Answers are written whole; waiting for more would only delay their last segment.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "cannot set TCP_NODELAY");
@@ -140,7 +140,11 @@ async fn open(stream: TcpStream, address: SocketAddr, tls: Option<Arc<Handshakes
         let client = Client { address, is_secure: false, certificate: None };
         return connection(stream, client, pull, ends).await;
     };
-    match handshakes.shake(stream).await {
+    let shaken = tokio::select! {
+        shaken = handshakes.shake(stream) => shaken,
+        () = ends.come() => return,
+    };
+    match shaken {
         Ok(None) => tracing::debug!(client = %address, "an ACME server looked at a proof"),
         Ok(Some(stream)) => {
             let client = Client { address, is_secure: true, certificate: tls::names(&stream) };
@@ -155,20 +159,16 @@ async fn connection(stream: impl Socket + Send + 'static, client: Client, pull: 
     let (guarded, watched) = Guard::new(stream);
     let metrics = pull.metrics().clone();
     let pace = Arc::<Pace>::default();
-    let (of, paced) = (client.clone(), pace.clone());
+    let (of, paced, written) = (client.clone(), pace.clone(), watched.clone());
     let service = service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
         watched.arrived();
-        let (pull, watched, client, pace) = (pull.clone(), watched.clone(), of.clone(), paced.clone());
+        let (pull, watched, client, running) = (pull.clone(), watched.clone(), of.clone(), paced.begin());
         async move {
             // Bodies are for writes, which are refused; hyper closes on what is left unread.
             let (parts, _body) = request.into_parts();
-            let is_multiplexed = parts.version == Version::HTTP_2;
             let mut response = pull.handle(parts, client).await;
             watched.answers_with(response.extensions_mut().remove());
-            Ok::<_, std::convert::Infallible>(match is_multiplexed {
-                true => response.map(|body| pace.watch(body).boxed_unsync()),
-                false => response,
-            })
+            Ok::<_, std::convert::Infallible>(response.map(|body| running.answer(body)))
         }
     });
     let mut builder = Builder::new(TokioExecutor::new());
@@ -193,6 +193,8 @@ async fn connection(stream: impl Socket + Send + 'static, client: Client, pull: 
             tokio::select! {
                 ended = connection => ended,
                 () = pace.stalls() => Ok(()),
+                // The library would wait for the rest of a head, or for the answer to a ping.
+                () = pace.rests(|| written.is_writing()) => Ok(()),
             }
         }
     };
@@ -265,6 +267,44 @@ mod tests {
         let (mut client, _kept) = connect();
         client.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.expect("sent");
         assert!(ends_after(&mut client).await <= 3 * HEADER_TIMEOUT);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_keeps_its_window_shut_and_answers_pings_is_not_waited_for() {
+        let (mut client, _kept) = connect();
+        let begun = Instant::now();
+        // SETTINGS_INITIAL_WINDOW_SIZE is 0, and a GET of /v2/ (RFC 9113, RFC 7541).
+        let settings = b"\0\0\x06\x04\0\0\0\0\0\0\x04\0\0\0\0";
+        let request = b"\0\0\x0b\x01\x05\0\0\0\x01\x82\x86\x04\x04/v2/\x01\x01x";
+        client.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.expect("sent");
+        client.write_all(&[&settings[..], request].concat()).await.expect("sent");
+        let mut has_answer = false;
+        let mut head = [0; 9];
+        while client.read_exact(&mut head).await.is_ok() {
+            assert!(begun.elapsed() < LONG, "it is waited for");
+            let mut payload = vec![0; usize::from(head[1]) << 8 | usize::from(head[2])];
+            client.read_exact(&mut payload).await.expect("the rest of a frame");
+            has_answer |= head[3] == 1;
+            let is_ping = head[3] == 6 && head[4] == 0;
+            let pong = [&[0, 0, 8, 6, 1, 0, 0, 0, 0], &payload[..]].concat();
+            if is_ping && client.write_all(&pong).await.is_err() {
+                break;
+            }
+        }
+        assert!(has_answer && begun.elapsed() > HEADER_TIMEOUT, "{:?}", begun.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_door_that_closes_does_not_wait_for_who_says_nothing() {
+        let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+        for begun in [&b""[..], b"G", b"GET /v2/ HTTP/1.1\r\nhost: ", preface] {
+            let (mut client, kept) = connect();
+            client.write_all(begun).await.expect("sent");
+            // The door has read it when nothing else is left to do.
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            kept.stopping.send_replace(Some(LONG));
+            assert!(ends_after(&mut client).await <= Duration::from_secs(2), "{}", String::from_utf8_lossy(begun));
+        }
     }
 
     #[tokio::test(start_paused = true)]

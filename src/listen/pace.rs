@@ -1,42 +1,59 @@
-//! HTTP/2 clients that ask and then take nothing: they keep their windows shut and answer pings, so that no
-//! socket ever waits. A connection on which nothing moves, though it is the client's turn, comes to an end.
+//! How the answers on one connection get on: whether any is under way, and whether the client takes what it
+//! asked for. One of HTTP/2 may keep its windows shut and answer pings, so that no socket ever waits; what
+//! counts is therefore whether bytes leave the HTTP library's buffers.
 
+use std::io::IoSlice;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::{Buf, Bytes};
 use hyper::body::{Body, Frame, SizeHint};
 
-/// For a client to take anything at all, on one of its streams.
+/// For a client to take anything at all of what waits for it.
 const STALLED: Duration = Duration::from_secs(120);
+/// Of a connection that is to end: for the last bytes to leave, and for a request that is half there.
+const LINGER: Duration = Duration::from_secs(1);
 
-/// How the answers of one connection get on.
+/// The answers of one connection.
 #[derive(Debug, Default)]
 pub struct Pace {
-    /// Goes up with each frame that is asked for.
+    /// Goes up whenever bytes leave.
     moved: AtomicU64,
-    /// Answers that wait for the client to take a frame.
+    /// Pieces that wait for the client to take them.
     owed: AtomicUsize,
+    /// Requests whose answers are not all handed over.
+    running: AtomicUsize,
 }
 
-/// A body whose frames are counted.
+/// A request under way, until this is dropped.
+#[derive(Debug)]
+pub struct Running(Arc<Pace>);
+
+/// The body of an answer.
 #[derive(Debug)]
 pub struct Paced<B> {
     body: B,
+    running: Running,
+}
+
+/// A piece of an answer, until it has left.
+#[derive(Debug)]
+pub struct Piece {
+    bytes: Bytes,
     pace: Arc<Pace>,
-    /// Whether it is counted among those that are owed.
-    is_owed: bool,
 }
 
 impl Pace {
-    pub fn watch<B>(self: &Arc<Self>, body: B) -> Paced<B> {
-        self.owed.fetch_add(1, Ordering::Relaxed);
-        Paced { body, pace: self.clone(), is_owed: true }
+    /// A request has come.
+    pub fn begin(self: &Arc<Self>) -> Running {
+        self.running.fetch_add(1, Ordering::Relaxed);
+        Running(self.clone())
     }
 
-    /// Ends when nothing has moved for long and the client is the one who is waited for.
+    /// Ends when the client has taken nothing for long of what waits for it.
     pub async fn stalls(&self) {
         loop {
             let before = self.moved.load(Ordering::Relaxed);
@@ -46,32 +63,41 @@ impl Pace {
             }
         }
     }
-}
 
-impl<B> Paced<B> {
-    fn set_owed(&mut self, is_owed: bool) {
-        match (self.is_owed, is_owed) {
-            (false, true) => drop(self.pace.owed.fetch_add(1, Ordering::Relaxed)),
-            (true, false) => drop(self.pace.owed.fetch_sub(1, Ordering::Relaxed)),
-            _ => {}
+    /// Ends when nothing is under way any more; `is_writing`: whether there still is something on its way to
+    /// the socket.
+    pub async fn rests(&self, is_writing: impl Fn() -> bool) {
+        loop {
+            tokio::time::sleep(LINGER).await;
+            let is_idle = self.running.load(Ordering::Relaxed) == 0 && self.owed.load(Ordering::Relaxed) == 0;
+            if is_idle && !is_writing() {
+                return;
+            }
         }
-        self.is_owed = is_owed;
     }
 }
 
-impl<B: Body + Unpin> Body for Paced<B> {
-    type Data = B::Data;
+impl Running {
+    /// Its answer.
+    pub fn answer<B>(self, body: B) -> Paced<B> {
+        Paced { body, running: self }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.running.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl<B: Body<Data = Bytes> + Unpin> Body for Paced<B> {
+    type Data = Piece;
     type Error = B::Error;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        self.pace.moved.fetch_add(1, Ordering::Relaxed);
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Piece>, B::Error>>> {
         let polled = Pin::new(&mut self.body).poll_frame(context);
-        // The next one is asked for when there was room for this; what is not there yet is for us to bring.
-        self.set_owed(polled.is_ready());
-        polled
+        let pace = &self.running.0;
+        polled.map(|frame| frame.map(|frame| frame.map(|frame| frame.map_data(|bytes| Piece::new(bytes, pace)))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -83,15 +109,46 @@ impl<B: Body + Unpin> Body for Paced<B> {
     }
 }
 
-impl<B> Drop for Paced<B> {
+impl Piece {
+    fn new(bytes: Bytes, pace: &Arc<Pace>) -> Self {
+        pace.owed.fetch_add(1, Ordering::Relaxed);
+        Self { bytes, pace: pace.clone() }
+    }
+}
+
+impl Buf for Piece {
+    fn remaining(&self) -> usize {
+        self.bytes.remaining()
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self.bytes.chunk()
+    }
+
+    fn chunks_vectored<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
+        self.bytes.chunks_vectored(slices)
+    }
+
+    fn advance(&mut self, count: usize) {
+        self.pace.moved.fetch_add(1, Ordering::Relaxed);
+        self.bytes.advance(count);
+    }
+
+    fn copy_to_bytes(&mut self, count: usize) -> Bytes {
+        self.pace.moved.fetch_add(1, Ordering::Relaxed);
+        self.bytes.copy_to_bytes(count)
+    }
+}
+
+impl Drop for Piece {
     fn drop(&mut self) {
-        self.set_owed(false);
+        self.pace.moved.fetch_add(1, Ordering::Relaxed);
+        self.pace.owed.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
     use futures_util::FutureExt;
     use futures_util::stream;
     use http_body_util::{BodyExt, Full, StreamBody};
@@ -99,28 +156,53 @@ mod tests {
 
     use super::*;
 
+    const LONG: Duration = Duration::from_secs(3600);
+
     #[tokio::test(start_paused = true)]
     async fn only_who_could_take_something_and_does_not_stalls() {
         let pace = Arc::<Pace>::default();
-        let bound = 3 * STALLED;
-        assert!(tokio::time::timeout(bound, pace.stalls()).await.is_err(), "nobody asked");
-
-        let body = Full::new(Bytes::from_static(b"x"));
-        let mut taken = pace.watch(body.clone());
-        let begun = Instant::now();
-        pace.stalls().await;
-        assert!(begun.elapsed() <= STALLED, "no window from the first byte on");
-        let frame = taken.frame().await.expect("a frame").expect("no error");
-        assert!(frame.is_data());
-        drop(taken);
-        assert!(tokio::time::timeout(bound, pace.stalls()).await.is_err(), "it has all it wanted");
+        let stalls = async || tokio::time::timeout(LONG, pace.stalls()).await.is_ok();
+        assert!(!stalls().await, "nobody asked");
 
         // Content that is not there yet is no fault of the client's.
         let coming = stream::pending::<Result<Frame<Bytes>, std::convert::Infallible>>();
-        let mut coming = pace.watch(StreamBody::new(coming));
+        let mut coming = pace.begin().answer(StreamBody::new(coming));
         assert!(coming.frame().now_or_never().is_none());
-        assert!(tokio::time::timeout(bound, pace.stalls()).await.is_err(), "we are waited for");
-        let _shut = pace.watch(body);
-        assert!(tokio::time::timeout(bound, pace.stalls()).await.is_ok());
+        assert!(!stalls().await, "we are waited for");
+
+        let mut answer = pace.begin().answer(Full::new(Bytes::from(vec![1; 1000])));
+        let mut piece = answer.frame().await.expect("a frame").expect("no error").into_data().expect("data");
+        // Which the HTTP library holds, with the answer at its end.
+        drop(answer);
+        let slow = async {
+            for _ in 0..50 {
+                tokio::time::sleep(STALLED / 2).await;
+                piece.advance(10);
+            }
+        };
+        tokio::select! {
+            () = pace.stalls() => panic!("it takes a little all the time"),
+            () = slow => {}
+        }
+        let begun = Instant::now();
+        assert!(stalls().await && begun.elapsed() <= 2 * STALLED, "{:?}", begun.elapsed());
+        drop(piece);
+        assert!(!stalls().await, "it has all it wanted");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_rests_when_the_last_byte_has_left() {
+        let pace = Arc::<Pace>::default();
+        let rests = async || tokio::time::timeout(LONG, pace.rests(|| false)).await.is_ok();
+        assert!(rests().await);
+        assert!(tokio::time::timeout(LONG, pace.rests(|| true)).await.is_err());
+        let running = pace.begin();
+        assert!(!rests().await, "there is no answer yet");
+        let mut answer = running.answer(Full::new(Bytes::from_static(b"x")));
+        let piece = answer.frame().await.expect("a frame").expect("no error");
+        drop(answer);
+        assert!(!rests().await, "it has not left yet");
+        drop(piece);
+        assert!(rests().await);
     }
 }
