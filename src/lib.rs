@@ -29,6 +29,7 @@ mod program;
 pub mod pull;
 pub mod store;
 pub mod telemetry;
+mod text;
 pub mod upstream;
 mod web;
 mod x509;

@@ -1,5 +1,6 @@
 //! Running other people's programs: with a deadline, with bounded output, and never left behind.
 
+use std::pin::pin;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -7,8 +8,13 @@ use rustix::process::Pid;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
 
+use crate::text::one_line;
+
 /// Most that is read of what a program says.
 const MAX_OUTPUT: u64 = 1 << 20;
+
+/// For what a program said to arrive after it has ended.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Which of its outputs is read; the other one goes nowhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,10 +40,9 @@ pub enum ProgramError {
 }
 
 impl Ran {
-    /// What it said, for people: one line.
+    /// What it said, for people.
     pub fn text(&self) -> String {
-        let text = String::from_utf8_lossy(&self.said);
-        text.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).take(200).collect()
+        one_line(&String::from_utf8_lossy(&self.said))
     }
 }
 
@@ -54,21 +59,38 @@ pub async fn run(mut command: Command, input: &[u8], reads: Reads, patience: Dur
             // One that does not read its input may still answer.
             let _ = stdin.write_all(input).await;
         }
-        let said = match reads {
-            Reads::Output => read(child.stdout.take()).await?,
-            Reads::Errors => read(child.stderr.take()).await?,
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        let mut said = Vec::new();
+        let is_success = {
+            let mut reading = pin!(async {
+                match reads {
+                    Reads::Output => read(stdout, &mut said).await,
+                    Reads::Errors => read(stderr, &mut said).await,
+                }
+            });
+            tokio::select! {
+                read = &mut reading => {
+                    read?;
+                    child.wait().await?.success()
+                }
+                // What it leaves running in the background may hold its outputs open.
+                ended = child.wait() => {
+                    let rest = tokio::time::timeout(LAST_WORDS, reading).await;
+                    rest.unwrap_or(Ok(()))?;
+                    ended?.success()
+                }
+            }
         };
-        Ok(Ran { is_success: child.wait().await?.success(), said })
+        Ok(Ran { is_success, said })
     };
     tokio::time::timeout(patience, ran).await.unwrap_or(Err(ProgramError::Late(patience)))
 }
 
-async fn read(output: Option<impl AsyncRead + Unpin>) -> std::io::Result<Vec<u8>> {
-    let mut said = Vec::new();
+async fn read(output: Option<impl AsyncRead + Unpin>, said: &mut Vec<u8>) -> std::io::Result<()> {
     if let Some(output) = output {
-        output.take(MAX_OUTPUT).read_to_end(&mut said).await?;
+        output.take(MAX_OUTPUT).read_to_end(said).await?;
     }
-    Ok(said)
+    Ok(())
 }
 
 /// The processes of a program; they end when this is dropped.
@@ -80,5 +102,48 @@ impl Drop for Group {
             // Mostly they are gone by then.
             let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    async fn sh(script: &str, reads: Reads, patience: Duration) -> Result<Ran, ProgramError> {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        run(command, b"input", reads, patience).await
+    }
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    #[tokio::test]
+    async fn what_a_program_says_and_how_it_ends_is_told() {
+        let ran = sh("cat; echo aside >&2", Reads::Output, LONG).await.expect("it ran");
+        assert!(ran.is_success && ran.text() == "input");
+        let ran = sh("echo out; echo why >&2; exit 3", Reads::Errors, LONG).await.expect("it ran");
+        assert!(!ran.is_success && ran.text() == "why");
+    }
+
+    #[tokio::test]
+    async fn what_is_left_in_the_background_is_not_waited_for_and_ends() {
+        let begun = Instant::now();
+        let ran = sh("sleep 600 & echo $!", Reads::Output, LONG).await.expect("it ran");
+        assert!(ran.is_success && begun.elapsed() < LONG / 2);
+        let child = std::path::PathBuf::from(format!("/proc/{}/stat", ran.text()));
+        // Killed; nobody may have collected it yet.
+        let is_over = || std::fs::read_to_string(&child).map_or(true, |stat| stat.contains(") Z "));
+        while !is_over() {
+            assert!(begun.elapsed() < LONG, "it runs on");
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn one_that_hangs_is_given_up() {
+        let late = sh("sleep 600", Reads::Output, Duration::from_millis(50)).await;
+        assert!(matches!(late, Err(ProgramError::Late(_))));
     }
 }

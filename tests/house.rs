@@ -6,16 +6,17 @@ use std::path::{Path, PathBuf};
 use crate::support::Larder;
 
 /// Each room and the rooms it may import from.
-const ROOMS: [(&str, &[&str]); 19] = [
+const ROOMS: [(&str, &[&str]); 20] = [
     ("oci", &[]),
     ("failure", &[]),
     ("files", &[]),
     ("fingerprint", &[]),
-    ("program", &[]),
+    ("program", &["text"]),
+    ("text", &[]),
     ("x509", &[]),
     ("web", &["config"]),
-    ("acme", &["config", "files", "program", "telemetry", "web", "x509"]),
-    ("auth", &["config", "fingerprint", "web", "x509"]),
+    ("acme", &["config", "files", "program", "telemetry", "text", "web", "x509"]),
+    ("auth", &["config", "fingerprint", "text", "web", "x509"]),
     ("config", &["oci", "telemetry"]),
     ("telemetry", &["config"]),
     ("store", &["oci"]),

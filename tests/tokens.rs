@@ -295,27 +295,97 @@ async fn tokens_and_passwords_go_together_and_a_change_of_the_rules_counts_at_on
     let users = format!("bob:{}\neve:{}\n", hash("secret"), hash(&dotted));
     std::fs::write(dir.path().join("htpasswd"), users).expect("written");
     let htpasswd = format!("[auth.htpasswd]\npath = {:?}\n", dir.path().join("htpasswd"));
-    let config = |required: &str, allow: &str| {
-        let admin = "[admin]\nallow = [\"oidc:ci:sub=repo:acme/*\"]\n";
+    let config = |required: &str, allow: &str, admin: &str| {
+        let admin = format!("[admin]\nallow = [\"oidc:ci:sub=repo:acme/*\"{admin}]\n");
         format!("{admin}{htpasswd}{}{}", issuer.config("ci", required), repository("hub", allow, &hub))
     };
-    let mut larder = Larder::start(config("", "\"user:bob\", \"user:eve\", \"oidc:ci\"")).await;
+    let all = "\"user:bob\", \"user:eve\", \"oidc:ci\"";
+    let mut larder = Larder::start(config("", all, "")).await;
     let tag = larder.manifest_url("hub/team/app", "1");
     let token = key.sign(&issuer.claims(json!({})));
     assert_eq!(password(&tag, "bob", "secret").await.status, 200);
     assert_eq!(password(&tag, "eve", &dotted).await.status, 200);
     assert_eq!(password(&tag, "bob", &token).await.status, 200, "a token says itself who it is");
-    // At the admin door, too.
+    // At the admin door, too. A page whose name leads here gets nothing by a login that nobody names.
     let stats = format!("{}/api/cache/stats", larder.admin_url());
     assert_eq!(bearer(&stats, &token).await.status, 200);
     assert_eq!(bearer(&stats, &key.sign(&issuer.claims(json!({"sub": "other"})))).await.status, 403);
     assert_eq!(bearer(&stats, "nonsense").await.status, 401);
+    let from_a_page = |token: &str| {
+        request("GET", &stats).header("host", "evil.example").header("authorization", format!("Bearer {token}"))
+    };
+    assert_eq!(from_a_page(&token).send().await.status, 200, "it is named");
+    assert_eq!(from_a_page(&key.sign(&issuer.claims(json!({"sub": "other"})))).send().await.status, 403);
     assert_eq!(request("GET", &stats).send().await.status, 401);
 
-    larder.write_config(config("required_claims = { sub = \"other\" }", "\"oidc:ci\""));
+    larder.write_config(config("required_claims = { sub = \"other\" }", "\"oidc:ci\"", ""));
     eventually("the token is not enough any more", async || bearer(&tag, &token).await.status == 401).await;
     assert_eq!(password(&tag, "bob", "secret").await.status, 403);
-    larder.write_config(config("", "\"user:bob\""));
+    larder.write_config(config("", "\"user:bob\"", ", \"loopback\""));
     eventually("nor is a token at all", async || bearer(&tag, &token).await.status == 403).await;
+    let other = key.sign(&issuer.claims(json!({"sub": "other"})));
+    assert_eq!(from_a_page(&other).send().await.status, 403, "its address is named, but not the page's");
+    assert_eq!(bearer(&stats, &other).await.status, 200);
     assert_eq!(password(&tag, "bob", "secret").await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_without_names_are_exchanged_too_and_nobody_is_locked_out() {
+    let (old, new) = (SigningKey::new("old", Algorithm::ES256), SigningKey::new("new", Algorithm::ES256));
+    let issuer = Issuer::start(&[]).await;
+    let nameless = |key: &SigningKey| {
+        let mut public = key.public();
+        public.as_object_mut().expect("an object").remove("kid");
+        public
+    };
+    issuer.use_documents(vec![nameless(&old)]);
+    let hub = hub().await;
+    let server = "[server]\ntrusted_proxies = [\"127.0.0.1\"]\n".to_owned();
+    let larder = Larder::start(server + &issuer.config("ci", "") + &repository("hub", "\"*\"", &hub)).await;
+    let tag = larder.manifest_url("hub/team/app", "1");
+    let token = |key: &SigningKey| key.sign_with(Header::new(Algorithm::ES256), &issuer.claims(json!({})));
+    assert_eq!(bearer(&tag, &token(&old)).await.status, 200);
+    assert_eq!(bearer(&tag, &old.sign(&issuer.claims(json!({})))).await.status, 200, "its name is not compared");
+    issuer.use_documents(vec![nameless(&new)]);
+    let mut address = 0_u32;
+    let status = async |token: &str| {
+        // Each from an address of its own: some guess wrong before the keys are fetched again.
+        address += 1;
+        let from = std::net::Ipv4Addr::from(0x0a00_0000 + address).to_string();
+        let asked = request("GET", &tag).header("authorization", format!("Bearer {token}"));
+        asked.header("x-forwarded-for", from).send().await.status
+    };
+    let new_token = token(&new);
+    let begun = std::time::Instant::now();
+    let mut status = status;
+    while status(&new_token).await != 200 {
+        assert!(begun.elapsed() < std::time::Duration::from_secs(20), "the new key is not found");
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_ours_to_judge_goes_to_no_upstream() {
+    let key = SigningKey::new("one", Algorithm::ES256);
+    let issuer = Issuer::start(&[&key]).await;
+    let (theirs, hub) = (hub().await, hub().await);
+    let dir = tempfile::TempDir::new().expect("a directory");
+    let hash = bcrypt::hash_with_result("secret", 4).expect("hashed").to_string();
+    std::fs::write(dir.path().join("htpasswd"), format!("bob:{hash}\n")).expect("written");
+    let config =
+        format!("[server]\ndefault_repository = \"up\"\n[auth.htpasswd]\npath = {:?}\n", dir.path().join("htpasswd"))
+            + &issuer.config("ci", "")
+            + &RepositoryConfig::new("up").set("client_credentials = \"pass\"").upstream(&theirs).to_string()
+            + &repository("hub", "\"user:bob\", \"oidc:ci\"", &hub);
+    let larder = Larder::start(config).await;
+    let base = format!("{}/v2/", larder.url());
+    let (good, late) = (key.sign(&issuer.claims(json!({}))), key.sign(&issuer.claims(json!({"exp": now() - 3600}))));
+    for (user, secret, status) in [("ci", &*good, 200), ("ci", &late, 401), ("bob", "secret", 200)] {
+        assert_eq!(password(&base, user, secret).await.status, status, "{user}");
+    }
+    assert_eq!(bearer(&base, &good).await.status, 200);
+    assert_eq!(theirs.requests().len(), 0, "{:?}", theirs.requests());
+    // Who is not ours is the upstream's.
+    assert_eq!(password(&base, "eve", "hers").await.status, 200);
+    assert!(!theirs.requests().is_empty());
 }

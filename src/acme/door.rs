@@ -1,8 +1,8 @@
 //! The door for http-01: plain HTTP, one document for each challenge, and nothing else.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,7 +13,6 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 
 use super::Shown;
@@ -21,18 +20,22 @@ use super::Shown;
 const PREFIX: &str = "/.well-known/acme-challenge/";
 /// A connection is for one request, and over after this long.
 const PATIENCE: Duration = Duration::from_secs(10);
-const CONNECTIONS: usize = 64;
+const CONNECTIONS: usize = 256;
 const MAX_HEAD: usize = 16 * 1024;
 /// After the system had no socket to give.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Why it cannot be opened.
 #[derive(Debug, thiserror::Error)]
-#[error("server.tls.acme.http_listen: cannot listen on {address}: {source}")]
+#[error("server.tls.acme.http_listen: cannot listen on {address}: {source}{hint}")]
 pub struct DoorError {
     address: SocketAddr,
     source: std::io::Error,
+    hint: &'static str,
 }
+
+/// Said where the address is taken by what this process listens on already.
+const OWN: &str = " (by Larder itself; restart it to change this address)";
 
 /// The open ones, by the address that is configured.
 #[derive(Debug, Default)]
@@ -49,7 +52,9 @@ impl Doors {
     pub async fn prepare(&self, listen: &[SocketAddr]) -> Result<Prepared, DoorError> {
         let mut new = Vec::new();
         for &address in listen.iter().filter(|address| self.0.iter().all(|(open, _)| open != *address)) {
-            let listener = TcpListener::bind(address).await.map_err(|source| DoorError { address, source })?;
+            let is_own = self.0.iter().any(|(open, _)| open.port() == address.port());
+            let fail = |source| DoorError { address, source, hint: if is_own { OWN } else { "" } };
+            let listener = TcpListener::bind(address).await.map_err(fail)?;
             new.push((address, listener));
         }
         Ok(Prepared { all: listen.to_vec(), new })
@@ -75,19 +80,23 @@ impl Doors {
 }
 
 async fn serve(listener: TcpListener, shown: Shown) {
-    let permits = Arc::new(Semaphore::new(CONNECTIONS));
+    let mut open: VecDeque<AbortHandle> = VecDeque::new();
     loop {
-        let Ok(permit) = permits.clone().acquire_owned().await else {
-            return;
-        };
         match listener.accept().await {
             Ok((stream, _)) => {
+                if open.len() >= CONNECTIONS {
+                    open.retain(|connection| !connection.is_finished());
+                }
+                // An ACME server asks at once; who has been silent longest makes room.
+                if open.len() >= CONNECTIONS
+                    && let Some(oldest) = open.pop_front()
+                {
+                    oldest.abort();
+                }
                 let shown = shown.clone();
-                tokio::spawn(async move {
-                    // Who does not come to an end in time is nobody we wait for.
-                    let _ = tokio::time::timeout(PATIENCE, connection(stream, shown)).await;
-                    drop(permit);
-                });
+                // Who does not come to an end in time is nobody we wait for.
+                let served = async move { drop(tokio::time::timeout(PATIENCE, connection(stream, shown)).await) };
+                open.push_back(tokio::spawn(served).abort_handle());
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");

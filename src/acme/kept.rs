@@ -42,13 +42,19 @@ impl Files {
     }
 
     pub fn keep_account(&self, json: &[u8]) -> io::Result<()> {
-        fs::create_dir_all(&self.0)?;
-        files::replace(&self.account_file(), json, Readers::Own)
+        self.keep(&self.account_file(), json)
     }
 
     /// The account is none any more.
     pub fn forget_account(&self) -> io::Result<()> {
         fs::remove_file(self.account_file())
+    }
+
+    /// Whether something could be kept now.
+    pub fn can_keep(&self) -> io::Result<()> {
+        let probe = self.0.join("probe");
+        self.keep(&probe, b"to see whether it can be written")?;
+        fs::remove_file(&probe)
     }
 
     /// `None` if there is none yet.
@@ -61,11 +67,15 @@ impl Files {
 
     /// `pem`: the key and the chain.
     pub fn keep_certificate(&self, domain: &str, pem: &[u8]) -> io::Result<()> {
-        fs::create_dir_all(&self.0)?;
-        files::replace(&self.certificate_file(domain), pem, Readers::Own)
+        self.keep(&self.certificate_file(domain), pem)
     }
 
-    fn account_file(&self) -> PathBuf {
+    fn keep(&self, file: &Path, bytes: &[u8]) -> io::Result<()> {
+        let written = fs::create_dir_all(&self.0).and_then(|()| files::replace(file, bytes, Readers::Own));
+        written.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", file.display())))
+    }
+
+    pub fn account_file(&self) -> PathBuf {
         self.0.join("account.json")
     }
 

@@ -9,6 +9,7 @@ mod order;
 mod proof;
 
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -22,6 +23,7 @@ use proof::Proofs;
 
 use crate::config;
 use crate::telemetry::Metrics;
+use crate::text::one_line;
 use door::Doors;
 use kept::{Files, Kept};
 
@@ -30,6 +32,8 @@ const FIRST_PAUSE: Duration = Duration::from_secs(30);
 const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
 /// The clock is looked at this often: it may be set, and machines sleep.
 const LOOK: Duration = Duration::from_secs(3600);
+/// And the disk, while it does not take a certificate.
+const LONGEST_UNWRITTEN: Duration = Duration::from_secs(300);
 
 /// What the registry door shows; changes while it runs.
 #[derive(Clone, Debug, Default)]
@@ -64,6 +68,8 @@ pub struct Certificates {
     shown: Shown,
     wanted: watch::Sender<Option<Arc<config::Acme>>>,
     doors: Mutex<Doors>,
+    /// A certificate that the disk did not take yet.
+    unwritten: Mutex<Option<Unwritten>>,
     metrics: Arc<Metrics>,
 }
 
@@ -73,11 +79,27 @@ pub struct Prepared {
     doors: door::Prepared,
 }
 
+/// Why a configuration is gone by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Occasion {
+    /// Something in the files has changed.
+    Change,
+    /// Somebody said so: what failed is tried again at once.
+    Demand,
+}
+
+struct Unwritten {
+    acme: Arc<config::Acme>,
+    pem: String,
+    kept: Kept,
+}
+
 impl Certificates {
     /// Keeps what it has under the cache directory.
     pub fn new(cache: &Path, metrics: Arc<Metrics>) -> Self {
         let (wanted, _) = watch::channel(None);
-        Self { dir: cache.join("acme"), shown: Shown::default(), wanted, doors: Mutex::default(), metrics }
+        let (doors, unwritten) = (Mutex::default(), Mutex::default());
+        Self { dir: cache.join("acme"), shown: Shown::default(), wanted, doors, unwritten, metrics }
     }
 
     pub fn shown(&self) -> Shown {
@@ -96,88 +118,135 @@ impl Certificates {
 
     /// Goes by another configuration from now on: shows what is kept for it, and looks at once whether that
     /// will do.
-    pub async fn apply(&self, prepared: Prepared) {
+    pub async fn apply(&self, prepared: Prepared, occasion: Occasion) {
         self.doors.lock().await.apply(prepared.doors, &self.shown);
         match &prepared.acme {
             Some(acme) => drop(self.show_kept(acme).await),
             None => self.shown.0.certificate.store(None),
         }
-        self.wanted.send_replace(prepared.acme);
+        self.wanted.send_if_modified(|wanted| {
+            let is_other = *wanted != prepared.acme;
+            *wanted = prepared.acme;
+            is_other || occasion == Occasion::Demand
+        });
     }
 
-    /// Obtains and renews; runs until the process ends.
-    pub async fn run(self: Arc<Self>) {
+    /// Obtains and renews, until `stop`; then takes back what it shows to ACME servers.
+    pub async fn run(self: Arc<Self>, mut stop: watch::Receiver<Option<Duration>>) {
         let mut wanted = self.wanted.subscribe();
         let mut failures = 0;
-        loop {
+        while stop.borrow().is_none() {
             let acme = wanted.borrow_and_update().clone();
-            let wait = match &acme {
-                None => None,
-                Some(acme) => match self.look_after(acme).await {
-                    Ok(wait) => {
-                        failures = 0;
-                        Some(wait)
-                    }
-                    Err(error) => {
-                        let pause = (FIRST_PAUSE * 2_u32.saturating_pow(failures)).min(LONGEST_PAUSE);
-                        failures += 1;
-                        let domains = acme.domains.join(", ");
-                        let seconds = pause.as_secs();
-                        tracing::error!(%error, domains, "no certificate could be got; the next try is in {seconds} s, or on SIGHUP");
-                        Some(pause)
-                    }
-                },
+            let interrupted = async {
+                tokio::select! {
+                    _ = wanted.changed() => {}
+                    _ = stop.wait_for(Option::is_some) => {}
+                }
             };
-            let waited = async {
-                match wait {
-                    Some(wait) => tokio::time::sleep(wait).await,
-                    None => std::future::pending().await,
+            let mut interrupted = pin!(interrupted);
+            let Some(acme) = acme else {
+                interrupted.await;
+                continue;
+            };
+            let pause = match self.look_after(&acme, &mut interrupted).await {
+                Ok(pause) => {
+                    failures = 0;
+                    pause
+                }
+                Err(AcmeError::Interrupted) => {
+                    failures = 0;
+                    continue;
+                }
+                Err(error) => {
+                    let pause = (FIRST_PAUSE * 2_u32.saturating_pow(failures)).min(LONGEST_PAUSE);
+                    failures += 1;
+                    let (error, domains) = (one_line(&error.to_string()), acme.domains.join(", "));
+                    let seconds = pause.as_secs();
+                    tracing::error!(
+                        error,
+                        domains,
+                        "no certificate could be got; the next try is in {seconds} s, or on SIGHUP"
+                    );
+                    pause
                 }
             };
             tokio::select! {
-                changed = wanted.changed() => match changed {
-                    Ok(()) => failures = 0,
-                    Err(_) => return,
-                },
-                () = waited => {}
+                () = interrupted => failures = 0,
+                () = tokio::time::sleep(pause) => {}
             }
         }
     }
 
     /// Sees to it that a good certificate is shown; returns when to look again.
-    async fn look_after(&self, acme: &Arc<config::Acme>) -> Result<Duration, AcmeError> {
+    async fn look_after(
+        &self,
+        acme: &Arc<config::Acme>,
+        interrupted: impl Future<Output = ()>,
+    ) -> Result<Duration, AcmeError> {
         let now = SystemTime::now();
         if let Some(kept) = self.show_kept(acme).await
             && kept.is_for(&acme.domains)
             && let Ok(left) = kept.due().duration_since(now)
         {
-            return Ok(left.min(LOOK));
+            let is_written = self.unwritten.lock().await.is_none();
+            return Ok(left.min(if is_written { LOOK } else { LONGEST_UNWRITTEN }));
         }
-        let obtained = order::obtain(acme, &self.files(acme), &self.shown).await?;
+        let order::Obtained { pem, kept } = order::obtain(acme, &self.files(acme), &self.shown, interrupted).await?;
         tracing::info!(
             domains = acme.domains.join(", "),
-            until = httpdate::fmt_http_date(obtained.until()),
+            until = httpdate::fmt_http_date(kept.until()),
             "got a certificate"
         );
-        self.show(acme, &obtained);
-        let left = obtained.due().duration_since(now).unwrap_or_default();
-        // Never without a pause, whatever the server's certificates say.
-        Ok(left.clamp(Duration::from_secs(1), LOOK))
+        self.show(acme, &kept);
+        *self.unwritten.lock().await = Some(Unwritten { acme: acme.clone(), pem, kept: kept.clone() });
+        self.write().await;
+        let left = kept.due().duration_since(now).unwrap_or_default();
+        if left.is_zero() {
+            let message = "it is to be renewed as soon as it comes; look at the clocks";
+            return Err(AcmeError::Certificate(message.to_owned()));
+        }
+        Ok(left.min(LONGEST_UNWRITTEN))
     }
 
-    /// Shows the certificate that is on disk, whatever it is worth: it is better than none.
+    /// Shows the certificate that there is, whatever it is worth: it is better than none.
     async fn show_kept(&self, acme: &Arc<config::Acme>) -> Option<Kept> {
-        let (files, domain) = (self.files(acme), acme.domains.first().cloned().unwrap_or_default());
-        let read = tokio::task::spawn_blocking(move || files.certificate(&domain)).await;
-        let kept = match read.unwrap_or_else(|error| Err(std::io::Error::other(error))) {
-            Ok(kept) => kept?,
-            Err(error) => {
-                tracing::warn!(%error, "the certificate on disk cannot be used; another one is obtained");
-                return None;
-            }
+        self.write().await;
+        let unwritten = self.unwritten.lock().await;
+        let kept = match unwritten.as_ref().filter(|unwritten| unwritten.is_of(acme)) {
+            Some(unwritten) => unwritten.kept.clone(),
+            None => self.read(acme).await?,
         };
         self.show(acme, &kept);
         Some(kept)
+    }
+
+    async fn read(&self, acme: &config::Acme) -> Option<Kept> {
+        let (files, domain) = (self.files(acme), acme.domains.first().cloned().unwrap_or_default());
+        let read = tokio::task::spawn_blocking(move || files.certificate(&domain)).await;
+        match read.unwrap_or_else(|error| Err(std::io::Error::other(error))) {
+            Ok(kept) => kept,
+            Err(error) => {
+                tracing::warn!(%error, "the certificate on disk cannot be used; another one is obtained");
+                None
+            }
+        }
+    }
+
+    /// Writes what is not written yet, if the disk takes it now.
+    async fn write(&self) {
+        let mut unwritten = self.unwritten.lock().await;
+        let Some(Unwritten { acme, pem, .. }) = unwritten.as_ref() else {
+            return;
+        };
+        let (files, domain) = (self.files(acme), acme.domains.first().cloned().unwrap_or_default());
+        let pem = pem.clone();
+        let written = tokio::task::spawn_blocking(move || files.keep_certificate(&domain, pem.as_bytes())).await;
+        match written.unwrap_or_else(|error| Err(std::io::Error::other(error))) {
+            Ok(()) => *unwritten = None,
+            Err(error) => {
+                tracing::error!(%error, "the certificate cannot be kept on disk; it is shown, and lost with the next stop");
+            }
+        }
     }
 
     fn show(&self, acme: &config::Acme, kept: &Kept) {
@@ -187,5 +256,12 @@ impl Certificates {
 
     fn files(&self, acme: &config::Acme) -> Files {
         Files::new(&self.dir, &acme.directory)
+    }
+}
+
+impl Unwritten {
+    /// Whether it is what would be read for this configuration.
+    fn is_of(&self, acme: &config::Acme) -> bool {
+        self.acme.directory == acme.directory && self.acme.domains.first() == acme.domains.first()
     }
 }

@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::header::CONTENT_TYPE;
 use http_body_util::BodyExt;
 use instant_acme::{
     Account, AccountCredentials, AuthorizationStatus, BodyWrapper, BytesResponse, Error, ExternalAccountKey,
@@ -28,8 +29,8 @@ const NO_ACCOUNT: &str = "urn:ietf:params:acme:error:accountDoesNotExist";
 /// Why there is no certificate.
 #[derive(Debug, thiserror::Error)]
 pub enum AcmeError {
-    #[error("the ACME server {0}: {1}")]
-    Server(String, Error),
+    #[error("the ACME server {directory}: {}", explained(error))]
+    Server { directory: String, error: Error },
     #[error("the ACME server {0}")]
     Web(#[from] WebError),
     #[error("{0}")]
@@ -42,6 +43,16 @@ pub enum AcmeError {
     Disk(#[from] std::io::Error),
     #[error("the order was not done within {} s", PATIENCE.as_secs())]
     Late,
+    /// By another configuration, or the end.
+    #[error("it was interrupted")]
+    Interrupted,
+}
+
+fn explained(error: &Error) -> String {
+    match error {
+        Error::Json(error) => format!("its answer is not what the protocol says ({error})"),
+        other => other.to_string(),
+    }
 }
 
 /// An account as it is kept.
@@ -51,25 +62,41 @@ struct KeptAccount {
     credentials: AccountCredentials,
 }
 
-/// Obtains a certificate and keeps it.
-pub async fn obtain(acme: &Acme, files: &Files, shown: &Shown) -> Result<Kept, AcmeError> {
+/// What came of an order.
+pub struct Obtained {
+    /// Key and certificate chain.
+    pub pem: String,
+    pub kept: Kept,
+}
+
+/// Obtains a certificate, unless it is `interrupted`; what was shown for it is taken back in any case.
+pub async fn obtain(
+    acme: &Acme,
+    files: &Files,
+    shown: &Shown,
+    interrupted: impl Future<Output = ()>,
+) -> Result<Obtained, AcmeError> {
+    // Certificates and accounts are limited: none is asked for that could not be kept.
+    let trying = files.clone();
+    blocking(move || trying.can_keep()).await?;
     let mut given = Vec::new();
-    let obtained = tokio::time::timeout(PATIENCE, order(acme, files, shown, &mut given)).await;
+    let obtained = tokio::select! {
+        obtained = tokio::time::timeout(PATIENCE, order(acme, files, shown, &mut given)) => obtained,
+        () = interrupted => Ok(Err(AcmeError::Interrupted)),
+    };
     shown.proofs().take_back(&acme.challenge, given).await;
     let pem = obtained.unwrap_or(Err(AcmeError::Late))?;
     let kept = Kept::read(pem.as_bytes()).map_err(AcmeError::Certificate)?;
     if !kept.is_for(&acme.domains) {
         return Err(AcmeError::Certificate("it is not for the domains that were ordered".to_owned()));
     }
-    let (files, domain) = (files.clone(), acme.domains.first().cloned().unwrap_or_default());
-    blocking(move || files.keep_certificate(&domain, pem.as_bytes())).await?;
-    Ok(kept)
+    Ok(Obtained { pem, kept })
 }
 
 /// Returns a key and a certificate chain in PEM form.
 async fn order(acme: &Acme, files: &Files, shown: &Shown, given: &mut Vec<Given>) -> Result<String, AcmeError> {
     let client = Client::new(&acme.access)?;
-    let server = |error| AcmeError::Server(acme.directory.to_string(), error);
+    let server = |error| AcmeError::Server { directory: acme.directory.to_string(), error };
     let identifiers: Vec<_> = acme.domains.iter().map(|domain| Identifier::Dns(domain.clone())).collect();
     let (account, is_new) = account(acme, files, &client).await?;
     let mut order = match account.new_order(&NewOrder::new(&identifiers)).await {
@@ -113,7 +140,7 @@ async fn order(acme: &Acme, files: &Files, shown: &Shown, given: &mut Vec<Given>
 
 /// The account that is kept, or a new one; and whether it is new.
 async fn account(acme: &Acme, files: &Files, client: &Client) -> Result<(Account, bool), AcmeError> {
-    let server = |error| AcmeError::Server(acme.directory.to_string(), error);
+    let server = |error| AcmeError::Server { directory: acme.directory.to_string(), error };
     let builder = || Account::builder_with_http(Box::new(ByWeb(client.clone())));
     let contact = acme.email.as_ref().map(|email| format!("mailto:{email}"));
     let contact: Vec<_> = contact.iter().map(String::as_str).collect();
@@ -122,7 +149,8 @@ async fn account(acme: &Acme, files: &Files, client: &Client) -> Result<(Account
     let kept = kept.and_then(|json| match serde_json::from_slice::<KeptAccount>(&json) {
         Ok(kept) => Some(kept),
         Err(error) => {
-            tracing::warn!(%error, "the account on disk cannot be used; another one is made");
+            let file = files.account_file();
+            tracing::warn!(%error, file = %file.display(), "the account on disk cannot be used; another one is made");
             None
         }
     });
@@ -201,6 +229,11 @@ impl HttpClient for ByWeb {
             };
             let answer = client.send(http::Request::from_parts(parts, body)).await;
             let (parts, body) = answer.map_err(|error| Error::Other(Box::new(error)))?.into_parts();
+            // What is wrong is told in a document of its own; anything else is no answer of the protocol.
+            let kind = parts.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+            if !parts.status.is_success() && !kind.starts_with("application/problem+json") {
+                return Err(Error::Other(format!("answered {}", parts.status).into()));
+            }
             Ok(BytesResponse { parts, body: Box::new(body) })
         })
     }

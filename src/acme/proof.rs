@@ -17,6 +17,8 @@ use crate::program::{self, Reads};
 
 /// A hook has this long, in which the record gets to all of the domain's name servers.
 const HOOK_PATIENCE: Duration = Duration::from_secs(300);
+/// And to take it back.
+const CLEANUP_PATIENCE: Duration = Duration::from_secs(60);
 
 /// What is shown to ACME servers at the moment.
 #[derive(Debug, Default)]
@@ -73,7 +75,7 @@ impl Proofs {
                 let value = key.dns_value();
                 // Before it is known how it ends: it may be there although the hook failed.
                 given.push(Given::Record { domain: domain.clone(), record: record.clone(), value: value.clone() });
-                run(hook, "present", &domain, &record, &value).await?;
+                run(hook, HOOK_PATIENCE, ["present", &domain, &record, &value]).await?;
             }
         }
         Ok(())
@@ -86,7 +88,7 @@ impl Proofs {
                 (Given::Certificate(domain), _) => drop(lock(&self.certificates).remove(&domain)),
                 (Given::Document(token), _) => drop(lock(&self.documents).remove(&token)),
                 (Given::Record { domain, record, value }, AcmeChallenge::Dns01 { hook }) => {
-                    if let Err(error) = run(hook, "cleanup", &domain, &record, &value).await {
+                    if let Err(error) = run(hook, CLEANUP_PATIENCE, ["cleanup", &domain, &record, &value]).await {
                         tracing::warn!(%error, record, "the record of a challenge may still be there");
                     }
                 }
@@ -118,11 +120,11 @@ fn certificate(domain: &str, digest: &[u8]) -> Result<CertifiedKey, AcmeError> {
     Ok(CertifiedKey::new(vec![certificate.der().clone()], key))
 }
 
-async fn run(hook: &Hook, what: &str, domain: &str, record: &str, value: &str) -> Result<(), AcmeError> {
+async fn run(hook: &Hook, patience: Duration, arguments: [&str; 4]) -> Result<(), AcmeError> {
     let mut command = Command::new(&hook.program);
-    command.args(&hook.arguments).args([what, domain, record, value]);
-    let name = hook.program.display();
-    let ran = program::run(command, &[], Reads::Errors, HOOK_PATIENCE).await;
+    command.args(&hook.arguments).args(arguments);
+    let (name, [what, ..]) = (hook.program.display(), arguments);
+    let ran = program::run(command, &[], Reads::Errors, patience).await;
     let ran = ran.map_err(|error| AcmeError::Hook(format!("{name} {what}: {error}")))?;
     match ran.is_success {
         true => Ok(()),

@@ -9,7 +9,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::Problem;
-use crate::pull::{Manager, Pull};
+use crate::pull::{Manager, NotNow, Pull};
 
 /// Lets in who `admin.allow` names. Whether the process is well may be asked by anybody.
 pub async fn guard(
@@ -37,7 +37,14 @@ pub async fn guard(
             let problem = Problem::new(StatusCode::UNAUTHORIZED, "log in as a user that admin.allow names");
             ([(header::WWW_AUTHENTICATE, challenge)], problem).into_response()
         }
-        Manager::NotNow(why) => Problem::new(StatusCode::TOO_MANY_REQUESTS, why).into_response(),
+        Manager::NotNow(why) => {
+            let status = match why {
+                NotNow::Guessing(_) => StatusCode::TOO_MANY_REQUESTS,
+                NotNow::Busy => StatusCode::SERVICE_UNAVAILABLE,
+                NotNow::Issuer(_) => StatusCode::BAD_GATEWAY,
+            };
+            Problem::new(status, why.to_string()).into_response()
+        }
         Manager::Refused => {
             Problem::new(StatusCode::FORBIDDEN, "admin.allow does not name this client").into_response()
         }

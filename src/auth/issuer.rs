@@ -1,7 +1,7 @@
 //! Tokens of one OpenID Connect issuer: its keys, and whether a token is one that we take.
 //!
-//! The keys are fetched when they are needed first, again every hour, and when a token names one that is
-//! not known. While the issuer cannot be asked, those that are known are used for a day.
+//! The keys are fetched when they are needed first, when they are an hour old, and when a token was signed with
+//! none of them. While the issuer cannot be asked, those that are known are used for a day.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -19,6 +19,7 @@ use url::Url;
 
 use super::{Claims, NotNow};
 use crate::config::{self, Keys};
+use crate::text::one_line;
 use crate::web::{Client, WebError};
 
 /// How long keys are used before they are fetched again.
@@ -29,6 +30,8 @@ const USABLE: Duration = Duration::from_secs(24 * 3600);
 const PAUSE: Duration = Duration::from_secs(10);
 /// How long a token waits for keys.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// And where there are some that may do.
+const IMPATIENCE: Duration = Duration::from_secs(2);
 /// Most keys of one issuer.
 const MAX_KEYS: usize = 100;
 /// Clocks differ.
@@ -120,9 +123,23 @@ impl Issuer {
             return Err(Refused::Forged("it has extensions that we do not know"));
         }
         let known = self.known_for(&header).await?;
+        match self.verify_by(&known, token, &header) {
+            // It may be that the keys were exchanged; whoever looks at the newest ones knows.
+            Err(Refused::Forged(_)) if !known.is_younger(PAUSE) => {
+                let newer = self.fetched(IMPATIENCE).await;
+                match newer.is_younger(PAUSE) {
+                    true => self.verify_by(&newer, token, &header),
+                    false => Err(Refused::NotForUs("its signature is wrong, or the keys known are old".to_owned())),
+                }
+            }
+            told => told,
+        }
+    }
+
+    fn verify_by(&self, known: &Known, token: &str, header: &Header) -> Result<Claims, Refused> {
         // No guess: it may be a new one that we are too early for.
         let mut refused = Refused::NotForUs("no key of the issuer is the one it was signed with".to_owned());
-        for key in known.keys.iter().filter(|key| key.may_verify(&header)) {
+        for key in known.keys.iter().filter(|key| key.may_verify(header)) {
             match self.verify(token, header.alg, &key.key) {
                 Err(Refused::Forged(why)) => refused = Refused::Forged(why),
                 told => return told,
@@ -145,6 +162,7 @@ impl Issuer {
             ErrorKind::InvalidAudience => Refused::NotForUs("it is for another audience".to_owned()),
             ErrorKind::MissingRequiredClaim(claim) => Refused::NotForUs(format!("it has no claim `{claim}`")),
             ErrorKind::InvalidClaimFormat(claim) => Refused::NotForUs(format!("its claim `{claim}` is malformed")),
+            ErrorKind::Json(_) | ErrorKind::Utf8(_) => Refused::NotForUs("its content is malformed".to_owned()),
             _ => Refused::Forged("its signature is wrong"),
         })?;
         let claims = Claims { issuer: self.config.name.as_str().into(), values: values.claims };
@@ -165,23 +183,27 @@ impl Issuer {
     /// Keys among which is the one of this header, if the issuer has it.
     async fn known_for(self: &Arc<Self>, header: &Header) -> Result<Arc<Known>, NotNow> {
         let known = self.known.load_full();
-        if known.is_younger(USABLE) && known.has_one_for(header) {
-            if !known.is_younger(FRESH) {
-                self.begin_to_fetch();
-            }
+        let has_one = known.has_one_for(header);
+        if known.is_younger(FRESH) && has_one {
             return Ok(known);
         }
-        self.begin_to_fetch();
-        // Held by whoever fetches, until it is over.
-        let over = tokio::time::timeout(PATIENCE, self.fetching.lock()).await;
-        let known = self.known.load_full();
-        match over {
-            Ok(_) if known.is_younger(USABLE) => Ok(known),
-            _ => Err(NotNow::Issuer(self.config.name.as_str().into())),
+        let patience = if known.is_younger(USABLE) && has_one { IMPATIENCE } else { PATIENCE };
+        let known = self.fetched(patience).await;
+        match known.is_younger(USABLE) {
+            true => Ok(known),
+            false => Err(NotNow::Issuer(self.config.name.as_str().into())),
         }
     }
 
-    /// Fetches the keys behind the clients' backs, unless it is being done or was tried just now.
+    /// The newest keys, as far as they can be had in time.
+    async fn fetched(self: &Arc<Self>, patience: Duration) -> Arc<Known> {
+        self.begin_to_fetch();
+        // Held by whoever fetches, until it is over.
+        drop(tokio::time::timeout(patience, self.fetching.lock()).await);
+        self.known.load_full()
+    }
+
+    /// Fetches the keys in a task of its own, unless it is being done or was tried just now.
     fn begin_to_fetch(self: &Arc<Self>) {
         let Ok(mut tried) = self.fetching.clone().try_lock_owned() else {
             return;
@@ -198,7 +220,9 @@ impl Issuer {
                     tracing::info!(issuer, keys = keys.len(), "fetched the keys of an issuer of tokens");
                     this.known.store(Arc::new(Known { keys, fetched: Some(Instant::now()) }));
                 }
-                Err(error) => tracing::warn!(issuer, error, "the keys of an issuer of tokens cannot be had"),
+                Err(error) => {
+                    tracing::warn!(issuer, error = one_line(&error), "the keys of an issuer of tokens cannot be had")
+                }
             }
             drop(tried);
         });
@@ -261,7 +285,7 @@ impl Key {
     }
 
     fn may_verify(&self, header: &Header) -> bool {
-        let is_named = header.kid.is_none() || header.kid == self.id;
+        let is_named = header.kid.is_none() || self.id.is_none() || header.kid == self.id;
         let is_for = self.algorithm.is_none_or(|algorithm| algorithm == header.alg);
         is_named && is_for && self.key.family() == header.alg.family()
     }

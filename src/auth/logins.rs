@@ -14,6 +14,7 @@ use super::passwords::Passwords;
 use super::{Claims, NotNow};
 use crate::config::Auth;
 use crate::fingerprint;
+use crate::text::one_line;
 use crate::web::WebError;
 
 /// How long a token that was taken is not looked at again.
@@ -76,17 +77,33 @@ impl Logins {
         &self.realm
     }
 
+    /// Whether it says that it is a token of one of the issuers.
+    pub fn knows_issuer_of(&self, token: &str) -> bool {
+        matches!(self.issuer_of(token), Says::Known(_))
+    }
+
+    pub fn has_user(&self, user: &str) -> bool {
+        self.passwords.as_ref().is_some_and(|passwords| passwords.has(user))
+    }
+
     /// As whom a client is known by what it shows; `None`: it is wrong.
     pub async fn known(&self, address: IpAddr, shown: Credential<'_>) -> Result<Option<Known>, NotNow> {
         let (Credential::Token(token) | Credential::Password { password: token, .. }) = shown;
-        if let Some(issuer) = self.issuer_of(token) {
+        let says = self.issuer_of(token);
+        if let Says::Known(issuer) = says {
             return Ok(self.bearer(address, token, issuer).await?.map(Known::Bearer));
+        }
+        if let Says::Unknown(issuer) = &says {
+            let issuer = one_line(issuer);
+            tracing::info!(client = %address, issuer, "a token is not taken: its issuer is none of those in [auth.oidc]");
         }
         match (shown, &self.passwords) {
             (Credential::Password { user, password }, Some(passwords)) => {
                 let is_right = passwords.are_right(address, user, password).await?;
                 Ok(is_right.then(|| Known::User(user.into())))
             }
+            // A token of another issuer is no guess.
+            _ if matches!(says, Says::Unknown(_)) => Ok(None),
             _ => {
                 self.guesses.may_guess(address)?;
                 self.guesses.guessed(address);
@@ -122,18 +139,28 @@ impl Logins {
         }
     }
 
-    /// Whose token it says it is, if that is one of ours.
-    fn issuer_of(&self, token: &str) -> Option<&Arc<Issuer>> {
+    /// Whose token it says it is.
+    fn issuer_of(&self, token: &str) -> Says<'_> {
         #[derive(Deserialize)]
         struct Unverified {
             iss: String,
         }
         if self.issuers.is_empty() || token.bytes().filter(|&byte| byte == b'.').count() != 2 {
-            return None;
+            return Says::Nothing;
         }
-        let unverified = jsonwebtoken::dangerous::insecure_decode_claims::<Unverified>(token).ok()?;
-        self.issuers.iter().find(|issuer| issuer.is(&unverified.iss))
+        let Ok(unverified) = jsonwebtoken::dangerous::insecure_decode_claims::<Unverified>(token) else {
+            return Says::Nothing;
+        };
+        let known = self.issuers.iter().find(|issuer| issuer.is(&unverified.iss));
+        known.map_or(Says::Unknown(unverified.iss), Says::Known)
     }
+}
+
+/// What a text says of its issuer, true or not.
+enum Says<'a> {
+    Nothing,
+    Unknown(String),
+    Known(&'a Arc<Issuer>),
 }
 
 /// How long a token is good.

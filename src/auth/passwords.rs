@@ -46,6 +46,10 @@ impl Passwords {
         *self.users == *users
     }
 
+    pub fn has(&self, user: &str) -> bool {
+        self.users.users.contains_key(user)
+    }
+
     /// Whether `password` is that of `user`; `address` is who says so.
     pub async fn are_right(&self, address: IpAddr, user: &str, password: &str) -> Result<bool, NotNow> {
         let key = fingerprint::of(&[user.as_bytes(), password.as_bytes()]);

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::signal::unix::Signal;
 
-use crate::acme::Certificates;
+use crate::acme::{Certificates, Occasion};
 use crate::config::{Config, Loaded, Sources, Watch};
 use crate::listen::Tls;
 use crate::pull::Pull;
@@ -63,7 +63,7 @@ impl Reload {
                 if is_told || has_changed {
                     watch.settle();
                     let read_at = SystemTime::now();
-                    let files = reload.load();
+                    let files = reload.load(if is_told { Occasion::Demand } else { Occasion::Change });
                     watch.follow(files, read_at);
                 }
                 watch
@@ -79,11 +79,11 @@ impl Reload {
     }
 
     /// Returns the files to watch from now on. Blocks.
-    fn load(&self) -> Vec<PathBuf> {
+    fn load(&self, occasion: Occasion) -> Vec<PathBuf> {
         let Loaded { config, files } = self.sources.load();
         let applied = match self.emptied() {
             Some(file) => Err(format!("{} is gone or empty, which would mean the built-in defaults", file.display())),
-            None => config.map_err(|error| error.to_string()).and_then(|config| self.apply(config)),
+            None => config.map_err(|error| error.to_string()).and_then(|config| self.apply(config, occasion)),
         };
         let metrics = self.reached.pull.metrics();
         match applied {
@@ -104,7 +104,7 @@ impl Reload {
         self.begun_with.iter().find(is_empty).map(PathBuf::as_path)
     }
 
-    fn apply(&self, config: Config) -> Result<(), String> {
+    fn apply(&self, config: Config, occasion: Occasion) -> Result<(), String> {
         // What can fail goes first, and what cannot be undone last of it.
         let Reached { pull, tls, certificates, log } = &self.reached;
         let runtime = tokio::runtime::Handle::current();
@@ -116,7 +116,7 @@ impl Reload {
         runtime.block_on(forgetting).map_err(|failure| failure.to_string())?;
         pull.apply(prepared);
         count_certificates(&config, pull.metrics());
-        runtime.block_on(certificates.apply(acme));
+        runtime.block_on(certificates.apply(acme, occasion));
         tls.set(handshakes);
         pull.cache().configure(&config);
         log.set(&config.logging.level);

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 
 use super::WRONG_CONFIGURATION;
 use super::reload::{Reached, Reload, count_certificates};
-use crate::acme::Certificates;
+use crate::acme::{Certificates, Occasion};
 use crate::cache::Cache;
 use crate::config::{self, Config, Loaded, Sources, Watch};
 use crate::listen::Tls;
@@ -80,7 +80,7 @@ async fn serve(config: Config, pull: Arc<Pull>, files: Files, log: LogLevel) -> 
     let certificates = Arc::new(Certificates::new(&config.cache.dir, pull.metrics().clone()));
     let wanted = config.server.tls.as_ref().and_then(|tls| tls.acme.as_ref());
     count_certificates(&config, pull.metrics());
-    certificates.apply(certificates.prepare(wanted).await?).await;
+    certificates.apply(certificates.prepare(wanted).await?, Occasion::Change).await;
     let tls = Tls::new(config.server.tls.as_ref(), certificates.shown())?;
     let registry = listen::bind("registry", &config.server.listen).await?;
     let admin = listen::bind("admin", &config.admin.listen).await?;
@@ -97,7 +97,7 @@ async fn serve(config: Config, pull: Arc<Pull>, files: Files, log: LogLevel) -> 
     let space = tokio::spawn(pull.cache().clone().look_after_space());
     let current = Arc::new(Mutex::new(config));
     let Files { sources, begun_with, watch } = files;
-    let keeping = tokio::spawn(certificates.clone().run());
+    let keeping = tokio::spawn(certificates.clone().run(stopped.clone()));
     let reach = Reached { pull: pull.clone(), tls: tls.clone(), certificates, log };
     let reload = Reload::new(sources, begun_with, reach, current.clone());
     let reloading = tokio::spawn(reload.run(watch, hangups));
@@ -121,10 +121,10 @@ async fn serve(config: Config, pull: Arc<Pull>, files: Files, log: LogLevel) -> 
     }
     tracing::info!("stopping; running transfers may end within server.shutdown_grace");
     reloading.abort();
-    keeping.abort();
     let grace = current.lock().unwrap_or_else(PoisonError::into_inner).server.shutdown_grace;
     stop.send_replace(Some(grace));
-    let ended = tokio::time::timeout(grace, doors.join_all()).await;
+    let ended = async { tokio::join!(doors.join_all(), keeping) };
+    let ended = tokio::time::timeout(grace, ended).await;
     if ended.is_err() {
         tracing::warn!("not everything ended in time");
     }

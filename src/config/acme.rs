@@ -143,7 +143,13 @@ fn domain(text: &str, may_be_wildcard: bool) -> Result<String, String> {
         return Err(format!("`{text}` can only be had with challenge = \"dns-01\""));
     }
     let host = Host::parse(name.unwrap_or(text)).ok();
-    let Some(Host::Domain(host)) = host.filter(|_| !text.ends_with('.')) else {
+    let is_label = |label: &str| {
+        let is_fine = label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+        (1..=63).contains(&label.len()) && is_fine && !label.starts_with('-') && !label.ends_with('-')
+    };
+    let is_name =
+        |host: &Host| matches!(host, Host::Domain(name) if name.len() <= 253 && name.split('.').all(is_label));
+    let Some(Host::Domain(host)) = host.filter(is_name) else {
         return Err(format!("`{text}` is no domain; write for example \"mirror.example.com\""));
     };
     Ok(if name.is_some() { format!("*.{host}") } else { host })

@@ -29,6 +29,16 @@ impl Auth {
     pub fn has_logins(&self) -> bool {
         self.htpasswd.is_some() || !self.issuers.is_empty()
     }
+
+    /// Of all issuers, or of the one of that name: one whose tokens anybody can have.
+    fn everybodys_issuer(&self, name: Option<&str>) -> Option<&str> {
+        let is_meant = |issuer: &&Issuer| name.is_none_or(|name| issuer.name == name);
+        let is_open = |issuer: &&Issuer| {
+            let url = issuer.issuer.trim_end_matches('/');
+            issuer.required.is_empty() && PUBLIC_ISSUERS.contains(&url)
+        };
+        self.issuers.iter().filter(is_meant).find(is_open).map(|issuer| issuer.name.as_str())
+    }
 }
 
 /// Users and the bcrypt hashes of their passwords.
@@ -56,6 +66,12 @@ pub enum Allow {
     /// Addresses.
     Network(IpNet),
 }
+
+/// Issuers that give a token for any audience to whoever has an account.
+const PUBLIC_ISSUERS: [&str; 3] =
+    ["https://token.actions.githubusercontent.com", "https://gitlab.com", "https://accounts.google.com"];
+const EVERYBODY: &str =
+    "anybody in the world can have a token of it; say which with `required_claims`, or here with a claim";
 
 /// More rounds than this take minutes for each login.
 const MAX_COST: u32 = 16;
@@ -144,6 +160,13 @@ pub fn check_allow(
                     None => format!("add [auth.oidc.\"{issuer}\"] with its `issuer` and `audience`"),
                 };
                 return Err(format!("`{text}`: there is no issuer `{issuer}`; {hint}"));
+            }
+            Allow::Token { issuer: name, rule: None } if auth.everybodys_issuer(Some(name)).is_some() => {
+                return Err(format!("`{text}`: {EVERYBODY}, as in \"oidc:{name}:sub=…\""));
+            }
+            Allow::Anyone if !passes && auth.everybodys_issuer(None).is_some() => {
+                let name = auth.everybodys_issuer(None).unwrap_or_default();
+                return Err(format!("`{text}`: with [auth.oidc.\"{name}\"] {EVERYBODY}; or write \"anonymous\""));
             }
             Allow::Certificate(_) | Allow::Organisation(_) if !has_certificates => {
                 return Err(format!(

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use base64::Engine;
@@ -127,15 +128,17 @@ fn helper_program(name: &str) -> Result<PathBuf, String> {
 
 /// A program by its path, or by a name that is found as a shell would.
 pub fn program(name: &str) -> Result<PathBuf, String> {
+    let is_program = |path: &Path| fs::metadata(path).is_ok_and(|file| file.is_file() && file.mode() & 0o111 != 0);
     let is_there = if name.contains('/') {
-        Path::new(name).is_file()
+        Path::new(name).is_file().then(|| is_program(Path::new(name)))
     } else {
         let directories = std::env::var_os("PATH").unwrap_or_default();
-        std::env::split_paths(&directories).any(|directory| directory.join(name).is_file())
+        std::env::split_paths(&directories).any(|directory| is_program(&directory.join(name))).then_some(true)
     };
     match is_there {
-        true => Ok(PathBuf::from(name)),
-        false => Err(format!("there is no program `{name}`; install it into the PATH or write its path")),
+        Some(true) => Ok(PathBuf::from(name)),
+        Some(false) => Err(format!("`{name}` may not be run; make it executable")),
+        None => Err(format!("there is no program `{name}`; install it into the PATH or write its path")),
     }
 }
 

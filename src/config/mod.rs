@@ -201,18 +201,7 @@ impl Config {
         };
         let repositories = repository::check_all(&check, file.repository, &around)?;
         let default_repository = check_default(&check, file.server.default_repository, &repositories)?;
-        for (at, address) in file.server.listen.0.iter().enumerate() {
-            if address.port() != 0 && file.server.listen.0[..at].contains(address) {
-                let message = format!("{address} is there twice; remove one of them");
-                return Err(check.invalid(&["server", "listen"], message));
-            }
-        }
-        for address in &file.admin.listen.0 {
-            if address.port() != 0 && file.server.listen.0.contains(address) {
-                let message = format!("{address} is in `server.listen` too; choose another port");
-                return Err(check.invalid(&["admin", "listen"], message));
-            }
-        }
+        check_doors(&check, &file.server.listen.0, &file.admin.listen.0, tls.as_ref())?;
         let managers = auth::check_managers(&file.admin.allow, &file.admin.listen.0, &around.auth);
         let managers = managers.map_err(|(key, message)| check.invalid(&["admin", key], message))?;
         if file.cache.dir.as_os_str().is_empty() {
@@ -254,6 +243,40 @@ impl Config {
 /// A number of connections; 0 is any number.
 fn limit(number: u64) -> Option<usize> {
     usize::try_from(number).ok().filter(|&limit| limit > 0)
+}
+
+/// No address is for two doors.
+fn check_doors(
+    check: &Check<'_>,
+    registry: &[SocketAddr],
+    admin: &[SocketAddr],
+    tls: Option<&ServerTls>,
+) -> Result<(), ConfigError> {
+    let acme = match tls.and_then(|tls| tls.acme.as_ref()).map(|acme| &acme.challenge) {
+        Some(AcmeChallenge::Http01 { listen }) => listen.as_slice(),
+        _ => &[],
+    };
+    let doors: [(&[&str], &[SocketAddr]); 3] = [
+        (&["server", "listen"], registry),
+        (&["admin", "listen"], admin),
+        (&["server", "tls", "acme", "http_listen"], acme),
+    ];
+    let mut taken: Vec<(&SocketAddr, &[&str])> = Vec::new();
+    for (key, addresses) in doors {
+        for address in addresses.iter().filter(|address| address.port() != 0) {
+            match taken.iter().find(|(other, _)| *other == address) {
+                Some((_, by)) if *by == key => {
+                    return Err(check.invalid(key, format!("{address} is there twice; remove one of them")));
+                }
+                Some((_, by)) => {
+                    let message = format!("{address} is in `{}` too; choose another port", by.join("."));
+                    return Err(check.invalid(key, message));
+                }
+                None => taken.push((address, key)),
+            }
+        }
+    }
+    Ok(())
 }
 
 const BUILT_IN_DEFAULT: &str = "docker.io";

@@ -28,7 +28,10 @@ impl WebAccess {
 
 /// The address of a server whose word is believed.
 pub fn trusted_url(text: &str, example: &str) -> Result<Url, String> {
-    let url = Url::parse(text).map_err(|error| format!("`{text}` is no URL ({error}); write for example {example}"))?;
+    let url = Url::parse(text).map_err(|error| format!("this is no URL ({error}); write for example {example}"))?;
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("there is a user name or password in it, which is not sent; take it out".to_owned());
+    }
     match url.scheme() {
         "https" => Ok(url),
         "http" if is_loopback(&url) => Ok(url),

@@ -610,7 +610,11 @@ fn issuers_of_tokens() {
         ),
         (
             issuer("audience = \"larder\"\njwks_uri = \"keys\""),
-            "4: `auth.oidc.ci.jwks_uri`: `keys` is no URL (relative URL without a base); write for example \"https://issuer.example/jwks\"",
+            "4: `auth.oidc.ci.jwks_uri`: this is no URL (relative URL without a base); write for example \"https://issuer.example/jwks\"",
+        ),
+        (
+            oidc("issuer = \"https://me:geheim@ci.example\"\naudience = \"larder\""),
+            "2: `auth.oidc.ci.issuer`: there is a user name or password in it, which is not sent; take it out",
         ),
         (
             issuer("audience = \"larder\"\nrequired_claims = { sub = [] }"),
@@ -631,6 +635,14 @@ fn issuers_of_tokens() {
         (
             whole.clone() + &repository("client_credentials = \"pass\"\nallow = [\"oidc:ci\"]"),
             "6: `repository.x.allow`: `oidc:ci`: with client_credentials = \"pass\" clients log in as users of the upstream, which decides; take it out",
+        ),
+        (
+            whole.replace("ci.example", "gitlab.com") + &repository(""),
+            "4: `repository.x.allow`: `*`: with [auth.oidc.\"ci\"] anybody in the world can have a token of it; say which with `required_claims`, or here with a claim; or write \"anonymous\"",
+        ),
+        (
+            whole.replace("ci.example", "gitlab.com") + &repository("allow = [\"oidc:ci\"]"),
+            "5: `repository.x.allow`: `oidc:ci`: anybody in the world can have a token of it; say which with `required_claims`, or here with a claim, as in \"oidc:ci:sub=…\"",
         ),
         (
             whole.replace("oidc.ci", "oidc.company") + &repository("allow = [\"oidc:compny:sub=x\"]"),
@@ -660,6 +672,30 @@ fn certificates_by_acme() {
         (
             acme("domains = \"*.a.example\""),
             "2: `server.tls.acme.domains`: `*.a.example` can only be had with challenge = \"dns-01\"",
+        ),
+        (
+            acme("domains = \"a.example,b.example\""),
+            "2: `server.tls.acme.domains`: `a.example,b.example` is no domain; write for example \"mirror.example.com\"",
+        ),
+        (
+            acme("domains = \"x..example\""),
+            "2: `server.tls.acme.domains`: `x..example` is no domain; write for example \"mirror.example.com\"",
+        ),
+        (
+            acme("challenge = \"dns-01\"\ndns_hook = [\"true\"]\ndomains = \"*.*.example\""),
+            "4: `server.tls.acme.domains`: `*.*.example` is no domain; write for example \"mirror.example.com\"",
+        ),
+        (
+            named("challenge = \"http-01\"\nhttp_listen = [\"0.0.0.0:80\", \"0.0.0.0:80\"]"),
+            "4: `server.tls.acme.http_listen`: 0.0.0.0:80 is there twice; remove one of them",
+        ),
+        (
+            named("challenge = \"http-01\"\nhttp_listen = \"127.0.0.1:5000\""),
+            "4: `server.tls.acme.http_listen`: 127.0.0.1:5000 is in `server.listen` too; choose another port",
+        ),
+        (
+            named("challenge = \"dns-01\"\ndns_hook = [\"/dev/null\"]"),
+            "4: `server.tls.acme.dns_hook`: there is no program `/dev/null`; install it into the PATH or write its path",
         ),
         (named("email = \"me\""), "3: `server.tls.acme.email`: `me` is no mail address"),
         (

@@ -11,6 +11,7 @@ use super::error::{Challenge, Refusal, Wanted};
 use super::routing::Repository;
 use super::{Client, Live, Pull, forwarded};
 use crate::auth::{Credential, Identity, Known, Logins, NotNow};
+use crate::config::Allow;
 use crate::failure::{Failure, FailureKind};
 use crate::upstream::Who;
 
@@ -25,7 +26,7 @@ pub enum Manager {
     Unknown(HeaderValue),
     Refused,
     /// Its login cannot be looked at now; why.
-    NotNow(String),
+    NotNow(NotNow),
 }
 
 /// The configuration that a request came in by, and from where it came.
@@ -86,11 +87,17 @@ impl Pull {
             let known = match self.login(logins, stranger.address, headers).await {
                 Ok(known) => known,
                 Err(Wrong::Invalid) => return challenge(),
-                Err(Wrong::NotNow(why)) => return Manager::NotNow(why.to_string()),
+                Err(Wrong::NotNow(why)) => return Manager::NotNow(why),
             };
-            if known.is_some() {
-                let may_manage = Identity { known, ..stranger }.may_pull(&live.managers, has_logins);
-                return if may_manage { Manager::Known } else { Manager::Refused };
+            // By address alone would be no answer to a page that some browser has open.
+            let is_by_name = |entry: &&Allow| !matches!(entry, Allow::Network(_) | Allow::Anonymous);
+            let by_name: Vec<_> = live.managers.iter().filter(is_by_name).cloned().collect();
+            let is_known = known.is_some();
+            if is_known && (Identity { known, ..stranger.clone() }).may_pull(&by_name, has_logins) {
+                return Manager::Known;
+            }
+            if is_known && !stranger.may_pull(&live.managers, has_logins) {
+                return Manager::Refused;
             }
         }
         match stranger.may_pull(&live.managers, has_logins) {
@@ -109,6 +116,24 @@ impl Pull {
             Ok(known) => Ok(Identity { known, ..stranger }),
             Err(Wrong::Invalid) => Err(self.challenge(request, door, Challenge::Invalid, path)),
             Err(Wrong::NotNow(why)) => Err(not_now(why)),
+        }
+    }
+
+    /// Whether what a client shows is for us to judge and nobody else: a token of an issuer of ours, or the name
+    /// and password of a user.
+    pub(super) async fn is_ours(&self, request: &Parts, door: &Door) -> bool {
+        let (Some(logins), Ok(who)) = (&door.live.logins, self.client(&request.headers)) else {
+            return false;
+        };
+        match &who {
+            Who::Login(login) => {
+                let (user, password) = (login.username.as_str(), login.password.reveal());
+                logins.knows_issuer_of(password)
+                    || logins.has_user(user)
+                        && self.login(logins, door.stranger().address, &request.headers).await.is_ok()
+            }
+            Who::Header(value) => bearer(value).is_some_and(|token| logins.knows_issuer_of(token)),
+            Who::Anonymous | Who::Larder => false,
         }
     }
 

@@ -97,6 +97,7 @@ impl Pull {
             return Ok(Who::Anonymous);
         };
         if value.len() > MAX_LENGTH {
+            tracing::info!(bytes = value.len(), most = MAX_LENGTH, "an Authorization is too long to be looked at");
             return Err(Challenge::Invalid);
         }
         let (scheme, rest) = value.to_str().ok().and_then(|text| text.split_once(' ')).ok_or(Challenge::Invalid)?;
@@ -144,7 +145,11 @@ impl Pull {
             };
         }
         match selected.or(routing.default()).filter(|repository| passes(repository)) {
-            Some(repository) => self.greet(request, door, repository).await?,
+            // Who is one of ours is no business of the upstream's, to which not everybody who logs in belongs.
+            Some(repository) => match self.is_ours(request, door).await {
+                true => drop(self.identify(request, door, None).await?),
+                false => self.greet(request, door, repository).await?,
+            },
             // Whose login it is cannot be told where some are of upstreams.
             None if routing.repositories().iter().any(passes) => {}
             None => drop(self.identify(request, door, None).await?),

@@ -22,6 +22,7 @@ use http::header::{CONTENT_TYPE, HOST};
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method, Response};
 
+pub use crate::auth::NotNow;
 pub use crate::cache::Mapping;
 pub use admission::Manager;
 pub use error::Refusal;

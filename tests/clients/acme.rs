@@ -4,6 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::pebble::{Looks, Pebble};
 use crate::support::{Authority, Certificate, Larder, eventually, get, https};
@@ -142,6 +143,114 @@ async fn an_authority_may_want_an_account_that_it_knows() {
     std::fs::write(&file, format!("{KEY}\n")).expect("written");
     is_shown(&larder, &root, NAME).await;
     assert!(!larder.log().contains(KEY));
+}
+
+#[tokio::test]
+async fn a_certificate_that_the_disk_does_not_take_is_shown_and_written_later() {
+    let mut pebble = Pebble::new();
+    let larder = Larder::start(acme(&pebble, &[NAME], "")).await;
+    eventually("the failure is told", async || larder.log().contains("no certificate could be got")).await;
+    let kept = larder.dir().join("acme");
+    let folder = std::fs::read_dir(&kept).expect("a folder").next().expect("of the server").expect("readable").path();
+    let in_the_way = folder.join(format!("{NAME}.pem.new"));
+    std::fs::create_dir_all(in_the_way.join("x")).expect("made");
+    pebble.start(Looks::at(larder.door("registry"))).await;
+    let root = pebble.root().await;
+    larder.signal("HUP");
+    is_shown(&larder, &root, NAME).await;
+    let first = shown(&larder, &root, NAME).await;
+    eventually("it is told", async || larder.log().contains("cannot be kept on disk")).await;
+    std::fs::remove_dir_all(&in_the_way).expect("removed");
+    larder.signal("HUP");
+    eventually("it is written", async || folder.join(format!("{NAME}.pem")).exists()).await;
+    assert_eq!(shown(&larder, &root, NAME).await, first);
+    assert_eq!(larder.log().matches("got a certificate").count(), 1, "none is ordered again");
+
+    // Where nothing can be written at all, nothing is ordered.
+    std::fs::remove_dir_all(&kept).expect("removed");
+    std::fs::write(&kept, "in the way").expect("written");
+    let told = larder.log().matches("no certificate could be got").count();
+    larder.signal("HUP");
+    eventually("it is told", async || larder.log().matches("no certificate could be got").count() > told).await;
+    assert_eq!(larder.log().matches("got a certificate").count(), 1);
+    assert!(larder.log().contains(&kept.display().to_string()), "with the place");
+}
+
+#[tokio::test]
+async fn a_hook_that_hangs_is_given_up_for_another_configuration_and_at_the_end() {
+    let mut pebble = Pebble::new();
+    let made = TempDir::new().expect("a directory");
+    let hook = made.path().join("hook");
+    let calls = made.path().join("calls");
+    let text = format!("#!/bin/sh\necho \"$1 $2\" >>{}\n[ $1 = cleanup ] || exec sleep 600\n", calls.display());
+    std::fs::write(&hook, text).expect("written");
+    std::fs::set_permissions(&hook, std::fs::Permissions::from_mode(0o755)).expect("made executable");
+    let by_dns = format!("challenge = \"dns-01\"\ndns_hook = [{hook:?}]");
+    let mut larder = Larder::start(acme(&pebble, &[NAME], &by_dns)).await;
+    eventually("the failure is told", async || larder.log().contains("no certificate could be got")).await;
+    pebble.start(Looks::at(larder.door("registry"))).await;
+    let root = pebble.root().await;
+    let called = || std::fs::read_to_string(&calls).unwrap_or_default();
+    larder.signal("HUP");
+    eventually("the hook runs", async || called() == format!("present {NAME}\n")).await;
+    larder.write_config(acme(&pebble, &[NAME], ""));
+    is_shown(&larder, &root, NAME).await;
+    assert_eq!(called(), format!("present {NAME}\ncleanup {NAME}\n"));
+
+    larder.write_config(acme(&pebble, &[NAME, "other.larder.test"], &by_dns));
+    eventually("the hook runs again", async || called().lines().count() == 3).await;
+    assert_eq!(larder.stop().await.code, Some(0));
+    assert_eq!(called().lines().last(), Some(&*format!("cleanup {NAME}")));
+}
+
+#[tokio::test]
+async fn an_acme_server_that_makes_no_sense_is_told_in_one_line() {
+    let hostile = "bad\\n2026-01-01 INFO larder::access: request FORGED\\u001b[31m";
+    for (answer, told) in [
+        (
+            "HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\n\r\n".to_owned(),
+            "answered 302 Found",
+        ),
+        ("HTTP/1.1 500 Oops\r\ncontent-length: 0\r\n\r\n".to_owned(), "answered 500"),
+        ("HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n<ht>".to_owned(), "its answer is not what the protocol says"),
+        (format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n\"{hostile}\"", hostile.len() + 2), "FORGED"),
+    ] {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("an address");
+        let address = listener.local_addr().expect("an address");
+        let serving = tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut head = [0; 4096];
+                let _ = stream.read(&mut head).await;
+                let _ = stream.write_all(answer.as_bytes()).await;
+            }
+        });
+        let directory = format!("directory = \"http://{address}/dir\"\n");
+        let text = Larder::builder().config(format!("[server.tls.acme]\ndomains = \"{NAME}\"\n{directory}"));
+        let larder = text.env("LARDER_LOGGING__FORMAT", "json").start().await;
+        eventually("it is told", async || larder.log().contains("no certificate could be got")).await;
+        let log = larder.log();
+        let line = log.lines().find(|line| line.contains("no certificate could be got")).expect("a line");
+        assert!(line.contains(told), "{line}");
+        let record: serde_json::Value = serde_json::from_str(line).expect("JSON");
+        let error = record["fields"]["error"].as_str().expect("an error");
+        assert!(!error.contains(|c: char| c.is_control()), "{error:?}");
+        serving.abort();
+    }
+}
+
+#[tokio::test]
+async fn silent_connections_do_not_keep_an_acme_server_out() {
+    let mut pebble = Pebble::new();
+    let larder = Larder::start(acme(&pebble, &[NAME], "challenge = \"http-01\"\nhttp_listen = \"127.0.0.1:0\"")).await;
+    eventually("the failure is told", async || larder.log().contains("no certificate could be got")).await;
+    pebble.start(Looks::at(larder.door("acme"))).await;
+    let root = pebble.root().await;
+    let mut silent = Vec::new();
+    for _ in 0..300 {
+        silent.push(tokio::net::TcpStream::connect(larder.door("acme")).await.expect("connected"));
+    }
+    larder.signal("HUP");
+    is_shown(&larder, &root, NAME).await;
 }
 
 #[tokio::test]
