@@ -58,6 +58,14 @@ impl Containerd {
         hosts.to_str().expect("temporary paths are UTF-8").to_owned()
     }
 
+    /// Adds an `Authorization` to what is asked of the mirror of a hosts directory.
+    pub fn set_authorization(&self, hosts_directory: &str, address: &str, authorization: &str) {
+        let file = Path::new(hosts_directory).join("docker.io/hosts.toml");
+        let text = fs::read_to_string(&file).expect("there is a hosts.toml");
+        let header = format!("{text}[host.\"https://{address}\".header]\nauthorization = \"{authorization}\"\n");
+        fs::write(&file, header).expect("hosts.toml is written");
+    }
+
     /// As `pull`, with `user:password`.
     pub async fn pull_as(&self, reference: &str, hosts_directory: &str, credentials: &str) -> Result<(), Failure> {
         let options = ["images", "pull", "--snapshotter", "native", "--hosts-dir", hosts_directory];

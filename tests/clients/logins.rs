@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use jsonwebtoken::Algorithm;
 use serde_json::json;
 use tempfile::TempDir;
@@ -241,6 +243,16 @@ async fn containerd_pulls_over_tls_with_a_token() {
     assert!(containerd.pull_as(BUSYBOX, &hosts, &format!("ci:{}", all.late_token())).await.is_err());
     containerd.pull_as(BUSYBOX, &hosts, &format!("ci:{}", all.token())).await.unwrap();
     containerd.remove(BUSYBOX).await.unwrap();
+    // As it stands in the file of a node, for all who pull there.
+    for (name, authorization) in [
+        ("basic", format!("Basic {}", BASE64_STANDARD.encode("bob:secret"))),
+        ("bearer", format!("Bearer {}", all.token())),
+    ] {
+        let hosts = containerd.tls_hosts_directory(name, &scene.address(), &all.ours.file(), None);
+        containerd.set_authorization(&hosts, &scene.address(), &authorization);
+        containerd.pull(BUSYBOX, &hosts).await.unwrap();
+        containerd.remove(BUSYBOX).await.unwrap();
+    }
     let late = Some((&*all.expired.certificate, &*all.expired.key));
     let hosts = containerd.tls_hosts_directory("late", &scene.address(), &all.ours.file(), late);
     assert!(containerd.pull(BUSYBOX, &hosts).await.is_err());
