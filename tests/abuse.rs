@@ -176,7 +176,7 @@ async fn a_connection_has_so_many_streams_and_none_more() {
     assert!(answered <= 100, "{answered} at once");
     serves(&larder, &image).await;
     let grown = larder.resident_memory().peak.saturating_sub(before);
-    assert!(grown < 64 * MIB, "{grown} bytes more");
+    assert!(grown < 24 * MIB, "{grown} bytes more");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -19,6 +19,8 @@ use crate::store::{Body, Mapping, Stored};
 
 /// Most bytes read, and so buffered, at a time for one reader.
 const WINDOW: u64 = 256 * 1024;
+/// And to begin with: who never takes anything holds no more than the first two.
+const FIRST_WINDOW: u64 = 32 * 1024;
 /// Bytes of a mapped object handed on at a time; they are pages of the system's cache, not buffers.
 const FRAME: u64 = 1 << 20;
 
@@ -103,7 +105,8 @@ impl Content {
         may_read_unverified: bool,
     ) -> impl Stream<Item = Result<Bytes, Failure>> + Send + 'static {
         let reading = Reading { attempt: None, end, size, may_read_unverified };
-        let reader = Reader { content: self, start, at: start, reading, last_file: None, direct: None };
+        let reader =
+            Reader { content: self, start, at: start, window: FIRST_WINDOW, reading, last_file: None, direct: None };
         stream::try_unfold(reader, |mut reader| async move {
             let bytes = reader.next().await?;
             Ok((!bytes.is_empty()).then_some((bytes, reader)))
@@ -115,6 +118,8 @@ struct Reader {
     content: Content,
     start: u64,
     at: u64,
+    /// Most bytes of the next read.
+    window: u64,
     reading: Reading,
     /// What was read of last.
     last_file: Option<Arc<File>>,
@@ -161,7 +166,8 @@ impl Reader {
             },
             Content::Uncached { aside, .. } => return self.go_aside(aside).await,
         };
-        let until = until.min(self.reading.end.unwrap_or(u64::MAX)).min(self.at + WINDOW);
+        let until = until.min(self.reading.end.unwrap_or(u64::MAX)).min(self.at + self.window);
+        self.window = (2 * self.window).min(WINDOW);
         let (at, length) = (self.at, until.saturating_sub(self.at));
         if length == 0 && self.reading.end.is_some() {
             return Err(Failure::new(FailureKind::Storage, "the object ended before its stated size"));

@@ -28,7 +28,7 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Most bytes of a request's head.
 const MAX_HEAD: usize = 64 * 1024;
 /// Most requests at once on one HTTP/2 connection: as many as clients may count on (RFC 9113, section 6.5.2). Of
-/// each answer up to twice 256 KiB are in memory while the client has no room for them.
+/// each answer about 100 KiB are in memory while the client takes none of it.
 const MAX_STREAMS: u32 = 100;
 /// How long to wait after the system had no socket to give.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
