@@ -197,6 +197,8 @@ async fn dockers_mirror_may_want_certificates() {
     trust(&certs_d, Some(&all.ours), Some(&all.ci));
     dockerd.pull("busybox:1.36").await.unwrap();
     assert_eq!(dockerd.run("busybox:1.36", &["cat", "/etc/larder"]).await.unwrap(), "amd64");
+    dockerd.remove("busybox:1.36").await.unwrap();
+    assert_eq!(dockerd.build("busybox:1.36", "/etc/larder").await.unwrap(), "amd64", "BuildKit does so, too");
 }
 
 #[tokio::test]
