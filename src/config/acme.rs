@@ -154,3 +154,17 @@ fn domain(text: &str, may_be_wildcard: bool) -> Result<String, String> {
     };
     Ok(if name.is_some() { format!("*.{host}") } else { host })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_read_in_both_kinds_of_base64() {
+        let key = |text: &str| ExternalAccount { key_id: "x".to_owned(), hmac_key: Secret::new(text) }.key();
+        assert_eq!(key("-_-_"), Some(vec![0xfb, 0xff, 0xbf]));
+        assert_eq!(key("+/+/"), Some(vec![0xfb, 0xff, 0xbf]));
+        assert_eq!(key("AQ=="), Some(vec![1]));
+        assert_eq!((key(""), key("no key")), (None, None));
+    }
+}
