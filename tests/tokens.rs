@@ -385,6 +385,29 @@ async fn what_is_ours_to_judge_goes_to_no_upstream() {
     }
     assert_eq!(bearer(&base, &good).await.status, 200);
     assert_eq!(theirs.requests().len(), 0, "{:?}", theirs.requests());
+    // Nor when it pulls from there: to the upstream it is nobody.
+    let theirs_tag = larder.manifest_url("up/team/app", "1");
+    assert_eq!(password(&theirs_tag, "ci", &good).await.status, 200);
+    assert_eq!(bearer(&theirs_tag, &good).await.status, 200);
+    let asked = theirs.requests();
+    assert!(
+        !asked.is_empty() && asked.iter().all(|request| !request.headers.contains_key("authorization")),
+        "{asked:?}"
+    );
+    // Who has to wait for too many wrong passwords is still ours to tell.
+    let before = theirs.requests().len();
+    let mut told = 0;
+    while told != 429 {
+        told = password(&base, "eve", &forged(&json!({}), &json!({"iss": issuer.url(), "n": told}), b"x")).await.status;
+        assert!(told == 401 || told == 429);
+    }
+    assert_eq!(password(&base, "bob", "secret").await.status, 200, "he is known");
+    let reads = || larder.log().matches("the configuration was read again").count();
+    let (hash, read) = (&hash, reads());
+    std::fs::write(dir.path().join("htpasswd"), format!("bob:{hash}\nann:{hash}\n")).expect("written");
+    eventually("ann is a user", async || reads() > read).await;
+    assert_eq!(password(&base, "ann", "secret").await.status, 429);
+    assert_eq!(theirs.requests().len(), before);
     // Who is not ours is the upstream's.
     assert_eq!(password(&base, "eve", "hers").await.status, 200);
     assert!(!theirs.requests().is_empty());

@@ -93,23 +93,24 @@ impl Logins {
         if let Says::Known(issuer) = says {
             return Ok(self.bearer(address, token, issuer).await?.map(Known::Bearer));
         }
-        if let Says::Unknown(issuer) = &says {
-            let issuer = one_line(issuer);
-            tracing::info!(client = %address, issuer, "a token is not taken: its issuer is none of those in [auth.oidc]");
-        }
-        match (shown, &self.passwords) {
+        let known = match (shown, &self.passwords) {
             (Credential::Password { user, password }, Some(passwords)) => {
                 let is_right = passwords.are_right(address, user, password).await?;
-                Ok(is_right.then(|| Known::User(user.into())))
+                is_right.then(|| Known::User(user.into()))
             }
             // A token of another issuer is no guess.
-            _ if matches!(says, Says::Unknown(_)) => Ok(None),
+            _ if matches!(says, Says::Unknown(_)) => None,
             _ => {
                 self.guesses.may_guess(address)?;
                 self.guesses.guessed(address);
-                Ok(None)
+                None
             }
+        };
+        if let (None, Says::Unknown(issuer)) = (&known, &says) {
+            let issuer = one_line(issuer);
+            tracing::info!(client = %address, issuer, "a token is not taken: its issuer is none of those in [auth.oidc]");
         }
+        Ok(known)
     }
 
     async fn bearer(&self, address: IpAddr, token: &str, issuer: &Arc<Issuer>) -> Result<Option<Arc<Claims>>, NotNow> {

@@ -53,6 +53,17 @@ impl Door {
         self.live.logins.is_some()
     }
 
+    /// Whether a client shows what says that it is a token of an issuer of ours.
+    fn is_own_token(&self, who: &Who) -> bool {
+        let token = match who {
+            Who::Login(login) => Some(login.password.reveal()),
+            Who::Header(value) => bearer(value),
+            Who::Anonymous | Who::Larder => None,
+        };
+        let logins = self.live.logins.as_ref();
+        token.zip(logins).is_some_and(|(token, logins)| logins.knows_issuer_of(token))
+    }
+
     /// As who a client is that does not log in.
     pub fn stranger(&self) -> Identity {
         let certificate = self.client.certificate.clone();
@@ -119,6 +130,13 @@ impl Pull {
         }
     }
 
+    /// As whom an upstream is asked where the client's own credentials decide. A token of an issuer of ours is
+    /// for us; whoever else got it could come here with it.
+    pub(super) fn upstream_sees(&self, request: &Parts, door: &Door) -> Result<Who, Challenge> {
+        let who = self.client(&request.headers)?;
+        Ok(if door.is_own_token(&who) { Who::Anonymous } else { who })
+    }
+
     /// Whether what a client shows is for us to judge and nobody else: a token of an issuer of ours, or the name
     /// and password of a user.
     pub(super) async fn is_ours(&self, request: &Parts, door: &Door) -> bool {
@@ -126,14 +144,13 @@ impl Pull {
             return false;
         };
         match &who {
-            Who::Login(login) => {
-                let (user, password) = (login.username.as_str(), login.password.reveal());
-                logins.knows_issuer_of(password)
-                    || logins.has_user(user)
-                        && self.login(logins, door.stranger().address, &request.headers).await.is_ok()
+            who if door.is_own_token(who) => true,
+            // What cannot be looked at now may be right.
+            Who::Login(login) if logins.has_user(&login.username) => {
+                let known = self.login(logins, door.stranger().address, &request.headers).await;
+                !matches!(known, Err(Wrong::Invalid))
             }
-            Who::Header(value) => bearer(value).is_some_and(|token| logins.knows_issuer_of(token)),
-            Who::Anonymous | Who::Larder => false,
+            _ => false,
         }
     }
 

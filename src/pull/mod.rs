@@ -217,7 +217,7 @@ impl Pull {
         let passes = target.repository.config.client_consent.is_some();
         observation.admitted(&self.admit(request, &door, &target.repository, &path).await?);
         if passes {
-            let client = self.client(&request.headers);
+            let client = self.upstream_sees(request, &door);
             target.who = client.map_err(|why| self.challenge(request, &door, why, Some(&path)))?;
         }
         let answer = match object {
