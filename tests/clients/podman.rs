@@ -25,22 +25,20 @@ impl Podman {
 
     /// Pulls `HOST/NAME:TAG` over plain HTTP with `user:password`, if any.
     pub async fn pull_as(&self, reference: &str, credentials: Option<&str>) -> Result<(), Failure> {
-        let policy = self.storage.file("policy.json");
-        let credentials = credentials.map(|pair| ["--creds", pair]);
-        let options = ["pull", "--quiet", "--tls-verify=false", "--signature-policy", &policy].into_iter();
-        let arguments: Vec<_> = options.chain(credentials.into_iter().flatten()).chain([reference]).collect();
-        self.podman(&arguments).await.map(drop)
+        self.pull_with(&["--tls-verify=false"], reference, credentials).await
     }
 
-    /// Pulls `HOST/NAME:TAG` over TLS, with the authority and perhaps the certificate of a directory, and
-    /// `user:password`, if any.
+    /// As `pull_as` over TLS, with the authority and perhaps the certificate of a directory.
     pub async fn pull_by_tls(&self, reference: &str, trust: &Path, credentials: Option<&str>) -> Result<(), Failure> {
-        let policy = self.storage.file("policy.json");
         let trust = trust.to_str().expect("temporary paths are UTF-8");
-        let credentials = credentials.map(|pair| ["--creds", pair]);
-        let options = ["pull", "--quiet", "--cert-dir", trust, "--signature-policy", &policy].into_iter();
-        let arguments: Vec<_> = options.chain(credentials.into_iter().flatten()).chain([reference]).collect();
-        self.podman(&arguments).await.map(drop)
+        self.pull_with(&["--cert-dir", trust], reference, credentials).await
+    }
+
+    async fn pull_with(&self, tls: &[&str], reference: &str, credentials: Option<&str>) -> Result<(), Failure> {
+        let policy = self.storage.file("policy.json");
+        let credentials: Vec<_> = credentials.iter().flat_map(|&pair| ["--creds", pair]).collect();
+        let options = ["pull", "--quiet", "--signature-policy", &policy];
+        self.podman(&[&options, tls, &credentials, &[reference]].concat()).await.map(drop)
     }
 
     /// Pulls `docker.io/…`; returns the image's id.

@@ -32,23 +32,20 @@ impl Skopeo {
 
     /// Copies `HOST/NAME:TAG` with `user:password`, if any, into a directory that is removed at once.
     pub async fn copy_as(&self, reference: &str, credentials: Option<&str>) -> Result<(), Failure> {
-        let copy = TempDir::new_in(self.storage.path()).expect("a temporary directory");
-        let (from, to) = (format!("docker://{reference}"), format!("dir:{}", copy.path().display()));
-        let credentials = credentials.map(|pair| ["--src-creds", pair]);
-        let options = ["copy", "--src-tls-verify=false"].into_iter().chain(credentials.into_iter().flatten());
-        let arguments: Vec<_> = options.chain([from.as_str(), to.as_str()]).collect();
-        self.skopeo(&arguments).await.map(drop)
+        self.copy_with(&["--src-tls-verify=false"], reference, credentials).await
     }
 
     /// As `copy_as` over TLS, with the authority and perhaps the certificate of a directory.
     pub async fn copy_by_tls(&self, reference: &str, trust: &Path, credentials: Option<&str>) -> Result<(), Failure> {
+        let trust = trust.to_str().expect("temporary paths are UTF-8");
+        self.copy_with(&["--src-cert-dir", trust], reference, credentials).await
+    }
+
+    async fn copy_with(&self, tls: &[&str], reference: &str, credentials: Option<&str>) -> Result<(), Failure> {
         let copy = TempDir::new_in(self.storage.path()).expect("a temporary directory");
         let (from, to) = (format!("docker://{reference}"), format!("dir:{}", copy.path().display()));
-        let trust = trust.to_str().expect("temporary paths are UTF-8");
-        let credentials = credentials.map(|pair| ["--src-creds", pair]);
-        let options = ["copy", "--src-cert-dir", trust].into_iter().chain(credentials.into_iter().flatten());
-        let arguments: Vec<_> = options.chain([from.as_str(), to.as_str()]).collect();
-        self.skopeo(&arguments).await.map(drop)
+        let credentials: Vec<_> = credentials.iter().flat_map(|&pair| ["--src-creds", pair]).collect();
+        self.skopeo(&[&["copy"], tls, &credentials, &[&from, &to]].concat()).await.map(drop)
     }
 
     /// Copies from any place, such as `oci:DIRECTORY:TAG`, to `HOST/NAME:TAG`, byte for byte.
