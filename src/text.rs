@@ -3,13 +3,17 @@
 /// Most characters of such a text.
 const MOST: usize = 500;
 
+/// The text without control characters.
+pub fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
 /// The text as one line without control characters; of a long one the end, where the reason mostly is.
 pub fn one_line(text: &str) -> String {
     let text = text.trim();
     let skipped = text.chars().count().saturating_sub(MOST);
     let mark = if skipped > 0 { "…" } else { "" };
-    let shown = text.chars().skip(skipped).map(|c| if c.is_control() { ' ' } else { c });
-    mark.chars().chain(shown).collect()
+    mark.to_owned() + &printable(&text.chars().skip(skipped).collect::<String>())
 }
 
 #[cfg(test)]

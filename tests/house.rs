@@ -17,7 +17,7 @@ const ROOMS: [(&str, &[&str]); 20] = [
     ("web", &["config"]),
     ("acme", &["config", "files", "program", "telemetry", "text", "web", "x509"]),
     ("auth", &["config", "fingerprint", "text", "web", "x509"]),
-    ("config", &["oci", "telemetry"]),
+    ("config", &["oci", "telemetry", "text"]),
     ("telemetry", &["config"]),
     ("store", &["oci"]),
     ("index", &["files", "oci"]),
@@ -26,7 +26,7 @@ const ROOMS: [(&str, &[&str]); 20] = [
     ("pull", &["auth", "cache", "config", "failure", "index", "oci", "telemetry", "upstream", "web"]),
     ("listen", &["acme", "auth", "config", "pull"]),
     ("admin", &["cache", "failure", "index", "oci", "pull", "telemetry", "upstream"]),
-    ("cli", &["acme", "admin", "cache", "config", "listen", "pull", "telemetry", "x509"]),
+    ("cli", &["acme", "admin", "cache", "config", "listen", "pull", "telemetry", "text", "x509"]),
 ];
 
 fn sources(path: PathBuf) -> Vec<PathBuf> {

@@ -11,6 +11,7 @@ use super::CommandError;
 use super::manage::{print, print_json};
 use crate::config::convert::{self, Kind};
 use crate::config::{self, ConfigError, Sources};
+use crate::text::printable;
 
 #[derive(Debug, clap::Args)]
 pub struct Config {
@@ -124,7 +125,7 @@ fn convert(arguments: &Convert) -> Result<(), CommandError> {
         Some(file) => write_new(file, &converted.toml)?,
     }
     for warning in &converted.warnings {
-        eprintln!("larder: {}", config::printable(warning));
+        eprintln!("larder: {}", printable(warning));
     }
     Ok(())
 }

@@ -3,6 +3,8 @@
 use toml::Value;
 use toml_writer::{TomlKeyBuilder, TomlWrite};
 
+use crate::text::printable;
+
 /// Column of the comments behind values.
 const COMMENTS: usize = 42;
 
@@ -55,11 +57,6 @@ impl Document {
     pub fn into_text(self) -> String {
         self.text
     }
-}
-
-/// Comments in TOML hold no control characters.
-pub fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 /// The keys that users choose are in quotes, as everybody writes them.

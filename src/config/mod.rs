@@ -32,7 +32,6 @@ use std::time::Duration;
 pub use acme::{Acme, AcmeChallenge, ExternalAccount, Hook};
 pub use auth::{Allow, Auth, Htpasswd};
 pub use credentials::{Credentials, Helper, Login};
-pub use document::printable;
 pub use error::ConfigError;
 pub use oidc::{ClaimRule, Issuer, Keys};
 pub use proxy::{Proxies, Proxy};
