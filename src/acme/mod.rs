@@ -29,6 +29,8 @@ use kept::{Files, Kept};
 
 /// After a failure; doubled with each more.
 const FIRST_PAUSE: Duration = Duration::from_secs(30);
+/// The same where the server was not even reached, which costs nothing there: it may be starting, as we are.
+const FIRST_UNREACHED: Duration = Duration::from_secs(2);
 const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
 /// The clock is looked at this often: it may be set, and machines sleep.
 const LOOK: Duration = Duration::from_secs(3600);
@@ -158,7 +160,8 @@ impl Certificates {
                     continue;
                 }
                 Err(error) => {
-                    let pause = (FIRST_PAUSE * 2_u32.saturating_pow(failures)).min(LONGEST_PAUSE);
+                    let first = if error.is_unreached() { FIRST_UNREACHED } else { FIRST_PAUSE };
+                    let pause = (first * 2_u32.saturating_pow(failures)).min(LONGEST_PAUSE);
                     failures += 1;
                     let (error, domains) = (one_line(&error.to_string()), acme.domains.join(", "));
                     let seconds = pause.as_secs();

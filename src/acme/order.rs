@@ -48,6 +48,16 @@ pub enum AcmeError {
     Interrupted,
 }
 
+impl AcmeError {
+    /// Whether the server knows nothing of the try.
+    pub fn is_unreached(&self) -> bool {
+        let Self::Server { error: Error::Other(cause), .. } = self else {
+            return false;
+        };
+        matches!(cause.downcast_ref(), Some(WebError::Network(_)))
+    }
+}
+
 fn explained(error: &Error) -> String {
     match error {
         Error::Json(error) => format!("its answer is not what the protocol says ({error})"),
