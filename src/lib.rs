@@ -16,6 +16,7 @@
 pub mod acme;
 pub mod admin;
 pub mod auth;
+mod ca;
 pub mod cache;
 mod cli;
 pub mod config;
@@ -30,6 +31,7 @@ pub mod pull;
 pub mod store;
 pub mod telemetry;
 mod text;
+mod tunnel;
 pub mod upstream;
 mod web;
 mod x509;

@@ -16,6 +16,10 @@ pub struct Certificate {
     pub domains: Vec<String>,
     /// Alternative names that are mail addresses or URIs.
     pub others: Vec<String>,
+    /// Whether it may sign others.
+    pub is_authority: bool,
+    /// Its key (SubjectPublicKeyInfo), in DER form.
+    pub public_key: Vec<u8>,
     pub from: SystemTime,
     pub until: SystemTime,
 }
@@ -40,6 +44,8 @@ impl Certificate {
             organisations: subject.iter_organization().filter_map(text).collect(),
             domains,
             others,
+            is_authority: certificate.is_ca(),
+            public_key: certificate.public_key().raw.to_vec(),
             from: time(validity.not_before),
             until: time(validity.not_after),
         })

@@ -17,6 +17,7 @@ mod never_wrong;
 mod on_the_way;
 mod one_transfer;
 mod outage;
+mod proxied;
 mod ranges;
 mod rate_limits;
 mod reload;

@@ -1,5 +1,6 @@
 //! The command line.
 
+mod ca;
 mod config;
 mod instance;
 mod manage;
@@ -44,6 +45,8 @@ enum Command {
     Unpin(manage::Pin),
     /// Read every stored byte and compare it with its digest
     Verify(manage::Verify),
+    /// Print the certificate that clients of the proxy door have to trust, and how they come to do so
+    Ca(ca::Ca),
     /// Check, show or convert a configuration
     Config(config::Config),
 }
@@ -83,6 +86,7 @@ pub fn run() -> ExitCode {
         Command::Pin(pin) => finish(async move { manage::pin(&files, &pin, true).await }),
         Command::Unpin(pin) => finish(async move { manage::pin(&files, &pin, false).await }),
         Command::Verify(verify) => finish(async move { manage::verify(&files, &verify).await }),
+        Command::Ca(arguments) => finish(async move { ca::run(&files, &arguments) }),
         Command::Config(config) => finish(async move { config::run(&files, &config) }),
     }
 }

@@ -146,6 +146,10 @@ pub fn count_certificates(config: &Config, metrics: &Metrics) {
     }
 }
 
+fn listens(config: &Config) -> Option<&[std::net::SocketAddr]> {
+    config.proxy.as_ref().map(|door| door.listen.as_slice())
+}
+
 /// The changed keys that belong to open sockets and files.
 fn needs_restart(before: &Config, after: &Config) -> Vec<&'static str> {
     let changes = [
@@ -157,6 +161,8 @@ fn needs_restart(before: &Config, after: &Config) -> Vec<&'static str> {
         ),
         ("admin.listen", before.admin.listen != after.admin.listen),
         ("cache.dir", before.cache.dir != after.cache.dir),
+        ("proxy.listen", listens(before) != listens(after)),
+        ("proxy.ca_dir", before.proxy.as_ref().zip(after.proxy.as_ref()).is_some_and(|(a, b)| a.ca_dir != b.ca_dir)),
         ("logging.file", before.logging.file != after.logging.file),
         ("logging.format", before.logging.format != after.logging.format),
     ];

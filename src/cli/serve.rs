@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 use super::WRONG_CONFIGURATION;
 use super::reload::{Reached, Reload, count_certificates};
 use crate::acme::{Certificates, Occasion};
+use crate::ca::Ca;
 use crate::cache::Cache;
 use crate::config::{self, Config, Loaded, Sources, Watch};
 use crate::listen::Tls;
@@ -82,6 +83,14 @@ async fn serve(config: Config, pull: Arc<Pull>, files: Files, log: LogLevel) -> 
     count_certificates(&config, pull.metrics());
     certificates.apply(certificates.prepare(wanted).await?, Occasion::Change).await;
     let tls = Tls::new(config.server.tls.as_ref(), certificates.shown())?;
+    let ca = match config.proxy.as_ref().map(|door| door.ca_dir.clone()) {
+        Some(dir) => Some(Arc::new(tokio::task::spawn_blocking(move || Ca::open(&dir)).await??)),
+        None => None,
+    };
+    let proxy = match &config.proxy {
+        Some(door) => listen::bind("proxy", &door.listen).await?,
+        None => Vec::new(),
+    };
     let registry = listen::bind("registry", &config.server.listen).await?;
     let admin = listen::bind("admin", &config.admin.listen).await?;
     tracing::info!(
@@ -92,8 +101,7 @@ async fn serve(config: Config, pull: Arc<Pull>, files: Files, log: LogLevel) -> 
     );
 
     let (stop, stopped) = channel::channel(None);
-    let permits = config.server.max_connections.map(|limit| Arc::new(Semaphore::new(limit)));
-    let crowd = listen::Crowd::new(config.server.max_connections_per_address);
+    let (permits, crowd) = limits(&config.server);
     let space = tokio::spawn(pull.cache().clone().look_after_space());
     let current = Arc::new(Mutex::new(config));
     let Files { sources, begun_with, watch } = files;
@@ -103,14 +111,15 @@ async fn serve(config: Config, pull: Arc<Pull>, files: Files, log: LogLevel) -> 
     let reloading = tokio::spawn(reload.run(watch, hangups));
     let mut doors = JoinSet::new();
     for listener in registry {
-        doors.spawn(listen::serve(
-            listener,
-            pull.clone(),
-            permits.clone(),
-            crowd.clone(),
-            tls.clone(),
-            stopped.clone(),
-        ));
+        let door = listen::Door::Registry(tls.clone());
+        doors.spawn(listen::serve(listener, door, pull.clone(), permits.clone(), crowd.clone(), stopped.clone()));
+    }
+    if let Some(ca) = ca {
+        let (permits, crowd) = limits(&current.lock().unwrap_or_else(PoisonError::into_inner).server);
+        for listener in proxy {
+            let door = listen::Door::Proxy(ca.clone());
+            doors.spawn(listen::serve(listener, door, pull.clone(), permits.clone(), crowd.clone(), stopped.clone()));
+        }
     }
     for listener in admin {
         doors.spawn(admin::run(listener, pull.clone(), stopped.clone()));
@@ -131,4 +140,10 @@ async fn serve(config: Config, pull: Arc<Pull>, files: Files, log: LogLevel) -> 
     space.abort();
     pull.cache().close().await;
     Ok(())
+}
+
+/// How many connections a door takes, together and from each address.
+fn limits(server: &config::Server) -> (Option<Arc<Semaphore>>, Arc<listen::Crowd>) {
+    let permits = server.max_connections.map(|limit| Arc::new(Semaphore::new(limit)));
+    (permits, listen::Crowd::new(server.max_connections_per_address))
 }

@@ -10,9 +10,11 @@ mod credentials;
 mod de;
 mod document;
 mod error;
+mod host;
 mod oidc;
 mod pem;
 mod proxy;
+mod proxy_door;
 mod raw;
 mod repository;
 mod secret;
@@ -33,10 +35,12 @@ pub use acme::{Acme, AcmeChallenge, ExternalAccount, Hook};
 pub use auth::{Allow, Auth, Htpasswd};
 pub use credentials::{Credentials, Helper, Login};
 pub use error::ConfigError;
+pub use host::HostPattern;
 pub use oidc::{ClaimRule, Issuer, Keys};
 pub use proxy::{Proxies, Proxy};
+pub use proxy_door::{Allowlist, Forbidden, Permission, ProxyDoor};
 pub use raw::{LogFormat, Logging, OnUpstream404, Pattern, Policy};
-pub use repository::{BY_CLIENTS, Repository, TagPolicy};
+pub use repository::{BY_CLIENTS, IN_PUBLIC, Repository, TagPolicy};
 pub use secret::Secret;
 pub use show::Effective;
 pub use tls::{ClientRoots, ServerTls};
@@ -55,6 +59,8 @@ pub struct Config {
     pub cache: Cache,
     /// In the order of the file.
     pub repositories: Vec<Repository>,
+    /// `None`: there is no proxy door.
+    pub proxy: Option<ProxyDoor>,
     pub admin: Admin,
     pub logging: Logging,
 }
@@ -89,6 +95,8 @@ pub struct Cache {
     pub policy: Policy,
     /// How long an abandoned partial download is kept to go on with.
     pub partial_ttl: Duration,
+    /// Paths of URLs that are cached too, of what comes through the proxy door.
+    pub patterns: Vec<Pattern>,
 }
 
 /// The API and the metrics.
@@ -200,7 +208,10 @@ impl Config {
         };
         let repositories = repository::check_all(&check, file.repository, &around)?;
         let default_repository = check_default(&check, file.server.default_repository, &repositories)?;
-        check_doors(&check, &file.server.listen.0, &file.admin.listen.0, tls.as_ref())?;
+        let has_patterns = !file.cache.patterns.is_empty();
+        let proxy = proxy_door::check(&check, file.proxy, file.allowlist, has_patterns, &repositories, &around)?;
+        let proxy_listen = proxy.as_ref().map(|proxy| proxy.listen.as_slice()).unwrap_or_default();
+        check_doors(&check, &file.server.listen.0, &file.admin.listen.0, proxy_listen, tls.as_ref())?;
         let managers = auth::check_managers(&file.admin.allow, &file.admin.listen.0, &around.auth);
         let managers = managers.map_err(|(key, message)| check.invalid(&["admin", key], message))?;
         if file.cache.dir.as_os_str().is_empty() {
@@ -231,8 +242,10 @@ impl Config {
                 ttl: file.cache.ttl,
                 policy: file.cache.policy,
                 partial_ttl: file.cache.partial_ttl.0,
+                patterns: file.cache.patterns,
             },
             repositories,
+            proxy,
             admin: Admin { listen: file.admin.listen.0, allow: managers },
             logging: file.logging,
         })
@@ -249,15 +262,17 @@ fn check_doors(
     check: &Check<'_>,
     registry: &[SocketAddr],
     admin: &[SocketAddr],
+    proxy: &[SocketAddr],
     tls: Option<&ServerTls>,
 ) -> Result<(), ConfigError> {
     let acme = match tls.and_then(|tls| tls.acme.as_ref()).map(|acme| &acme.challenge) {
         Some(AcmeChallenge::Http01 { listen }) => listen.as_slice(),
         _ => &[],
     };
-    let doors: [(&[&str], &[SocketAddr]); 3] = [
+    let doors: [(&[&str], &[SocketAddr]); 4] = [
         (&["server", "listen"], registry),
         (&["admin", "listen"], admin),
+        (&["proxy", "listen"], proxy),
         (&["server", "tls", "acme", "http_listen"], acme),
     ];
     let mut taken: Vec<(&SocketAddr, &[&str])> = Vec::new();

@@ -19,6 +19,9 @@ pub struct File {
     pub repository: Repositories,
     /// By host.
     pub headers: InOrder<HostHeaders>,
+    /// `None`: there is none.
+    pub proxy: Option<Proxy>,
+    pub allowlist: Allowlist,
     pub admin: Admin,
     pub logging: Logging,
 }
@@ -28,6 +31,7 @@ impl File {
     pub fn forget_files(&mut self) {
         self.server.tls = None;
         self.auth.htpasswd = None;
+        self.proxy.iter_mut().for_each(|proxy| proxy.upstream_ca_bundle = None);
         self.auth.oidc.0.iter_mut().for_each(|(_, oidc)| oidc.server_ca_bundle = None);
         for upstream in self.repository.0.iter_mut().flat_map(|(_, repository)| &mut repository.upstream) {
             if upstream.password_file.take().is_some() && upstream.password.is_empty() {
@@ -184,6 +188,7 @@ pub struct Cache {
     pub ttl: Limit,
     pub policy: Policy,
     pub partial_ttl: Span,
+    pub patterns: Vec<Pattern>,
 }
 
 /// In which order objects are evicted.
@@ -203,6 +208,7 @@ impl Default for Cache {
             ttl: Limit::Unlimited,
             policy: Policy::Lru,
             partial_ttl: Span(Duration::from_secs(24 * 3600)),
+            patterns: Vec::new(),
         }
     }
 }
@@ -357,11 +363,49 @@ impl Default for Upstream {
     }
 }
 
-/// `[headers."HOST".set]`
+/// `[headers."HOST".set]` and `.append`
 #[derive(Debug, Default, Deserialize, Serialize)]
 #[serde(default)]
 pub struct HostHeaders {
     pub set: BTreeMap<String, Secret>,
+    pub append: BTreeMap<String, Secret>,
+}
+
+/// The proxy door.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(default)]
+pub struct Proxy {
+    pub listen: Addresses,
+    pub ca_dir: PathBuf,
+    pub intercept: Vec<String>,
+    #[serde(serialize_with = "path_or_empty")]
+    #[serde(deserialize_with = "path")]
+    pub upstream_ca_bundle: Option<PathBuf>,
+    pub client_credentials: ClientCredentials,
+    pub consent_max_age: Span,
+    pub allow: Vec<String>,
+}
+
+impl Default for Proxy {
+    fn default() -> Self {
+        Self {
+            listen: Addresses(vec![SocketAddr::from(([127, 0, 0, 1], 17080))]),
+            ca_dir: PathBuf::from("./larder-ca"),
+            intercept: Vec::new(),
+            upstream_ca_bundle: None,
+            client_credentials: ClientCredentials::Pass,
+            consent_max_age: Span(Duration::from_secs(60)),
+            allow: vec!["*".to_owned()],
+        }
+    }
+}
+
+/// Where the proxy door leads.
+#[derive(Debug, Default, Deserialize, Serialize)]
+#[serde(default)]
+pub struct Allowlist {
+    pub enabled: bool,
+    pub domains: Vec<String>,
 }
 
 #[derive(Debug, Deserialize, Serialize)]

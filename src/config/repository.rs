@@ -56,13 +56,38 @@ pub struct TagPolicy {
 /// Behind the prefix of a repository whose content came in by the clients' own credentials, in
 /// [`Repository::owner`]; no prefix has a blank.
 pub const BY_CLIENTS: &str = " by clients";
+/// Behind the prefix of a repository, in [`Repository::public`].
+pub const IN_PUBLIC: &str = " in public";
 
 impl Repository {
+    /// One that the configuration does not have.
+    pub fn named_by_client(prefix: String, upstream: Upstream, client_consent: Option<Duration>) -> Self {
+        Self {
+            prefix,
+            namespaces: Vec::new(),
+            hosts: Vec::new(),
+            scopes: Vec::new(),
+            tags: TagPolicy::of(&mut raw::Repository::default()),
+            tag_rules: Vec::new(),
+            client_consent,
+            allow: vec![Allow::Anyone],
+            ttl: None,
+            pin: Vec::new(),
+            implies_library: false,
+            upstreams: vec![upstream],
+        }
+    }
+
     /// Under what name it is noted who may see an object: what clients' own credentials brought in is not
     /// shown when Larder's own are to decide, not even if it comes in just then.
     pub fn owner(&self) -> String {
         let by = if self.client_consent.is_some() { BY_CLIENTS } else { "" };
         format!("{}{by}", self.prefix)
+    }
+
+    /// Under what name it is noted what the upstreams show to everybody, without any credentials.
+    pub fn public(&self) -> String {
+        format!("{}{IN_PUBLIC}", self.prefix)
     }
 
     pub fn policy_of(&self, tag: &str) -> &TagPolicy {
@@ -72,6 +97,18 @@ impl Repository {
 }
 
 impl TagPolicy {
+    fn of(written: &mut raw::Repository) -> Self {
+        Self {
+            immutable: written.immutable_tags,
+            immutable_exclusions: std::mem::take(&mut written.immutable_tags_exclusions),
+            max_age: written.max_age.0,
+            stale_while_revalidate: written.stale_while_revalidate.0,
+            stale_if_error: written.stale_if_error,
+            on_upstream_404: written.on_upstream_404,
+            negative_max_age: written.negative_max_age.0,
+        }
+    }
+
     /// Whether `tag` is never checked again once it is cached.
     pub fn is_immutable(&self, tag: &str) -> bool {
         self.immutable && !self.immutable_exclusions.iter().any(|pattern| pattern.is_match(tag))
@@ -158,7 +195,7 @@ fn refuse_duplicates(
 fn check_one(
     check: &Check<'_>,
     prefix: String,
-    written: raw::Repository,
+    mut written: raw::Repository,
     around: &Around,
 ) -> Result<Repository, ConfigError> {
     let invalid = |key: &str, message: String| check.invalid(&["repository", &prefix, key], message);
@@ -171,13 +208,12 @@ fn check_one(
         return Err(check.invalid(&["repository", &prefix], message));
     }
     let passes = written.client_credentials == ClientCredentials::Pass;
-    let upstreams = written
-        .upstream
+    let upstreams = std::mem::take(&mut written.upstream)
         .into_iter()
         .enumerate()
         .map(|(at, upstream)| upstream::check(check, &prefix, at, upstream, passes, around))
         .collect::<Result<Vec<_>, _>>()?;
-    let OneOrMany(namespaces) = written.namespace.unwrap_or(OneOrMany(Vec::new()));
+    let OneOrMany(namespaces) = written.namespace.take().unwrap_or(OneOrMany(Vec::new()));
     if namespaces.iter().any(String::is_empty) {
         return Err(invalid("namespace", "it is empty; write namespace = [] for none".to_owned()));
     }
@@ -195,15 +231,7 @@ fn check_one(
             || namespaces.iter().any(|name| is_hub(name))
             || upstreams.iter().any(|upstream| upstream.url.origin.host_str().is_some_and(is_hub)));
 
-    let tags = TagPolicy {
-        immutable: written.immutable_tags,
-        immutable_exclusions: written.immutable_tags_exclusions,
-        max_age: written.max_age.0,
-        stale_while_revalidate: written.stale_while_revalidate.0,
-        stale_if_error: written.stale_if_error,
-        on_upstream_404: written.on_upstream_404,
-        negative_max_age: written.negative_max_age.0,
-    };
+    let tags = TagPolicy::of(&mut written);
     Ok(Repository {
         namespaces,
         hosts: written.hosts.iter().map(|host| host.to_ascii_lowercase()).collect(),

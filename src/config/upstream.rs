@@ -4,12 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
+use ipnet::IpNet;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use url::Url;
 
 use super::Check;
 use super::credentials::{self, Credentials};
 use super::error::ConfigError;
+use super::host::HostPattern;
 use super::pem;
 use super::proxy::{Proxies, Proxy};
 use super::raw;
@@ -38,6 +40,8 @@ pub struct Upstream {
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// Set on requests to certain hosts, this one and those it redirects to.
     pub host_headers: Arc<[HostHeaders]>,
+    /// Set where a client and not the configuration names it: it is public or in these networks.
+    pub confined_to: Option<Vec<IpNet>>,
 }
 
 /// Where an upstream is and which part of its names it serves.
@@ -54,6 +58,8 @@ pub struct UpstreamUrl {
 pub struct ClientTls {
     /// The only roots believed; `None`: those of the system.
     pub roots: Option<Vec<CertificateDer<'static>>>,
+    /// Roots believed beside those.
+    pub further_roots: Vec<CertificateDer<'static>>,
     /// Certificate chain and key shown to the upstream.
     pub identity: Option<Arc<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>>,
     pub insecure_skip_verify: bool,
@@ -69,31 +75,59 @@ impl std::fmt::Debug for ClientTls {
     }
 }
 
-/// Headers for a host: `[headers."HOST".set]`.
+/// Headers for a host: `[headers."HOST".set]` and `.append`. The values are marked sensitive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostHeaders {
-    /// `host`, `host:port`, `*.domain` or `*`, in lower case.
-    host: String,
-    /// The values are marked sensitive.
+    host: HostPattern,
+    /// In the place of what a request has.
     pub set: Vec<(HeaderName, HeaderValue)>,
+    /// Beside what a request has.
+    pub append: Vec<(HeaderName, HeaderValue)>,
+}
+
+impl Upstream {
+    /// One that the configuration does not have.
+    pub fn named_by_client(
+        url: UpstreamUrl,
+        tls: ClientTls,
+        proxy: Proxy,
+        host_headers: Arc<[HostHeaders]>,
+        confined_to: Option<Vec<IpNet>>,
+    ) -> Self {
+        let usual = raw::Upstream::default();
+        Self {
+            url,
+            credentials: None,
+            tls,
+            max_redirect: usual.max_redirect,
+            connect_timeout: usual.connect_timeout.0,
+            timeout: usual.timeout.0,
+            parallel: usize::from(usual.parallel),
+            max_connections: usual.max_connections as usize,
+            token_realms: Vec::new(),
+            redirect_hosts: Vec::new(),
+            proxy,
+            headers: Vec::new(),
+            host_headers,
+            confined_to,
+        }
+    }
 }
 
 impl HostHeaders {
     /// Whether they are for the host of this address.
     pub fn concern(&self, url: &Url) -> bool {
-        let Some(host) = url.host_str() else {
-            return false;
-        };
-        let (pattern, port) = match self.host.rsplit_once(':') {
-            Some((pattern, port)) if !port.ends_with(']') => (pattern, Some(port)),
-            _ => (self.host.as_str(), None),
-        };
-        let is_port = port.is_none_or(|port| url.port_or_known_default().is_some_and(|is| is.to_string() == port));
-        let is_host = match pattern.strip_prefix('*') {
-            Some(rest) => host.ends_with(rest),
-            None => host == pattern,
-        };
-        is_host && is_port
+        url.host_str().is_some_and(|host| self.host.matches(host, url.port_or_known_default()))
+    }
+
+    /// The pattern of their hosts.
+    pub fn host(&self) -> &HostPattern {
+        &self.host
+    }
+
+    /// Whether they tell who asks.
+    pub fn say_who(&self) -> bool {
+        self.set.iter().chain(&self.append).any(|(name, _)| says_who(name))
     }
 }
 
@@ -111,17 +145,13 @@ pub fn check_host_headers(
     written: raw::InOrder<raw::HostHeaders>,
 ) -> Result<Arc<[HostHeaders]>, ConfigError> {
     let checked = written.0.into_iter().map(|(host, headers)| {
-        let is_character = |c: char| c.is_ascii_alphanumeric() || ".-_:[]".contains(c);
-        let rest = host.strip_prefix('*').unwrap_or(&host);
-        if host.is_empty()
-            || !rest.chars().all(is_character)
-            || (host.starts_with('*') && !rest.is_empty() && !rest.starts_with('.'))
-        {
-            let message = "a key of [headers] is a host such as ghcr.io, ghcr.io:443, *.example.com, or *";
-            return Err(check.invalid(&["headers", &host], message));
-        }
-        let set = check_headers(&headers.set).map_err(|message| check.invalid(&["headers", &host, "set"], message))?;
-        Ok(HostHeaders { host: host.to_ascii_lowercase(), set })
+        let message = "a key of [headers] is a host such as ghcr.io, ghcr.io:443, *.example.com, or *";
+        let pattern = HostPattern::parse(&host).map_err(|_| check.invalid(&["headers", &host], message))?;
+        let values = |key: &str, written| {
+            check_headers(written).map_err(|message| check.invalid(&["headers", &host, key], message))
+        };
+        let (set, append) = (values("set", &headers.set)?, values("append", &headers.append)?);
+        Ok(HostHeaders { host: pattern, set, append })
     });
     checked.collect()
 }
@@ -199,6 +229,7 @@ pub fn check(
         proxy,
         headers,
         host_headers: around.host_headers.clone(),
+        confined_to: None,
     })
 }
 
@@ -218,9 +249,7 @@ fn refuse_own_identity(written: &raw::Upstream, origin: &Url, around: &Around) -
     if names.any(|name| says_who(&name)) {
         return Err(("headers", why("Authorization or Cookie of the configuration")));
     }
-    let mut ours =
-        around.host_headers.iter().filter(|headers| headers.concern(origin)).flat_map(|headers| &headers.set);
-    if ours.any(|(name, _)| says_who(name)) {
+    if around.host_headers.iter().any(|headers| headers.concern(origin) && headers.say_who()) {
         return Err(("url", why("Authorization or Cookie of [headers] for this host")));
     }
     if written.client_certificate.is_some() {
@@ -251,7 +280,7 @@ fn check_tls(check: &Check<'_>, written: &raw::Upstream) -> Result<ClientTls, (&
             return Err(("client_private_key", "a `client_certificate` is needed with it".to_owned()));
         }
     };
-    Ok(ClientTls { roots, identity, insecure_skip_verify: written.insecure_skip_verify })
+    Ok(ClientTls { roots, further_roots: Vec::new(), identity, insecure_skip_verify: written.insecure_skip_verify })
 }
 
 impl UpstreamUrl {
@@ -285,31 +314,5 @@ impl UpstreamUrl {
         let namespace = namespace.to_owned();
         url.set_path("/");
         Ok(Self { origin: url, namespace })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn headers_are_for_their_host_alone() {
-        for (host, url, expected) in [
-            ("ghcr.io", "https://ghcr.io/v2/", true),
-            ("ghcr.io", "https://GHCR.io/v2/", true),
-            ("ghcr.io", "https://ghcr.io.evil.example/", false),
-            ("ghcr.io:443", "https://ghcr.io/", true),
-            ("ghcr.io:443", "http://ghcr.io/", false),
-            ("*.example.com", "https://a.b.example.com/", true),
-            ("*.example.com", "https://example.com/", false),
-            ("*.example.com:5000", "https://a.example.com:5000/", true),
-            ("*", "https://anything.example/", true),
-            ("[::1]", "http://[::1]:5000/", true),
-            ("[::1]:5000", "http://[::1]:5000/", true),
-            ("[::1]:5001", "http://[::1]:5000/", false),
-        ] {
-            let headers = HostHeaders { host: host.to_owned(), set: Vec::new() };
-            assert_eq!(headers.concern(&Url::parse(url).expect("a URL")), expected, "{host} {url}");
-        }
     }
 }

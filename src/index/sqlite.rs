@@ -237,11 +237,13 @@ impl Index {
 
     /// At most `count` names with cached content, as `repository/name` in byte order, behind `last`.
     pub fn catalog(&self, repositories: &[String], last: &str, count: usize) -> Result<Vec<String>, IndexError> {
-        const SQL: &str = "WITH wanted AS (SELECT value FROM json_each(?3)) \
-             SELECT repository || '/' || name AS path FROM tags \
+        // What only clients' own credentials brought in is not listed.
+        const SQL: &str = "WITH wanted AS (SELECT value FROM json_each(?3)), \
+             named AS (SELECT repository, name, digest FROM tags UNION SELECT repository, name, digest FROM manifests) \
+             SELECT DISTINCT repository || '/' || name AS path FROM named \
              WHERE path > ?1 AND repository IN (SELECT value FROM wanted) \
-             UNION SELECT repository || '/' || name AS path FROM manifests \
-             WHERE path > ?1 AND repository IN (SELECT value FROM wanted) \
+             AND EXISTS (SELECT 1 FROM visibility WHERE visibility.digest = named.digest \
+                AND visibility.repository IN (named.repository, named.repository || ' in public')) \
              ORDER BY path LIMIT ?2";
         let wanted = serde_json::to_string(repositories).unwrap_or_default();
         self.readers.with(|connection| {

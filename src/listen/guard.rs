@@ -92,7 +92,7 @@ impl Socket for TcpStream {
     }
 }
 
-impl Socket for TlsStream<TcpStream> {
+impl<S: AsyncRead + AsyncWrite + Unpin> Socket for TlsStream<S> {
     /// What is encrypted is copied anyway; nothing mapped is ever sent this way.
     fn poll_send(&self, _: &mut Context<'_>, _: &Mapping, _: u64, _: usize) -> Poll<io::Result<usize>> {
         Poll::Ready(Err(io::Error::from(io::ErrorKind::Unsupported)))
@@ -104,6 +104,11 @@ impl<S: Socket> Guard<S> {
         let watched = Arc::<Watched>::default();
         let first = Box::pin(sleep_until(Instant::now() + FIRST_REQUEST));
         (Self { inner, watched: watched.clone(), first, stalled: None }, watched)
+    }
+
+    /// The socket alone.
+    pub fn into_inner(self) -> S {
+        self.inner
     }
 
     /// Writes what is at the front: pages of a file, or what comes before the next of them.

@@ -3,6 +3,7 @@
 mod crowd;
 mod guard;
 mod pace;
+mod proxy;
 mod tls;
 
 use std::net::SocketAddr;
@@ -10,13 +11,17 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::{Request, Response};
+use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, watch};
 
-use crate::pull::{Client, Pull};
+use crate::ca::Ca;
+use crate::pull::{Body, Client, Pull};
+use crate::telemetry::Metrics;
 pub use crowd::Crowd;
 use guard::{Guard, Socket};
 use pace::Pace;
@@ -57,14 +62,23 @@ pub async fn bind(door: &'static str, addresses: &[SocketAddr]) -> Result<Vec<Tc
     Ok(listeners)
 }
 
-/// The registry door: serves HTTP/1.1 and HTTP/2 on one listener until `stop` says how long running
-/// requests may still take.
+/// What is behind a listener.
+#[derive(Clone)]
+pub enum Door {
+    Registry(Tls),
+    Proxy(Arc<Ca>),
+}
+
+/// A connection's place among all others, for as long as anything of it is left.
+type Held = Arc<dyn Send + Sync>;
+
+/// Serves a door until `stop` says how long running requests may still take.
 pub async fn serve(
     listener: TcpListener,
+    door: Door,
     pull: Arc<Pull>,
     permits: Option<Arc<Semaphore>>,
     crowd: Arc<Crowd>,
-    tls: Tls,
     mut stop: watch::Receiver<Option<Duration>>,
 ) {
     // Every connection holds one end; when all have let go, nothing is left to wait for.
@@ -80,12 +94,27 @@ pub async fn serve(
                     tracing::debug!(client = %address, "too many connections from this address");
                     continue;
                 };
-                let ends = Ends { stop: stop.clone(), renewed: tls.renewed() };
-                let (pull, tls, held) = (pull.clone(), tls.handshakes(), open_connection.clone());
-                tokio::spawn(async move {
-                    open(stream, address, tls, pull, ends).await;
-                    drop((permit, counted, held));
-                });
+                // Answers are written whole; waiting for more would only delay their last segment.
+                if let Err(error) = stream.set_nodelay(true) {
+                    tracing::debug!(%error, "cannot set TCP_NODELAY");
+                }
+                let (pull, stop, held) = (pull.clone(), stop.clone(), open_connection.clone());
+                let held: Held = Arc::new((permit, counted, held));
+                match &door {
+                    Door::Registry(tls) => {
+                        let ends = Ends { stop, renewed: Some(tls.renewed()) };
+                        let tls = tls.handshakes();
+                        tokio::spawn(async move {
+                            open(stream, address, tls, pull, ends).await;
+                            drop(held);
+                        });
+                    }
+                    Door::Proxy(ca) => {
+                        let ends = Ends { stop, renewed: None };
+                        let way = Arc::new(proxy::Way { pull, ca: ca.clone(), address, ends, _held: held });
+                        tokio::spawn(proxy::open(stream, way));
+                    }
+                }
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
@@ -100,18 +129,25 @@ pub async fn serve(
 }
 
 /// What ends a connection as soon as its running requests are answered.
+#[derive(Clone)]
 struct Ends {
     stop: watch::Receiver<Option<Duration>>,
-    /// Who may connect is decided otherwise than when it was made.
-    renewed: watch::Receiver<()>,
+    /// Who may connect is decided otherwise than when it was made; `None`: that never changes.
+    renewed: Option<watch::Receiver<()>>,
 }
 
 impl Ends {
     async fn come(&mut self) {
+        let renewed = async {
+            match &mut self.renewed {
+                Some(renewed) => drop(renewed.changed().await),
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             // Without its sender the process is at its end, too.
             _ = self.stop.wait_for(Option::is_some) => {}
-            _ = self.renewed.changed() => {}
+            () = renewed => {}
         }
     }
 }
@@ -132,13 +168,9 @@ async fn accept(
 
 /// Shakes hands where that is to be done, and serves one connection to its end.
 async fn open(stream: TcpStream, address: SocketAddr, tls: Option<Arc<Handshakes>>, pull: Arc<Pull>, mut ends: Ends) {
-    // Answers are written whole; waiting for more would only delay their last segment.
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "cannot set TCP_NODELAY");
-    }
     let Some(handshakes) = tls else {
         let client = Client { address, is_secure: false, certificate: None };
-        return connection(stream, client, pull, ends).await;
+        return registry(stream, client, pull, ends).await;
     };
     let shaken = tokio::select! {
         shaken = handshakes.shake(stream) => shaken,
@@ -148,30 +180,51 @@ async fn open(stream: TcpStream, address: SocketAddr, tls: Option<Arc<Handshakes
         Ok(None) => tracing::debug!(client = %address, "an ACME server looked at a proof"),
         Ok(Some(stream)) => {
             let client = Client { address, is_secure: true, certificate: tls::names(&stream) };
-            connection(stream, client, pull, ends).await;
+            registry(stream, client, pull, ends).await;
         }
         Err(error) => tracing::debug!(client = %address, %error, "a TLS handshake failed"),
     }
 }
 
-/// Serves one connection to its end.
-async fn connection(stream: impl Socket + Send + 'static, client: Client, pull: Arc<Pull>, mut ends: Ends) {
-    let (guarded, watched) = Guard::new(stream);
-    let metrics = pull.metrics().clone();
-    let pace = Arc::<Pace>::default();
-    let (of, paced, written) = (client.clone(), pace.clone(), watched.clone());
-    let service = service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
-        watched.arrived();
-        let (pull, watched, client, running) = (pull.clone(), watched.clone(), of.clone(), paced.begin());
+/// Serves one connection of the registry door to its end.
+async fn registry(stream: impl Socket + Send + 'static, client: Client, pull: Arc<Pull>, ends: Ends) {
+    let (metrics, of) = (pull.metrics().clone(), client.clone());
+    let answer = move |request: Request<Incoming>| {
+        let (pull, client) = (pull.clone(), of.clone());
         async move {
             // Bodies are for writes, which are refused; hyper closes on what is left unread.
             let (parts, _body) = request.into_parts();
-            let mut response = pull.handle(parts, client).await;
+            pull.handle(parts, client).await
+        }
+    };
+    connection(stream, client.address, Builder::new(TokioExecutor::new()), &metrics, answer, ends).await;
+}
+
+/// Serves one connection to its end, or to where it speaks something else than HTTP.
+async fn connection<S, A>(
+    stream: S,
+    client: SocketAddr,
+    mut builder: Builder<TokioExecutor>,
+    metrics: &Metrics,
+    answer: impl Fn(Request<Incoming>) -> A,
+    mut ends: Ends,
+) where
+    S: Socket + Send + 'static,
+    A: Future<Output = Response<Body>> + Send + 'static,
+{
+    let (guarded, watched) = Guard::new(stream);
+    let pace = Arc::<Pace>::default();
+    let (paced, written) = (pace.clone(), watched.clone());
+    let service = service_fn(move |request: Request<Incoming>| {
+        watched.arrived();
+        let (watched, running) = (watched.clone(), paced.begin());
+        let answered = answer(request);
+        async move {
+            let mut response = answered.await;
             watched.answers_with(response.extensions_mut().remove());
             Ok::<_, std::convert::Infallible>(response.map(|body| running.answer(body)))
         }
     });
-    let mut builder = Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_buf_size(MAX_HEAD);
     builder
         .http2()
@@ -180,12 +233,12 @@ async fn connection(stream: impl Socket + Send + 'static, client: Client, pull: 
         .max_header_list_size(MAX_HEAD as u32)
         .keep_alive_interval(Some(HEADER_TIMEOUT))
         .keep_alive_timeout(HEADER_TIMEOUT);
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(guarded), service));
+    let mut connection = pin!(builder.serve_connection_with_upgrades(TokioIo::new(guarded), service));
     metrics.connections.inc();
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
         () = pace.stalls() => {
-            tracing::debug!(client = %client.address, "a client takes nothing of what it asked for");
+            tracing::debug!(%client, "a client takes nothing of what it asked for");
             Ok(())
         }
         () = ends.come() => {
@@ -199,7 +252,7 @@ async fn connection(stream: impl Socket + Send + 'static, client: Client, pull: 
         }
     };
     if let Err(error) = ended {
-        tracing::debug!(client = %client.address, %error, "a connection ended with an error");
+        tracing::debug!(%client, %error, "a connection ended with an error");
     }
     metrics.connections.dec();
 }
@@ -230,7 +283,7 @@ mod tests {
         let ((stopping, stop), (renewing, renewed)) = (watch::channel(None), watch::channel(()));
         let (client, server) = tokio::io::duplex(64 * 1024);
         let who = Client { address: (Ipv4Addr::LOCALHOST, 1).into(), is_secure: false, certificate: None };
-        tokio::spawn(connection(server, who, pull, Ends { stop, renewed }));
+        tokio::spawn(registry(server, who, pull, Ends { stop, renewed: Some(renewed) }));
         (client, Kept { _dir: dir, stopping, renewing })
     }
 

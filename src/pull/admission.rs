@@ -38,7 +38,11 @@ pub struct Door {
 impl Door {
     /// Turns away who comes from an address that is not to come in.
     pub fn of(live: &Arc<Live>, request: &Parts) -> Result<Self, Refusal> {
-        let client = request.extensions.get::<Client>().ok_or(Refusal::Forbidden)?.clone();
+        Self::for_client(live, request.extensions.get::<Client>().ok_or(Refusal::Forbidden)?.clone())
+    }
+
+    /// As [`Door::of`], for who is known already.
+    pub fn for_client(live: &Arc<Live>, client: Client) -> Result<Self, Refusal> {
         let address = client.address.ip().to_canonical();
         let is_let_in =
             live.allow_cidrs.is_empty() || live.allow_cidrs.iter().any(|network| network.contains(&address));
@@ -155,7 +159,7 @@ impl Pull {
     }
 
     /// As whom a client is known by its `Authorization`; `None`: it says itself that it is nobody.
-    async fn login(&self, logins: &Logins, address: IpAddr, headers: &HeaderMap) -> Result<Option<Known>, Wrong> {
+    pub(super) async fn login(&self, logins: &Logins, address: IpAddr, headers: &HeaderMap) -> Result<Option<Known>, Wrong> {
         let who = self.client(headers).map_err(|_| Wrong::Invalid)?;
         let shown = match &who {
             Who::Anonymous | Who::Larder => return Ok(None),
@@ -198,7 +202,7 @@ impl Pull {
 }
 
 /// Why a login is none.
-enum Wrong {
+pub(super) enum Wrong {
     Invalid,
     NotNow(NotNow),
 }
@@ -213,7 +217,7 @@ fn bearer(value: &HeaderValue) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
-fn not_now(why: NotNow) -> Refusal {
+pub(super) fn not_now(why: NotNow) -> Refusal {
     let failure = match why {
         NotNow::Busy => Failure::new(FailureKind::Busy, why),
         NotNow::Guessing(left) => Failure::new(FailureKind::RateLimited, why).with_retry_after(Some(left)),

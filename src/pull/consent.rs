@@ -14,10 +14,16 @@ use super::Pull;
 use super::routing::Target;
 use crate::failure::{Failure, FailureKind};
 use crate::oci::{Digest, Reference};
-use crate::upstream::WhoId;
+use crate::upstream::{Who, WhoId};
 
 /// Consents remembered at most; the oldest unused go first.
 const ENTRIES: usize = 50_000;
+/// How long a name is taken for private, of which something is not shown to everybody.
+const PRIVATE: Duration = Duration::from_secs(10 * 60);
+/// Objects at once of which it is found out whether they are for everybody.
+pub const LEARNING: usize = 16;
+/// Names kept that are private.
+pub const PRIVATE_NAMES: usize = 10_000;
 /// How long a consent holds at most while the upstream cannot be asked again.
 const LONGEST_OUTAGE: Duration = Duration::from_secs(24 * 3600);
 
@@ -96,6 +102,15 @@ pub enum Stored {
     Blob(u64),
 }
 
+impl Stored {
+    fn page(self, digest: &Digest) -> String {
+        match self {
+            Self::Manifest => format!("manifests/{digest}"),
+            Self::Blob(_) => format!("blobs/{digest}"),
+        }
+    }
+}
+
 impl Pull {
     /// Makes sure that a stored object may be served to who asks, by one HEAD upstream if need be.
     pub(super) async fn confirm(
@@ -106,18 +121,15 @@ impl Pull {
     ) -> Result<(), Failure> {
         let repository = target.repository.prefix();
         let passes = target.repository.config.client_consent.is_some();
+        // An index that cannot be read knows nothing; the upstream does.
         let is_known = match passes {
             true => self.consents.is_fresh(target, digest),
-            // An index that cannot be read knows nothing; the upstream does.
             false => self.cache.is_visible(repository, digest).await.unwrap_or(false),
         };
-        if is_known {
+        if is_known || self.is_public(target, digest).await {
             return Ok(());
         }
-        let page = match what {
-            Stored::Manifest => format!("manifests/{digest}"),
-            Stored::Blob(_) => format!("blobs/{digest}"),
-        };
+        let page = what.page(digest);
         self.negative.recall(target, &page)?;
         match self.ask_for_proof(target, what, digest, &page).await {
             Ok(()) if passes => self.consents.given(target, digest),
@@ -141,25 +153,68 @@ impl Pull {
         page: &str,
     ) -> Result<(), Failure> {
         let key = (target.repository.prefix().to_owned(), format!("{}/{page}", target.name), target.who.id());
+        // Who is not trusted may say that it has anything; what it sent once it has.
+        let owner = target.repository.owner();
+        let must_send_it =
+            !target.repository.is_trusted && !self.cache.is_visible(&owner, digest).await.unwrap_or(false);
         let (target, digest) = (target.clone(), *digest);
+        let cache = self.cache.clone();
         let ask = || async move {
             let Target { repository, name, who, .. } = &target;
             let upstreams = &repository.upstreams;
             let proof = async |at: usize| match what {
+                Stored::Blob(size) if must_send_it => upstreams[at].sends_blob(who, name, &digest, size).await,
                 Stored::Blob(size) => upstreams[at].proves_blob(who, name, &digest, size).await,
                 Stored::Manifest => {
                     let reference = Reference::Digest(digest);
                     let head = upstreams[at].head_manifest(who, name, &reference).await?;
                     match head.and_then(|head| head.digest) {
-                        Some(stated) if stated == digest => Ok(()),
+                        Some(stated) if stated == digest && !must_send_it => Ok(()),
                         // It does not say: the manifest itself, which is verified, is the proof.
                         _ => upstreams[at].manifest(who, name, &reference).await.map(drop),
                     }
                 }
             };
-            upstreams.first(None, proof).await.map(|_| None)
+            upstreams.first(None, proof).await?;
+            if must_send_it {
+                cache.mark_visible(&owner, digest);
+            }
+            Ok(None)
         };
         self.confirmations.run(key, ask).await.0.map(drop)
+    }
+
+    /// Whether the upstreams of a repository show an object to everybody.
+    pub(super) async fn is_public(&self, target: &Target, digest: &Digest) -> bool {
+        self.cache.is_visible(&target.repository.config.public(), digest).await.unwrap_or(false)
+    }
+
+    /// Where the clients' own credentials decide: finds out whether an object that one was just served with
+    /// is for everybody, so that the next one need not be asked for. Nobody waits for it.
+    pub(super) async fn learn_whether_public(self: &Arc<Self>, target: &Target, what: Stored, digest: Digest) {
+        if target.repository.config.client_consent.is_none() || self.is_public(target, &digest).await {
+            return;
+        }
+        let public = target.repository.config.public();
+        if matches!(target.who, Who::Anonymous) {
+            return self.cache.mark_visible(&public, digest);
+        }
+        let name = (target.repository.prefix().to_owned(), target.name.to_string());
+        let is_private = self.private.get(&name).is_some_and(|until| Instant::now() < until);
+        let permit = self.learning.clone().try_acquire_owned();
+        let (false, Ok(permit)) = (is_private, permit) else {
+            return;
+        };
+        let (pull, everybody) = (self.clone(), Target { who: Who::Anonymous, ..target.clone() });
+        let page = what.page(&digest);
+        tokio::spawn(async move {
+            match pull.ask_for_proof(&everybody, what, &digest, &page).await {
+                Ok(()) => pull.cache.mark_visible(&public, digest),
+                Err(failure) if failure.was_refused => pull.private.insert(name, Instant::now() + PRIVATE),
+                Err(failure) => tracing::debug!(%failure, "it cannot be told whether an object is for everybody"),
+            }
+            drop(permit);
+        });
     }
 
     /// How long a blob is, without downloading it; `None` where that is not told.

@@ -72,7 +72,7 @@ impl Pull {
         if let Some((entry, manifest)) = &cached
             && let freshness = freshness::of_tag(policy, tag.as_str(), entry.checked_at.age(), spread(&key, entry))
             && freshness != Freshness::Check
-            && self.consents.is_fresh(target, &entry.digest)
+            && (self.consents.is_fresh(target, &entry.digest) || self.is_public(target, &entry.digest).await)
         {
             if freshness == Freshness::Aging && target.repository.upstreams.have_quota_to_spare() {
                 self.check_behind(target, tag, &key);
@@ -91,6 +91,10 @@ impl Pull {
             }
             Err(absent) => (Err(absent), false),
         };
+        let is_public = match &cached {
+            Some((entry, _)) if checked.0.is_err() => self.is_public(target, &entry.digest).await,
+            _ => false,
+        };
         match (checked, cached) {
             ((Ok(Checked { manifest, is_fetched: true }), is_first), _) => {
                 Ok(Found { manifest, state: CacheState::Miss { collapsed: !is_first } })
@@ -101,7 +105,8 @@ impl Pull {
             }
             ((Err(failure), _), Some((entry, manifest)))
                 if freshness::may_serve_stale(policy, failure.kind, entry.checked_at.age())
-                    && self.consents.holds_through(&failure, target, &entry.digest) =>
+                    && (self.consents.holds_through(&failure, target, &entry.digest)
+                        || (is_public && !failure.was_refused)) =>
             {
                 self.negative.remember(target, &page, policy.negative_max_age, &failure);
                 let since = entry.checked_at.to_system_time();
@@ -140,7 +145,8 @@ impl Pull {
         let entry = self.cache.tag(key).await.ok().flatten()?;
         // It may have been brought in by clients' own credentials, when these decided.
         let owner = target.repository.owner();
-        if !self.cache.is_visible(&owner, &entry.digest).await.unwrap_or(false) {
+        let is_visible = self.cache.is_visible(&owner, &entry.digest).await.unwrap_or(false);
+        if !is_visible && !self.is_public(target, &entry.digest).await {
             return None;
         }
         let manifest = self.cache.manifest(&entry.digest).await.ok().flatten()?;

@@ -10,24 +10,28 @@ mod listing;
 mod manifest;
 mod negative;
 mod observed;
+mod proxied;
 mod rejected;
 pub mod respond;
 pub mod routing;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HOST};
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method, Response};
+use tokio::sync::Semaphore;
 
 pub use crate::auth::NotNow;
 pub use crate::cache::Mapping;
 pub use admission::Manager;
 pub use error::Refusal;
 pub use observed::Client;
-pub use respond::Body;
+pub use proxied::{Came, Lead, Place, usage};
+pub use respond::{Body, full};
 
 use crate::auth::Logins;
 use crate::cache::Cache;
@@ -44,6 +48,7 @@ use admission::Door;
 use consent::Consents;
 use credentials::{NoRandomness, Sealer};
 use negative::Negative;
+use proxied::Proxying;
 use rejected::Rejected;
 use respond::CacheState;
 use routing::{Asked, Routing};
@@ -68,6 +73,10 @@ pub struct Pull {
     fetches: Flights<(String, Name, Digest, WhoId), manifest::Fetched>,
     confirmations: Flights<(String, String, WhoId), Option<u64>>,
     listings: Flights<(String, String, WhoId), Listing>,
+    /// Names that are not for everybody, and until when that is believed.
+    private: quick_cache::sync::Cache<(String, String), Instant>,
+    /// Bounds what is asked only to learn.
+    learning: Arc<Semaphore>,
 }
 
 /// What follows from the configuration.
@@ -80,6 +89,8 @@ struct Live {
     logins: Option<Arc<Logins>>,
     /// Who may manage the cache.
     managers: Vec<Allow>,
+    /// `None`: there is no proxy door.
+    proxying: Option<Arc<Proxying>>,
     log_access: bool,
 }
 
@@ -119,6 +130,8 @@ impl Pull {
             fetches: Flights::default(),
             confirmations: Flights::default(),
             listings: Flights::default(),
+            private: quick_cache::sync::Cache::new(consent::PRIVATE_NAMES),
+            learning: Arc::new(Semaphore::new(consent::LEARNING)),
         }))
     }
 
@@ -151,6 +164,7 @@ impl Pull {
         self.consents.clear();
         self.negative.clear();
         self.rejected.clear();
+        self.private.clear();
     }
 
     /// What [`Pull::apply`] takes; all that can fail of it.
@@ -252,7 +266,8 @@ impl Live {
         let trusted_proxies = config.server.trusted_proxies.clone();
         let allow_cidrs = config.auth.allow_cidrs.clone();
         let managers = config.admin.allow.clone();
-        Ok(Self { routing, trusted_proxies, allow_cidrs, logins, managers, log_access: config.logging.access })
+        let proxying = Proxying::new(config, clients, metrics)?.map(Arc::new);
+        Ok(Self { proxying, routing, trusted_proxies, allow_cidrs, logins, managers, log_access: config.logging.access })
     }
 }
 

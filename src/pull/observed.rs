@@ -13,6 +13,7 @@ use http_body_util::BodyExt;
 use hyper::body::{Body as _, Frame, SizeHint};
 
 use super::error::{Refusal, Wanted};
+use super::proxied::Refused;
 use super::respond::Body;
 use super::{Kind, Outcome, Pull};
 use crate::auth::{CertificateNames, Identity};
@@ -78,6 +79,21 @@ impl Pull {
 impl Observation {
     pub fn found(&mut self, repository: &str, kind: Kind) {
         self.repository = Some((repository.to_owned(), kind));
+    }
+
+    /// Where a request of the proxy door goes: the URL without its query.
+    pub fn goes_to(&mut self, url: String) {
+        self.path = url;
+    }
+
+    /// Why a request of the proxy door goes nowhere.
+    pub fn not_passed(&mut self, refused: &Refused) {
+        if let Some(failure) = refused.failure() {
+            self.outcome = self.repository.is_some().then_some(Outcome::Failed);
+            tracing::info!(url = self.path, kind = failure.kind.as_str(), %failure, "not passed");
+        } else {
+            tracing::info!(client = %self.client.address, url = self.path, why = %refused, "refused");
+        }
     }
 
     /// Who it is, if somebody was let in as that.

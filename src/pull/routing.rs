@@ -15,6 +15,8 @@ use crate::upstream::{BuildError, Clients, Upstreams, Who};
 pub struct Repository {
     pub config: config::Repository,
     pub upstreams: Upstreams,
+    /// Whether the configuration names its upstreams; what others say that they have they have to show.
+    pub is_trusted: bool,
 }
 
 impl Repository {
@@ -88,7 +90,7 @@ impl Routing {
             .iter()
             .map(|repository| {
                 let upstreams = Upstreams::new(&repository.upstreams, clients, metrics)?;
-                Ok(Arc::new(Repository { config: repository.clone(), upstreams }))
+                Ok(Arc::new(Repository { config: repository.clone(), upstreams, is_trusted: true }))
             })
             .collect::<Result<Vec<_>, BuildError>>()?;
         let table = |keys: fn(&config::Repository) -> Vec<String>| -> HashMap<String, usize> {

@@ -67,6 +67,13 @@ pub struct ManifestHead {
     pub size: Option<u64>,
 }
 
+/// What an upstream says of a blob that it has.
+enum Told {
+    Size(Option<u64>),
+    /// It redirects to where this very blob is.
+    LedToIt,
+}
+
 /// A manifest, verified against its digest.
 #[derive(Clone, Debug)]
 pub struct ManifestAnswer {
@@ -113,6 +120,11 @@ impl Upstream {
             transport,
             config: config.clone(),
         })
+    }
+
+    /// Sends a request of somebody else's as it is and gives its answer as it is.
+    pub async fn pass(&self, request: reqwest::Request) -> Result<Response, Failure> {
+        self.transport.pass(request).await
     }
 
     /// Host and port, for logs and errors.
@@ -162,7 +174,7 @@ impl Upstream {
     pub async fn greet(&self, who: &Who) -> Result<(), Failure> {
         let mut url = self.config.url.origin.clone();
         url.set_path("/v2/");
-        let ask = Ask { method: Method::GET, url, who, is_pull: false, headers: HeaderMap::new() };
+        let ask = Ask { method: Method::GET, url, who, is_pull: false, until: None, headers: HeaderMap::new() };
         let response = self.send(&ask, "").await?;
         self.transport.successful(response).map(drop)
     }
@@ -223,16 +235,34 @@ impl Upstream {
     /// The size of a blob, without fetching it; `None` when the upstream knows the blob and does not
     /// say how long it is. Where storage refuses HEAD, one byte is asked for instead.
     pub async fn head_blob(&self, who: &Who, name: &Name, digest: &Digest) -> Result<Option<u64>, Failure> {
-        let ask = self.ask(Method::HEAD, who, name, &format!("blobs/{digest}"), None);
+        match self.ask_about_blob(who, name, digest, None).await? {
+            Told::Size(size) => Ok(size),
+            Told::LedToIt => Ok(None),
+        }
+    }
+
+    /// `until`: it is enough to be led to where this is.
+    async fn ask_about_blob(
+        &self,
+        who: &Who,
+        name: &Name,
+        digest: &Digest,
+        until: Option<Digest>,
+    ) -> Result<Told, Failure> {
+        let mut ask = self.ask(Method::HEAD, who, name, &format!("blobs/{digest}"), None);
+        ask.until = until;
         let response = self.send(&ask, &self.scope(name)).await?;
+        if response.status().is_redirection() {
+            return Ok(Told::LedToIt);
+        }
         let redirected = !self.transport.is_own(response.url());
         let refused = refuses_head(response.status()) || (redirected && response.status() == StatusCode::FORBIDDEN);
         if !refused {
             let response = self.transport.successful(response)?;
             self.refuse_pages(&response, digest)?;
-            return Ok(content_length(response.headers()));
+            return Ok(Told::Size(content_length(response.headers())));
         }
-        self.size_by_range(who, name, digest).await
+        self.size_by_range(who, name, digest).await.map(Told::Size)
     }
 
     async fn size_by_range(&self, who: &Who, name: &Name, digest: &Digest) -> Result<Option<u64>, Failure> {
@@ -261,20 +291,22 @@ impl Upstream {
     /// Has the upstream show that it has a blob which is known to have `size` bytes: by its length, or where
     /// it does not tell that, by the blob itself. An answer alone is no proof: login pages have 200 too.
     pub async fn proves_blob(&self, who: &Who, name: &Name, digest: &Digest, size: u64) -> Result<(), Failure> {
-        let told = match self.head_blob(who, name, digest).await? {
-            Some(told) => Some(told),
-            None => self.size_by_range(who, name, digest).await?,
+        let told = match self.ask_about_blob(who, name, digest, Some(*digest)).await? {
+            Told::LedToIt => return Ok(()),
+            Told::Size(Some(told)) => Some(told),
+            Told::Size(None) => self.size_by_range(who, name, digest).await?,
         };
         match told {
             Some(told) if told == size => Ok(()),
             Some(told) => Err(self
                 .transport
                 .wrong(format!("says that {digest} has {told} bytes; what has that digest has {size}"))),
-            None => self.fetch_to_verify(who, name, digest, size).await,
+            None => self.sends_blob(who, name, digest, size).await,
         }
     }
 
-    async fn fetch_to_verify(&self, who: &Who, name: &Name, digest: &Digest, size: u64) -> Result<(), Failure> {
+    /// Has the upstream send a blob, to be looked at and thrown away.
+    pub async fn sends_blob(&self, who: &Who, name: &Name, digest: &Digest, size: u64) -> Result<(), Failure> {
         let mut body = self.blob(who, name, digest, 0, None).await?.body;
         let (mut hasher, mut count) = (digest.algorithm().hasher(), 0);
         while let Some(bytes) = body.next().await {
@@ -374,7 +406,7 @@ impl Upstream {
         url.set_path(&path);
         let mut headers = HeaderMap::new();
         headers.extend(accept.map(|accept| (ACCEPT, HeaderValue::from_static(accept))));
-        Ask { method, url, who, is_pull: false, headers }
+        Ask { method, url, who, is_pull: false, until: None, headers }
     }
 
     /// The name as the upstream knows it, which is what tokens are asked for.

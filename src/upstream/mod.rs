@@ -1,6 +1,7 @@
 //! Asking upstream registries: one client each, with its credentials, tokens and limits, and the
 //! order in which several are tried.
 
+mod anywhere;
 mod auth;
 mod budget;
 mod client;
@@ -8,13 +9,16 @@ mod errors;
 mod fallback;
 mod health;
 mod helper;
+mod place;
 mod reach;
 pub mod retry;
 mod token;
 mod transport;
 mod who;
 
+pub use anywhere::{Anywhere, PassError};
 pub use budget::Budget;
 pub use client::{BlobAnswer, BuildError, ListAnswer, ManifestAnswer, ManifestHead, Status, Upstream};
 pub use fallback::{Clients, Upstreams};
+pub use place::{NoPlace, Place};
 pub use who::{Who, WhoId};

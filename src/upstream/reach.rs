@@ -10,6 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use ipnet::IpNet;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use url::{Host, Url};
 
@@ -96,6 +97,16 @@ fn is_local_nat64(address: Ipv6Addr) -> bool {
     address.segments()[..3] == [0x64, 0xff9b, 1]
 }
 
+/// Whether the proxy door leads to an address: `is_named`, the configuration names its host; `networks`,
+/// those that it names.
+pub fn is_open(address: IpAddr, is_named: bool, networks: &[IpNet]) -> bool {
+    let plain = match address {
+        IpAddr::V6(inner) => embedded(inner).map_or(address, IpAddr::V4),
+        IpAddr::V4(_) => address,
+    };
+    is_named || Kind::of(address) == Kind::Public || networks.iter().any(|network| network.contains(&plain))
+}
+
 /// What one upstream may lead to. Also resolves names for its client, so that the address that is
 /// looked at is the one that is dialled.
 pub struct Reach {
@@ -106,13 +117,16 @@ pub struct Reach {
     proxies: Vec<String>,
     /// The kinds of the upstream's own addresses, as bits.
     own: AtomicU8,
+    /// Set where nobody but a client named the upstream: it is public or in these networks.
+    confined_to: Option<Vec<IpNet>>,
 }
 
 impl Reach {
-    pub fn new(origin: &Url, trusted: &[String], proxies: Vec<String>) -> Self {
+    pub fn new(origin: &Url, trusted: &[String], proxies: Vec<String>, confined_to: Option<&[IpNet]>) -> Self {
         let own_host = origin.host_str().unwrap_or_default().to_ascii_lowercase();
-        let own = literal(origin).map_or(0, |address| Kind::of(address).bit());
-        Self { own_host, trusted: trusted.to_vec(), proxies, own: AtomicU8::new(own) }
+        let own = literal(origin).filter(|_| confined_to.is_none()).map_or(0, |address| Kind::of(address).bit());
+        let confined_to = confined_to.map(<[IpNet]>::to_vec);
+        Self { own_host, trusted: trusted.to_vec(), proxies, own: AtomicU8::new(own), confined_to }
     }
 
     /// Whether to go to the host of `url`, as far as the URL itself tells; names are judged when they
@@ -122,14 +136,20 @@ impl Reach {
     }
 
     fn is_trusted(&self, host: &str) -> bool {
-        host.eq_ignore_ascii_case(&self.own_host) || self.trusted.iter().any(|trusted| trusted == host)
+        self.is_own(host) || self.trusted.iter().any(|trusted| trusted == host)
+    }
+
+    /// Whether it is the host that the configuration names as the upstream.
+    fn is_own(&self, host: &str) -> bool {
+        self.confined_to.is_none() && host.eq_ignore_ascii_case(&self.own_host)
     }
 
     fn allows(&self, address: IpAddr) -> bool {
         let (kind, own) = (Kind::of(address), self.own.load(Ordering::Relaxed));
         // What runs on this machine is at home in its network.
         let is_near = kind == Kind::Private && own & Kind::Loopback.bit() != 0;
-        kind == Kind::Public || own & kind.bit() != 0 || is_near
+        let is_let = self.confined_to.as_ref().is_some_and(|networks| is_open(address, false, networks));
+        is_let || kind == Kind::Public || own & kind.bit() != 0 || is_near
     }
 
     /// Of which kind the upstream is. Its own name service says so: one that is public as well does not
@@ -143,7 +163,7 @@ impl Reach {
 
     /// Of the addresses of a host, those that we may go to.
     fn judge(&self, host: &str, addresses: Vec<SocketAddr>) -> io::Result<Vec<SocketAddr>> {
-        if host.eq_ignore_ascii_case(&self.own_host) {
+        if self.is_own(host) {
             self.learn(&addresses);
             return Ok(addresses);
         }
@@ -193,7 +213,7 @@ mod tests {
 
     fn reach(origin: &str) -> Reach {
         let proxies = vec!["proxy.example".to_owned()];
-        Reach::new(&Url::parse(origin).expect("a URL"), &["trusted.example".to_owned()], proxies)
+        Reach::new(&Url::parse(origin).expect("a URL"), &["trusted.example".to_owned()], proxies, None)
     }
 
     fn address(text: &str) -> IpAddr {

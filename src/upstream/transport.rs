@@ -20,6 +20,7 @@ use super::reach::{self, Reach, Resolver};
 use super::who::{Who, WhoId};
 use crate::config::{self, HostHeaders, Proxy};
 use crate::failure::{Failure, FailureKind};
+use crate::oci::Digest;
 use crate::telemetry::Metrics;
 use crate::web::{self, tls};
 
@@ -60,6 +61,9 @@ pub struct Ask<'a> {
     pub who: &'a Who,
     /// Whether it counts against a limit on pulls.
     pub is_pull: bool,
+    /// A redirect to where this is is answer enough: the upstream leads there whom it lets have it, and the
+    /// storage need not be asked.
+    pub until: Option<Digest>,
     pub headers: HeaderMap,
 }
 
@@ -81,7 +85,7 @@ impl Transport {
             }
             proxy_hosts = proxies.hosts();
         }
-        let reach = Arc::new(Reach::new(&config.url.origin, &config.redirect_hosts, proxy_hosts));
+        let reach = Arc::new(Reach::new(&config.url.origin, &config.redirect_hosts, proxy_hosts, config.confined_to.as_deref()));
         builder = builder.dns_resolver(Arc::new(Resolver(reach.clone())));
         Ok(Self {
             http: builder.build().map_err(|error| fail(error.to_string()))?,
@@ -137,6 +141,9 @@ impl Transport {
                 return Ok(response);
             }
             url = self.redirect_target(&url, response.headers())?;
+            if ask.until.is_some_and(|digest| is_own && is_storage_of(&digest, &url)) {
+                return Ok(response);
+            }
             tracing::debug!(upstream = %self.label, to = url.host_str().unwrap_or_default(), "following a redirect");
         }
         Err(self.wrong(format!("redirected more than {} times (max_redirect)", self.max_redirect)))
@@ -159,8 +166,22 @@ impl Transport {
                 self.http.post(url.clone()).body(form.to_owned())
             }
         };
-        let ask = Ask { method: Method::GET, url: url.clone(), who, is_pull: false, headers: HeaderMap::new() };
+        let ask = Ask { method: Method::GET, url: url.clone(), who, is_pull: false, until: None, headers: HeaderMap::new() };
         self.execute(call, &url, headers, Some(&ask), who).await
+    }
+
+    /// Sends a request of somebody else's, who waits for its answer and may have long to say it.
+    pub async fn pass(&self, mut request: reqwest::Request) -> Result<Response, Failure> {
+        let url = request.url().clone();
+        let headers = request.headers_mut();
+        headers.extend(self.headers.iter().cloned());
+        add_headers(&self.host_headers, &url, headers, |_| true);
+        let result = self.http.execute(request).await.map_err(|error| errors::network(&self.label, &error));
+        match &result {
+            Ok(response) => self.metrics.asked_upstream(&self.label, response.status().as_str()),
+            Err(failure) => self.metrics.asked_upstream(&self.label, failure.kind.as_str()),
+        }
+        result
     }
 
     /// Sends one request. `own`: what was asked, where the answer tells how the upstream does; a storage
@@ -174,14 +195,8 @@ impl Transport {
         who: &Who,
     ) -> Result<Response, Failure> {
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        for rule in self.host_headers.iter().filter(|rule| rule.concern(url)) {
-            for (name, value) in &rule.set {
-                // What says who asks is the client's own where the client decides.
-                if !(who.is_client() && config::says_who(name)) {
-                    headers.insert(name, value.clone());
-                }
-            }
-        }
+        // What says who asks is the client's own where the client decides.
+        add_headers(&self.host_headers, url, &mut headers, |name| !(who.is_client() && config::says_who(name)));
         let request = request.headers(headers);
         // One that breaks a connection off may do better at once; one that cannot be reached, or hangs,
         // costs whoever asks next as much again.
@@ -356,6 +371,18 @@ impl Transport {
     }
 }
 
+/// Adds to the headers of a request what the configuration has for its host, of the names that are `wanted`.
+pub fn add_headers(rules: &[HostHeaders], url: &Url, headers: &mut HeaderMap, wanted: impl Fn(&HeaderName) -> bool) {
+    for rule in rules.iter().filter(|rule| rule.concern(url)) {
+        for (name, value) in rule.set.iter().filter(|(name, _)| wanted(name)) {
+            headers.insert(name, value.clone());
+        }
+        for (name, value) in rule.append.iter().filter(|(name, _)| wanted(name)) {
+            headers.append(name, value.clone());
+        }
+    }
+}
+
 /// A request to a token service.
 pub struct TokenCall<'a> {
     pub url: Url,
@@ -382,6 +409,12 @@ fn client(config: &config::Upstream) -> reqwest::ClientBuilder {
 fn label(origin: &Url) -> String {
     let host = origin.host_str().unwrap_or_default();
     origin.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
+}
+
+/// Whether a URL is that of a blob in the storage behind a registry: its path names the digest, and is no
+/// registry's, which would have to be asked in its turn.
+fn is_storage_of(digest: &Digest, url: &Url) -> bool {
+    url.path().contains(digest.hex().as_str()) && !url.path().contains("/v2/")
 }
 
 fn is_redirect(status: StatusCode) -> bool {

@@ -24,6 +24,7 @@ pub fn client_config(tls: &ClientTls) -> Result<ClientConfig, rustls::Error> {
             Some(certificates) => own_roots(certificates)?,
             None => system_roots(),
         };
+        let roots = with_further(roots, &tls.further_roots)?;
         builder.with_root_certificates(roots)
     };
     match &tls.identity {
@@ -38,6 +39,20 @@ fn own_roots(certificates: &[CertificateDer<'static>]) -> Result<Arc<RootCertSto
         roots.add(certificate.clone())?;
     }
     Ok(Arc::new(roots))
+}
+
+fn with_further(
+    roots: Arc<RootCertStore>,
+    further: &[CertificateDer<'static>],
+) -> Result<Arc<RootCertStore>, rustls::Error> {
+    if further.is_empty() {
+        return Ok(roots);
+    }
+    let mut all = RootCertStore::clone(&roots);
+    for certificate in further {
+        all.add(certificate.clone())?;
+    }
+    Ok(Arc::new(all))
 }
 
 /// The system's roots, read once; Mozilla's list where the system has none (a bare container).

@@ -8,6 +8,8 @@ pub mod content;
 pub mod hub;
 pub mod issuer;
 pub mod larder;
+pub mod origin;
+pub mod proxied;
 pub mod proxy;
 pub mod tls;
 
@@ -21,6 +23,8 @@ pub use self::hub::{
     TokenField, TokenPlace, TokenService,
 };
 pub use self::larder::{Larder, RepositoryConfig, repository_config};
+pub use self::origin::{Origin, Page, Seen};
+pub use self::proxied::{Browser, Proxied};
 pub use self::proxy::ForwardProxy;
 pub use self::tls::{Authority, Certificate, TlsFront, https, trust};
 

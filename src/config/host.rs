@@ -1,0 +1,96 @@
+//! Patterns of hosts.
+
+use std::fmt;
+
+/// `host`, `host:port`, `*.domain`, `*.domain:port` or `*`, in lower case.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostPattern {
+    /// With the beginning `*` of a pattern.
+    host: String,
+    /// `None`: any.
+    port: Option<u16>,
+}
+
+/// A text is no pattern of hosts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoPattern;
+
+impl HostPattern {
+    pub fn parse(text: &str) -> Result<Self, NoPattern> {
+        let text = text.to_ascii_lowercase();
+        let (host, port) = match text.rsplit_once(':') {
+            // The colons of an IPv6 address without brackets are none before a port.
+            Some((host, port)) if !port.ends_with(']') && (!host.contains(':') || host.ends_with(']')) => {
+                (host, Some(port.parse().map_err(|_| NoPattern)?))
+            }
+            _ => (text.as_str(), None),
+        };
+        let rest = host.strip_prefix('*').unwrap_or(host);
+        let is_character = |c: char| c.is_ascii_alphanumeric() || ".-_:[]".contains(c);
+        let is_wild = rest.len() < host.len();
+        if host.is_empty() || !rest.chars().all(is_character) || (is_wild && !rest.is_empty() && !rest.starts_with('.'))
+        {
+            return Err(NoPattern);
+        }
+        Ok(Self { host: host.to_owned(), port })
+    }
+
+    /// Whether it is for a host, in lower case, IPv6 addresses in brackets.
+    pub fn is_host(&self, host: &str) -> bool {
+        match self.host.strip_prefix('*') {
+            Some(rest) => host.ends_with(rest),
+            None => host == self.host,
+        }
+    }
+
+    pub fn matches(&self, host: &str, port: Option<u16>) -> bool {
+        self.is_host(host) && self.port.is_none_or(|wanted| port == Some(wanted))
+    }
+
+    pub fn port(&self) -> Option<u16> {
+        self.port
+    }
+
+    /// Whether it is for all hosts, and so names none.
+    pub fn is_any_host(&self) -> bool {
+        self.host == "*"
+    }
+}
+
+impl fmt::Display for HostPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.host)?;
+        self.port.map_or(Ok(()), |port| write!(f, ":{port}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pattern_is_for_its_hosts_alone() {
+        for (pattern, host, port, expected) in [
+            ("ghcr.io", "ghcr.io", 443, true),
+            ("GHCR.io", "ghcr.io", 443, true),
+            ("ghcr.io", "ghcr.io.evil.example", 443, false),
+            ("ghcr.io:443", "ghcr.io", 443, true),
+            ("ghcr.io:443", "ghcr.io", 80, false),
+            ("*.example.com", "a.b.example.com", 443, true),
+            ("*.example.com", "example.com", 443, false),
+            ("*.example.com", "badexample.com", 443, false),
+            ("*.example.com:5000", "a.example.com", 5000, true),
+            ("*", "anything.example", 443, true),
+            ("*:8443", "anything.example", 443, false),
+            ("[::1]", "[::1]", 5000, true),
+            ("[::1]:5000", "[::1]", 5000, true),
+            ("[::1]:5001", "[::1]", 5000, false),
+        ] {
+            let parsed = HostPattern::parse(pattern).expect("a pattern");
+            assert_eq!(parsed.matches(host, Some(port)), expected, "{pattern} {host}:{port}");
+        }
+        for wrong in ["", "a b", "https://ghcr.io", "*example.com", "a*.example.com", "ghcr.io:https", "x.*"] {
+            assert_eq!(HostPattern::parse(wrong), Err(NoPattern), "{wrong}");
+        }
+    }
+}

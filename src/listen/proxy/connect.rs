@@ -1,0 +1,180 @@
+//! CONNECT: to carry a tunnel, or to open it.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto::{Builder, upgrade};
+use rustls::ServerConfig;
+use rustls::crypto::aws_lc_rs;
+use rustls::server::{Accepted, Acceptor, ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio_rustls::StartHandshake;
+
+use super::Way;
+use super::rewound::Rewound;
+use crate::ca::Ca;
+use crate::listen::connection;
+use crate::listen::guard::Guard;
+use crate::pull::{Body, Came, Lead, Place};
+use crate::tunnel;
+
+/// For a client to begin; longer waits who expects the server to speak first.
+const SILENCE: Duration = Duration::from_secs(2);
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Most bytes of a client's first TLS message.
+const MAX_HELLO: usize = 64 * 1024;
+/// The first byte of TLS (RFC 8446, section 5.1: a handshake record).
+const TLS: u8 = 22;
+const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
+
+/// Answers a CONNECT and sees to what comes through it.
+pub async fn answer(way: Arc<Way>, mut request: Request<Incoming>) -> Response<Body> {
+    let upgraded = hyper::upgrade::on(&mut request);
+    let (parts, _body) = request.into_parts();
+    let (response, lead) = way.pull.connect(&parts, way.client()).await;
+    if let Some(lead) = lead {
+        tokio::spawn(async move {
+            let parts = match upgraded.await {
+                Ok(upgraded) => upgrade::downcast::<TokioIo<Guard<TcpStream>>>(upgraded),
+                Err(error) => return tracing::debug!(client = %way.address, %error, "no tunnel came about"),
+            };
+            match parts {
+                Ok(parts) => follow(parts.io.into_inner().into_inner(), parts.read_buf, lead, way).await,
+                Err(_) => tracing::error!("a tunnel is of another kind than its connection"),
+            }
+        });
+    }
+    response
+}
+
+/// Sees to a tunnel, of which something may have been read already.
+pub async fn follow(stream: TcpStream, read: Bytes, lead: Lead, way: Arc<Way>) {
+    let address = way.address;
+    let result = match lead {
+        Lead::Carry(_, server) => carry(Rewound { read, stream }, server, &way).await,
+        Lead::Open(place) => open(stream, read, place, way).await,
+    };
+    if let Err(error) = result {
+        tracing::debug!(client = %address, %error, "a tunnel ended with an error");
+    }
+}
+
+async fn carry(client: Rewound, server: TcpStream, way: &Way) -> io::Result<()> {
+    let mut ends = way.ends.clone();
+    tunnel::run(client, server, ends.come()).await
+}
+
+/// Carries what turned out to be no HTTP.
+async fn carry_to(client: Rewound, place: &Place, way: &Way) -> io::Result<()> {
+    let server = way.pull.dial(place).await.map_err(io::Error::other)?;
+    carry(client, server, way).await
+}
+
+/// Finds out what a client speaks, and answers it where that is HTTP.
+async fn open(mut stream: TcpStream, read: Bytes, place: Place, way: Arc<Way>) -> io::Result<()> {
+    let mut begun = BytesMut::from(&read[..]);
+    if begun.is_empty() {
+        match tokio::time::timeout(SILENCE, stream.read_buf(&mut begun)).await {
+            Ok(Ok(0)) => return Ok(()),
+            Ok(read) => drop(read?),
+            Err(_) => return carry_to(Rewound { read: Bytes::new(), stream }, &place, &way).await,
+        }
+    }
+    match begun[0] {
+        TLS => {
+            let greeted = tokio::time::timeout(HANDSHAKE, greet(&mut stream, &mut begun)).await;
+            let accepted = greeted.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+            if !speaks_http(&accepted.client_hello()) {
+                return carry_to(Rewound { read: begun.freeze(), stream }, &place, &way).await;
+            }
+            open_tls(stream, accepted, place, way).await
+        }
+        first if first.is_ascii_uppercase() => {
+            let came = Came::Through { is_secure: false, place };
+            serve(Rewound { read: begun.freeze(), stream }, came, way).await;
+            Ok(())
+        }
+        _ => carry_to(Rewound { read: begun.freeze(), stream }, &place, &way).await,
+    }
+}
+
+/// Reads a client's first message; what was read of it stays in `begun`.
+async fn greet(stream: &mut TcpStream, begun: &mut BytesMut) -> io::Result<Accepted> {
+    let mut acceptor = Acceptor::default();
+    let mut taken = 0;
+    loop {
+        while taken < begun.len() {
+            taken += acceptor.read_tls(&mut &begun[taken..])?;
+            match acceptor.accept() {
+                Ok(Some(accepted)) => return Ok(accepted),
+                Ok(None) => {}
+                Err((error, _)) => return Err(io::Error::other(error)),
+            }
+        }
+        if begun.len() > MAX_HELLO {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the first TLS message is too long"));
+        }
+        if stream.read_buf(begun).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+}
+
+/// Who offers other protocols only is left alone; who offers none most likely speaks HTTP/1.1.
+fn speaks_http(hello: &ClientHello<'_>) -> bool {
+    hello.alpn().is_none_or(|mut offered| offered.any(|protocol| PROTOCOLS.contains(&protocol)))
+}
+
+async fn open_tls(stream: TcpStream, accepted: Accepted, place: Place, way: Arc<Way>) -> io::Result<()> {
+    // Who connects to an address may name the host here.
+    let host = accepted.client_hello().server_name().map_or_else(|| place.host.clone(), str::to_ascii_lowercase);
+    let config = server_config(&way.ca, &host).map_err(io::Error::other)?;
+    let shaken = StartHandshake::from_parts(accepted, stream).into_stream(config);
+    match tokio::time::timeout(HANDSHAKE, shaken).await {
+        Ok(Ok(stream)) => {
+            serve(stream, Came::Through { is_secure: true, place }, way).await;
+            Ok(())
+        }
+        Ok(Err(error)) => {
+            // Nearly always the one thing that is missing on the client's side.
+            let (client, ca) = (way.address, way.ca.file().display());
+            tracing::info!(%client, %host, %error, "a client does not take our certificate; does it trust {ca}? `larder ca` tells how");
+            Ok(())
+        }
+        Err(_) => Err(io::ErrorKind::TimedOut.into()),
+    }
+}
+
+async fn serve(stream: impl super::super::guard::Socket + Send + 'static, came: Came, way: Arc<Way>) {
+    let (address, metrics, ends) = (way.address, way.pull.metrics().clone(), way.ends.clone());
+    let answer = move |request| {
+        let (way, came) = (way.clone(), came.clone());
+        async move { way.pull.pass(request, came, way.client()).await }
+    };
+    connection(stream, address, Builder::new(TokioExecutor::new()), &metrics, answer, ends).await;
+}
+
+fn server_config(ca: &Ca, host: &str) -> Result<Arc<ServerConfig>, Box<dyn std::error::Error + Send + Sync>> {
+    let leaf = Leaf(ca.leaf(host)?);
+    let builder = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()));
+    let builder = builder.with_safe_default_protocol_versions()?.with_no_client_auth();
+    let mut config = builder.with_cert_resolver(Arc::new(leaf));
+    config.alpn_protocols = PROTOCOLS.map(<[u8]>::to_vec).into();
+    Ok(Arc::new(config))
+}
+
+#[derive(Debug)]
+struct Leaf(Arc<CertifiedKey>);
+
+impl ResolvesServerCert for Leaf {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.clone())
+    }
+}

@@ -1,0 +1,183 @@
+//! Requests that go to their server as they are, and answers that come back as they are.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONNECTION, CONTENT_LENGTH, HOST, UPGRADE};
+use http::{HeaderValue, Request, Response, StatusCode};
+use http_body_util::BodyExt;
+use hyper::body::{Body as _, Frame, Incoming, SizeHint};
+use hyper_util::rt::TokioIo;
+use tokio::time::{Instant, Sleep, sleep_until};
+use url::Url;
+
+use super::{Proxying, headers};
+use crate::failure::{Failure, FailureKind};
+use crate::pull::Pull;
+use crate::pull::respond::{self, Body};
+use crate::tunnel;
+use crate::upstream::{PassError, Place};
+
+/// For an answer to begin after all was sent, and between two pieces of what goes either way. Long, since
+/// some requests wait for something to happen.
+const PATIENCE: Duration = Duration::from_secs(5 * 60);
+
+impl Pull {
+    pub(super) async fn forward(
+        &self,
+        proxying: &Proxying,
+        mut request: Request<Incoming>,
+        place: &Place,
+        url: &Url,
+    ) -> Result<Response<Body>, PassError> {
+        let version = request.version();
+        let upgrade = headers::upgrade(request.headers());
+        let own_side = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
+        let (mut parts, body) = request.into_parts();
+        headers::pass_on(&mut parts.headers, version);
+        // Those of the connection to come are for the HTTP library to write.
+        parts.headers.remove(HOST);
+        if let Some(protocol) = &upgrade {
+            parts.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+            parts.headers.insert(UPGRADE, protocol.clone());
+        }
+        let moved = Arc::<AtomicU64>::default();
+        let mut outgoing = reqwest::Request::new(parts.method, url.clone());
+        *outgoing.headers_mut() = parts.headers;
+        if body.is_end_stream() {
+            // A body of no bytes is told from none.
+            let is_stated = outgoing.headers().contains_key(CONTENT_LENGTH);
+            *outgoing.body_mut() = is_stated.then(|| reqwest::Body::from(Bytes::new()));
+        } else {
+            let limited = Limited::new(body.map_err(|error| broken("the client", &error)), moved.clone());
+            *outgoing.body_mut() = Some(reqwest::Body::wrap(limited));
+        }
+
+        let sending = proxying.send(outgoing, place, upgrade.is_some());
+        let response = in_time(sending, &moved, place).await?;
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            return match own_side {
+                Some(own_side) => Ok(switched(response, own_side, place)),
+                None => Err(Failure::new(FailureKind::WrongContent, format!("{place}: changed the protocol unasked")).into()),
+            };
+        }
+        let (mut parts, body) = http::Response::<reqwest::Body>::from(response).into_parts();
+        headers::pass_on(&mut parts.headers, parts.version);
+        let label = place.to_string();
+        let body = body.map_err(move |error| broken(&label, &error));
+        let body = Limited::new(body, Arc::default()).boxed_unsync();
+        let mut response = Response::new(body);
+        *response.status_mut() = parts.status;
+        *response.headers_mut() = parts.headers;
+        Ok(response)
+    }
+}
+
+impl Proxying {
+    async fn send(
+        &self,
+        request: reqwest::Request,
+        place: &Place,
+        is_upgrade: bool,
+    ) -> Result<reqwest::Response, PassError> {
+        match self.registries.upstream_of(request.url()) {
+            Some(upstream) => Ok(upstream.pass(request).await?),
+            None => self.anywhere.send(request, place, is_upgrade).await,
+        }
+    }
+}
+
+/// Waits for an answer for as long as something goes there.
+async fn in_time<T>(
+    sending: impl Future<Output = Result<T, PassError>>,
+    moved: &AtomicU64,
+    place: &Place,
+) -> Result<T, PassError> {
+    let mut sending = std::pin::pin!(sending);
+    loop {
+        let before = moved.load(Ordering::Relaxed);
+        if let Ok(answer) = tokio::time::timeout(PATIENCE, &mut sending).await {
+            return answer;
+        }
+        if moved.load(Ordering::Relaxed) == before {
+            let message = format!("{place}: no answer came within {} s", PATIENCE.as_secs());
+            return Err(Failure::new(FailureKind::Timeout, message).into());
+        }
+    }
+}
+
+/// Joins both sides of what is no longer HTTP.
+fn switched(response: reqwest::Response, own_side: hyper::upgrade::OnUpgrade, place: &Place) -> Response<Body> {
+    let mut answer = Response::new(respond::empty());
+    *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    *answer.headers_mut() = response.headers().clone();
+    let place = place.clone();
+    tokio::spawn(async move {
+        let (client, server) = match tokio::join!(own_side, response.upgrade()) {
+            (Ok(client), Ok(server)) => (client, server),
+            _ => return tracing::debug!(%place, "a change of protocol did not come about"),
+        };
+        if let Err(error) = tunnel::run(TokioIo::new(client), server, std::future::pending()).await {
+            tracing::debug!(%place, %error, "what followed a change of protocol ended with an error");
+        }
+    });
+    answer
+}
+
+fn broken(who: &str, error: &(dyn std::error::Error + 'static)) -> Failure {
+    let mut last = error;
+    while let Some(cause) = last.source() {
+        last = cause;
+    }
+    Failure::new(FailureKind::Unavailable, format!("{who}: {last}"))
+}
+
+/// A body each of whose pieces has a deadline.
+struct Limited<B> {
+    body: B,
+    moved: Arc<AtomicU64>,
+    deadline: Pin<Box<Sleep>>,
+}
+
+impl<B> Limited<B> {
+    fn new(body: B, moved: Arc<AtomicU64>) -> Self {
+        Self { body, moved, deadline: Box::pin(sleep_until(Instant::now() + PATIENCE)) }
+    }
+}
+
+impl<B> hyper::body::Body for Limited<B>
+where
+    B: hyper::body::Body<Data = Bytes, Error = Failure> + Unpin,
+{
+    type Data = Bytes;
+    type Error = Failure;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(context);
+        if polled.is_ready() {
+            self.moved.fetch_add(1, Ordering::Relaxed);
+            let next = Instant::now() + PATIENCE;
+            self.deadline.as_mut().reset(next);
+            return polled;
+        }
+        match self.deadline.as_mut().poll(context) {
+            Poll::Ready(()) => {
+                let message = format!("nothing more came within {} s", PATIENCE.as_secs());
+                Poll::Ready(Some(Err(Failure::new(FailureKind::Timeout, message))))
+            }
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

@@ -1,0 +1,292 @@
+//! What becomes of a request that came by the proxy door: content of a registry comes from the cache, what
+//! the configuration's patterns match too, and all else goes to its server and back.
+
+mod forward;
+mod headers;
+mod refused;
+mod registry;
+
+use std::sync::Arc;
+
+use http::header::{AUTHORIZATION, HOST, PROXY_AUTHORIZATION};
+use http::request::Parts;
+use http::{HeaderMap, Method, Request, Response};
+use hyper::body::Incoming;
+use tokio::net::TcpStream;
+use url::Url;
+
+pub use crate::upstream::Place;
+pub use refused::usage;
+
+use super::admission::{Door, Wrong};
+use super::error::Refusal;
+use super::observed::Observation;
+use super::respond::{self, Body};
+use super::{Client, Live, Pull};
+use crate::auth::Identity;
+use crate::config::{self, Config, ProxyDoor};
+use crate::failure::{Failure, FailureKind};
+use crate::oci::route::{Object, Route};
+use crate::telemetry::Metrics;
+use crate::upstream::{Anywhere, BuildError, Clients, PassError};
+pub(super) use refused::Refused;
+use registry::Registries;
+
+/// What the proxy door does, by the configuration.
+pub struct Proxying {
+    door: ProxyDoor,
+    registries: Registries,
+    anywhere: Anywhere,
+}
+
+/// How a request came to the door.
+#[derive(Clone, Debug)]
+pub enum Came {
+    /// In absolute form, by itself.
+    Open,
+    /// Through a tunnel to this place, which was let in.
+    Through { is_secure: bool, place: Place },
+}
+
+/// What to do with a tunnel.
+pub enum Lead {
+    /// Find out what it is, and answer it if it is HTTP.
+    Open(Place),
+    /// Carry what comes.
+    Carry(Place, TcpStream),
+}
+
+impl Proxying {
+    pub fn new(config: &Config, clients: &Clients, metrics: &Arc<Metrics>) -> Result<Option<Self>, BuildError> {
+        let Some(door) = &config.proxy else {
+            return Ok(None);
+        };
+        Ok(Some(Self {
+            registries: Registries::new(config, door, clients, metrics)?,
+            anywhere: Anywhere::new(door, metrics.clone())?,
+            door: door.clone(),
+        }))
+    }
+}
+
+impl Pull {
+    /// Answers a CONNECT; where it comes about, what to do with the tunnel.
+    pub async fn connect(&self, request: &Parts, client: Client) -> (Response<Body>, Option<Lead>) {
+        let mut observation = self.observe(request, client.clone());
+        match self.lead(request, &client, &mut observation).await {
+            Ok(lead) => (observation.watch(Response::new(respond::empty())), Some(lead)),
+            Err(refused) => {
+                observation.not_passed(&refused);
+                (observation.watch(refused.into_response()), None)
+            }
+        }
+    }
+
+    async fn lead(
+        &self,
+        request: &Parts,
+        client: &Client,
+        observation: &mut Observation,
+    ) -> Result<Lead, Refused> {
+        let (live, proxying) = self.proxying()?;
+        let text = request.uri.authority().map(http::uri::Authority::as_str).unwrap_or_default();
+        observation.goes_to(text.to_owned());
+        observation.admitted(&self.let_through(&live, &proxying, request, client).await?);
+        let place = Place::parse(text, None).map_err(|_| Refused::Malformed("CONNECT needs a host and a port"))?;
+        proxying.anywhere.permit(&place)?;
+        if proxying.door.intercepts(&place.host, place.port) {
+            return Ok(Lead::Open(place));
+        }
+        let server = proxying.anywhere.dial(&place).await?;
+        Ok(Lead::Carry(place, server))
+    }
+
+    /// A connection for what came through an opened tunnel and is no HTTP.
+    pub async fn dial(&self, place: &Place) -> Result<TcpStream, PassError> {
+        match self.proxying() {
+            Ok((_, proxying)) => proxying.anywhere.dial(place).await,
+            Err(closed) => Err(Failure::new(FailureKind::Unavailable, closed).into()),
+        }
+    }
+
+    /// Answers one request.
+    pub async fn pass(self: &Arc<Self>, request: Request<Incoming>, came: Came, client: Client) -> Response<Body> {
+        let (parts, body) = request.into_parts();
+        let mut observation = self.observe(&parts, client.clone());
+        let is_head = parts.method == Method::HEAD;
+        let answered = self.passed(Request::from_parts(parts, body), &came, &client, &mut observation).await;
+        let mut response = answered.unwrap_or_else(|refused| {
+            observation.not_passed(&refused);
+            refused.into_response()
+        });
+        if is_head {
+            *response.body_mut() = respond::empty();
+        }
+        observation.watch(response)
+    }
+
+    async fn passed(
+        self: &Arc<Self>,
+        request: Request<Incoming>,
+        came: &Came,
+        client: &Client,
+        observation: &mut Observation,
+    ) -> Result<Response<Body>, Refused> {
+        let (live, proxying) = self.proxying()?;
+        let (mut parts, body) = request.into_parts();
+        let (place, url) = destination(&parts, came)?;
+        let path = &url[..url::Position::AfterPath];
+        observation.goes_to(path.to_owned());
+        headers::check(&parts)?;
+        if matches!(came, Came::Open) {
+            observation.admitted(&self.let_through(&live, &proxying, &parts, client).await?);
+        }
+        proxying.anywhere.permit(&place)?;
+        parts.headers.remove(PROXY_AUTHORIZATION);
+        parts.extensions.insert(client.clone());
+
+        let asked = Asked::of(&parts, &url);
+        if let Asked::Object { name, object } = &asked
+            && let Some(response) = self.registry(&proxying, &parts, &url, name, object, observation).await?
+        {
+            return Ok(response);
+        }
+        let forwarded = self.forward(&proxying, Request::from_parts(parts, body), &place, &url).await;
+        match forwarded {
+            // Clients ask this first, and go no further without an answer.
+            Err(PassError::Failure(failure)) if matches!(asked, Asked::Base) && proxying.registries.knows(&url) => {
+                tracing::info!(url = %path, %failure, "a registry cannot be reached; what is cached of it is served");
+                Ok(registry::base(&failure))
+            }
+            forwarded => Ok(forwarded?),
+        }
+    }
+
+    fn proxying(&self) -> Result<(Arc<Live>, Arc<Proxying>), Refused> {
+        let live = self.live.load_full();
+        let proxying = live.proxying.clone().ok_or(Refused::Closed)?;
+        Ok((live, proxying))
+    }
+
+    /// Lets a client in by its address, or by what it logs in with.
+    async fn let_through(
+        &self,
+        live: &Arc<Live>,
+        proxying: &Proxying,
+        request: &Parts,
+        client: &Client,
+    ) -> Result<Identity, Refused> {
+        let door = Door::for_client(live, client.clone()).map_err(|_| Refused::NotYou)?;
+        let (stranger, has_logins, allow) = (door.stranger(), door.has_logins(), &proxying.door.allow);
+        if stranger.may_pull(allow, has_logins) {
+            return Ok(stranger);
+        }
+        let Some(logins) = &live.logins else {
+            return Err(Refused::NotYou);
+        };
+        let challenge = || Refused::Login(logins.realm().to_owned());
+        let shown = request.headers.get(PROXY_AUTHORIZATION).ok_or_else(challenge)?;
+        let headers = HeaderMap::from_iter([(AUTHORIZATION, shown.clone())]);
+        let known = match self.login(logins, stranger.address, &headers).await {
+            Ok(known) => known,
+            Err(Wrong::Invalid) => return Err(challenge()),
+            Err(Wrong::NotNow(why)) => return Err(Refused::Registry(super::admission::not_now(why))),
+        };
+        let identity = Identity { known, ..stranger };
+        match identity.may_pull(allow, has_logins) {
+            true => Ok(identity),
+            false if identity.known.is_none() => Err(challenge()),
+            false => Err(Refused::NotYou),
+        }
+    }
+}
+
+/// What a request asks for.
+enum Asked {
+    /// `/v2/`: is this a registry?
+    Base,
+    Object {
+        name: String,
+        object: Object,
+    },
+    Other,
+}
+
+impl Asked {
+    fn of(request: &Parts, url: &Url) -> Self {
+        let is_read = request.method == Method::GET || request.method == Method::HEAD;
+        // A query may mean anything to a registry, and so may a path before /v2/.
+        if !is_read || url.query().is_some() || !url.path().starts_with("/v2/") {
+            return Self::Other;
+        }
+        match Route::parse(url.path()) {
+            Ok(Route::Base { prefix }) if prefix.is_empty() => Self::Base,
+            Ok(Route::Object { path: name, object: object @ (Object::Manifest(_) | Object::Blob(_)) }) => {
+                Self::Object { name, object }
+            }
+            _ => Self::Other,
+        }
+    }
+}
+
+/// Where a request goes: as it says itself, else where its tunnel leads.
+fn destination(request: &Parts, came: &Came) -> Result<(Place, Url), Refused> {
+    let (scheme, place) = match came {
+        Came::Open => {
+            let scheme = request.uri.scheme_str().unwrap_or_default();
+            let usual = match scheme {
+                "http" => 80,
+                "https" => 443,
+                _ => return Err(Refused::Malformed("only http and https can be asked for")),
+            };
+            let authority = request.uri.authority().map(http::uri::Authority::as_str).unwrap_or_default();
+            (scheme, Place::parse(authority, Some(usual)).map_err(|_| Refused::Malformed("the URL has no usable host"))?)
+        }
+        Came::Through { is_secure, place } => {
+            let (scheme, usual) = if *is_secure { ("https", 443) } else { ("http", 80) };
+            let named = request.uri.authority().map(http::uri::Authority::as_str);
+            let mut hosts = request.headers.get_all(HOST).iter();
+            let (host, more) = (hosts.next().map(|host| host.to_str()).transpose(), hosts.next());
+            let (Ok(host), None) = (host, more) else {
+                return Err(Refused::Malformed("there has to be one Host"));
+            };
+            let place = match named.or(host) {
+                Some(named) => Place::parse(named, Some(usual)).map_err(|_| Refused::Malformed("Host is no host"))?,
+                None => place.clone(),
+            };
+            (scheme, place)
+        }
+    };
+    let mut url = place.url(scheme).map_err(|_| Refused::Malformed("the URL has no usable host"))?;
+    let path = request.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
+    let (path, query) = path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query)));
+    url.set_path(path);
+    url.set_query(query);
+    Ok((place, url))
+}
+
+/// Whether `[headers]` say to a server who asks, so that the configuration decides and not the client.
+fn is_spoken_for(rules: &[config::HostHeaders], url: &Url) -> bool {
+    rules.iter().any(|rule| rule.concern(url) && rule.say_who())
+}
+
+impl From<PassError> for Refused {
+    fn from(error: PassError) -> Self {
+        match error {
+            PassError::Forbidden(forbidden) => Self::Forbidden(forbidden),
+            PassError::Failure(failure) => Self::Failure(failure),
+        }
+    }
+}
+
+impl From<config::Forbidden> for Refused {
+    fn from(forbidden: config::Forbidden) -> Self {
+        Self::Forbidden(forbidden)
+    }
+}
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Self {
+        Self::Registry(refusal)
+    }
+}

@@ -1,0 +1,293 @@
+//! Content of registries: the same repositories, transfers and objects as at the registry door, for who
+//! names the registry itself.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE};
+use http::request::Parts;
+use http::{HeaderName, HeaderValue, Response, StatusCode};
+use url::Url;
+
+use super::refused::Refused;
+use super::{Proxying, is_spoken_for};
+use crate::config::{self, ClientTls, Config, Proxy, ProxyDoor, UpstreamUrl, says_who};
+use crate::failure::{Failure, FailureKind};
+use crate::oci::route::Object;
+use crate::oci::{Digest, Name, Reference};
+use crate::pull::consent::Stored;
+use crate::pull::error::Refusal;
+use crate::pull::observed::Observation;
+use crate::pull::respond::{self, Body};
+use crate::pull::routing::{Repository, Target};
+use crate::pull::{API_VERSION, Answer, Pull, kind_of};
+use crate::telemetry::Metrics;
+use crate::telemetry::metrics::Outcome;
+use crate::upstream::{Anywhere, BuildError, Clients, Upstream, Upstreams, Who};
+
+/// Longest `Authorization` that is looked at.
+const MAX_AUTHORIZATION: usize = 16 * 1024;
+/// Registries kept that only clients have named.
+const MAX_OTHERS: usize = 256;
+/// What those are called together in metrics.
+const OTHERS: &str = "other hosts";
+const WARNING: HeaderName = HeaderName::from_static("warning");
+const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
+
+/// The registries behind the proxy door, by their origins.
+pub struct Registries {
+    known: HashMap<String, Vec<Arc<Repository>>>,
+    others: Mutex<HashMap<String, Arc<Repository>>>,
+    /// What those are made of.
+    made: Made,
+}
+
+struct Made {
+    door: ProxyDoor,
+    /// Prefixes that repositories have.
+    taken: Vec<String>,
+    clients: Clients,
+    metrics: Arc<Metrics>,
+}
+
+impl Registries {
+    pub fn new(
+        config: &Config,
+        door: &ProxyDoor,
+        clients: &Clients,
+        metrics: &Arc<Metrics>,
+    ) -> Result<Self, BuildError> {
+        let mut known = HashMap::<String, Vec<Arc<Repository>>>::new();
+        for repository in &config.repositories {
+            for upstream in &repository.upstreams {
+                let origin = key(&upstream.url.origin);
+                let made = of_repository(repository, upstream, door, clients, metrics)?;
+                known.entry(origin).or_default().push(Arc::new(made));
+            }
+        }
+        let made = Made {
+            door: door.clone(),
+            taken: config.repositories.iter().map(|repository| repository.prefix.clone()).collect(),
+            clients: Clients::default(),
+            metrics: metrics.clone(),
+        };
+        Ok(Self { known, others: Mutex::default(), made })
+    }
+
+    /// Whether a registry is one of the configuration's, or content of it was asked for.
+    pub fn knows(&self, url: &Url) -> bool {
+        let key = key(url);
+        self.known.contains_key(&key) || self.others.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&key)
+    }
+
+    /// The way to a server that the configuration has as an upstream.
+    pub fn upstream_of(&self, url: &Url) -> Option<&Upstream> {
+        self.known.get(&key(url))?.first().map(|repository| &repository.upstreams[0])
+    }
+
+    /// The repository of a name at a registry, and its name there.
+    fn find(&self, url: &Url, name: &str, anywhere: &Anywhere) -> Result<Option<(Arc<Repository>, Name)>, Refused> {
+        let key = key(url);
+        let Ok(whole) = name.parse::<Name>() else {
+            return Ok(None);
+        };
+        if let Some(repositories) = self.known.get(&key) {
+            // The one with the longest namespace that the name is in.
+            let inside = |repository: &&Arc<Repository>| name_inside(repository, name).is_some();
+            let length = |repository: &&Arc<Repository>| repository.config.upstreams[0].url.namespace.len();
+            let found = repositories.iter().filter(inside).max_by_key(length);
+            return Ok(found.and_then(|repository| Some((repository.clone(), name_inside(repository, name)?))));
+        }
+        let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(repository) = others.get(&key) {
+            return Ok(Some((repository.clone(), whole)));
+        }
+        let repository = Arc::new(self.made.other(url, anywhere)?);
+        if others.len() >= MAX_OTHERS {
+            others.clear();
+        }
+        others.insert(key, repository.clone());
+        Ok(Some((repository, whole)))
+    }
+}
+
+impl Made {
+    /// A registry that no repository has.
+    fn other(&self, url: &Url, anywhere: &Anywhere) -> Result<Repository, Refused> {
+        let refuse = |error: &dyn std::fmt::Display| Refused::Failure(Failure::new(FailureKind::Unavailable, error));
+        let place = crate::upstream::Place::new(
+            url.host_str().unwrap_or_default(),
+            url.port_or_known_default().unwrap_or_default(),
+        )
+        .map_err(|error| refuse(&error))?;
+        let permission = anywhere.permit(&place)?;
+        let mut origin = url.clone();
+        origin.set_path("/");
+        origin.set_query(None);
+        let proxies = &self.door.proxies;
+        let proxy = match proxies.http.is_none() && proxies.https.is_none() {
+            true => Proxy::Direct,
+            false => Proxy::Through(proxies.clone()),
+        };
+        let tls = ClientTls { further_roots: self.door.upstream_roots.clone(), ..ClientTls::default() };
+        let confined_to = (!permission.is_named).then_some(permission.networks);
+        let upstream = config::Upstream::named_by_client(
+            UpstreamUrl { origin, namespace: String::new() },
+            tls,
+            proxy,
+            self.door.host_headers.clone(),
+            confined_to,
+        );
+        let scheme = url.scheme();
+        let mut prefix = place.authority(scheme);
+        if scheme == "http" || self.taken.contains(&prefix) {
+            // Another scheme is another server, and a repository of this name may have other upstreams.
+            prefix = place.to_string();
+        }
+        if self.taken.contains(&prefix) {
+            prefix = format!("{scheme}:{prefix}");
+        }
+        let upstreams = Upstreams::new(std::slice::from_ref(&upstream), &self.clients, &self.metrics);
+        let consent = consent(&self.door, url);
+        let config = config::Repository::named_by_client(prefix, upstream, consent);
+        Ok(Repository {
+            config,
+            upstreams: upstreams.map_err(|error| refuse(&error))?,
+            is_trusted: self.door.trusts(url),
+        })
+    }
+}
+
+/// A repository of the configuration as who names one of its upstreams sees it: that upstream alone, and where
+/// the client's own credentials decide, nothing that says that it is Larder who asks.
+fn of_repository(
+    repository: &config::Repository,
+    upstream: &config::Upstream,
+    door: &ProxyDoor,
+    clients: &Clients,
+    metrics: &Arc<Metrics>,
+) -> Result<Repository, BuildError> {
+    let consent = consent(door, &upstream.url.origin);
+    let mut upstream = upstream.clone();
+    if consent.is_some() {
+        upstream.credentials = None;
+        upstream.tls.identity = None;
+        upstream.headers.retain(|(name, _)| !says_who(name));
+    }
+    let upstreams = Upstreams::new(std::slice::from_ref(&upstream), clients, metrics)?;
+    let config = config::Repository {
+        client_consent: consent,
+        upstreams: vec![upstream],
+        ..repository.clone()
+    };
+    Ok(Repository { config, upstreams, is_trusted: true })
+}
+
+fn consent(door: &ProxyDoor, origin: &Url) -> Option<std::time::Duration> {
+    door.consent.filter(|_| !is_spoken_for(&door.host_headers, origin))
+}
+
+fn key(url: &Url) -> String {
+    url.origin().ascii_serialization()
+}
+
+/// A name as the repository's own upstream has it, without the namespace.
+fn name_inside(repository: &Repository, name: &str) -> Option<Name> {
+    let namespace = &repository.config.upstreams.first()?.url.namespace;
+    let rest = match namespace.is_empty() {
+        true => name,
+        false => name.strip_prefix(namespace.as_str())?.strip_prefix('/')?,
+    };
+    rest.parse().ok()
+}
+
+impl Pull {
+    /// Answers from the cache and through it; `None`: the registry itself is to answer, since it refuses, or
+    /// because this is not for us.
+    pub(super) async fn registry(
+        self: &Arc<Self>,
+        proxying: &Proxying,
+        request: &Parts,
+        url: &Url,
+        name: &str,
+        object: &Object,
+        observation: &mut Observation,
+    ) -> Result<Option<Response<Body>>, Refused> {
+        let found = proxying.registries.find(url, name, &proxying.anywhere)?;
+        let Some((repository, name)) = found else {
+            return Ok(None);
+        };
+        let who = match (repository.config.client_consent, request.headers.get(AUTHORIZATION)) {
+            (None, _) => Who::Larder,
+            (Some(_), None) => Who::Anonymous,
+            (Some(_), Some(value)) if value.len() > MAX_AUTHORIZATION => return Ok(None),
+            (Some(_), Some(value)) => {
+                let mut value = value.clone();
+                value.set_sensitive(true);
+                Who::Header(value)
+            }
+        };
+        let label = if repository.is_trusted { repository.prefix().to_owned() } else { OTHERS.to_owned() };
+        observation.found(&label, kind_of(object));
+        let target = Target { repository, name, who, is_by_tag: false };
+        let answer = match object {
+            Object::Manifest(reference) => self.manifest(request, &target, reference.clone()).await,
+            Object::Blob(digest) => self.blob(request, &target, *digest).await,
+            Object::Tags | Object::Referrers(_) | Object::Upload => return Ok(None),
+        };
+        let Answer { mut response, state } = match answer {
+            Ok(answer) => answer,
+            // In its own words, and with what it wants to see.
+            Err(Refusal::Failure { failure, .. })
+                if matches!(failure.kind, FailureKind::NotFound | FailureKind::Denied) =>
+            {
+                return Ok(None);
+            }
+            Err(refusal) => return Err(refusal.into()),
+        };
+        observation.answered(state.outcome());
+        let path = url.path();
+        match state.outcome() {
+            Outcome::Hit => tracing::info!(path, "cache hit"),
+            Outcome::Miss => tracing::info!(path, "cache miss"),
+            _ => tracing::info!(path, "cache hit, of an old copy"),
+        }
+        if let Some((what, digest)) = shown(object, &response) {
+            self.learn_whether_public(&target, what, digest).await;
+        }
+        response.headers_mut().insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
+        Ok(Some(response))
+    }
+}
+
+/// What an answer showed its client.
+fn shown(object: &Object, response: &Response<Body>) -> Option<(Stored, Digest)> {
+    let header = |name: HeaderName| response.headers().get(name)?.to_str().ok();
+    match object {
+        Object::Manifest(Reference::Digest(digest)) => Some((Stored::Manifest, *digest)),
+        Object::Manifest(Reference::Tag(_)) => Some((Stored::Manifest, header(DOCKER_CONTENT_DIGEST)?.parse().ok()?)),
+        Object::Blob(digest) => {
+            let size = match response.status() {
+                StatusCode::OK => header(CONTENT_LENGTH)?.parse().ok()?,
+                StatusCode::PARTIAL_CONTENT => header(CONTENT_RANGE)?.rsplit_once('/')?.1.parse().ok()?,
+                _ => return None,
+            };
+            Some((Stored::Blob(size), *digest))
+        }
+        _ => None,
+    }
+}
+
+/// What a registry says at `/v2/` to who needs no login, in the place of one that cannot be reached.
+pub fn base(failure: &Failure) -> Response<Body> {
+    let mut response = Response::new(respond::full(Bytes::from_static(b"{}")));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
+    let why: String = failure.message().chars().filter(|c| c.is_ascii_graphic() || *c == ' ').collect();
+    let why = why.replace(['"', '\\'], "");
+    let warning = HeaderValue::try_from(format!("299 - \"larder answers for the registry: {why}\""));
+    headers.extend(warning.ok().map(|value| (WARNING, value)));
+    response
+}

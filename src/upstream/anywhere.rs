@@ -1,0 +1,262 @@
+//! The way to whatever server a client of the proxy door names, where that is allowed.
+
+use std::error::Error as StdError;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::Uri;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::connect::dns::{GaiResolver, Name};
+use hyper_util::client::legacy::connect::proxy::Tunnel;
+use hyper_util::client::proxy::matcher::Matcher;
+use hyper_util::rt::TokioIo;
+use ipnet::IpNet;
+use reqwest::dns::{Addrs, Resolve, Resolving};
+use tokio::net::TcpStream;
+use tower_service::Service;
+
+use super::BuildError;
+use super::errors;
+use super::place::Place;
+use super::reach;
+use super::transport::add_headers;
+use crate::config::{Allowlist, ClientTls, Forbidden, HostHeaders, Permission, Proxies, ProxyDoor};
+use crate::failure::{Failure, FailureKind};
+use crate::telemetry::Metrics;
+use crate::web::{self, tls};
+
+const CONNECT: Duration = Duration::from_secs(10);
+/// For a name, a connection and a proxy's answer together.
+const DIAL: Duration = Duration::from_secs(30);
+/// What all these servers are in the metrics: there may be any number of them.
+const LABEL: &str = "other hosts";
+
+/// Reaches servers.
+pub struct Anywhere {
+    allowlist: Allowlist,
+    /// To hosts that the configuration names, wherever they are.
+    named: Ways,
+    /// To all others, which are in the public network or in these.
+    public: Ways,
+    host_headers: Arc<[HostHeaders]>,
+    proxies: Option<Matcher>,
+    metrics: Arc<Metrics>,
+}
+
+struct Ways {
+    any: reqwest::Client,
+    /// For what only HTTP/1.1 can: to change the protocol.
+    http1: reqwest::Client,
+    connector: HttpConnector<Outside>,
+}
+
+/// Why a server is not reached.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum PassError {
+    #[error(transparent)]
+    Forbidden(#[from] Forbidden),
+    #[error(transparent)]
+    Failure(#[from] Failure),
+}
+
+impl Anywhere {
+    pub fn new(door: &ProxyDoor, metrics: Arc<Metrics>) -> Result<Self, BuildError> {
+        let networks: Arc<[IpNet]> = door.allowlist.networks().collect();
+        Ok(Self {
+            named: Ways::new(door, Outside { networks: networks.clone(), is_named: true })?,
+            public: Ways::new(door, Outside { networks, is_named: false })?,
+            allowlist: door.allowlist.clone(),
+            host_headers: door.host_headers.clone(),
+            proxies: matcher(&door.proxies),
+            metrics,
+        })
+    }
+
+    /// Whether a server may be gone to, as far as its name tells.
+    pub fn permit(&self, place: &Place) -> Result<Permission, Forbidden> {
+        let permission = self.allowlist.permit(&place.host, place.port)?;
+        let address: Option<IpAddr> = place.host.trim_matches(['[', ']']).parse().ok();
+        match address {
+            Some(address) if !reach::is_open(address, permission.is_named, &permission.networks) => {
+                Err(Forbidden::Inside(place.host.clone()))
+            }
+            _ => Ok(permission),
+        }
+    }
+
+    /// Sends a request to its server; `is_upgrade`: it asks for another protocol.
+    pub async fn send(
+        &self,
+        mut request: reqwest::Request,
+        place: &Place,
+        is_upgrade: bool,
+    ) -> Result<reqwest::Response, PassError> {
+        let ways = self.ways(&self.permit(place)?);
+        let url = request.url().clone();
+        add_headers(&self.host_headers, &url, request.headers_mut(), |_| true);
+        let client = if is_upgrade { &ways.http1 } else { &ways.any };
+        let result = client.execute(request).await;
+        match &result {
+            Ok(response) => self.metrics.asked_upstream(LABEL, response.status().as_str()),
+            Err(error) => self.metrics.asked_upstream(LABEL, errors::network(LABEL, error).kind.as_str()),
+        }
+        result.map_err(|error| match is_inside(&error) {
+            true => Forbidden::Inside(place.host.clone()).into(),
+            false => errors::network(&place.to_string(), &error).into(),
+        })
+    }
+
+    /// A connection for whatever the client has to say.
+    pub async fn dial(&self, place: &Place) -> Result<TcpStream, PassError> {
+        let ways = self.ways(&self.permit(place)?);
+        let failed = |what: &dyn std::fmt::Display| Failure::new(FailureKind::Unavailable, format!("{place}: {what}"));
+        let uri: Uri = place.to_string().parse().map_err(|error: http::uri::InvalidUri| failed(&error))?;
+        let dialled = async {
+            let through = self.proxies.as_ref().and_then(|proxies| proxies.intercept(&secure(place)?));
+            match through {
+                None => ways.connector.clone().call(uri).await.map_err(Box::<dyn StdError + Send + Sync>::from),
+                Some(proxy) => {
+                    let mut tunnel = Tunnel::new(proxy.uri().clone(), plain());
+                    if let Some(login) = proxy.basic_auth() {
+                        tunnel = tunnel.with_auth(login.clone());
+                    }
+                    tunnel.call(uri).await.map_err(Box::<dyn StdError + Send + Sync>::from)
+                }
+            }
+        };
+        match tokio::time::timeout(DIAL, dialled).await {
+            Ok(Ok(stream)) => Ok(TokioIo::into_inner(stream)),
+            Ok(Err(error)) if is_inside(&*error) => Err(Forbidden::Inside(place.host.clone()).into()),
+            Ok(Err(error)) => Err(failed(&last_cause(&*error)).into()),
+            Err(_) => Err(errors::timeout(&place.to_string(), "a connection", DIAL).into()),
+        }
+    }
+
+    fn ways(&self, permission: &Permission) -> &Ways {
+        if permission.is_named { &self.named } else { &self.public }
+    }
+}
+
+impl Ways {
+    fn new(door: &ProxyDoor, outside: Outside) -> Result<Self, BuildError> {
+        let fail = |reason: String| BuildError { upstream: LABEL.into(), reason };
+        let tls = ClientTls { further_roots: door.upstream_roots.clone(), ..ClientTls::default() };
+        let tls = tls::client_config(&tls).map_err(|error| fail(error.to_string()))?;
+        let builder = || {
+            let mut builder = reqwest::Client::builder()
+                .tls_backend_preconfigured(tls.clone())
+                .dns_resolver(Arc::new(outside.clone()))
+                .redirect(reqwest::redirect::Policy::none())
+                .referer(false)
+                .no_proxy()
+                .http2_adaptive_window(true)
+                .connect_timeout(CONNECT)
+                .pool_max_idle_per_host(8)
+                .pool_idle_timeout(Duration::from_secs(60));
+            for proxy in web::through(&door.proxies).map_err(|_| fail("the proxy of the environment is none".to_owned()))? {
+                builder = builder.proxy(proxy);
+            }
+            Ok::<_, BuildError>(builder)
+        };
+        let mut connector = HttpConnector::new_with_resolver(outside.clone());
+        connector.set_connect_timeout(Some(CONNECT));
+        connector.set_nodelay(true);
+        connector.enforce_http(false);
+        Ok(Self {
+            any: builder()?.build().map_err(|error| fail(error.to_string()))?,
+            http1: builder()?.http1_only().build().map_err(|error| fail(error.to_string()))?,
+            connector,
+        })
+    }
+}
+
+/// To the proxy that the environment names.
+fn plain() -> HttpConnector<GaiResolver> {
+    let mut connector = HttpConnector::new();
+    connector.set_connect_timeout(Some(CONNECT));
+    connector.set_nodelay(true);
+    connector.enforce_http(false);
+    connector
+}
+
+fn matcher(proxies: &Proxies) -> Option<Matcher> {
+    let url = |secret: &Option<crate::config::Secret>| secret.as_ref().map(|url| url.reveal().to_owned());
+    let (http, https) = (url(&proxies.http), url(&proxies.https));
+    if http.is_none() && https.is_none() {
+        return None;
+    }
+    let builder = Matcher::builder().http(http.unwrap_or_default()).https(https.unwrap_or_default());
+    Some(builder.no(proxies.exceptions.clone()).build())
+}
+
+/// What goes through a tunnel is most likely TLS.
+fn secure(place: &Place) -> Option<Uri> {
+    let scheme = if place.port == 80 { "http" } else { "https" };
+    format!("{scheme}://{place}/").parse().ok()
+}
+
+/// Resolves names to addresses that may be gone to, so that the address that is looked at is the one that
+/// is dialled.
+#[derive(Clone)]
+struct Outside {
+    networks: Arc<[IpNet]>,
+    is_named: bool,
+}
+
+/// All addresses of a host are inside our networks.
+#[derive(Debug, thiserror::Error)]
+#[error("its addresses are inside this network")]
+struct Inside;
+
+impl Outside {
+    async fn look_up(self, name: String) -> Result<Vec<SocketAddr>, Box<dyn StdError + Send + Sync>> {
+        let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
+        let is_open = |address: &SocketAddr| reach::is_open(address.ip(), self.is_named, &self.networks);
+        let open: Vec<_> = found.filter(is_open).collect();
+        if open.is_empty() { Err(Inside.into()) } else { Ok(open) }
+    }
+}
+
+impl Resolve for Outside {
+    fn resolve(&self, name: reqwest::dns::Name) -> Resolving {
+        let look_up = self.clone().look_up(name.as_str().to_owned());
+        Box::pin(async move { Ok(Box::new(look_up.await?.into_iter()) as Addrs) })
+    }
+}
+
+impl Service<Name> for Outside {
+    type Response = std::vec::IntoIter<SocketAddr>;
+    type Error = Box<dyn StdError + Send + Sync>;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, name: Name) -> Self::Future {
+        let look_up = self.clone().look_up(name.as_str().to_owned());
+        Box::pin(async move { Ok(look_up.await?.into_iter()) })
+    }
+}
+
+fn is_inside(error: &(dyn StdError + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if error.is::<Inside>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+fn last_cause<'a>(error: &'a (dyn StdError + 'static)) -> &'a (dyn StdError + 'static) {
+    let mut last = error;
+    while let Some(cause) = last.source() {
+        last = cause;
+    }
+    last
+}

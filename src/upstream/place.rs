@@ -1,0 +1,91 @@
+//! A server that a client of the proxy door names.
+
+use std::fmt;
+
+use url::{Host, Url};
+
+/// Host and port. The host is as in a URL: in lower case, without a dot at its end, numbers written as
+/// addresses, IPv6 addresses in brackets.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Place {
+    pub host: String,
+    pub port: u16,
+}
+
+/// A text names no server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("this is no host with a port")]
+pub struct NoPlace;
+
+impl Place {
+    /// Reads `host:port`, or `host` where there is a usual port.
+    pub fn parse(text: &str, usual_port: Option<u16>) -> Result<Self, NoPlace> {
+        let (host, port) = match text.rsplit_once(':') {
+            Some((host, port)) if !port.ends_with(']') => {
+                let is_number = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
+                (host, is_number.then(|| port.parse().ok()).flatten())
+            }
+            _ => (text, usual_port),
+        };
+        Self::new(host, port.filter(|port| *port > 0).ok_or(NoPlace)?)
+    }
+
+    pub fn new(host: &str, port: u16) -> Result<Self, NoPlace> {
+        let host = host.strip_suffix('.').unwrap_or(host);
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || "-._[]:".contains(c) || !c.is_ascii();
+        if host.is_empty() || host.len() > 253 || !host.chars().all(is_plain) {
+            return Err(NoPlace);
+        }
+        // An address without brackets, as SOCKS has it.
+        let host = match host.parse::<std::net::Ipv6Addr>() {
+            Ok(address) => Host::Ipv6(address),
+            Err(_) => Host::parse(host).map_err(|_| NoPlace)?,
+        };
+        Ok(Self { host: host.to_string(), port })
+    }
+
+    /// What `scheme` makes of it.
+    pub fn url(&self, scheme: &str) -> Result<Url, NoPlace> {
+        Url::parse(&format!("{scheme}://{self}/")).map_err(|_| NoPlace)
+    }
+
+    /// As in a URL or a `Host` of this scheme, which names its usual port not.
+    pub fn authority(&self, scheme: &str) -> String {
+        match (scheme, self.port) {
+            ("http", 80) | ("https", 443) => self.host.clone(),
+            _ => self.to_string(),
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.host, self.port)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_server_has_one_name() {
+        for (text, expected) in [
+            ("ghcr.io:443", "ghcr.io:443"),
+            ("GHCR.io.:443", "ghcr.io:443"),
+            ("ghcr.io", "ghcr.io:80"),
+            ("127.1:80", "127.0.0.1:80"),
+            ("0x7f000001:80", "127.0.0.1:80"),
+            ("2130706433", "127.0.0.1:80"),
+            ("[::1]:5000", "[::1]:5000"),
+            ("[0:0:0:0:0:0:0:1]", "[::1]:80"),
+            ("bücher.example:443", "xn--bcher-kva.example:443"),
+        ] {
+            assert_eq!(Place::parse(text, Some(80)).map(|place| place.to_string()).as_deref(), Ok(expected), "{text}");
+        }
+        for wrong in ["", ":80", "ghcr.io:", "ghcr.io:0", "ghcr.io:65536", "ghcr.io:+1", "a b:80", "me@ghcr.io:443", "a/b:80", "[::1:80", "::1]:80"] {
+            assert_eq!(Place::parse(wrong, Some(80)), Err(NoPlace), "{wrong}");
+        }
+        assert_eq!(Place::parse("ghcr.io", None), Err(NoPlace));
+    }
+}
