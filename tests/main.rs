@@ -28,3 +28,4 @@ mod states;
 mod support;
 mod tls;
 mod tokens;
+mod tunnels;

@@ -9,7 +9,7 @@ use crate::failure::Failure;
 use crate::index::{ImageName, Purge};
 use crate::oci::Reference;
 use crate::pull::Pull;
-use crate::pull::routing::{Asked, Routing, RoutingError};
+use crate::pull::routing::{Routing, RoutingError};
 
 /// Images a page when the caller does not say.
 pub const PAGE: usize = 1_000;
@@ -134,8 +134,8 @@ fn what_to_purge(routing: &Routing, text: &str) -> Result<Purge, ManageError> {
         return Ok(Purge::Repository(text.to_owned()));
     }
     let (path, reference) = split(text)?;
-    let target = routing.route(Asked { path, ..Asked::default() })?;
-    let (repository, name) = (target.repository.prefix().to_owned(), target.name.to_string());
+    let (repository, name) = routing.locate(path)?;
+    let name = name.to_string();
     Ok(match reference {
         Some(reference) => Purge::Reference { repository, name, reference },
         None => Purge::Name { repository, name },
@@ -151,11 +151,10 @@ pub async fn set_pin(pull: &Pull, text: &str, is_pinned: bool) -> Result<PinDone
             "`{path}` is a whole repository; name an image of it, or use its `pin`"
         )));
     }
-    let target = pull.routing().route(Asked { path, ..Asked::default() })?;
+    let (repository, name) = pull.routing().locate(path)?;
     let latest = || "latest".parse().map(Reference::Tag).map_err(|_| ManageError::Wrong("no tag".to_owned()));
     let reference = reference.map_or_else(latest, Ok)?;
-    let image =
-        ImageName { repository: target.repository.prefix().to_owned(), name: target.name.to_string(), reference };
+    let image = ImageName { repository, name: name.to_string(), reference };
     let reference = written(&image);
     let changed = pull.cache().set_pin(image, is_pinned).await?;
     Ok(PinDone { reference, pinned: is_pinned, changed })

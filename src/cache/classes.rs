@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::evict::Class;
-use crate::config::{BY_CLIENTS, IN_PUBLIC, Config, Limit};
+use crate::config::{BY_CLIENTS, Config, IN_PUBLIC, Limit};
 
 /// All times that the configuration names, the longest last, and who uses which.
 #[derive(Debug, PartialEq, Eq)]

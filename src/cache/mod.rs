@@ -215,6 +215,7 @@ impl Cache {
             match result {
                 Ok(ref outcome) if outcome.is_stored => {
                     cache.record_object(&repository, digest, outcome.size, None, outcome.is_new);
+                    origin.stored(outcome.size);
                 }
                 Ok(_) => {
                     cache.metrics.unstored.inc();

@@ -71,7 +71,9 @@ pub struct Permission {
 pub enum Forbidden {
     #[error("{0} is not in the allowlist of this proxy; ask its administrator to add it to allowlist.domains")]
     Host(String),
-    #[error("{0} is inside this network (private, loopback or link-local), where this proxy does not lead; to allow it, name it in allowlist.domains")]
+    #[error(
+        "{0} is inside this network (private, loopback or link-local), where this proxy does not lead; to allow it, name it in allowlist.domains"
+    )]
     Inside(String),
     #[error("this proxy leads to ports 80 and 443 only; to allow {0}, add it to allowlist.domains")]
     Port(String),

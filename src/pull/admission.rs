@@ -159,7 +159,12 @@ impl Pull {
     }
 
     /// As whom a client is known by its `Authorization`; `None`: it says itself that it is nobody.
-    pub(super) async fn login(&self, logins: &Logins, address: IpAddr, headers: &HeaderMap) -> Result<Option<Known>, Wrong> {
+    pub(super) async fn login(
+        &self,
+        logins: &Logins,
+        address: IpAddr,
+        headers: &HeaderMap,
+    ) -> Result<Option<Known>, Wrong> {
         let who = self.client(headers).map_err(|_| Wrong::Invalid)?;
         let shown = match &who {
             Who::Anonymous | Who::Larder => return Ok(None),

@@ -185,6 +185,12 @@ impl Origin for BlobOrigin {
     }
 
     fn received(&self, bytes: u64) {
-        self.metrics.fetched(self.target.repository.prefix(), bytes);
+        self.metrics.fetched(self.target.repository.metrics_label(), bytes);
+    }
+
+    fn stored(&self, size: u64) {
+        let Self { target, digest, .. } = self;
+        let path = format!("/v2/{}/blobs/{digest}", target.name);
+        tracing::info!(path, size, repository = target.repository.prefix(), "cached response");
     }
 }

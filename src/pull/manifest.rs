@@ -231,7 +231,9 @@ impl Pull {
 
     async fn keep(&self, target: &Target, answer: ManifestAnswer) -> Arc<Manifest> {
         let ManifestAnswer { digest, media_type, bytes } = answer;
-        self.metrics.fetched(target.repository.prefix(), bytes.len() as u64);
+        let (size, repository) = (bytes.len(), target.repository.prefix());
+        self.metrics.fetched(target.repository.metrics_label(), size as u64);
+        tracing::info!(path = format!("/v2/{}/manifests/{digest}", target.name), size, repository, "cached response");
         let manifest = Manifest { digest, media_type, bytes, stored_at: Timestamp::now() };
         self.cache.put_manifest(&target.repository.owner(), manifest).await
     }

@@ -267,7 +267,15 @@ impl Live {
         let allow_cidrs = config.auth.allow_cidrs.clone();
         let managers = config.admin.allow.clone();
         let proxying = Proxying::new(config, clients, metrics)?.map(Arc::new);
-        Ok(Self { proxying, routing, trusted_proxies, allow_cidrs, logins, managers, log_access: config.logging.access })
+        Ok(Self {
+            proxying,
+            routing,
+            trusted_proxies,
+            allow_cidrs,
+            logins,
+            managers,
+            log_access: config.logging.access,
+        })
     }
 }
 

@@ -9,7 +9,7 @@ use crate::config::{self, Config};
 use crate::oci::Name;
 use crate::oci::name::InvalidName;
 use crate::telemetry::Metrics;
-use crate::upstream::{BuildError, Clients, Upstreams, Who};
+use crate::upstream::{BuildError, Clients, OTHER_HOSTS, Upstreams, Who};
 
 /// A repository with the clients of its upstreams.
 pub struct Repository {
@@ -23,6 +23,11 @@ impl Repository {
     /// The local prefix, which names the repository in the index, in logs and in metrics.
     pub fn prefix(&self) -> &str {
         &self.config.prefix
+    }
+
+    /// What it is called in metrics: of those that only clients name there may be any number.
+    pub fn metrics_label(&self) -> &str {
+        if self.is_trusted { self.prefix() } else { OTHER_HOSTS }
     }
 
     /// As [`config::Repository::owner`].
@@ -131,6 +136,21 @@ impl Routing {
                 Err(RoutingError::UnknownName(name.to_string()))
             }
         }
+    }
+
+    /// Where what is cached of a name is, as people write it: its repository's prefix and the name within. A host
+    /// that no repository has is one of those that only clients of the proxy door name.
+    pub fn locate(&self, path: &str) -> Result<(String, Name), RoutingError> {
+        let asked = Asked { path, ..Asked::default() };
+        if let Some((host, name)) = path.split_once('/')
+            && (host.contains(['.', ':']) || host == "localhost")
+            && self.longest_prefix(path).is_none()
+            && self.at_scope(asked).0.is_none()
+        {
+            return Ok((host.to_owned(), name.parse()?));
+        }
+        let target = self.route(asked)?;
+        Ok((target.repository.prefix().to_owned(), target.name))
     }
 
     /// The prefixes of all repositories.

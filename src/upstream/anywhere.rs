@@ -32,7 +32,7 @@ const CONNECT: Duration = Duration::from_secs(10);
 /// For a name, a connection and a proxy's answer together.
 const DIAL: Duration = Duration::from_secs(30);
 /// What all these servers are in the metrics: there may be any number of them.
-const LABEL: &str = "other hosts";
+pub const OTHER_HOSTS: &str = "other hosts";
 
 /// Reaches servers.
 pub struct Anywhere {
@@ -100,8 +100,8 @@ impl Anywhere {
         let client = if is_upgrade { &ways.http1 } else { &ways.any };
         let result = client.execute(request).await;
         match &result {
-            Ok(response) => self.metrics.asked_upstream(LABEL, response.status().as_str()),
-            Err(error) => self.metrics.asked_upstream(LABEL, errors::network(LABEL, error).kind.as_str()),
+            Ok(response) => self.metrics.asked_upstream(OTHER_HOSTS, response.status().as_str()),
+            Err(error) => self.metrics.asked_upstream(OTHER_HOSTS, errors::network(OTHER_HOSTS, error).kind.as_str()),
         }
         result.map_err(|error| match is_inside(&error) {
             true => Forbidden::Inside(place.host.clone()).into(),
@@ -113,17 +113,18 @@ impl Anywhere {
     pub async fn dial(&self, place: &Place) -> Result<TcpStream, PassError> {
         let ways = self.ways(&self.permit(place)?);
         let failed = |what: &dyn std::fmt::Display| Failure::new(FailureKind::Unavailable, format!("{place}: {what}"));
-        let uri: Uri = place.to_string().parse().map_err(|error: http::uri::InvalidUri| failed(&error))?;
+        let uri = |scheme: &str| format!("{scheme}://{place}/").parse::<Uri>().map_err(|error| failed(&error));
+        // Nothing is made of the scheme but the choice of a proxy: most likely it is TLS.
+        let (plain_uri, likely_uri) = (uri("http")?, uri(if place.port == 80 { "http" } else { "https" })?);
         let dialled = async {
-            let through = self.proxies.as_ref().and_then(|proxies| proxies.intercept(&secure(place)?));
-            match through {
-                None => ways.connector.clone().call(uri).await.map_err(Box::<dyn StdError + Send + Sync>::from),
+            match self.proxies.as_ref().and_then(|proxies| proxies.intercept(&likely_uri)) {
+                None => ways.connector.clone().call(plain_uri).await.map_err(Box::<dyn StdError + Send + Sync>::from),
                 Some(proxy) => {
                     let mut tunnel = Tunnel::new(proxy.uri().clone(), plain());
                     if let Some(login) = proxy.basic_auth() {
                         tunnel = tunnel.with_auth(login.clone());
                     }
-                    tunnel.call(uri).await.map_err(Box::<dyn StdError + Send + Sync>::from)
+                    tunnel.call(plain_uri).await.map_err(Box::<dyn StdError + Send + Sync>::from)
                 }
             }
         };
@@ -142,12 +143,14 @@ impl Anywhere {
 
 impl Ways {
     fn new(door: &ProxyDoor, outside: Outside) -> Result<Self, BuildError> {
-        let fail = |reason: String| BuildError { upstream: LABEL.into(), reason };
+        let fail = |reason: String| BuildError { upstream: OTHER_HOSTS.into(), reason };
         let tls = ClientTls { further_roots: door.upstream_roots.clone(), ..ClientTls::default() };
         let tls = tls::client_config(&tls).map_err(|error| fail(error.to_string()))?;
-        let builder = || {
+        let builder = |protocols: &[&[u8]]| {
+            let mut tls = tls.clone();
+            tls.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
             let mut builder = reqwest::Client::builder()
-                .tls_backend_preconfigured(tls.clone())
+                .tls_backend_preconfigured(tls)
                 .dns_resolver(Arc::new(outside.clone()))
                 .redirect(reqwest::redirect::Policy::none())
                 .referer(false)
@@ -156,7 +159,9 @@ impl Ways {
                 .connect_timeout(CONNECT)
                 .pool_max_idle_per_host(8)
                 .pool_idle_timeout(Duration::from_secs(60));
-            for proxy in web::through(&door.proxies).map_err(|_| fail("the proxy of the environment is none".to_owned()))? {
+            for proxy in
+                web::through(&door.proxies).map_err(|_| fail("the proxy of the environment is none".to_owned()))?
+            {
                 builder = builder.proxy(proxy);
             }
             Ok::<_, BuildError>(builder)
@@ -166,8 +171,8 @@ impl Ways {
         connector.set_nodelay(true);
         connector.enforce_http(false);
         Ok(Self {
-            any: builder()?.build().map_err(|error| fail(error.to_string()))?,
-            http1: builder()?.http1_only().build().map_err(|error| fail(error.to_string()))?,
+            any: builder(&[b"h2", b"http/1.1"])?.build().map_err(|error| fail(error.to_string()))?,
+            http1: builder(&[b"http/1.1"])?.http1_only().build().map_err(|error| fail(error.to_string()))?,
             connector,
         })
     }
@@ -190,12 +195,6 @@ fn matcher(proxies: &Proxies) -> Option<Matcher> {
     }
     let builder = Matcher::builder().http(http.unwrap_or_default()).https(https.unwrap_or_default());
     Some(builder.no(proxies.exceptions.clone()).build())
-}
-
-/// What goes through a tunnel is most likely TLS.
-fn secure(place: &Place) -> Option<Uri> {
-    let scheme = if place.port == 80 { "http" } else { "https" };
-    format!("{scheme}://{place}/").parse().ok()
 }
 
 /// Resolves names to addresses that may be gone to, so that the address that is looked at is the one that

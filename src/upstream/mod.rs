@@ -16,7 +16,7 @@ mod token;
 mod transport;
 mod who;
 
-pub use anywhere::{Anywhere, PassError};
+pub use anywhere::{Anywhere, OTHER_HOSTS, PassError};
 pub use budget::Budget;
 pub use client::{BlobAnswer, BuildError, ListAnswer, ManifestAnswer, ManifestHead, Status, Upstream};
 pub use fallback::{Clients, Upstreams};

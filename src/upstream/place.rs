@@ -83,7 +83,19 @@ mod tests {
         ] {
             assert_eq!(Place::parse(text, Some(80)).map(|place| place.to_string()).as_deref(), Ok(expected), "{text}");
         }
-        for wrong in ["", ":80", "ghcr.io:", "ghcr.io:0", "ghcr.io:65536", "ghcr.io:+1", "a b:80", "me@ghcr.io:443", "a/b:80", "[::1:80", "::1]:80"] {
+        for wrong in [
+            "",
+            ":80",
+            "ghcr.io:",
+            "ghcr.io:0",
+            "ghcr.io:65536",
+            "ghcr.io:+1",
+            "a b:80",
+            "me@ghcr.io:443",
+            "a/b:80",
+            "[::1:80",
+            "::1]:80",
+        ] {
             assert_eq!(Place::parse(wrong, Some(80)), Err(NoPlace), "{wrong}");
         }
         assert_eq!(Place::parse("ghcr.io", None), Err(NoPlace));

@@ -13,6 +13,7 @@ use reqwest::Response;
 use url::Url;
 
 use super::BuildError;
+use super::anywhere::OTHER_HOSTS;
 use super::budget::Budget;
 use super::errors::{self, Limited};
 use super::health::Health;
@@ -40,6 +41,8 @@ pub struct Transport {
     headers: Vec<(HeaderName, HeaderValue)>,
     host_headers: Arc<[HostHeaders]>,
     max_redirect: u8,
+    /// Whether the configuration names it.
+    is_known: bool,
     /// To an answer's headers.
     patience: Duration,
     /// Between two reads of a body.
@@ -85,7 +88,12 @@ impl Transport {
             }
             proxy_hosts = proxies.hosts();
         }
-        let reach = Arc::new(Reach::new(&config.url.origin, &config.redirect_hosts, proxy_hosts, config.confined_to.as_deref()));
+        let reach = Arc::new(Reach::new(
+            &config.url.origin,
+            &config.redirect_hosts,
+            proxy_hosts,
+            config.confined_to.as_deref(),
+        ));
         builder = builder.dns_resolver(Arc::new(Resolver(reach.clone())));
         Ok(Self {
             http: builder.build().map_err(|error| fail(error.to_string()))?,
@@ -93,6 +101,7 @@ impl Transport {
             headers: config.headers.clone(),
             host_headers: config.host_headers.clone(),
             max_redirect: config.max_redirect,
+            is_known: config.confined_to.is_none(),
             patience,
             timeout: config.timeout,
             reach,
@@ -103,6 +112,11 @@ impl Transport {
             metrics,
             label,
         })
+    }
+
+    /// What it is called in metrics: of those that only clients name there may be any number.
+    fn counted_as(&self) -> &str {
+        if self.is_known { &self.label } else { OTHER_HOSTS }
     }
 
     /// Whether `url` is of the upstream itself.
@@ -166,7 +180,8 @@ impl Transport {
                 self.http.post(url.clone()).body(form.to_owned())
             }
         };
-        let ask = Ask { method: Method::GET, url: url.clone(), who, is_pull: false, until: None, headers: HeaderMap::new() };
+        let ask =
+            Ask { method: Method::GET, url: url.clone(), who, is_pull: false, until: None, headers: HeaderMap::new() };
         self.execute(call, &url, headers, Some(&ask), who).await
     }
 
@@ -178,8 +193,8 @@ impl Transport {
         add_headers(&self.host_headers, &url, headers, |_| true);
         let result = self.http.execute(request).await.map_err(|error| errors::network(&self.label, &error));
         match &result {
-            Ok(response) => self.metrics.asked_upstream(&self.label, response.status().as_str()),
-            Err(failure) => self.metrics.asked_upstream(&self.label, failure.kind.as_str()),
+            Ok(response) => self.metrics.asked_upstream(self.counted_as(), response.status().as_str()),
+            Err(failure) => self.metrics.asked_upstream(self.counted_as(), failure.kind.as_str()),
         }
         result
     }
@@ -206,8 +221,8 @@ impl Transport {
             Err(_) => (Err(errors::timeout(&self.label, "an answer", self.patience)), false),
         };
         match &result {
-            Ok(response) => self.metrics.asked_upstream(&self.label, response.status().as_str()),
-            Err(failure) => self.metrics.asked_upstream(&self.label, failure.kind.as_str()),
+            Ok(response) => self.metrics.asked_upstream(self.counted_as(), response.status().as_str()),
+            Err(failure) => self.metrics.asked_upstream(self.counted_as(), failure.kind.as_str()),
         }
         let Some(ask) = own else {
             return result;
@@ -280,7 +295,7 @@ impl Transport {
         let Some(read) = Budget::read(headers, now) else {
             return;
         };
-        self.metrics.quota(&self.label, &self.account, read.limit, read.remaining);
+        self.metrics.quota(self.counted_as(), &self.account, read.limit, read.remaining);
         let mut budget = self.budget.lock().unwrap_or_else(PoisonError::into_inner);
         let was_low = budget.as_ref().is_some_and(|before| before.is_below_floor(now));
         if read.is_below_floor(now) && !was_low {

@@ -26,7 +26,7 @@ pub use self::larder::{Larder, RepositoryConfig, repository_config};
 pub use self::origin::{Origin, Page, Seen};
 pub use self::proxied::{Browser, Proxied};
 pub use self::proxy::ForwardProxy;
-pub use self::tls::{Authority, Certificate, TlsFront, https, trust};
+pub use self::tls::{Authority, Certificate, TlsFront, https, https_over, trust};
 
 /// How long a test waits for anything before it fails.
 pub const DEADLINE: Duration = Duration::from_secs(30);

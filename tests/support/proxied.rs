@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use super::client::Answer;
 use super::hub::{Hub, Options};
 use super::larder::{Larder, RepositoryConfig};
-use super::tls::{Authority, TlsFront, https};
+use super::tls::{Authority, TlsFront, https_over};
 
 /// A hub that is asked over TLS, as a repository `hub` of a Larder with a proxy door.
 pub struct Proxied {
@@ -65,13 +65,22 @@ impl Browser {
 
     /// One that trusts others.
     pub fn trusting(larder: &Larder, roots: &Path, login: Option<(&str, &str)>) -> Self {
+        Self::over(&[], larder, roots, login)
+    }
+
+    /// One that speaks HTTP/2 inside TLS.
+    pub fn http2(larder: &Larder) -> Self {
+        Self::over(&[b"h2"], larder, &larder.home().join("ca/ca.crt"), None)
+    }
+
+    fn over(protocols: &[&[u8]], larder: &Larder, roots: &Path, login: Option<(&str, &str)>) -> Self {
         let proxy = reqwest::Proxy::all(format!("http://{}", larder.door("proxy"))).expect("a proxy");
         let proxy = match login {
             Some((name, password)) => proxy.basic_auth(name, password),
             None => proxy,
         };
         let redirects = reqwest::redirect::Policy::none();
-        Self(https(roots, None).proxy(proxy).redirect(redirects).build().expect("a client"))
+        Self(https_over(protocols, roots, None).proxy(proxy).redirect(redirects).build().expect("a client"))
     }
 
     pub async fn get(&self, url: impl AsRef<str>) -> Answer {

@@ -106,6 +106,11 @@ pub fn trust(directory: &Path, authority: Option<&Authority>, own: Option<&Certi
 
 /// A client that believes the authorities in a file and may show a certificate.
 pub fn https(roots: &Path, own: Option<&Certificate>) -> reqwest::ClientBuilder {
+    https_over(&[], roots, own)
+}
+
+/// As [`https`], over these protocols (ALPN).
+pub fn https_over(protocols: &[&[u8]], roots: &Path, own: Option<&Certificate>) -> reqwest::ClientBuilder {
     let mut store = RootCertStore::empty();
     for root in CertificateDer::pem_file_iter(roots).expect("a file") {
         store.add(root.expect("a certificate")).expect("a root");
@@ -114,7 +119,7 @@ pub fn https(roots: &Path, own: Option<&Certificate>) -> reqwest::ClientBuilder 
     let builder =
         ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().expect("versions");
     let builder = builder.with_root_certificates(store);
-    let config = match own {
+    let mut config = match own {
         None => builder.with_no_client_auth(),
         Some(own) => {
             let chain = CertificateDer::pem_file_iter(&own.certificate).expect("a file");
@@ -123,6 +128,7 @@ pub fn https(roots: &Path, own: Option<&Certificate>) -> reqwest::ClientBuilder 
             builder.with_client_auth_cert(chain, key).expect("a certificate")
         }
     };
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
     reqwest::Client::builder().no_proxy().tls_backend_preconfigured(config)
 }
 

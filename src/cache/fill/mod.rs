@@ -45,6 +45,9 @@ pub trait Origin: Send + Sync + 'static {
 
     /// `bytes` have arrived.
     fn received(&self, bytes: u64);
+
+    /// The object is complete, verified and stored.
+    fn stored(&self, size: u64);
 }
 
 /// Room on disk for what is coming.

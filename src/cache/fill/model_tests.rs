@@ -44,6 +44,8 @@ impl Origin for NotNeeded {
     fn reject(&self, _: Source) {}
 
     fn received(&self, _: u64) {}
+
+    fn stored(&self, _: u64) {}
 }
 
 /// What a reader got.

@@ -74,6 +74,8 @@ impl Origin for Script {
     }
 
     fn received(&self, _: u64) {}
+
+    fn stored(&self, _: u64) {}
 }
 
 /// Room without end.

@@ -62,7 +62,10 @@ impl Pull {
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             return match own_side {
                 Some(own_side) => Ok(switched(response, own_side, place)),
-                None => Err(Failure::new(FailureKind::WrongContent, format!("{place}: changed the protocol unasked")).into()),
+                None => {
+                    Err(Failure::new(FailureKind::WrongContent, format!("{place}: changed the protocol unasked"))
+                        .into())
+                }
             };
         }
         let (mut parts, body) = http::Response::<reqwest::Body>::from(response).into_parts();

@@ -1,8 +1,7 @@
 //! Headers on the way through: what is for the next hop only, and what no request may have.
 
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
-    VIA,
+    CONNECTION, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
 };
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Version};
@@ -29,9 +28,6 @@ const MAX_MINE: usize = 3;
 /// Refuses what could be read in two ways, or goes in a circle.
 pub fn check(request: &Parts) -> Result<(), Refused> {
     let headers = &request.headers;
-    if headers.contains_key(TRANSFER_ENCODING) && headers.contains_key(CONTENT_LENGTH) {
-        return Err(Refused::Malformed("there is both a Content-Length and a Transfer-Encoding"));
-    }
     if headers.get_all(HOST).iter().count() > 1 {
         return Err(Refused::Malformed("there has to be one Host"));
     }
@@ -54,7 +50,8 @@ pub fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
 /// Takes out what was for this hop, and says that it came by here.
 pub fn pass_on(headers: &mut HeaderMap, version: Version) {
     let named = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
-    let named: Vec<HeaderName> = named.flat_map(|value| value.split(',')).filter_map(|name| name.trim().parse().ok()).collect();
+    let named: Vec<HeaderName> =
+        named.flat_map(|value| value.split(',')).filter_map(|name| name.trim().parse().ok()).collect();
     let takes_trailers = headers.get_all(TE).iter().any(|value| value.as_bytes().eq_ignore_ascii_case(b"trailers"));
     for name in named.iter().chain(&OF_THE_HOP) {
         headers.remove(name);
@@ -106,7 +103,8 @@ mod tests {
         };
         assert!(check("1.1 larder, 1.1 squid, 1.1 larder").is_ok());
         assert!(matches!(check("1.1 larder, 1.1 a, 1.1 larder, 1.1 larder, 1.1 larder"), Err(Refused::Circle)));
-        let long = "1.1 a,1.1 a,1.1 a,1.1 a,1.1 a,1.1 a,1.1 a,1.1 a,1.1 a,1.1 a,1.1 a,1.1 a,1.1 a,1.1 a,1.1 a,1.1 a,1.1 a";
+        let long =
+            "1.1 a,1.1 a,1.1 a,1.1 a,1.1 a,1.1 a,1.1 a,1.1 a,1.1 a,1.1 a,1.1 a,1.1 a,1.1 a,1.1 a,1.1 a,1.1 a,1.1 a";
         assert!(matches!(check(long), Err(Refused::Circle)));
     }
 

@@ -8,9 +8,9 @@ mod registry;
 
 use std::sync::Arc;
 
-use http::header::{AUTHORIZATION, HOST, PROXY_AUTHORIZATION};
+use http::header::{AUTHORIZATION, CONNECTION, HOST, PROXY_AUTHORIZATION, TRANSFER_ENCODING};
 use http::request::Parts;
-use http::{HeaderMap, Method, Request, Response};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, Version};
 use hyper::body::Incoming;
 use tokio::net::TcpStream;
 use url::Url;
@@ -82,12 +82,7 @@ impl Pull {
         }
     }
 
-    async fn lead(
-        &self,
-        request: &Parts,
-        client: &Client,
-        observation: &mut Observation,
-    ) -> Result<Lead, Refused> {
+    async fn lead(&self, request: &Parts, client: &Client, observation: &mut Observation) -> Result<Lead, Refused> {
         let (live, proxying) = self.proxying()?;
         let text = request.uri.authority().map(http::uri::Authority::as_str).unwrap_or_default();
         observation.goes_to(text.to_owned());
@@ -114,6 +109,7 @@ impl Pull {
         let (parts, body) = request.into_parts();
         let mut observation = self.observe(&parts, client.clone());
         let is_head = parts.method == Method::HEAD;
+        let is_last = parts.version == Version::HTTP_11 && parts.headers.contains_key(TRANSFER_ENCODING);
         let answered = self.passed(Request::from_parts(parts, body), &came, &client, &mut observation).await;
         let mut response = answered.unwrap_or_else(|refused| {
             observation.not_passed(&refused);
@@ -121,6 +117,11 @@ impl Pull {
         });
         if is_head {
             *response.body_mut() = respond::empty();
+        }
+        if is_last {
+            // There may have been a Content-Length, too, by which others take what follows for a part of the body
+            // (RFC 9112, section 6.3); the HTTP library has removed it.
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         observation.watch(response)
     }
@@ -240,7 +241,10 @@ fn destination(request: &Parts, came: &Came) -> Result<(Place, Url), Refused> {
                 _ => return Err(Refused::Malformed("only http and https can be asked for")),
             };
             let authority = request.uri.authority().map(http::uri::Authority::as_str).unwrap_or_default();
-            (scheme, Place::parse(authority, Some(usual)).map_err(|_| Refused::Malformed("the URL has no usable host"))?)
+            (
+                scheme,
+                Place::parse(authority, Some(usual)).map_err(|_| Refused::Malformed("the URL has no usable host"))?,
+            )
         }
         Came::Through { is_secure, place } => {
             let (scheme, usual) = if *is_secure { ("https", 443) } else { ("http", 80) };

@@ -30,8 +30,6 @@ use crate::upstream::{Anywhere, BuildError, Clients, Upstream, Upstreams, Who};
 const MAX_AUTHORIZATION: usize = 16 * 1024;
 /// Registries kept that only clients have named.
 const MAX_OTHERS: usize = 256;
-/// What those are called together in metrics.
-const OTHERS: &str = "other hosts";
 const WARNING: HeaderName = HeaderName::from_static("warning");
 const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 
@@ -176,11 +174,7 @@ fn of_repository(
         upstream.headers.retain(|(name, _)| !says_who(name));
     }
     let upstreams = Upstreams::new(std::slice::from_ref(&upstream), clients, metrics)?;
-    let config = config::Repository {
-        client_consent: consent,
-        upstreams: vec![upstream],
-        ..repository.clone()
-    };
+    let config = config::Repository { client_consent: consent, upstreams: vec![upstream], ..repository.clone() };
     Ok(Repository { config, upstreams, is_trusted: true })
 }
 
@@ -228,8 +222,7 @@ impl Pull {
                 Who::Header(value)
             }
         };
-        let label = if repository.is_trusted { repository.prefix().to_owned() } else { OTHERS.to_owned() };
-        observation.found(&label, kind_of(object));
+        observation.found(repository.metrics_label(), kind_of(object));
         let target = Target { repository, name, who, is_by_tag: false };
         let answer = match object {
             Object::Manifest(reference) => self.manifest(request, &target, reference.clone()).await,

@@ -154,6 +154,8 @@ impl Origin for World {
         self.told().strikes[source.0] = None;
     }
 
+    fn stored(&self, _: u64) {}
+
     fn received(&self, bytes: u64) {
         self.told().received += bytes;
     }
