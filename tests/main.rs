@@ -16,6 +16,7 @@ mod manage;
 mod never_wrong;
 mod on_the_way;
 mod one_transfer;
+mod other_content;
 mod outage;
 mod proxied;
 mod ranges;

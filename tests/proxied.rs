@@ -169,6 +169,15 @@ async fn many_clients_at_once_are_one_transfer_and_get_it_as_it_comes() {
         assert!(blob.complete() && blob.body == image.blobs()[1]);
     }
     assert_eq!(scene.hub.count_on(On::blob().get()), 1, "{}", scene.hub.summary());
+    // And then from the store, over either HTTP.
+    for browser in [scene.browser(), Browser::http2(&scene.larder)] {
+        let is_hit = async || {
+            let blob = browser.get(&url).await;
+            assert!(blob.complete() && blob.body == image.blobs()[1], "{:?}", blob.error);
+            blob.header("x-cache") == "HIT"
+        };
+        eventually("it is stored", is_hit).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
-use crate::index::{Listing, TagEntry, TagKey, Timestamp};
+use crate::index::{Listing, TagEntry, TagKey, Timestamp, UrlEntry};
 use crate::oci::{Digest, MediaType};
 
 /// A manifest or index, verified.
@@ -24,6 +24,7 @@ pub const MAX_MANIFEST: u64 = 8 << 20;
 const MANIFEST_BYTES: u64 = 16 << 20;
 const ENTRIES: usize = 50_000;
 const LISTINGS: usize = 128;
+const URLS: usize = 4_096;
 
 pub struct Hot {
     pub manifests: Cache<Digest, Arc<Manifest>, ByLength>,
@@ -34,6 +35,8 @@ pub struct Hot {
     pub listings: Cache<(String, String), Listing>,
     /// Repository, name and manifest: the index has been told.
     pub noted: Cache<(String, String, Digest), ()>,
+    /// By what stands for a URL: the answers of its server.
+    pub urls: Cache<Digest, Arc<Vec<UrlEntry>>>,
 }
 
 impl Default for Hot {
@@ -44,6 +47,7 @@ impl Default for Hot {
             visible: Cache::new(ENTRIES),
             listings: Cache::new(LISTINGS),
             noted: Cache::new(ENTRIES),
+            urls: Cache::new(URLS),
         }
     }
 }
@@ -55,6 +59,7 @@ impl Hot {
         self.visible.clear();
         self.listings.clear();
         self.noted.clear();
+        self.urls.clear();
     }
 }
 

@@ -16,11 +16,13 @@ pub mod ranges;
 mod read;
 pub mod scrub;
 mod space;
+mod urls;
 
 use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 
+use fill::Wanted;
 pub use fill::{Fill, Origin, Reading, Source, Transfer};
 pub use hot::Manifest;
 pub use read::{Aside, Content};
@@ -189,6 +191,16 @@ impl Cache {
         digest: Digest,
         origin: impl FnOnce() -> Arc<dyn Origin>,
     ) -> Result<(Arc<Fill>, bool), Failure> {
+        self.begin(repository, Wanted::Digest(digest), origin)
+    }
+
+    fn begin(
+        self: &Arc<Self>,
+        repository: &str,
+        wanted: Wanted,
+        origin: impl FnOnce() -> Arc<dyn Origin>,
+    ) -> Result<(Arc<Fill>, bool), Failure> {
+        let digest = wanted.key();
         let busy = || {
             let message = format!("{MAX_FILLS} transfers from upstream are under way; try again soon");
             Failure::new(FailureKind::Busy, message)
@@ -211,12 +223,15 @@ impl Cache {
         tokio::spawn(async move {
             let running = Running(cache.metrics.clone());
             // The reservation in the result lives until the object is counted.
-            let result = fill::drive(&registered, digest, &origin, &cache.disk, &cache.room).await;
+            let result = fill::drive(&registered, wanted, &origin, &cache.disk, &cache.room).await;
+            let stored = result.as_ref().ok().filter(|outcome| outcome.is_stored);
+            let stored = stored.map(|outcome| (outcome.digest, outcome.size, outcome.is_new));
+            if let Some((found, size, is_new)) = stored {
+                cache.record_object(&repository, found, size, None, is_new);
+                origin.stored(&found, size).await;
+            }
             match result {
-                Ok(ref outcome) if outcome.is_stored => {
-                    cache.record_object(&repository, digest, outcome.size, None, outcome.is_new);
-                    origin.stored(outcome.size);
-                }
+                Ok(ref outcome) if outcome.is_stored => {}
                 Ok(_) => {
                     cache.metrics.unstored.inc();
                     cache.metrics.errors.inc();

@@ -7,11 +7,13 @@ mod images;
 mod pins;
 mod purge;
 mod sqlite;
+mod urls;
 
 use std::time::{Duration, SystemTime};
 
 pub use purge::{Purge, Purged};
 pub use sqlite::Index;
+pub use urls::UrlEntry;
 
 use bytes::Bytes;
 
@@ -135,6 +137,15 @@ pub enum Write {
         repository: String,
         page: String,
         listing: Listing,
+    },
+    /// An answer of the URL that `key` stands for.
+    Url {
+        key: Digest,
+        entry: UrlEntry,
+    },
+    DropUrl {
+        key: Digest,
+        variant: [u8; 32],
     },
     /// The object was asked for.
     Used {

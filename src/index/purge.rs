@@ -82,7 +82,7 @@ const ROOTS: &str = "CREATE TEMP TABLE IF NOT EXISTS roots (digest BLOB PRIMARY 
 
 fn all(transaction: &Transaction<'_>) -> rusqlite::Result<Purged> {
     let purged = listed(transaction, "SELECT digest, size FROM objects")?;
-    for table in ["objects", "tags", "manifests", "visibility", "edges", "listings"] {
+    for table in ["objects", "tags", "manifests", "visibility", "edges", "listings", "urls"] {
         transaction.execute(&format!("DELETE FROM {table}"), [])?;
     }
     Ok(purged)

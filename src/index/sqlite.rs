@@ -15,11 +15,16 @@ use tokio::sync::oneshot;
 
 use super::pins;
 use super::purge::{self, Purge, Purged};
+use super::urls;
 use super::{IndexError, Listing, ObjectEntry, TagEntry, TagKey, Timestamp, Totals, Write};
 use crate::oci::{Digest, MediaType};
 
-const MIGRATIONS: [&str; 3] =
-    [include_str!("migrations/1.sql"), include_str!("migrations/2.sql"), include_str!("migrations/3.sql")];
+const MIGRATIONS: [&str; 4] = [
+    include_str!("migrations/1.sql"),
+    include_str!("migrations/2.sql"),
+    include_str!("migrations/3.sql"),
+    include_str!("migrations/4.sql"),
+];
 /// Writes that may wait. Beyond this they are dropped and counted: the index is a help, and a client
 /// must not wait for it.
 const QUEUE: usize = 16 * 1024;
@@ -27,7 +32,8 @@ const QUEUE: usize = 16 * 1024;
 const BATCH: usize = 1024;
 const READERS: usize = 4;
 /// All tables but those of SQLite itself.
-pub(super) const TABLES: [&str; 7] = ["objects", "tags", "manifests", "visibility", "edges", "listings", "pins"];
+pub(super) const TABLES: [&str; 8] =
+    ["objects", "tags", "manifests", "visibility", "edges", "listings", "pins", "urls"];
 /// Lists kept for outages. A client can ask for any number of pages, so the oldest go.
 const MAX_LISTINGS: usize = 10_000;
 
@@ -497,6 +503,7 @@ impl Writer {
             return;
         }
         let count = writes.len();
+        let has_url = writes.iter().any(|write| matches!(write, Write::Url { .. }));
         let has_listing = writes.iter().any(|write| matches!(write, Write::Listing { .. }));
         let result = self.connection.transaction().and_then(|transaction| {
             for write in writes {
@@ -504,6 +511,9 @@ impl Writer {
             }
             if has_listing {
                 drop_oldest_listings(&transaction, MAX_LISTINGS)?;
+            }
+            if has_url {
+                urls::drop_oldest(&transaction)?;
             }
             transaction.commit()
         });
@@ -563,6 +573,8 @@ fn apply(transaction: &Transaction<'_>, write: Write) -> rusqlite::Result<()> {
                 listing.checked_at.0
             ],
         ),
+        Write::Url { key, entry } => urls::put(transaction, &key, &entry),
+        Write::DropUrl { key, variant } => urls::drop_one(transaction, &key, &variant),
         Write::Used { digest, at } => {
             run("UPDATE objects SET last_use = ?2 WHERE digest = ?1", params![digest.as_raw(), at.0])
         }
@@ -571,7 +583,8 @@ fn apply(transaction: &Transaction<'_>, write: Write) -> rusqlite::Result<()> {
 }
 
 /// What is known of an object, for when its file is gone. A tag of it would name nothing.
-const FORGET: [&str; 5] = [
+const FORGET: [&str; 6] = [
+    "DELETE FROM urls WHERE digest = ?1",
     "DELETE FROM objects WHERE digest = ?1",
     "DELETE FROM visibility WHERE digest = ?1",
     "DELETE FROM edges WHERE parent = ?1",

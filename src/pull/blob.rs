@@ -188,9 +188,9 @@ impl Origin for BlobOrigin {
         self.metrics.fetched(self.target.repository.metrics_label(), bytes);
     }
 
-    fn stored(&self, size: u64) {
-        let Self { target, digest, .. } = self;
-        let path = format!("/v2/{}/blobs/{digest}", target.name);
-        tracing::info!(path, size, repository = target.repository.prefix(), "cached response");
+    fn stored<'a>(&'a self, digest: &'a Digest, size: u64) -> BoxFuture<'a, ()> {
+        let path = format!("/v2/{}/blobs/{digest}", self.target.name);
+        tracing::info!(path, size, repository = self.target.repository.prefix(), "cached response");
+        std::future::ready(()).boxed()
     }
 }

@@ -48,7 +48,7 @@ use admission::Door;
 use consent::Consents;
 use credentials::{NoRandomness, Sealer};
 use negative::Negative;
-use proxied::Proxying;
+use proxied::{Copies, Proxying};
 use rejected::Rejected;
 use respond::CacheState;
 use routing::{Asked, Routing};
@@ -75,6 +75,8 @@ pub struct Pull {
     listings: Flights<(String, String, WhoId), Listing>,
     /// Names that are not for everybody, and until when that is believed.
     private: quick_cache::sync::Cache<(String, String), Instant>,
+    /// Content of other URLs on its way.
+    copies: Copies,
     /// Bounds what is asked only to learn.
     learning: Arc<Semaphore>,
 }
@@ -131,6 +133,7 @@ impl Pull {
             confirmations: Flights::default(),
             listings: Flights::default(),
             private: quick_cache::sync::Cache::new(consent::PRIVATE_NAMES),
+            copies: Copies::default(),
             learning: Arc::new(Semaphore::new(consent::LEARNING)),
         }))
     }

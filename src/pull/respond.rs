@@ -142,14 +142,39 @@ pub async fn blob(
     content: Content,
     state: &CacheState,
 ) -> Result<Response<Body>, Refusal> {
+    let mut headers = HeaderMap::new();
+    blob_headers(&mut headers, digest, state);
     let etag = etag(digest);
+    let is_unmodified = is_unmodified(asked, &etag);
+    let about =
+        About { headers, is_unmodified, range: range_header(asked, &etag), boundary: *digest, is_verified: true };
+    answer(about, content).await
+}
+
+/// What an answer is like, but for its content.
+pub struct About {
+    pub headers: HeaderMap,
+    /// Whether the client has it already.
+    pub is_unmodified: bool,
+    /// What the client wants of it.
+    pub range: Option<RangeHeader>,
+    /// Something that the content does not hold.
+    pub boundary: Digest,
+    /// Whether its end is to be given only when the digest has matched.
+    pub is_verified: bool,
+}
+
+/// Answers with content or the parts of it that were asked for.
+pub async fn answer(about: About, content: Content) -> Result<Response<Body>, Refusal> {
+    let About { headers, is_unmodified, range, boundary, is_verified } = about;
     let mut response = Response::new(empty());
-    blob_headers(response.headers_mut(), digest, state);
-    if is_unmodified(asked, &etag) {
+    *response.headers_mut() = headers;
+    if is_unmodified {
         *response.status_mut() = StatusCode::NOT_MODIFIED;
         return Ok(response);
     }
-    let range = range_header(asked, &etag);
+    let content_type = response.headers().get(CONTENT_TYPE).cloned();
+    let content_type = content_type.unwrap_or_else(|| HeaderValue::from_static("application/octet-stream"));
     let size = match range {
         Some(_) => content.final_size().await,
         None => content.size().await,
@@ -167,7 +192,7 @@ pub async fn blob(
     match (selection, size) {
         (Selection::Unsatisfiable, size) => return Err(Refusal::Range { size: size.unwrap_or_default() }),
         (Selection::Parts(parts), Some(size)) if parts.len() > 1 => {
-            let multipart = Multipart::new(digest, &parts, size);
+            let multipart = Multipart::new(&boundary, &content_type, &parts, size);
             insert(headers, CONTENT_TYPE, &multipart.content_type());
             headers.insert(CONTENT_LENGTH, HeaderValue::from(multipart.length()));
             *response.body_mut() = streamed(multipart.stream(content, size));
@@ -175,7 +200,7 @@ pub async fn blob(
         }
         (Selection::Parts(parts), Some(size)) => {
             // Open-ended parts may be the rest of a whole that the client puts together.
-            let may_read_unverified = !is_open_ended && part_of(&parts, size);
+            let may_read_unverified = !is_verified || (!is_open_ended && part_of(&parts, size));
             let part = parts.first().copied().unwrap_or(ByteRange { start: 0, end: size });
             insert(headers, CONTENT_RANGE, &content_range(part, size));
             headers.insert(CONTENT_LENGTH, HeaderValue::from(part.len()));
@@ -187,7 +212,7 @@ pub async fn blob(
             if let Some(size) = size {
                 headers.insert(CONTENT_LENGTH, HeaderValue::from(size));
             }
-            *response.body_mut() = streamed(content.stream(0, size, size, false));
+            *response.body_mut() = streamed(content.stream(0, size, size, !is_verified));
         }
     }
     Ok(response)
@@ -207,10 +232,11 @@ fn etag(digest: &Digest) -> String {
 }
 
 /// `If-None-Match` (RFC 9110, section 13.1.2), compared weakly.
-fn is_unmodified(conditions: &HeaderMap, etag: &str) -> bool {
+pub fn is_unmodified(conditions: &HeaderMap, etag: &str) -> bool {
     let values = conditions.get_all(IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
     let mut listed = values.flat_map(|value| value.split(',')).map(str::trim);
-    listed.any(|listed| listed == "*" || listed.strip_prefix("W/").unwrap_or(listed) == etag)
+    let strong = |tag| str::strip_prefix(tag, "W/").unwrap_or(tag);
+    listed.any(|listed| listed == "*" || strong(listed) == strong(etag))
 }
 
 /// The `Range` header, unless `If-Range` names another content (RFC 9110, section 13.1.5).
@@ -238,12 +264,13 @@ struct Multipart {
 }
 
 impl Multipart {
-    fn new(digest: &Digest, ranges: &[ByteRange], size: u64) -> Self {
+    fn new(digest: &Digest, content_type: &HeaderValue, ranges: &[ByteRange], size: u64) -> Self {
         // As unlikely to stand in the content as the content's own hash is.
         let boundary = format!("larder-{}", &digest.hex()[..32]);
         let part = |range: &ByteRange| {
             let head = format!(
-                "\r\n--{boundary}\r\nContent-Type: application/octet-stream\r\nContent-Range: {}\r\n\r\n",
+                "\r\n--{boundary}\r\nContent-Type: {}\r\nContent-Range: {}\r\n\r\n",
+                String::from_utf8_lossy(content_type.as_bytes()),
                 content_range(*range, size)
             );
             (Bytes::from(head), *range)

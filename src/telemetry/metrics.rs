@@ -16,6 +16,8 @@ pub enum Kind {
     Blob,
     Manifest,
     Listing,
+    /// What no registry has.
+    Other,
 }
 
 impl Kind {
@@ -24,6 +26,7 @@ impl Kind {
             Self::Blob => "blob",
             Self::Manifest => "manifest",
             Self::Listing => "listing",
+            Self::Other => "other",
         }
     }
 }

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::plan::{self, Claim, View};
 use super::transfer::{self, End, Sink, Span};
-use super::{Fill, Origin, Phase, Registered, Reservation, Reserved, Room, Source, blocking};
+use super::{Fill, Origin, Phase, Registered, Reservation, Reserved, Room, Source, Wanted, blocking};
 use crate::cache::ranges::RangeSet;
 use crate::failure::{Failure, FailureKind};
 use crate::oci::Digest;
@@ -36,6 +36,7 @@ const HASHED: u64 = 1 << 20;
 /// What a finished fill left in the store.
 #[derive(Debug)]
 pub struct Outcome {
+    pub digest: Digest,
     pub size: u64,
     /// Whether the object is in the store; readers were served either way.
     pub is_stored: bool,
@@ -49,12 +50,12 @@ pub struct Outcome {
 /// readers, and publishes the file.
 pub async fn drive(
     registered: &Registered,
-    digest: Digest,
+    wanted: Wanted,
     origin: &Arc<dyn Origin>,
     disk: &Arc<Disk>,
     room: &Arc<dyn Room>,
 ) -> Result<Outcome, Failure> {
-    let result = bring_in(registered, digest, origin, disk, room).await;
+    let result = bring_in(registered, wanted, origin, disk, room).await;
     if let Err(failure) = &result {
         registered.fill().update(|state| state.phase = Phase::Failed(failure.clone()));
     }
@@ -63,23 +64,24 @@ pub async fn drive(
 
 async fn bring_in(
     registered: &Registered,
-    digest: Digest,
+    wanted: Wanted,
     origin: &Arc<dyn Origin>,
     disk: &Arc<Disk>,
     room: &Arc<dyn Room>,
 ) -> Result<Outcome, Failure> {
+    let digest = wanted.key();
     let mut is_alone = false;
     for _ in 0..MAX_COPIES {
-        let mut copy = Copy::open(registered, digest, origin, disk, room).await?;
+        let mut copy = Copy::open(registered, wanted, origin, disk, room).await?;
         // A single stream is of one source, unless that breaks.
         copy.serves_ranges = !is_alone;
         match copy.fetch().await {
-            Ok(Fetched::Whole { size, found }) if found == digest => {
+            Ok(Fetched::Whole { size, found }) if wanted.is(&found) => {
                 registered.fill().update(|state| {
                     state.phase = Phase::Verified;
                     state.size = Some(size);
                 });
-                return Ok(publish(copy, size, disk).await);
+                return Ok(publish(copy, found, size, disk).await);
             }
             Ok(_) => {
                 let sources = lock(&copy.sources).clone();
@@ -95,7 +97,8 @@ async fn bring_in(
             }
             Err(failure) => {
                 // What has arrived is kept to go on with, unless it cannot be written.
-                if failure.kind.is_of_the_store() || copy.fill.present().is_empty() {
+                let is_worth_it = matches!(wanted, Wanted::Digest(_)) && !copy.fill.present().is_empty();
+                if failure.kind.is_of_the_store() || !is_worth_it {
                     let partial = copy.partial;
                     let discarded = blocking(move || partial.discard()).await;
                     discarded
@@ -109,8 +112,7 @@ async fn bring_in(
 }
 
 /// Moves a verified copy to the complete objects.
-async fn publish(copy: Copy<'_>, size: u64, disk: &Arc<Disk>) -> Outcome {
-    let digest = copy.digest;
+async fn publish(copy: Copy<'_>, digest: Digest, size: u64, disk: &Arc<Disk>) -> Outcome {
     let (disk, partial) = (disk.clone(), copy.partial);
     let reserved = copy.reserved.cover(size).await;
     let published = match &reserved {
@@ -123,7 +125,13 @@ async fn publish(copy: Copy<'_>, size: u64, disk: &Arc<Disk>) -> Outcome {
     if let Err(failure) = &published {
         tracing::error!(%digest, %failure, "the object could not be stored; it was served uncached");
     }
-    Outcome { size, is_stored: published.is_ok(), is_new: published.unwrap_or(false), _reserved: copy.reserved.take() }
+    Outcome {
+        digest,
+        size,
+        is_stored: published.is_ok(),
+        is_new: published.unwrap_or(false),
+        _reserved: copy.reserved.take(),
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -165,13 +173,20 @@ type Finished = (Arc<Span>, Option<Source>, End);
 impl<'a> Copy<'a> {
     async fn open(
         registered: &Registered,
-        digest: Digest,
+        wanted: Wanted,
         origin: &'a Arc<dyn Origin>,
         disk: &Arc<Disk>,
         room: &Arc<dyn Room>,
     ) -> Result<Self, Failure> {
-        let disk = disk.clone();
-        let opened = blocking(move || disk.open_partial(&digest)).await;
+        let (disk, digest) = (disk.clone(), wanted.key());
+        let opened = blocking(move || {
+            // Only a digest tells whether what is there is of the same.
+            if matches!(wanted, Wanted::Whatever(_)) {
+                disk.remove_partial(&digest)?;
+            }
+            disk.open_partial(&digest)
+        });
+        let opened = opened.await;
         let (partial, resumed) = opened.map_err(|error| storage(&error))?;
         let mut present = RangeSet::default();
         resumed.ranges.iter().for_each(|&(start, end)| present.insert(start, end));

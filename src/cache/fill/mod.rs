@@ -46,8 +46,8 @@ pub trait Origin: Send + Sync + 'static {
     /// `bytes` have arrived.
     fn received(&self, bytes: u64);
 
-    /// The object is complete, verified and stored.
-    fn stored(&self, size: u64);
+    /// The object is complete, verified and stored. The fill can still be joined until this is done.
+    fn stored<'a>(&'a self, digest: &'a Digest, size: u64) -> BoxFuture<'a, ()>;
 }
 
 /// Room on disk for what is coming.
@@ -117,6 +117,27 @@ impl Reserved {
 impl std::fmt::Debug for Reserved {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Reserved")
+    }
+}
+
+/// What a fill is to bring in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// The object of this digest.
+    Digest(Digest),
+    /// Whatever its origin has; until its digest is known, this stands for it.
+    Whatever(Digest),
+}
+
+impl Wanted {
+    pub fn key(&self) -> Digest {
+        match self {
+            Self::Digest(digest) | Self::Whatever(digest) => *digest,
+        }
+    }
+
+    fn is(&self, found: &Digest) -> bool {
+        matches!(self, Self::Whatever(_)) || self.key() == *found
     }
 }
 

@@ -45,7 +45,9 @@ impl Origin for NotNeeded {
 
     fn received(&self, _: u64) {}
 
-    fn stored(&self, _: u64) {}
+    fn stored<'a>(&'a self, _: &'a Digest, _: u64) -> BoxFuture<'a, ()> {
+        Box::pin(std::future::ready(()))
+    }
 }
 
 /// What a reader got.
@@ -116,7 +118,8 @@ impl World {
         };
         let (origin, room): (Arc<dyn Origin>, Arc<dyn Room>) = (self.clone(), Arc::new(Endless));
         let disk = disk.clone();
-        let mut driver = tokio::spawn(async move { drive(&registered, digest, &origin, &disk, &room).await });
+        let mut driver =
+            tokio::spawn(async move { drive(&registered, Wanted::Digest(digest), &origin, &disk, &room).await });
         let visits = self.case.readers.iter().cloned();
         let readers: Vec<_> =
             visits.map(|reader| tokio::spawn(visit(reader, self.case.size, fill.clone(), digest))).collect();

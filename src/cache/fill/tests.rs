@@ -75,7 +75,9 @@ impl Origin for Script {
 
     fn received(&self, _: u64) {}
 
-    fn stored(&self, _: u64) {}
+    fn stored<'a>(&'a self, _: &'a Digest, _: u64) -> BoxFuture<'a, ()> {
+        Box::pin(std::future::ready(()))
+    }
 }
 
 /// Room without end.
@@ -116,7 +118,7 @@ async fn run(right: &[u8], script: &Arc<Script>) -> (Result<Outcome, Failure>, A
     };
     let origin: Arc<dyn Origin> = script.clone();
     let room: Arc<dyn Room> = Arc::new(Endless);
-    let outcome = drive(&registered, digest, &origin, &disk, &room).await;
+    let outcome = drive(&registered, Wanted::Digest(digest), &origin, &disk, &room).await;
     drop(registered);
     assert_eq!(fills.count(), 0);
     let path = dir.path().join("blobs/sha256").join(&digest.hex()[..2]).join(digest.hex());
@@ -160,7 +162,7 @@ async fn what_has_arrived_is_read_while_nothing_more_comes() {
     let (origin, room): (Arc<dyn Origin>, Arc<dyn Room>) = (script, Arc::new(Endless));
     let reads = tokio::time::timeout(Duration::from_secs(20), fill.readable(0, Reading::default()));
     tokio::select! {
-        outcome = drive(&registered, digest, &origin, &disk, &room) => panic!("it goes on: {outcome:?}"),
+        outcome = drive(&registered, Wanted::Digest(digest), &origin, &disk, &room) => panic!("it goes on: {outcome:?}"),
         readable = reads => assert_eq!(readable.expect("in time").expect("no failure").until, 50_000),
     }
 }
@@ -213,7 +215,7 @@ async fn who_disagrees_on_the_size_is_not_blamed_alone() {
     let dir = tempfile::tempdir().expect("a directory");
     let (fill, registered, digest, disk) = begin(dir.path(), &right);
     let (origin, room): (Arc<dyn Origin>, Arc<dyn Room>) = (script.clone(), Arc::new(Endless));
-    let drive = drive(&registered, digest, &origin, &disk, &room);
+    let drive = drive(&registered, Wanted::Digest(digest), &origin, &disk, &room);
     let (outcome, read) = tokio::join!(drive, fill.readable(at, Reading::default()));
     assert!(outcome.is_ok() && read.is_ok(), "{outcome:?} {read:?}");
     assert_eq!(*script.rejected.lock().expect("lock"), []);

@@ -68,20 +68,24 @@ impl Pull {
                 }
             };
         }
-        let (mut parts, body) = http::Response::<reqwest::Body>::from(response).into_parts();
-        headers::pass_on(&mut parts.headers, parts.version);
-        let label = place.to_string();
-        let body = body.map_err(move |error| broken(&label, &error));
-        let body = Limited::new(body, Arc::default()).boxed_unsync();
-        let mut response = Response::new(body);
-        *response.status_mut() = parts.status;
-        *response.headers_mut() = parts.headers;
-        Ok(response)
+        Ok(returned(response, place))
     }
 }
 
+/// The answer of a server for a client.
+pub fn returned(response: reqwest::Response, place: &Place) -> Response<Body> {
+    let (mut parts, body) = http::Response::<reqwest::Body>::from(response).into_parts();
+    headers::pass_on(&mut parts.headers, parts.version);
+    let label = place.to_string();
+    let body = body.map_err(move |error| broken(&label, &error));
+    let mut response = Response::new(Limited::new(body, Arc::default()).boxed_unsync());
+    *response.status_mut() = parts.status;
+    *response.headers_mut() = parts.headers;
+    response
+}
+
 impl Proxying {
-    async fn send(
+    pub(super) async fn send(
         &self,
         request: reqwest::Request,
         place: &Place,
@@ -95,7 +99,7 @@ impl Proxying {
 }
 
 /// Waits for an answer for as long as something goes there.
-async fn in_time<T>(
+pub async fn in_time<T>(
     sending: impl Future<Output = Result<T, PassError>>,
     moved: &AtomicU64,
     place: &Place,
@@ -131,7 +135,7 @@ fn switched(response: reqwest::Response, own_side: hyper::upgrade::OnUpgrade, pl
     answer
 }
 
-fn broken(who: &str, error: &(dyn std::error::Error + 'static)) -> Failure {
+pub fn broken(who: &str, error: &(dyn std::error::Error + 'static)) -> Failure {
     let mut last = error;
     while let Some(cause) = last.source() {
         last = cause;
@@ -140,14 +144,14 @@ fn broken(who: &str, error: &(dyn std::error::Error + 'static)) -> Failure {
 }
 
 /// A body each of whose pieces has a deadline.
-struct Limited<B> {
+pub struct Limited<B> {
     body: B,
     moved: Arc<AtomicU64>,
     deadline: Pin<Box<Sleep>>,
 }
 
 impl<B> Limited<B> {
-    fn new(body: B, moved: Arc<AtomicU64>) -> Self {
+    pub fn new(body: B, moved: Arc<AtomicU64>) -> Self {
         Self { body, moved, deadline: Box::pin(sleep_until(Instant::now() + PATIENCE)) }
     }
 }

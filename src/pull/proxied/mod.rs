@@ -1,8 +1,10 @@
 //! What becomes of a request that came by the proxy door: content of a registry comes from the cache, what
 //! the configuration's patterns match too, and all else goes to its server and back.
 
+mod copies;
 mod forward;
 mod headers;
+mod other;
 mod refused;
 mod registry;
 
@@ -16,15 +18,16 @@ use tokio::net::TcpStream;
 use url::Url;
 
 pub use crate::upstream::Place;
+pub use copies::Copies;
 pub use refused::usage;
 
 use super::admission::{Door, Wrong};
 use super::error::Refusal;
 use super::observed::Observation;
-use super::respond::{self, Body};
+use super::respond::{self, Body, CacheState};
 use super::{Client, Live, Pull};
 use crate::auth::Identity;
-use crate::config::{self, Config, ProxyDoor};
+use crate::config::{self, Config, Pattern, ProxyDoor};
 use crate::failure::{Failure, FailureKind};
 use crate::oci::route::{Object, Route};
 use crate::telemetry::Metrics;
@@ -35,6 +38,8 @@ use registry::Registries;
 /// What the proxy door does, by the configuration.
 pub struct Proxying {
     door: ProxyDoor,
+    /// Of paths that are cached beside content of registries.
+    patterns: Vec<Pattern>,
     registries: Registries,
     anywhere: Anywhere,
 }
@@ -65,6 +70,7 @@ impl Proxying {
             registries: Registries::new(config, door, clients, metrics)?,
             anywhere: Anywhere::new(door, metrics.clone())?,
             door: door.clone(),
+            patterns: config.cache.patterns.clone(),
         }))
     }
 }
@@ -107,6 +113,7 @@ impl Pull {
     /// Answers one request.
     pub async fn pass(self: &Arc<Self>, request: Request<Incoming>, came: Came, client: Client) -> Response<Body> {
         let (parts, body) = request.into_parts();
+        let client = Client { is_secure: matches!(came, Came::Through { is_secure: true, .. }), ..client };
         let mut observation = self.observe(&parts, client.clone());
         let is_head = parts.method == Method::HEAD;
         let is_last = parts.version == Version::HTTP_11 && parts.headers.contains_key(TRANSFER_ENCODING);
@@ -149,6 +156,12 @@ impl Pull {
         let asked = Asked::of(&parts, &url);
         if let Asked::Object { name, object } = &asked
             && let Some(response) = self.registry(&proxying, &parts, &url, name, object, observation).await?
+        {
+            return Ok(response);
+        }
+        if matches!(asked, Asked::Other)
+            && proxying.patterns.iter().any(|pattern| pattern.is_match(url.path()))
+            && let Some(response) = self.other(&proxying, &parts, &place, &url, observation).await?
         {
             return Ok(response);
         }
@@ -199,6 +212,15 @@ impl Pull {
             false if identity.known.is_none() => Err(challenge()),
             false => Err(Refused::NotYou),
         }
+    }
+}
+
+/// Tells the log how the cache stood to a request.
+fn tell(state: &CacheState, path: &str) {
+    match state {
+        CacheState::Hit { .. } => tracing::info!(path, "cache hit"),
+        CacheState::Miss { .. } => tracing::info!(path, "cache miss"),
+        CacheState::Stale { why, .. } => tracing::info!(path, %why, "cache hit, of an old copy"),
     }
 }
 

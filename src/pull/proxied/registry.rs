@@ -23,7 +23,6 @@ use crate::pull::respond::{self, Body};
 use crate::pull::routing::{Repository, Target};
 use crate::pull::{API_VERSION, Answer, Pull, kind_of};
 use crate::telemetry::Metrics;
-use crate::telemetry::metrics::Outcome;
 use crate::upstream::{Anywhere, BuildError, Clients, Upstream, Upstreams, Who};
 
 /// Longest `Authorization` that is looked at.
@@ -240,12 +239,7 @@ impl Pull {
             Err(refusal) => return Err(refusal.into()),
         };
         observation.answered(state.outcome());
-        let path = url.path();
-        match state.outcome() {
-            Outcome::Hit => tracing::info!(path, "cache hit"),
-            Outcome::Miss => tracing::info!(path, "cache miss"),
-            _ => tracing::info!(path, "cache hit, of an old copy"),
-        }
+        super::tell(&state, url.path());
         if let Some((what, digest)) = shown(object, &response) {
             self.learn_whether_public(&target, what, digest).await;
         }

@@ -13,6 +13,7 @@ use super::case::{Case, Holds, Ranges, Script};
 use super::{MAX_STRIKES, MIB};
 use crate::cache::fill::{Origin, Source, Transfer};
 use crate::failure::{Failure, FailureKind};
+use crate::oci::Digest;
 
 /// What a transfer takes off the network at a time.
 const BATCH: u64 = MIB;
@@ -154,7 +155,9 @@ impl Origin for World {
         self.told().strikes[source.0] = None;
     }
 
-    fn stored(&self, _: u64) {}
+    fn stored<'a>(&'a self, _: &'a Digest, _: u64) -> BoxFuture<'a, ()> {
+        Box::pin(std::future::ready(()))
+    }
 
     fn received(&self, bytes: u64) {
         self.told().received += bytes;

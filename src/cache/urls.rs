@@ -1,0 +1,52 @@
+//! Content of other URLs than registries': found by the URL, stored like any object.
+
+use std::sync::Arc;
+
+use super::{Cache, Fill, Origin, Wanted};
+use crate::failure::Failure;
+use crate::index::{UrlEntry, Write};
+use crate::oci::Digest;
+
+/// Under what name it is noted who may see such content: no repository.
+const BY_URL: &str = " by URL";
+/// Answers kept in memory of one URL.
+const MAX_VARIANTS: usize = 16;
+
+impl Cache {
+    /// What is stored of the URL that `key` stands for, the newest first.
+    pub async fn urls(&self, key: &Digest) -> Result<Arc<Vec<UrlEntry>>, Failure> {
+        if let Some(entries) = self.hot.urls.get(key) {
+            return Ok(entries);
+        }
+        let wanted = *key;
+        let entries = Arc::new(self.read(move |index| index.urls(&wanted)).await?);
+        self.hot.urls.insert(*key, entries.clone());
+        Ok(entries)
+    }
+
+    /// Notes an answer, in the place of the one it is a newer variant of.
+    pub async fn put_url(&self, key: Digest, entry: UrlEntry) {
+        let before = self.urls(&key).await.unwrap_or_default();
+        let others = before.iter().filter(|other| other.variant != entry.variant).cloned();
+        let now = std::iter::once(entry.clone()).chain(others).take(MAX_VARIANTS).collect();
+        self.hot.urls.insert(key, Arc::new(now));
+        self.index.write(Write::Url { key, entry });
+    }
+
+    /// Forgets an answer.
+    pub async fn drop_url(&self, key: Digest, variant: [u8; 32]) {
+        let before = self.urls(&key).await.unwrap_or_default();
+        let others = before.iter().filter(|other| other.variant != variant).cloned().collect();
+        self.hot.urls.insert(key, Arc::new(others));
+        self.index.write(Write::DropUrl { key, variant });
+    }
+
+    /// Begins to bring in what a URL has now, or joins who does. The second value tells whether it was begun.
+    pub fn fill_url(
+        self: &Arc<Self>,
+        key: Digest,
+        origin: impl FnOnce() -> Arc<dyn Origin>,
+    ) -> Result<(Arc<Fill>, bool), Failure> {
+        self.begin(BY_URL, Wanted::Whatever(key), origin)
+    }
+}

@@ -1,0 +1,366 @@
+//! Copies of what servers answered: what has to be known to use one again, and how one comes in.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
+use futures_util::{FutureExt, StreamExt};
+use http::header::{AGE, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, ETAG, IF_RANGE, RANGE, SET_COOKIE, VARY};
+use http::{HeaderMap, HeaderValue, StatusCode, request};
+use http_body_util::{BodyDataStream, BodyExt};
+use http_cache_semantics::CachePolicy;
+use quick_cache::sync::Cache as Bounded;
+use serde::{Deserialize, Serialize};
+
+use super::Proxying;
+use super::forward::{Limited, broken, in_time};
+use crate::cache::flight::Flights;
+use crate::cache::{Cache, Fill, Origin, Source, Transfer};
+use crate::failure::{Failure, FailureKind};
+use crate::index::{Timestamp, UrlEntry};
+use crate::oci::{Algorithm, Digest};
+use crate::pull::Body;
+use crate::telemetry::Metrics;
+use crate::upstream::{OTHER_HOSTS, PassError, Place};
+
+/// Copies on their way that newcomers find.
+const OPENED: usize = 1_024;
+/// An `Age` beyond this is nonsense; more than the library can add up.
+const MAX_AGE: u64 = 100 * 365 * 24 * 3600;
+
+/// What is on its way in.
+pub struct Copies {
+    /// By URL and by what an answer usually depends on.
+    pub openings: Flights<(Digest, [u8; 32]), Opened>,
+    /// By URL.
+    opened: Bounded<Digest, Weak<Copy>>,
+}
+
+impl Default for Copies {
+    fn default() -> Self {
+        Self { openings: Flights::default(), opened: Bounded::new(OPENED) }
+    }
+}
+
+impl Copies {
+    /// The copy of a URL that is on its way, with what reads it.
+    pub fn running(&self, key: &Digest, cache: &Cache) -> Option<(Arc<Copy>, Arc<Fill>)> {
+        let copy = self.opened.get(key)?.upgrade()?;
+        let fill = cache.running_fill(&copy.name)?;
+        Some((copy, fill))
+    }
+
+    pub fn put(&self, copy: &Arc<Copy>) {
+        self.opened.insert(copy.key, Arc::downgrade(copy));
+    }
+}
+
+/// What came of asking a server.
+#[derive(Clone)]
+pub enum Opened {
+    /// It is coming in, for all whose request it fits.
+    Shared(Arc<Copy>, Arc<Fill>),
+    /// It is for the first who takes it.
+    Own(Arc<Mutex<Option<http::Response<Body>>>>),
+    /// What is stored is still right; so it is to be used from now on.
+    Renewed(Arc<Head>),
+    /// The server cannot be reached, or fails.
+    Failed(PassError),
+}
+
+/// All of an answer but its body.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Head {
+    pub policy: CachePolicy,
+    #[serde(with = "http_serde::header_map")]
+    headers: HeaderMap,
+}
+
+impl Head {
+    pub fn new(policy: CachePolicy, headers: HeaderMap) -> Self {
+        Self { policy, headers }
+    }
+
+    /// The answer's headers, as they are given to clients at `now`.
+    pub fn headers(&self, now: SystemTime) -> HeaderMap {
+        let mut headers = self.headers.clone();
+        headers.insert(AGE, HeaderValue::from(self.policy.age(now).as_secs()));
+        headers
+    }
+
+    /// What it says about being stored and used again.
+    pub fn directives(&self) -> impl Iterator<Item = String> {
+        directives(&self.headers)
+    }
+
+    pub fn read(bytes: &Bytes) -> Option<Self> {
+        serde_json::from_slice(bytes).ok()
+    }
+
+    pub fn write(&self) -> Bytes {
+        serde_json::to_vec(self).map(Bytes::from).unwrap_or_default()
+    }
+}
+
+/// The directives of `Cache-Control`, in lower case.
+pub fn directives(headers: &HeaderMap) -> impl Iterator<Item = String> {
+    let values = headers.get_all(CACHE_CONTROL).iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).map(|directive| directive.trim().to_ascii_lowercase())
+}
+
+/// Whether an answer may be kept for others (RFC 9111, section 3): a whole one to GET that says nothing
+/// against it.
+pub fn is_storable(request: &request::Parts, status: StatusCode, headers: &HeaderMap, policy: &CachePolicy) -> bool {
+    let is_for_all = directives(headers).any(|directive| directive == "public");
+    let varies_with_all = headers.get_all(VARY).iter().any(|value| value.as_bytes().contains(&b'*'));
+    let is_personal = headers.contains_key(SET_COOKIE) || (request.headers.contains_key("cookie") && !is_for_all);
+    status == StatusCode::OK
+        && !headers.contains_key(CONTENT_RANGE)
+        && !varies_with_all
+        && !is_personal
+        && policy.is_storable()
+}
+
+/// The headers of an answer, without what the library cannot reckon with.
+pub fn sane(headers: &HeaderMap) -> HeaderMap {
+    let mut headers = headers.clone();
+    let age = headers.get(AGE).and_then(|age| age.to_str().ok()).and_then(|age| age.trim().parse::<u64>().ok());
+    match age {
+        Some(age) => drop(headers.insert(AGE, HeaderValue::from(age.min(MAX_AGE)))),
+        None => drop(headers.remove(AGE)),
+    }
+    headers
+}
+
+/// Stands for what an answer depends on in the request, by its `Vary`.
+pub fn variant(request: &HeaderMap, answer: &HeaderMap) -> [u8; 32] {
+    let names = answer.get_all(VARY).iter().filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
+    let mut names: Vec<_> =
+        names.map(|name| name.trim().to_ascii_lowercase()).filter(|name| !name.is_empty()).collect();
+    names.sort();
+    let mut text = String::new();
+    for name in names {
+        let values: Vec<_> = request.get_all(name.as_str()).iter().map(|value| format!("{value:?}")).collect();
+        text += &format!("{name}={}\n", values.join(","));
+    }
+    digest_of(text.as_bytes())
+}
+
+pub fn digest_of(bytes: &[u8]) -> [u8; 32] {
+    let digest = Digest::of(Algorithm::Sha256, bytes);
+    let mut raw = [0; 32];
+    raw.copy_from_slice(digest.as_raw());
+    raw
+}
+
+/// An answer on its way into the cache.
+pub struct Copy {
+    /// Of the URL.
+    pub key: Digest,
+    /// Of this very transfer.
+    pub name: Digest,
+    pub head: Head,
+    /// As they came.
+    pub headers: HeaderMap,
+    variant: [u8; 32],
+    total: Option<u64>,
+    first: Mutex<Option<BoxStream<'static, Result<Bytes, Failure>>>>,
+    asked: Asked,
+    cache: Arc<Cache>,
+    metrics: Arc<Metrics>,
+}
+
+/// What was asked for, to be asked for again from where it broke off.
+#[derive(Clone)]
+pub struct Asked {
+    pub proxying: Arc<Proxying>,
+    pub place: Place,
+    pub url: url::Url,
+    /// As the server is to see them.
+    pub headers: HeaderMap,
+}
+
+impl Asked {
+    pub async fn send(&self, more: &[(http::HeaderName, HeaderValue)]) -> Result<reqwest::Response, PassError> {
+        let mut request = reqwest::Request::new(http::Method::GET, self.url.clone());
+        *request.headers_mut() = self.headers.clone();
+        for (name, value) in more {
+            request.headers_mut().insert(name, value.clone());
+        }
+        in_time(self.proxying.send(request, &self.place, false), &AtomicU64::new(0), &self.place).await
+    }
+
+    /// Path of the URL, for the log.
+    pub fn path(&self) -> &str {
+        self.url.path()
+    }
+}
+
+impl Copy {
+    pub fn new(
+        key: Digest,
+        asked: Asked,
+        head: Head,
+        response: reqwest::Response,
+        cache: Arc<Cache>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = Digest::of(Algorithm::Sha256, format!("{key} {number} {}", std::process::id()).as_bytes());
+        let headers = response.headers().clone();
+        Self {
+            key,
+            name,
+            variant: variant(&asked.headers, &headers),
+            total: content_length(&headers),
+            head,
+            headers,
+            first: Mutex::new(Some(body_of(response, &asked.place))),
+            asked,
+            cache,
+            metrics,
+        }
+    }
+
+    async fn reopen(&self, from: u64) -> Result<Transfer, Failure> {
+        let changed = |what: &str| Failure::new(FailureKind::Unavailable, format!("{}: {what}", self.asked.place));
+        let etag = self.headers.get(ETAG).filter(|etag| !etag.as_bytes().starts_with(b"W/"));
+        let etag = etag.ok_or_else(|| changed("broke off, and nothing tells whether the rest would be of the same"))?;
+        let range = HeaderValue::try_from(format!("bytes={from}-")).map_err(|error| changed(&error.to_string()))?;
+        let more = match from {
+            0 => Vec::new(),
+            _ => vec![(RANGE, range), (IF_RANGE, etag.clone())],
+        };
+        let response = self.asked.send(&more).await.map_err(|error| match error {
+            PassError::Failure(failure) => failure,
+            PassError::Forbidden(forbidden) => changed(&forbidden.to_string()),
+        })?;
+        if response.headers().get(ETAG) != Some(etag) {
+            return Err(changed("changed what it has while it was sent"));
+        }
+        let start = match response.status() {
+            StatusCode::OK => 0,
+            StatusCode::PARTIAL_CONTENT if begins_at(response.headers(), from) => from,
+            status => return Err(changed(&format!("answered {status} when asked for the rest"))),
+        };
+        let body = body_of(response, &self.asked.place);
+        Ok(Transfer { source: Source(0), start, total: self.total, body })
+    }
+}
+
+impl Origin for Copy {
+    fn open(&self, from: u64, _until: Option<u64>) -> BoxFuture<'_, Result<Transfer, Failure>> {
+        let first = self.first.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match first {
+            Some(body) => {
+                std::future::ready(Ok(Transfer { source: Source(0), start: 0, total: self.total, body })).boxed()
+            }
+            None => self.reopen(from).boxed(),
+        }
+    }
+
+    fn parallel(&self) -> usize {
+        1
+    }
+
+    fn broke(&self, _: Source, _: bool) {}
+
+    fn reject(&self, _: Source) {}
+
+    fn received(&self, bytes: u64) {
+        self.metrics.fetched(OTHER_HOSTS, bytes);
+    }
+
+    fn stored<'a>(&'a self, digest: &'a Digest, size: u64) -> BoxFuture<'a, ()> {
+        tracing::info!(path = self.asked.path(), size, "cached response");
+        let entry =
+            UrlEntry { variant: self.variant, digest: *digest, head: self.head.write(), stored_at: Timestamp::now() };
+        self.cache.put_url(self.key, entry).boxed()
+    }
+}
+
+fn content_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
+}
+
+fn begins_at(headers: &HeaderMap, from: u64) -> bool {
+    let range = headers.get(CONTENT_RANGE).and_then(|range| range.to_str().ok()).unwrap_or_default();
+    range.trim().strip_prefix("bytes").is_some_and(|rest| rest.trim_start().starts_with(&format!("{from}-")))
+}
+
+fn body_of(response: reqwest::Response, place: &Place) -> BoxStream<'static, Result<Bytes, Failure>> {
+    let label = place.to_string();
+    let body = reqwest::Body::from(response).map_err(move |error| broken(&label, &error));
+    BodyDataStream::new(Limited::new(body, Arc::default())).boxed()
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+
+    use super::*;
+
+    fn may_keep(request: &[(&str, &str)], answer: &[(&str, &str)]) -> bool {
+        let mut asked = Request::get("https://x.example/a.tgz");
+        for (name, value) in request {
+            asked = asked.header(*name, *value);
+        }
+        let (asked, ()) = asked.body(()).expect("a request").into_parts();
+        let mut given = http::Response::builder();
+        for (name, value) in answer {
+            given = given.header(*name, *value);
+        }
+        let given = given.body(()).expect("an answer");
+        let policy = CachePolicy::new(&asked, &given);
+        is_storable(&asked, given.status(), given.headers(), &policy)
+    }
+
+    #[test]
+    fn what_is_for_one_alone_is_not_kept() {
+        for (request, answer, expected) in [
+            (&[][..], &[][..], true),
+            (&[], &[("cache-control", "no-store")], false),
+            (&[], &[("cache-control", "private, max-age=60")], false),
+            (&[], &[("set-cookie", "a=b")], false),
+            (&[], &[("vary", "*")], false),
+            (&[], &[("vary", "accept-encoding")], true),
+            (&[], &[("content-range", "bytes 0-1/2")], false),
+            (&[("authorization", "Bearer x")], &[], false),
+            (&[("authorization", "Bearer x")], &[("cache-control", "public, max-age=60")], true),
+            (&[("cookie", "a=b")], &[], false),
+            (&[("cookie", "a=b")], &[("cache-control", "public")], true),
+            (&[("cache-control", "no-store")], &[], false),
+        ] {
+            assert_eq!(may_keep(request, answer), expected, "{request:?} {answer:?}");
+        }
+    }
+
+    #[test]
+    fn an_age_that_cannot_be_added_up_is_cut() {
+        for (age, expected) in
+            [("5", Some("5")), ("18446744073709551615", Some("3153600000")), ("-1", None), ("x", None)]
+        {
+            let headers = HeaderMap::from_iter([(AGE, age.parse().expect("a value"))]);
+            assert_eq!(sane(&headers).get(AGE).map(|value| value.to_str().expect("text")), expected, "{age}");
+        }
+    }
+
+    #[test]
+    fn a_variant_is_of_what_the_answer_depends_on() {
+        let headers = |name: &'static str, value: &str| {
+            HeaderMap::from_iter([(http::HeaderName::from_static(name), value.parse().expect("a value"))])
+        };
+        let (gzip, plain) = (headers("accept-encoding", "gzip"), headers("accept-encoding", "identity"));
+        let varies = headers("vary", "Accept-Encoding");
+        assert_ne!(variant(&gzip, &varies), variant(&plain, &varies));
+        assert_eq!(variant(&gzip, &HeaderMap::new()), variant(&plain, &HeaderMap::new()));
+        assert_eq!(
+            variant(&gzip, &headers("vary", "x, accept-encoding")),
+            variant(&gzip, &headers("vary", "Accept-Encoding,X"))
+        );
+    }
+}

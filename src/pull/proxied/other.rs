@@ -1,0 +1,345 @@
+//! `cache.patterns`: content of servers that are no registries, kept by the rules for shared caches (RFC 9111).
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use http::header::{
+    ACCEPT, ACCEPT_ENCODING, ACCEPT_LANGUAGE, ACCEPT_RANGES, AGE, AUTHORIZATION, CONTENT_LENGTH, COOKIE, ETAG, HOST,
+    IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, LAST_MODIFIED, RANGE, TRANSFER_ENCODING,
+};
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
+use http_cache_semantics::{AfterResponse, BeforeRequest, CachePolicy};
+use url::Url;
+
+use super::Proxying;
+use super::copies::{Asked, Copy, Head, Opened, digest_of, directives, is_storable, sane};
+use super::forward;
+use super::headers;
+use super::refused::Refused;
+use crate::cache::{Aside, Content, Fill};
+use crate::failure::{Failure, FailureKind};
+use crate::index::{Timestamp, UrlEntry};
+use crate::oci::range::RangeHeader;
+use crate::oci::{Algorithm, Digest};
+use crate::pull::observed::Observation;
+use crate::pull::respond::{self, About, Body, CacheState};
+use crate::pull::{Kind, Pull, is_secure};
+use crate::upstream::{OTHER_HOSTS, PassError, Place};
+
+/// With which a client says what it has, or wants a part; the whole is stored whatever they say.
+const CONDITIONS: [HeaderName; 6] = [RANGE, IF_RANGE, IF_MATCH, IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_UNMODIFIED_SINCE];
+/// What an answer most likely depends on: who differ in these do not wait for each other.
+const SELECTING: [HeaderName; 5] = [AUTHORIZATION, COOKIE, ACCEPT, ACCEPT_ENCODING, ACCEPT_LANGUAGE];
+
+/// A copy to answer with.
+struct Found {
+    /// Of the answer.
+    headers: HeaderMap,
+    content: Content,
+    /// Stands in no content.
+    boundary: Digest,
+    state: CacheState,
+}
+
+/// A stored answer that fits a request.
+struct Stored {
+    entry: UrlEntry,
+    head: Head,
+    content: Content,
+}
+
+impl Pull {
+    /// Answers from the cache and through it; `None`: the server itself is to answer.
+    pub(super) async fn other(
+        self: &Arc<Self>,
+        proxying: &Arc<Proxying>,
+        request: &Parts,
+        place: &Place,
+        url: &Url,
+        observation: &mut Observation,
+    ) -> Result<Option<Response<Body>>, Refused> {
+        let is_read = request.method == Method::GET || request.method == Method::HEAD;
+        let has_body = request.headers.contains_key(TRANSFER_ENCODING)
+            || request.headers.get(CONTENT_LENGTH).is_some_and(|length| length != "0");
+        if !is_read || has_body || headers::upgrade(&request.headers).is_some() {
+            return Ok(None);
+        }
+        observation.found(OTHER_HOSTS, Kind::Other);
+        let key = Digest::of(Algorithm::Sha256, format!("GET {url}").as_bytes());
+        let asked = asked(proxying, request, place, url);
+        let whole = asked_for_whole(&asked)?;
+        let now = SystemTime::now();
+
+        let stored = self.stored_answer(&key, &whole, now).await;
+        if let Some((stored, headers)) = stored.as_ref().and_then(|(stored, fresh)| Some((stored, fresh.clone()?))) {
+            let state = CacheState::Hit { since: stored.entry.stored_at.to_system_time() };
+            let found = Found { headers, content: stored.content.clone(), boundary: stored.entry.digest, state };
+            return self.answer_with(request, url, found, observation).await.map(Some);
+        }
+        let stored = stored.map(|(stored, _)| stored);
+        if let Some((copy, fill)) = self.copies.running(&key, self.cache())
+            && let BeforeRequest::Fresh(answer) = copy.head.policy.before_request(&whole, now)
+        {
+            return self
+                .answer_with(request, url, coming(&copy, fill, answer.headers, true), observation)
+                .await
+                .map(Some);
+        }
+        if directives(&request.headers).any(|directive| directive == "only-if-cached") {
+            return Err(Refused::NotCached);
+        }
+        // Where nothing is stored, a part or a comparison is between the client and the server.
+        let is_partial = CONDITIONS.iter().any(|name| request.headers.contains_key(name));
+        if stored.is_none() && (is_partial || request.method == Method::HEAD) {
+            return Ok(None);
+        }
+        let (opened, is_first) = self.open(key, &asked, &whole, stored.as_ref()).await;
+        match (opened, stored) {
+            (Opened::Shared(copy, fill), _) => {
+                let policy = &copy.head.policy;
+                let fits = is_first
+                    || matches!(
+                        policy.before_request(&whole, now),
+                        BeforeRequest::Stale { matches: true, .. } | BeforeRequest::Fresh(_)
+                    );
+                if !fits {
+                    return Ok(None);
+                }
+                let found = coming(&copy, fill, copy.headers.clone(), !is_first);
+                self.answer_with(request, url, found, observation).await.map(Some)
+            }
+            (Opened::Renewed(head), Some(stored)) => {
+                let state = CacheState::Hit { since: SystemTime::now() };
+                let headers = head.headers(now);
+                let found = Found { headers, content: stored.content, boundary: stored.entry.digest, state };
+                self.answer_with(request, url, found, observation).await.map(Some)
+            }
+            (Opened::Failed(PassError::Failure(failure)), Some(stored)) if may_be_stale(&stored.head) => {
+                let state = CacheState::Stale { since: stored.entry.stored_at.to_system_time(), why: failure };
+                let headers = stored.head.headers(now);
+                let found = Found { headers, content: stored.content, boundary: stored.entry.digest, state };
+                self.answer_with(request, url, found, observation).await.map(Some)
+            }
+            (Opened::Failed(error), _) => Err(error.into()),
+            (Opened::Own(response), _) => {
+                let own = response.lock().unwrap_or_else(PoisonError::into_inner).take();
+                Ok(own.filter(|_| request.method == Method::GET && !is_partial))
+            }
+            (Opened::Renewed(_), None) => Ok(None),
+        }
+    }
+
+    /// The stored answer that fits a request, and its headers where it need not be checked.
+    async fn stored_answer(
+        &self,
+        key: &Digest,
+        request: &Request<()>,
+        now: SystemTime,
+    ) -> Option<(Stored, Option<HeaderMap>)> {
+        // An index that cannot be read knows nothing; the server does.
+        let entries = self.cache().urls(key).await.unwrap_or_default();
+        for entry in entries.iter() {
+            let Some(head) = Head::read(&entry.head) else {
+                continue;
+            };
+            let fresh = match head.policy.before_request(request, now) {
+                BeforeRequest::Fresh(answer) => Some(answer.headers),
+                BeforeRequest::Stale { matches: true, .. } => None,
+                BeforeRequest::Stale { .. } => continue,
+            };
+            match self.cache().stored(&entry.digest).await {
+                Ok(Some(content)) => return Some((Stored { entry: entry.clone(), head, content }, fresh)),
+                Ok(None) => self.cache().drop_url(*key, entry.variant).await,
+                Err(failure) => tracing::debug!(%failure, "a stored answer cannot be read"),
+            }
+        }
+        None
+    }
+
+    /// Asks the server, once for all who want the same at the same time. The second value tells whether it was
+    /// this one who asked.
+    async fn open(
+        self: &Arc<Self>,
+        key: Digest,
+        asked: &Asked,
+        whole: &Request<()>,
+        stored: Option<&Stored>,
+    ) -> (Opened, bool) {
+        let selecting: Vec<_> = SELECTING
+            .iter()
+            .map(|name| format!("{:?}", asked.headers.get_all(name).iter().collect::<Vec<_>>()))
+            .collect();
+        let selecting = digest_of(selecting.join("\n").as_bytes());
+        let (pull, asked, whole) = (self.clone(), asked.clone(), whole.clone());
+        let stored = stored.map(|stored| (stored.entry.clone(), stored.head.clone()));
+        let open = || async move { Ok(pull.ask_server(key, asked, whole, stored).await) };
+        let (opened, is_first) = self.copies.openings.run((key, selecting), open).await;
+        (opened.unwrap_or_else(|failure| Opened::Failed(failure.into())), is_first)
+    }
+
+    async fn ask_server(
+        self: &Arc<Self>,
+        key: Digest,
+        asked: Asked,
+        whole: Request<()>,
+        stored: Option<(UrlEntry, Head)>,
+    ) -> Opened {
+        let mut asked = asked;
+        let now = SystemTime::now();
+        asked.headers = whole.headers().clone();
+        let mut comparing = asked.clone();
+        if let Some((_, head)) = &stored
+            && let BeforeRequest::Stale { request, .. } = head.policy.before_request(&whole, now)
+        {
+            comparing.headers = request.headers;
+        }
+        let response = match comparing.send(&[]).await {
+            Ok(response) if response.status().is_server_error() && stored.is_some() => {
+                let message = format!("{}: answered {}", asked.place, response.status());
+                return Opened::Failed(Failure::new(FailureKind::Unavailable, message).into());
+            }
+            Ok(response) => response,
+            Err(error) => return Opened::Failed(error),
+        };
+        let mut seen = Response::new(());
+        *seen.status_mut() = response.status();
+        *seen.headers_mut() = sane(response.headers());
+        if let (StatusCode::NOT_MODIFIED, Some((entry, head))) = (response.status(), &stored) {
+            let head = match head.policy.after_response(&whole, &seen, SystemTime::now()) {
+                AfterResponse::NotModified(policy, answer) => Head::new(policy, answer.headers),
+                // It compared with something else; asked again it sends what it has.
+                AfterResponse::Modified(..) => return self.ask_for_whole(key, asked, whole).await,
+            };
+            let entry = UrlEntry { head: head.write(), stored_at: Timestamp::now(), ..entry.clone() };
+            self.cache().put_url(key, entry).await;
+            return Opened::Renewed(Arc::new(head));
+        }
+        self.take_in(key, asked, &whole, seen, response)
+    }
+
+    async fn ask_for_whole(self: &Arc<Self>, key: Digest, asked: Asked, whole: Request<()>) -> Opened {
+        match asked.send(&[]).await {
+            Ok(response) => {
+                let mut seen = Response::new(());
+                *seen.status_mut() = response.status();
+                *seen.headers_mut() = sane(response.headers());
+                self.take_in(key, asked, &whole, seen, response)
+            }
+            Err(error) => Opened::Failed(error),
+        }
+    }
+
+    /// Begins to store an answer, where it may be.
+    fn take_in(
+        self: &Arc<Self>,
+        key: Digest,
+        asked: Asked,
+        whole: &Request<()>,
+        seen: Response<()>,
+        response: reqwest::Response,
+    ) -> Opened {
+        let policy = CachePolicy::new(whole, &seen);
+        let (parts, ()) = whole.clone().into_parts();
+        let place = asked.place.clone();
+        if !is_storable(&parts, seen.status(), seen.headers(), &policy) {
+            return Opened::Own(Arc::new(Mutex::new(Some(forward::returned(response, &place)))));
+        }
+        let head = Head::new(policy, seen.headers().clone());
+        let copy = Copy::new(key, asked, head, response, self.cache().clone(), self.metrics().clone());
+        let copy = Arc::new(copy);
+        let origin = copy.clone();
+        match self.cache().fill_url(copy.name, || origin) {
+            Ok((fill, _)) => {
+                self.copies.put(&copy);
+                Opened::Shared(copy, fill)
+            }
+            Err(failure) => Opened::Failed(failure.into()),
+        }
+    }
+
+    async fn answer_with(
+        &self,
+        request: &Parts,
+        url: &Url,
+        found: Found,
+        observation: &mut Observation,
+    ) -> Result<Response<Body>, Refused> {
+        let Found { headers: given, content, boundary, state } = found;
+        let is_looked_at = request.version == Version::HTTP_2 || is_secure(request);
+        let content = if is_looked_at { content.unmapped() } else { content };
+        let mut sent = HeaderMap::new();
+        state.write(&mut sent);
+        let age = given.get(AGE).cloned();
+        let mut given = given;
+        headers::pass_on(&mut given, Version::HTTP_11);
+        given.remove(CONTENT_LENGTH);
+        sent.extend(given.into_iter().scan(None, |last, (name, value)| {
+            *last = name.or_else(|| last.clone());
+            Some((last.clone()?, value))
+        }));
+        sent.extend(age.map(|age| (AGE, age)));
+        sent.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+        let about = About {
+            is_unmodified: is_unmodified(&request.headers, &sent),
+            range: range(&request.headers, &sent).filter(|_| request.method == Method::GET),
+            headers: sent,
+            boundary,
+            is_verified: false,
+        };
+        observation.answered(state.outcome());
+        super::tell(&state, url.path());
+        Ok(respond::answer(about, content).await?)
+    }
+}
+
+/// What is on its way, as an answer.
+fn coming(copy: &Arc<Copy>, fill: Arc<Fill>, headers: HeaderMap, is_joined: bool) -> Found {
+    let aside = Aside { digest: copy.name, origin: copy.clone(), is_own: true };
+    let content = Content::Growing { fill, aside, _lease: None };
+    Found { headers, content, boundary: copy.name, state: CacheState::Miss { collapsed: is_joined } }
+}
+
+/// What the server is asked, for the client.
+fn asked(proxying: &Arc<Proxying>, request: &Parts, place: &Place, url: &Url) -> Asked {
+    let mut asked = request.headers.clone();
+    headers::pass_on(&mut asked, request.version);
+    asked.remove(HOST);
+    asked.remove(CONTENT_LENGTH);
+    Asked { proxying: proxying.clone(), place: place.clone(), url: url.clone(), headers: asked }
+}
+
+/// The same for the whole of it.
+fn asked_for_whole(asked: &Asked) -> Result<Request<()>, Refused> {
+    let mut whole = Request::new(());
+    *whole.uri_mut() = asked.url.as_str().parse().map_err(|_| Refused::Malformed("the URL cannot be asked for"))?;
+    *whole.headers_mut() = asked.headers.clone();
+    CONDITIONS.iter().for_each(|name| drop(whole.headers_mut().remove(name)));
+    Ok(whole)
+}
+
+/// Whether an old answer may be served when its server fails (RFC 9111, section 4.2.4).
+fn may_be_stale(head: &Head) -> bool {
+    let never = ["must-revalidate", "proxy-revalidate", "no-cache"];
+    !head.directives().any(|directive| never.contains(&directive.as_str()) || directive.starts_with("s-maxage"))
+}
+
+/// Whether the client has what would be sent (RFC 9110, section 13.2.2).
+fn is_unmodified(request: &HeaderMap, sent: &HeaderMap) -> bool {
+    let text = |headers: &HeaderMap, name: HeaderName| headers.get(name)?.to_str().ok().map(str::to_owned);
+    if request.contains_key(IF_NONE_MATCH) {
+        return text(sent, ETAG).is_some_and(|etag| respond::is_unmodified(request, &etag));
+    }
+    let date = |text: Option<String>| httpdate::parse_http_date(&text?).ok();
+    let (since, modified) = (date(text(request, IF_MODIFIED_SINCE)), date(text(sent, LAST_MODIFIED)));
+    since.zip(modified).is_some_and(|(since, modified)| modified <= since)
+}
+
+/// The part that is asked for, unless it is to be of something else.
+fn range(request: &HeaderMap, sent: &HeaderMap) -> Option<RangeHeader> {
+    let is_strong = |etag: &&HeaderValue| !etag.as_bytes().starts_with(b"W/");
+    let holds = request.get(IF_RANGE).is_none_or(|condition| {
+        sent.get(ETAG).filter(is_strong) == Some(condition) || sent.get(LAST_MODIFIED) == Some(condition)
+    });
+    RangeHeader::parse(request.get(RANGE).filter(|_| holds)?.to_str().ok()?)
+}
