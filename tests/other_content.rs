@@ -244,9 +244,20 @@ async fn many_who_ask_at_once_get_one_transfer_as_it_comes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_breaks_off_is_not_kept_nor_taken_for_the_whole() {
     let scene = scene().await;
-    scene.origin.put("/a.tgz", Page::new(tarball(4)).header("cache-control", FRESH).breaks_after(300_000));
-    let broken = scene.get("/a.tgz").await;
-    assert!(!broken.complete() && broken.body.len() < tarball(4).len());
+    let (page, break_off) = Page::new(tarball(4)).header("cache-control", FRESH).breaks_after(300_000);
+    scene.origin.put("/a.tgz", page);
+    let asked = request("GET", scene.origin.url("/a.tgz")).through_proxy(scene.larder.door("proxy"));
+    let mut answer = asked.open().await;
+    assert_eq!(answer.read_exact(1000).await, tarball(4)[..1000]);
+    break_off.send_replace(true);
+    let broken = answer.read_to_end().await;
+    assert!(
+        !broken.complete() && broken.body.len() < tarball(4).len(),
+        "{} {} {:?}",
+        broken.status,
+        broken.body.len(),
+        broken.error
+    );
     scene.origin.put("/a.tgz", Page::new(tarball(5)).header("cache-control", FRESH));
     let whole = scene.get("/a.tgz").await;
     assert!(whole.complete() && whole.body == tarball(5));

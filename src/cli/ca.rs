@@ -82,6 +82,8 @@ On the whole machine:
 Docker: as above, or for one registry only: cp {file} /etc/docker/certs.d/REGISTRY/ca.crt
   Then in /etc/docker/daemon.json, and restart it (the variables of your own shell do not reach dockerd):
   {{ "proxies": {{ "http-proxy": "{proxy}", "https-proxy": "{proxy}", "no-proxy": "localhost" }} }}
+  Before Docker 23:  systemctl edit docker:  [Service]
+                                             Environment=HTTP_PROXY={proxy} HTTPS_PROXY={proxy}
 
 containerd: as above for the whole machine, or `ca` in /etc/containerd/certs.d/REGISTRY/hosts.toml
   systemctl edit containerd:  [Service]

@@ -32,7 +32,7 @@ fn keys_that_do_not_exist() {
         ("[sever]".to_owned(), "1: unknown key `sever`; did you mean `server`?"),
         (
             "[frobnicate]".to_owned(),
-            "1: unknown key `frobnicate`; there are `server`, `auth`, `cache`, `repository`, `headers`, `admin`, `logging`",
+            "1: unknown key `frobnicate`; there are `server`, `auth`, `cache`, `repository`, `headers`, `proxy`, `allowlist`, `admin`, `logging`",
         ),
         ("[admin]\ntoken = \"geheim\"".to_owned(), "2: unknown key `admin.token`; there are `listen`, `allow`"),
         ("[cache]\nmaxsize = 1".to_owned(), "2: unknown key `cache.maxsize`; did you mean `cache.max_size`?"),

@@ -31,10 +31,19 @@ impl Dockerd {
 
     /// One that sees `hosts` and `docker` of a directory in `/etc`.
     pub async fn start_in(mirrors: &[&str], etc: Option<&Path>) -> Self {
+        Self::start_with(mirrors, etc, NOWHERE).await
+    }
+
+    /// One that knows no mirror and goes through a proxy.
+    pub async fn start_behind(proxy: &str, etc: &Path) -> Self {
+        Self::start_with(&[], Some(etc), proxy).await
+    }
+
+    async fn start_with(mirrors: &[&str], etc: Option<&Path>, proxy: &str) -> Self {
         let mut failure = None;
         // overlay2 is what users have; where the file system does not bear it, vfs does.
         for storage_driver in ["overlay2", "vfs"] {
-            match Self::try_start(mirrors, etc, storage_driver).await {
+            match Self::try_start(mirrors, etc, proxy, storage_driver).await {
                 Ok(dockerd) => return dockerd,
                 Err(error) => failure = Some(error),
             }
@@ -95,7 +104,12 @@ impl Dockerd {
         }
     }
 
-    async fn try_start(mirrors: &[&str], etc: Option<&Path>, storage_driver: &str) -> Result<Self, Failure> {
+    async fn try_start(
+        mirrors: &[&str],
+        etc: Option<&Path>,
+        proxy: &str,
+        storage_driver: &str,
+    ) -> Result<Self, Failure> {
         static NEXT: AtomicU16 = AtomicU16::new(0);
         let directory = tempfile::Builder::new().prefix("larder-docker-").tempdir().expect("a temporary directory");
         let root = directory.path();
@@ -120,8 +134,10 @@ impl Dockerd {
         let configuration = root.join("daemon.json");
         let arguments = ["--config-file", configuration.to_str().expect("temporary paths are UTF-8")];
         let etc = etc.map_or("", |etc| etc.to_str().expect("temporary paths are UTF-8"));
+        let without_proxy = if proxy == NOWHERE { "127.0.0.0/8,.test" } else { "" };
+        // daemon.json has keys for this since Docker 23.
         let environment =
-            [("HTTP_PROXY", NOWHERE), ("HTTPS_PROXY", NOWHERE), ("NO_PROXY", "127.0.0.0/8,.test"), ("RIG_ETC", etc)];
+            [("HTTP_PROXY", proxy), ("HTTPS_PROXY", proxy), ("NO_PROXY", without_proxy), ("RIG_ETC", etc)];
         let daemon = Daemon::spawn(&program("dockerd", "docker.io"), arguments, &environment, &root.join("log"))
             .map_err(|error| Failure::new(format!("dockerd does not start: {error}")))?;
         let mut dockerd = Self { daemon, cgroup, directory };

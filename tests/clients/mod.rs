@@ -18,6 +18,7 @@ mod pulls;
 mod registry;
 mod skopeo;
 mod storage;
+mod through_proxy;
 
 use process::Failure;
 

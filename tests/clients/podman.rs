@@ -23,6 +23,11 @@ impl Podman {
         Self { storage: Storage::new() }
     }
 
+    /// One that goes through a proxy.
+    pub fn behind(proxy: &str) -> Self {
+        Self { storage: Storage::behind(proxy) }
+    }
+
     /// Pulls `HOST/NAME:TAG` over plain HTTP with `user:password`, if any.
     pub async fn pull_as(&self, reference: &str, credentials: Option<&str>) -> Result<(), Failure> {
         self.pull_with(&["--tls-verify=false"], reference, credentials).await

@@ -20,6 +20,11 @@ impl Skopeo {
         Self { storage: Storage::new() }
     }
 
+    /// One that goes through a proxy.
+    pub fn behind(proxy: &str) -> Self {
+        Self { storage: Storage::behind(proxy) }
+    }
+
     /// Copies `HOST/NAME:TAG`, and all that is listed if it is an index, into a directory that is removed at once;
     /// returns its manifest or index. skopeo checks all digests.
     pub async fn copy_all(&self, reference: &str) -> Result<Vec<u8>, Failure> {

@@ -13,6 +13,8 @@ const CLOSED: &str = "127.0.0.1:1";
 /// The home of one such client: configuration, storage, everything.
 pub struct Storage {
     directory: TempDir,
+    /// URL of the proxy for everything.
+    proxy: Option<String>,
 }
 
 impl Storage {
@@ -36,6 +38,11 @@ impl Storage {
         ))
     }
 
+    /// A client that knows no mirror and goes through a proxy.
+    pub fn behind(proxy: &str) -> Self {
+        Self { proxy: Some(proxy.to_owned()), ..Self::new() }
+    }
+
     /// Where its files are.
     pub fn path(&self) -> &Path {
         self.directory.path()
@@ -52,7 +59,10 @@ impl Storage {
         program: &Path,
         arguments: impl IntoIterator<Item = &'a str>,
     ) -> Result<String, Failure> {
+        let proxy = self.proxy.as_deref().unwrap_or_default();
         Invocation::new(program, arguments)
+            .env("HTTPS_PROXY", proxy)
+            .env("HTTP_PROXY", proxy)
             .env("HOME", self.path())
             .env("CONTAINERS_CONF", "/dev/null")
             .env("CONTAINERS_REGISTRIES_CONF", self.file("registries.conf"))
@@ -65,7 +75,7 @@ impl Storage {
 
     fn with_registries(registries: &str) -> Self {
         let directory = tempfile::Builder::new().prefix("larder-client-").tempdir().expect("a temporary directory");
-        let storage = Self { directory };
+        let storage = Self { directory, proxy: None };
         let [root, runroot] = ["storage", "run"].map(|name| storage.file(name));
         // vfs works on every file system, and without mounts to clean up.
         let store = format!("[storage]\ndriver = \"vfs\"\ngraphroot = \"{root}\"\nrunroot = \"{runroot}\"\n");

@@ -38,6 +38,7 @@ pub struct Builder {
     config: String,
     environment: Vec<(String, String)>,
     keep_ports: bool,
+    hosts: Option<String>,
 }
 
 /// How a Larder that was not meant to stay ended.
@@ -89,6 +90,12 @@ impl Builder {
     /// Sets an environment variable; the last value counts, also against the harness's own.
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Names that it knows beside those of the machine, as in `/etc/hosts`; needs root.
+    pub fn hosts(mut self, lines: &str) -> Self {
+        self.hosts = Some(lines.to_owned());
         self
     }
 
@@ -286,7 +293,17 @@ impl Larder {
 
     /// The binary with this Larder's configuration.
     fn command(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_larder"));
+        let mut command = match &self.setup.hosts {
+            None => Command::new(env!("CARGO_BIN_EXE_larder")),
+            Some(hosts) => {
+                let file = self.directory.path().join("hosts");
+                std::fs::write(&file, format!("127.0.0.1 localhost\n{hosts}\n")).expect("written");
+                let mut command = Command::new("unshare");
+                command.args(["--mount", "sh", "-c", "mount --bind \"$0\" /etc/hosts && exec \"$@\""]);
+                command.arg(file).arg(env!("CARGO_BIN_EXE_larder"));
+                command
+            }
+        };
         command.arg("--config").arg(self.config_path()).current_dir(self.directory.path());
         // Nothing of the developer's environment: proxies, credentials, other LARDER_ variables.
         command.env_clear().env("HOME", self.directory.path()).env("RUST_BACKTRACE", "1");

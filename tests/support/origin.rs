@@ -56,9 +56,9 @@ pub struct Page {
     status: Option<StatusCode>,
     headers: Vec<(String, String)>,
     body: Bytes,
-    /// The body beyond its first byte waits for this.
+    /// The rest of the body waits for this.
     gate: Option<watch::Receiver<bool>>,
-    /// The body breaks off behind so many bytes.
+    /// The body has no more than so many bytes, and breaks off then.
     breaks_after: Option<usize>,
 }
 
@@ -84,9 +84,10 @@ impl Page {
         (self, open)
     }
 
-    pub fn breaks_after(mut self, bytes: usize) -> Self {
+    /// The body breaks off behind so many bytes when the sender says so.
+    pub fn breaks_after(mut self, bytes: usize) -> (Self, watch::Sender<bool>) {
         self.breaks_after = Some(bytes);
-        self
+        self.gated()
     }
 }
 
@@ -223,24 +224,22 @@ async fn answer(state: Arc<State>, mut request: Request<Incoming>) -> Result<Res
     for (name, value) in &page.headers {
         response = response.header(name, value);
     }
-    let body = match (is_unmodified, page.gate, page.breaks_after) {
-        (true, ..) => full(""),
-        (false, None, None) => full(page.body),
-        (false, Some(mut gate), _) => {
+    let body = match (is_unmodified, page.gate) {
+        (true, _) => full(""),
+        (false, None) => full(page.body),
+        (false, Some(mut gate)) => {
             response = response.header("content-length", page.body.len());
-            let (first, rest) = (page.body.slice(..1), page.body.slice(1..));
+            let at = page.breaks_after.unwrap_or(1);
+            let (first, rest) = (page.body.slice(..at), page.body.slice(at..));
             let rest = futures_util::stream::once(async move {
                 let _ = gate.wait_for(|is_open| *is_open).await;
-                rest
+                match page.breaks_after {
+                    None => Ok(Frame::data(rest)),
+                    Some(_) => Err(std::io::Error::from(std::io::ErrorKind::ConnectionReset)),
+                }
             });
-            let parts = futures_util::stream::once(std::future::ready(first)).chain(rest);
-            StreamBody::new(parts.map(|part| Ok(Frame::data(part)))).boxed_unsync()
-        }
-        (false, None, Some(after)) => {
-            response = response.header("content-length", page.body.len());
-            let broken = Err(std::io::Error::from(std::io::ErrorKind::ConnectionReset));
-            let parts = [Ok(Frame::data(page.body.slice(..after))), broken];
-            StreamBody::new(futures_util::stream::iter(parts)).boxed_unsync()
+            let parts = futures_util::stream::once(std::future::ready(Ok(Frame::data(first)))).chain(rest);
+            StreamBody::new(parts).boxed_unsync()
         }
     };
     Ok(response.body(body).expect("a response"))

@@ -141,6 +141,11 @@ pub struct TlsFront {
 impl TlsFront {
     /// With `clients`, only clients with a certificate of that authority are let in.
     pub async fn start(hub: &Hub, server: &Certificate, clients: Option<&Authority>) -> Self {
+        Self::before(hub.address(), server, clients).await
+    }
+
+    /// As [`Self::start`], for any server.
+    pub async fn before(behind: SocketAddr, server: &Certificate, clients: Option<&Authority>) -> Self {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let builder = ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
         let builder = builder.expect("versions");
@@ -160,7 +165,6 @@ impl TlsFront {
 
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("an address");
         let address = listener.local_addr().expect("an address");
-        let behind = hub.address();
         let serving = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let acceptor = acceptor.clone();
@@ -178,6 +182,10 @@ impl TlsFront {
 
     pub fn url(&self) -> String {
         format!("https://{}", self.address)
+    }
+
+    pub fn port(&self) -> u16 {
+        self.address.port()
     }
 }
 
