@@ -6,14 +6,16 @@ use std::path::{Path, PathBuf};
 use crate::support::Larder;
 
 /// Each room and the rooms it may import from.
-const ROOMS: [(&str, &[&str]); 20] = [
+const ROOMS: [(&str, &[&str]); 22] = [
     ("oci", &[]),
     ("failure", &[]),
     ("files", &[]),
     ("fingerprint", &[]),
     ("program", &["text"]),
     ("text", &[]),
+    ("tunnel", &[]),
     ("x509", &[]),
+    ("ca", &["files", "x509"]),
     ("web", &["config"]),
     ("acme", &["config", "files", "program", "telemetry", "text", "web", "x509"]),
     ("auth", &["config", "fingerprint", "text", "web", "x509"]),
@@ -23,10 +25,10 @@ const ROOMS: [(&str, &[&str]); 20] = [
     ("index", &["files", "oci"]),
     ("cache", &["config", "failure", "files", "index", "oci", "store", "telemetry"]),
     ("upstream", &["config", "failure", "fingerprint", "oci", "program", "telemetry", "web"]),
-    ("pull", &["auth", "cache", "config", "failure", "index", "oci", "telemetry", "upstream", "web"]),
-    ("listen", &["acme", "auth", "config", "pull"]),
+    ("pull", &["auth", "cache", "config", "failure", "index", "oci", "telemetry", "tunnel", "upstream", "web"]),
+    ("listen", &["acme", "auth", "ca", "config", "pull", "telemetry", "tunnel"]),
     ("admin", &["cache", "failure", "index", "oci", "pull", "telemetry", "upstream"]),
-    ("cli", &["acme", "admin", "cache", "config", "listen", "pull", "telemetry", "text", "x509"]),
+    ("cli", &["acme", "admin", "ca", "cache", "config", "listen", "pull", "telemetry", "text", "x509"]),
 ];
 
 fn sources(path: PathBuf) -> Vec<PathBuf> {

@@ -55,7 +55,7 @@ fn keys_that_do_not_exist() {
         ),
         (
             "[headers.\"ghcr.io\"]\nAuthorization = \"geheim\"".to_owned(),
-            "2: unknown key `headers.\"ghcr.io\".Authorization`; there are `set`",
+            "2: unknown key `headers.\"ghcr.io\".Authorization`; there are `set`, `append`",
         ),
     ]);
 }

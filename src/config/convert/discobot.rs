@@ -1,16 +1,18 @@
 //! `config.yaml` of discobot's proxy.
 
 use super::ConvertError;
-use super::draft::{Draft, line};
+use super::draft::{self, Draft, line};
 use super::foreign::Foreign;
-use crate::config::tree::{Node, Value};
+use crate::config::tree::{Node, Origin, Value};
 use crate::config::units::Amount;
 
-const NO_PROXY_DOOR: &str = "there is no proxy door yet: point clients at the registry door as a mirror";
+/// What discobot does where its file says nothing.
+const PORT: u64 = 17080;
+const CERT_DIR: &str = "./certs";
 
 pub fn convert(mut document: Foreign, draft: &mut Draft) -> Result<(), ConvertError> {
-    draft.remark("Larder is a mirror and no proxy: it serves the registries that are built in, or those of the");
-    draft.remark("[repository.\"HOST\"] tables, if there are any. See its README for how clients find it.");
+    draft.remark("Clients go on as they were: the proxy door is where they look for it, with the authority that they");
+    draft.remark("trust. The cache is also a mirror, at the registry door; see its README for how clients find that.");
     draft.dir(&mut document, &["cache", "dir"])?;
     if let Some((bytes, _)) = document.number(&["cache", "max_size"])? {
         draft.cache(line("max_size", Amount::Bytes(bytes).to_string()));
@@ -18,7 +20,13 @@ pub fn convert(mut document: Foreign, draft: &mut Draft) -> Result<(), ConvertEr
     if let Some((false, origin)) = document.flag(&["cache", "enabled"])? {
         draft.warn_at(&origin, "`cache.enabled`: Larder always caches");
     }
+    let patterns = document.texts(&["cache", "patterns"])?;
+    if !patterns.is_empty() {
+        draft.cache(line("patterns", draft::patterns(patterns)?));
+    }
     headers(&mut document, draft)?;
+    proxy(&mut document, draft)?;
+    allowlist(&mut document, draft)?;
     if let Some((port, origin)) = document.number(&["proxy", "api_port"])? {
         match u16::try_from(port) {
             Ok(port) => {
@@ -41,15 +49,43 @@ pub fn convert(mut document: Foreign, draft: &mut Draft) -> Result<(), ConvertEr
         draft.logging(line("file", file));
     }
     draft.warn_all(document.left_over(&[
-        ("proxy.port", NO_PROXY_DOOR),
         ("proxy.read_timeout", ""),
         ("proxy.write_timeout", ""),
-        ("tls.cert_dir", NO_PROXY_DOOR),
-        ("allowlist", "not needed: Larder speaks to the registries of its repositories only"),
-        ("cache.patterns", "what belongs to a registry is always cached, and nothing else yet"),
         ("cache.content_aware", ""),
         ("logging.include_body", ""),
     ]));
+    Ok(())
+}
+
+fn proxy(document: &mut Foreign, draft: &mut Draft) -> Result<(), ConvertError> {
+    let (port, origin) = document.number(&["proxy", "port"])?.unwrap_or((PORT, Origin::Default));
+    let port = u16::try_from(port).map_err(|_| document.wrong(&origin, &["proxy", "port"], "this is no port"))?;
+    let all = "whoever reaches this machine may use it, as before; see `allow` and auth.allow_cidrs";
+    draft.proxy(line("listen", format!("0.0.0.0:{port}")).why(all));
+    let dir = document.text(&["tls", "cert_dir"])?.map_or_else(|| CERT_DIR.to_owned(), |(dir, _)| dir);
+    draft.proxy(line("ca_dir", dir).why("with the authority that clients trust already"));
+    let every = "TLS to every host is opened, as before; [] opens that of the registries only";
+    draft.proxy(line("intercept", vec!["*"]).why(every));
+    Ok(())
+}
+
+/// Without effect where it is off, which it is where nothing is said.
+fn allowlist(document: &mut Foreign, draft: &mut Draft) -> Result<(), ConvertError> {
+    let is_enabled = document.flag(&["allowlist", "enabled"])?.is_some_and(|(is_enabled, _)| is_enabled);
+    let hosts = [document.texts(&["allowlist", "domains"])?, document.texts(&["allowlist", "ips"])?].concat();
+    if !is_enabled {
+        return Ok(());
+    }
+    let mut domains = Vec::new();
+    for (host, origin) in hosts {
+        match host.ends_with(".*") {
+            true => draft
+                .warn_at(&origin, format!("`allowlist`: `{host}`: write each host; a pattern may only begin with *.")),
+            false => domains.push(host),
+        }
+    }
+    draft.allowlist(line("enabled", true));
+    draft.allowlist(line("domains", domains));
     Ok(())
 }
 
@@ -73,23 +109,25 @@ fn headers(document: &mut Foreign, draft: &mut Draft) -> Result<(), ConvertError
             draft.warn_at(&conditions.origin, message);
             continue;
         }
-        let set = rule.take(&["set"]).map(|node| entries(&rule, node)).transpose()?.unwrap_or_default();
-        if !set.is_empty() {
-            draft.headers(&host, set.into_iter().map(|(name, value)| line(&name, value)).collect());
+        for kind in ["set", "append"] {
+            let values = rule.take(&[kind]).map(|node| entries(&rule, kind, node)).transpose()?.unwrap_or_default();
+            if !values.is_empty() {
+                draft.headers(&host, kind, values.into_iter().map(|(name, value)| line(&name, value)).collect());
+            }
         }
-        draft.warn_all(rule.left_over(&[("append", "headers are set, never appended to")]));
+        draft.warn_all(rule.left_over(&[]));
     }
     draft.warn_all(headers.left_over(&[]));
     Ok(())
 }
 
-fn entries(rule: &Foreign, node: Node) -> Result<Vec<(String, String)>, ConvertError> {
+fn entries(rule: &Foreign, kind: &str, node: Node) -> Result<Vec<(String, String)>, ConvertError> {
     let Value::Table(entries) = node.value else {
-        return Err(rule.wrong(&node.origin, &["set"], "a table of headers is needed here"));
+        return Err(rule.wrong(&node.origin, &[kind], "a table of headers is needed here"));
     };
     let entry = |(name, node): (String, Node)| match node.value {
         Value::String(text) | Value::Text(text) => Ok((name, text)),
-        _ => Err(rule.wrong(&node.origin, &["set", &name], "a text is needed here")),
+        _ => Err(rule.wrong(&node.origin, &[kind, &name], "a text is needed here")),
     };
     entries.into_iter().map(entry).collect()
 }

@@ -18,7 +18,10 @@ pub struct Draft {
     htpasswd: Vec<Line>,
     cache: Vec<Line>,
     pub repositories: Vec<Repository>,
-    headers: Vec<(String, Vec<Line>)>,
+    /// By host and kind.
+    headers: Vec<(String, &'static str, Vec<Line>)>,
+    proxy: Vec<Line>,
+    allowlist: Vec<Line>,
     admin: Vec<Line>,
     logging: Vec<Line>,
     /// What is said at the top.
@@ -83,8 +86,17 @@ impl Draft {
         put(&mut self.logging, line);
     }
 
-    pub fn headers(&mut self, host: &str, lines: Vec<Line>) {
-        self.headers.push((host.to_owned(), lines));
+    /// `kind`: whether they are set or appended.
+    pub fn headers(&mut self, host: &str, kind: &'static str, lines: Vec<Line>) {
+        self.headers.push((host.to_owned(), kind, lines));
+    }
+
+    pub fn proxy(&mut self, line: Line) {
+        put(&mut self.proxy, line);
+    }
+
+    pub fn allowlist(&mut self, line: Line) {
+        put(&mut self.allowlist, line);
     }
 
     pub fn remark(&mut self, remark: impl Into<String>) {
@@ -183,9 +195,11 @@ impl Draft {
                 write(&mut document, upstream);
             }
         }
-        for (host, lines) in &self.headers {
-            section(&mut document, &["headers", host, "set"], lines);
+        for (host, kind, lines) in &self.headers {
+            section(&mut document, &["headers", host, kind], lines);
         }
+        section(&mut document, &["proxy"], &self.proxy);
+        section(&mut document, &["allowlist"], &self.allowlist);
         for (name, lines) in [("admin", &self.admin), ("logging", &self.logging)] {
             section(&mut document, &[name], lines);
         }
