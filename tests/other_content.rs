@@ -73,6 +73,10 @@ async fn an_artifact_comes_once_from_its_server() {
     let head = scene.send("HEAD", "/a/-/a-1.tgz", &[]).await;
     assert_eq!((head.status, head.header("content-length"), head.body.len()), (200, "700000", 0));
     assert_eq!(scene.origin.take_requests().len(), 0);
+    let stats = scene.larder.stats().await;
+    let others = &stats["repositories"]["other hosts"];
+    assert!(stats["hits"] == others["hits"] && others["hits"].as_u64() > Some(5), "{stats}");
+    assert_eq!(others["bytes_fetched"], 700_000);
     // Over a restart, with the server gone.
     scene.larder.restart().await;
     scene.origin.stop();

@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::pull::Pull;
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::{Kind, Outcome, RepositoryLabel, RequestLabels};
+use crate::upstream::OTHER_HOSTS;
 
 #[derive(Serialize)]
 pub struct Stats {
@@ -56,8 +57,10 @@ struct Repository {
 
 pub async fn show(State(pull): State<Arc<Pull>>) -> Json<Stats> {
     let metrics = pull.metrics();
+    let routing = pull.routing();
+    let others = pull.has_proxy_door().then_some(OTHER_HOSTS);
     let repositories: BTreeMap<_, _> =
-        pull.routing().prefixes().map(|prefix| (prefix.to_owned(), repository(metrics, prefix))).collect();
+        routing.prefixes().chain(others).map(|prefix| (prefix.to_owned(), repository(metrics, prefix))).collect();
     let served = repositories.values().map(|repository| repository.traffic.bytes_served).sum();
     let fetched = repositories.values().map(|repository| repository.traffic.bytes_fetched).sum();
 
@@ -85,7 +88,7 @@ pub async fn show(State(pull): State<Arc<Pull>>) -> Json<Stats> {
 
 fn repository(metrics: &Metrics, prefix: &str) -> Repository {
     let count = |outcome: Outcome| {
-        let kinds = [Kind::Blob, Kind::Manifest, Kind::Listing];
+        let kinds = [Kind::Blob, Kind::Manifest, Kind::Listing, Kind::Other];
         let labels = |kind: Kind| RequestLabels {
             repository: prefix.to_owned(),
             kind: kind.as_str(),

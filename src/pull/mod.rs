@@ -160,6 +160,11 @@ impl Pull {
         self.live.load().routing.clone()
     }
 
+    /// Whether requests come by the proxy door, too.
+    pub fn has_proxy_door(&self) -> bool {
+        self.live.load().proxying.is_some()
+    }
+
     /// Answers by another configuration from now on. Running transfers end as they began; upstreams that
     /// are configured as before keep what is known of them.
     pub fn apply(&self, prepared: Prepared) {

@@ -17,6 +17,8 @@ pub struct Repository {
     pub upstreams: Upstreams,
     /// Whether the configuration names its upstreams; what others say that they have they have to show.
     pub is_trusted: bool,
+    /// Whether it is one of the configuration's, and not made up for a host.
+    pub is_configured: bool,
 }
 
 impl Repository {
@@ -27,7 +29,7 @@ impl Repository {
 
     /// What it is called in metrics: of those that only clients name there may be any number.
     pub fn metrics_label(&self) -> &str {
-        if self.is_trusted { self.prefix() } else { OTHER_HOSTS }
+        if self.is_configured { self.prefix() } else { OTHER_HOSTS }
     }
 
     /// As [`config::Repository::owner`].
@@ -95,7 +97,12 @@ impl Routing {
             .iter()
             .map(|repository| {
                 let upstreams = Upstreams::new(&repository.upstreams, clients, metrics)?;
-                Ok(Arc::new(Repository { config: repository.clone(), upstreams, is_trusted: true }))
+                Ok(Arc::new(Repository {
+                    config: repository.clone(),
+                    upstreams,
+                    is_trusted: true,
+                    is_configured: true,
+                }))
             })
             .collect::<Result<Vec<_>, BuildError>>()?;
         let table = |keys: fn(&config::Repository) -> Vec<String>| -> HashMap<String, usize> {

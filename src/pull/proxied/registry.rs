@@ -152,6 +152,7 @@ impl Made {
             config,
             upstreams: upstreams.map_err(|error| refuse(&error))?,
             is_trusted: self.door.trusts(url),
+            is_configured: false,
         })
     }
 }
@@ -174,7 +175,7 @@ fn of_repository(
     }
     let upstreams = Upstreams::new(std::slice::from_ref(&upstream), clients, metrics)?;
     let config = config::Repository { client_consent: consent, upstreams: vec![upstream], ..repository.clone() };
-    Ok(Repository { config, upstreams, is_trusted: true })
+    Ok(Repository { config, upstreams, is_trusted: true, is_configured: true })
 }
 
 fn consent(door: &ProxyDoor, origin: &Url) -> Option<std::time::Duration> {
