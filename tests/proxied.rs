@@ -4,7 +4,9 @@
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 
-use crate::support::{Browser, Fault, Hub, Image, Manifest, On, Options, Proxied, Redirect, eventually, get, request};
+use crate::support::{
+    Browser, Fault, Hub, Image, Manifest, On, Options, Proxied, Redirect, blob, eventually, get, request,
+};
 
 const PRIVATE: &str = "team/private";
 const NAME: &str = "team/app";
@@ -178,6 +180,20 @@ async fn many_clients_at_once_are_one_transfer_and_get_it_as_it_comes() {
         };
         eventually("it is stored", is_hit).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_layer_passes_in_little_memory() {
+    let scene = Proxied::start(Options::default()).await;
+    let layer = blob(1, 256 << 20);
+    let digest = scene.hub.push_blob(NAME, layer.clone());
+    let before = scene.larder.resident_memory().resident;
+    for browser in [scene.browser(), Browser::http2(&scene.larder)] {
+        let answer = browser.get(scene.blob(NAME, &digest)).await;
+        assert!(answer.complete() && answer.body == layer);
+    }
+    let grown = scene.larder.resident_memory().peak.saturating_sub(before);
+    assert!(grown < 64 << 20, "{grown} bytes");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -15,7 +15,7 @@ use super::{
     registry::Registry,
     skopeo::Skopeo,
 };
-use crate::support::{Authority, Larder, Origin, Page, TlsFront, eventually, get};
+use crate::support::{Authority, Browser, Larder, Origin, Page, TlsFront, eventually, get};
 
 const HOST: &str = "registry.larder.test";
 
@@ -113,6 +113,49 @@ async fn podman_and_skopeo_pull_through_the_proxy_door_and_again_with_the_regist
         skopeo.copy_by_tls(&image, trust.path(), None).await.unwrap();
     };
     scene.pull_cold_then_warm_then_without_upstream(pull).await;
+}
+
+#[tokio::test]
+async fn clients_of_discobots_proxy_go_on_with_the_authority_they_trust() {
+    let made = TempDir::new().expect("a temporary directory");
+    let certs = made.path().join("certs");
+    fs::create_dir(&certs).expect("made");
+    let path = |name: &str| certs.join(name).to_str().expect("temporary paths are UTF-8").to_owned();
+    let openssl = program("openssl", "openssl");
+    // As Go's crypto/x509 writes them.
+    let key = path("ca.key");
+    Invocation::new(&openssl, ["genrsa", "-traditional", "-out", &key, "2048"]).run().await.unwrap();
+    let (certificate, subject) = (path("ca.crt"), "/O=Discobot Proxy/CN=Discobot Proxy CA");
+    let options = ["req", "-x509", "-new", "-key", &key, "-days", "3650", "-subj", subject, "-out", &certificate];
+    let extensions = ["-addext", "keyUsage=critical,keyCertSign,digitalSignature"];
+    Invocation::new(&openssl, [&options[..], &extensions].concat()).run().await.unwrap();
+
+    let authority = Authority::new(made.path(), "upstream");
+    let origin = Origin::https(&authority.issue("127.0.0.1")).await;
+    let place = origin.address();
+    let config = made.path().join("config.yaml");
+    let text = format!(
+        "proxy: {{port: 17080, api_port: 17081}}\ntls: {{cert_dir: {}}}\ncache: {{enabled: true, patterns: ['\\.zip$']}}\nallowlist: {{enabled: true, domains: ['{place}']}}\n",
+        certs.display()
+    );
+    fs::write(&config, text).expect("written");
+    let converted = Larder::builder().prepare().run(&["config", "convert", config.to_str().expect("UTF-8")]).await;
+    assert_eq!(converted.code, Some(0), "{}", converted.stderr);
+    let bundle = authority.file().display().to_string();
+    let larder = Larder::builder()
+        .config(&converted.stdout)
+        .env("LARDER_PROXY__LISTEN", "127.0.0.1:0")
+        .env("LARDER_PROXY__UPSTREAM_CA_BUNDLE", &bundle)
+        .start()
+        .await;
+    let browser = Browser::trusting(&larder, &certs.join("ca.crt"), None);
+    origin.put("/a.zip", Page::new("zip").header("cache-control", "max-age=60"));
+    eventually("it is kept", async || {
+        let answer = browser.get(origin.url("/a.zip")).await;
+        assert_eq!(answer.text(), "zip");
+        answer.header("x-cache") == "HIT"
+    })
+    .await;
 }
 
 #[tokio::test]
