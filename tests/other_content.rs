@@ -268,6 +268,21 @@ async fn what_breaks_off_is_not_kept_nor_taken_for_the_whole() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_does_not_fit_into_the_cache_passes() {
+    let origin = Origin::http().await;
+    let config = format!(
+        "[proxy]\nlisten = \"127.0.0.1:0\"\nca_dir = \"ca\"\n[allowlist]\ndomains = [\"{}\"]\n[cache]\npatterns = [\"\\\\.tgz$\"]\nmax_size = \"300kB\"",
+        origin.address()
+    );
+    let scene = Scene { larder: Larder::start(config).await, origin };
+    scene.origin.put("/a.tgz", Page::new(tarball(1)).header("cache-control", FRESH));
+    for _ in 0..3 {
+        let answer = scene.get("/a.tgz").await;
+        assert!(answer.status == 200 && answer.complete() && answer.body == tarball(1), "{:?}", answer.error);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn artifacts_behind_tls_and_headers_of_the_configuration() {
     let dir = TempDir::new().expect("a directory");
     let authority = Authority::new(dir.path(), "upstream");

@@ -202,7 +202,7 @@ async fn a_registry_that_no_repository_has_is_cached_as_well() {
     let image = Image::new(3);
     other.push_image(NAME, "1", &image);
     let allow = format!("[allowlist]\ndomains = [\"{}\"]", other.address());
-    let scene = Proxied::start_with(Options::default(), "", "", &allow).await;
+    let scene = Proxied::start_with(Options::default(), "", ["", ""], &allow).await;
     let browser = scene.browser();
     let url = format!("{}/v2/{NAME}/blobs/{}", other.url(), image.layer_digests()[0]);
     assert_eq!(browser.get(&url).await.header("x-cache"), "MISS");
@@ -226,7 +226,7 @@ async fn a_registry_that_no_repository_has_is_cached_as_well() {
 async fn a_registry_of_the_clients_own_choice_is_not_believed_to_have_what_it_does_not_send() {
     let evil = Hub::start(Options::default()).await;
     let allow = format!("[allowlist]\ndomains = [\"{}\"]", evil.address());
-    let scene = Proxied::start_with(with_private(Options::with_tokens()), "", "", &allow).await;
+    let scene = Proxied::start_with(with_private(Options::with_tokens()), "", ["", ""], &allow).await;
     let image = Image::new(1);
     scene.hub.push_image(PRIVATE, "1", &image);
     pull(&scene, PRIVATE, &image, &token(&scene.hub, PRIVATE, "me:mine").await).await;
@@ -265,7 +265,7 @@ async fn headers_of_the_configuration_log_all_clients_in() {
         "[allowlist]\ndomains = [\"{host}\"]\n[headers.\"{host}\".set]\nAuthorization = \"{secret}\"\n[headers.\"{host}\".append]\nX-Team = \"builds\"",
         host = hub.address()
     );
-    let scene = Proxied::start_with(Options::default(), "", "", &headers).await;
+    let scene = Proxied::start_with(Options::default(), "", ["", ""], &headers).await;
     let browser = scene.browser();
     let url = format!("{}/v2/{PRIVATE}/manifests/1", hub.url());
     assert_eq!(browser.get(&url).await.body, image.manifest.bytes);
@@ -274,6 +274,24 @@ async fn headers_of_the_configuration_log_all_clients_in() {
     let asked = hub.take_requests();
     assert!(asked.iter().all(|request| request.header("authorization") == Some(&secret)), "{asked:?}");
     assert!(!scene.larder.log().contains(&secret), "{}", scene.larder.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_credentials_of_the_configuration_are_for_whom_the_repository_allows() {
+    let image = Image::new(1);
+    for (allow, status) in [("[\"127.0.0.0/8\"]", 200), ("[\"10.0.0.0/8\"]", 401)] {
+        let options = with_private(Options::with_basic("x", "x"));
+        let upstream = "username = \"me\"\npassword = \"mine\"";
+        let keys = [&format!("allow = {allow}"), upstream];
+        let scene = Proxied::start_with(options, "client_credentials = \"ignore\"", keys, "").await;
+        scene.hub.push_image(PRIVATE, "1", &image);
+        for url in [scene.manifest(PRIVATE, "1"), scene.blob(PRIVATE, &image.layer_digests()[0])] {
+            assert_eq!(scene.browser().get(&url).await.status, status, "{allow} {url}");
+        }
+        // The client's own are not needed, and not looked at where they are not.
+        let own = scene.browser().get_as("Basic bWU6bWluZQ==", scene.manifest(PRIVATE, "1")).await;
+        assert_eq!(own.status, 200, "{allow}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -36,7 +36,7 @@ pub fn full(bytes: Bytes) -> Body {
     Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
 }
 
-fn streamed(stream: impl Stream<Item = Result<Bytes, Failure>> + Send + 'static) -> Body {
+pub fn streamed(stream: impl Stream<Item = Result<Bytes, Failure>> + Send + 'static) -> Body {
     StreamBody::new(stream.map(|item| item.map(Frame::data))).boxed_unsync()
 }
 

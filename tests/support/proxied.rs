@@ -25,16 +25,17 @@ pub struct Browser(reqwest::Client);
 
 impl Proxied {
     pub async fn start(options: Options) -> Self {
-        Self::start_with(options, "", "", "").await
+        Self::start_with(options, "", ["", ""], "").await
     }
 
-    /// With more keys in `[proxy]`, in the repository, and in the rest of the file.
-    pub async fn start_with(options: Options, proxy: &str, repository: &str, rest: &str) -> Self {
+    /// With more keys in `[proxy]`, in the repository and its upstream, and in the rest of the file.
+    pub async fn start_with(options: Options, proxy: &str, [repository, upstream]: [&str; 2], rest: &str) -> Self {
         let dir = TempDir::new().expect("a directory");
         let authority = Authority::new(dir.path(), "upstream");
         let hub = Hub::start(options).await;
         let front = TlsFront::start(&hub, &authority.issue("127.0.0.1"), None).await;
-        let bundle = format!("server_ca_bundle = \"{}\"\nconnect_timeout = \"2s\"", authority.file().display());
+        let bundle =
+            format!("server_ca_bundle = \"{}\"\nconnect_timeout = \"2s\"\n{upstream}", authority.file().display());
         let repository = RepositoryConfig::new("hub").set(repository).upstream_url(&front.url(), &bundle);
         let door = format!("[proxy]\nlisten = \"127.0.0.1:0\"\nca_dir = \"ca\"\n{proxy}");
         let larder = Larder::builder().config(repository).config(door).config(rest).start().await;

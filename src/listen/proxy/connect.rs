@@ -19,6 +19,7 @@ use tokio_rustls::StartHandshake;
 
 use super::Way;
 use super::rewound::Rewound;
+use crate::auth::Identity;
 use crate::ca::Ca;
 use crate::listen::connection;
 use crate::listen::guard::Guard;
@@ -58,8 +59,8 @@ pub async fn answer(way: Arc<Way>, mut request: Request<Incoming>) -> Response<B
 pub async fn follow(stream: TcpStream, read: Bytes, lead: Lead, way: Arc<Way>) {
     let address = way.address;
     let result = match lead {
-        Lead::Carry(_, server) => carry(Rewound { read, stream }, server, &way).await,
-        Lead::Open(place) => open(stream, read, place, way).await,
+        Lead::Carry(server) => carry(Rewound { read, stream }, server, &way).await,
+        Lead::Open(place, identity) => open(stream, read, place, identity, way).await,
     };
     if let Err(error) = result {
         tracing::debug!(client = %address, %error, "a tunnel ended with an error");
@@ -78,7 +79,7 @@ async fn carry_to(client: Rewound, place: &Place, way: &Way) -> io::Result<()> {
 }
 
 /// Finds out what a client speaks, and answers it where that is HTTP.
-async fn open(mut stream: TcpStream, read: Bytes, place: Place, way: Arc<Way>) -> io::Result<()> {
+async fn open(mut stream: TcpStream, read: Bytes, place: Place, identity: Identity, way: Arc<Way>) -> io::Result<()> {
     let mut begun = BytesMut::from(&read[..]);
     if begun.is_empty() {
         match tokio::time::timeout(SILENCE, stream.read_buf(&mut begun)).await {
@@ -94,10 +95,10 @@ async fn open(mut stream: TcpStream, read: Bytes, place: Place, way: Arc<Way>) -
             if !speaks_http(&accepted.client_hello()) {
                 return carry_to(Rewound { read: begun.freeze(), stream }, &place, &way).await;
             }
-            open_tls(stream, accepted, place, way).await
+            open_tls(stream, accepted, place, identity, way).await
         }
         first if first.is_ascii_uppercase() => {
-            let came = Came::Through { is_secure: false, place };
+            let came = Came::Through { is_secure: false, place, identity };
             serve(Rewound { read: begun.freeze(), stream }, came, way).await;
             Ok(())
         }
@@ -132,14 +133,20 @@ fn speaks_http(hello: &ClientHello<'_>) -> bool {
     hello.alpn().is_none_or(|mut offered| offered.any(|protocol| PROTOCOLS.contains(&protocol)))
 }
 
-async fn open_tls(stream: TcpStream, accepted: Accepted, place: Place, way: Arc<Way>) -> io::Result<()> {
+async fn open_tls(
+    stream: TcpStream,
+    accepted: Accepted,
+    place: Place,
+    identity: Identity,
+    way: Arc<Way>,
+) -> io::Result<()> {
     // Who connects to an address may name the host here.
     let host = accepted.client_hello().server_name().map_or_else(|| place.host.clone(), str::to_ascii_lowercase);
     let config = server_config(&way.ca, &host).map_err(io::Error::other)?;
     let shaken = StartHandshake::from_parts(accepted, stream).into_stream(config);
     match tokio::time::timeout(HANDSHAKE, shaken).await {
         Ok(Ok(stream)) => {
-            serve(stream, Came::Through { is_secure: true, place }, way).await;
+            serve(stream, Came::Through { is_secure: true, place, identity }, way).await;
             Ok(())
         }
         Ok(Err(error)) => {

@@ -8,8 +8,10 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt};
-use http::header::{AGE, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, ETAG, IF_RANGE, RANGE, SET_COOKIE, VARY};
-use http::{HeaderMap, HeaderValue, StatusCode, request};
+use http::header::{
+    AGE, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, ETAG, IF_RANGE, LAST_MODIFIED, RANGE, SET_COOKIE, VARY,
+};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, request};
 use http_body_util::{BodyDataStream, BodyExt};
 use http_cache_semantics::CachePolicy;
 use quick_cache::sync::Cache as Bounded;
@@ -17,12 +19,13 @@ use serde::{Deserialize, Serialize};
 
 use super::Proxying;
 use super::forward::{Limited, broken, in_time};
+use super::headers;
 use crate::cache::flight::Flights;
 use crate::cache::{Cache, Fill, Origin, Source, Transfer};
 use crate::failure::{Failure, FailureKind};
 use crate::index::{Timestamp, UrlEntry};
 use crate::oci::{Algorithm, Digest};
-use crate::pull::Body;
+use crate::pull::respond::{self, Body};
 use crate::telemetry::Metrics;
 use crate::upstream::{OTHER_HOSTS, PassError, Place};
 
@@ -166,7 +169,7 @@ pub struct Copy {
     /// As they came.
     pub headers: HeaderMap,
     variant: [u8; 32],
-    total: Option<u64>,
+    pub total: Option<u64>,
     first: Mutex<Option<BoxStream<'static, Result<Bytes, Failure>>>>,
     asked: Asked,
     cache: Arc<Cache>,
@@ -184,7 +187,7 @@ pub struct Asked {
 }
 
 impl Asked {
-    pub async fn send(&self, more: &[(http::HeaderName, HeaderValue)]) -> Result<reqwest::Response, PassError> {
+    pub async fn send(&self, more: &[(HeaderName, HeaderValue)]) -> Result<reqwest::Response, PassError> {
         let mut request = reqwest::Request::new(http::Method::GET, self.url.clone());
         *request.headers_mut() = self.headers.clone();
         for (name, value) in more {
@@ -226,20 +229,33 @@ impl Copy {
         }
     }
 
+    /// What came is for the client alone, since it cannot be stored.
+    pub fn pass_on(&self) -> Option<http::Response<Body>> {
+        let first = self.first.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        let mut response = http::Response::new(respond::streamed(first));
+        *response.headers_mut() = self.headers.clone();
+        headers::pass_on(response.headers_mut(), http::Version::HTTP_11);
+        Some(response)
+    }
+
+    /// Asks for the rest, or for all of it once more.
     async fn reopen(&self, from: u64) -> Result<Transfer, Failure> {
         let changed = |what: &str| Failure::new(FailureKind::Unavailable, format!("{}: {what}", self.asked.place));
-        let etag = self.headers.get(ETAG).filter(|etag| !etag.as_bytes().starts_with(b"W/"));
-        let etag = etag.ok_or_else(|| changed("broke off, and nothing tells whether the rest would be of the same"))?;
-        let range = HeaderValue::try_from(format!("bytes={from}-")).map_err(|error| changed(&error.to_string()))?;
-        let more = match from {
-            0 => Vec::new(),
-            _ => vec![(RANGE, range), (IF_RANGE, etag.clone())],
+        let more = match self.headers.get(ETAG).filter(|etag| !etag.as_bytes().starts_with(b"W/")) {
+            _ if from == 0 => Vec::new(),
+            None => return Err(changed("broke off, and nothing tells whether the rest would be of the same")),
+            Some(etag) => {
+                let range = HeaderValue::try_from(format!("bytes={from}-"));
+                vec![(RANGE, range.map_err(|error| changed(&error.to_string()))?), (IF_RANGE, etag.clone())]
+            }
         };
         let response = self.asked.send(&more).await.map_err(|error| match error {
             PassError::Failure(failure) => failure,
             PassError::Forbidden(forbidden) => changed(&forbidden.to_string()),
         })?;
-        if response.headers().get(ETAG) != Some(etag) {
+        let is_same = |name: HeaderName| response.headers().get(&name) == self.headers.get(&name);
+        let is_as_long = response.status() != StatusCode::OK || is_same(CONTENT_LENGTH);
+        if !(is_same(ETAG) && is_same(LAST_MODIFIED) && is_as_long) {
             return Err(changed("changed what it has while it was sent"));
         }
         let start = match response.status() {

@@ -49,16 +49,16 @@ pub struct Proxying {
 pub enum Came {
     /// In absolute form, by itself.
     Open,
-    /// Through a tunnel to this place, which was let in.
-    Through { is_secure: bool, place: Place },
+    /// Through a tunnel to this place, which was let in as that.
+    Through { is_secure: bool, place: Place, identity: Identity },
 }
 
 /// What to do with a tunnel.
 pub enum Lead {
     /// Find out what it is, and answer it if it is HTTP.
-    Open(Place),
+    Open(Place, Identity),
     /// Carry what comes.
-    Carry(Place, TcpStream),
+    Carry(TcpStream),
 }
 
 impl Proxying {
@@ -92,14 +92,15 @@ impl Pull {
         let (live, proxying) = self.proxying()?;
         let text = request.uri.authority().map(http::uri::Authority::as_str).unwrap_or_default();
         observation.goes_to(text.to_owned());
-        observation.admitted(&self.let_through(&live, &proxying, request, client).await?);
+        let identity = self.let_through(&live, &proxying, request, client).await?;
+        observation.admitted(&identity);
         let place = Place::parse(text, None).map_err(|_| Refused::Malformed("CONNECT needs a host and a port"))?;
         proxying.anywhere.permit(&place)?;
         if proxying.door.intercepts(&place.host, place.port) {
-            return Ok(Lead::Open(place));
+            return Ok(Lead::Open(place, identity));
         }
         let server = proxying.anywhere.dial(&place).await?;
-        Ok(Lead::Carry(place, server))
+        Ok(Lead::Carry(server))
     }
 
     /// A connection for what came through an opened tunnel and is no HTTP.
@@ -146,16 +147,22 @@ impl Pull {
         let path = &url[..url::Position::AfterPath];
         observation.goes_to(path.to_owned());
         headers::check(&parts)?;
-        if matches!(came, Came::Open) {
-            observation.admitted(&self.let_through(&live, &proxying, &parts, client).await?);
-        }
+        let identity = match came {
+            Came::Open => self.let_through(&live, &proxying, &parts, client).await?,
+            Came::Through { identity, .. } => identity.clone(),
+        };
+        observation.admitted(&identity);
         proxying.anywhere.permit(&place)?;
         parts.headers.remove(PROXY_AUTHORIZATION);
         parts.extensions.insert(client.clone());
 
         let asked = Asked::of(&parts, &url);
         if let Asked::Object { name, object } = &asked
-            && let Some(response) = self.registry(&proxying, &parts, &url, name, object, observation).await?
+            && let Some((repository, name)) = proxying.registries.find(&url, name, &proxying.anywhere)?
+            // Who may not pull there with the configuration's credentials may still with its own.
+            && (repository.config.client_consent.is_some()
+                || identity.may_pull(&repository.config.allow, live.logins.is_some()))
+            && let Some(response) = self.registry(&parts, &url, (repository, name), object, observation).await?
         {
             return Ok(response);
         }
@@ -268,7 +275,7 @@ fn destination(request: &Parts, came: &Came) -> Result<(Place, Url), Refused> {
                 Place::parse(authority, Some(usual)).map_err(|_| Refused::Malformed("the URL has no usable host"))?,
             )
         }
-        Came::Through { is_secure, place } => {
+        Came::Through { is_secure, place, .. } => {
             let (scheme, usual) = if *is_secure { ("https", 443) } else { ("http", 80) };
             let named = request.uri.authority().map(http::uri::Authority::as_str);
             let mut hosts = request.headers.get_all(HOST).iter();

@@ -81,10 +81,8 @@ impl Pull {
         if let Some((copy, fill)) = self.copies.running(&key, self.cache())
             && let BeforeRequest::Fresh(answer) = copy.head.policy.before_request(&whole, now)
         {
-            return self
-                .answer_with(request, url, coming(&copy, fill, answer.headers, true), observation)
-                .await
-                .map(Some);
+            let found = coming(&copy, fill, answer.headers, true).await;
+            return self.answer_with(request, url, found, observation).await.map(Some);
         }
         if directives(&request.headers).any(|directive| directive == "only-if-cached") {
             return Err(Refused::NotCached);
@@ -106,7 +104,7 @@ impl Pull {
                 if !fits {
                     return Ok(None);
                 }
-                let found = coming(&copy, fill, copy.headers.clone(), !is_first);
+                let found = coming(&copy, fill, copy.headers.clone(), !is_first).await;
                 self.answer_with(request, url, found, observation).await.map(Some)
             }
             (Opened::Renewed(head), Some(stored)) => {
@@ -254,7 +252,8 @@ impl Pull {
                 self.copies.put(&copy);
                 Opened::Shared(copy, fill)
             }
-            Err(failure) => Opened::Failed(failure.into()),
+            // Too much is under way.
+            Err(_) => Opened::Own(Arc::new(Mutex::new(copy.pass_on()))),
         }
     }
 
@@ -294,9 +293,13 @@ impl Pull {
 }
 
 /// What is on its way, as an answer.
-fn coming(copy: &Arc<Copy>, fill: Arc<Fill>, headers: HeaderMap, is_joined: bool) -> Found {
+async fn coming(copy: &Arc<Copy>, fill: Arc<Fill>, headers: HeaderMap, is_joined: bool) -> Found {
     let aside = Aside { digest: copy.name, origin: copy.clone(), is_own: true };
-    let content = Content::Growing { fill, aside, _lease: None };
+    let content = match fill.size().await {
+        // Our own disk is no reason to fail.
+        Err(failure) if failure.kind.is_of_the_store() => Content::Uncached { aside, size: copy.total },
+        _ => Content::Growing { fill, aside, _lease: None },
+    };
     Found { headers, content, boundary: copy.name, state: CacheState::Miss { collapsed: is_joined } }
 }
 

@@ -10,8 +10,8 @@ use http::request::Parts;
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 use url::Url;
 
+use super::is_spoken_for;
 use super::refused::Refused;
-use super::{Proxying, is_spoken_for};
 use crate::config::{self, ClientTls, Config, Proxy, ProxyDoor, UpstreamUrl, says_who};
 use crate::failure::{Failure, FailureKind};
 use crate::oci::route::Object;
@@ -84,7 +84,7 @@ impl Registries {
     }
 
     /// The repository of a name at a registry, and its name there.
-    fn find(&self, url: &Url, name: &str, anywhere: &Anywhere) -> Result<Option<(Arc<Repository>, Name)>, Refused> {
+    pub fn find(&self, url: &Url, name: &str, anywhere: &Anywhere) -> Result<Option<(Arc<Repository>, Name)>, Refused> {
         let key = key(url);
         let Ok(whole) = name.parse::<Name>() else {
             return Ok(None);
@@ -201,17 +201,12 @@ impl Pull {
     /// because this is not for us.
     pub(super) async fn registry(
         self: &Arc<Self>,
-        proxying: &Proxying,
         request: &Parts,
         url: &Url,
-        name: &str,
+        (repository, name): (Arc<Repository>, Name),
         object: &Object,
         observation: &mut Observation,
     ) -> Result<Option<Response<Body>>, Refused> {
-        let found = proxying.registries.find(url, name, &proxying.anywhere)?;
-        let Some((repository, name)) = found else {
-            return Ok(None);
-        };
         let who = match (repository.config.client_consent, request.headers.get(AUTHORIZATION)) {
             (None, _) => Who::Larder,
             (Some(_), None) => Who::Anonymous,
