@@ -25,6 +25,7 @@ const MANIFEST_BYTES: u64 = 16 << 20;
 const ENTRIES: usize = 50_000;
 const LISTINGS: usize = 128;
 const URLS: usize = 4_096;
+const URL_BYTES: u64 = 8 << 20;
 
 pub struct Hot {
     pub manifests: Cache<Digest, Arc<Manifest>, ByLength>,
@@ -36,7 +37,7 @@ pub struct Hot {
     /// Repository, name and manifest: the index has been told.
     pub noted: Cache<(String, String, Digest), ()>,
     /// By what stands for a URL: the answers of its server.
-    pub urls: Cache<Digest, Arc<Vec<UrlEntry>>>,
+    pub urls: Cache<Digest, Arc<Vec<UrlEntry>>, ByLength>,
 }
 
 impl Default for Hot {
@@ -47,7 +48,7 @@ impl Default for Hot {
             visible: Cache::new(ENTRIES),
             listings: Cache::new(LISTINGS),
             noted: Cache::new(ENTRIES),
-            urls: Cache::new(URLS),
+            urls: Cache::with_weighter(URLS, URL_BYTES, ByLength),
         }
     }
 }
@@ -69,5 +70,11 @@ pub struct ByLength;
 impl Weighter<Digest, Arc<Manifest>> for ByLength {
     fn weight(&self, _: &Digest, manifest: &Arc<Manifest>) -> u64 {
         manifest.bytes.len() as u64 + 200
+    }
+}
+
+impl Weighter<Digest, Arc<Vec<UrlEntry>>> for ByLength {
+    fn weight(&self, _: &Digest, entries: &Arc<Vec<UrlEntry>>) -> u64 {
+        200 + entries.iter().map(|entry| entry.head.len() as u64 + 200).sum::<u64>()
     }
 }

@@ -11,7 +11,7 @@ use futures_util::{FutureExt, StreamExt};
 use http::header::{
     AGE, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, ETAG, IF_RANGE, LAST_MODIFIED, RANGE, SET_COOKIE, VARY,
 };
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, request};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, request};
 use http_body_util::{BodyDataStream, BodyExt};
 use http_cache_semantics::CachePolicy;
 use quick_cache::sync::Cache as Bounded;
@@ -31,6 +31,8 @@ use crate::upstream::{OTHER_HOSTS, PassError, Place};
 
 /// Copies on their way that newcomers find.
 const OPENED: usize = 1_024;
+/// Most bytes of a head that is kept.
+const MAX_HEAD: usize = 16 * 1024;
 /// An `Age` beyond this is nonsense; more than the library can add up.
 const MAX_AGE: u64 = 100 * 365 * 24 * 3600;
 
@@ -103,8 +105,9 @@ impl Head {
         serde_json::from_slice(bytes).ok()
     }
 
-    pub fn write(&self) -> Bytes {
-        serde_json::to_vec(self).map(Bytes::from).unwrap_or_default()
+    /// `None`: it is too long to be kept.
+    pub fn write(&self) -> Option<Bytes> {
+        serde_json::to_vec(self).ok().filter(|bytes| bytes.len() <= MAX_HEAD).map(Bytes::from)
     }
 }
 
@@ -118,7 +121,7 @@ pub fn directives(headers: &HeaderMap) -> impl Iterator<Item = String> {
 /// against it.
 pub fn is_storable(request: &request::Parts, status: StatusCode, headers: &HeaderMap, policy: &CachePolicy) -> bool {
     let is_for_all = directives(headers).any(|directive| directive == "public");
-    let varies_with_all = headers.get_all(VARY).iter().any(|value| value.as_bytes().contains(&b'*'));
+    let varies_with_all = varied(headers).iter().any(|name| ["*", "authorization", "cookie"].contains(&name.as_str()));
     let is_personal = headers.contains_key(SET_COOKIE) || (request.headers.contains_key("cookie") && !is_for_all);
     status == StatusCode::OK
         && !headers.contains_key(CONTENT_RANGE)
@@ -138,12 +141,31 @@ pub fn sane(headers: &HeaderMap) -> HeaderMap {
     headers
 }
 
-/// Stands for what an answer depends on in the request, by its `Vary`.
-pub fn variant(request: &HeaderMap, answer: &HeaderMap) -> [u8; 32] {
+/// What an answer depends on in the request: the names in its `Vary`, in order.
+fn varied(answer: &HeaderMap) -> Vec<String> {
     let names = answer.get_all(VARY).iter().filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
     let mut names: Vec<_> =
         names.map(|name| name.trim().to_ascii_lowercase()).filter(|name| !name.is_empty()).collect();
     names.sort();
+    names
+}
+
+/// A request as far as an answer depends on it; what else a client says is not to be kept.
+pub fn essence(request: &Request<()>, answer: &HeaderMap) -> Request<()> {
+    let mut essence = request.clone();
+    let mut kept = HeaderMap::new();
+    for name in varied(answer).iter().filter_map(|name| name.parse::<HeaderName>().ok()) {
+        for value in request.headers().get_all(&name) {
+            kept.append(name.clone(), value.clone());
+        }
+    }
+    *essence.headers_mut() = kept;
+    essence
+}
+
+/// Stands for what an answer depends on in the request.
+pub fn variant(request: &HeaderMap, answer: &HeaderMap) -> [u8; 32] {
+    let names = varied(answer);
     let mut text = String::new();
     for name in names {
         let values: Vec<_> = request.get_all(name.as_str()).iter().map(|value| format!("{value:?}")).collect();
@@ -292,9 +314,11 @@ impl Origin for Copy {
     }
 
     fn stored<'a>(&'a self, digest: &'a Digest, size: u64) -> BoxFuture<'a, ()> {
+        let Some(head) = self.head.write() else {
+            return std::future::ready(()).boxed();
+        };
         tracing::info!(path = self.asked.path(), size, "cached response");
-        let entry =
-            UrlEntry { variant: self.variant, digest: *digest, head: self.head.write(), stored_at: Timestamp::now() };
+        let entry = UrlEntry { variant: self.variant, digest: *digest, head, stored_at: Timestamp::now() };
         self.cache.put_url(self.key, entry).boxed()
     }
 }
@@ -316,8 +340,6 @@ fn body_of(response: reqwest::Response, place: &Place) -> BoxStream<'static, Res
 
 #[cfg(test)]
 mod tests {
-    use http::Request;
-
     use super::*;
 
     fn may_keep(request: &[(&str, &str)], answer: &[(&str, &str)]) -> bool {
@@ -343,6 +365,7 @@ mod tests {
             (&[], &[("cache-control", "private, max-age=60")], false),
             (&[], &[("set-cookie", "a=b")], false),
             (&[], &[("vary", "*")], false),
+            (&[], &[("vary", "Cookie, accept")], false),
             (&[], &[("vary", "accept-encoding")], true),
             (&[], &[("content-range", "bytes 0-1/2")], false),
             (&[("authorization", "Bearer x")], &[], false),
@@ -353,6 +376,21 @@ mod tests {
         ] {
             assert_eq!(may_keep(request, answer), expected, "{request:?} {answer:?}");
         }
+    }
+
+    #[test]
+    fn nothing_is_kept_of_what_a_client_says_beside_what_the_answer_depends_on() {
+        let mut request = Request::get("https://x.example/a.tgz");
+        for (name, value) in [("authorization", "Bearer geheim"), ("cookie", "geheim"), ("accept-encoding", "gzip")] {
+            request = request.header(name, value);
+        }
+        let request = request.body(()).expect("a request");
+        let answer = http::Response::builder().header("cache-control", "public").header("vary", "accept-encoding");
+        let answer = answer.body(()).expect("an answer");
+        let policy = CachePolicy::new(&essence(&request, answer.headers()), &answer);
+        let kept = Head::new(policy, answer.headers().clone()).write().expect("written");
+        let text = String::from_utf8_lossy(&kept);
+        assert!(text.contains("gzip") && !text.contains("geheim"), "{text}");
     }
 
     #[test]

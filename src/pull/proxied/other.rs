@@ -13,7 +13,7 @@ use http_cache_semantics::{AfterResponse, BeforeRequest, CachePolicy};
 use url::Url;
 
 use super::Proxying;
-use super::copies::{Asked, Copy, Head, Opened, digest_of, directives, is_storable, sane};
+use super::copies::{Asked, Copy, Head, Opened, digest_of, directives, essence, is_storable, sane};
 use super::forward;
 use super::headers;
 use super::refused::Refused;
@@ -204,13 +204,16 @@ impl Pull {
         *seen.status_mut() = response.status();
         *seen.headers_mut() = sane(response.headers());
         if let (StatusCode::NOT_MODIFIED, Some((entry, head))) = (response.status(), &stored) {
-            let head = match head.policy.after_response(&whole, &seen, SystemTime::now()) {
+            let kept = essence(&whole, &head.headers(now));
+            let head = match head.policy.after_response(&kept, &seen, SystemTime::now()) {
                 AfterResponse::NotModified(policy, answer) => Head::new(policy, answer.headers),
                 // It compared with something else; asked again it sends what it has.
                 AfterResponse::Modified(..) => return self.ask_for_whole(key, asked, whole).await,
             };
-            let entry = UrlEntry { head: head.write(), stored_at: Timestamp::now(), ..entry.clone() };
-            self.cache().put_url(key, entry).await;
+            if let Some(head) = head.write() {
+                let entry = UrlEntry { head, stored_at: Timestamp::now(), ..entry.clone() };
+                self.cache().put_url(key, entry).await;
+            }
             return Opened::Renewed(Arc::new(head));
         }
         self.take_in(key, asked, &whole, seen, response)
@@ -240,10 +243,11 @@ impl Pull {
         let policy = CachePolicy::new(whole, &seen);
         let (parts, ()) = whole.clone().into_parts();
         let place = asked.place.clone();
-        if !is_storable(&parts, seen.status(), seen.headers(), &policy) {
+        let kept = CachePolicy::new(&essence(whole, seen.headers()), &seen);
+        let head = Head::new(kept, seen.headers().clone());
+        if !is_storable(&parts, seen.status(), seen.headers(), &policy) || head.write().is_none() {
             return Opened::Own(Arc::new(Mutex::new(Some(forward::returned(response, &place)))));
         }
-        let head = Head::new(policy, seen.headers().clone());
         let copy = Copy::new(key, asked, head, response, self.cache().clone(), self.metrics().clone());
         let copy = Arc::new(copy);
         let origin = copy.clone();
