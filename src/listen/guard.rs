@@ -22,6 +22,9 @@ const FIRST_REQUEST: Duration = Duration::from_secs(30);
 /// For a client to take any of the bytes that wait for it. A slow client takes some.
 const STALLED: Duration = Duration::from_secs(120);
 
+/// For a client to take what is on its way, and to close, after we have.
+pub const CLOSING: Duration = Duration::from_secs(10);
+
 /// A socket with deadlines.
 pub struct Guard<S> {
     inner: S,
@@ -29,6 +32,8 @@ pub struct Guard<S> {
     first: Pin<Box<Sleep>>,
     /// Since the client last took something; only while it is waited for.
     stalled: Option<Pin<Box<Sleep>>>,
+    /// For the client to close, once we have.
+    closing: Option<Pin<Box<Sleep>>>,
 }
 
 /// What the guard is told of the requests on its socket.
@@ -38,9 +43,20 @@ pub struct Watched {
     /// Whether bytes wait for the client to take them.
     is_writing: AtomicBool,
     mapping: Mutex<Option<Arc<Mapping>>>,
+    /// Whether the client may speak while it reads.
+    is_http2: AtomicBool,
 }
 
 impl Watched {
+    /// A client of HTTP/2 says all the time how much it takes.
+    pub fn speaks_http2(&self) {
+        self.is_http2.store(true, Ordering::Relaxed);
+    }
+
+    pub fn is_http2(&self) -> bool {
+        self.is_http2.load(Ordering::Relaxed)
+    }
+
     /// A request has arrived; from now on the HTTP library keeps the time.
     pub fn arrived(&self) {
         self.has_arrived.store(true, Ordering::Relaxed);
@@ -103,7 +119,7 @@ impl<S: Socket> Guard<S> {
     pub fn new(inner: S) -> (Self, Arc<Watched>) {
         let watched = Arc::<Watched>::default();
         let first = Box::pin(sleep_until(Instant::now() + FIRST_REQUEST));
-        (Self { inner, watched: watched.clone(), first, stalled: None }, watched)
+        (Self { inner, watched: watched.clone(), first, stalled: None, closing: None }, watched)
     }
 
     /// The socket alone.
@@ -189,8 +205,26 @@ impl<S: Socket> AsyncWrite for Guard<S> {
         self.watch_write(polled, context)
     }
 
+    /// What arrives at a socket that is closed makes the system take back what the client has not read yet. So
+    /// one that may still speak is heard out.
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(context)
+        if self.closing.is_none() {
+            ready!(Pin::new(&mut self.inner).poll_shutdown(context))?;
+        }
+        if !self.watched.is_http2() {
+            return Poll::Ready(Ok(()));
+        }
+        let this = &mut *self;
+        let deadline = this.closing.get_or_insert_with(|| Box::pin(sleep_until(Instant::now() + CLOSING)));
+        loop {
+            let mut heard = [0; 1024];
+            let mut buffer = ReadBuf::new(&mut heard);
+            match Pin::new(&mut this.inner).poll_read(context, &mut buffer) {
+                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {}
+                Poll::Ready(_) => return Poll::Ready(Ok(())),
+                Poll::Pending => return deadline.as_mut().poll(context).map(Ok),
+            }
+        }
     }
 }
 
@@ -215,6 +249,31 @@ mod tests {
         let mut bytes = [0; 24];
         let error = guarded.read_exact(&mut bytes).await.expect_err("cut off");
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_may_still_speak_is_heard_out_before_it_is_left() {
+        let (mut client, server) = tokio::io::duplex(64);
+        let (mut guarded, watched) = Guard::new(server);
+        guarded.shutdown().await.expect("at once");
+        watched.speaks_http2();
+        let begun = Instant::now();
+        let speaks = async {
+            for _ in 0..3 {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                client.write_all(b"more").await.expect("it is heard");
+            }
+            drop(client);
+        };
+        let (shut, ()) = tokio::join!(guarded.shutdown(), speaks);
+        shut.expect("a clean end");
+        assert_eq!(begun.elapsed(), Duration::from_secs(3));
+        let (_silent, server) = tokio::io::duplex(64);
+        let (mut guarded, watched) = Guard::new(server);
+        watched.speaks_http2();
+        let begun = Instant::now();
+        guarded.shutdown().await.expect("a clean end");
+        assert_eq!(begun.elapsed(), CLOSING, "nobody is waited for without end");
     }
 
     #[tokio::test(start_paused = true)]
