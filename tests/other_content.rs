@@ -101,6 +101,8 @@ async fn what_is_for_one_alone_or_not_whole_is_not_kept() {
     set("absent", fresh().status(404));
     set("created", fresh().status(201));
     set("login", fresh());
+    set("capitals", Page::new("x").header("cache-control", "Private, max-age=60"));
+    set("must", page().header("cache-control", "must-revalidate, max-age=60"));
     set("nothing-said", Page::new("x"));
     scene.origin.put("/other.zip", fresh());
     for (path, headers) in [
@@ -113,6 +115,8 @@ async fn what_is_for_one_alone_or_not_whole_is_not_kept() {
         ("/created.tgz", &[]),
         ("/login.tgz", &[("authorization", "Bearer secret")]),
         ("/login.tgz", &[("cookie", "a=b")]),
+        ("/capitals.tgz", &[]),
+        ("/must.tgz", &[("authorization", "Bearer secret")]),
         ("/other.zip", &[]),
         ("/nothing-said.tgz", &[]),
     ] {
@@ -139,6 +143,74 @@ async fn what_everybody_may_have_is_kept_whoever_asked() {
     scene.origin.put("/a.tgz", Page::new("x").header("cache-control", "public, max-age=60"));
     scene.send("GET", "/a.tgz", &[("authorization", "Bearer secret")]).await;
     scene.is_kept("/a.tgz").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_for_one_alone_goes_to_no_other_who_waits() {
+    let scene = scene().await;
+    let (page, gate) = Page::new("for A alone").header("cache-control", "private").gated();
+    scene.origin.put("/a.tgz", page);
+    let (url, door) = (scene.origin.url("/a.tgz"), scene.larder.door("proxy"));
+    let ask = |key: &str| request("GET", &url).through_proxy(door).header("x-api-key", key);
+    let first = tokio::spawn(ask("A").send());
+    let others: Vec<_> = (0..10).map(|_| tokio::spawn(ask("B").send())).collect();
+    scene.origin.wait_for(11).await;
+    gate.send_replace(true);
+    assert_eq!(first.await.expect("no panic").text(), "for A alone");
+    for other in others {
+        assert_eq!(other.await.expect("no panic").text(), "for A alone");
+    }
+    // Each asked for itself.
+    let keys: Vec<_> =
+        scene.origin.take_requests().iter().map(|request| request.header("x-api-key").to_owned()).collect();
+    assert_eq!((keys.len(), keys.iter().filter(|key| *key == "A").count()), (11, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_comparison_is_of_the_variant_that_was_asked_for() {
+    let scene = scene().await;
+    let page = |body: &'static str| {
+        let page = Page::new(body).header("cache-control", "max-age=0").header("etag", format!("\"{body}\""));
+        page.header("vary", "x-foo")
+    };
+    for foo in ["1", "2"] {
+        scene.origin.put("/a.tgz", page(if foo == "1" { "one" } else { "two" }));
+        let ask = async || scene.send("GET", "/a.tgz", &[("x-foo", foo)]).await;
+        assert_eq!(ask().await.text(), if foo == "1" { "one" } else { "two" });
+        eventually("it is kept", async || ask().await.header("x-cache") == "HIT").await;
+    }
+    let (first, second) =
+        tokio::join!(scene.send("GET", "/a.tgz", &[("x-foo", "1")]), scene.send("GET", "/a.tgz", &[("x-foo", "2")]));
+    for (answer, body) in [(first, "one"), (second, "two")] {
+        // What the server has by now is "two" for both; nobody gets the one with the head of the other.
+        let etag = format!("\"{}\"", answer.text());
+        assert_eq!(answer.header("etag"), etag, "{body}");
+    }
+    let twice = request("GET", scene.origin.url("/a.tgz")).through_proxy(scene.larder.door("proxy"));
+    let twice = twice.header("x-foo", "2").header("x-foo", "3").send().await;
+    assert_eq!(twice.header("x-cache"), "MISS");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn headers_come_as_they_were_sent() {
+    let scene = scene().await;
+    let page = Page::new(tarball(1)).header("cache-control", FRESH).header("link", "1").header("link", "2");
+    scene
+        .origin
+        .put("/a.tgz", page.header("age", "18446744073709551615").header("date", "Sat, 21 Nov 2026 10:00:00 GMT"));
+    for _ in 0..3 {
+        let answer = scene.get("/a.tgz").await;
+        let all = |name: &str| {
+            answer
+                .headers
+                .get_all(name)
+                .iter()
+                .map(|value| value.to_str().expect("text").to_owned())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!((all("link"), all("age").len()), (vec!["1".to_owned(), "2".to_owned()], 1), "{:?}", answer.headers);
+        assert_eq!(all("date"), ["Sat, 21 Nov 2026 10:00:00 GMT"]);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -202,7 +202,7 @@ async fn a_registry_that_no_repository_has_is_cached_as_well() {
     let image = Image::new(3);
     other.push_image(NAME, "1", &image);
     let allow = format!("[allowlist]\ndomains = [\"{}\"]", other.address());
-    let scene = Proxied::start_with(Options::default(), "", ["", ""], &allow).await;
+    let mut scene = Proxied::start_with(Options::default(), "", ["", ""], &allow).await;
     let browser = scene.browser();
     let url = format!("{}/v2/{NAME}/blobs/{}", other.url(), image.layer_digests()[0]);
     assert_eq!(browser.get(&url).await.header("x-cache"), "MISS");
@@ -210,12 +210,21 @@ async fn a_registry_that_no_repository_has_is_cached_as_well() {
     eventually("it is stored", async || browser.get(&url).await.header("x-cache") == "HIT").await;
     other.fault(On::storage(), Fault::Drop);
     assert_eq!(browser.get(&url).await.header("x-cache"), "HIT");
+    // Also when its name is all that is left of it.
+    let (tag, base) = (format!("{}/v2/{NAME}/manifests/1", other.url()), format!("{}/v2/", other.url()));
+    assert_eq!(browser.get(&tag).await.status, 200);
+    scene.larder.restart().await;
+    let browser = scene.browser();
+    other.fault(On::any(), Fault::Drop);
+    eventually("it stands in for the registry", async || browser.get(&base).await.status == 200).await;
+    assert_eq!(browser.get(&tag).await.header("x-cache"), "STALE");
+    other.clear_faults();
     // It can be looked at and taken out.
     let tag = browser.get(format!("{}/v2/{NAME}/manifests/1", other.url())).await;
     assert_eq!(tag.status, 200);
     let images = get(format!("{}/api/images", scene.larder.admin_url())).await.json();
     let reference = images["images"][0]["reference"].as_str().expect("an image").to_owned();
-    assert_eq!(reference, format!("{}/{NAME}:1", other.address()));
+    assert_eq!(reference, format!("http:{}/{NAME}:1", other.address()), "https there would be another");
     let purged =
         request("DELETE", format!("{}/api/cache?reference={reference}", scene.larder.admin_url())).send().await;
     assert_eq!(purged.status, 200, "{}", purged.text());
@@ -256,6 +265,84 @@ async fn a_registry_of_the_clients_own_choice_is_not_believed_to_have_what_it_do
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn claims_about_what_is_not_there_yet_or_by_way_of_a_tag_are_worth_nothing() {
+    let evil = Hub::start(Options::default()).await;
+    let allow = format!("[allowlist]\ndomains = [\"{}\"]", evil.address());
+    let scene = Proxied::start_with(with_private(Options::with_tokens()), "", ["", ""], &allow).await;
+    let image = Image::new(1);
+    scene.hub.push_image(PRIVATE, "1", &image);
+    let (layer, manifest) = (image.layer_digests()[0].clone(), image.manifest.digest.clone());
+    let browser = scene.browser();
+    let (blob_url, manifest_url) =
+        (format!("{}/v2/x/blobs/{layer}", evil.url()), format!("{}/v2/x/manifests/{manifest}", evil.url()));
+    // Said before anybody has it: yes to HEAD, and a beginning of something else.
+    let headers = vec![
+        ("docker-content-digest".to_owned(), manifest.clone()),
+        ("content-type".to_owned(), "application/vnd.oci.image.manifest.v1+json".to_owned()),
+        ("content-length".to_owned(), image.manifest.bytes.len().to_string()),
+    ];
+    let claim = evil.fault(On::any().head(), Fault::Status(200, headers, String::new()));
+    evil.push_blob_as("x", &layer, vec![7; image.blobs()[1].len()]);
+    for url in [&blob_url, &manifest_url] {
+        browser.send("HEAD", url, &[], "").await;
+        browser.get(url).await;
+    }
+    pull(&scene, PRIVATE, &image, &token(&scene.hub, PRIVATE, "me:mine").await).await;
+    let tag = format!("{}/v2/x/manifests/latest", evil.url());
+    for url in [&blob_url, &manifest_url, &tag] {
+        for _ in 0..2 {
+            let stolen = browser.get(url).await;
+            assert!(stolen.body != image.blobs()[1] && stolen.body != image.manifest.bytes, "{url}: {}", stolen.status);
+        }
+    }
+    claim.lift();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_waits_for_a_registry_of_another_clients_choice() {
+    let slow = Hub::start(Options::default()).await;
+    let allow = format!("[allowlist]\ndomains = [\"{}\"]", slow.address());
+    let scene = Proxied::start_with(Options::default(), "", ["", ""], &allow).await;
+    let image = Image::new(1);
+    let digest = image.layer_digests()[0].clone();
+    slow.push_image("x", "1", &image);
+    scene.hub.push_image(NAME, "1", &image);
+    let gate = slow.gate(On::blob(), 1000);
+    let (browser, url) = (scene.browser(), format!("{}/v2/x/blobs/{digest}", slow.url()));
+    let waiting = tokio::spawn(async move { browser.get(url).await });
+    gate.reached().await;
+    let blob = scene.browser().get(scene.blob(NAME, &digest)).await;
+    assert!(blob.complete() && blob.body == image.blobs()[1]);
+    gate.open();
+    assert_eq!(waiting.await.expect("no panic").body, image.blobs()[1]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_of_the_clients_own_choice_leads_to_no_other_ports() {
+    let evil = Hub::start(Options::default()).await;
+    let inside = Hub::start(Options::default()).await;
+    let digest = inside.push_blob("x", "inside");
+    // The network is open, its other ports are not.
+    let allow = format!("[allowlist]\ndomains = [\"127.0.0.0/8\", \"*:{}\"]", evil.address().port());
+    let scene = Proxied::start_with(Options::default(), "", ["", ""], &allow).await;
+    let there = format!("{}/v2/x/blobs/{digest}", inside.url());
+    evil.fault(On::blob(), Fault::Status(307, vec![("location".to_owned(), there.clone())], String::new()));
+    let answer = scene.browser().get(format!("{}/v2/x/blobs/{digest}", evil.url())).await;
+    assert!(answer.status != 200 && answer.text() != "inside", "{}", answer.text());
+    assert!(scene.browser().get(&there).await.status == 403 && inside.connections() == 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_pushed_just_now_is_cached_when_it_is_pulled() {
+    let scene = Proxied::start(Options::default()).await;
+    let image = Image::new(1);
+    let url = scene.blob(NAME, &image.layer_digests()[0]);
+    assert_eq!(scene.browser().send("HEAD", &url, &[], "").await.status, 404);
+    scene.hub.push_image(NAME, "1", &image);
+    assert_eq!(scene.browser().get(&url).await.header("x-cache"), "MISS");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn headers_of_the_configuration_log_all_clients_in() {
     let secret = format!("Basic {}", BASE64_STANDARD.encode("me:mine"));
     let hub = Hub::start(with_private(Options::with_basic("x", "x"))).await;
@@ -271,8 +358,12 @@ async fn headers_of_the_configuration_log_all_clients_in() {
     assert_eq!(browser.get(&url).await.body, image.manifest.bytes);
     let base = browser.send("GET", format!("{}/v2/", hub.url()), &[("x-team", "mine")], "").await;
     assert_eq!(base.status, 200, "what is not cached gets them, too");
+    // They are for reading, though.
+    let refused = browser.send("DELETE", &url, &[], "").await;
+    assert_eq!((refused.status, hub.requests().last().and_then(|last| last.header("authorization"))), (401, None));
     let asked = hub.take_requests();
-    assert!(asked.iter().all(|request| request.header("authorization") == Some(&secret)), "{asked:?}");
+    let reads = asked.iter().filter(|request| request.method != "DELETE");
+    assert!(reads.clone().count() > 1 && reads.clone().all(|request| request.header("authorization") == Some(&secret)));
     assert!(!scene.larder.log().contains(&secret), "{}", scene.larder.log());
 }
 

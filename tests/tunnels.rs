@@ -263,6 +263,29 @@ async fn another_protocol_goes_through_plain_and_opened() {
     assert_eq!(&heard, b"HELLO");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_changed_its_protocol_is_still_a_connection() {
+    let origin = Origin::http().await;
+    let place = origin.address().to_string();
+    let mut larder = larder("", std::slice::from_ref(&place), "[server]\nmax_connections_per_address = 2").await;
+    let ask =
+        format!("GET {} HTTP/1.1\r\nhost: {place}\r\nconnection: upgrade\r\nupgrade: loud\r\n\r\n", origin.url("/"));
+    let mut streams = Vec::new();
+    for _ in 0..2 {
+        let mut stream = TcpStream::connect(larder.door("proxy")).await.expect("a connection");
+        stream.write_all(ask.as_bytes()).await.expect("sent");
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await.expect("an answer"));
+        }
+        assert_eq!(says(&mut stream, b"hello").await, b"HELLO");
+        streams.push(stream);
+    }
+    assert!(request("GET", origin.url("/")).through_proxy(larder.door("proxy")).try_send().await.is_err());
+    let exit = larder.stop().await;
+    assert!(exit.code == Some(0) && !exit.log.contains("cut off"), "{}", exit.log);
+}
+
 /// An upgraded connection through an opened tunnel.
 async fn raw_upgrade(larder: &Larder, origin: &Origin) -> reqwest::Upgraded {
     let roots = larder.home().join("ca/ca.crt");

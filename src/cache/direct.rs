@@ -101,6 +101,8 @@ impl Direct {
                 continue;
             };
             match body.next().await {
+                // What is there already was read past; nothing is the end for who reads.
+                Some(Ok(bytes)) if bytes.is_empty() => {}
                 Some(Ok(mut bytes)) => {
                     self.failed = 0;
                     if let Some(end) = self.end {

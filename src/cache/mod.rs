@@ -33,7 +33,7 @@ use crate::index::{
     Image, ImageName, Index, IndexError, Listing, ObjectEntry, Purge, Purged, TagEntry, TagKey, Timestamp, Write,
 };
 use crate::oci::manifest::{self, Outline};
-use crate::oci::{Digest, MediaType, Name};
+use crate::oci::{Algorithm, Digest, MediaType, Name};
 pub use crate::store::Mapping;
 use crate::store::{Disk, StoreError, Stored};
 use crate::telemetry::Metrics;
@@ -192,6 +192,18 @@ impl Cache {
         origin: impl FnOnce() -> Arc<dyn Origin>,
     ) -> Result<(Arc<Fill>, bool), Failure> {
         self.begin(repository, Wanted::Digest(digest), origin)
+    }
+
+    /// As [`Cache::fill`], from an upstream that only a client named: no other repository depends on how fast it
+    /// sends.
+    pub fn fill_apart(
+        self: &Arc<Self>,
+        repository: &str,
+        digest: Digest,
+        origin: impl FnOnce() -> Arc<dyn Origin>,
+    ) -> Result<(Arc<Fill>, bool), Failure> {
+        let key = Digest::of(Algorithm::Sha256, format!("{repository} {digest}").as_bytes());
+        self.begin(repository, Wanted::Apart { key, digest }, origin)
     }
 
     fn begin(

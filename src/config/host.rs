@@ -32,7 +32,16 @@ impl HostPattern {
         {
             return Err(NoPattern);
         }
-        Ok(Self { host: host.to_owned(), port })
+        if port == Some(0) || rest == "." {
+            return Err(NoPattern);
+        }
+        // As hosts are written in URLs, which is how they come to be compared.
+        let host = match host.parse::<std::net::Ipv6Addr>() {
+            Ok(address) => format!("[{address}]"),
+            Err(_) if is_wild => host.strip_suffix('.').unwrap_or(host).to_owned(),
+            Err(_) => url::Host::parse(host.strip_suffix('.').unwrap_or(host)).map_err(|_| NoPattern)?.to_string(),
+        };
+        Ok(Self { host, port })
     }
 
     /// Whether it is for a host, in lower case, IPv6 addresses in brackets.
@@ -85,11 +94,28 @@ mod tests {
             ("[::1]", "[::1]", 5000, true),
             ("[::1]:5000", "[::1]", 5000, true),
             ("[::1]:5001", "[::1]", 5000, false),
+            ("::1", "[::1]", 443, true),
+            ("[0::1]:443", "[::1]", 443, true),
+            ("ghcr.io.", "ghcr.io", 443, true),
+            ("127.1", "127.0.0.1", 443, true),
         ] {
             let parsed = HostPattern::parse(pattern).expect("a pattern");
             assert_eq!(parsed.matches(host, Some(port)), expected, "{pattern} {host}:{port}");
         }
-        for wrong in ["", "a b", "https://ghcr.io", "*example.com", "a*.example.com", "ghcr.io:https", "x.*"] {
+        for wrong in [
+            "",
+            "a b",
+            "https://ghcr.io",
+            "*example.com",
+            "a*.example.com",
+            "ghcr.io:https",
+            "x.*",
+            "*.",
+            ".",
+            "[",
+            "]:80",
+            "ghcr.io:0",
+        ] {
             assert_eq!(HostPattern::parse(wrong), Err(NoPattern), "{wrong}");
         }
     }

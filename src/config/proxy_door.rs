@@ -190,9 +190,7 @@ fn check_allowlist(
         if let Some(network) = text.contains('/').then(|| text.parse().ok()).flatten() {
             return Ok(Entry::Network(network));
         }
-        // IPv6 addresses are in brackets, as in URLs.
-        let text = text.parse::<std::net::Ipv6Addr>().map_or_else(|_| text.clone(), |address| format!("[{address}]"));
-        HostPattern::parse(&text).map(Entry::Host).map_err(|_| {
+        HostPattern::parse(text).map(Entry::Host).map_err(|_| {
             invalid(format!(
                 "`{text}` is no host; write for example ghcr.io, *.docker.io, registry.example.com:5000, or 10.0.0.0/8"
             ))

@@ -62,7 +62,7 @@ pub const IN_PUBLIC: &str = " in public";
 impl Repository {
     /// One that the configuration does not have.
     pub fn named_by_client(prefix: String, upstream: Upstream, client_consent: Option<Duration>) -> Self {
-        Self {
+        let mut made = Self {
             prefix,
             namespaces: Vec::new(),
             hosts: Vec::new(),
@@ -75,7 +75,15 @@ impl Repository {
             pin: Vec::new(),
             implies_library: false,
             upstreams: vec![upstream],
-        }
+        };
+        made.forget_absences();
+        made
+    }
+
+    /// From now on what does not exist is looked for each time: who asks may be just about to push it.
+    pub fn forget_absences(&mut self) {
+        self.tags.negative_max_age = Duration::ZERO;
+        self.tag_rules.iter_mut().for_each(|(_, policy)| policy.negative_max_age = Duration::ZERO);
     }
 
     /// Under what name it is noted who may see an object: what clients' own credentials brought in is not

@@ -125,6 +125,11 @@ impl HostHeaders {
         &self.host
     }
 
+    /// Whether what tells who asks may go there: over TLS, or where the port is named too.
+    pub fn may_be_read(&self, url: &Url) -> bool {
+        url.scheme() == "https" || self.host.port().is_some()
+    }
+
     /// Whether they tell who asks.
     pub fn say_who(&self) -> bool {
         self.set.iter().chain(&self.append).any(|(name, _)| says_who(name))
@@ -156,6 +161,10 @@ pub fn check_host_headers(
     checked.collect()
 }
 
+/// What the HTTP library says of a message, and nobody else.
+const OF_THE_MESSAGE: [&str; 7] =
+    ["host", "content-length", "transfer-encoding", "connection", "upgrade", "te", "proxy-authorization"];
+
 fn check_headers(
     written: &std::collections::BTreeMap<String, Secret>,
 ) -> Result<Vec<(HeaderName, HeaderValue)>, String> {
@@ -164,6 +173,9 @@ fn check_headers(
         let (Ok(name), Ok(mut value)) = parsed else {
             return Err("one of its names is no header name, or its value has control characters".to_owned());
         };
+        if OF_THE_MESSAGE.contains(&name.as_str()) {
+            return Err(format!("`{name}` is not for a configuration to set: it is about each message or connection"));
+        }
         value.set_sensitive(true);
         Ok((name, value))
     });

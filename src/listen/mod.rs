@@ -11,7 +11,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Request, Response};
+use http::{Request, Response, Version};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -23,7 +23,7 @@ use crate::ca::Ca;
 use crate::pull::{Body, Client, Pull};
 use crate::telemetry::Metrics;
 pub use crowd::Crowd;
-use guard::{Guard, Socket};
+use guard::{CLOSING, Guard, Socket};
 use pace::Pace;
 use tls::Handshakes;
 pub use tls::{Tls, TlsError};
@@ -111,7 +111,7 @@ pub async fn serve(
                     }
                     Door::Proxy(ca) => {
                         let ends = Ends { stop, renewed: None };
-                        let way = Arc::new(proxy::Way { pull, ca: ca.clone(), address, ends, _held: held });
+                        let way = Arc::new(proxy::Way { pull, ca: ca.clone(), address, ends, held });
                         tokio::spawn(proxy::open(stream, way));
                     }
                 }
@@ -217,6 +217,9 @@ async fn connection<S, A>(
     let (paced, written) = (pace.clone(), watched.clone());
     let service = service_fn(move |request: Request<Incoming>| {
         watched.arrived();
+        if request.version() == Version::HTTP_2 {
+            watched.speaks_http2();
+        }
         let (watched, running) = (watched.clone(), paced.begin());
         let answered = answer(request);
         async move {
@@ -243,11 +246,19 @@ async fn connection<S, A>(
         }
         () = ends.come() => {
             connection.as_mut().graceful_shutdown();
-            tokio::select! {
-                ended = connection => ended,
-                () = pace.stalls() => Ok(()),
+            let ended = tokio::select! {
+                ended = connection.as_mut() => Some(ended),
+                () = pace.stalls() => Some(Ok(())),
                 // The library would wait for the rest of a head, or for the answer to a ping.
-                () = pace.rests(|| written.is_writing()) => Ok(()),
+                () = pace.rests(|| written.is_writing()) => None,
+            };
+            match ended {
+                Some(ended) => ended,
+                // That may come, behind what is still on its way.
+                None if written.is_http2() => {
+                    tokio::time::timeout(CLOSING, connection).await.unwrap_or(Ok(()))
+                }
+                None => Ok(()),
             }
         }
     };

@@ -50,7 +50,8 @@ impl Pull {
         let (fill, is_first) = joined;
         let is_foreign = !is_first && self.is_foreign(target, &fill);
         match &begun {
-            Ok(_) if is_first => self.consents.given(target, &digest),
+            // What comes is not verified yet.
+            Ok(_) if is_first && target.repository.is_trusted => self.consents.given(target, &digest),
             // What was begun for others is ours if our upstream says so.
             Ok(_) if is_foreign => {
                 // Where the upstream of those others does not tell the size, the end of the transfer does.
@@ -101,7 +102,11 @@ impl Pull {
 
     /// The fill of a blob, begun here if nobody else did.
     fn join(&self, target: &Target, digest: &Digest) -> Result<(Arc<Fill>, bool), Failure> {
-        self.cache.fill(&target.repository.owner(), *digest, || self.origin(target, digest))
+        let (owner, origin) = (target.repository.owner(), || self.origin(target, digest));
+        match target.repository.is_trusted {
+            true => self.cache.fill(&owner, *digest, origin),
+            false => self.cache.fill_apart(&owner, *digest, origin),
+        }
     }
 
     fn origin(&self, target: &Target, digest: &Digest) -> Arc<dyn Origin> {

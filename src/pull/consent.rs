@@ -155,8 +155,7 @@ impl Pull {
         let key = (target.repository.prefix().to_owned(), format!("{}/{page}", target.name), target.who.id());
         // Who is not trusted may say that it has anything; what it sent once it has.
         let owner = target.repository.owner();
-        let must_send_it =
-            !target.repository.is_trusted && !self.cache.is_visible(&owner, digest).await.unwrap_or(false);
+        let must_send_it = !self.is_believed(target, digest).await;
         let (target, digest) = (target.clone(), *digest);
         let cache = self.cache.clone();
         let ask = || async move {
@@ -184,6 +183,13 @@ impl Pull {
         self.confirmations.run(key, ask).await.0.map(drop)
     }
 
+    /// Whether a mere yes of a repository's upstream is believed: the configuration names it, or it sent the object
+    /// once, verified.
+    pub(super) async fn is_believed(&self, target: &Target, digest: &Digest) -> bool {
+        let repository = &target.repository;
+        repository.is_trusted || self.cache.is_visible(&repository.owner(), digest).await.unwrap_or(false)
+    }
+
     /// Whether the upstreams of a repository show an object to everybody.
     pub(super) async fn is_public(&self, target: &Target, digest: &Digest) -> bool {
         self.cache.is_visible(&target.repository.config.public(), digest).await.unwrap_or(false)
@@ -192,7 +198,10 @@ impl Pull {
     /// Where the clients' own credentials decide: finds out whether an object that one was just served with
     /// is for everybody, so that the next one need not be asked for. Nobody waits for it.
     pub(super) async fn learn_whether_public(self: &Arc<Self>, target: &Target, what: Stored, digest: Digest) {
-        if target.repository.config.client_consent.is_none() || self.is_public(target, &digest).await {
+        if target.repository.config.client_consent.is_none()
+            || self.is_public(target, &digest).await
+            || !self.is_believed(target, &digest).await
+        {
             return;
         }
         let public = target.repository.config.public();

@@ -162,11 +162,12 @@ impl Pull {
 
         let checked = match head.and_then(|head| head.digest) {
             Some(digest) => match self.cache.manifest(&digest).await.ok().flatten() {
-                Some(manifest) => {
+                // Whom we do not trust has to send what it says that it has.
+                Some(manifest) if self.is_believed(target, &digest).await => {
                     self.cache.mark_visible(&target.repository.owner(), digest);
                     Checked { manifest, is_fetched: false }
                 }
-                None => match self.fetch_manifest(target, digest, Some(at)).await {
+                _ => match self.fetch_manifest(target, digest, Some(at)).await {
                     Ok(Fetched(manifest)) => Checked { manifest, is_fetched: true },
                     // It names a digest that it does not know: perhaps it knows the tag.
                     Err(failure) if failure.kind == FailureKind::NotFound => {

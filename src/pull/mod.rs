@@ -30,7 +30,7 @@ pub use crate::cache::Mapping;
 pub use admission::Manager;
 pub use error::Refusal;
 pub use observed::Client;
-pub use proxied::{Came, Lead, Place, usage};
+pub use proxied::{Came, Kept, Lead, Place, usage};
 pub use respond::{Body, full};
 
 use crate::auth::Logins;

@@ -96,7 +96,9 @@ impl Anywhere {
     ) -> Result<reqwest::Response, PassError> {
         let ways = self.ways(&self.permit(place)?);
         let url = request.url().clone();
-        add_headers(&self.host_headers, &url, request.headers_mut(), |_| true);
+        // Credentials of the configuration are for reading.
+        let is_safe = request.method().is_safe();
+        add_headers(&self.host_headers, &url, request.headers_mut(), is_safe, false);
         let client = if is_upgrade { &ways.http1 } else { &ways.any };
         let result = client.execute(request).await;
         match &result {

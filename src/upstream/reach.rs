@@ -111,6 +111,7 @@ pub fn is_open(address: IpAddr, is_named: bool, networks: &[IpNet]) -> bool {
 /// looked at is the one that is dialled.
 pub struct Reach {
     own_host: String,
+    origin: Url,
     /// Hosts that the configuration names, wherever they are.
     trusted: Vec<String>,
     /// Where requests go on their way; not to be led to.
@@ -126,12 +127,25 @@ impl Reach {
         let own_host = origin.host_str().unwrap_or_default().to_ascii_lowercase();
         let own = literal(origin).filter(|_| confined_to.is_none()).map_or(0, |address| Kind::of(address).bit());
         let confined_to = confined_to.map(<[IpNet]>::to_vec);
-        Self { own_host, trusted: trusted.to_vec(), proxies, own: AtomicU8::new(own), confined_to }
+        Self {
+            own_host,
+            origin: origin.clone(),
+            trusted: trusted.to_vec(),
+            proxies,
+            own: AtomicU8::new(own),
+            confined_to,
+        }
     }
 
     /// Whether to go to the host of `url`, as far as the URL itself tells; names are judged when they
     /// are resolved.
     pub fn permits(&self, url: &Url) -> bool {
+        // Nobody vouches for where a client's own choice leads: not to other ports than the door itself does.
+        let is_usual = matches!(url.port_or_known_default(), Some(80 | 443));
+        let is_at_home = url.origin() == self.origin.origin();
+        if self.confined_to.is_some() && !is_usual && !is_at_home {
+            return false;
+        }
         self.is_trusted(url.host_str().unwrap_or_default()) || literal(url).is_none_or(|address| self.allows(address))
     }
 

@@ -22,6 +22,7 @@ use super::who::{Who, WhoId};
 use crate::config::{self, HostHeaders, Proxy};
 use crate::failure::{Failure, FailureKind};
 use crate::oci::Digest;
+use crate::oci::route::Route;
 use crate::telemetry::Metrics;
 use crate::web::{self, tls};
 
@@ -188,9 +189,10 @@ impl Transport {
     /// Sends a request of somebody else's, who waits for its answer and may have long to say it.
     pub async fn pass(&self, mut request: reqwest::Request) -> Result<Response, Failure> {
         let url = request.url().clone();
+        let is_safe = request.method().is_safe();
         let headers = request.headers_mut();
         headers.extend(self.headers.iter().cloned());
-        add_headers(&self.host_headers, &url, headers, |_| true);
+        add_headers(&self.host_headers, &url, headers, is_safe, true);
         let result = self.http.execute(request).await.map_err(|error| errors::network(&self.label, &error));
         match &result {
             Ok(response) => self.metrics.asked_upstream(self.counted_as(), response.status().as_str()),
@@ -211,7 +213,8 @@ impl Transport {
     ) -> Result<Response, Failure> {
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         // What says who asks is the client's own where the client decides.
-        add_headers(&self.host_headers, url, &mut headers, |name| !(who.is_client() && config::says_who(name)));
+        let may_say_who = !who.is_client();
+        add_headers(&self.host_headers, url, &mut headers, may_say_who, self.is_known && self.is_own(url));
         let request = request.headers(headers);
         // One that breaks a connection off may do better at once; one that cannot be reached, or hangs,
         // costs whoever asks next as much again.
@@ -386,9 +389,12 @@ impl Transport {
     }
 }
 
-/// Adds to the headers of a request what the configuration has for its host, of the names that are `wanted`.
-pub fn add_headers(rules: &[HostHeaders], url: &Url, headers: &mut HeaderMap, wanted: impl Fn(&HeaderName) -> bool) {
+/// Adds to the headers of a request what the configuration has for its host. `may_say_who`: also what tells who
+/// asks, which goes in plain text only to whom the configuration names so (`is_named`, or by the rule's port).
+pub fn add_headers(rules: &[HostHeaders], url: &Url, headers: &mut HeaderMap, may_say_who: bool, is_named: bool) {
     for rule in rules.iter().filter(|rule| rule.concern(url)) {
+        let wanted =
+            |name: &HeaderName| !config::says_who(name) || (may_say_who && (is_named || rule.may_be_read(url)));
         for (name, value) in rule.set.iter().filter(|(name, _)| wanted(name)) {
             headers.insert(name, value.clone());
         }
@@ -429,7 +435,7 @@ fn label(origin: &Url) -> String {
 /// Whether a URL is that of a blob in the storage behind a registry: its path names the digest, and is no
 /// registry's, which would have to be asked in its turn.
 fn is_storage_of(digest: &Digest, url: &Url) -> bool {
-    url.path().contains(digest.hex().as_str()) && !url.path().contains("/v2/")
+    url.path().contains(digest.hex().as_str()) && !matches!(Route::parse(url.path()), Ok(Route::Object { .. }))
 }
 
 fn is_redirect(status: StatusCode) -> bool {
@@ -490,6 +496,21 @@ mod tests {
         assert!(redirect(&public, "http://10.0.0.9/").is_ok(), "the configuration names it");
         let here = transport("url = \"http://127.0.0.1:5000\"");
         assert!(redirect(&here, "http://127.0.0.3:80/").is_ok() && redirect(&here, "http://169.254.169.254/").is_err());
+    }
+
+    #[test]
+    fn only_a_storage_is_where_a_blob_is() {
+        let digest: Digest = format!("sha256:{}", "ab".repeat(32)).parse().expect("a digest");
+        let hex = "ab".repeat(32);
+        for (url, expected) in [
+            (format!("https://cdn.example/registry-v2/docker/registry/v2/blobs/sha256/ab/{hex}/data?sig=x"), true),
+            (format!("https://s3.example/{hex}"), true),
+            (format!("https://other.example/v2/team/app/blobs/sha256:{hex}"), false),
+            (format!("https://login.example/?back=/sha256/{hex}"), false),
+            ("https://login.example/".to_owned(), false),
+        ] {
+            assert_eq!(is_storage_of(&digest, &Url::parse(&url).expect("a URL")), expected, "{url}");
+        }
     }
 
     #[tokio::test]

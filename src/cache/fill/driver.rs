@@ -16,7 +16,7 @@ use super::transfer::{self, End, Sink, Span};
 use super::{Fill, Origin, Phase, Registered, Reservation, Reserved, Room, Source, Wanted, blocking};
 use crate::cache::ranges::RangeSet;
 use crate::failure::{Failure, FailureKind};
-use crate::oci::Digest;
+use crate::oci::{Algorithm, Digest};
 use crate::store::{Disk, Partial};
 
 /// How often a transfer that had begun is reopened when no source answers, before the fill fails.
@@ -97,7 +97,7 @@ async fn bring_in(
             }
             Err(failure) => {
                 // What has arrived is kept to go on with, unless it cannot be written.
-                let is_worth_it = matches!(wanted, Wanted::Digest(_)) && !copy.fill.present().is_empty();
+                let is_worth_it = wanted.may_resume() && !copy.fill.present().is_empty();
                 if failure.kind.is_of_the_store() || !is_worth_it {
                     let partial = copy.partial;
                     let discarded = blocking(move || partial.discard()).await;
@@ -150,7 +150,9 @@ enum Fetched {
 /// One copy of the object on its way in.
 struct Copy<'a> {
     fill: Arc<Fill>,
+    /// Of the object, or what stands for it.
     digest: Digest,
+    algorithm: Algorithm,
     origin: &'a Arc<dyn Origin>,
     reserved: Reserved,
     partial: Partial,
@@ -180,8 +182,7 @@ impl<'a> Copy<'a> {
     ) -> Result<Self, Failure> {
         let (disk, digest) = (disk.clone(), wanted.key());
         let opened = blocking(move || {
-            // Only a digest tells whether what is there is of the same.
-            if matches!(wanted, Wanted::Whatever(_)) {
+            if !wanted.may_resume() {
                 disk.remove_partial(&digest)?;
             }
             disk.open_partial(&digest)
@@ -202,6 +203,7 @@ impl<'a> Copy<'a> {
         Ok(Self {
             fill: registered.fill().clone(),
             digest,
+            algorithm: wanted.digest().map_or(Algorithm::Sha256, |digest| digest.algorithm()),
             origin,
             reserved,
             partial,
@@ -219,7 +221,8 @@ impl<'a> Copy<'a> {
 
     /// Transfers what is missing, over as many connections as help, and hashes it as it comes.
     async fn fetch(&mut self) -> Result<Fetched, Failure> {
-        let hashing = AbortOnDrop(tokio::spawn(hash(self.fill.clone(), self.partial.data().file.clone(), self.digest)));
+        let hashing =
+            AbortOnDrop(tokio::spawn(hash(self.fill.clone(), self.partial.data().file.clone(), self.algorithm)));
         let mut transfers: FuturesUnordered<BoxFuture<'static, Finished>> = FuturesUnordered::new();
         let fill = self.fill.clone();
         let mut measuring = tokio::time::interval(MEASURE);
@@ -448,8 +451,8 @@ impl Speed {
 }
 
 /// Hashes the object as far as it is there in order, reading back from the page cache.
-async fn hash(fill: Arc<Fill>, file: Arc<std::fs::File>, digest: Digest) -> io::Result<Digest> {
-    let mut hasher = digest.algorithm().hasher();
+async fn hash(fill: Arc<Fill>, file: Arc<std::fs::File>, algorithm: Algorithm) -> io::Result<Digest> {
+    let mut hasher = algorithm.hasher();
     let mut buffer = Vec::new();
     let mut at = 0;
     while let Some(until) = fill.hashable(at).await {

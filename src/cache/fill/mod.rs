@@ -125,6 +125,8 @@ impl std::fmt::Debug for Reserved {
 pub enum Wanted {
     /// The object of this digest.
     Digest(Digest),
+    /// The same, from somebody whom others are not to depend on: who knows the key joins, nobody else.
+    Apart { key: Digest, digest: Digest },
     /// Whatever its origin has; until its digest is known, this stands for it.
     Whatever(Digest),
 }
@@ -132,12 +134,25 @@ pub enum Wanted {
 impl Wanted {
     pub fn key(&self) -> Digest {
         match self {
-            Self::Digest(digest) | Self::Whatever(digest) => *digest,
+            Self::Digest(key) | Self::Apart { key, .. } | Self::Whatever(key) => *key,
+        }
+    }
+
+    /// The digest that it is to have; `None`: any.
+    fn digest(&self) -> Option<Digest> {
+        match self {
+            Self::Digest(digest) | Self::Apart { digest, .. } => Some(*digest),
+            Self::Whatever(_) => None,
         }
     }
 
     fn is(&self, found: &Digest) -> bool {
-        matches!(self, Self::Whatever(_)) || self.key() == *found
+        self.digest().is_none_or(|digest| digest == *found)
+    }
+
+    /// Whether what an earlier transfer left may be gone on with: all that there is under its name is of it.
+    fn may_resume(&self) -> bool {
+        matches!(self, Self::Digest(_))
     }
 }
 

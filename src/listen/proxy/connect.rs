@@ -27,7 +27,7 @@ use crate::pull::{Body, Came, Lead, Place};
 use crate::tunnel;
 
 /// For a client to begin; longer waits who expects the server to speak first.
-const SILENCE: Duration = Duration::from_secs(2);
+const SILENCE: Duration = Duration::from_secs(10);
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Most bytes of a client's first TLS message.
 const MAX_HELLO: usize = 64 * 1024;
@@ -163,7 +163,7 @@ async fn serve(stream: impl super::super::guard::Socket + Send + 'static, came: 
     let (address, metrics, ends) = (way.address, way.pull.metrics().clone(), way.ends.clone());
     let answer = move |request| {
         let (way, came) = (way.clone(), came.clone());
-        async move { way.pull.pass(request, came, way.client()).await }
+        async move { way.pull.pass(request, came, way.client(), way.kept()).await }
     };
     connection(stream, address, Builder::new(TokioExecutor::new()), &metrics, answer, ends).await;
 }

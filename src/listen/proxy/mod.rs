@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 
 use super::{Ends, Held, connection};
 use crate::ca::Ca;
-use crate::pull::{Body, Came, Client, Pull, full, usage};
+use crate::pull::{Body, Came, Client, Kept, Pull, full, usage};
 
 /// A client has this long to say its first word.
 const FIRST: Duration = Duration::from_secs(30);
@@ -29,10 +29,14 @@ pub struct Way {
     pub ca: Arc<Ca>,
     pub address: SocketAddr,
     pub ends: Ends,
-    pub _held: Held,
+    pub held: Held,
 }
 
 impl Way {
+    fn kept(&self) -> Kept {
+        Kept { place: self.held.clone(), stop: self.ends.stop.clone() }
+    }
+
     fn client(&self) -> Client {
         Client { address: self.address, is_secure: false, certificate: None }
     }
@@ -62,7 +66,7 @@ async fn answer(way: Arc<Way>, request: Request<Incoming>) -> Response<Body> {
         return connect::answer(way, request).await;
     }
     if request.uri().authority().is_some() {
-        return way.pull.pass(request, Came::Open, way.client()).await;
+        return way.pull.pass(request, Came::Open, way.client(), way.kept()).await;
     }
     // To the door itself: somebody looks, or fetches what clients have to trust.
     let is_read = matches!(*request.method(), Method::GET | Method::HEAD);

@@ -9,7 +9,8 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt};
 use http::header::{
-    AGE, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, ETAG, IF_RANGE, LAST_MODIFIED, RANGE, SET_COOKIE, VARY,
+    AGE, AUTHORIZATION, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, COOKIE, ETAG,
+    IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, LAST_MODIFIED, RANGE, SET_COOKIE, VARY,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, request};
 use http_body_util::{BodyDataStream, BodyExt};
@@ -29,6 +30,7 @@ use crate::pull::respond::{self, Body};
 use crate::telemetry::Metrics;
 use crate::upstream::{OTHER_HOSTS, PassError, Place};
 
+const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 /// Copies on their way that newcomers find.
 const OPENED: usize = 1_024;
 /// Most bytes of a head that is kept.
@@ -70,8 +72,8 @@ pub enum Opened {
     Shared(Arc<Copy>, Arc<Fill>),
     /// It is for the first who takes it.
     Own(Arc<Mutex<Option<http::Response<Body>>>>),
-    /// What is stored is still right; so it is to be used from now on.
-    Renewed(Arc<Head>),
+    /// The stored variant is still right, with this head.
+    Renewed(Arc<Head>, [u8; 32]),
     /// The server cannot be reached, or fails.
     Failed(PassError),
 }
@@ -94,6 +96,39 @@ impl Head {
         let mut headers = self.headers.clone();
         headers.insert(AGE, HeaderValue::from(self.policy.age(now).as_secs()));
         headers
+    }
+
+    /// What to add to a request, so that it is only answered if there is something else by now.
+    pub fn comparison(&self) -> Vec<(HeaderName, HeaderValue)> {
+        let pairs = [(ETAG, IF_NONE_MATCH), (LAST_MODIFIED, IF_MODIFIED_SINCE)];
+        let add = |(has, asks): (HeaderName, HeaderName)| Some((asks, self.headers.get(has)?.clone()));
+        pairs.into_iter().filter_map(add).collect()
+    }
+
+    /// The headers after a 304 with these (RFC 9111, section 3.2); `None`: it is of something else.
+    pub fn renewed_by(&self, told: &HeaderMap) -> Option<HeaderMap> {
+        let differs = |name: &HeaderName| told.get(name).is_some_and(|told| self.headers.get(name) != Some(told));
+        if differs(&ETAG) || (!told.contains_key(ETAG) && differs(&LAST_MODIFIED)) {
+            return None;
+        }
+        let of_the_body = [CONTENT_LENGTH, CONTENT_ENCODING, CONTENT_TYPE, CONTENT_RANGE, ETAG];
+        let mut renewed = self.headers.clone();
+        for name in told.keys().filter(|name| !of_the_body.contains(name)) {
+            renewed.remove(name);
+            for value in told.get_all(name) {
+                renewed.append(name.clone(), value.clone());
+            }
+        }
+        // It is as old as the answer says, or new.
+        if !told.contains_key(AGE) {
+            renewed.remove(AGE);
+        }
+        Some(renewed)
+    }
+
+    /// Stands for what the answer depends on, in another request.
+    pub fn variant_of(&self, request: &Request<()>) -> [u8; 32] {
+        variant(request.headers(), &self.headers)
     }
 
     /// What it says about being stored and used again.
@@ -121,8 +156,9 @@ pub fn directives(headers: &HeaderMap) -> impl Iterator<Item = String> {
 /// against it.
 pub fn is_storable(request: &request::Parts, status: StatusCode, headers: &HeaderMap, policy: &CachePolicy) -> bool {
     let is_for_all = directives(headers).any(|directive| directive == "public");
+    let is_of_somebody = request.headers.contains_key(COOKIE) || request.headers.contains_key(AUTHORIZATION);
     let varies_with_all = varied(headers).iter().any(|name| ["*", "authorization", "cookie"].contains(&name.as_str()));
-    let is_personal = headers.contains_key(SET_COOKIE) || (request.headers.contains_key("cookie") && !is_for_all);
+    let is_personal = headers.contains_key(SET_COOKIE) || (is_of_somebody && !is_for_all);
     status == StatusCode::OK
         && !headers.contains_key(CONTENT_RANGE)
         && !varies_with_all
@@ -138,7 +174,22 @@ pub fn sane(headers: &HeaderMap) -> HeaderMap {
         Some(age) => drop(headers.insert(AGE, HeaderValue::from(age.min(MAX_AGE)))),
         None => drop(headers.remove(AGE)),
     }
+    lower_directives(&mut headers);
     headers
+}
+
+/// Directives are the same in capitals (RFC 9111, section 5.2), which the library does not know.
+pub fn lower_directives(headers: &mut HeaderMap) {
+    let values: Vec<_> =
+        headers.get_all(CACHE_CONTROL).iter().map(HeaderValue::as_bytes).map(<[u8]>::to_ascii_lowercase).collect();
+    if !values.is_empty() {
+        headers.insert(CACHE_CONTROL, HeaderValue::from_bytes(&values.join(&b", "[..])).unwrap_or(NO_STORE));
+    }
+}
+
+/// Whether two answers with the same are the same.
+pub fn has_strong_etag(headers: &HeaderMap) -> bool {
+    headers.get(ETAG).is_some_and(|etag| !etag.as_bytes().starts_with(b"W/"))
 }
 
 /// What an answer depends on in the request: the names in its `Vary`, in order.
@@ -225,6 +276,11 @@ impl Asked {
 }
 
 impl Copy {
+    /// Whether a request would get the same.
+    pub fn fits(&self, request: &Request<()>) -> bool {
+        self.head.variant_of(request) == self.variant
+    }
+
     pub fn new(
         key: Digest,
         asked: Asked,
@@ -352,7 +408,8 @@ mod tests {
         for (name, value) in answer {
             given = given.header(*name, *value);
         }
-        let given = given.body(()).expect("an answer");
+        let mut given = given.body(()).expect("an answer");
+        *given.headers_mut() = sane(given.headers());
         let policy = CachePolicy::new(&asked, &given);
         is_storable(&asked, given.status(), given.headers(), &policy)
     }
@@ -370,6 +427,10 @@ mod tests {
             (&[], &[("content-range", "bytes 0-1/2")], false),
             (&[("authorization", "Bearer x")], &[], false),
             (&[("authorization", "Bearer x")], &[("cache-control", "public, max-age=60")], true),
+            (&[("authorization", "Bearer x")], &[("cache-control", "must-revalidate, max-age=60")], false),
+            (&[("authorization", "Bearer x")], &[("cache-control", "s-maxage=60")], false),
+            (&[], &[("cache-control", "Private")], false),
+            (&[], &[("cache-control", "No-Store")], false),
             (&[("cookie", "a=b")], &[], false),
             (&[("cookie", "a=b")], &[("cache-control", "public")], true),
             (&[("cache-control", "no-store")], &[], false),

@@ -15,7 +15,7 @@ use hyper_util::rt::TokioIo;
 use tokio::time::{Instant, Sleep, sleep_until};
 use url::Url;
 
-use super::{Proxying, headers};
+use super::{Kept, Proxying, headers};
 use crate::failure::{Failure, FailureKind};
 use crate::pull::Pull;
 use crate::pull::respond::{self, Body};
@@ -38,6 +38,7 @@ impl Pull {
         let upgrade = headers::upgrade(request.headers());
         let own_side = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
         let (mut parts, body) = request.into_parts();
+        let kept = parts.extensions.remove::<Kept>();
         headers::pass_on(&mut parts.headers, version);
         // Those of the connection to come are for the HTTP library to write.
         parts.headers.remove(HOST);
@@ -61,7 +62,7 @@ impl Pull {
         let response = in_time(sending, &moved, place).await?;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             return match own_side {
-                Some(own_side) => Ok(switched(response, own_side, place)),
+                Some(own_side) => Ok(switched(response, own_side, place, kept)),
                 None => {
                     Err(Failure::new(FailureKind::WrongContent, format!("{place}: changed the protocol unasked"))
                         .into())
@@ -118,7 +119,12 @@ pub async fn in_time<T>(
 }
 
 /// Joins both sides of what is no longer HTTP.
-fn switched(response: reqwest::Response, own_side: hyper::upgrade::OnUpgrade, place: &Place) -> Response<Body> {
+fn switched(
+    response: reqwest::Response,
+    own_side: hyper::upgrade::OnUpgrade,
+    place: &Place,
+    kept: Option<Kept>,
+) -> Response<Body> {
     let mut answer = Response::new(respond::empty());
     *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     *answer.headers_mut() = response.headers().clone();
@@ -128,7 +134,13 @@ fn switched(response: reqwest::Response, own_side: hyper::upgrade::OnUpgrade, pl
             (Ok(client), Ok(server)) => (client, server),
             _ => return tracing::debug!(%place, "a change of protocol did not come about"),
         };
-        if let Err(error) = tunnel::run(TokioIo::new(client), server, std::future::pending()).await {
+        let ends = async {
+            match kept.clone() {
+                Some(mut kept) => drop(kept.stop.wait_for(Option::is_some).await),
+                None => std::future::pending().await,
+            }
+        };
+        if let Err(error) = tunnel::run(TokioIo::new(client), server, ends).await {
             tracing::debug!(%place, %error, "what followed a change of protocol ended with an error");
         }
     });

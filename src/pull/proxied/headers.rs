@@ -1,7 +1,7 @@
 //! Headers on the way through: what is for the next hop only, and what no request may have.
 
 use http::header::{
-    CONNECTION, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
+    CONNECTION, COOKIE, HOST, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
 };
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Version};
@@ -55,6 +55,13 @@ pub fn pass_on(headers: &mut HeaderMap, version: Version) {
     let takes_trailers = headers.get_all(TE).iter().any(|value| value.as_bytes().eq_ignore_ascii_case(b"trailers"));
     for name in named.iter().chain(&OF_THE_HOP) {
         headers.remove(name);
+    }
+    // HTTP/2 may have it in pieces (RFC 9113, section 8.2.3).
+    let cookies: Vec<_> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if cookies.len() > 1 {
+        let joined = HeaderValue::from_bytes(&cookies.join(&b"; "[..]));
+        headers.remove(COOKIE);
+        headers.extend(joined.ok().map(|joined| (COOKIE, joined)));
     }
     if takes_trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));

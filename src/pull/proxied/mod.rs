@@ -9,12 +9,14 @@ mod refused;
 mod registry;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::header::{AUTHORIZATION, CONNECTION, HOST, PROXY_AUTHORIZATION, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, Version};
 use hyper::body::Incoming;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use url::Url;
 
 pub use crate::upstream::Place;
@@ -51,6 +53,15 @@ pub enum Came {
     Open,
     /// Through a tunnel to this place, which was let in as that.
     Through { is_secure: bool, place: Place, identity: Identity },
+}
+
+/// What goes on as long as anything of a connection does.
+#[derive(Clone)]
+pub struct Kept {
+    /// The connection's place among all others.
+    pub place: Arc<dyn Send + Sync>,
+    /// Says when all connections are to end.
+    pub stop: watch::Receiver<Option<Duration>>,
 }
 
 /// What to do with a tunnel.
@@ -112,13 +123,19 @@ impl Pull {
     }
 
     /// Answers one request.
-    pub async fn pass(self: &Arc<Self>, request: Request<Incoming>, came: Came, client: Client) -> Response<Body> {
+    pub async fn pass(
+        self: &Arc<Self>,
+        request: Request<Incoming>,
+        came: Came,
+        client: Client,
+        kept: Kept,
+    ) -> Response<Body> {
         let (parts, body) = request.into_parts();
         let client = Client { is_secure: matches!(came, Came::Through { is_secure: true, .. }), ..client };
         let mut observation = self.observe(&parts, client.clone());
         let is_head = parts.method == Method::HEAD;
         let is_last = parts.version == Version::HTTP_11 && parts.headers.contains_key(TRANSFER_ENCODING);
-        let answered = self.passed(Request::from_parts(parts, body), &came, &client, &mut observation).await;
+        let answered = self.passed(Request::from_parts(parts, body), &came, &client, kept, &mut observation).await;
         let mut response = answered.unwrap_or_else(|refused| {
             observation.not_passed(&refused);
             refused.into_response()
@@ -139,6 +156,7 @@ impl Pull {
         request: Request<Incoming>,
         came: &Came,
         client: &Client,
+        kept: Kept,
         observation: &mut Observation,
     ) -> Result<Response<Body>, Refused> {
         let (live, proxying) = self.proxying()?;
@@ -155,6 +173,7 @@ impl Pull {
         proxying.anywhere.permit(&place)?;
         parts.headers.remove(PROXY_AUTHORIZATION);
         parts.extensions.insert(client.clone());
+        parts.extensions.insert(kept);
 
         let asked = Asked::of(&parts, &url);
         if let Asked::Object { name, object } = &asked
@@ -175,12 +194,22 @@ impl Pull {
         let forwarded = self.forward(&proxying, Request::from_parts(parts, body), &place, &url).await;
         match forwarded {
             // Clients ask this first, and go no further without an answer.
-            Err(PassError::Failure(failure)) if matches!(asked, Asked::Base) && proxying.registries.knows(&url) => {
+            Err(PassError::Failure(failure))
+                if matches!(asked, Asked::Base) && self.has_content_of(&proxying, &url).await =>
+            {
                 tracing::info!(url = %path, %failure, "a registry cannot be reached; what is cached of it is served");
                 Ok(registry::base(&failure))
             }
             forwarded => Ok(forwarded?),
         }
+    }
+
+    /// Whether anything of a registry is cached that everybody may have.
+    async fn has_content_of(&self, proxying: &Proxying, url: &Url) -> bool {
+        let Some(prefix) = proxying.registries.prefix_of(url, &proxying.anywhere) else {
+            return false;
+        };
+        self.cache().catalog(vec![prefix], String::new(), 1).await.is_ok_and(|names| !names.is_empty())
     }
 
     fn proxying(&self) -> Result<(Arc<Live>, Arc<Proxying>), Refused> {
@@ -300,7 +329,7 @@ fn destination(request: &Parts, came: &Came) -> Result<(Place, Url), Refused> {
 
 /// Whether `[headers]` say to a server who asks, so that the configuration decides and not the client.
 fn is_spoken_for(rules: &[config::HostHeaders], url: &Url) -> bool {
-    rules.iter().any(|rule| rule.concern(url) && rule.say_who())
+    rules.iter().any(|rule| rule.concern(url) && rule.say_who() && rule.may_be_read(url))
 }
 
 impl From<PassError> for Refused {

@@ -4,16 +4,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use http::header::{
-    ACCEPT, ACCEPT_ENCODING, ACCEPT_LANGUAGE, ACCEPT_RANGES, AGE, AUTHORIZATION, CONTENT_LENGTH, COOKIE, ETAG, HOST,
-    IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, LAST_MODIFIED, RANGE, TRANSFER_ENCODING,
+    ACCEPT, ACCEPT_ENCODING, ACCEPT_LANGUAGE, ACCEPT_RANGES, AGE, AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, COOKIE,
+    ETAG, HOST, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, LAST_MODIFIED, RANGE,
+    TRANSFER_ENCODING,
 };
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
-use http_cache_semantics::{AfterResponse, BeforeRequest, CachePolicy};
+use http_cache_semantics::{BeforeRequest, CachePolicy};
 use url::Url;
 
 use super::Proxying;
-use super::copies::{Asked, Copy, Head, Opened, digest_of, directives, essence, is_storable, sane};
+use super::copies::{
+    Asked, Copy, Head, Opened, digest_of, directives, essence, has_strong_etag, is_storable, lower_directives, sane,
+};
 use super::forward;
 use super::headers;
 use super::refused::Refused;
@@ -22,6 +25,7 @@ use crate::failure::{Failure, FailureKind};
 use crate::index::{Timestamp, UrlEntry};
 use crate::oci::range::RangeHeader;
 use crate::oci::{Algorithm, Digest};
+use crate::pull::error::Refusal;
 use crate::pull::observed::Observation;
 use crate::pull::respond::{self, About, Body, CacheState};
 use crate::pull::{Kind, Pull, is_secure};
@@ -72,16 +76,18 @@ impl Pull {
         let now = SystemTime::now();
 
         let stored = self.stored_answer(&key, &whole, now).await;
-        if let Some((stored, headers)) = stored.as_ref().and_then(|(stored, fresh)| Some((stored, fresh.clone()?))) {
+        if let Some((stored, true)) = &stored {
             let state = CacheState::Hit { since: stored.entry.stored_at.to_system_time() };
-            let found = Found { headers, content: stored.content.clone(), boundary: stored.entry.digest, state };
+            let (headers, content) = (stored.head.headers(now), stored.content.clone());
+            let found = Found { headers, content, boundary: stored.entry.digest, state };
             return self.answer_with(request, url, found, observation).await.map(Some);
         }
         let stored = stored.map(|(stored, _)| stored);
         if let Some((copy, fill)) = self.copies.running(&key, self.cache())
-            && let BeforeRequest::Fresh(answer) = copy.head.policy.before_request(&whole, now)
+            && copy.fits(&whole)
+            && matches!(copy.head.policy.before_request(&whole, now), BeforeRequest::Fresh(_))
         {
-            let found = coming(&copy, fill, answer.headers, true).await;
+            let found = coming(&copy, fill, now, true).await;
             return self.answer_with(request, url, found, observation).await.map(Some);
         }
         if directives(&request.headers).any(|directive| directive == "only-if-cached") {
@@ -95,19 +101,13 @@ impl Pull {
         let (opened, is_first) = self.open(key, &asked, &whole, stored.as_ref()).await;
         match (opened, stored) {
             (Opened::Shared(copy, fill), _) => {
-                let policy = &copy.head.policy;
-                let fits = is_first
-                    || matches!(
-                        policy.before_request(&whole, now),
-                        BeforeRequest::Stale { matches: true, .. } | BeforeRequest::Fresh(_)
-                    );
-                if !fits {
+                if !(is_first || copy.fits(&whole)) {
                     return Ok(None);
                 }
-                let found = coming(&copy, fill, copy.headers.clone(), !is_first).await;
+                let found = coming(&copy, fill, now, !is_first).await;
                 self.answer_with(request, url, found, observation).await.map(Some)
             }
-            (Opened::Renewed(head), Some(stored)) => {
+            (Opened::Renewed(head, variant), Some(stored)) if variant == stored.entry.variant => {
                 let state = CacheState::Hit { since: SystemTime::now() };
                 let headers = head.headers(now);
                 let found = Found { headers, content: stored.content, boundary: stored.entry.digest, state };
@@ -120,34 +120,31 @@ impl Pull {
                 self.answer_with(request, url, found, observation).await.map(Some)
             }
             (Opened::Failed(error), _) => Err(error.into()),
-            (Opened::Own(response), _) => {
+            // It may be for the one alone who asked.
+            (Opened::Own(response), _) if is_first => {
                 let own = response.lock().unwrap_or_else(PoisonError::into_inner).take();
                 Ok(own.filter(|_| request.method == Method::GET && !is_partial))
             }
-            (Opened::Renewed(_), None) => Ok(None),
+            (Opened::Own(_) | Opened::Renewed(..), _) => Ok(None),
         }
     }
 
-    /// The stored answer that fits a request, and its headers where it need not be checked.
-    async fn stored_answer(
-        &self,
-        key: &Digest,
-        request: &Request<()>,
-        now: SystemTime,
-    ) -> Option<(Stored, Option<HeaderMap>)> {
+    /// The stored answer that fits a request, and whether it need not be checked.
+    async fn stored_answer(&self, key: &Digest, request: &Request<()>, now: SystemTime) -> Option<(Stored, bool)> {
         // An index that cannot be read knows nothing; the server does.
         let entries = self.cache().urls(key).await.unwrap_or_default();
         for entry in entries.iter() {
             let Some(head) = Head::read(&entry.head) else {
                 continue;
             };
-            let fresh = match head.policy.before_request(request, now) {
-                BeforeRequest::Fresh(answer) => Some(answer.headers),
-                BeforeRequest::Stale { matches: true, .. } => None,
+            let is_fresh = match head.policy.before_request(request, now) {
+                _ if head.variant_of(request) != entry.variant => continue,
+                BeforeRequest::Fresh(_) => true,
+                BeforeRequest::Stale { matches: true, .. } => false,
                 BeforeRequest::Stale { .. } => continue,
             };
             match self.cache().stored(&entry.digest).await {
-                Ok(Some(content)) => return Some((Stored { entry: entry.clone(), head, content }, fresh)),
+                Ok(Some(content)) => return Some((Stored { entry: entry.clone(), head, content }, is_fresh)),
                 Ok(None) => self.cache().drop_url(*key, entry.variant).await,
                 Err(failure) => tracing::debug!(%failure, "a stored answer cannot be read"),
             }
@@ -184,15 +181,9 @@ impl Pull {
         stored: Option<(UrlEntry, Head)>,
     ) -> Opened {
         let mut asked = asked;
-        let now = SystemTime::now();
         asked.headers = whole.headers().clone();
-        let mut comparing = asked.clone();
-        if let Some((_, head)) = &stored
-            && let BeforeRequest::Stale { request, .. } = head.policy.before_request(&whole, now)
-        {
-            comparing.headers = request.headers;
-        }
-        let response = match comparing.send(&[]).await {
+        let comparison = stored.as_ref().map(|(_, head)| head.comparison()).unwrap_or_default();
+        let response = match asked.send(&comparison).await {
             Ok(response) if response.status().is_server_error() && stored.is_some() => {
                 let message = format!("{}: answered {}", asked.place, response.status());
                 return Opened::Failed(Failure::new(FailureKind::Unavailable, message).into());
@@ -204,17 +195,22 @@ impl Pull {
         *seen.status_mut() = response.status();
         *seen.headers_mut() = sane(response.headers());
         if let (StatusCode::NOT_MODIFIED, Some((entry, head))) = (response.status(), &stored) {
-            let kept = essence(&whole, &head.headers(now));
-            let head = match head.policy.after_response(&kept, &seen, SystemTime::now()) {
-                AfterResponse::NotModified(policy, answer) => Head::new(policy, answer.headers),
-                // It compared with something else; asked again it sends what it has.
-                AfterResponse::Modified(..) => return self.ask_for_whole(key, asked, whole).await,
+            // A 304 of something else: asked again it sends what it has.
+            let Some(mut renewed) = head.renewed_by(seen.headers()) else {
+                return self.ask_for_whole(key, asked, whole).await;
             };
-            if let Some(head) = head.write() {
-                let entry = UrlEntry { head, stored_at: Timestamp::now(), ..entry.clone() };
-                self.cache().put_url(key, entry).await;
+            std::mem::swap(seen.headers_mut(), &mut renewed);
+            *seen.status_mut() = StatusCode::OK;
+            let head = Head::new(CachePolicy::new(&essence(&whole, seen.headers()), &seen), seen.headers().clone());
+            let is_kept = is_storable(&whole.clone().into_parts().0, StatusCode::OK, seen.headers(), &head.policy);
+            match head.write().filter(|_| is_kept) {
+                Some(bytes) => {
+                    let entry = UrlEntry { head: bytes, stored_at: Timestamp::now(), ..entry.clone() };
+                    self.cache().put_url(key, entry).await;
+                }
+                None => self.cache().drop_url(key, entry.variant).await,
             }
-            return Opened::Renewed(Arc::new(head));
+            return Opened::Renewed(Arc::new(head), entry.variant);
         }
         self.take_in(key, asked, &whole, seen, response)
     }
@@ -245,7 +241,10 @@ impl Pull {
         let place = asked.place.clone();
         let kept = CachePolicy::new(&essence(whole, seen.headers()), &seen);
         let head = Head::new(kept, seen.headers().clone());
-        if !is_storable(&parts, seen.status(), seen.headers(), &policy) || head.write().is_none() {
+        // Where it does not fit it is asked for once more, and has to be the same.
+        let can_be_asked_again = seen.headers().contains_key(CONTENT_LENGTH) || has_strong_etag(seen.headers());
+        let is_kept = can_be_asked_again && is_storable(&parts, seen.status(), seen.headers(), &policy);
+        if !is_kept || head.write().is_none() {
             return Opened::Own(Arc::new(Mutex::new(Some(forward::returned(response, &place)))));
         }
         let copy = Copy::new(key, asked, head, response, self.cache().clone(), self.metrics().clone());
@@ -271,17 +270,15 @@ impl Pull {
         let Found { headers: given, content, boundary, state } = found;
         let is_looked_at = request.version == Version::HTTP_2 || is_secure(request);
         let content = if is_looked_at { content.unmapped() } else { content };
-        let mut sent = HeaderMap::new();
+        let mut sent = given;
+        headers::pass_on(&mut sent, Version::HTTP_11);
+        sent.remove(CONTENT_LENGTH);
+        let age = sent.get(AGE).cloned();
         state.write(&mut sent);
-        let age = given.get(AGE).cloned();
-        let mut given = given;
-        headers::pass_on(&mut given, Version::HTTP_11);
-        given.remove(CONTENT_LENGTH);
-        sent.extend(given.into_iter().scan(None, |last, (name, value)| {
-            *last = name.or_else(|| last.clone());
-            Some((last.clone()?, value))
-        }));
-        sent.extend(age.map(|age| (AGE, age)));
+        // By the server's own clock, and what others before us added.
+        if let Some(age) = age {
+            sent.insert(AGE, age);
+        }
         sent.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
         let about = About {
             is_unmodified: is_unmodified(&request.headers, &sent),
@@ -292,12 +289,24 @@ impl Pull {
         };
         observation.answered(state.outcome());
         super::tell(&state, url.path());
-        Ok(respond::answer(about, content).await?)
+        match respond::answer(about, content).await {
+            Err(Refusal::Range { size }) => Ok(out_of_range(size)),
+            answered => Ok(answered?),
+        }
     }
 }
 
+fn out_of_range(size: u64) -> Response<Body> {
+    let mut response = Response::new(respond::empty());
+    *response.status_mut() = StatusCode::RANGE_NOT_SATISFIABLE;
+    let range = HeaderValue::try_from(format!("bytes */{size}"));
+    response.headers_mut().extend(range.ok().map(|range| (CONTENT_RANGE, range)));
+    response
+}
+
 /// What is on its way, as an answer.
-async fn coming(copy: &Arc<Copy>, fill: Arc<Fill>, headers: HeaderMap, is_joined: bool) -> Found {
+async fn coming(copy: &Arc<Copy>, fill: Arc<Fill>, now: SystemTime, is_joined: bool) -> Found {
+    let headers = copy.head.headers(now);
     let aside = Aside { digest: copy.name, origin: copy.clone(), is_own: true };
     let content = match fill.size().await {
         // Our own disk is no reason to fail.
@@ -322,6 +331,7 @@ fn asked_for_whole(asked: &Asked) -> Result<Request<()>, Refused> {
     *whole.uri_mut() = asked.url.as_str().parse().map_err(|_| Refused::Malformed("the URL cannot be asked for"))?;
     *whole.headers_mut() = asked.headers.clone();
     CONDITIONS.iter().for_each(|name| drop(whole.headers_mut().remove(name)));
+    lower_directives(whole.headers_mut());
     Ok(whole)
 }
 

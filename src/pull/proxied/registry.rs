@@ -35,6 +35,8 @@ const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-conten
 /// The registries behind the proxy door, by their origins.
 pub struct Registries {
     known: HashMap<String, Vec<Arc<Repository>>>,
+    /// The ways to them for what goes through untouched: nothing says that Larder asks.
+    ways: HashMap<String, Upstreams>,
     others: Mutex<HashMap<String, Arc<Repository>>>,
     /// What those are made of.
     made: Made,
@@ -56,10 +58,13 @@ impl Registries {
         metrics: &Arc<Metrics>,
     ) -> Result<Self, BuildError> {
         let mut known = HashMap::<String, Vec<Arc<Repository>>>::new();
+        let mut ways = HashMap::new();
         for repository in &config.repositories {
             for upstream in &repository.upstreams {
                 let origin = key(&upstream.url.origin);
                 let made = of_repository(repository, upstream, door, clients, metrics)?;
+                let way = Upstreams::new(&[without_identity(upstream)], clients, metrics)?;
+                ways.entry(origin.clone()).or_insert(way);
                 known.entry(origin).or_default().push(Arc::new(made));
             }
         }
@@ -69,18 +74,18 @@ impl Registries {
             clients: Clients::default(),
             metrics: metrics.clone(),
         };
-        Ok(Self { known, others: Mutex::default(), made })
+        Ok(Self { known, ways, others: Mutex::default(), made })
     }
 
-    /// Whether a registry is one of the configuration's, or content of it was asked for.
-    pub fn knows(&self, url: &Url) -> bool {
-        let key = key(url);
-        self.known.contains_key(&key) || self.others.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&key)
+    /// The prefix of what is cached of a registry.
+    pub fn prefix_of(&self, url: &Url, anywhere: &Anywhere) -> Option<String> {
+        let found = self.find(url, "any", anywhere).ok().flatten();
+        found.map(|(repository, _)| repository.prefix().to_owned())
     }
 
     /// The way to a server that the configuration has as an upstream.
     pub fn upstream_of(&self, url: &Url) -> Option<&Upstream> {
-        self.known.get(&key(url))?.first().map(|repository| &repository.upstreams[0])
+        self.ways.get(&key(url)).map(|way| &way[0])
     }
 
     /// The repository of a name at a registry, and its name there.
@@ -137,11 +142,8 @@ impl Made {
             confined_to,
         );
         let scheme = url.scheme();
-        let mut prefix = place.authority(scheme);
-        if scheme == "http" || self.taken.contains(&prefix) {
-            // Another scheme is another server, and a repository of this name may have other upstreams.
-            prefix = place.to_string();
-        }
+        // Another scheme is another server, and a repository of this name may have other upstreams.
+        let mut prefix = if scheme == "http" { format!("http:{place}") } else { place.authority(scheme) };
         if self.taken.contains(&prefix) {
             prefix = format!("{scheme}:{prefix}");
         }
@@ -167,15 +169,20 @@ fn of_repository(
     metrics: &Arc<Metrics>,
 ) -> Result<Repository, BuildError> {
     let consent = consent(door, &upstream.url.origin);
-    let mut upstream = upstream.clone();
-    if consent.is_some() {
-        upstream.credentials = None;
-        upstream.tls.identity = None;
-        upstream.headers.retain(|(name, _)| !says_who(name));
-    }
+    let upstream = if consent.is_some() { without_identity(upstream) } else { upstream.clone() };
     let upstreams = Upstreams::new(std::slice::from_ref(&upstream), clients, metrics)?;
-    let config = config::Repository { client_consent: consent, upstreams: vec![upstream], ..repository.clone() };
+    let mut config = config::Repository { client_consent: consent, upstreams: vec![upstream], ..repository.clone() };
+    config.forget_absences();
     Ok(Repository { config, upstreams, is_trusted: true, is_configured: true })
+}
+
+/// As who is nobody in particular.
+fn without_identity(upstream: &config::Upstream) -> config::Upstream {
+    let mut upstream = upstream.clone();
+    upstream.credentials = None;
+    upstream.tls.identity = None;
+    upstream.headers.retain(|(name, _)| !says_who(name));
+    upstream
 }
 
 fn consent(door: &ProxyDoor, origin: &Url) -> Option<std::time::Duration> {
