@@ -228,3 +228,41 @@ fn who_may_pull() {
 }
 
 const HASH: &str = "$2y$05$2l/MHZxq.k0BTsORQzVQ9uLCLpVkZLNsCV2lnHYV2hKNFVTMmQLLi";
+
+#[test]
+fn the_proxy_door() {
+    refused([
+        (
+            "[allowlist]\nenabled = true\ndomains = [\"ghcr.io\"]".to_owned(),
+            "2: `allowlist.enabled`: it is for the proxy door, which is off; add [proxy]",
+        ),
+        (
+            "[cache]\npatterns = [\"x\"]".to_owned(),
+            "2: `cache.patterns`: it is for the proxy door, which is off; add [proxy]",
+        ),
+        (
+            "[proxy]\nintercept = [\"https://ghcr.io\"]".to_owned(),
+            "2: `proxy.intercept`: `https://ghcr.io` is no host; write for example ghcr.io, ghcr.io:443, *.example.com, or *",
+        ),
+        (
+            "[proxy]\nca_dir = \"\"".to_owned(),
+            "2: `proxy.ca_dir`: it is empty; write for example ca_dir = \"/var/lib/larder-ca\"",
+        ),
+        (
+            "[proxy]\nlisten = \"127.0.0.1:5000\"".to_owned(),
+            "2: `proxy.listen`: 127.0.0.1:5000 is in `server.listen` too; choose another port",
+        ),
+        (
+            "[proxy]\n[allowlist]\nenabled = true".to_owned(),
+            "2: `allowlist.domains`: it is empty, so that the proxy would lead nowhere; write for example domains = [\"ghcr.io\"]",
+        ),
+        (
+            "[proxy]\n[allowlist]\ndomains = [\"a b\"]".to_owned(),
+            "3: `allowlist.domains`: `a b` is no host; write for example ghcr.io, *.docker.io, registry.example.com:5000, or 10.0.0.0/8",
+        ),
+        (
+            "[headers.\"ghcr.io\".set]\nHost = \"geheim\"".to_owned(),
+            "1: `headers.\"ghcr.io\".set`: `host` is not for a configuration to set: it is about each message or connection",
+        ),
+    ]);
+}
