@@ -355,6 +355,27 @@ async fn what_does_not_fit_into_the_cache_passes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn artifacts_are_evicted_as_layers_are() {
+    let origin = Origin::http().await;
+    let config = format!(
+        "[proxy]\nlisten = \"127.0.0.1:0\"\nca_dir = \"ca\"\n[allowlist]\ndomains = [\"{}\"]\n[cache]\npatterns = [\"\\\\.tgz$\"]\nmax_size = \"2MB\"",
+        origin.address()
+    );
+    let scene = Scene { larder: Larder::start(config).await, origin };
+    for seed in 0..6 {
+        let path = format!("/{seed}.tgz");
+        scene.origin.put(&path, Page::new(tarball(seed)).header("cache-control", FRESH));
+        assert_eq!(scene.get(&path).await.body, tarball(seed));
+        scene.is_kept(&path).await;
+        let stats = scene.larder.stats().await;
+        assert!(stats["current_size"].as_u64() <= Some(2_000_000), "{stats}");
+    }
+    assert!(scene.larder.stats().await["evictions"].as_u64() >= Some(4));
+    let again = scene.get("/0.tgz").await;
+    assert_eq!((again.header("x-cache"), again.body == tarball(0)), ("MISS", true));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn artifacts_behind_tls_and_headers_of_the_configuration() {
     let dir = TempDir::new().expect("a directory");
     let authority = Authority::new(dir.path(), "upstream");
