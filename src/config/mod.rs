@@ -18,6 +18,7 @@ mod proxy_door;
 mod raw;
 mod repository;
 mod secret;
+mod shapes;
 mod show;
 mod tls;
 mod tree;
