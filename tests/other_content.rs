@@ -340,6 +340,38 @@ async fn what_breaks_off_is_not_kept_nor_taken_for_the_whole() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_breaks_off_goes_on_only_if_it_is_still_the_same() {
+    let scene = scene().await;
+    for (path, etag) in [("/same.tgz", "\"1\""), ("/changed.tgz", "\"2\"")] {
+        let page = |seed: u64, etag: &str| Page::new(tarball(seed)).header("cache-control", FRESH).header("etag", etag);
+        let (first, break_off) = page(6, "\"1\"").breaks_after(300_000);
+        scene.origin.put(path, first);
+        let asked = request("GET", scene.origin.url(path)).through_proxy(scene.larder.door("proxy"));
+        let mut answer = asked.open().await;
+        let begun = answer.read_exact(1000).await;
+        scene.origin.put(path, page(if path == "/same.tgz" { 6 } else { 7 }, etag));
+        break_off.send_replace(true);
+        let rest = answer.read_to_end().await;
+        let is_whole = rest.complete() && [&begun[..], &rest.body[..]].concat() == tarball(6);
+        assert_eq!((rest.complete(), is_whole), (path == "/same.tgz", path == "/same.tgz"), "{path}");
+    }
+    assert_eq!(scene.get("/changed.tgz").await.body, tarball(7));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_logs_in_takes_nothing_from_the_others() {
+    let scene = scene().await;
+    scene.origin.put("/a.tgz", Page::new("x").header("cache-control", "max-age=0").header("etag", "\"1\""));
+    scene.get("/a.tgz").await;
+    scene.is_kept("/a.tgz").await;
+    let own = scene.send("GET", "/a.tgz", &[("authorization", "Bearer secret")]).await;
+    assert_eq!((own.text().as_str(), own.header("x-cache")), ("x", "HIT"));
+    scene.origin.take_requests();
+    assert_eq!(scene.get("/a.tgz").await.header("x-cache"), "HIT");
+    assert_eq!(scene.origin.take_requests()[0].header("if-none-match"), "\"1\"", "theirs is compared as before");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_does_not_fit_into_the_cache_passes() {
     let origin = Origin::http().await;
     let config = format!(

@@ -78,10 +78,15 @@ impl CacheState {
             insert(headers, X_CACHE_DATE, &humantime::format_rfc3339_seconds(*since).to_string());
         }
         if let Self::Stale { why, .. } = self {
-            let why: String = why.message().chars().filter(|c| !c.is_control() && *c != '"' && *c != '\\').collect();
-            insert(headers, WARNING, &format!("299 - \"larder serves an old copy: {why}\""));
+            warn(headers, &format!("larder serves an old copy: {}", why.message()));
         }
     }
+}
+
+/// `Warning` with a text for people.
+pub fn warn(headers: &mut HeaderMap, text: &str) {
+    let text: String = text.chars().filter(|c| !c.is_control() && *c != '"' && *c != '\\').collect();
+    insert(headers, WARNING, &format!("299 - \"{text}\""));
 }
 
 /// Values made here are plain text; one that is none is left out rather than sent broken.

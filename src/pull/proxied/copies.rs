@@ -12,7 +12,7 @@ use http::header::{
     AGE, AUTHORIZATION, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, COOKIE, ETAG,
     IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, LAST_MODIFIED, RANGE, SET_COOKIE, VARY,
 };
-use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, request};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode};
 use http_body_util::{BodyDataStream, BodyExt};
 use http_cache_semantics::CachePolicy;
 use quick_cache::sync::Cache as Bounded;
@@ -70,7 +70,7 @@ impl Copies {
 pub enum Opened {
     /// It is coming in, for all whose request it fits.
     Shared(Arc<Copy>, Arc<Fill>),
-    /// It is for the first who takes it.
+    /// It is for the one alone who asked.
     Own(Arc<Mutex<Option<http::Response<Body>>>>),
     /// The stored variant is still right, with this head.
     Renewed(Arc<Head>, [u8; 32]),
@@ -154,12 +154,13 @@ pub fn directives(headers: &HeaderMap) -> impl Iterator<Item = String> {
 
 /// Whether an answer may be kept for others (RFC 9111, section 3): a whole one to GET that says nothing
 /// against it.
-pub fn is_storable(request: &request::Parts, status: StatusCode, headers: &HeaderMap, policy: &CachePolicy) -> bool {
+pub fn is_storable(request: &Request<()>, answer: &http::Response<()>, policy: &CachePolicy) -> bool {
+    let headers = answer.headers();
     let is_for_all = directives(headers).any(|directive| directive == "public");
-    let is_of_somebody = request.headers.contains_key(COOKIE) || request.headers.contains_key(AUTHORIZATION);
+    let is_of_somebody = request.headers().contains_key(COOKIE) || request.headers().contains_key(AUTHORIZATION);
     let varies_with_all = varied(headers).iter().any(|name| ["*", "authorization", "cookie"].contains(&name.as_str()));
     let is_personal = headers.contains_key(SET_COOKIE) || (is_of_somebody && !is_for_all);
-    status == StatusCode::OK
+    answer.status() == StatusCode::OK
         && !headers.contains_key(CONTENT_RANGE)
         && !varies_with_all
         && !is_personal
@@ -240,7 +241,7 @@ pub struct Copy {
     pub name: Digest,
     pub head: Head,
     /// As they came.
-    pub headers: HeaderMap,
+    headers: HeaderMap,
     variant: [u8; 32],
     pub total: Option<u64>,
     first: Mutex<Option<BoxStream<'static, Result<Bytes, Failure>>>>,
@@ -403,7 +404,7 @@ mod tests {
         for (name, value) in request {
             asked = asked.header(*name, *value);
         }
-        let (asked, ()) = asked.body(()).expect("a request").into_parts();
+        let asked = asked.body(()).expect("a request");
         let mut given = http::Response::builder();
         for (name, value) in answer {
             given = given.header(*name, *value);
@@ -411,7 +412,7 @@ mod tests {
         let mut given = given.body(()).expect("an answer");
         *given.headers_mut() = sane(given.headers());
         let policy = CachePolicy::new(&asked, &given);
-        is_storable(&asked, given.status(), given.headers(), &policy)
+        is_storable(&asked, &given, &policy)
     }
 
     #[test]

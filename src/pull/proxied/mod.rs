@@ -11,9 +11,9 @@ mod registry;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{AUTHORIZATION, CONNECTION, HOST, PROXY_AUTHORIZATION, TRANSFER_ENCODING};
+use http::header::{AUTHORIZATION, HOST, PROXY_AUTHORIZATION};
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, Version};
+use http::{HeaderMap, Method, Request, Response};
 use hyper::body::Incoming;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -134,7 +134,6 @@ impl Pull {
         let client = Client { is_secure: matches!(came, Came::Through { is_secure: true, .. }), ..client };
         let mut observation = self.observe(&parts, client.clone());
         let is_head = parts.method == Method::HEAD;
-        let is_last = parts.version == Version::HTTP_11 && parts.headers.contains_key(TRANSFER_ENCODING);
         let answered = self.passed(Request::from_parts(parts, body), &came, &client, kept, &mut observation).await;
         let mut response = answered.unwrap_or_else(|refused| {
             observation.not_passed(&refused);
@@ -142,11 +141,6 @@ impl Pull {
         });
         if is_head {
             *response.body_mut() = respond::empty();
-        }
-        if is_last {
-            // There may have been a Content-Length, too, by which others take what follows for a part of the body
-            // (RFC 9112, section 6.3); the HTTP library has removed it.
-            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         observation.watch(response)
     }
@@ -171,7 +165,6 @@ impl Pull {
         };
         observation.admitted(&identity);
         proxying.anywhere.permit(&place)?;
-        parts.headers.remove(PROXY_AUTHORIZATION);
         parts.extensions.insert(client.clone());
         parts.extensions.insert(kept);
 

@@ -53,6 +53,12 @@ struct Stored {
     content: Content,
 }
 
+impl Stored {
+    fn found(self, headers: HeaderMap, state: CacheState) -> Found {
+        Found { headers, content: self.content, boundary: self.entry.digest, state }
+    }
+}
+
 impl Pull {
     /// Answers from the cache and through it; `None`: the server itself is to answer.
     pub(super) async fn other(
@@ -76,13 +82,14 @@ impl Pull {
         let now = SystemTime::now();
 
         let stored = self.stored_answer(&key, &whole, now).await;
-        if let Some((stored, true)) = &stored {
-            let state = CacheState::Hit { since: stored.entry.stored_at.to_system_time() };
-            let (headers, content) = (stored.head.headers(now), stored.content.clone());
-            let found = Found { headers, content, boundary: stored.entry.digest, state };
-            return self.answer_with(request, url, found, observation).await.map(Some);
-        }
-        let stored = stored.map(|(stored, _)| stored);
+        let stored = match stored {
+            Some((stored, true)) => {
+                let state = CacheState::Hit { since: stored.entry.stored_at.to_system_time() };
+                let headers = stored.head.headers(now);
+                return self.answer_with(request, url, stored.found(headers, state), observation).await.map(Some);
+            }
+            stored => stored.map(|(stored, _)| stored),
+        };
         if let Some((copy, fill)) = self.copies.running(&key, self.cache())
             && copy.fits(&whole)
             && matches!(copy.head.policy.before_request(&whole, now), BeforeRequest::Fresh(_))
@@ -108,16 +115,13 @@ impl Pull {
                 self.answer_with(request, url, found, observation).await.map(Some)
             }
             (Opened::Renewed(head, variant), Some(stored)) if variant == stored.entry.variant => {
-                let state = CacheState::Hit { since: SystemTime::now() };
-                let headers = head.headers(now);
-                let found = Found { headers, content: stored.content, boundary: stored.entry.digest, state };
+                let found = stored.found(head.headers(now), CacheState::Hit { since: now });
                 self.answer_with(request, url, found, observation).await.map(Some)
             }
-            (Opened::Failed(PassError::Failure(failure)), Some(stored)) if may_be_stale(&stored.head) => {
-                let state = CacheState::Stale { since: stored.entry.stored_at.to_system_time(), why: failure };
+            (Opened::Failed(PassError::Failure(why)), Some(stored)) if may_be_stale(&stored.head) => {
+                let state = CacheState::Stale { since: stored.entry.stored_at.to_system_time(), why };
                 let headers = stored.head.headers(now);
-                let found = Found { headers, content: stored.content, boundary: stored.entry.digest, state };
-                self.answer_with(request, url, found, observation).await.map(Some)
+                self.answer_with(request, url, stored.found(headers, state), observation).await.map(Some)
             }
             (Opened::Failed(error), _) => Err(error.into()),
             // It may be for the one alone who asked.
@@ -191,23 +195,24 @@ impl Pull {
             Ok(response) => response,
             Err(error) => return Opened::Failed(error),
         };
-        let mut seen = Response::new(());
-        *seen.status_mut() = response.status();
-        *seen.headers_mut() = sane(response.headers());
+        let mut seen = seen_of(&response);
         if let (StatusCode::NOT_MODIFIED, Some((entry, head))) = (response.status(), &stored) {
             // A 304 of something else: asked again it sends what it has.
-            let Some(mut renewed) = head.renewed_by(seen.headers()) else {
+            let Some(renewed) = head.renewed_by(seen.headers()) else {
                 return self.ask_for_whole(key, asked, whole).await;
             };
-            std::mem::swap(seen.headers_mut(), &mut renewed);
+            *seen.headers_mut() = renewed;
             *seen.status_mut() = StatusCode::OK;
-            let head = Head::new(CachePolicy::new(&essence(&whole, seen.headers()), &seen), seen.headers().clone());
-            let is_kept = is_storable(&whole.clone().into_parts().0, StatusCode::OK, seen.headers(), &head.policy);
-            match head.write().filter(|_| is_kept) {
+            let essence = essence(&whole, seen.headers());
+            let head = Head::new(CachePolicy::new(&essence, &seen), seen.headers().clone());
+            let may_be_kept = |request: &Request<()>| is_storable(request, &seen, &head.policy);
+            match head.write().filter(|_| may_be_kept(&whole)) {
                 Some(bytes) => {
                     let entry = UrlEntry { head: bytes, stored_at: Timestamp::now(), ..entry.clone() };
                     self.cache().put_url(key, entry).await;
                 }
+                // What is said to one who logged in is not for all; what they have stays as it is.
+                None if may_be_kept(&essence) => {}
                 None => self.cache().drop_url(key, entry.variant).await,
             }
             return Opened::Renewed(Arc::new(head), entry.variant);
@@ -218,9 +223,7 @@ impl Pull {
     async fn ask_for_whole(self: &Arc<Self>, key: Digest, asked: Asked, whole: Request<()>) -> Opened {
         match asked.send(&[]).await {
             Ok(response) => {
-                let mut seen = Response::new(());
-                *seen.status_mut() = response.status();
-                *seen.headers_mut() = sane(response.headers());
+                let seen = seen_of(&response);
                 self.take_in(key, asked, &whole, seen, response)
             }
             Err(error) => Opened::Failed(error),
@@ -237,13 +240,12 @@ impl Pull {
         response: reqwest::Response,
     ) -> Opened {
         let policy = CachePolicy::new(whole, &seen);
-        let (parts, ()) = whole.clone().into_parts();
         let place = asked.place.clone();
         let kept = CachePolicy::new(&essence(whole, seen.headers()), &seen);
         let head = Head::new(kept, seen.headers().clone());
         // Where it does not fit it is asked for once more, and has to be the same.
         let can_be_asked_again = seen.headers().contains_key(CONTENT_LENGTH) || has_strong_etag(seen.headers());
-        let is_kept = can_be_asked_again && is_storable(&parts, seen.status(), seen.headers(), &policy);
+        let is_kept = can_be_asked_again && is_storable(whole, &seen, &policy);
         if !is_kept || head.write().is_none() {
             return Opened::Own(Arc::new(Mutex::new(Some(forward::returned(response, &place)))));
         }
@@ -294,6 +296,14 @@ impl Pull {
             answered => Ok(answered?),
         }
     }
+}
+
+/// A server's answer as the rules see it.
+fn seen_of(response: &reqwest::Response) -> Response<()> {
+    let mut seen = Response::new(());
+    *seen.status_mut() = response.status();
+    *seen.headers_mut() = sane(response.headers());
+    seen
 }
 
 fn out_of_range(size: u64) -> Response<Body> {

@@ -23,13 +23,12 @@ use crate::pull::respond::{self, Body};
 use crate::pull::routing::{Repository, Target};
 use crate::pull::{API_VERSION, Answer, Pull, kind_of};
 use crate::telemetry::Metrics;
-use crate::upstream::{Anywhere, BuildError, Clients, Upstream, Upstreams, Who};
+use crate::upstream::{Anywhere, BuildError, Clients, Place, Upstream, Upstreams, Who};
 
 /// Longest `Authorization` that is looked at.
 const MAX_AUTHORIZATION: usize = 16 * 1024;
 /// Registries kept that only clients have named.
 const MAX_OTHERS: usize = 256;
-const WARNING: HeaderName = HeaderName::from_static("warning");
 const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 
 /// The registries behind the proxy door, by their origins.
@@ -118,11 +117,8 @@ impl Made {
     /// A registry that no repository has.
     fn other(&self, url: &Url, anywhere: &Anywhere) -> Result<Repository, Refused> {
         let refuse = |error: &dyn std::fmt::Display| Refused::Failure(Failure::new(FailureKind::Unavailable, error));
-        let place = crate::upstream::Place::new(
-            url.host_str().unwrap_or_default(),
-            url.port_or_known_default().unwrap_or_default(),
-        )
-        .map_err(|error| refuse(&error))?;
+        let place = Place::new(url.host_str().unwrap_or_default(), url.port_or_known_default().unwrap_or_default())
+            .map_err(|error| refuse(&error))?;
         let permission = anywhere.permit(&place)?;
         let mut origin = url.clone();
         origin.set_path("/");
@@ -275,9 +271,6 @@ pub fn base(failure: &Failure) -> Response<Body> {
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
-    let why: String = failure.message().chars().filter(|c| c.is_ascii_graphic() || *c == ' ').collect();
-    let why = why.replace(['"', '\\'], "");
-    let warning = HeaderValue::try_from(format!("299 - \"larder answers for the registry: {why}\""));
-    headers.extend(warning.ok().map(|value| (WARNING, value)));
+    respond::warn(headers, &format!("larder answers for the registry: {}", failure.message()));
     response
 }
