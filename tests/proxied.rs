@@ -232,6 +232,37 @@ async fn a_registry_that_no_repository_has_is_cached_as_well() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn one_pull_is_enough_also_of_a_registry_that_nobody_named() {
+    let mut other = Hub::start(with_private(Options::with_tokens())).await;
+    let (image, private) = (Image::new(3), Image::new(4));
+    other.push_image(NAME, "1", &image);
+    other.push_image(PRIVATE, "1", &private);
+    let allow = format!("[allowlist]\ndomains = [\"{}\"]", other.address());
+    let scene = Proxied::start_with(Options::default(), "", ["", ""], &allow).await;
+    let browser = scene.browser();
+    let url = |name: &str, digest: &str| format!("{}/v2/{name}/blobs/{digest}", other.url());
+    let (own, mine) = (token(&other, NAME, "me:mine").await, token(&other, PRIVATE, "me:mine").await);
+    let layers = image.layer_digests();
+    for (who, name, digest) in
+        [("", NAME, &image.config_digest()), (&own, NAME, &layers[0]), (&mine, PRIVATE, &private.layer_digests()[0])]
+    {
+        assert_eq!(browser.get_as(who, url(name, digest)).await.header("x-cache"), "MISS");
+    }
+    let is_learnt = async || {
+        let log = scene.larder.log();
+        log.lines().any(|line| line.contains("is for everybody") && line.contains(&layers[0]))
+    };
+    eventually("it is looked at as nobody", is_learnt).await;
+    let urls = [url(NAME, &image.config_digest()), url(NAME, &layers[0])];
+    let hidden = url(PRIVATE, &private.layer_digests()[0]);
+    other.stop().await;
+    for url in &urls {
+        eventually("it is served", async || browser.get(url).await.header("x-cache") == "HIT").await;
+    }
+    assert_eq!(browser.get(&hidden).await.status, 502);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_registry_of_the_clients_own_choice_is_not_believed_to_have_what_it_does_not_send() {
     let evil = Hub::start(Options::default()).await;
     let allow = format!("[allowlist]\ndomains = [\"{}\"]", evil.address());

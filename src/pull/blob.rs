@@ -101,7 +101,7 @@ impl Pull {
     }
 
     /// The fill of a blob, begun here if nobody else did.
-    fn join(&self, target: &Target, digest: &Digest) -> Result<(Arc<Fill>, bool), Failure> {
+    fn join(self: &Arc<Self>, target: &Target, digest: &Digest) -> Result<(Arc<Fill>, bool), Failure> {
         let (owner, origin) = (target.repository.owner(), || self.origin(target, digest));
         match target.repository.is_trusted {
             true => self.cache.fill(&owner, *digest, origin),
@@ -109,13 +109,14 @@ impl Pull {
         }
     }
 
-    fn origin(&self, target: &Target, digest: &Digest) -> Arc<dyn Origin> {
+    fn origin(self: &Arc<Self>, target: &Target, digest: &Digest) -> Arc<dyn Origin> {
         let upstreams = target.repository.upstreams.len();
         let mut standing = Standing::new(upstreams);
         for upstream in self.rejected.of(target.repository.prefix(), digest, upstreams) {
             standing.reject(upstream);
         }
         Arc::new(BlobOrigin {
+            pull: self.clone(),
             target: target.clone(),
             digest: *digest,
             metrics: self.metrics.clone(),
@@ -138,6 +139,7 @@ impl Pull {
 
 /// Brings a blob from the upstreams of a repository.
 struct BlobOrigin {
+    pull: Arc<Pull>,
     target: Target,
     digest: Digest,
     metrics: Arc<Metrics>,
@@ -196,6 +198,10 @@ impl Origin for BlobOrigin {
     fn stored<'a>(&'a self, digest: &'a Digest, size: u64) -> BoxFuture<'a, ()> {
         let path = format!("/v2/{}/blobs/{digest}", self.target.name);
         tracing::info!(path, size, repository = self.target.repository.prefix(), "cached response");
-        std::future::ready(()).boxed()
+        if self.target.repository.is_trusted {
+            return std::future::ready(()).boxed();
+        }
+        // Only now that it is verified it is known to be there, for all who could have it.
+        self.pull.learn_whether_public(&self.target, Stored::Blob(size), *digest).boxed()
     }
 }

@@ -218,7 +218,10 @@ impl Pull {
         let page = what.page(&digest);
         tokio::spawn(async move {
             match pull.ask_for_proof(&everybody, what, &digest, &page).await {
-                Ok(()) => pull.cache.mark_visible(&public, digest),
+                Ok(()) => {
+                    pull.cache.mark_visible(&public, digest);
+                    tracing::debug!(%digest, repository = public, "an object is for everybody");
+                }
                 Err(failure) if failure.was_refused => pull.private.insert(name, Instant::now() + PRIVATE),
                 Err(failure) => tracing::debug!(%failure, "it cannot be told whether an object is for everybody"),
             }
