@@ -4,6 +4,7 @@
 mod abuse;
 mod admission;
 mod bad_input;
+mod breaking;
 mod client_credentials;
 mod clients;
 mod config_commands;

@@ -11,14 +11,15 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
+use tokio::time::Instant;
 
+use super::breaks::Breaks;
 use super::fill::{HELD_BACK, Origin, Source};
 use crate::failure::{Failure, FailureKind};
 use crate::oci::{Digest, Hasher};
 
-/// How often the stream is opened again without having got further.
+/// How often in a row the stream is opened again without having got on.
 const REOPEN_ATTEMPTS: u32 = 5;
-const REOPEN_DELAY: Duration = Duration::from_millis(200);
 
 /// One reader's own transfer.
 pub struct Direct {
@@ -31,15 +32,43 @@ pub struct Direct {
     hasher: Option<Hasher>,
     /// The last bytes, kept until the digest matched.
     held: VecDeque<Bytes>,
-    open: Option<(Source, BoxStream<'static, Result<Bytes, Failure>>)>,
-    failed: u32,
+    open: Option<Open>,
+    /// Length of the whole, where it is known.
+    total: Option<u64>,
+    /// Bytes that came so far.
+    brought: u64,
+    breaks: Breaks,
+    /// Breaks in a row without progress.
+    strikes: u32,
     is_done: bool,
+}
+
+/// A stream from the origin.
+struct Open {
+    source: Source,
+    body: BoxStream<'static, Result<Bytes, Failure>>,
+    since: Instant,
+    /// Bytes that this stream brought.
+    brought: u64,
 }
 
 impl Direct {
     /// From `at` to `end`. `hasher` has seen all bytes before `at`; without one nothing is verified.
     pub fn new(origin: Arc<dyn Origin>, digest: Digest, at: u64, end: Option<u64>, hasher: Option<Hasher>) -> Self {
-        Self { origin, digest, at, end, hasher, held: VecDeque::new(), open: None, failed: 0, is_done: false }
+        Self {
+            origin,
+            digest,
+            at,
+            end,
+            hasher,
+            held: VecDeque::new(),
+            open: None,
+            total: None,
+            brought: 0,
+            breaks: Breaks::default(),
+            strikes: 0,
+            is_done: false,
+        }
     }
 
     /// The next bytes; none at the end.
@@ -82,8 +111,8 @@ impl Direct {
         if hasher.finish() == self.digest {
             return Ok(());
         }
-        if let Some((source, _)) = &self.open {
-            self.origin.reject(*source);
+        if let Some(open) = &self.open {
+            self.origin.reject(open.source);
         }
         Err(Failure::new(FailureKind::WrongContent, "the upstream sent wrong content; ask again"))
     }
@@ -94,34 +123,40 @@ impl Direct {
             if self.end.is_some_and(|end| self.at >= end) {
                 return Ok(None);
             }
-            if self.open.is_none() {
-                self.reopen().await?;
+            if self.open.is_none()
+                && let Err(failure) = self.reopen().await
+            {
+                self.not_opened(failure).await?;
             }
-            let Some((source, body)) = &mut self.open else {
+            let Some(open) = &mut self.open else {
                 continue;
             };
-            match body.next().await {
+            match open.body.next().await {
                 // What is there already was read past; nothing is the end for who reads.
                 Some(Ok(bytes)) if bytes.is_empty() => {}
                 Some(Ok(mut bytes)) => {
-                    self.failed = 0;
                     if let Some(end) = self.end {
                         bytes.truncate(usize::try_from(end - self.at).unwrap_or(usize::MAX));
                     }
+                    open.brought += bytes.len() as u64;
+                    self.brought += bytes.len() as u64;
                     return Ok(Some(bytes));
                 }
                 None if self.end.is_none() => return Ok(None),
-                Some(Err(_)) | None => {
-                    self.origin.broke(*source, self.failed == 0);
-                    self.open = None;
-                    self.pause().await?;
+                Some(Err(failure)) => self.broke(failure).await?,
+                None => {
+                    let message = format!("the upstream ended a blob after {} bytes", self.at);
+                    self.broke(Failure::new(FailureKind::Unavailable, message)).await?;
                 }
             }
         }
     }
 
     async fn reopen(&mut self) -> Result<(), Failure> {
-        let transfer = self.origin.open(self.at, None).await?;
+        // A range to the very end is asked for without its end: some storages dislike a last byte.
+        let until = self.end.filter(|_| self.end != self.total);
+        let transfer = self.origin.open(self.at, until).await?;
+        self.total = self.total.or(transfer.total);
         self.end = self.end.or(transfer.total);
         let mut skip = self.at - transfer.start.min(self.at);
         let origin = self.origin.clone();
@@ -134,16 +169,33 @@ impl Direct {
                 bytes.split_off(skipped as usize)
             })
         });
-        self.open = Some((transfer.source, body.boxed()));
+        self.open = Some(Open { source: transfer.source, body: body.boxed(), since: Instant::now(), brought: 0 });
         Ok(())
     }
 
-    async fn pause(&mut self) -> Result<(), Failure> {
-        self.failed += 1;
-        if self.failed > REOPEN_ATTEMPTS {
-            return Err(Failure::new(FailureKind::Unavailable, "the upstream keeps breaking the transfer off"));
+    /// No source goes on with a transfer of which the reader has a part already: waits for one to come back.
+    async fn not_opened(&mut self, why: Failure) -> Result<(), Failure> {
+        self.strikes += 1;
+        if self.brought == 0 || self.strikes > REOPEN_ATTEMPTS {
+            return Err(why);
         }
-        tokio::time::sleep(REOPEN_DELAY * self.failed).await;
+        let broke = self.breaks.broke(0, self.brought, self.total, Duration::ZERO);
+        tokio::time::sleep(broke.pause).await;
+        Ok(())
+    }
+
+    /// Takes note that the stream broke, and waits for as long as the next is not to be opened.
+    async fn broke(&mut self, why: Failure) -> Result<(), Failure> {
+        let Some(open) = self.open.take() else {
+            return Err(why);
+        };
+        let broke = self.breaks.broke(open.brought, self.brought, self.total, open.since.elapsed());
+        self.origin.broke(open.source, broke.has_progressed, &why);
+        self.strikes = if broke.has_progressed { 0 } else { self.strikes + 1 };
+        if self.strikes > REOPEN_ATTEMPTS {
+            return Err(why);
+        }
+        tokio::time::sleep(broke.pause).await;
         Ok(())
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Knows no upstream: whoever asks for a fill hands over an [`Origin`].
 
+mod breaks;
 mod classes;
 mod direct;
 pub mod evict;
@@ -16,6 +17,7 @@ pub mod ranges;
 mod read;
 pub mod scrub;
 mod space;
+mod standing;
 mod urls;
 
 use std::sync::Arc;
@@ -26,6 +28,7 @@ use fill::Wanted;
 pub use fill::{Fill, Origin, Reading, Source, Transfer};
 pub use hot::Manifest;
 pub use read::{Aside, Content};
+pub use standing::Standing;
 
 use crate::config::Config;
 use crate::failure::{Failure, FailureKind};

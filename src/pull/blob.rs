@@ -1,6 +1,6 @@
 //! Blobs: from the store, from a fill that is under way, or from a new one.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -9,15 +9,15 @@ use http::{Method, Version};
 
 use super::consent::Stored;
 use super::error::{Refusal, Wanted};
+use super::heads::Said;
 use super::rejected::Rejected;
 use super::respond::{self, CacheState};
 use super::routing::Target;
 use super::{Answer, Pull, is_secure};
-use crate::cache::{Aside, Content, Fill, Origin, Source, Transfer};
+use crate::cache::{Aside, Content, Fill, Origin, Source, Standing, Transfer};
 use crate::failure::{Failure, FailureKind};
 use crate::oci::Digest;
 use crate::telemetry::Metrics;
-use crate::upstream::retry::Standing;
 
 impl Pull {
     pub(super) async fn blob(
@@ -130,8 +130,15 @@ impl Pull {
         let page = format!("blobs/{digest}");
         self.negative.recall(target, &page)?;
         let life = target.repository.config.tags.negative_max_age;
-        let size = self.ask_for_size(target, digest).await;
-        let size = size.inspect_err(|failure| self.negative.remember(target, &page, life, failure))?;
+        let size = match self.heads.recall(target, &page) {
+            Some(said) => said.size,
+            None => {
+                let size = self.ask_for_size(target, digest).await;
+                let size = size.inspect_err(|failure| self.negative.remember(target, &page, life, failure))?;
+                self.heads.remember(target, &page, Said { media_type: None, size });
+                size
+            }
+        };
         let state = CacheState::Miss { collapsed: false };
         Ok(Answer { response: respond::blob_head(digest, size, &state), state })
     }
@@ -151,7 +158,7 @@ struct BlobOrigin {
 impl BlobOrigin {
     async fn open_first(&self, from: u64, until: Option<u64>) -> Result<Transfer, Failure> {
         let upstreams = &self.target.repository.upstreams;
-        let worth_asking = self.standing.lock().unwrap_or_else(PoisonError::into_inner).worth_asking();
+        let worth_asking = self.standing().worth_asking(now());
         let mut failed: Option<Failure> = None;
         for at in worth_asking {
             match upstreams[at].blob(&self.target.who, &self.target.name, &self.digest, from, until).await {
@@ -168,9 +175,17 @@ impl BlobOrigin {
                 }
             }
         }
-        let message = "no upstream is left that sends the right content";
-        Err(failed.unwrap_or_else(|| Failure::new(FailureKind::WrongContent, message)))
+        Err(failed.unwrap_or_else(|| self.standing().why_none()))
     }
+
+    fn standing(&self) -> MutexGuard<'_, Standing> {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The time, which tests may hold.
+fn now() -> std::time::Instant {
+    tokio::time::Instant::now().into_std()
 }
 
 impl Origin for BlobOrigin {
@@ -182,13 +197,13 @@ impl Origin for BlobOrigin {
         self.target.repository.config.upstreams.first().map_or(1, |upstream| upstream.parallel)
     }
 
-    fn broke(&self, source: Source, progressed: bool) {
-        self.standing.lock().unwrap_or_else(PoisonError::into_inner).broke(source.0, progressed);
+    fn broke(&self, source: Source, has_progressed: bool, why: &Failure) {
+        self.standing().broke(source.0, has_progressed, why, now());
     }
 
     fn reject(&self, source: Source) {
         self.rejected.reject(self.target.repository.prefix(), &self.digest, source.0);
-        self.standing.lock().unwrap_or_else(PoisonError::into_inner).reject(source.0);
+        self.standing().reject(source.0);
     }
 
     fn received(&self, bytes: u64) {

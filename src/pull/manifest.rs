@@ -7,6 +7,7 @@ use http::request::Parts;
 
 use super::consent::Stored;
 use super::error::{Refusal, Wanted};
+use super::heads::Said;
 use super::respond::{self, CacheState};
 use super::routing::Target;
 use super::{Answer, Pull};
@@ -241,23 +242,42 @@ impl Pull {
 
     /// A HEAD for a manifest that is not here is answered with the upstream's HEAD: it downloads
     /// nothing. `None` when the manifest is here, or must be fetched to answer.
-    async fn head_uncached(&self, target: &Target, digest: &Digest) -> Result<Option<Answer>, Failure> {
+    async fn head_uncached(self: &Arc<Self>, target: &Target, digest: &Digest) -> Result<Option<Answer>, Failure> {
         if self.cache.manifest(digest).await.ok().flatten().is_some() {
             return Ok(None);
         }
         let page = format!("manifests/{digest}");
         self.negative.recall(target, &page)?;
-        let upstreams = &target.repository.upstreams;
-        let reference = Reference::Digest(*digest);
-        let head = async |at: usize| upstreams[at].head_manifest(&target.who, &target.name, &reference).await;
-        let head = upstreams.first(None, head).await;
-        let life = target.repository.config.tags.negative_max_age;
-        let (_, head) = head.inspect_err(|failure| self.negative.remember(target, &page, life, failure))?;
-        let said = head.and_then(|head| Some((head.media_type?, head.size?)));
+        let said = match self.heads.recall(target, &page) {
+            Some(said) => Some(said),
+            None => self.ask_head(target, digest, &page).await?,
+        };
+        let said = said.and_then(|said| Some((said.media_type?, said.size?)));
         Ok(said.map(|(media_type, size)| {
             let response = respond::manifest_head(digest, media_type.as_str(), size);
             Answer { response, state: CacheState::Miss { collapsed: false } }
         }))
+    }
+
+    /// Asks the upstream by HEAD about a manifest, once for all clients that ask at the same time. `None` where the
+    /// upstream does not answer HEAD.
+    async fn ask_head(self: &Arc<Self>, target: &Target, digest: &Digest, page: &str) -> Result<Option<Said>, Failure> {
+        let key = (target.repository.prefix().to_owned(), format!("{}/{page}", target.name), target.who.id());
+        let (pull, asked, reference, page) =
+            (self.clone(), target.clone(), Reference::Digest(*digest), page.to_owned());
+        let ask = || async move {
+            let upstreams = &asked.repository.upstreams;
+            let head = async |at: usize| upstreams[at].head_manifest(&asked.who, &asked.name, &reference).await;
+            let head = upstreams.first(None, head).await;
+            let life = asked.repository.config.tags.negative_max_age;
+            let (_, head) = head.inspect_err(|failure| pull.negative.remember(&asked, &page, life, failure))?;
+            let said = head.map(|head| Said { media_type: head.media_type, size: head.size });
+            if let Some(said) = &said {
+                pull.heads.remember(&asked, &page, said.clone());
+            }
+            Ok(said)
+        };
+        self.asked_heads.run(key, ask).await.0
     }
 }
 

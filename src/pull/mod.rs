@@ -6,6 +6,7 @@ mod consent;
 mod credentials;
 mod error;
 mod forwarded;
+mod heads;
 mod listing;
 mod manifest;
 mod negative;
@@ -47,6 +48,7 @@ use crate::web::WebError;
 use admission::Door;
 use consent::Consents;
 use credentials::{NoRandomness, Sealer};
+use heads::{Heads, Said};
 use negative::Negative;
 use proxied::{Copies, Proxying};
 use rejected::Rejected;
@@ -67,11 +69,14 @@ pub struct Pull {
     consents: Consents,
     /// Confirmed absences.
     negative: Negative,
+    /// Answers to HEADs of a moment ago.
+    heads: Heads,
     /// Upstreams that sent wrong content.
     rejected: Arc<Rejected>,
     checks: Flights<(TagKey, WhoId), manifest::Checked>,
     fetches: Flights<(String, Name, Digest, WhoId), manifest::Fetched>,
     confirmations: Flights<(String, String, WhoId), Option<u64>>,
+    asked_heads: Flights<(String, String, WhoId), Option<Said>>,
     listings: Flights<(String, String, WhoId), Listing>,
     /// Names that are not for everybody, and until when that is believed.
     private: quick_cache::sync::Cache<(String, String), Instant>,
@@ -127,6 +132,8 @@ impl Pull {
             sealer: Sealer::new()?,
             consents: Consents::default(),
             negative: Negative::default(),
+            heads: Heads::default(),
+            asked_heads: Flights::default(),
             rejected: Arc::default(),
             checks: Flights::default(),
             fetches: Flights::default(),
@@ -171,6 +178,7 @@ impl Pull {
         self.live.store(Arc::new(prepared.0));
         self.consents.clear();
         self.negative.clear();
+        self.heads.clear();
         self.rejected.clear();
         self.private.clear();
     }

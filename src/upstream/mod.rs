@@ -11,7 +11,6 @@ mod health;
 mod helper;
 mod place;
 mod reach;
-pub mod retry;
 mod token;
 mod transport;
 mod who;

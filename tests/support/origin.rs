@@ -233,6 +233,8 @@ async fn answer(state: Arc<State>, mut request: Request<Incoming>) -> Result<Res
             let (first, rest) = (page.body.slice(..at), page.body.slice(at..));
             let rest = futures_util::stream::once(async move {
                 let _ = gate.wait_for(|is_open| *is_open).await;
+                // The library sends what it has while the body is not ready; an error at once would cut that, too.
+                tokio::task::yield_now().await;
                 match page.breaks_after {
                     None => Ok(Frame::data(rest)),
                     Some(_) => Err(std::io::Error::from(std::io::ErrorKind::ConnectionReset)),

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::plan::{self, Claim, View};
 use super::transfer::{self, End, Sink, Span};
 use super::{Fill, Origin, Phase, Registered, Reservation, Reserved, Room, Source, Wanted, blocking};
+use crate::cache::breaks::Breaks;
 use crate::cache::ranges::RangeSet;
 use crate::failure::{Failure, FailureKind};
 use crate::oci::{Algorithm, Digest};
@@ -166,6 +167,9 @@ struct Copy<'a> {
     /// A range was fetched on the side.
     has_sides: bool,
     failed_opens: u32,
+    breaks: Breaks,
+    /// No transfer is begun before.
+    pauses_until: Option<Instant>,
     running: Vec<Arc<Span>>,
     speed: Speed,
 }
@@ -214,6 +218,8 @@ impl<'a> Copy<'a> {
             serves_ranges: true,
             has_sides: false,
             failed_opens: 0,
+            breaks: Breaks::default(),
+            pauses_until: None,
             running: Vec::new(),
             speed: Speed::default(),
         })
@@ -232,14 +238,19 @@ impl<'a> Copy<'a> {
             tokio::pin!(wanted);
             wanted.as_mut().enable();
 
-            while let Some(transfer) = self.start_next() {
-                transfers.push(transfer);
+            self.pauses_until = self.pauses_until.filter(|until| Instant::now() < *until);
+            if self.pauses_until.is_none() {
+                while let Some(transfer) = self.start_next() {
+                    transfers.push(transfer);
+                }
+                if transfers.is_empty() {
+                    break;
+                }
             }
-            if transfers.is_empty() {
-                break;
-            }
+            let pause_ends = tokio::time::sleep_until(self.pauses_until.unwrap_or_else(Instant::now));
             tokio::select! {
-                finished = transfers.next() => {
+                () = pause_ends, if self.pauses_until.is_some() => {}
+                finished = transfers.next(), if !transfers.is_empty() => {
                     let Some((span, source, end)) = finished else { continue };
                     self.running.retain(|running| !Arc::ptr_eq(running, &span));
                     if let Some(contradiction) = self.ended(&span, source, end).await? {
@@ -350,8 +361,14 @@ impl<'a> Copy<'a> {
             (End::NoRanges, _) => self.one_stream(span),
             (End::Broke(failure), Some(source)) => {
                 tracing::debug!(digest = %self.digest, %failure, at = span.claim().at, "a transfer broke; going on from there");
-                self.failed_opens = 0;
-                self.origin.broke(source, span.has_brought_any());
+                let own = span.claim().at - span.from();
+                let brought = self.fill.present().len();
+                let broke = self.breaks.broke(own, brought, self.size, span.age());
+                if broke.has_progressed {
+                    self.failed_opens = 0;
+                }
+                self.pauses_until = Some(Instant::now() + broke.pause).max(self.pauses_until);
+                self.origin.broke(source, broke.has_progressed, &failure);
             }
             // The transfers that still run may do without this one.
             (End::Broke(failure), None) if !self.running.is_empty() => {

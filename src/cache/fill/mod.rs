@@ -37,8 +37,8 @@ pub trait Origin: Send + Sync + 'static {
     /// Connections that may be used at once for one object.
     fn parallel(&self) -> usize;
 
-    /// A transfer ended early. `progressed` tells whether it brought anything.
-    fn broke(&self, source: Source, progressed: bool);
+    /// A transfer ended early, for this reason. `has_progressed` tells whether the object has got on by it.
+    fn broke(&self, source: Source, has_progressed: bool, why: &Failure);
 
     /// What a source sent had the wrong digest; it is not asked for this object again.
     fn reject(&self, source: Source);
@@ -482,6 +482,8 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)))
 }
 
+#[cfg(test)]
+mod endless_tests;
 #[cfg(test)]
 mod model_tests;
 #[cfg(test)]

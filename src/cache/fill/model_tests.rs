@@ -24,7 +24,7 @@ use crate::oci::Algorithm;
 use crate::store::Disk;
 
 const MIB: u64 = 1 << 20;
-/// A source that breaks so often in a row without bringing anything is asked no more: `upstream::retry`.
+/// A source that breaks so often in a row without bringing anything is asked no more: `cache::standing`.
 const MAX_STRIKES: u8 = 3;
 
 /// For readers, who are never to need it: the disk is fine.
@@ -39,7 +39,7 @@ impl Origin for NotNeeded {
         1
     }
 
-    fn broke(&self, _: Source, _: bool) {}
+    fn broke(&self, _: Source, _: bool, _: &Failure) {}
 
     fn reject(&self, _: Source) {}
 

@@ -67,7 +67,7 @@ impl Origin for Script {
         1
     }
 
-    fn broke(&self, _: Source, _: bool) {}
+    fn broke(&self, _: Source, _: bool, _: &Failure) {}
 
     fn reject(&self, source: Source) {
         self.rejected.lock().expect("lock").push(source);

@@ -5,10 +5,12 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt};
+use tokio::time::Instant;
 
 use super::plan::{self, Claim};
 use super::{Fill, Origin, Reserved, Transfer};
@@ -23,21 +25,28 @@ const BATCH: usize = plan::NEAR as usize;
 #[derive(Debug)]
 pub struct Span {
     from: u64,
+    since: Instant,
     at: AtomicU64,
     until: AtomicU64,
 }
 
 impl Span {
     pub fn new(from: u64, until: u64) -> Self {
-        Self { from, at: AtomicU64::new(from), until: AtomicU64::new(until) }
+        Self { from, since: Instant::now(), at: AtomicU64::new(from), until: AtomicU64::new(until) }
     }
 
     pub fn claim(&self) -> Claim {
         Claim { at: self.at.load(Ordering::Relaxed), until: self.until.load(Ordering::Relaxed) }
     }
 
-    pub fn has_brought_any(&self) -> bool {
-        self.claim().at > self.from
+    /// Where it began.
+    pub fn from(&self) -> u64 {
+        self.from
+    }
+
+    /// How long ago it began.
+    pub fn age(&self) -> Duration {
+        self.since.elapsed()
     }
 
     pub fn set_until(&self, until: u64) {

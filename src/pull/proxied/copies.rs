@@ -1,8 +1,8 @@
 //! Copies of what servers answered: what has to be known to use one again, and how one comes in.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::SystemTime;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -22,7 +22,7 @@ use super::Proxying;
 use super::forward::{Limited, broken, in_time};
 use super::headers;
 use crate::cache::flight::Flights;
-use crate::cache::{Cache, Fill, Origin, Source, Transfer};
+use crate::cache::{Cache, Fill, Origin, Source, Standing, Transfer};
 use crate::failure::{Failure, FailureKind};
 use crate::index::{Timestamp, UrlEntry};
 use crate::oci::{Algorithm, Digest};
@@ -246,6 +246,7 @@ pub struct Copy {
     pub total: Option<u64>,
     first: Mutex<Option<BoxStream<'static, Result<Bytes, Failure>>>>,
     asked: Asked,
+    standing: Mutex<Standing>,
     cache: Arc<Cache>,
     metrics: Arc<Metrics>,
 }
@@ -303,6 +304,7 @@ impl Copy {
             headers,
             first: Mutex::new(Some(body_of(response, &asked.place))),
             asked,
+            standing: Mutex::new(Standing::new(1)),
             cache,
             metrics,
         }
@@ -317,8 +319,15 @@ impl Copy {
         Some(response)
     }
 
+    fn standing(&self) -> MutexGuard<'_, Standing> {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Asks for the rest, or for all of it once more.
     async fn reopen(&self, from: u64) -> Result<Transfer, Failure> {
+        if self.standing().worth_asking(now()).is_empty() {
+            return Err(self.standing().why_none());
+        }
         let changed = |what: &str| Failure::new(FailureKind::Unavailable, format!("{}: {what}", self.asked.place));
         let more = match self.headers.get(ETAG).filter(|etag| !etag.as_bytes().starts_with(b"W/")) {
             _ if from == 0 => Vec::new(),
@@ -347,6 +356,11 @@ impl Copy {
     }
 }
 
+/// The time, which tests may hold.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
 impl Origin for Copy {
     fn open(&self, from: u64, _until: Option<u64>) -> BoxFuture<'_, Result<Transfer, Failure>> {
         let first = self.first.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -362,9 +376,13 @@ impl Origin for Copy {
         1
     }
 
-    fn broke(&self, _: Source, _: bool) {}
+    fn broke(&self, source: Source, has_progressed: bool, why: &Failure) {
+        self.standing().broke(source.0, has_progressed, why, now());
+    }
 
-    fn reject(&self, _: Source) {}
+    fn reject(&self, source: Source) {
+        self.standing().reject(source.0);
+    }
 
     fn received(&self, bytes: u64) {
         self.metrics.fetched(OTHER_HOSTS, bytes);

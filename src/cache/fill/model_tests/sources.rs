@@ -145,7 +145,7 @@ impl Origin for World {
         self.case.parallel
     }
 
-    fn broke(&self, source: Source, progressed: bool) {
+    fn broke(&self, source: Source, progressed: bool, _: &Failure) {
         if let Some(strikes) = &mut self.told().strikes[source.0] {
             *strikes = if progressed { 0 } else { *strikes + 1 };
         }

@@ -1,0 +1,108 @@
+//! How long to wait before a transfer that broke is opened again. Pure.
+//!
+//! Each opening is a request upstream. A source that breaks off after a few bytes, again and again, would otherwise
+//! be asked as fast as it answers.
+
+use std::time::Duration;
+
+/// A transfer that brought this much before it broke is opened again at once.
+const MUCH: u64 = 1 << 20;
+/// One that brought less than this has not got on: it counts against its source.
+const LITTLE: u64 = 64 << 10;
+/// Of a small object, this part of it is progress.
+const PART: u64 = 16;
+/// The pause after a first break that brought less than [`MUCH`]; each further one in a row doubles it.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// The breaks of one object's transfers so far.
+#[derive(Debug, Default)]
+pub struct Breaks {
+    /// In a row, each having brought less than [`MUCH`].
+    in_row: u32,
+    /// Bytes that had been brought in all at the last break.
+    brought: u64,
+}
+
+/// What to make of a break.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Break {
+    /// Whether the object has got on since the last break.
+    pub has_progressed: bool,
+    /// How long to wait before the next opening.
+    pub pause: Duration,
+}
+
+impl Breaks {
+    /// A transfer broke that ran for `lasted` and brought `own` bytes; all transfers together have brought `brought`
+    /// bytes of the object, which has `size` where that is known.
+    pub fn broke(&mut self, own: u64, brought: u64, size: Option<u64>, lasted: Duration) -> Break {
+        let since = brought.saturating_sub(std::mem::replace(&mut self.brought, brought)).max(own);
+        let little = size.map_or(LITTLE, |size| LITTLE.min(size / PART)).max(1);
+        let has_progressed = since >= little;
+        if since >= MUCH {
+            self.in_row = 0;
+            return Break { has_progressed, pause: Duration::ZERO };
+        }
+        let doubled = FIRST_PAUSE * 2u32.pow(self.in_row.min(16));
+        self.in_row += 1;
+        // A slow line that is cut once a minute has waited already.
+        Break { has_progressed, pause: doubled.min(LONGEST_PAUSE).saturating_sub(lasted) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const AT_ONCE: Duration = Duration::ZERO;
+
+    fn milliseconds(breaks: &mut Breaks, own: u64, brought: u64, size: Option<u64>) -> (u128, bool) {
+        let broke = breaks.broke(own, brought, size, AT_ONCE);
+        (broke.pause.as_millis(), broke.has_progressed)
+    }
+
+    #[test]
+    fn what_brings_little_is_opened_again_later_and_later() {
+        let mut breaks = Breaks::default();
+        let pauses: Vec<_> = (1..=8).map(|at| milliseconds(&mut breaks, 1, at, Some(10 * MUCH))).collect();
+        let expected = [100, 200, 400, 800, 1600, 3200, 5000, 5000].map(|pause| (pause, false));
+        assert_eq!(pauses, expected);
+        assert_eq!(milliseconds(&mut breaks, MUCH, 8 + MUCH, Some(10 * MUCH)), (0, true));
+        assert_eq!(milliseconds(&mut breaks, 1, 9 + MUCH, Some(10 * MUCH)), (100, false));
+    }
+
+    #[test]
+    fn progress_of_other_transfers_counts_and_of_small_objects_a_part_is_enough() {
+        let mut breaks = Breaks::default();
+        assert_eq!(milliseconds(&mut breaks, 0, 2 * MUCH, None), (0, true), "others brought it");
+        assert_eq!(milliseconds(&mut breaks, 0, 2 * MUCH, None), (100, false));
+        assert!(milliseconds(&mut Breaks::default(), 10, 10, Some(100)).1);
+        assert!(!milliseconds(&mut Breaks::default(), 5, 5, Some(100)).1);
+        assert!(!milliseconds(&mut Breaks::default(), 0, 0, Some(3)).1, "nothing is never progress");
+        assert!(milliseconds(&mut Breaks::default(), LITTLE, LITTLE, None).1);
+    }
+
+    #[test]
+    fn a_transfer_that_ran_for_long_is_opened_again_at_once() {
+        let mut breaks = Breaks::default();
+        for at in 1..100 {
+            let broke = breaks.broke(100, 100 * at, None, Duration::from_secs(60));
+            assert_eq!(broke.pause, Duration::ZERO);
+        }
+    }
+
+    #[test]
+    fn a_transfer_of_any_pace_costs_few_openings_a_second_or_brings_much() {
+        // Whatever a source brings before it breaks, openings stay below one for each mebibyte, plus a few a minute.
+        for each in [1, 1000, LITTLE, MUCH - 1, MUCH, 5 * MUCH] {
+            let (mut breaks, mut waited, mut brought) = (Breaks::default(), Duration::ZERO, 0);
+            for openings in 1..=200u64 {
+                brought += each;
+                waited += breaks.broke(each, brought, None, AT_ONCE).pause;
+                let allowed = 8 + brought / MUCH + waited.as_secs() / 5;
+                assert!(openings <= allowed, "{openings} openings for {brought} bytes in {waited:?}");
+            }
+        }
+    }
+}
