@@ -20,6 +20,7 @@ mod ca;
 pub mod cache;
 mod cli;
 pub mod config;
+mod descriptors;
 pub mod failure;
 mod files;
 mod fingerprint;

@@ -17,15 +17,16 @@ const LINGER: Duration = Duration::from_secs(1);
 const BUFFER: usize = 16 * 1024;
 
 /// Carries bytes until one side has no more to say and the other has it all, or both are silent for long, or,
-/// once `ends` has come, for a moment.
+/// once `ends` has come, for a moment. `passes` is called when bytes go by.
 pub async fn run(
     client: impl AsyncRead + AsyncWrite + Unpin,
     server: impl AsyncRead + AsyncWrite + Unpin,
+    passes: impl Fn() + Copy + Unpin,
     ends: impl Future<Output = ()>,
 ) -> io::Result<()> {
     let moved = Arc::<AtomicU64>::default();
-    let mut client = Noted { inner: client, moved: moved.clone() };
-    let mut server = Noted { inner: server, moved: moved.clone() };
+    let mut client = Noted { inner: client, moved: moved.clone(), passes };
+    let mut server = Noted { inner: server, moved: moved.clone(), passes };
     let to_end = async {
         ends.await;
         falls_silent(&moved, LINGER).await;
@@ -48,21 +49,23 @@ async fn falls_silent(moved: &AtomicU64, span: Duration) {
 }
 
 /// Counts the times that something went by.
-struct Noted<S> {
+struct Noted<S, P> {
     inner: S,
     moved: Arc<AtomicU64>,
+    passes: P,
 }
 
-impl<S> Noted<S> {
+impl<S, P: Fn()> Noted<S, P> {
     fn note<T>(&self, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if polled.is_ready() {
             self.moved.fetch_add(1, Ordering::Relaxed);
+            (self.passes)();
         }
         polled
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Noted<S> {
+impl<S: AsyncRead + Unpin, P: Fn() + Unpin> AsyncRead for Noted<S, P> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -73,7 +76,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Noted<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Noted<S> {
+impl<S: AsyncWrite + Unpin, P: Fn() + Unpin> AsyncWrite for Noted<S, P> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.inner).poll_write(context, bytes);
         self.note(polled)
@@ -103,7 +106,7 @@ mod tests {
         let (client, near) = tokio::io::duplex(1024);
         let (server, far) = tokio::io::duplex(1024);
         let (end, ends) = oneshot::channel::<()>();
-        let running = tokio::spawn(run(near, far, async {
+        let running = tokio::spawn(run(near, far, || (), async {
             // Without its sender nothing ends it.
             if ends.await.is_err() {
                 std::future::pending().await

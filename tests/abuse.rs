@@ -6,7 +6,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::support::{DEADLINE, Hub, Image, Larder, Options, get, repository_config};
+use crate::support::{DEADLINE, Hub, Image, Larder, Options, eventually, get, repository_config};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const MIB: u64 = 1 << 20;
@@ -198,4 +198,35 @@ async fn pings_and_settings_without_end_fill_no_memory() {
     }
     let grown = larder.resident_memory().peak.saturating_sub(before);
     assert!(grown < 32 * MIB, "{grown} bytes more");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_streams_that_take_nothing_need_one_open_file_and_keep_nobody_out() {
+    let hub = Hub::start(Options::default()).await;
+    let image = Image::with_layers(1, &[3_000_000]);
+    hub.push_image("team/app", "1", &image);
+    let larder = Larder::builder().config(repository_config("hub", &[&hub])).descriptors(256, 256).start().await;
+    let layer = larder.blob_url("hub/team/app", &image.layer_digests()[0]);
+    eventually("it is stored", async || get(&layer).await.header("x-cache") == "HIT").await;
+    let path = format!("/v2/hub/team/app/blobs/{}", image.layer_digests()[0]);
+    let mut abusers = Vec::new();
+    for _ in 0..11 {
+        // SETTINGS_INITIAL_WINDOW_SIZE: nothing may be sent.
+        let mut abuser = Abuser::connect(larder.door("registry"), &[(4, 0)]).await;
+        let streams = (0..100_u32).flat_map(|at| frame(HEADERS, END_STREAM | END_HEADERS, 2 * at + 1, &get_of(&path)));
+        assert!(abuser.send(&streams.collect::<Vec<_>>()).await);
+        let mut answered = 0;
+        while answered < 100 {
+            match abuser.frame().await {
+                Some((HEADERS, ..)) => answered += 1,
+                Some(_) => {}
+                None => panic!("it ended"),
+            }
+        }
+        abusers.push(abuser);
+    }
+    let open = larder.descriptors().iter().filter(|path| path.starts_with(larder.dir().join("blobs"))).count();
+    assert!(open <= 2, "{open} files are open");
+    serves(&larder, &image).await;
+    assert_eq!(get(format!("{}/healthz", larder.admin_url())).await.status, 200);
 }

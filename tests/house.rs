@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use crate::support::Larder;
 
 /// Each room and the rooms it may import from.
-const ROOMS: [(&str, &[&str]); 22] = [
+const ROOMS: [(&str, &[&str]); 23] = [
     ("oci", &[]),
+    ("descriptors", &[]),
     ("failure", &[]),
     ("files", &[]),
     ("fingerprint", &[]),
@@ -23,12 +24,12 @@ const ROOMS: [(&str, &[&str]); 22] = [
     ("telemetry", &["config"]),
     ("store", &["oci"]),
     ("index", &["files", "oci"]),
-    ("cache", &["config", "failure", "files", "index", "oci", "store", "telemetry"]),
+    ("cache", &["config", "descriptors", "failure", "files", "index", "oci", "store", "telemetry"]),
     ("upstream", &["config", "failure", "fingerprint", "oci", "program", "telemetry", "web"]),
     ("pull", &["auth", "cache", "config", "failure", "index", "oci", "telemetry", "tunnel", "upstream", "web"]),
     ("listen", &["acme", "auth", "ca", "config", "pull", "telemetry", "tunnel"]),
     ("admin", &["cache", "failure", "index", "oci", "pull", "telemetry", "upstream"]),
-    ("cli", &["acme", "admin", "ca", "cache", "config", "listen", "pull", "telemetry", "text", "x509"]),
+    ("cli", &["acme", "admin", "ca", "cache", "config", "descriptors", "listen", "pull", "telemetry", "text", "x509"]),
 ];
 
 fn sources(path: PathBuf) -> Vec<PathBuf> {

@@ -25,6 +25,7 @@ mod rate_limits;
 mod reload;
 mod resume;
 mod serving;
+mod shares;
 mod sources;
 mod states;
 mod support;

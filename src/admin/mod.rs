@@ -8,42 +8,37 @@ mod upstreams;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
-use axum::extract::State;
-use axum::http::{StatusCode, header};
-use axum::response::{IntoResponse, Json, Response};
+use axum::extract::{ConnectInfo, State};
+use axum::http::{Request, Response, StatusCode, header};
+use axum::response::{IntoResponse, Json};
 use axum::routing::{delete, get, post};
-use axum::{Router, middleware, serve};
+use axum::{Router, middleware};
+use futures_util::future::BoxFuture;
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
 use serde_json::json;
-use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tower_service::Service;
 
-use crate::pull::Pull;
+use crate::failure::{Failure, FailureKind};
+use crate::pull::{Body, Pull};
 
-/// How long requests may go on after a request to stop.
-const LAST_ANSWERS: Duration = Duration::from_secs(5);
-
-/// Serves the API on one listener until `stop`.
-pub async fn run(listener: TcpListener, pull: Arc<Pull>, mut stop: watch::Receiver<Option<Duration>>) {
-    let mut stopping = stop.clone();
-    let stopped = async move {
-        // The sender lives as long as the process does.
-        let _ = stop.wait_for(Option::is_some).await;
-    };
-    let late = async move {
-        let _ = stopping.wait_for(Option::is_some).await;
-        tokio::time::sleep(LAST_ANSWERS).await;
-    };
-    let router = router(pull).into_make_service_with_connect_info::<SocketAddr>();
-    let served = async { serve(listener, router).with_graceful_shutdown(stopped).await };
-    tokio::select! {
-        served = served => {
-            if let Err(error) = served {
-                tracing::error!(%error, "the admin door ended");
-            }
-        }
-        () = late => {}
+/// Answers the requests that come by the admin door: each with the address of its client.
+pub fn handler(
+    pull: Arc<Pull>,
+) -> impl Fn(Request<Incoming>, SocketAddr) -> BoxFuture<'static, Response<Body>> + Send + Sync {
+    let router = router(pull);
+    move |mut request, client| {
+        request.extensions_mut().insert(ConnectInfo(client));
+        let mut router = router.clone();
+        Box::pin(async move {
+            let response = match router.call(request).await {
+                Ok(response) => response,
+                Err(never) => match never {},
+            };
+            let failed = |error: axum::Error| Failure::new(FailureKind::Storage, error);
+            response.map(|body| body.map_err(failed).boxed_unsync())
+        })
     }
 }
 
@@ -67,14 +62,14 @@ fn router(pull: Arc<Pull>) -> Router {
 }
 
 /// Whether content can be stored and looked up.
-async fn ready(State(pull): State<Arc<Pull>>) -> Response {
+async fn ready(State(pull): State<Arc<Pull>>) -> axum::response::Response {
     match pull.cache().check().await {
         Ok(()) => Json(json!({ "status": "ready" })).into_response(),
         Err(failure) => Problem::new(StatusCode::SERVICE_UNAVAILABLE, failure.message()).into_response(),
     }
 }
 
-async fn metrics(State(pull): State<Arc<Pull>>) -> Response {
+async fn metrics(State(pull): State<Arc<Pull>>) -> axum::response::Response {
     const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     match pull.metrics().encode() {
         Ok(text) => ([(header::CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
@@ -92,7 +87,7 @@ impl Problem {
 }
 
 impl IntoResponse for Problem {
-    fn into_response(self) -> Response {
+    fn into_response(self) -> axum::response::Response {
         (self.0, Json(json!({ "error": self.1 }))).into_response()
     }
 }

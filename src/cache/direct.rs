@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::breaks::Breaks;
@@ -20,6 +21,8 @@ use crate::oci::{Digest, Hasher};
 
 /// How often in a row the stream is opened again without having got on.
 const REOPEN_ATTEMPTS: u32 = 5;
+/// A reader that takes nothing for this long gives its connection to the origin away; it gets another one later.
+const UNTAKEN: Duration = Duration::from_secs(30);
 
 /// One reader's own transfer.
 pub struct Direct {
@@ -46,7 +49,7 @@ pub struct Direct {
 /// A stream from the origin.
 struct Open {
     source: Source,
-    body: BoxStream<'static, Result<Bytes, Failure>>,
+    pieces: mpsc::Receiver<Piece>,
     since: Instant,
     /// Bytes that this stream brought.
     brought: u64,
@@ -131,10 +134,10 @@ impl Direct {
             let Some(open) = &mut self.open else {
                 continue;
             };
-            match open.body.next().await {
-                // What is there already was read past; nothing is the end for who reads.
-                Some(Ok(bytes)) if bytes.is_empty() => {}
-                Some(Ok(mut bytes)) => {
+            match open.pieces.recv().await {
+                // What is there already was read past; nothing would mean the end to the reader.
+                Some(Piece::Bytes(bytes)) if bytes.is_empty() => {}
+                Some(Piece::Bytes(mut bytes)) => {
                     if let Some(end) = self.end {
                         bytes.truncate(usize::try_from(end - self.at).unwrap_or(usize::MAX));
                     }
@@ -142,9 +145,11 @@ impl Direct {
                     self.brought += bytes.len() as u64;
                     return Ok(Some(bytes));
                 }
-                None if self.end.is_none() => return Ok(None),
-                Some(Err(failure)) => self.broke(failure).await?,
-                None => {
+                // The reader took nothing for long, and is back.
+                None => self.open = None,
+                Some(Piece::End) if self.end.is_none() => return Ok(None),
+                Some(Piece::Broke(failure)) => self.broke(failure).await?,
+                Some(Piece::End) => {
                     let message = format!("the upstream ended a blob after {} bytes", self.at);
                     self.broke(Failure::new(FailureKind::Unavailable, message)).await?;
                 }
@@ -169,7 +174,8 @@ impl Direct {
                 bytes.split_off(skipped as usize)
             })
         });
-        self.open = Some(Open { source: transfer.source, body: body.boxed(), since: Instant::now(), brought: 0 });
+        self.open =
+            Some(Open { source: transfer.source, pieces: pump(body.boxed()), since: Instant::now(), brought: 0 });
         Ok(())
     }
 
@@ -198,6 +204,38 @@ impl Direct {
         tokio::time::sleep(broke.pause).await;
         Ok(())
     }
+}
+
+/// What comes of a stream.
+#[derive(Debug)]
+enum Piece {
+    Bytes(Bytes),
+    Broke(Failure),
+    End,
+}
+
+/// Reads a body a little ahead of its reader. Where the reader takes nothing for long the body is given up, and with
+/// it the connection that others may need; the channel then closes without an end.
+fn pump(mut body: BoxStream<'static, Result<Bytes, Failure>>) -> mpsc::Receiver<Piece> {
+    let (sender, receiver) = mpsc::channel(1);
+    tokio::spawn(async move {
+        loop {
+            let item = tokio::select! {
+                item = body.next() => item,
+                () = sender.closed() => return,
+            };
+            let (piece, is_last) = match item {
+                Some(Ok(bytes)) => (Piece::Bytes(bytes), false),
+                Some(Err(failure)) => (Piece::Broke(failure), true),
+                None => (Piece::End, true),
+            };
+            let is_taken = tokio::time::timeout(UNTAKEN, sender.send(piece)).await.is_ok_and(|sent| sent.is_ok());
+            if is_last || !is_taken {
+                return;
+            }
+        }
+    });
+    receiver
 }
 
 /// The hash of the first `length` bytes of a file that can no longer be written but still be read.

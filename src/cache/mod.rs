@@ -2,6 +2,7 @@
 //!
 //! Knows no upstream: whoever asks for a fill hands over an [`Origin`].
 
+mod begin;
 mod breaks;
 mod classes;
 mod direct;
@@ -13,6 +14,7 @@ pub mod hot;
 mod limits;
 mod passes;
 mod pins;
+mod places;
 pub mod ranges;
 mod read;
 pub mod scrub;
@@ -22,33 +24,30 @@ mod urls;
 
 use std::sync::Arc;
 
-use tokio::sync::Semaphore;
-
-use fill::Wanted;
-pub use fill::{Fill, Origin, Reading, Source, Transfer};
+pub use fill::{Fill, FillReader, Origin, Source, Transfer};
 pub use hot::Manifest;
+pub use places::Party;
 pub use read::{Aside, Content};
 pub use standing::Standing;
 
 use crate::config::Config;
+use crate::descriptors::Shares;
 use crate::failure::{Failure, FailureKind};
 use crate::index::{
     Image, ImageName, Index, IndexError, Listing, ObjectEntry, Purge, Purged, TagEntry, TagKey, Timestamp, Write,
 };
 use crate::oci::manifest::{self, Outline};
-use crate::oci::{Algorithm, Digest, MediaType, Name};
+use crate::oci::{Digest, MediaType, Name};
 pub use crate::store::Mapping;
 use crate::store::{Disk, StoreError, Stored};
 use crate::telemetry::Metrics;
-use fill::{Fills, Joined, Room};
+use begin::Unfit;
+use fill::{Fills, Room};
 use flight::Flights;
 use hot::Hot;
 use passes::Passes;
+use places::Places;
 use space::Space;
-
-/// Most fills at once. Each holds at most two buffers of 1 MiB and one upstream connection; more
-/// requests than this for different cold blobs are told to come back.
-const MAX_FILLS: usize = 256;
 
 /// Everything kept between requests.
 pub struct Cache {
@@ -58,7 +57,8 @@ pub struct Cache {
     space: Arc<Space>,
     room: Arc<dyn Room>,
     fills: Fills,
-    fill_permits: Arc<Semaphore>,
+    places: Places,
+    unfit: Unfit,
     /// Objects being looked at because their seal is broken.
     inspections: Flights<Digest, bool>,
     verifying: tokio::sync::Mutex<()>,
@@ -93,7 +93,8 @@ impl Cache {
             room: Arc::new(space.clone()),
             space,
             fills,
-            fill_permits: Arc::new(Semaphore::new(MAX_FILLS)),
+            places: Places::new(Shares::now().fills),
+            unfit: Unfit::default(),
             inspections: Flights::default(),
             verifying: tokio::sync::Mutex::default(),
             metrics,
@@ -125,6 +126,7 @@ impl Cache {
 
     /// Keeps within other limits from now on. May block for as long as a start takes.
     pub fn configure(&self, config: &Config) {
+        self.unfit.clear();
         self.space.configure(config);
     }
 
@@ -176,99 +178,9 @@ impl Cache {
     }
 
     /// An object to read while it comes in.
-    pub fn growing(&self, fill: Arc<Fill>, aside: Aside) -> Content {
+    pub fn growing(&self, fill: FillReader, aside: Aside) -> Content {
         let lease = self.space.lease(&aside.digest);
         Content::Growing { fill, aside, _lease: Some(lease) }
-    }
-
-    /// The fill of `digest` that is under way.
-    pub fn running_fill(&self, digest: &Digest) -> Option<Arc<Fill>> {
-        self.fills.running(digest)
-    }
-
-    /// Joins the fill of `digest` or starts it, in a task of its own that outlives the request. The
-    /// second value tells whether it was started.
-    pub fn fill(
-        self: &Arc<Self>,
-        repository: &str,
-        digest: Digest,
-        origin: impl FnOnce() -> Arc<dyn Origin>,
-    ) -> Result<(Arc<Fill>, bool), Failure> {
-        self.begin(repository, Wanted::Digest(digest), origin)
-    }
-
-    /// As [`Cache::fill`], from an upstream that only a client named: no other repository depends on how fast it
-    /// sends.
-    pub fn fill_apart(
-        self: &Arc<Self>,
-        repository: &str,
-        digest: Digest,
-        origin: impl FnOnce() -> Arc<dyn Origin>,
-    ) -> Result<(Arc<Fill>, bool), Failure> {
-        let key = Digest::of(Algorithm::Sha256, format!("{repository} {digest}").as_bytes());
-        self.begin(repository, Wanted::Apart { key, digest }, origin)
-    }
-
-    fn begin(
-        self: &Arc<Self>,
-        repository: &str,
-        wanted: Wanted,
-        origin: impl FnOnce() -> Arc<dyn Origin>,
-    ) -> Result<(Arc<Fill>, bool), Failure> {
-        let digest = wanted.key();
-        let busy = || {
-            let message = format!("{MAX_FILLS} transfers from upstream are under way; try again soon");
-            Failure::new(FailureKind::Busy, message)
-        };
-        let permit = self.fill_permits.clone().try_acquire_owned();
-        let (fill, registered, permit) = match (self.fills.join(&digest, repository), permit) {
-            (Joined::Running(fill), _) => {
-                self.metrics.coalesced.inc();
-                return Ok((fill, false));
-            }
-            (Joined::New(fill, registered), Ok(permit)) => (fill, registered, permit),
-            (Joined::New(_, registered), Err(_)) => {
-                registered.fail(busy());
-                return Err(busy());
-            }
-        };
-        let (cache, origin, repository) = (self.clone(), origin(), repository.to_owned());
-        self.metrics.fills_started.inc();
-        self.metrics.fills_running.inc();
-        tokio::spawn(async move {
-            let running = Running(cache.metrics.clone());
-            // The reservation in the result lives until the object is counted.
-            let result = fill::drive(&registered, wanted, &origin, &cache.disk, &cache.room).await;
-            let stored = result.as_ref().ok().filter(|outcome| outcome.is_stored);
-            let stored = stored.map(|outcome| (outcome.digest, outcome.size, outcome.is_new));
-            if let Some((found, size, is_new)) = stored {
-                cache.record_object(&repository, found, size, None, is_new);
-                origin.stored(&found, size).await;
-            }
-            match result {
-                Ok(ref outcome) if outcome.is_stored => {}
-                Ok(_) => {
-                    cache.metrics.unstored.inc();
-                    cache.metrics.errors.inc();
-                }
-                Err(failure) if failure.kind == FailureKind::NoRoom => {
-                    cache.metrics.unstored.inc();
-                    tracing::info!(%digest, repository, %failure, "a blob passes uncached");
-                }
-                Err(failure) if failure.kind == FailureKind::Storage => {
-                    cache.metrics.unstored.inc();
-                    cache.metrics.errors.inc();
-                    tracing::error!(%digest, %failure, "blobs are served uncached until the cache directory can be written again");
-                }
-                Err(failure) => {
-                    tracing::info!(%digest, repository, kind = failure.kind.as_str(), %failure, "a blob could not be fetched");
-                }
-            }
-            // The rows are queued before the fill leaves the map, so that no request falls between.
-            drop(registered);
-            drop((running, permit));
-        });
-        Ok((fill, true))
     }
 
     pub fn fills_running(&self) -> usize {
@@ -508,15 +420,6 @@ impl Verification<'_> {
         space.loaded().await;
         let verified = blocking(move || scrub::verify(&space, is_repair, progress)).await?;
         verified.map_err(|error| self.cache.broken("cannot verify the store", &error))
-    }
-}
-
-/// Counts a fill as running for as long as it lives.
-struct Running(Arc<Metrics>);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.0.fills_running.dec();
     }
 }
 

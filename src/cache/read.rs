@@ -11,7 +11,7 @@ use futures_util::stream::{self, Stream};
 use rustix::io::ReadWriteFlags;
 
 use super::direct::{self, Direct};
-use super::fill::{Fill, Origin, Reading};
+use super::fill::{FillReader, Origin, Reading};
 use super::space::Lease;
 use crate::failure::{Failure, FailureKind};
 use crate::oci::Digest;
@@ -32,7 +32,7 @@ pub enum Content {
         lease: Arc<Lease>,
     },
     Growing {
-        fill: Arc<Fill>,
+        fill: FillReader,
         /// For the case that the fill fails because of our own disk.
         aside: Aside,
         /// `None` where nothing is evicted.

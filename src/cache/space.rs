@@ -458,6 +458,18 @@ impl Space {
         }
     }
 
+    /// Whether so many bytes would not fit even into an empty cache.
+    pub fn never_fits(&self, bytes: u64) -> bool {
+        let Ok(filesystem) = rustix::fs::statvfs(&self.dir) else {
+            return false;
+        };
+        let total = filesystem.f_blocks * filesystem.f_frsize;
+        let limits = self.limits.load();
+        let largest =
+            limits.max_size.of(total).unwrap_or(total).min(total - limits.min_free.of(total).unwrap_or(0).min(total));
+        bytes > largest
+    }
+
     /// Evicts until `wanted` more bytes fit, and reserves them.
     fn make_room(&self, wanted: u64) -> io::Result<Made> {
         // One at a time: room counts as made when the files are gone.

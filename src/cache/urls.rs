@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Cache, Fill, Origin, Wanted};
+use super::{Cache, FillReader, Origin, Party};
 use crate::failure::Failure;
 use crate::index::{UrlEntry, Write};
 use crate::oci::Digest;
@@ -41,12 +41,13 @@ impl Cache {
         self.index.write(Write::DropUrl { key, variant });
     }
 
-    /// Begins to bring in what a URL has now, or joins who does. The second value tells whether it was begun.
+    /// Begins to bring in what a URL has now, or joins the fill that does; `None` where no place is free.
     pub fn fill_url(
         self: &Arc<Self>,
         key: Digest,
+        party: Party,
         origin: impl FnOnce() -> Arc<dyn Origin>,
-    ) -> Result<(Arc<Fill>, bool), Failure> {
-        self.begin(BY_URL, Wanted::Whatever(key), origin)
+    ) -> Option<FillReader> {
+        self.begin_now(BY_URL, key, party, origin)
     }
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Semaphore, watch as channel};
+use tokio::sync::watch as channel;
 use tokio::task::JoinSet;
 
 use super::WRONG_CONFIGURATION;
@@ -15,6 +15,7 @@ use crate::acme::{Certificates, Occasion};
 use crate::ca::Ca;
 use crate::cache::Cache;
 use crate::config::{self, Config, Loaded, Sources, Watch};
+use crate::descriptors::{self, Shares};
 use crate::listen::Tls;
 use crate::pull::Pull;
 use crate::telemetry::Metrics;
@@ -63,6 +64,7 @@ struct Files {
 }
 
 fn start(config: Config, files: Files, log: LogLevel) -> Result<(), AnyError> {
+    descriptors::raise();
     let metrics = Arc::new(Metrics::default());
     let cache = Arc::new(Cache::open(&config, metrics.clone())?);
     let pull = Pull::new(&config, cache, metrics)?;
@@ -101,7 +103,8 @@ async fn serve(config: Config, pull: Arc<Pull>, files: Files, log: LogLevel) -> 
     );
 
     let (stop, stopped) = channel::channel(None);
-    let (permits, crowd) = limits(&config.server);
+    let shares = Shares::now();
+    let (places, crowd) = limits(&config.server, shares.registry);
     let space = tokio::spawn(pull.cache().clone().look_after_space());
     let current = Arc::new(Mutex::new(config));
     let Files { sources, begun_with, watch } = files;
@@ -112,17 +115,20 @@ async fn serve(config: Config, pull: Arc<Pull>, files: Files, log: LogLevel) -> 
     let mut doors = JoinSet::new();
     for listener in registry {
         let door = listen::Door::Registry(tls.clone());
-        doors.spawn(listen::serve(listener, door, pull.clone(), permits.clone(), crowd.clone(), stopped.clone()));
+        doors.spawn(listen::serve(listener, door, pull.clone(), places.clone(), crowd.clone(), stopped.clone()));
     }
     if let Some(ca) = ca {
-        let (permits, crowd) = limits(&current.lock().unwrap_or_else(PoisonError::into_inner).server);
+        let (places, crowd) = limits(&current.lock().unwrap_or_else(PoisonError::into_inner).server, shares.proxy);
         for listener in proxy {
             let door = listen::Door::Proxy(ca.clone());
-            doors.spawn(listen::serve(listener, door, pull.clone(), permits.clone(), crowd.clone(), stopped.clone()));
+            doors.spawn(listen::serve(listener, door, pull.clone(), places.clone(), crowd.clone(), stopped.clone()));
         }
     }
+    let (places, crowd) = (listen::Places::new(shares.admin), listen::Crowd::new(None));
+    let handler: listen::Handler = Arc::new(admin::handler(pull.clone()));
     for listener in admin {
-        doors.spawn(admin::run(listener, pull.clone(), stopped.clone()));
+        let door = listen::Door::Admin(handler.clone());
+        doors.spawn(listen::serve(listener, door, pull.clone(), places.clone(), crowd.clone(), stopped.clone()));
     }
     tokio::select! {
         _ = terminate.recv() => {}
@@ -142,8 +148,8 @@ async fn serve(config: Config, pull: Arc<Pull>, files: Files, log: LogLevel) -> 
     Ok(())
 }
 
-/// How many connections a door takes, together and from each address.
-fn limits(server: &config::Server) -> (Option<Arc<Semaphore>>, Arc<listen::Crowd>) {
-    let permits = server.max_connections.map(|limit| Arc::new(Semaphore::new(limit)));
-    (permits, listen::Crowd::new(server.max_connections_per_address))
+/// How many connections a door takes, together and from each address; `share`: as many as there are descriptors for.
+fn limits(server: &config::Server, share: usize) -> (Arc<listen::Places>, Arc<listen::Crowd>) {
+    let most = server.max_connections.map_or(share, |limit| limit.min(share));
+    (listen::Places::new(most), listen::Crowd::new(server.max_connections_per_address))
 }

@@ -3,6 +3,7 @@
 mod crowd;
 mod guard;
 mod pace;
+mod places;
 mod proxy;
 mod tls;
 
@@ -11,13 +12,14 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use http::{Request, Response, Version};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 
 use crate::ca::Ca;
 use crate::pull::{Body, Client, Pull};
@@ -25,6 +27,7 @@ use crate::telemetry::Metrics;
 pub use crowd::Crowd;
 use guard::{CLOSING, Guard, Socket};
 use pace::Pace;
+pub use places::Places;
 use tls::Handshakes;
 pub use tls::{Tls, TlsError};
 
@@ -67,7 +70,14 @@ pub async fn bind(door: &'static str, addresses: &[SocketAddr]) -> Result<Vec<Tc
 pub enum Door {
     Registry(Tls),
     Proxy(Arc<Ca>),
+    Admin(Handler),
 }
+
+/// Answers a request of the client at an address.
+pub type Handler = Arc<dyn Fn(Request<Incoming>, SocketAddr) -> BoxFuture<'static, Response<Body>> + Send + Sync>;
+
+/// How long requests at the admin door may go on after a request to stop.
+const LAST_ANSWERS: Duration = Duration::from_secs(5);
 
 /// A connection's place among all others, for as long as anything of it is left.
 type Held = Arc<dyn Send + Sync>;
@@ -77,7 +87,7 @@ pub async fn serve(
     listener: TcpListener,
     door: Door,
     pull: Arc<Pull>,
-    permits: Option<Arc<Semaphore>>,
+    places: Arc<Places>,
     crowd: Arc<Crowd>,
     mut stop: watch::Receiver<Option<Duration>>,
 ) {
@@ -85,11 +95,11 @@ pub async fn serve(
     let (open_connection, mut all_closed) = mpsc::channel::<()>(1);
     let grace = loop {
         let accepted = tokio::select! {
-            accepted = accept(&listener, permits.as_ref()) => accepted,
+            accepted = accept(&listener, &places) => accepted,
             grace = stop.wait_for(Option::is_some) => break grace.ok().and_then(|grace| *grace).unwrap_or_default(),
         };
         match accepted {
-            Ok((stream, address, permit)) => {
+            Ok((stream, address)) => {
                 let Some(counted) = crowd.enter(address.ip()) else {
                     tracing::debug!(client = %address, "too many connections from this address");
                     continue;
@@ -99,30 +109,44 @@ pub async fn serve(
                     tracing::debug!(%error, "cannot set TCP_NODELAY");
                 }
                 let (pull, stop, held) = (pull.clone(), stop.clone(), open_connection.clone());
-                let held: Held = Arc::new((permit, counted, held));
+                let pace = Arc::<Pace>::default();
+                let held: Held = Arc::new((places.enter(address.ip(), pace.clone()), counted, held));
                 match &door {
                     Door::Registry(tls) => {
                         let ends = Ends { stop, renewed: Some(tls.renewed()) };
                         let tls = tls.handshakes();
                         tokio::spawn(async move {
-                            open(stream, address, tls, pull, ends).await;
+                            open(stream, Peer { address, pace }, tls, pull, ends).await;
+                            drop(held);
+                        });
+                    }
+                    Door::Admin(handler) => {
+                        let (handler, metrics, ends) =
+                            (handler.clone(), pull.metrics().clone(), Ends { stop, renewed: None });
+                        tokio::spawn(async move {
+                            let answer = move |request| handler(request, address);
+                            let builder = Builder::new(TokioExecutor::new()).http1_only();
+                            connection(stream, Peer { address, pace }, builder, &metrics, answer, ends).await;
                             drop(held);
                         });
                     }
                     Door::Proxy(ca) => {
                         let ends = Ends { stop, renewed: None };
-                        let way = Arc::new(proxy::Way { pull, ca: ca.clone(), address, ends, held });
+                        let way = Arc::new(proxy::Way { pull, ca: ca.clone(), address, pace, ends, held });
                         tokio::spawn(proxy::open(stream, way));
                     }
                 }
             }
             Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection");
+                // Most likely descriptors are short, and a connection that does nothing has one.
+                let is_relieved = places.relieve();
+                tracing::warn!(%error, is_relieved, "cannot accept a connection");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     };
     drop((listener, open_connection));
+    let grace = if matches!(door, Door::Admin(_)) { grace.min(LAST_ANSWERS) } else { grace };
     if tokio::time::timeout(grace, all_closed.recv()).await.is_err() {
         tracing::warn!("some transfers did not end within server.shutdown_grace and were cut off");
     }
@@ -152,42 +176,42 @@ impl Ends {
     }
 }
 
-type Permit = Option<tokio::sync::OwnedSemaphorePermit>;
+/// The other side of a connection.
+struct Peer {
+    address: SocketAddr,
+    pace: Arc<Pace>,
+}
 
-async fn accept(
-    listener: &TcpListener,
-    permits: Option<&Arc<Semaphore>>,
-) -> std::io::Result<(TcpStream, SocketAddr, Permit)> {
-    let permit = match permits {
-        Some(permits) => Some(permits.clone().acquire_owned().await.map_err(std::io::Error::other)?),
-        None => None,
-    };
-    let (stream, address) = listener.accept().await?;
-    Ok((stream, address, permit))
+async fn accept(listener: &TcpListener, places: &Places) -> std::io::Result<(TcpStream, SocketAddr)> {
+    let accepted = listener.accept().await?;
+    places.wait_for_room().await;
+    Ok(accepted)
 }
 
 /// Shakes hands where that is to be done, and serves one connection to its end.
-async fn open(stream: TcpStream, address: SocketAddr, tls: Option<Arc<Handshakes>>, pull: Arc<Pull>, mut ends: Ends) {
+async fn open(stream: TcpStream, peer: Peer, tls: Option<Arc<Handshakes>>, pull: Arc<Pull>, mut ends: Ends) {
+    let Peer { address, pace } = peer;
     let Some(handshakes) = tls else {
         let client = Client { address, is_secure: false, certificate: None };
-        return registry(stream, client, pull, ends).await;
+        return registry(stream, client, pace, pull, ends).await;
     };
     let shaken = tokio::select! {
         shaken = handshakes.shake(stream) => shaken,
         () = ends.come() => return,
+        () = pace.closed() => return,
     };
     match shaken {
         Ok(None) => tracing::debug!(client = %address, "an ACME server looked at a proof"),
         Ok(Some(stream)) => {
             let client = Client { address, is_secure: true, certificate: tls::names(&stream) };
-            registry(stream, client, pull, ends).await;
+            registry(stream, client, pace, pull, ends).await;
         }
         Err(error) => tracing::debug!(client = %address, %error, "a TLS handshake failed"),
     }
 }
 
 /// Serves one connection of the registry door to its end.
-async fn registry(stream: impl Socket + Send + 'static, client: Client, pull: Arc<Pull>, ends: Ends) {
+async fn registry(stream: impl Socket + Send + 'static, client: Client, pace: Arc<Pace>, pull: Arc<Pull>, ends: Ends) {
     let (metrics, of) = (pull.metrics().clone(), client.clone());
     let answer = move |request: Request<Incoming>| {
         let (pull, client) = (pull.clone(), of.clone());
@@ -197,13 +221,14 @@ async fn registry(stream: impl Socket + Send + 'static, client: Client, pull: Ar
             pull.handle(parts, client).await
         }
     };
-    connection(stream, client.address, Builder::new(TokioExecutor::new()), &metrics, answer, ends).await;
+    let peer = Peer { address: client.address, pace };
+    connection(stream, peer, Builder::new(TokioExecutor::new()), &metrics, answer, ends).await;
 }
 
 /// Serves one connection to its end, or to where it speaks something else than HTTP.
 async fn connection<S, A>(
     stream: S,
-    client: SocketAddr,
+    peer: Peer,
     mut builder: Builder<TokioExecutor>,
     metrics: &Metrics,
     answer: impl Fn(Request<Incoming>) -> A,
@@ -213,7 +238,7 @@ async fn connection<S, A>(
     A: Future<Output = Response<Body>> + Send + 'static,
 {
     let (guarded, watched) = Guard::new(stream);
-    let pace = Arc::<Pace>::default();
+    let Peer { address: client, pace } = peer;
     let (paced, written) = (pace.clone(), watched.clone());
     let service = service_fn(move |request: Request<Incoming>| {
         watched.arrived();
@@ -242,6 +267,10 @@ async fn connection<S, A>(
         ended = connection.as_mut() => ended,
         () = pace.stalls() => {
             tracing::debug!(%client, "a client takes nothing of what it asked for");
+            Ok(())
+        }
+        () = pace.closed() => {
+            tracing::debug!(%client, "a connection that does nothing makes room for another");
             Ok(())
         }
         () = ends.come() => {
@@ -294,7 +323,7 @@ mod tests {
         let ((stopping, stop), (renewing, renewed)) = (watch::channel(None), watch::channel(()));
         let (client, server) = tokio::io::duplex(64 * 1024);
         let who = Client { address: (Ipv4Addr::LOCALHOST, 1).into(), is_secure: false, certificate: None };
-        tokio::spawn(registry(server, who, pull, Ends { stop, renewed: Some(renewed) }));
+        tokio::spawn(registry(server, who, Arc::default(), pull, Ends { stop, renewed: Some(renewed) }));
         (client, Kept { _dir: dir, stopping, renewing })
     }
 

@@ -5,12 +5,14 @@
 use std::io::IoSlice;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use hyper::body::{Body, Frame, SizeHint};
+use tokio::sync::watch;
+use tokio::time::Instant;
 
 /// For a client to take anything at all of what waits for it.
 const STALLED: Duration = Duration::from_secs(120);
@@ -18,14 +20,39 @@ const STALLED: Duration = Duration::from_secs(120);
 const LINGER: Duration = Duration::from_secs(1);
 
 /// The answers of one connection.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Pace {
+    /// Tells connections apart.
+    number: u64,
+    made: Instant,
+    /// When something last happened: a request came or ended, bytes left. Milliseconds since it was made.
+    touched: AtomicU64,
     /// Goes up whenever bytes leave.
     moved: AtomicU64,
     /// Pieces that wait for the client to take them.
     owed: AtomicUsize,
     /// Requests whose answers are not all handed over.
     running: AtomicUsize,
+    /// Whether it is a tunnel, through which bytes go that are no requests.
+    is_tunnel: AtomicBool,
+    /// Whether the connection is to end at once.
+    closing: watch::Sender<bool>,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self {
+            number: NEXT.fetch_add(1, Ordering::Relaxed),
+            made: Instant::now(),
+            touched: AtomicU64::new(0),
+            moved: AtomicU64::new(0),
+            owed: AtomicUsize::new(0),
+            running: AtomicUsize::new(0),
+            is_tunnel: AtomicBool::new(false),
+            closing: watch::Sender::new(false),
+        }
+    }
 }
 
 /// A request under way, until this is dropped.
@@ -47,10 +74,68 @@ pub struct Piece {
 }
 
 impl Pace {
+    /// Tells connections apart.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
     /// A request has come.
     pub fn begin(self: &Arc<Self>) -> Running {
         self.running.fetch_add(1, Ordering::Relaxed);
+        self.touch();
         Running(self.clone())
+    }
+
+    /// Something happened.
+    pub fn touch(&self) {
+        let since = u64::try_from(self.made.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.touched.store(since, Ordering::Relaxed);
+    }
+
+    /// From now on it is a tunnel.
+    pub fn becomes_tunnel(&self) {
+        self.is_tunnel.store(true, Ordering::Relaxed);
+        self.touch();
+    }
+
+    pub fn is_tunnel(&self) -> bool {
+        self.is_tunnel.load(Ordering::Relaxed)
+    }
+
+    /// For how long the connection has had no request under way; `None`: one is.
+    pub fn idle_for(&self, now: Instant) -> Option<Duration> {
+        let is_idle = self.running.load(Ordering::Relaxed) == 0 && self.owed.load(Ordering::Relaxed) == 0;
+        is_idle.then(|| self.untouched_for(now))
+    }
+
+    /// For how long the client has taken nothing of what waits for it; `None`: nothing waits.
+    pub fn stuck_for(&self, now: Instant) -> Option<Duration> {
+        (self.owed.load(Ordering::Relaxed) > 0).then(|| self.untouched_for(now))
+    }
+
+    fn untouched_for(&self, now: Instant) -> Duration {
+        let touched = self.made + Duration::from_millis(self.touched.load(Ordering::Relaxed));
+        now.saturating_duration_since(touched)
+    }
+
+    /// The connection is to end at once: others need its place.
+    pub fn close(&self) {
+        self.closing.send_replace(true);
+    }
+
+    pub fn is_closing(&self) -> bool {
+        *self.closing.borrow()
+    }
+
+    /// Ends when the connection is to end at once.
+    pub async fn closed(&self) {
+        // The sender lives as long as `self`.
+        let _ = self.closing.subscribe().wait_for(|is_closing| *is_closing).await;
+    }
+
+    fn moved(&self) {
+        self.moved.fetch_add(1, Ordering::Relaxed);
+        self.touch();
     }
 
     /// Ends when the client has taken nothing for long of what waits for it.
@@ -87,6 +172,7 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         self.0.running.fetch_sub(1, Ordering::Relaxed);
+        self.0.touch();
     }
 }
 
@@ -112,6 +198,7 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Paced<B> {
 impl Piece {
     fn new(bytes: Bytes, pace: &Arc<Pace>) -> Self {
         pace.owed.fetch_add(1, Ordering::Relaxed);
+        pace.touch();
         Self { bytes, pace: pace.clone() }
     }
 }
@@ -130,19 +217,19 @@ impl Buf for Piece {
     }
 
     fn advance(&mut self, count: usize) {
-        self.pace.moved.fetch_add(1, Ordering::Relaxed);
+        self.pace.moved();
         self.bytes.advance(count);
     }
 
     fn copy_to_bytes(&mut self, count: usize) -> Bytes {
-        self.pace.moved.fetch_add(1, Ordering::Relaxed);
+        self.pace.moved();
         self.bytes.copy_to_bytes(count)
     }
 }
 
 impl Drop for Piece {
     fn drop(&mut self) {
-        self.pace.moved.fetch_add(1, Ordering::Relaxed);
+        self.pace.moved();
         self.pace.owed.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -152,7 +239,6 @@ mod tests {
     use futures_util::FutureExt;
     use futures_util::stream;
     use http_body_util::{BodyExt, Full, StreamBody};
-    use tokio::time::Instant;
 
     use super::*;
 

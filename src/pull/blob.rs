@@ -13,11 +13,12 @@ use super::heads::Said;
 use super::rejected::Rejected;
 use super::respond::{self, CacheState};
 use super::routing::Target;
-use super::{Answer, Pull, is_secure};
-use crate::cache::{Aside, Content, Fill, Origin, Source, Standing, Transfer};
+use super::{Answer, Pull, counted_client, is_secure};
+use crate::cache::{Aside, Content, Fill, FillReader, Origin, Party, Source, Standing, Transfer};
 use crate::failure::{Failure, FailureKind};
 use crate::oci::Digest;
 use crate::telemetry::Metrics;
+use crate::upstream::{Lane, Upstream};
 
 impl Pull {
     pub(super) async fn blob(
@@ -40,11 +41,16 @@ impl Pull {
         let page = format!("blobs/{digest}");
         self.negative.recall(target, &page).map_err(&refuse)?;
 
-        let mut joined = self.join(target, &digest).map_err(&refuse)?;
+        // A transfer would only find out once more that it does not fit.
+        if self.cache.is_unfit(&digest) && target.repository.is_trusted {
+            return self.uncached(request, target, digest).await;
+        }
+        let party = party(request, target);
+        let mut joined = self.join(target, &digest, &party);
         let mut begun = joined.0.size().await;
         if begun.is_err() && !joined.1 {
             // The fill was somebody else's, perhaps through another upstream; ours may do better.
-            joined = self.join(target, &digest).map_err(&refuse)?;
+            joined = self.join(target, &digest, &party);
             begun = joined.0.size().await;
         }
         let (fill, is_first) = joined;
@@ -60,15 +66,10 @@ impl Pull {
             }
             _ => {}
         }
-        let aside = Aside { digest, origin: self.origin(target, &digest), is_own: is_first };
         let content = match begun {
-            Ok(_) => self.cache.growing(fill, aside),
+            Ok(_) => self.cache.growing(fill, self.aside(target, &digest, is_first)),
             // Our own disk is no reason to fail a pull.
-            Err(failure) if failure.kind.is_of_the_store() => {
-                let asked = self.ask_for_size(target, &digest).await;
-                let size = asked.map_err(&refuse)?;
-                Content::Uncached { aside, size }
-            }
+            Err(failure) if failure.kind.is_of_the_store() => return self.uncached(request, target, digest).await,
             Err(failure) => {
                 self.negative.remember(target, &page, target.repository.config.tags.negative_max_age, &failure);
                 return Err(refuse(failure));
@@ -77,6 +78,20 @@ impl Pull {
         let state = CacheState::Miss { collapsed: !is_first };
         let response = respond::blob(&request.headers, &digest, content, &state).await?;
         Ok(Answer { response, state })
+    }
+
+    /// Answers past the store: the upstream says how long the blob is, and sends it to this client alone.
+    async fn uncached(self: &Arc<Self>, request: &Parts, target: &Target, digest: Digest) -> Result<Answer, Refusal> {
+        let size = self.size_at_upstream(target, &digest).await.map_err(Refusal::of(Wanted::Blob))?;
+        let content = Content::Uncached { aside: self.aside(target, &digest, true), size };
+        let state = CacheState::Miss { collapsed: false };
+        let response = respond::blob(&request.headers, &digest, content, &state).await?;
+        Ok(Answer { response, state })
+    }
+
+    /// Where a client gets a blob past the store. `is_own`: the fill that it reads was begun for it.
+    fn aside(self: &Arc<Self>, target: &Target, digest: &Digest, is_own: bool) -> Aside {
+        Aside { digest: *digest, origin: self.origin(target, digest, Lane::Aside), is_own }
     }
 
     async fn answer_hit(&self, request: &Parts, digest: &Digest, content: Content) -> Result<Answer, Refusal> {
@@ -101,15 +116,15 @@ impl Pull {
     }
 
     /// The fill of a blob, begun here if nobody else did.
-    fn join(self: &Arc<Self>, target: &Target, digest: &Digest) -> Result<(Arc<Fill>, bool), Failure> {
-        let (owner, origin) = (target.repository.owner(), || self.origin(target, digest));
+    fn join(self: &Arc<Self>, target: &Target, digest: &Digest, party: &Party) -> (FillReader, bool) {
+        let (owner, origin) = (target.repository.owner(), || self.origin(target, digest, Lane::Fill));
         match target.repository.is_trusted {
-            true => self.cache.fill(&owner, *digest, origin),
-            false => self.cache.fill_apart(&owner, *digest, origin),
+            true => self.cache.fill(&owner, *digest, party.clone(), origin),
+            false => self.cache.fill_apart(&owner, *digest, party.clone(), origin),
         }
     }
 
-    fn origin(self: &Arc<Self>, target: &Target, digest: &Digest) -> Arc<dyn Origin> {
+    fn origin(self: &Arc<Self>, target: &Target, digest: &Digest, lane: Lane) -> Arc<dyn Origin> {
         let upstreams = target.repository.upstreams.len();
         let mut standing = Standing::new(upstreams);
         for upstream in self.rejected.of(target.repository.prefix(), digest, upstreams) {
@@ -119,6 +134,7 @@ impl Pull {
             pull: self.clone(),
             target: target.clone(),
             digest: *digest,
+            lane,
             metrics: self.metrics.clone(),
             standing: Mutex::new(standing),
             rejected: self.rejected.clone(),
@@ -130,18 +146,28 @@ impl Pull {
         let page = format!("blobs/{digest}");
         self.negative.recall(target, &page)?;
         let life = target.repository.config.tags.negative_max_age;
-        let size = match self.heads.recall(target, &page) {
-            Some(said) => said.size,
-            None => {
-                let size = self.ask_for_size(target, digest).await;
-                let size = size.inspect_err(|failure| self.negative.remember(target, &page, life, failure))?;
-                self.heads.remember(target, &page, Said { media_type: None, size });
-                size
-            }
-        };
+        let size = self.size_at_upstream(target, digest).await;
+        let size = size.inspect_err(|failure| self.negative.remember(target, &page, life, failure))?;
         let state = CacheState::Miss { collapsed: false };
         Ok(Answer { response: respond::blob_head(digest, size, &state), state })
     }
+
+    /// How long the upstream says that a blob is, or said a moment ago.
+    async fn size_at_upstream(self: &Arc<Self>, target: &Target, digest: &Digest) -> Result<Option<u64>, Failure> {
+        let page = format!("blobs/{digest}");
+        if let Some(said) = self.heads.recall(target, &page) {
+            return Ok(said.size);
+        }
+        let size = self.ask_for_size(target, digest).await?;
+        self.heads.remember(target, &page, Said { media_type: None, size });
+        Ok(size)
+    }
+}
+
+/// For whom a transfer is, and from where.
+fn party(request: &Parts, target: &Target) -> Party {
+    let source = target.repository.upstreams.iter().next().map_or("", Upstream::label);
+    Party { source: source.into(), client: counted_client(request), is_named: target.repository.is_trusted }
 }
 
 /// Brings a blob from the upstreams of a repository.
@@ -149,6 +175,7 @@ struct BlobOrigin {
     pull: Arc<Pull>,
     target: Target,
     digest: Digest,
+    lane: Lane,
     metrics: Arc<Metrics>,
     standing: Mutex<Standing>,
     /// Of all fills.
@@ -161,7 +188,7 @@ impl BlobOrigin {
         let worth_asking = self.standing().worth_asking(now());
         let mut failed: Option<Failure> = None;
         for at in worth_asking {
-            match upstreams[at].blob(&self.target.who, &self.target.name, &self.digest, from, until).await {
+            match upstreams[at].blob(self.lane, &self.target.who, &self.target.name, &self.digest, from, until).await {
                 Ok(answer) => {
                     let crate::upstream::BlobAnswer { start, total, body } = answer;
                     return Ok(Transfer { source: Source(at), start, total, body });

@@ -16,6 +16,7 @@ mod rejected;
 pub mod respond;
 pub mod routing;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -34,7 +35,7 @@ pub use observed::Client;
 pub use proxied::{Came, Kept, Lead, Place, usage};
 pub use respond::{Body, full};
 
-use crate::auth::Logins;
+use crate::auth::{Logins, counted_as};
 use crate::cache::Cache;
 use crate::cache::flight::Flights;
 use crate::config::{Allow, Config};
@@ -304,6 +305,11 @@ fn base() -> Response<Body> {
 /// Whether a request came over TLS.
 fn is_secure(request: &Parts) -> bool {
     request.extensions.get::<Client>().is_some_and(|client| client.is_secure)
+}
+
+/// The address that a request's client is counted by.
+fn counted_client(request: &Parts) -> Option<IpAddr> {
+    request.extensions.get::<Client>().map(|client| counted_as(client.address.ip()))
 }
 
 /// HTTP/2 has the host in the URI, HTTP/1.1 in a header.

@@ -25,6 +25,7 @@ use bytes::Bytes;
 use rustix::fs::OFlags;
 
 use super::mapped::Mapping;
+use super::open::OpenObjects;
 use super::partial::{Partial, Resumed};
 use crate::oci::{Algorithm, Digest};
 
@@ -39,6 +40,8 @@ pub struct Disk {
     next_temporary: AtomicU64,
     /// Whether the filesystem keeps times as finely as seals need.
     can_seal: bool,
+    /// Objects that are open, so that many readers of one need one descriptor.
+    open: OpenObjects,
     /// Held until the process ends, however it ends; `None` where it could not even be made.
     _lock: Option<File>,
 }
@@ -128,11 +131,25 @@ impl Disk {
                 "the filesystem of cache.dir keeps no fine times; changed objects are found by `larder verify` only"
             );
         }
-        Ok(Self { blobs, partial, next_temporary: AtomicU64::new(0), can_seal, _lock: lock })
+        Ok(Self {
+            blobs,
+            partial,
+            next_temporary: AtomicU64::new(0),
+            can_seal,
+            open: OpenObjects::default(),
+            _lock: lock,
+        })
     }
 
     /// Opens a complete object; `None` when it is not there.
     pub fn get(&self, digest: &Digest) -> io::Result<Option<Stored>> {
+        // What is open already need not be opened again, unless the name stands for another file by now.
+        if let Some((file, mapping)) = self.open.find(digest) {
+            let metadata = file.metadata()?;
+            if metadata.nlink() > 0 {
+                return self.stored(digest, file, mapping, &metadata).map(Some);
+            }
+        }
         // What is no file at all must not make anybody wait.
         let flags = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or(0);
         match OpenOptions::new().read(true).custom_flags(flags).open(self.path(digest)) {
@@ -143,20 +160,36 @@ impl Disk {
                     self.remove(digest)?;
                     return Ok(None);
                 }
-                let (file, size) = (Arc::new(file), metadata.len());
-                let body = if size < MIN_MAPPED {
-                    let mut bytes = vec![0; usize::try_from(size).map_err(io::Error::other)?];
-                    file.read_exact_at(&mut bytes, 0)?;
-                    Body::Read(bytes.into())
-                } else {
-                    Mapping::new(file.clone(), size).map_or(Body::ToRead, Body::Mapped)
-                };
-                let is_sealed = !self.can_seal || metadata.mtime_nsec() == i64::from(seal_of(digest));
-                Ok(Some(Stored { file, body, size, since: metadata.modified()?, is_sealed }))
+                self.stored(digest, Arc::new(file), None, &metadata).map(Some)
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    fn stored(
+        &self,
+        digest: &Digest,
+        file: Arc<File>,
+        mapping: Option<Arc<Mapping>>,
+        metadata: &fs::Metadata,
+    ) -> io::Result<Stored> {
+        let size = metadata.len();
+        let body = if size < MIN_MAPPED {
+            let mut bytes = vec![0; usize::try_from(size).map_err(io::Error::other)?];
+            file.read_exact_at(&mut bytes, 0)?;
+            Body::Read(bytes.into())
+        } else {
+            let mapping = mapping.filter(|mapping| mapping.length() == size);
+            let mapping = mapping.map_or_else(|| Mapping::new(file.clone(), size), Ok);
+            mapping.map_or(Body::ToRead, Body::Mapped)
+        };
+        if size >= MIN_MAPPED {
+            let mapping = if let Body::Mapped(mapping) = &body { Some(mapping) } else { None };
+            self.open.keep(digest, &file, mapping);
+        }
+        let is_sealed = !self.can_seal || metadata.mtime_nsec() == i64::from(seal_of(digest));
+        Ok(Stored { file, body, size, since: metadata.modified()?, is_sealed })
     }
 
     /// Reads an object to its end and tells whether it has the digest that it is named by. `progress` is
@@ -446,6 +479,34 @@ mod tests {
         assert_eq!(fs::read_dir(dir.path().join("partial")).expect("readable").count(), 0);
         assert!(disk.remove(&digest).expect("removed"));
         assert!(!disk.remove(&digest).expect("nothing to remove"));
+    }
+
+    #[test]
+    fn readers_of_one_object_share_its_file_and_see_what_becomes_of_it() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let disk = Disk::open(dir.path()).expect("a store");
+        let content = vec![7; 100_000];
+        let digest = Digest::of(Algorithm::Sha256, &content);
+        let get = || disk.get(&digest).expect("readable");
+        disk.put(&digest, &content).expect("stored");
+        let first = get().expect("there");
+        assert!(Arc::ptr_eq(&first.file, &get().expect("there").file));
+        // A file that was touched is seen to be, and one that is gone is not found.
+        fs::write(disk.path(&digest), &content).expect("written");
+        assert!(!get().expect("there").is_sealed);
+        disk.remove(&digest).expect("removed");
+        assert!(get().is_none());
+        disk.put(&digest, &content).expect("stored again");
+        assert!(!Arc::ptr_eq(&first.file, &get().expect("there").file));
+        drop(first);
+        for number in 0..1000u32 {
+            let content = [&content[..], &number.to_le_bytes()].concat();
+            let digest = Digest::of(Algorithm::Sha256, &content);
+            disk.put(&digest, &content).expect("stored");
+            disk.get(&digest).expect("readable").expect("there");
+        }
+        let known = disk.open.len();
+        assert!(known <= 64, "{known} are remembered");
     }
 
     #[test]

@@ -73,6 +73,11 @@ impl Mapping {
         Ok(Arc::new(Self { file, start, length }))
     }
 
+    /// Bytes that are mapped.
+    pub fn length(&self) -> u64 {
+        self.length as u64
+    }
+
     /// Whether `[at, at + length)` is in the page cache, so that to read it waits for no disk. Quick;
     /// `false` as well where the kernel (before Linux 6.5, or by a filter of calls) does not say.
     pub fn is_resident(&self, at: u64, length: u64) -> bool {

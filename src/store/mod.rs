@@ -2,6 +2,7 @@
 
 pub mod disk;
 pub mod mapped;
+mod open;
 pub mod partial;
 
 pub use disk::{Body, Disk, PartialFile, StoreError, Stored};

@@ -17,13 +17,16 @@ use super::token::{self, TokenAnswer};
 use super::transport::{Ask, Transport};
 use super::who::Who;
 use crate::config::{self, Credentials};
-use crate::failure::Failure;
+use crate::failure::{Failure, FailureKind};
 use crate::oci::media_type::{self, MediaType};
 use crate::oci::{Digest, Name, Reference, challenge, manifest};
 use crate::telemetry::Metrics;
 
 /// Largest manifest, index or list taken. containerd stops at about 4 MiB, so nothing real is larger.
 const MAX_DOCUMENT: usize = 8 << 20;
+
+/// How long a blob waits for a connection of its own.
+const PERMIT_PATIENCE: Duration = Duration::from_secs(20);
 
 const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 const OCI_FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
@@ -35,7 +38,21 @@ pub struct Upstream {
     auth: Auth,
     /// Bounds the blob transfers under way.
     transfers: Arc<Semaphore>,
+    /// Of these, those for a single client.
+    asides: Arc<Semaphore>,
 }
+
+/// For whom a blob is transferred.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lane {
+    /// For the cache and all clients that read along.
+    Fill,
+    /// For one client alone, which may take as long as it likes: only a share of the connections is for these.
+    Aside,
+}
+
+/// The share of an upstream's connections that single clients may have.
+const ASIDE_SHARE: usize = 4;
 
 /// Why a client could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -117,6 +134,7 @@ impl Upstream {
         Ok(Self {
             auth: Auth::new(label, origin, config.credentials.clone(), config.token_realms.clone()),
             transfers: Arc::new(Semaphore::new(config.max_connections)),
+            asides: Arc::new(Semaphore::new((config.max_connections / ASIDE_SHARE).max(1))),
             transport,
             config: config.clone(),
         })
@@ -307,7 +325,7 @@ impl Upstream {
 
     /// Has the upstream send a blob, to be looked at and thrown away.
     pub async fn sends_blob(&self, who: &Who, name: &Name, digest: &Digest, size: u64) -> Result<(), Failure> {
-        let mut body = self.blob(who, name, digest, 0, None).await?.body;
+        let mut body = self.blob(Lane::Fill, who, name, digest, 0, None).await?.body;
         let (mut hasher, mut count) = (digest.algorithm().hasher(), 0);
         while let Some(bytes) = body.next().await {
             let bytes = bytes?;
@@ -324,17 +342,14 @@ impl Upstream {
     /// Opens a blob from offset `from` to `until` or its end. Nothing of it is verified yet.
     pub async fn blob(
         &self,
+        lane: Lane,
         who: &Who,
         name: &Name,
         digest: &Digest,
         from: u64,
         until: Option<u64>,
     ) -> Result<BlobAnswer, Failure> {
-        let patience = self.config.timeout;
-        let permit = tokio::time::timeout(patience, self.transfers.clone().acquire_owned()).await;
-        let Ok(Ok(permit)) = permit else {
-            return Err(errors::timeout(self.label(), "a free connection (max_connections)", patience));
-        };
+        let permit = self.permit(lane).await?;
         let mut ask = self.ask(Method::GET, who, name, &format!("blobs/{digest}"), None);
         let range = match until {
             Some(until) => HeaderValue::try_from(format!("bytes={from}-{}", until.saturating_sub(1))).ok(),
@@ -362,6 +377,24 @@ impl Upstream {
             return Err(self.transport.wrong(format!("sent bytes from {start} where {from} was asked for")));
         }
         Ok(BlobAnswer { start, total, body: self.transport.stream(response, permit) })
+    }
+
+    /// Waits for one of the connections that blobs may use. That none is free is no failure of the upstream's.
+    async fn permit(&self, lane: Lane) -> Result<impl Send + 'static, Failure> {
+        let permits = async {
+            let aside = match lane {
+                Lane::Aside => Some(self.asides.clone().acquire_owned().await.ok()?),
+                Lane::Fill => None,
+            };
+            Some((aside, self.transfers.clone().acquire_owned().await.ok()?))
+        };
+        let patience = self.config.timeout.min(PERMIT_PATIENCE);
+        let permits = tokio::time::timeout(patience, permits).await.ok().flatten();
+        permits.ok_or_else(|| {
+            let message =
+                format!("{}: all connections for blobs are in use (max_connections); try again soon", self.label());
+            Failure::new(FailureKind::Busy, message)
+        })
     }
 
     /// A page of the tag list; `query` is the part of the client's query that concerns the list.

@@ -17,7 +17,7 @@ mod who;
 
 pub use anywhere::{Anywhere, OTHER_HOSTS, PassError};
 pub use budget::Budget;
-pub use client::{BlobAnswer, BuildError, ListAnswer, ManifestAnswer, ManifestHead, Status, Upstream};
+pub use client::{BlobAnswer, BuildError, Lane, ListAnswer, ManifestAnswer, ManifestHead, Status, Upstream};
 pub use fallback::{Clients, Upstreams};
 pub use place::{NoPlace, Place};
 pub use who::{Who, WhoId};

@@ -39,6 +39,8 @@ pub struct Builder {
     environment: Vec<(String, String)>,
     keep_ports: bool,
     hosts: Option<String>,
+    /// Limits of open files, soft and hard.
+    descriptors: Option<(u64, u64)>,
 }
 
 /// How a Larder that was not meant to stay ended.
@@ -96,6 +98,12 @@ impl Builder {
     /// Names that it knows beside those of the machine, as in `/etc/hosts`; needs root.
     pub fn hosts(mut self, lines: &str) -> Self {
         self.hosts = Some(lines.to_owned());
+        self
+    }
+
+    /// With these limits of open files, soft and hard.
+    pub fn descriptors(mut self, soft: u64, hard: u64) -> Self {
+        self.descriptors = Some((soft, hard));
         self
     }
 
@@ -254,6 +262,12 @@ impl Larder {
         answer.text()
     }
 
+    /// What its open descriptors lead to.
+    pub fn descriptors(&self) -> Vec<PathBuf> {
+        let open = std::fs::read_dir(format!("/proc/{}/fd", self.pid())).expect("larder is running");
+        open.flatten().filter_map(|entry| std::fs::read_link(entry.path()).ok()).collect()
+    }
+
     pub fn resident_memory(&self) -> Memory {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("larder is running");
         let kibibytes = |key: &str| {
@@ -293,9 +307,15 @@ impl Larder {
 
     /// The binary with this Larder's configuration.
     fn command(&self) -> Command {
-        let mut command = match &self.setup.hosts {
-            None => Command::new(env!("CARGO_BIN_EXE_larder")),
-            Some(hosts) => {
+        let mut command = match (&self.setup.hosts, self.setup.descriptors) {
+            (None, None) => Command::new(env!("CARGO_BIN_EXE_larder")),
+            (None, Some((soft, hard))) => {
+                let mut command = Command::new("sh");
+                command.args(["-c", &format!("ulimit -Sn {soft} && ulimit -Hn {hard} && exec \"$0\" \"$@\"")]);
+                command.arg(env!("CARGO_BIN_EXE_larder"));
+                command
+            }
+            (Some(hosts), _) => {
                 let file = self.directory.path().join("hosts");
                 std::fs::write(&file, format!("127.0.0.1 localhost\n{hosts}\n")).expect("written");
                 let mut command = Command::new("unshare");

@@ -12,9 +12,11 @@ use futures_util::stream::FuturesUnordered;
 use tokio::time::Instant;
 
 use super::plan::{self, Claim, View};
+use super::supervision::Supervision;
 use super::transfer::{self, End, Sink, Span};
 use super::{Fill, Origin, Phase, Registered, Reservation, Reserved, Room, Source, Wanted, blocking};
 use crate::cache::breaks::Breaks;
+use crate::cache::places::Places;
 use crate::cache::ranges::RangeSet;
 use crate::failure::{Failure, FailureKind};
 use crate::oci::{Algorithm, Digest};
@@ -55,8 +57,9 @@ pub async fn drive(
     origin: &Arc<dyn Origin>,
     disk: &Arc<Disk>,
     room: &Arc<dyn Room>,
+    places: &Places,
 ) -> Result<Outcome, Failure> {
-    let result = bring_in(registered, wanted, origin, disk, room).await;
+    let result = bring_in(registered, wanted, origin, disk, room, places).await;
     if let Err(failure) = &result {
         registered.fill().update(|state| state.phase = Phase::Failed(failure.clone()));
     }
@@ -69,11 +72,12 @@ async fn bring_in(
     origin: &Arc<dyn Origin>,
     disk: &Arc<Disk>,
     room: &Arc<dyn Room>,
+    places: &Places,
 ) -> Result<Outcome, Failure> {
     let digest = wanted.key();
     let mut is_alone = false;
     for _ in 0..MAX_COPIES {
-        let mut copy = Copy::open(registered, wanted, origin, disk, room).await?;
+        let mut copy = Copy::open(registered, wanted, origin, disk, room, places).await?;
         // A single stream is of one source, unless that breaks.
         copy.serves_ranges = !is_alone;
         match copy.fetch().await {
@@ -172,6 +176,8 @@ struct Copy<'a> {
     pauses_until: Option<Instant>,
     running: Vec<Arc<Span>>,
     speed: Speed,
+    is_vouched_for: bool,
+    supervision: Supervision<'a>,
 }
 
 type Finished = (Arc<Span>, Option<Source>, End);
@@ -183,6 +189,7 @@ impl<'a> Copy<'a> {
         origin: &'a Arc<dyn Origin>,
         disk: &Arc<Disk>,
         room: &Arc<dyn Room>,
+        places: &'a Places,
     ) -> Result<Self, Failure> {
         let (disk, digest) = (disk.clone(), wanted.key());
         let opened = blocking(move || {
@@ -222,6 +229,8 @@ impl<'a> Copy<'a> {
             pauses_until: None,
             running: Vec::new(),
             speed: Speed::default(),
+            is_vouched_for: wanted.is_vouched_for(),
+            supervision: Supervision::new(places, wanted.is_vouched_for()),
         })
     }
 
@@ -258,7 +267,10 @@ impl<'a> Copy<'a> {
                     }
                 }
                 () = &mut wanted => {}
-                _ = measuring.tick() => self.measure(),
+                _ = measuring.tick() => {
+                    self.supervision.look(&self.fill)?;
+                    self.measure();
+                }
             }
         }
         let size = self.fill.settle_size();
@@ -311,9 +323,11 @@ impl<'a> Copy<'a> {
             file: self.partial.data().file.clone(),
             slot: Arc::new(self.partial.data().new_slot()),
             reserved: self.reserved.clone(),
+            has_room_for_all: self.is_vouched_for,
         };
         let data = self.partial.data().clone();
         let sources = self.sources.clone();
+        let is_vouched_for = self.is_vouched_for;
         async move {
             let claim = span.claim();
             // A range to the very end is asked for open: some storages dislike a last byte.
@@ -324,11 +338,12 @@ impl<'a> Copy<'a> {
             };
             let source = transfer.source;
             lock(&sources).insert(source);
+            fill.states(transfer.total.unwrap_or(0));
             let contradicts = |stated| size.is_some_and(|known| known != stated) || stated < claim.at;
             if transfer.total.is_some_and(contradicts) {
                 return (span, Some(source), End::Contradiction);
             }
-            if let (None, Some(total)) = (size, transfer.total) {
+            if let (None, Some(total), true) = (size, transfer.total, is_vouched_for) {
                 if let Err(failure) = sink.reserved.cover(total).await {
                     return (span, Some(source), End::NoRoom(failure));
                 }
@@ -336,6 +351,8 @@ impl<'a> Copy<'a> {
                 if let Err(error) = allocated {
                     return (span, Some(source), End::Storage(error));
                 }
+            }
+            if let (None, Some(total)) = (size, transfer.total) {
                 span.set_until(total);
             }
             fill.opened(transfer.total);

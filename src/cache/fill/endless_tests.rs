@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::{FutureExt, StreamExt, stream};
 use proptest::prelude::*;
 
-use super::tests::Endless;
+use super::tests::{Endless, places};
 use super::*;
 use crate::cache::standing::Standing;
 use crate::oci::Algorithm;
@@ -130,7 +130,7 @@ fn openings_of(size: u64, says_size: bool, parallel: usize, ways: &[Way]) -> (u6
         let Joined::New(_fill, registered) = Fills::default().join(&digest, "r") else {
             panic!("a new fill");
         };
-        drive(&registered, Wanted::Digest(digest), &origin, &disk, &room).await
+        drive(&registered, Wanted::Digest(digest), &origin, &disk, &room, &places()).await
     };
     let result = runtime.block_on(async { tokio::time::timeout(Duration::from_secs(3600), filled).await });
     assert!(result.expect("it ends").is_err(), "nobody has it");

@@ -7,13 +7,14 @@
 
 mod driver;
 pub mod plan;
+mod supervision;
 mod transfer;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fs::File;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bytes::Bytes;
@@ -150,6 +151,12 @@ impl Wanted {
         self.digest().is_none_or(|digest| digest == *found)
     }
 
+    /// Whether the configuration names the source. A source that only a client names gets room as bytes come and not
+    /// for the size that it states, has to keep a least speed, and its transfer ends when nobody reads it.
+    fn is_vouched_for(&self) -> bool {
+        matches!(self, Self::Digest(_))
+    }
+
     /// Whether what an earlier transfer left may be gone on with: all that there is under its name is of it.
     fn may_resume(&self) -> bool {
         matches!(self, Self::Digest(_))
@@ -183,6 +190,41 @@ pub struct Fill {
     wants: Mutex<HashMap<u64, Want>>,
     next_want: AtomicU64,
     wanted: Notify,
+    /// Requests that read it, or are about to.
+    readers: AtomicUsize,
+    /// The size that a source stated last, believed or not; 0: none did.
+    stated: AtomicU64,
+}
+
+/// A fill that a request reads, or is about to; it counts as read until this is dropped.
+#[derive(Debug)]
+pub struct FillReader(Arc<Fill>);
+
+impl FillReader {
+    fn new(fill: Arc<Fill>) -> Self {
+        fill.readers.fetch_add(1, Ordering::Relaxed);
+        Self(fill)
+    }
+}
+
+impl Clone for FillReader {
+    fn clone(&self) -> Self {
+        Self::new(self.0.clone())
+    }
+}
+
+impl std::ops::Deref for FillReader {
+    type Target = Fill;
+
+    fn deref(&self) -> &Fill {
+        &self.0
+    }
+}
+
+impl Drop for FillReader {
+    fn drop(&mut self) {
+        self.0.readers.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -248,6 +290,8 @@ impl Fill {
             wants: Mutex::default(),
             next_want: AtomicU64::new(0),
             wanted: Notify::new(),
+            readers: AtomicUsize::new(0),
+            stated: AtomicU64::new(0),
         }
     }
 
@@ -298,6 +342,15 @@ impl Fill {
         self.wants.lock().unwrap_or_else(PoisonError::into_inner).insert(id, want);
         self.wanted.notify_waiters();
         Waiting { fill: self, id }
+    }
+
+    /// A source states a size; whether there is room for it is not known yet.
+    fn states(&self, size: u64) {
+        self.stated.store(size, Ordering::Relaxed);
+    }
+
+    fn is_read(&self) -> bool {
+        self.readers.load(Ordering::Relaxed) > 0
     }
 
     fn wants(&self) -> Vec<Want> {
@@ -410,16 +463,16 @@ pub struct Fills(Arc<Mutex<HashMap<Digest, Weak<Fill>>>>);
 /// A fill to read from.
 pub enum Joined {
     /// It was under way.
-    Running(Arc<Fill>),
+    Running(FillReader),
     /// It is to be driven by the caller.
-    New(Arc<Fill>, Registered),
+    New(FillReader, Registered),
 }
 
 impl Fills {
     /// The fill of `digest` that is under way.
-    pub fn running(&self, digest: &Digest) -> Option<Arc<Fill>> {
+    pub fn running(&self, digest: &Digest) -> Option<FillReader> {
         let fills = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        fills.get(digest).and_then(Weak::upgrade).filter(|fill| fill.is_joinable())
+        fills.get(digest).and_then(Weak::upgrade).filter(|fill| fill.is_joinable()).map(FillReader::new)
     }
 
     /// Joins the fill of `digest`, or registers a new one.
@@ -427,12 +480,12 @@ impl Fills {
         let mut fills = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let running = fills.get(digest).and_then(Weak::upgrade).filter(|fill| fill.is_joinable());
         if let Some(fill) = running {
-            return Joined::Running(fill);
+            return Joined::Running(FillReader::new(fill));
         }
         let fill = Arc::new(Fill::new(repository));
         fills.insert(*digest, Arc::downgrade(&fill));
         let registered = Registered { fills: self.clone(), digest: *digest, fill: fill.clone() };
-        Joined::New(fill, registered)
+        Joined::New(FillReader::new(fill), registered)
     }
 
     pub fn count(&self) -> usize {
@@ -453,6 +506,11 @@ impl Registered {
     /// Ends the fill before it was driven; who joined meanwhile is told.
     pub fn fail(self, failure: Failure) {
         self.fill.update(|state| state.phase = Phase::Failed(failure));
+    }
+
+    /// The size that a source of the object stated; 0: none did.
+    pub fn stated_size(&self) -> u64 {
+        self.fill.stated.load(Ordering::Relaxed)
     }
 
     fn fill(&self) -> &Arc<Fill> {

@@ -17,7 +17,7 @@ use tokio::time::sleep;
 use self::case::{Case, Visit, cases};
 use self::sources::World;
 use super::driver::Outcome;
-use super::tests::Endless;
+use super::tests::{Endless, places};
 use super::*;
 use crate::cache::{Aside, Content};
 use crate::oci::Algorithm;
@@ -71,7 +71,7 @@ enum Ended {
 }
 
 /// Reads as `pull` does for a client.
-async fn visit(visit: Visit, size: u64, fill: Arc<Fill>, digest: Digest) -> Got {
+async fn visit(visit: Visit, size: u64, fill: FillReader, digest: Digest) -> Got {
     sleep(Duration::from_millis(visit.comes_at)).await;
     let mut got =
         Got { told: None, start: 0, end: None, may_read_unverified: false, bytes: Vec::new(), ended: Ended::Left };
@@ -119,7 +119,9 @@ impl World {
         let (origin, room): (Arc<dyn Origin>, Arc<dyn Room>) = (self.clone(), Arc::new(Endless));
         let disk = disk.clone();
         let mut driver =
-            tokio::spawn(async move { drive(&registered, Wanted::Digest(digest), &origin, &disk, &room).await });
+            tokio::spawn(
+                async move { drive(&registered, Wanted::Digest(digest), &origin, &disk, &room, &places()).await },
+            );
         let visits = self.case.readers.iter().cloned();
         let readers: Vec<_> =
             visits.map(|reader| tokio::spawn(visit(reader, self.case.size, fill.clone(), digest))).collect();
@@ -154,7 +156,7 @@ impl World {
     }
 
     /// Looks again and again whether what is said to be there is there.
-    async fn watch(self: Arc<Self>, fill: Arc<Fill>) {
+    async fn watch(self: Arc<Self>, fill: FillReader) {
         let (mut attempt, mut seen) = (0, RangeSet::default());
         loop {
             sleep(Duration::from_millis(37)).await;

@@ -6,6 +6,7 @@ use futures_util::{FutureExt, StreamExt};
 
 use super::driver::Outcome;
 use super::*;
+use crate::cache::places::Places;
 use crate::oci::Algorithm;
 use crate::store::Disk;
 
@@ -80,6 +81,11 @@ impl Origin for Script {
     }
 }
 
+/// Places for more than any test needs.
+pub fn places() -> Places {
+    Places::new(64)
+}
+
 /// Room without end.
 pub struct Endless;
 
@@ -98,7 +104,7 @@ fn whole(bytes: &[u8]) -> Step {
 }
 
 /// A fill of `right`, to be driven.
-fn begin(dir: &std::path::Path, right: &[u8]) -> (Arc<Fill>, Registered, Digest, Arc<Disk>) {
+fn begin(dir: &std::path::Path, right: &[u8]) -> (FillReader, Registered, Digest, Arc<Disk>) {
     let disk = Arc::new(Disk::open(dir).expect("a store"));
     let digest = Digest::of(Algorithm::Sha256, right);
     let Joined::New(fill, registered) = Fills::default().join(&digest, "r") else {
@@ -108,7 +114,7 @@ fn begin(dir: &std::path::Path, right: &[u8]) -> (Arc<Fill>, Registered, Digest,
 }
 
 /// Drives a fill of `right` over the script and returns what came of it, with the store's content.
-async fn run(right: &[u8], script: &Arc<Script>) -> (Result<Outcome, Failure>, Arc<Fill>, Option<Vec<u8>>) {
+async fn run(right: &[u8], script: &Arc<Script>) -> (Result<Outcome, Failure>, FillReader, Option<Vec<u8>>) {
     let dir = tempfile::tempdir().expect("a directory");
     let disk = Arc::new(Disk::open(dir.path()).expect("a store"));
     let digest = Digest::of(Algorithm::Sha256, right);
@@ -118,7 +124,7 @@ async fn run(right: &[u8], script: &Arc<Script>) -> (Result<Outcome, Failure>, A
     };
     let origin: Arc<dyn Origin> = script.clone();
     let room: Arc<dyn Room> = Arc::new(Endless);
-    let outcome = drive(&registered, Wanted::Digest(digest), &origin, &disk, &room).await;
+    let outcome = drive(&registered, Wanted::Digest(digest), &origin, &disk, &room, &places()).await;
     drop(registered);
     assert_eq!(fills.count(), 0);
     let path = dir.path().join("blobs/sha256").join(&digest.hex()[..2]).join(digest.hex());
@@ -161,8 +167,9 @@ async fn what_has_arrived_is_read_while_nothing_more_comes() {
     let (fill, registered, digest, disk) = begin(dir.path(), &right);
     let (origin, room): (Arc<dyn Origin>, Arc<dyn Room>) = (script, Arc::new(Endless));
     let reads = tokio::time::timeout(Duration::from_secs(20), fill.readable(0, Reading::default()));
+    let places = places();
     tokio::select! {
-        outcome = drive(&registered, Wanted::Digest(digest), &origin, &disk, &room) => panic!("it goes on: {outcome:?}"),
+        outcome = drive(&registered, Wanted::Digest(digest), &origin, &disk, &room, &places) => panic!("it goes on: {outcome:?}"),
         readable = reads => assert_eq!(readable.expect("in time").expect("no failure").until, 50_000),
     }
 }
@@ -215,7 +222,8 @@ async fn who_disagrees_on_the_size_is_not_blamed_alone() {
     let dir = tempfile::tempdir().expect("a directory");
     let (fill, registered, digest, disk) = begin(dir.path(), &right);
     let (origin, room): (Arc<dyn Origin>, Arc<dyn Room>) = (script.clone(), Arc::new(Endless));
-    let drive = drive(&registered, Wanted::Digest(digest), &origin, &disk, &room);
+    let places = places();
+    let drive = drive(&registered, Wanted::Digest(digest), &origin, &disk, &room, &places);
     let (outcome, read) = tokio::join!(drive, fill.readable(at, Reading::default()));
     assert!(outcome.is_ok() && read.is_ok(), "{outcome:?} {read:?}");
     assert_eq!(*script.rejected.lock().expect("lock"), []);

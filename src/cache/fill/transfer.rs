@@ -76,6 +76,8 @@ pub struct Sink {
     pub file: Arc<File>,
     pub slot: Arc<Slot>,
     pub reserved: Reserved,
+    /// Whether room was made for the size that is stated.
+    pub has_room_for_all: bool,
 }
 
 /// Takes an opened transfer to the end of its span. `may_skip`: nobody else brings this object, so an
@@ -94,8 +96,8 @@ pub async fn run(transfer: Transfer, span: &Span, sink: &Sink, origin: &dyn Orig
         if total.is_some_and(|total| at + length > total) {
             return End::Contradiction;
         }
-        // Where the size is not known, room is made as the object grows.
-        if total.is_none()
+        // Where the size is not known, or not believed, room is made as the object grows.
+        if (total.is_none() || !sink.has_room_for_all)
             && let Err(failure) = sink.reserved.cover(at + length).await
         {
             return End::NoRoom(failure);

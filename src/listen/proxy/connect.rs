@@ -69,7 +69,14 @@ pub async fn follow(stream: TcpStream, read: Bytes, lead: Lead, way: Arc<Way>) {
 
 async fn carry(client: Rewound, server: TcpStream, way: &Way) -> io::Result<()> {
     let mut ends = way.ends.clone();
-    tunnel::run(client, server, ends.come()).await
+    way.pace.becomes_tunnel();
+    let ends = async {
+        tokio::select! {
+            () = ends.come() => {}
+            () = way.pace.closed() => {}
+        }
+    };
+    tunnel::run(client, server, || way.pace.touch(), ends).await
 }
 
 /// Carries what turned out to be no HTTP.
@@ -160,12 +167,12 @@ async fn open_tls(
 }
 
 async fn serve(stream: impl super::super::guard::Socket + Send + 'static, came: Came, way: Arc<Way>) {
-    let (address, metrics, ends) = (way.address, way.pull.metrics().clone(), way.ends.clone());
+    let (peer, metrics, ends) = (way.peer(), way.pull.metrics().clone(), way.ends.clone());
     let answer = move |request| {
         let (way, came) = (way.clone(), came.clone());
         async move { way.pull.pass(request, came, way.client(), way.kept()).await }
     };
-    connection(stream, address, Builder::new(TokioExecutor::new()), &metrics, answer, ends).await;
+    connection(stream, peer, Builder::new(TokioExecutor::new()), &metrics, answer, ends).await;
 }
 
 fn server_config(ca: &Ca, host: &str) -> Result<Arc<ServerConfig>, Box<dyn std::error::Error + Send + Sync>> {

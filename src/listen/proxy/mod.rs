@@ -16,7 +16,8 @@ use hyper_util::rt::TokioExecutor;
 use hyper_util::server::conn::auto::Builder;
 use tokio::net::TcpStream;
 
-use super::{Ends, Held, connection};
+use super::pace::Pace;
+use super::{Ends, Held, Peer, connection};
 use crate::ca::Ca;
 use crate::pull::{Body, Came, Client, Kept, Pull, full, usage};
 
@@ -28,6 +29,7 @@ pub struct Way {
     pub pull: Arc<Pull>,
     pub ca: Arc<Ca>,
     pub address: SocketAddr,
+    pub pace: Arc<Pace>,
     pub ends: Ends,
     pub held: Held,
 }
@@ -35,6 +37,10 @@ pub struct Way {
 impl Way {
     fn kept(&self) -> Kept {
         Kept { place: self.held.clone(), stop: self.ends.stop.clone() }
+    }
+
+    fn peer(&self) -> Peer {
+        Peer { address: self.address, pace: self.pace.clone() }
     }
 
     fn client(&self) -> Client {
@@ -49,6 +55,7 @@ pub async fn open(stream: TcpStream, way: Arc<Way>) {
     let peeked = tokio::select! {
         peeked = tokio::time::timeout(FIRST, stream.peek(&mut first)) => peeked,
         () = ends.come() => return,
+        () = way.pace.closed() => return,
     };
     if !matches!(peeked, Ok(Ok(1))) {
         return;
@@ -56,9 +63,9 @@ pub async fn open(stream: TcpStream, way: Arc<Way>) {
     if first == [socks::VERSION] {
         return socks::serve(stream, way).await;
     }
-    let (address, metrics, ends) = (way.address, way.pull.metrics().clone(), way.ends.clone());
+    let (peer, metrics, ends) = (way.peer(), way.pull.metrics().clone(), way.ends.clone());
     let answer = move |request| answer(way.clone(), request);
-    connection(stream, address, Builder::new(TokioExecutor::new()).http1_only(), &metrics, answer, ends).await;
+    connection(stream, peer, Builder::new(TokioExecutor::new()).http1_only(), &metrics, answer, ends).await;
 }
 
 async fn answer(way: Arc<Way>, request: Request<Incoming>) -> Response<Body> {

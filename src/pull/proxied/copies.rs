@@ -22,7 +22,7 @@ use super::Proxying;
 use super::forward::{Limited, broken, in_time};
 use super::headers;
 use crate::cache::flight::Flights;
-use crate::cache::{Cache, Fill, Origin, Source, Standing, Transfer};
+use crate::cache::{Cache, FillReader, Origin, Party, Source, Standing, Transfer};
 use crate::failure::{Failure, FailureKind};
 use crate::index::{Timestamp, UrlEntry};
 use crate::oci::{Algorithm, Digest};
@@ -54,7 +54,7 @@ impl Default for Copies {
 
 impl Copies {
     /// The copy of a URL that is on its way, with what reads it.
-    pub fn running(&self, key: &Digest, cache: &Cache) -> Option<(Arc<Copy>, Arc<Fill>)> {
+    pub fn running(&self, key: &Digest, cache: &Cache) -> Option<(Arc<Copy>, FillReader)> {
         let copy = self.opened.get(key)?.upgrade()?;
         let fill = cache.running_fill(&copy.name)?;
         Some((copy, fill))
@@ -69,7 +69,7 @@ impl Copies {
 #[derive(Clone)]
 pub enum Opened {
     /// It is coming in, for all whose request it fits.
-    Shared(Arc<Copy>, Arc<Fill>),
+    Shared(Arc<Copy>, FillReader),
     /// It is for the one alone who asked.
     Own(Arc<Mutex<Option<http::Response<Body>>>>),
     /// The stored variant is still right, with this head.
@@ -259,6 +259,8 @@ pub struct Asked {
     pub url: url::Url,
     /// As the server is to see them.
     pub headers: HeaderMap,
+    /// For whom.
+    pub party: Party,
 }
 
 impl Asked {

@@ -140,7 +140,7 @@ fn switched(
                 None => std::future::pending().await,
             }
         };
-        if let Err(error) = tunnel::run(TokioIo::new(client), server, ends).await {
+        if let Err(error) = tunnel::run(TokioIo::new(client), server, || (), ends).await {
             tracing::debug!(%place, %error, "what followed a change of protocol ended with an error");
         }
     });

@@ -20,7 +20,7 @@ use super::copies::{
 use super::forward;
 use super::headers;
 use super::refused::Refused;
-use crate::cache::{Aside, Content, Fill};
+use crate::cache::{Aside, Content, FillReader, Party};
 use crate::failure::{Failure, FailureKind};
 use crate::index::{Timestamp, UrlEntry};
 use crate::oci::range::RangeHeader;
@@ -28,7 +28,7 @@ use crate::oci::{Algorithm, Digest};
 use crate::pull::error::Refusal;
 use crate::pull::observed::Observation;
 use crate::pull::respond::{self, About, Body, CacheState};
-use crate::pull::{Kind, Pull, is_secure};
+use crate::pull::{Kind, Pull, counted_client, is_secure};
 use crate::upstream::{OTHER_HOSTS, PassError, Place};
 
 /// With which a client says what it has, or wants a part; the whole is stored whatever they say.
@@ -249,16 +249,17 @@ impl Pull {
         if !is_kept || head.write().is_none() {
             return Opened::Own(Arc::new(Mutex::new(Some(forward::returned(response, &place)))));
         }
+        let party = asked.party.clone();
         let copy = Copy::new(key, asked, head, response, self.cache().clone(), self.metrics().clone());
         let copy = Arc::new(copy);
         let origin = copy.clone();
-        match self.cache().fill_url(copy.name, || origin) {
-            Ok((fill, _)) => {
+        match self.cache().fill_url(copy.name, party, || origin) {
+            Some(fill) => {
                 self.copies.put(&copy);
                 Opened::Shared(copy, fill)
             }
             // Too much is under way.
-            Err(_) => Opened::Own(Arc::new(Mutex::new(copy.pass_on()))),
+            None => Opened::Own(Arc::new(Mutex::new(copy.pass_on()))),
         }
     }
 
@@ -315,7 +316,7 @@ fn out_of_range(size: u64) -> Response<Body> {
 }
 
 /// What is on its way, as an answer.
-async fn coming(copy: &Arc<Copy>, fill: Arc<Fill>, now: SystemTime, is_joined: bool) -> Found {
+async fn coming(copy: &Arc<Copy>, fill: FillReader, now: SystemTime, is_joined: bool) -> Found {
     let headers = copy.head.headers(now);
     let aside = Aside { digest: copy.name, origin: copy.clone(), is_own: true };
     let content = match fill.size().await {
@@ -332,7 +333,8 @@ fn asked(proxying: &Arc<Proxying>, request: &Parts, place: &Place, url: &Url) ->
     headers::pass_on(&mut asked, request.version);
     asked.remove(HOST);
     asked.remove(CONTENT_LENGTH);
-    Asked { proxying: proxying.clone(), place: place.clone(), url: url.clone(), headers: asked }
+    let party = Party { source: place.host.as_str().into(), client: counted_client(request), is_named: false };
+    Asked { proxying: proxying.clone(), place: place.clone(), url: url.clone(), headers: asked, party }
 }
 
 /// The same for the whole of it.

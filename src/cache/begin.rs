@@ -1,0 +1,190 @@
+//! Beginning a fill, or joining one that is under way.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use quick_cache::sync::Cache as Bounded;
+
+use super::Cache;
+use super::fill::{self, FillReader, Joined, Origin, Registered, Wanted};
+use super::places::{NoPlace, Party, Place};
+use crate::failure::{Failure, FailureKind};
+use crate::oci::{Algorithm, Digest};
+use crate::telemetry::Metrics;
+
+/// How long a fill waits for a place. Clients wait about half a minute for the head of an answer.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// How long it is remembered that an object can never fit.
+const UNFIT: Duration = Duration::from_secs(60);
+const UNFIT_ENTRIES: usize = 1_024;
+
+/// Objects that are larger than all of the cache, so that no further transfer is begun only to find that out.
+pub struct Unfit(Bounded<Digest, Instant>);
+
+impl Default for Unfit {
+    fn default() -> Self {
+        Self(Bounded::new(UNFIT_ENTRIES))
+    }
+}
+
+impl Unfit {
+    /// Forgets all: the limits may be others now.
+    pub fn clear(&self) {
+        self.0.clear();
+    }
+}
+
+impl Cache {
+    /// The fill of `digest` that is under way.
+    pub fn running_fill(&self, digest: &Digest) -> Option<FillReader> {
+        self.fills.running(digest)
+    }
+
+    /// Whether an object was found to be larger than all of the cache a moment ago.
+    pub fn is_unfit(&self, digest: &Digest) -> bool {
+        self.unfit.0.get(digest).is_some_and(|until| Instant::now() < until)
+    }
+
+    /// Joins the fill of `digest` or begins it, in a task of its own that outlives the request. The second value tells
+    /// whether it was begun.
+    pub fn fill(
+        self: &Arc<Self>,
+        repository: &str,
+        digest: Digest,
+        party: Party,
+        origin: impl FnOnce() -> Arc<dyn Origin>,
+    ) -> (FillReader, bool) {
+        self.begin(repository, Wanted::Digest(digest), party, origin)
+    }
+
+    /// As [`Cache::fill`], from an upstream that only a client named: no other repository depends on how fast it
+    /// sends.
+    pub fn fill_apart(
+        self: &Arc<Self>,
+        repository: &str,
+        digest: Digest,
+        party: Party,
+        origin: impl FnOnce() -> Arc<dyn Origin>,
+    ) -> (FillReader, bool) {
+        let key = Digest::of(Algorithm::Sha256, format!("{repository} {digest}").as_bytes());
+        self.begin(repository, Wanted::Apart { key, digest }, party, origin)
+    }
+
+    fn begin(
+        self: &Arc<Self>,
+        repository: &str,
+        wanted: Wanted,
+        party: Party,
+        origin: impl FnOnce() -> Arc<dyn Origin>,
+    ) -> (FillReader, bool) {
+        match self.fills.join(&wanted.key(), repository) {
+            Joined::Running(fill) => {
+                self.metrics.coalesced.inc();
+                (fill, false)
+            }
+            Joined::New(fill, registered) => {
+                let (cache, origin, repository) = (self.clone(), origin(), repository.to_owned());
+                tokio::spawn(async move {
+                    match cache.places.take(party, PATIENCE).await {
+                        Ok(place) => cache.run_fill(registered, wanted, origin, &repository, place).await,
+                        Err(NoPlace) => registered.fail(no_place()),
+                    }
+                });
+                (fill, true)
+            }
+        }
+    }
+
+    /// Begins a fill of whatever its origin has, under a key that stands for it; `None` where no place is free now.
+    pub(super) fn begin_now(
+        self: &Arc<Self>,
+        repository: &str,
+        key: Digest,
+        party: Party,
+        origin: impl FnOnce() -> Arc<dyn Origin>,
+    ) -> Option<FillReader> {
+        let place = self.places.take_now(party)?;
+        let (fill, registered) = match self.fills.join(&key, repository) {
+            Joined::Running(fill) => return Some(fill),
+            Joined::New(fill, registered) => (fill, registered),
+        };
+        let (cache, origin, repository) = (self.clone(), origin(), repository.to_owned());
+        tokio::spawn(
+            async move { cache.run_fill(registered, Wanted::Whatever(key), origin, &repository, place).await },
+        );
+        Some(fill)
+    }
+
+    async fn run_fill(
+        self: Arc<Self>,
+        registered: Registered,
+        wanted: Wanted,
+        origin: Arc<dyn Origin>,
+        repository: &str,
+        place: Place,
+    ) {
+        let digest = wanted.key();
+        self.metrics.fills_started.inc();
+        let running = Running::new(self.metrics.clone());
+        // The reservation in the result lives until the object is counted.
+        let result = fill::drive(&registered, wanted, &origin, &self.disk, &self.room, &self.places).await;
+        let stored = result.as_ref().ok().filter(|outcome| outcome.is_stored);
+        let stored = stored.map(|outcome| (outcome.digest, outcome.size, outcome.is_new));
+        if let Some((found, size, is_new)) = stored {
+            self.record_object(repository, found, size, None, is_new);
+            origin.stored(&found, size).await;
+        }
+        match result {
+            Ok(ref outcome) if outcome.is_stored => {}
+            Ok(_) => {
+                self.metrics.unstored.inc();
+                self.metrics.errors.inc();
+            }
+            Err(failure) if failure.kind == FailureKind::NoRoom => {
+                self.metrics.unstored.inc();
+                self.note_if_unfit(&registered, digest).await;
+                tracing::info!(%digest, repository, %failure, "a blob passes uncached");
+            }
+            Err(failure) if failure.kind == FailureKind::Storage => {
+                self.metrics.unstored.inc();
+                self.metrics.errors.inc();
+                tracing::error!(%digest, %failure, "blobs are served uncached until the cache directory can be written again");
+            }
+            Err(failure) => {
+                tracing::info!(%digest, repository, kind = failure.kind.as_str(), %failure, "a blob could not be fetched");
+            }
+        }
+        // The rows are queued before the fill leaves the map, so that no request falls between.
+        drop(registered);
+        drop((running, place));
+    }
+}
+
+impl Cache {
+    async fn note_if_unfit(&self, registered: &Registered, digest: Digest) {
+        let (space, size) = (self.space.clone(), registered.stated_size());
+        if super::blocking(move || space.never_fits(size)).await.unwrap_or(false) {
+            self.unfit.0.insert(digest, Instant::now() + UNFIT);
+        }
+    }
+}
+
+fn no_place() -> Failure {
+    Failure::new(FailureKind::Busy, "too many transfers from upstream are under way; try again soon")
+}
+
+/// Counts a fill as running for as long as it lives.
+struct Running(Arc<Metrics>);
+
+impl Running {
+    fn new(metrics: Arc<Metrics>) -> Self {
+        metrics.fills_running.inc();
+        Self(metrics)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.fills_running.dec();
+    }
+}

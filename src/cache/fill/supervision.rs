@@ -1,0 +1,53 @@
+//! Whether a fill may go on: somebody reads it, its source keeps a least speed, and nobody else needs its place.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::Fill;
+use crate::cache::places::Places;
+use crate::failure::{Failure, FailureKind};
+
+/// A client that comes back this soon still finds its fill.
+const UNREAD: Duration = Duration::from_secs(2);
+/// A source that only a client names has to bring [`LEAST`] in this long.
+const SPAN: Duration = Duration::from_secs(30);
+/// 4 KiB a second: slower than any modem.
+const LEAST: u64 = 4096 * 30;
+
+/// Looks at one fill again and again.
+pub struct Supervision<'a> {
+    places: &'a Places,
+    /// Whether the configuration names the source.
+    is_vouched_for: bool,
+    unread_since: Option<Instant>,
+    /// When the present span began, and how much there was then.
+    span: (Instant, u64),
+}
+
+impl<'a> Supervision<'a> {
+    pub fn new(places: &'a Places, is_vouched_for: bool) -> Self {
+        Self { places, is_vouched_for, unread_since: None, span: (Instant::now(), 0) }
+    }
+
+    /// Fails when the fill is to end.
+    pub fn look(&mut self, fill: &Fill) -> Result<(), Failure> {
+        let now = Instant::now();
+        let unread_since = if fill.is_read() { None } else { Some(self.unread_since.unwrap_or(now)) };
+        self.unread_since = unread_since;
+        let is_unread = unread_since.is_some_and(|since| now - since >= UNREAD);
+        // What a named upstream has begun to send is kept and gone on with later; it ends only for others.
+        if is_unread && (!self.is_vouched_for || self.places.should_yield()) {
+            return Err(Failure::new(FailureKind::Busy, "nobody reads it any more"));
+        }
+        let (since, before) = self.span;
+        if !self.is_vouched_for && now - since >= SPAN {
+            let there = fill.present().len();
+            if there.saturating_sub(before) < LEAST {
+                return Err(Failure::new(FailureKind::Timeout, "the server sends less than 4 KiB a second"));
+            }
+            self.span = (now, there);
+        }
+        Ok(())
+    }
+}

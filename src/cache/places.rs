@@ -1,0 +1,328 @@
+//! Places for transfers from upstream, shared so that no client and no upstream can take those that others need.
+//!
+//! A transfer without a place waits. A place that becomes free goes to the upstream with the fewest transfers under way,
+//! and among these to the client with the fewest.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+/// Transfers that may wait, for each place. Further ones are turned away.
+const WAITING: usize = 4;
+
+/// For whom a transfer is, and from where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Party {
+    /// The repository or host that it comes from.
+    pub source: Arc<str>,
+    /// The client that asked first; `None`: nobody in particular.
+    pub client: Option<IpAddr>,
+    /// Whether the configuration names the source, and not only a client of the proxy door.
+    pub is_named: bool,
+}
+
+/// The places and who has them; clones share them.
+#[derive(Clone, Debug)]
+pub struct Places(Arc<Mutex<State>>);
+
+#[derive(Debug)]
+struct State {
+    most: usize,
+    running: usize,
+    /// Of sources that only clients name.
+    unnamed: usize,
+    by_source: HashMap<Arc<str>, usize>,
+    by_client: HashMap<IpAddr, usize>,
+    waiting: Vec<Waiting>,
+    next: u64,
+    /// Transfers that nobody reads and that are asked to give their place away.
+    wanted: usize,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    number: u64,
+    party: Party,
+    granted: oneshot::Sender<Place>,
+}
+
+/// A place, until it is dropped.
+#[derive(Debug)]
+pub struct Place {
+    state: Arc<Mutex<State>>,
+    party: Party,
+}
+
+/// No place became free in time, or too many wait already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoPlace;
+
+impl Places {
+    pub fn new(most: usize) -> Self {
+        Self(Arc::new(Mutex::new(State {
+            most: most.max(1),
+            running: 0,
+            unnamed: 0,
+            by_source: HashMap::new(),
+            by_client: HashMap::new(),
+            waiting: Vec::new(),
+            next: 0,
+            wanted: 0,
+        })))
+    }
+
+    /// Waits for a place, at most for `patience`.
+    pub async fn take(&self, party: Party, patience: Duration) -> Result<Place, NoPlace> {
+        if let Some(place) = self.take_now(party.clone()) {
+            return Ok(place);
+        }
+        let (number, granted) = {
+            let mut state = self.state();
+            if state.waiting.len() >= state.most * WAITING {
+                return Err(NoPlace);
+            }
+            let (granted, place) = oneshot::channel();
+            let number = state.next;
+            state.next += 1;
+            state.waiting.push(Waiting { number, party, granted });
+            state.wanted += 1;
+            (number, place)
+        };
+        let leaving = Leaving { places: self, number };
+        let waited = tokio::time::timeout(patience, granted).await;
+        drop(leaving);
+        waited.map_err(|_| NoPlace)?.map_err(|_| NoPlace)
+    }
+
+    /// A place if one is free now.
+    pub fn take_now(&self, party: Party) -> Option<Place> {
+        let mut state = self.state();
+        let is_next = state.waiting.iter().all(|waiting| !state.may_run(&waiting.party)) && state.may_run(&party);
+        is_next.then(|| {
+            state.begin(&party);
+            Place { state: self.0.clone(), party }
+        })
+    }
+
+    /// Whether a transfer that nobody reads is to give its place away now; one that is told so has to end.
+    pub fn should_yield(&self) -> bool {
+        let mut state = self.state();
+        let is_wanted = state.wanted > 0 && !state.waiting.is_empty();
+        state.wanted -= usize::from(is_wanted);
+        is_wanted
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Takes a transfer out of those that wait, also when its task ends.
+struct Leaving<'a> {
+    places: &'a Places,
+    number: u64,
+}
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        let mut state = self.places.state();
+        state.waiting.retain(|waiting| waiting.number != self.number);
+        state.wanted = state.wanted.min(state.waiting.len());
+    }
+}
+
+impl State {
+    /// Whether a transfer may begin, by the shares of its kind, source and client.
+    fn may_run(&self, party: &Party) -> bool {
+        let of_source = count(&self.by_source, &party.source);
+        let of_client = party.client.map_or(0, |client| count(&self.by_client, &client));
+        // The last quarter is not for a source that has the first three.
+        let sources_share = (self.most * 3).div_ceil(4);
+        let is_fair = of_source < sources_share && of_client < self.most.div_ceil(2);
+        let unnamed_share = self.most.div_ceil(4);
+        let is_fair_unnamed = self.unnamed < unnamed_share && of_client < self.most.div_ceil(8);
+        self.running < self.most && is_fair && (party.is_named || is_fair_unnamed)
+    }
+
+    fn begin(&mut self, party: &Party) {
+        self.running += 1;
+        self.unnamed += usize::from(!party.is_named);
+        *self.by_source.entry(party.source.clone()).or_default() += 1;
+        if let Some(client) = party.client {
+            *self.by_client.entry(client).or_default() += 1;
+        }
+    }
+
+    fn end(&mut self, party: &Party) {
+        self.running -= 1;
+        self.unnamed -= usize::from(!party.is_named);
+        leave(&mut self.by_source, &party.source);
+        if let Some(client) = party.client {
+            leave(&mut self.by_client, &client);
+        }
+    }
+
+    /// Who is next: of those whose shares allow it, the one whose source and then whose client has the fewest.
+    fn next(&self) -> Option<usize> {
+        let may_run = self.waiting.iter().enumerate().filter(|(_, waiting)| self.may_run(&waiting.party));
+        let order = |waiting: &Waiting| {
+            let of_client = waiting.party.client.map_or(0, |client| count(&self.by_client, &client));
+            (count(&self.by_source, &waiting.party.source), of_client, waiting.number)
+        };
+        may_run.min_by_key(|(_, waiting)| order(waiting)).map(|(at, _)| at)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut undelivered = Vec::new();
+        {
+            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            state.end(&self.party);
+            while let Some(at) = state.next() {
+                let Waiting { party, granted, .. } = state.waiting.swap_remove(at);
+                state.begin(&party);
+                let place = Place { state: self.state.clone(), party };
+                // Whoever has left gives it back, outside the lock.
+                undelivered.extend(granted.send(place).err());
+            }
+            state.wanted = state.wanted.min(state.waiting.len());
+        }
+        drop(undelivered);
+    }
+}
+
+fn count<K: Eq + Hash>(counts: &HashMap<K, usize>, key: &K) -> usize {
+    counts.get(key).copied().unwrap_or(0)
+}
+
+fn leave<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: &K) {
+    if let Some(count) = counts.get_mut(key) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    fn party(source: &str, client: u8, is_named: bool) -> Party {
+        Party { source: source.into(), client: Some(Ipv4Addr::new(192, 0, 2, client).into()), is_named }
+    }
+
+    fn take_now(places: &Places, party: Party) -> Option<Place> {
+        places.take_now(party)
+    }
+
+    fn is_empty(places: &Places) -> bool {
+        let state = places.state();
+        state.running == 0
+            && state.unnamed == 0
+            && state.by_source.is_empty()
+            && state.by_client.is_empty()
+            && state.waiting.is_empty()
+            && state.wanted == 0
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_source_and_no_client_takes_the_last_places() {
+        let places = Places::new(64);
+        let mut held: Vec<_> = (0..100).filter_map(|at| take_now(&places, party("slow", at, true))).collect();
+        assert_eq!(held.len(), 48, "three quarters for one source");
+        held.extend((0..100).filter_map(|_| take_now(&places, party("quick", 1, true))));
+        assert_eq!(held.len(), 64);
+        drop(held);
+        let greedy: Vec<_> = (0..100).filter_map(|at| take_now(&places, party(&format!("{at}"), 1, true))).collect();
+        assert_eq!(greedy.len(), 32, "half for one client");
+        assert!(take_now(&places, party("any", 2, true)).is_some());
+        drop(greedy);
+        assert!(is_empty(&places));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn sources_that_only_clients_name_have_a_small_share() {
+        let places = Places::new(64);
+        let one: Vec<_> = (0..100).filter_map(|at| take_now(&places, party(&format!("{at}"), 1, false))).collect();
+        assert_eq!(one.len(), 8, "an eighth for one client");
+        let all: Vec<_> = (2..100).filter_map(|at| take_now(&places, party(&format!("{at}"), at, false))).collect();
+        assert_eq!(one.len() + all.len(), 16, "a quarter for all");
+        assert!(take_now(&places, party("hub", 1, true)).is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_free_place_goes_to_the_source_and_the_client_with_the_fewest() {
+        let places = Places::new(4);
+        let mut held: Vec<_> = [("a", 1), ("a", 2), ("b", 1), ("a", 3)]
+            .into_iter()
+            .map(|(source, client)| take_now(&places, party(source, client, true)).expect("a place"))
+            .collect();
+        let waits = |source: &str, client: u8| {
+            let (places, party) = (places.clone(), party(source, client, true));
+            tokio::spawn(async move { places.take(party, PATIENCE).await })
+        };
+        let first = waits("a", 4);
+        tokio::task::yield_now().await;
+        let (second, third) = (waits("b", 1), waits("b", 9));
+        tokio::task::yield_now().await;
+        assert!(take_now(&places, party("c", 7, true)).is_none(), "who comes later waits, too");
+        drop(held.pop());
+        let got = third.await.expect("no panic").expect("a place");
+        drop(held.pop());
+        let more = second.await.expect("no panic").expect("a place");
+        drop((got, more));
+        drop(first.await.expect("no panic").expect("a place"));
+        drop(held);
+        assert!(is_empty(&places));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_waits_without_end_and_not_too_many_wait() {
+        let places = Places::new(1);
+        let held = take_now(&places, party("a", 1, true)).expect("a place");
+        assert_eq!(places.take(party("b", 2, true), PATIENCE).await.err(), Some(NoPlace));
+        assert!(places.state().waiting.is_empty(), "who has left does not wait");
+        let waiting: Vec<_> = (0..WAITING as u8)
+            .map(|at| {
+                let places = places.clone();
+                tokio::spawn(async move { places.take(party("b", at, true), PATIENCE).await.map(drop) })
+            })
+            .collect();
+        tokio::task::yield_now().await;
+        let full = places.take(party("c", 9, true), PATIENCE).now_or_never().expect("at once");
+        assert_eq!(full.err(), Some(NoPlace));
+        drop(held);
+        for waiting in waiting {
+            assert_eq!(waiting.await.expect("no panic"), Ok(()));
+        }
+        assert!(is_empty(&places));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn as_many_transfers_yield_as_others_wait() {
+        let places = Places::new(2);
+        let held: Vec<_> = (0..2).filter_map(|at| take_now(&places, party("a", at, true))).collect();
+        assert!(!places.should_yield(), "nobody waits");
+        let waiting = {
+            let places = places.clone();
+            tokio::spawn(async move { places.take(party("b", 9, true), PATIENCE).await })
+        };
+        tokio::task::yield_now().await;
+        assert!(places.should_yield() && !places.should_yield(), "one is enough");
+        drop(held);
+        assert!(waiting.await.expect("no panic").is_ok());
+        assert!(!places.should_yield());
+    }
+}

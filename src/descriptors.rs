@@ -1,0 +1,101 @@
+//! File descriptors: every connection, object and transfer needs some, and a process has only so many.
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// More than this is never needed; some systems allow a billion, and tools that walk over all of them take minutes.
+const ENOUGH: u64 = 1 << 20;
+/// With fewer, an office already notices.
+const FEW: u64 = 4096;
+/// Kept for the index, the log, listeners and names to be looked up, whatever the limit is.
+const LEAST_RESERVE: u64 = 64;
+
+/// How the descriptors of the process are shared out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shares {
+    /// Connections at the registry door.
+    pub registry: usize,
+    /// Connections at the proxy door, of which each may lead to a second one.
+    pub proxy: usize,
+    /// Connections at the admin door.
+    pub admin: usize,
+    /// Transfers from upstream at once: each has a file, its journal and a connection or some.
+    pub fills: usize,
+}
+
+/// Descriptors that one transfer needs, about.
+const BY_FILL: u64 = 6;
+/// Most transfers, however many descriptors there are: each holds two buffers of 1 MiB.
+const MOST_FILLS: u64 = 256;
+/// Most connections at the admin door.
+const MOST_ADMIN: u64 = 64;
+
+impl Shares {
+    /// The shares of a process that may have `limit` descriptors.
+    pub fn of(limit: u64) -> Self {
+        let limit = limit.min(ENOUGH);
+        // A quarter is for objects, transfers and everything else.
+        let reserve = (limit / 4).max(LEAST_RESERVE).min(limit / 2);
+        let doors = limit - reserve;
+        let admin = (doors / 10).clamp(1, MOST_ADMIN);
+        // Half of the rest for clients of the registry door, half for pairs of connections at the proxy door.
+        let half = (doors - admin.min(doors)) / 2;
+        let number = |share: u64| usize::try_from(share).unwrap_or(usize::MAX).max(1);
+        Self {
+            registry: number(half),
+            proxy: number(half / 2),
+            admin: number(admin),
+            fills: number((reserve / BY_FILL).min(MOST_FILLS)),
+        }
+    }
+
+    /// The shares by the limit in force.
+    pub fn now() -> Self {
+        Self::of(soft_limit())
+    }
+}
+
+fn soft_limit() -> u64 {
+    getrlimit(Resource::Nofile).current.unwrap_or(ENOUGH)
+}
+
+/// Raises the soft limit to the hard one, and says so in the log; warns where that is still little.
+pub fn raise() {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let (before, most) = (current.unwrap_or(ENOUGH), maximum.unwrap_or(ENOUGH).min(ENOUGH));
+    if before < most {
+        let raised = Rlimit { current: Some(most), maximum };
+        if let Err(error) = setrlimit(Resource::Nofile, raised) {
+            tracing::warn!(%error, "the limit of open files cannot be raised");
+        }
+    }
+    let limit = soft_limit();
+    if limit < FEW {
+        tracing::warn!(
+            limit,
+            "few files and connections may be open at once; raise the limit (ulimit -n, LimitNOFILE= of systemd)"
+        );
+    } else {
+        tracing::debug!(limit, before, "the limit of open files");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_shares_together_fit_into_the_limit() {
+        for limit in [16, 64, 100, 256, 1024, 4096, 65_536, 1 << 20, u64::MAX] {
+            let Shares { registry, proxy, admin, fills } = Shares::of(limit);
+            let used = registry + 2 * proxy + admin;
+            let rest = limit.min(ENOUGH) - used as u64;
+            assert!(registry > 0 && proxy > 0 && admin > 0 && fills > 0, "{limit}");
+            assert!(
+                limit < 64 || rest >= (fills as u64 * BY_FILL).max(limit.min(ENOUGH) / 4),
+                "{limit}: {rest} are left"
+            );
+        }
+        assert_eq!(Shares::of(1024), Shares { registry: 352, proxy: 176, admin: 64, fills: 42 });
+        assert_eq!(Shares::of(1 << 20).fills, 256);
+    }
+}

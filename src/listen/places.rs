@@ -1,0 +1,177 @@
+//! The connections of one door: how many may be open, and which one is closed when a newcomer finds no place.
+//!
+//! A connection that does nothing yields to one that wants something: first those of the address that has the most,
+//! among these the one that has been idle longest. A connection with an answer under way is left alone, unless its
+//! client has taken nothing of it for a while.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::pace::Pace;
+use crate::auth::counted_as;
+
+/// A connection that was made just now gets this long for its first request, however short places are.
+const JUST_MADE: Duration = Duration::from_secs(1);
+/// A tunnel through which nothing goes for this long yields.
+const SILENT_TUNNEL: Duration = Duration::from_secs(30);
+/// A client that takes nothing of its answer for this long yields.
+const STUCK: Duration = Duration::from_secs(10);
+/// How often a newcomer looks whether a connection may be closed for it.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// The places of one door.
+#[derive(Debug)]
+pub struct Places {
+    most: usize,
+    open: Mutex<HashMap<u64, Open>>,
+    freed: Notify,
+}
+
+#[derive(Debug)]
+struct Open {
+    address: IpAddr,
+    pace: Arc<Pace>,
+}
+
+/// A connection's place, until this is dropped.
+#[derive(Debug)]
+pub struct Place {
+    places: Arc<Places>,
+    number: u64,
+}
+
+impl Places {
+    pub fn new(most: usize) -> Arc<Self> {
+        Arc::new(Self { most: most.max(1), open: Mutex::default(), freed: Notify::new() })
+    }
+
+    /// Waits until one more connection may be open, closing one that does nothing if need be.
+    pub async fn wait_for_room(&self) {
+        loop {
+            let freed = self.freed.notified();
+            if self.open().len() < self.most {
+                return;
+            }
+            self.relieve();
+            // A connection that is told to close frees its place a moment later.
+            let _ = tokio::time::timeout(LOOK, freed).await;
+        }
+    }
+
+    /// Tells the connection that is missed least to close; returns whether there was one.
+    pub fn relieve(&self) -> bool {
+        let now = Instant::now();
+        let open = self.open();
+        let mut by_address = HashMap::<IpAddr, usize>::new();
+        open.values().for_each(|open| *by_address.entry(open.address).or_default() += 1);
+        let yields = open.values().filter_map(|open| Some((open, yields_for(&open.pace, now)?)));
+        let missed_least = yields.max_by_key(|(open, (rank, rests))| {
+            (*rank, by_address.get(&open.address).copied().unwrap_or_default(), *rests)
+        });
+        missed_least.inspect(|(open, _)| open.pace.close()).is_some()
+    }
+
+    /// Takes a place for a connection.
+    pub fn enter(self: &Arc<Self>, address: IpAddr, pace: Arc<Pace>) -> Place {
+        let number = pace.number();
+        self.open().insert(number, Open { address: counted_as(address), pace });
+        Place { places: self.clone(), number }
+    }
+
+    fn open(&self) -> MutexGuard<'_, HashMap<u64, Open>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How readily a connection yields (idle ones before stuck ones), and for how long it has done nothing; `None`: it
+/// does not yield.
+fn yields_for(pace: &Pace, now: Instant) -> Option<(u8, Duration)> {
+    if pace.is_closing() {
+        return None;
+    }
+    let rests_after = if pace.is_tunnel() { SILENT_TUNNEL } else { JUST_MADE };
+    match (pace.idle_for(now), pace.stuck_for(now)) {
+        (Some(idle), _) if idle >= rests_after => Some((1, idle)),
+        (None, Some(stuck)) if stuck >= STUCK => Some((0, stuck)),
+        _ => None,
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.places.open().remove(&self.number);
+        self.places.freed.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use http_body_util::{BodyExt, Full};
+
+    use super::*;
+
+    fn address(last: u8) -> IpAddr {
+        IpAddr::from([192, 0, 2, last])
+    }
+
+    struct Connection {
+        pace: Arc<Pace>,
+        _place: Place,
+    }
+
+    fn connect(places: &Arc<Places>, last: u8) -> Connection {
+        let pace = Arc::<Pace>::default();
+        Connection { _place: places.enter(address(last), pace.clone()), pace }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_idle_connection_of_the_address_with_the_most_yields_and_a_busy_one_does_not() {
+        let places = Places::new(4);
+        let lonely = connect(&places, 1);
+        let busy = connect(&places, 2);
+        let running = busy.pace.begin();
+        tokio::time::advance(Duration::from_secs(60)).await;
+        let crowd = [connect(&places, 3), connect(&places, 3)];
+        assert!(places.relieve() && lonely.pace.is_closing(), "those just made are left alone");
+        drop(lonely);
+        tokio::time::advance(JUST_MADE).await;
+        assert!(places.relieve() && places.relieve() && !places.relieve());
+        assert!(crowd.iter().all(|one| one.pace.is_closing()) && !busy.pace.is_closing());
+        drop(running);
+        tokio::time::advance(JUST_MADE).await;
+        assert!(places.relieve() && busy.pace.is_closing());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_takes_nothing_yields_after_a_while() {
+        let places = Places::new(1);
+        let stuck = connect(&places, 1);
+        let mut answer = stuck.pace.begin().answer(Full::new(Bytes::from_static(b"x")));
+        let piece = answer.frame().await.expect("a frame").expect("no error");
+        tokio::time::advance(STUCK - Duration::from_secs(1)).await;
+        assert!(!places.relieve());
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(places.relieve() && stuck.pace.is_closing());
+        drop(piece);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_newcomer_waits_for_a_place_that_becomes_free() {
+        let places = Places::new(1);
+        let idle = connect(&places, 1);
+        let newcomer = {
+            let places = places.clone();
+            tokio::spawn(async move { places.wait_for_room().await })
+        };
+        idle.pace.closed().await;
+        drop(idle);
+        newcomer.await.expect("no panic");
+        assert!(places.open().is_empty());
+    }
+}
