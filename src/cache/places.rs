@@ -82,7 +82,7 @@ impl Places {
         }
         let (number, granted) = {
             let mut state = self.state();
-            if state.waiting.len() >= state.most * WAITING {
+            if !state.may_wait(&party) {
                 return Err(NoPlace);
             }
             let (granted, place) = oneshot::channel();
@@ -146,6 +146,15 @@ impl State {
         let unnamed_share = self.most.div_ceil(4);
         let is_fair_unnamed = self.unnamed < unnamed_share && of_client < self.most.div_ceil(8);
         self.running < self.most && is_fair && (party.is_named || is_fair_unnamed)
+    }
+
+    /// Whether a transfer may wait: not all of those that wait are for one client or from one source.
+    fn may_wait(&self, party: &Party) -> bool {
+        let most = self.most * WAITING;
+        let waiting = |is_same: &dyn Fn(&Party) -> bool| self.waiting.iter().filter(|w| is_same(&w.party)).count();
+        self.waiting.len() < most
+            && waiting(&|other| other.source == party.source) < most.div_ceil(2)
+            && (party.client.is_none() || waiting(&|other| other.client == party.client) < most.div_ceil(4))
     }
 
     fn begin(&mut self, party: &Party) {
@@ -294,15 +303,23 @@ mod tests {
         let held = take_now(&places, party("a", 1, true)).expect("a place");
         assert_eq!(places.take(party("b", 2, true), PATIENCE).await.err(), Some(NoPlace));
         assert!(places.state().waiting.is_empty(), "who has left does not wait");
-        let waiting: Vec<_> = (0..WAITING as u8)
-            .map(|at| {
-                let places = places.clone();
-                tokio::spawn(async move { places.take(party("b", at, true), PATIENCE).await.map(drop) })
-            })
-            .collect();
+        let waits = |source: &'static str, client: u8| {
+            let places = places.clone();
+            tokio::spawn(async move { places.take(party(source, client, true), PATIENCE).await.map(drop) })
+        };
+        let refused = |source: &'static str, client: u8| {
+            let taken = places.take(party(source, client, true), PATIENCE).now_or_never();
+            assert_eq!(taken.expect("at once").err(), Some(NoPlace), "{source} {client}");
+        };
+        let mut waiting = vec![waits("b", 1)];
         tokio::task::yield_now().await;
-        let full = places.take(party("c", 9, true), PATIENCE).now_or_never().expect("at once");
-        assert_eq!(full.err(), Some(NoPlace));
+        refused("c", 1);
+        waiting.push(waits("b", 2));
+        tokio::task::yield_now().await;
+        refused("b", 3);
+        waiting.extend([waits("c", 3), waits("c", 4)]);
+        tokio::task::yield_now().await;
+        refused("d", 9);
         drop(held);
         for waiting in waiting {
             assert_eq!(waiting.await.expect("no panic"), Ok(()));

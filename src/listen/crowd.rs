@@ -1,55 +1,97 @@
-//! How many connections each address has.
+//! How many connections each address has, and how many requests are under way.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::auth::counted_as;
 
-/// Counts connections by address; an IPv6 address counts with its /64.
+/// Requests under way at one door at most, for all clients together: each holds buffers, and some wait for long.
+const REQUESTS: usize = 16_384;
+/// And for one address.
+const REQUESTS_BY_ADDRESS: usize = REQUESTS / 2;
+
+/// Counts connections and requests by address; an IPv6 address counts with its /64.
 #[derive(Debug)]
 pub struct Crowd {
-    /// `None`: any number.
+    /// Connections of one address; `None`: any number.
     limit: Option<usize>,
-    open: Mutex<HashMap<IpAddr, usize>>,
+    open: Mutex<HashMap<IpAddr, Arc<Load>>>,
+    requests: Arc<AtomicUsize>,
+}
+
+/// What one address has open.
+#[derive(Debug)]
+pub struct Load {
+    connections: AtomicUsize,
+    requests: AtomicUsize,
+    /// Of all addresses.
+    all_requests: Arc<AtomicUsize>,
 }
 
 /// One connection, counted until this is dropped.
 #[derive(Debug)]
-pub struct Counted(Option<(Arc<Crowd>, IpAddr)>);
+pub struct Counted {
+    crowd: Arc<Crowd>,
+    address: IpAddr,
+    load: Arc<Load>,
+}
+
+/// One request, counted until this is dropped.
+#[derive(Debug)]
+pub struct Request(Arc<Load>);
 
 impl Crowd {
     pub fn new(limit: Option<usize>) -> Arc<Self> {
-        Arc::new(Self { limit, open: Mutex::default() })
+        Arc::new(Self { limit, open: Mutex::default(), requests: Arc::default() })
     }
 
     /// Counts a connection; `None` if the address has as many as it may.
     pub fn enter(self: &Arc<Self>, address: IpAddr) -> Option<Counted> {
-        let Some(limit) = self.limit else {
-            return Some(Counted(None));
-        };
         let address = counted_as(address);
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = open.entry(address).or_default();
-        if *count >= limit {
+        let load = open.entry(address).or_insert_with(|| {
+            let all_requests = self.requests.clone();
+            Arc::new(Load { connections: AtomicUsize::new(0), requests: AtomicUsize::new(0), all_requests })
+        });
+        if self.limit.is_some_and(|limit| load.connections.load(Ordering::Relaxed) >= limit) {
             return None;
         }
-        *count += 1;
-        Some(Counted(Some((self.clone(), address))))
+        load.connections.fetch_add(1, Ordering::Relaxed);
+        Some(Counted { crowd: self.clone(), address, load: load.clone() })
+    }
+}
+
+impl Counted {
+    /// Of the connection's address.
+    pub fn load(&self) -> Arc<Load> {
+        self.load.clone()
+    }
+}
+
+impl Load {
+    /// Counts a request; `None` if too many are under way.
+    pub fn begin(self: &Arc<Self>) -> Option<Request> {
+        let own = self.requests.fetch_add(1, Ordering::Relaxed);
+        let all = self.all_requests.fetch_add(1, Ordering::Relaxed);
+        let request = Request(self.clone());
+        (own < REQUESTS_BY_ADDRESS && all < REQUESTS).then_some(request)
+    }
+}
+
+impl Drop for Request {
+    fn drop(&mut self) {
+        self.0.requests.fetch_sub(1, Ordering::Relaxed);
+        self.0.all_requests.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        let Some((crowd, address)) = self.0.take() else {
-            return;
-        };
-        let mut open = crowd.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = open.get_mut(&address) {
-            *count -= 1;
-            if *count == 0 {
-                open.remove(&address);
-            }
+        let mut open = self.crowd.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.load.connections.fetch_sub(1, Ordering::Relaxed) == 1 {
+            open.remove(&self.address);
         }
     }
 }
@@ -72,5 +114,21 @@ mod tests {
         drop(second);
         assert_eq!(crowd.open.lock().expect("not poisoned").len(), 2, "nothing is kept of who left");
         assert!(Crowd::new(None).enter("192.0.2.1".parse().expect("an address")).is_some());
+    }
+
+    #[test]
+    fn one_address_does_not_take_all_requests_and_all_together_are_bounded() {
+        let crowd = Crowd::new(None);
+        let [one, two, three] = [1, 2, 3].map(|last| crowd.enter(IpAddr::from([192, 0, 2, last])).expect("a place"));
+        let begin = |counted: &Counted| counted.load().begin();
+        let first: Vec<_> = (0..REQUESTS).filter_map(|_| begin(&one)).collect();
+        assert_eq!(first.len(), REQUESTS_BY_ADDRESS);
+        let second: Vec<_> = (0..REQUESTS).filter_map(|_| begin(&two)).collect();
+        assert_eq!(second.len(), REQUESTS - REQUESTS_BY_ADDRESS);
+        assert!(begin(&three).is_none());
+        drop(first);
+        assert!(begin(&three).is_some());
+        drop(second);
+        assert_eq!(crowd.requests.load(Ordering::Relaxed), 0);
     }
 }

@@ -25,6 +25,7 @@ use crate::ca::Ca;
 use crate::pull::{Body, Client, Pull};
 use crate::telemetry::Metrics;
 pub use crowd::Crowd;
+use crowd::Load;
 use guard::{CLOSING, Guard, Socket};
 use pace::Pace;
 pub use places::Places;
@@ -110,13 +111,14 @@ pub async fn serve(
                 }
                 let (pull, stop, held) = (pull.clone(), stop.clone(), open_connection.clone());
                 let pace = Arc::<Pace>::default();
+                let load = counted.load();
                 let held: Held = Arc::new((places.enter(address.ip(), pace.clone()), counted, held));
                 match &door {
                     Door::Registry(tls) => {
                         let ends = Ends { stop, renewed: Some(tls.renewed()) };
                         let tls = tls.handshakes();
                         tokio::spawn(async move {
-                            open(stream, Peer { address, pace }, tls, pull, ends).await;
+                            open(stream, Peer { address, pace, load }, tls, pull, ends).await;
                             drop(held);
                         });
                     }
@@ -126,13 +128,19 @@ pub async fn serve(
                         tokio::spawn(async move {
                             let answer = move |request| handler(request, address);
                             let builder = Builder::new(TokioExecutor::new()).http1_only();
-                            connection(stream, Peer { address, pace }, builder, &metrics, answer, ends).await;
+                            connection(stream, Peer { address, pace, load }, builder, &metrics, answer, ends).await;
                             drop(held);
                         });
                     }
                     Door::Proxy(ca) => {
                         let ends = Ends { stop, renewed: None };
-                        let way = Arc::new(proxy::Way { pull, ca: ca.clone(), address, pace, ends, held });
+                        let way = Arc::new(proxy::Way {
+                            pull,
+                            ca: ca.clone(),
+                            peer: Peer { address, pace, load },
+                            ends,
+                            held,
+                        });
                         tokio::spawn(proxy::open(stream, way));
                     }
                 }
@@ -177,9 +185,11 @@ impl Ends {
 }
 
 /// The other side of a connection.
+#[derive(Clone)]
 struct Peer {
     address: SocketAddr,
     pace: Arc<Pace>,
+    load: Arc<Load>,
 }
 
 async fn accept(listener: &TcpListener, places: &Places) -> std::io::Result<(TcpStream, SocketAddr)> {
@@ -190,28 +200,28 @@ async fn accept(listener: &TcpListener, places: &Places) -> std::io::Result<(Tcp
 
 /// Shakes hands where that is to be done, and serves one connection to its end.
 async fn open(stream: TcpStream, peer: Peer, tls: Option<Arc<Handshakes>>, pull: Arc<Pull>, mut ends: Ends) {
-    let Peer { address, pace } = peer;
+    let address = peer.address;
     let Some(handshakes) = tls else {
         let client = Client { address, is_secure: false, certificate: None };
-        return registry(stream, client, pace, pull, ends).await;
+        return registry(stream, client, peer, pull, ends).await;
     };
     let shaken = tokio::select! {
         shaken = handshakes.shake(stream) => shaken,
         () = ends.come() => return,
-        () = pace.closed() => return,
+        () = peer.pace.closed() => return,
     };
     match shaken {
         Ok(None) => tracing::debug!(client = %address, "an ACME server looked at a proof"),
         Ok(Some(stream)) => {
             let client = Client { address, is_secure: true, certificate: tls::names(&stream) };
-            registry(stream, client, pace, pull, ends).await;
+            registry(stream, client, peer, pull, ends).await;
         }
         Err(error) => tracing::debug!(client = %address, %error, "a TLS handshake failed"),
     }
 }
 
 /// Serves one connection of the registry door to its end.
-async fn registry(stream: impl Socket + Send + 'static, client: Client, pace: Arc<Pace>, pull: Arc<Pull>, ends: Ends) {
+async fn registry(stream: impl Socket + Send + 'static, client: Client, peer: Peer, pull: Arc<Pull>, ends: Ends) {
     let (metrics, of) = (pull.metrics().clone(), client.clone());
     let answer = move |request: Request<Incoming>| {
         let (pull, client) = (pull.clone(), of.clone());
@@ -221,7 +231,6 @@ async fn registry(stream: impl Socket + Send + 'static, client: Client, pace: Ar
             pull.handle(parts, client).await
         }
     };
-    let peer = Peer { address: client.address, pace };
     connection(stream, peer, Builder::new(TokioExecutor::new()), &metrics, answer, ends).await;
 }
 
@@ -238,17 +247,22 @@ async fn connection<S, A>(
     A: Future<Output = Response<Body>> + Send + 'static,
 {
     let (guarded, watched) = Guard::new(stream);
-    let Peer { address: client, pace } = peer;
+    let Peer { address: client, pace, load } = peer;
     let (paced, written) = (pace.clone(), watched.clone());
     let service = service_fn(move |request: Request<Incoming>| {
         watched.arrived();
         if request.version() == Version::HTTP_2 {
             watched.speaks_http2();
         }
-        let (watched, running) = (watched.clone(), paced.begin());
-        let answered = answer(request);
+        let (watched, running, counted) = (watched.clone(), paced.begin(), load.begin());
+        // Where too many requests are under way the answer is short, and nothing is begun for it.
+        let answered = counted.is_some().then(|| answer(request));
         async move {
-            let mut response = answered.await;
+            let mut response = match answered {
+                Some(answered) => answered.await,
+                None => crate::pull::busy(),
+            };
+            let running = running.counted(counted);
             watched.answers_with(response.extensions_mut().remove());
             Ok::<_, std::convert::Infallible>(response.map(|body| running.answer(body)))
         }
@@ -323,7 +337,12 @@ mod tests {
         let ((stopping, stop), (renewing, renewed)) = (watch::channel(None), watch::channel(()));
         let (client, server) = tokio::io::duplex(64 * 1024);
         let who = Client { address: (Ipv4Addr::LOCALHOST, 1).into(), is_secure: false, certificate: None };
-        tokio::spawn(registry(server, who, Arc::default(), pull, Ends { stop, renewed: Some(renewed) }));
+        let peer = Peer {
+            address: who.address,
+            pace: Arc::default(),
+            load: Crowd::new(None).enter(who.address.ip()).expect("a place").load(),
+        };
+        tokio::spawn(registry(server, who, peer, pull, Ends { stop, renewed: Some(renewed) }));
         (client, Kept { _dir: dir, stopping, renewing })
     }
 

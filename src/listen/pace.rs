@@ -14,6 +14,8 @@ use hyper::body::{Body, Frame, SizeHint};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::crowd::Request;
+
 /// For a client to take anything at all of what waits for it.
 const STALLED: Duration = Duration::from_secs(120);
 /// Of a connection that is to end: for the last bytes to leave, and for a request that is half there.
@@ -57,7 +59,7 @@ impl Default for Pace {
 
 /// A request under way, until this is dropped.
 #[derive(Debug)]
-pub struct Running(Arc<Pace>);
+pub struct Running(Arc<Pace>, Option<Request>);
 
 /// The body of an answer.
 #[derive(Debug)]
@@ -83,7 +85,7 @@ impl Pace {
     pub fn begin(self: &Arc<Self>) -> Running {
         self.running.fetch_add(1, Ordering::Relaxed);
         self.touch();
-        Running(self.clone())
+        Running(self.clone(), None)
     }
 
     /// Something happened.
@@ -163,6 +165,13 @@ impl Pace {
 }
 
 impl Running {
+    /// Counted among all requests for as long.
+    pub fn counted(self, request: Option<Request>) -> Self {
+        let mut counted = self;
+        counted.1 = request;
+        counted
+    }
+
     /// Its answer.
     pub fn answer<B>(self, body: B) -> Paced<B> {
         Paced { body, running: self }

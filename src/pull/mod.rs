@@ -39,6 +39,7 @@ use crate::auth::{Logins, counted_as};
 use crate::cache::Cache;
 use crate::cache::flight::Flights;
 use crate::config::{Allow, Config};
+use crate::failure::{Failure, FailureKind};
 use crate::index::{Listing, TagKey};
 use crate::oci::route::{Object, Route};
 use crate::oci::{Digest, Name, Reference};
@@ -300,6 +301,12 @@ fn base() -> Response<Body> {
     let mut response = Response::new(respond::full(Bytes::from_static(b"{}")));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
+}
+
+/// The answer where too many requests are under way.
+pub fn busy() -> Response<Body> {
+    let message = "too many requests are under way at this cache; try again soon";
+    Refusal::of(error::Wanted::Name)(Failure::new(FailureKind::Busy, message)).into_response()
 }
 
 /// Whether a request came over TLS.

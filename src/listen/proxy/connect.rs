@@ -44,7 +44,7 @@ pub async fn answer(way: Arc<Way>, mut request: Request<Incoming>) -> Response<B
         tokio::spawn(async move {
             let parts = match upgraded.await {
                 Ok(upgraded) => upgrade::downcast::<TokioIo<Guard<TcpStream>>>(upgraded),
-                Err(error) => return tracing::debug!(client = %way.address, %error, "no tunnel came about"),
+                Err(error) => return tracing::debug!(client = %way.address(), %error, "no tunnel came about"),
             };
             match parts {
                 Ok(parts) => follow(parts.io.into_inner().into_inner(), parts.read_buf, lead, way).await,
@@ -57,7 +57,7 @@ pub async fn answer(way: Arc<Way>, mut request: Request<Incoming>) -> Response<B
 
 /// Sees to a tunnel, of which something may have been read already.
 pub async fn follow(stream: TcpStream, read: Bytes, lead: Lead, way: Arc<Way>) {
-    let address = way.address;
+    let address = way.address();
     let result = match lead {
         Lead::Carry(server) => carry(Rewound { read, stream }, server, &way).await,
         Lead::Open(place, identity) => open(stream, read, place, identity, way).await,
@@ -69,14 +69,14 @@ pub async fn follow(stream: TcpStream, read: Bytes, lead: Lead, way: Arc<Way>) {
 
 async fn carry(client: Rewound, server: TcpStream, way: &Way) -> io::Result<()> {
     let mut ends = way.ends.clone();
-    way.pace.becomes_tunnel();
+    way.peer.pace.becomes_tunnel();
     let ends = async {
         tokio::select! {
             () = ends.come() => {}
-            () = way.pace.closed() => {}
+            () = way.peer.pace.closed() => {}
         }
     };
-    tunnel::run(client, server, || way.pace.touch(), ends).await
+    tunnel::run(client, server, || way.peer.pace.touch(), ends).await
 }
 
 /// Carries what turned out to be no HTTP.
@@ -158,7 +158,7 @@ async fn open_tls(
         }
         Ok(Err(error)) => {
             // Nearly always the one thing that is missing on the client's side.
-            let (client, ca) = (way.address, way.ca.file().display());
+            let (client, ca) = (way.address(), way.ca.file().display());
             tracing::info!(%client, %host, %error, "a client does not take our certificate; does it trust {ca}? `larder ca` tells how");
             Ok(())
         }
@@ -167,7 +167,7 @@ async fn open_tls(
 }
 
 async fn serve(stream: impl super::super::guard::Socket + Send + 'static, came: Came, way: Arc<Way>) {
-    let (peer, metrics, ends) = (way.peer(), way.pull.metrics().clone(), way.ends.clone());
+    let (peer, metrics, ends) = (way.peer.clone(), way.pull.metrics().clone(), way.ends.clone());
     let answer = move |request| {
         let (way, came) = (way.clone(), came.clone());
         async move { way.pull.pass(request, came, way.client(), way.kept()).await }

@@ -16,7 +16,6 @@ use hyper_util::rt::TokioExecutor;
 use hyper_util::server::conn::auto::Builder;
 use tokio::net::TcpStream;
 
-use super::pace::Pace;
 use super::{Ends, Held, Peer, connection};
 use crate::ca::Ca;
 use crate::pull::{Body, Came, Client, Kept, Pull, full, usage};
@@ -28,8 +27,7 @@ const FIRST: Duration = Duration::from_secs(30);
 pub struct Way {
     pub pull: Arc<Pull>,
     pub ca: Arc<Ca>,
-    pub address: SocketAddr,
-    pub pace: Arc<Pace>,
+    pub(super) peer: Peer,
     pub ends: Ends,
     pub held: Held,
 }
@@ -39,12 +37,12 @@ impl Way {
         Kept { place: self.held.clone(), stop: self.ends.stop.clone() }
     }
 
-    fn peer(&self) -> Peer {
-        Peer { address: self.address, pace: self.pace.clone() }
+    fn address(&self) -> SocketAddr {
+        self.peer.address
     }
 
     fn client(&self) -> Client {
-        Client { address: self.address, is_secure: false, certificate: None }
+        Client { address: self.address(), is_secure: false, certificate: None }
     }
 }
 
@@ -55,7 +53,7 @@ pub async fn open(stream: TcpStream, way: Arc<Way>) {
     let peeked = tokio::select! {
         peeked = tokio::time::timeout(FIRST, stream.peek(&mut first)) => peeked,
         () = ends.come() => return,
-        () = way.pace.closed() => return,
+        () = way.peer.pace.closed() => return,
     };
     if !matches!(peeked, Ok(Ok(1))) {
         return;
@@ -63,7 +61,7 @@ pub async fn open(stream: TcpStream, way: Arc<Way>) {
     if first == [socks::VERSION] {
         return socks::serve(stream, way).await;
     }
-    let (peer, metrics, ends) = (way.peer(), way.pull.metrics().clone(), way.ends.clone());
+    let (peer, metrics, ends) = (way.peer.clone(), way.pull.metrics().clone(), way.ends.clone());
     let answer = move |request| answer(way.clone(), request);
     connection(stream, peer, Builder::new(TokioExecutor::new()).http1_only(), &metrics, answer, ends).await;
 }

@@ -36,7 +36,7 @@ const UNKNOWN_ADDRESS: u8 = 8;
 
 /// Serves one connection to its end.
 pub async fn serve(mut stream: TcpStream, way: Arc<Way>) {
-    let address = way.address;
+    let address = way.address();
     let agreed = tokio::time::timeout(PATIENCE, agree(&mut stream, &way)).await;
     match agreed.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
         Ok(Some(lead)) => connect::follow(stream, Bytes::new(), lead, way).await,
