@@ -4,6 +4,7 @@
 mod abuse;
 mod admission;
 mod bad_input;
+mod behind_a_proxy;
 mod breaking;
 mod client_credentials;
 mod clients;

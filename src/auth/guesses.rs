@@ -1,11 +1,10 @@
 //! Who guesses has to wait: wrong logins are counted by address.
 
-use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use quick_cache::sync::Cache;
 
-use super::{NotNow, counted_as};
+use super::{ClientAddress, NotNow};
 
 /// Wrong logins that one address may try in one minute.
 pub const GUESSES: u32 = 20;
@@ -13,7 +12,7 @@ pub const MINUTE: Duration = Duration::from_secs(60);
 const ADDRESSES: usize = 10_000;
 
 /// Wrong logins by address, since when.
-pub struct Guesses(Cache<IpAddr, (Instant, u32)>);
+pub struct Guesses(Cache<ClientAddress, (Instant, u32)>);
 
 impl Default for Guesses {
     fn default() -> Self {
@@ -23,8 +22,8 @@ impl Default for Guesses {
 
 impl Guesses {
     /// Whether an address may try again.
-    pub fn may_guess(&self, address: IpAddr) -> Result<(), NotNow> {
-        match self.0.get(&counted_as(address)) {
+    pub fn may_guess(&self, address: ClientAddress) -> Result<(), NotNow> {
+        match self.0.get(&address.counted()) {
             Some((since, count)) if count >= GUESSES => match MINUTE.checked_sub(since.elapsed()) {
                 Some(left) if !left.is_zero() => Err(NotNow::Guessing(left)),
                 _ => Ok(()),
@@ -34,8 +33,8 @@ impl Guesses {
     }
 
     /// It was wrong.
-    pub fn guessed(&self, address: IpAddr) {
-        let address = counted_as(address);
+    pub fn guessed(&self, address: ClientAddress) {
+        let address = address.counted();
         let before = self.0.get(&address).filter(|(since, _)| since.elapsed() < MINUTE);
         let (since, count) = before.unwrap_or((Instant::now(), 0));
         self.0.insert(address, (since, count + 1));

@@ -1,6 +1,5 @@
 //! All the ways to log in here: passwords of users, and tokens of issuers.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -11,7 +10,7 @@ use serde_json::Value;
 use super::guesses::Guesses;
 use super::issuer::{Issuer, Refused};
 use super::passwords::Passwords;
-use super::{Claims, NotNow};
+use super::{Claims, ClientAddress, NotNow};
 use crate::config::Auth;
 use crate::fingerprint;
 use crate::text::one_line;
@@ -87,7 +86,7 @@ impl Logins {
     }
 
     /// As whom a client is known by what it shows; `None`: it is wrong.
-    pub async fn known(&self, address: IpAddr, shown: Credential<'_>) -> Result<Option<Known>, NotNow> {
+    pub async fn known(&self, address: ClientAddress, shown: Credential<'_>) -> Result<Option<Known>, NotNow> {
         let (Credential::Token(token) | Credential::Password { password: token, .. }) = shown;
         let says = self.issuer_of(token);
         if let Says::Known(issuer) = says {
@@ -113,7 +112,12 @@ impl Logins {
         Ok(known)
     }
 
-    async fn bearer(&self, address: IpAddr, token: &str, issuer: &Arc<Issuer>) -> Result<Option<Arc<Claims>>, NotNow> {
+    async fn bearer(
+        &self,
+        address: ClientAddress,
+        token: &str,
+        issuer: &Arc<Issuer>,
+    ) -> Result<Option<Arc<Claims>>, NotNow> {
         let key = fingerprint::of(&[b"token", token.as_bytes()]);
         if let Some((until, claims)) = self.taken.get(&key) {
             if Instant::now() < until {

@@ -1,5 +1,6 @@
 //! Who a client is, and whether it may pull.
 
+mod address;
 mod certificate;
 mod claims;
 mod guesses;
@@ -11,6 +12,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use address::ClientAddress;
 pub use certificate::CertificateNames;
 pub use claims::Claims;
 pub use logins::{Credential, Known, Logins};
@@ -31,7 +33,7 @@ pub enum NotNow {
 /// What is known of a client.
 #[derive(Clone, Debug)]
 pub struct Identity {
-    pub address: IpAddr,
+    pub address: ClientAddress,
     /// Who logged in.
     pub known: Option<Known>,
     /// Of a certificate that one of the configured authorities signed.
@@ -69,7 +71,7 @@ impl Identity {
             }),
             Allow::Certificate(pattern) => self.certificate.as_ref().is_some_and(|names| names.is_named(pattern)),
             Allow::Organisation(name) => self.certificate.as_ref().is_some_and(|names| names.is_of(name)),
-            Allow::Network(network) => network.contains(&self.address.to_canonical()),
+            Allow::Network(network) => self.address.is_in(network),
         })
     }
 }
@@ -92,7 +94,7 @@ mod tests {
     #[test]
     fn each_entry_lets_in_whom_it_names() {
         let identity = |user: Option<&str>, common_name: Option<&str>, address: &str| Identity {
-            address: address.parse().expect("an address"),
+            address: address.parse::<IpAddr>().expect("an address").into(),
             known: user.map(|name| Known::User(name.into())),
             certificate: common_name.map(|name| Arc::new(CertificateNames::named(name))),
         };
@@ -107,6 +109,9 @@ mod tests {
         assert!(!may(&bob, Allow::Certificate("*".to_owned()), true), "no certificate");
         let network = || Allow::Network("10.0.0.0/8".parse().expect("a network"));
         assert!(may(&inside, network(), true) && !may(&bob, network(), true));
+        let hidden = Identity { address: ClientAddress::Unknown, ..inside };
+        assert!(!may(&hidden, network(), true) && may(&hidden, Allow::Anonymous, true));
+        assert!(!may(&hidden, Allow::Network("0.0.0.0/0".parse().expect("a network")), true));
         assert!(!bob.may_pull(&[], true));
     }
 }

@@ -1,15 +1,14 @@
 //! Users of an htpasswd file. A password is compared off the async threads, which takes its time on
 //! purpose, once for all requests of a pull: what came of it is remembered for a while.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use quick_cache::sync::Cache;
 use tokio::sync::Semaphore;
 
-use super::NotNow;
 use super::guesses::Guesses;
+use super::{ClientAddress, NotNow};
 use crate::config::Htpasswd;
 use crate::fingerprint;
 
@@ -51,7 +50,7 @@ impl Passwords {
     }
 
     /// Whether `password` is that of `user`; `address` is who says so.
-    pub async fn are_right(&self, address: IpAddr, user: &str, password: &str) -> Result<bool, NotNow> {
+    pub async fn are_right(&self, address: ClientAddress, user: &str, password: &str) -> Result<bool, NotNow> {
         let key = fingerprint::of(&[user.as_bytes(), password.as_bytes()]);
         if let Some((until, is_right)) = self.compared.get(&key) {
             if Instant::now() < until {
@@ -90,12 +89,13 @@ impl Passwords {
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
+    use std::net::IpAddr;
 
     use super::super::guesses::{GUESSES, MINUTE};
     use super::*;
     use crate::config::Secret;
 
-    const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+    const HERE: ClientAddress = ClientAddress::Known(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST));
 
     fn passwords() -> Passwords {
         let hash = bcrypt::hash("right", 4).expect("hashed");
@@ -124,7 +124,7 @@ mod tests {
     #[tokio::test]
     async fn who_guesses_has_to_wait_and_nobody_else() {
         let passwords = passwords();
-        let at = |text: &str| text.parse::<IpAddr>().expect("an address");
+        let at = |text: &str| ClientAddress::from(text.parse::<IpAddr>().expect("an address"));
         for number in 0..GUESSES {
             assert_eq!(passwords.are_right(at("2001:db8::1"), "bob", &format!("{number}")).await, Ok(false));
         }

@@ -40,7 +40,7 @@ pub use host::HostPattern;
 pub use oidc::{ClaimRule, Issuer, Keys};
 pub use proxy::{Proxies, Proxy};
 pub use proxy_door::{Allowlist, Forbidden, Permission, ProxyDoor};
-pub use raw::{LogFormat, Logging, OnUpstream404, Pattern, Policy};
+pub use raw::{ForwardedHeader, LogFormat, Logging, OnUpstream404, Pattern, Policy};
 pub use repository::{BY_CLIENTS, IN_PUBLIC, Repository, TagPolicy};
 pub use secret::Secret;
 pub use show::Effective;
@@ -72,8 +72,10 @@ pub struct Server {
     pub listen: Vec<SocketAddr>,
     /// The prefix of the repository that serves names which no other rule matches.
     pub default_repository: Option<String>,
-    /// Whose `X-Forwarded-For`, `X-Forwarded-Proto` and `Forwarded` are believed.
+    /// Whose word on clients is believed.
     pub trusted_proxies: Vec<ipnet::IpNet>,
+    /// Where that word stands; no other header is read.
+    pub forwarded_header: ForwardedHeader,
     /// How long running transfers may go on after a request to stop.
     pub shutdown_grace: Duration,
     /// `None`: no limit.
@@ -230,6 +232,7 @@ impl Config {
                 listen: file.server.listen.0,
                 default_repository,
                 trusted_proxies: file.server.trusted_proxies.iter().map(|network| network.0).collect(),
+                forwarded_header: file.server.forwarded_header,
                 shutdown_grace: file.server.shutdown_grace.0,
                 max_connections: limit(file.server.max_connections),
                 max_connections_per_address: limit(file.server.max_connections_per_address),

@@ -55,6 +55,7 @@ pub struct Server {
     /// `None` is the built-in default, which may be absent from a file of other repositories.
     pub default_repository: Option<String>,
     pub trusted_proxies: Vec<Network>,
+    pub forwarded_header: ForwardedHeader,
     pub shutdown_grace: Span,
     pub max_connections: u64,
     pub max_connections_per_address: u64,
@@ -68,10 +69,35 @@ impl Default for Server {
             listen: Addresses(vec![SocketAddr::from(([127, 0, 0, 1], 5000))]),
             default_repository: None,
             trusted_proxies: Vec::new(),
+            forwarded_header: ForwardedHeader::XForwardedFor,
             shutdown_grace: Span(Duration::from_secs(30)),
             max_connections: 0,
             max_connections_per_address: 0,
             tls: None,
+        }
+    }
+}
+
+/// The header in which proxies say for whom they ask.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(try_from = "String")]
+pub enum ForwardedHeader {
+    /// With `X-Forwarded-Proto`.
+    #[serde(rename = "x-forwarded-for")]
+    XForwardedFor,
+    /// RFC 7239
+    #[serde(rename = "forwarded")]
+    Forwarded,
+}
+
+impl TryFrom<String> for ForwardedHeader {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        match text.to_ascii_lowercase().as_str() {
+            "x-forwarded-for" => Ok(Self::XForwardedFor),
+            "forwarded" => Ok(Self::Forwarded),
+            _ => Err(format!("`{text}` is not one of `x-forwarded-for`, `forwarded`")),
         }
     }
 }

@@ -7,7 +7,7 @@ mod places;
 mod proxy;
 mod tls;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -202,8 +202,8 @@ async fn accept(listener: &TcpListener, places: &Places) -> std::io::Result<(Tcp
 async fn open(stream: TcpStream, peer: Peer, tls: Option<Arc<Handshakes>>, pull: Arc<Pull>, mut ends: Ends) {
     let address = peer.address;
     let Some(handshakes) = tls else {
-        let client = Client { address, is_secure: false, certificate: None };
-        return registry(stream, client, peer, pull, ends).await;
+        let local = local_address(&stream);
+        return registry(stream, Client { local, ..Client::connected(address) }, peer, pull, ends).await;
     };
     let shaken = tokio::select! {
         shaken = handshakes.shake(stream) => shaken,
@@ -213,11 +213,16 @@ async fn open(stream: TcpStream, peer: Peer, tls: Option<Arc<Handshakes>>, pull:
     match shaken {
         Ok(None) => tracing::debug!(client = %address, "an ACME server looked at a proof"),
         Ok(Some(stream)) => {
-            let client = Client { address, is_secure: true, certificate: tls::names(&stream) };
+            let certificate = tls::names(&stream);
+            let client = Client { is_secure: true, certificate, ..Client::connected(address) };
             registry(stream, client, peer, pull, ends).await;
         }
         Err(error) => tracing::debug!(client = %address, %error, "a TLS handshake failed"),
     }
+}
+
+fn local_address(stream: &TcpStream) -> Option<IpAddr> {
+    stream.local_addr().ok().map(|address| address.ip().to_canonical())
 }
 
 /// Serves one connection of the registry door to its end.
@@ -336,11 +341,11 @@ mod tests {
         let pull = Pull::in_directory(dir.path());
         let ((stopping, stop), (renewing, renewed)) = (watch::channel(None), watch::channel(()));
         let (client, server) = tokio::io::duplex(64 * 1024);
-        let who = Client { address: (Ipv4Addr::LOCALHOST, 1).into(), is_secure: false, certificate: None };
+        let who = Client::connected((Ipv4Addr::LOCALHOST, 1).into());
         let peer = Peer {
-            address: who.address,
+            address: who.peer,
             pace: Arc::default(),
-            load: Crowd::new(None).enter(who.address.ip()).expect("a place").load(),
+            load: Crowd::new(None).enter(who.peer.ip()).expect("a place").load(),
         };
         tokio::spawn(registry(server, who, peer, pull, Ends { stop, renewed: Some(renewed) }));
         (client, Kept { _dir: dir, stopping, renewing })

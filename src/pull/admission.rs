@@ -1,6 +1,6 @@
 //! Who is let in: addresses, logins, certificates, and `allow` of each repository.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use http::header::AUTHORIZATION;
@@ -9,8 +9,8 @@ use http::{HeaderMap, HeaderValue};
 
 use super::error::{Challenge, Refusal, Wanted};
 use super::routing::Repository;
-use super::{Client, Live, Pull, forwarded};
-use crate::auth::{Credential, Identity, Known, Logins, NotNow};
+use super::{Client, Live, Pull};
+use crate::auth::{ClientAddress, Credential, Identity, Known, Logins, NotNow};
 use crate::config::Allow;
 use crate::failure::{Failure, FailureKind};
 use crate::upstream::Who;
@@ -43,9 +43,8 @@ impl Door {
 
     /// As [`Door::of`], for who is known already.
     pub fn for_client(live: &Arc<Live>, client: Client) -> Result<Self, Refusal> {
-        let address = client.address.ip().to_canonical();
         let is_let_in =
-            live.allow_cidrs.is_empty() || live.allow_cidrs.iter().any(|network| network.contains(&address));
+            live.allow_cidrs.is_empty() || live.allow_cidrs.iter().any(|network| client.address.is_in(network));
         if !is_let_in {
             return Err(Refusal::Forbidden);
         }
@@ -71,7 +70,7 @@ impl Door {
     /// As who a client is that does not log in.
     pub fn stranger(&self) -> Identity {
         let certificate = self.client.certificate.clone();
-        Identity { address: self.client.address.ip(), known: None, certificate }
+        Identity { address: self.client.address, known: None, certificate }
     }
 
     /// Whether some are served without a login and others not, so that clients have to find out which
@@ -93,9 +92,8 @@ impl Pull {
     /// Whether a client may manage the cache.
     pub async fn manager(&self, peer: SocketAddr, headers: &HeaderMap) -> Manager {
         let live = self.live.load_full();
-        let peer = Client { address: peer, is_secure: false, certificate: None };
-        let client = forwarded::client(peer, headers, &live.trusted_proxies);
-        let stranger = Identity { address: client.address.ip(), known: None, certificate: None };
+        let client = live.forwarding.client(Client::connected(peer), headers);
+        let stranger = Identity { address: client.address, known: None, certificate: None };
         let has_logins = live.logins.is_some();
         let challenge = || live.logins.as_deref().and_then(basic).map_or(Manager::Refused, Manager::Unknown);
         if let (Some(logins), true) = (&live.logins, headers.contains_key(AUTHORIZATION)) {
@@ -162,7 +160,7 @@ impl Pull {
     pub(super) async fn login(
         &self,
         logins: &Logins,
-        address: IpAddr,
+        address: ClientAddress,
         headers: &HeaderMap,
     ) -> Result<Option<Known>, Wrong> {
         let who = self.client(headers).map_err(|_| Wrong::Invalid)?;

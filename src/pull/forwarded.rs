@@ -1,103 +1,195 @@
-//! What a proxy in front says of the client: `X-Forwarded-For`, `X-Forwarded-Proto` and `Forwarded`
-//! (RFC 7239). Believed of proxies that the configuration trusts, and of nobody else.
+//! The client behind reverse proxies: `X-Forwarded-For` with `X-Forwarded-Proto`, or `Forwarded` (RFC 7239).
+//!
+//! Only the configured header is read, and only of proxies that the configuration trusts. Each proxy writes to the right
+//! of what it received, so the row of addresses is walked from the right for as long as they are of trusted proxies: what
+//! stands further left may have been written by anybody. An address that cannot be read ends the walk, too: then nobody
+//! knows from where the client comes ([`ClientAddress::Unknown`]).
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use http::{HeaderMap, HeaderName};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use ipnet::IpNet;
 
 use super::Client;
+use crate::auth::ClientAddress;
+use crate::config::{self, ForwardedHeader};
 
 const FORWARDED: HeaderName = HeaderName::from_static("forwarded");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
-/// The client behind the proxies: the last address in the row that is of none of them.
-pub fn client(peer: Client, headers: &HeaderMap, trusted: &[IpNet]) -> Client {
-    let is_trusted = |address: &IpAddr| trusted.iter().any(|network| network.contains(address));
-    if trusted.is_empty() || !is_trusted(&peer.address.ip().to_canonical()) {
-        return peer;
+/// Which proxies are believed, and what is read of their requests.
+#[derive(Clone, Debug)]
+pub struct Forwarding {
+    trusted: Vec<IpNet>,
+    header: ForwardedHeader,
+}
+
+/// What one proxy says of the client that it got the request from.
+#[derive(Debug, Default)]
+struct Hop {
+    /// `None`: it cannot be read.
+    address: Option<IpAddr>,
+    is_https: bool,
+}
+
+impl Forwarding {
+    pub fn new(server: &config::Server) -> Self {
+        Self { trusted: server.trusted_proxies.clone(), header: server.forwarded_header }
     }
-    let (addresses, scheme) = match list(headers, &FORWARDED) {
-        none if none.is_empty() => {
-            let addresses = list(headers, &X_FORWARDED_FOR).iter().map(|text| address(text)).collect();
-            (addresses, list(headers, &X_FORWARDED_PROTO).pop())
+
+    pub fn trusts(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        self.trusted.iter().any(|network| network.contains(&address))
+    }
+
+    /// The client of a request that came over this connection.
+    pub fn client(&self, connected: Client, headers: &HeaderMap) -> Client {
+        if !self.trusts(connected.peer.ip()) {
+            return connected;
         }
-        hops => {
-            let part = |hop: &String, name: &str| {
-                let pairs = hop.split(';').filter_map(|pair| pair.trim().split_once('='));
-                let mut found = pairs.filter(|(key, _)| key.eq_ignore_ascii_case(name));
-                found.next().map(|(_, value)| value.trim_matches('"').to_owned())
-            };
-            let addresses = hops.iter().map(|hop| part(hop, "for").as_deref().and_then(address)).collect();
-            (addresses, hops.last().and_then(|hop| part(hop, "proto")))
+        let peer = connected.peer.ip().to_canonical();
+        let (address, is_https) = match self.header {
+            ForwardedHeader::XForwardedFor => {
+                let address = self.walk(peer, elements_from_the_right(headers, &X_FORWARDED_FOR).map(address));
+                let scheme = elements_from_the_right(headers, &X_FORWARDED_PROTO).next();
+                (address, scheme.is_some_and(is_https))
+            }
+            ForwardedHeader::Forwarded => {
+                let address = self.walk(peer, hops_from_the_right(headers).map(|hop| hop.address));
+                (address, hops_from_the_right(headers).next().is_some_and(|hop| hop.is_https))
+            }
+        };
+        Client { address, is_secure: connected.is_secure || is_https, ..connected }
+    }
+
+    /// The first address from the right that is of no trusted proxy; where all are, the leftmost one.
+    fn walk(&self, peer: IpAddr, from_the_right: impl Iterator<Item = Option<IpAddr>>) -> ClientAddress {
+        let mut nearest = peer;
+        for address in from_the_right {
+            match address {
+                None => return ClientAddress::Unknown,
+                // A proxy on another machine means that machine itself, not this one.
+                Some(address) if address.is_loopback() && !nearest.is_loopback() => return ClientAddress::Unknown,
+                Some(address) if self.trusts(address) => nearest = address,
+                Some(address) => return ClientAddress::Known(address),
+            }
+        }
+        ClientAddress::Known(nearest)
+    }
+}
+
+/// The elements of all lines of a header that is a list, the last one first.
+fn elements_from_the_right<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
+    let lines = headers.get_all(name).iter().rev().map(HeaderValue::as_bytes);
+    lines.flat_map(|line| line.rsplit(|&byte| byte == b',')).map(<[u8]>::trim_ascii)
+}
+
+/// All that `Forwarded` says, the last proxy first. A line that breaks the grammar is one hop that cannot be read: who
+/// knows what of it a proxy wrote.
+fn hops_from_the_right(headers: &HeaderMap) -> impl Iterator<Item = Hop> {
+    let lines = headers.get_all(FORWARDED).iter().rev().map(HeaderValue::as_bytes);
+    lines.flat_map(|line| read_line(line).unwrap_or_else(|| vec![Hop::default()]).into_iter().rev())
+}
+
+/// Reads one line of `Forwarded` (RFC 7239, section 4), beside the grammar with spaces around `;` and addresses with
+/// colons and brackets that are not quoted, as some proxies write them.
+fn read_line(line: &[u8]) -> Option<Vec<Hop>> {
+    let mut rest = line.trim_ascii();
+    let (mut hops, mut hop, mut has_address) = (Vec::new(), Hop::default(), false);
+    loop {
+        if !matches!(rest.first(), None | Some(b';' | b',')) {
+            let (name, after) = rest.split_at(rest.iter().position(|&byte| byte == b'=')?);
+            let (value, after) = read_value(&after[1..])?;
+            if name.is_empty() || !name.iter().all(|&byte| is_token(byte)) {
+                return None;
+            }
+            if name.eq_ignore_ascii_case(b"for") {
+                // Each parameter is there once.
+                if std::mem::replace(&mut has_address, true) {
+                    return None;
+                }
+                hop.address = address(&value);
+            } else if name.eq_ignore_ascii_case(b"proto") {
+                hop.is_https = is_https(&value);
+            }
+            rest = after.trim_ascii_start();
+        }
+        match rest.split_first() {
+            Some((b';', after)) => rest = after.trim_ascii_start(),
+            Some((b',', after)) => {
+                hops.push(std::mem::take(&mut hop));
+                has_address = false;
+                rest = after.trim_ascii_start();
+            }
+            Some(_) => return None,
+            None => {
+                hops.push(hop);
+                return Some(hops);
+            }
+        }
+    }
+}
+
+/// The value of a parameter, a token or a quoted string, and what is behind it.
+fn read_value(text: &[u8]) -> Option<(Vec<u8>, &[u8])> {
+    let Some(quoted) = text.strip_prefix(b"\"") else {
+        let is_end = |&byte: &u8| !(is_token(byte) || b":[]".contains(&byte));
+        let (value, rest) = text.split_at(text.iter().position(is_end).unwrap_or(text.len()));
+        return (!value.is_empty()).then(|| (value.to_vec(), rest));
+    };
+    let mut value = Vec::new();
+    let mut bytes = quoted.iter().enumerate();
+    loop {
+        match bytes.next()? {
+            // A client may have opened the quote that a proxy's own element is in now.
+            (_, b'"') if value.to_ascii_lowercase().windows(4).any(|part| part == b"for=") => return None,
+            (at, b'"') => return Some((value, &quoted[at + 1..])),
+            (_, b'\\') => value.push(*bytes.next()?.1),
+            (_, byte) => value.push(*byte),
+        }
+    }
+}
+
+/// RFC 9110, section 5.6.2.
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+fn is_https(scheme: &[u8]) -> bool {
+    scheme.eq_ignore_ascii_case(b"https")
+}
+
+/// An address, with or without a port; of IPv6 in brackets where there is a port. Neither `unknown` nor another name that
+/// hides an address is one, nor is an address with a zone.
+fn address(text: &[u8]) -> Option<IpAddr> {
+    let text = str::from_utf8(text).ok()?;
+    if let Ok(address) = text.parse::<Ipv6Addr>() {
+        return Some(IpAddr::from(address).to_canonical());
+    }
+    let (address, port) = match text.strip_prefix('[') {
+        Some(rest) => {
+            let (address, port) = rest.split_once(']')?;
+            (IpAddr::from(address.parse::<Ipv6Addr>().ok()?), port)
+        }
+        None => {
+            let (address, port) = text.split_at(text.find(':').unwrap_or(text.len()));
+            (IpAddr::from(address.parse::<Ipv4Addr>().ok()?), port)
         }
     };
-    let addresses: Vec<Option<IpAddr>> = addresses;
-    // From the right: who stands further left can write what they like.
-    let last_stranger = addresses.into_iter().rev().find(|address| address.is_none_or(|address| !is_trusted(&address)));
-    let address = last_stranger.flatten().map_or(peer.address, |address| SocketAddr::new(address, 0));
-    let is_secure = peer.is_secure || scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case("https"));
-    Client { address, is_secure, ..peer }
+    is_port(port).then(|| address.to_canonical())
 }
 
-/// The elements of all headers of a name, in order.
-fn list(headers: &HeaderMap, name: &HeaderName) -> Vec<String> {
-    let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
-    values.flat_map(|value| value.split(',')).map(|element| element.trim().to_owned()).collect()
-}
-
-/// An address, with or without a port or brackets.
-fn address(text: &str) -> Option<IpAddr> {
-    let plain = text.parse::<IpAddr>().ok();
-    let with_port = || text.parse::<SocketAddr>().ok().map(|address| address.ip());
-    let in_brackets = || text.strip_prefix('[')?.strip_suffix(']')?.parse().ok();
-    plain.or_else(with_port).or_else(in_brackets).map(|address| address.to_canonical())
+/// Nothing, or a port behind a colon: a number, or a name that hides one (RFC 7239, section 6).
+fn is_port(text: &str) -> bool {
+    match text.strip_prefix(':').map(|port| (port, port.strip_prefix('_'))) {
+        None => text.is_empty(),
+        Some((_, Some(name))) => {
+            !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+        }
+        Some((port, None)) => port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok(),
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn seen(peer: &str, headers: &[(&'static str, &str)]) -> (String, bool) {
-        let trusted: Vec<IpNet> = ["10.0.0.0/8", "fd00::/8"].map(|text| text.parse().expect("a network")).into();
-        let mut map = HeaderMap::new();
-        for (name, value) in headers {
-            map.append(HeaderName::from_static(name), value.parse().expect("a value"));
-        }
-        let peer = Client {
-            address: SocketAddr::new(peer.parse().expect("an address"), 1),
-            is_secure: false,
-            certificate: None,
-        };
-        let client = client(peer, &map, &trusted);
-        (client.address.ip().to_string(), client.is_secure)
-    }
-
-    fn is(address: &str, is_secure: bool) -> (String, bool) {
-        (address.to_owned(), is_secure)
-    }
-
-    #[test]
-    fn a_stranger_is_not_believed() {
-        let forged = [
-            ("x-forwarded-for", "192.0.2.1"),
-            ("x-forwarded-proto", "https"),
-            ("forwarded", "for=192.0.2.1;proto=https"),
-        ];
-        assert_eq!(seen("203.0.113.5", &forged), is("203.0.113.5", false));
-    }
-
-    #[test]
-    fn behind_trusted_proxies_the_last_stranger_is_the_client() {
-        let forwarded = |value: &str| seen("10.0.0.1", &[("x-forwarded-for", value), ("x-forwarded-proto", "https")]);
-        assert_eq!(forwarded("192.0.2.1"), is("192.0.2.1", true));
-        assert_eq!(forwarded("6.6.6.6, 192.0.2.1, 10.0.0.2"), is("192.0.2.1", true));
-        assert_eq!(forwarded("[2001:db8::1]:443"), is("2001:db8::1", true));
-        assert_eq!(forwarded("10.9.9.9"), is("10.0.0.1", true));
-        assert_eq!(forwarded("nonsense"), is("10.0.0.1", true), "what cannot be read is nobody");
-        let rfc = [("forwarded", "for=6.6.6.6;proto=http, For=\"[2001:db8::1]:80\";Proto=https;by=x")];
-        assert_eq!(seen("fd00::2", &rfc), is("2001:db8::1", true));
-        assert_eq!(seen("10.0.0.1", &[]), is("10.0.0.1", false));
-    }
-}
+mod tests;

@@ -35,7 +35,7 @@ pub use observed::Client;
 pub use proxied::{Came, Kept, Lead, Place, usage};
 pub use respond::{Body, full};
 
-use crate::auth::{Logins, counted_as};
+use crate::auth::{ClientAddress, Logins, counted_as};
 use crate::cache::Cache;
 use crate::cache::flight::Flights;
 use crate::config::{Allow, Config};
@@ -50,6 +50,7 @@ use crate::web::WebError;
 use admission::Door;
 use consent::Consents;
 use credentials::{NoRandomness, Sealer};
+use forwarded::Forwarding;
 use heads::{Heads, Said};
 use negative::Negative;
 use proxied::{Copies, Proxying};
@@ -91,7 +92,7 @@ pub struct Pull {
 /// What follows from the configuration.
 struct Live {
     routing: Arc<Routing>,
-    trusted_proxies: Vec<ipnet::IpNet>,
+    forwarding: Forwarding,
     /// Only clients of these networks; empty: all.
     allow_cidrs: Vec<ipnet::IpNet>,
     /// `None`: nobody logs in here.
@@ -194,7 +195,7 @@ impl Pull {
     /// Answers one request. Where the body is made of pages of a mapped file, its [`Mapping`] is among
     /// the extensions of the response.
     pub async fn handle(self: &Arc<Self>, mut request: Parts, client: Client) -> Response<Body> {
-        let client = forwarded::client(client, &request.headers, &self.live.load().trusted_proxies);
+        let client = self.live.load().forwarding.client(client, &request.headers);
         let mut observation = self.observe(&request, client.clone());
         request.extensions.insert(client);
         let mut response = match self.dispatch(&request, &mut observation).await {
@@ -281,14 +282,13 @@ impl Live {
     ) -> Result<Self, PullError> {
         let logins = Logins::new(&config.auth, before.and_then(|before| before.logins.as_deref()))?;
         let routing = Arc::new(Routing::new(config, clients, metrics)?);
-        let trusted_proxies = config.server.trusted_proxies.clone();
         let allow_cidrs = config.auth.allow_cidrs.clone();
         let managers = config.admin.allow.clone();
         let proxying = Proxying::new(config, clients, metrics)?.map(Arc::new);
         Ok(Self {
             proxying,
             routing,
-            trusted_proxies,
+            forwarding: Forwarding::new(&config.server),
             allow_cidrs,
             logins,
             managers,
@@ -316,7 +316,12 @@ fn is_secure(request: &Parts) -> bool {
 
 /// The address that a request's client is counted by.
 fn counted_client(request: &Parts) -> Option<IpAddr> {
-    request.extensions.get::<Client>().map(|client| counted_as(client.address.ip()))
+    let client = request.extensions.get::<Client>()?;
+    match client.address.counted() {
+        ClientAddress::Known(address) => Some(address),
+        // Behind a proxy that does not say who it is: counted with the proxy.
+        ClientAddress::Unknown => Some(counted_as(client.peer.ip())),
+    }
 }
 
 /// HTTP/2 has the host in the URI, HTTP/1.1 in a header.

@@ -1,6 +1,7 @@
 //! Watching an answer to its last byte: metrics and the access log.
 
-use std::net::SocketAddr;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -16,7 +17,7 @@ use super::error::{Refusal, Wanted};
 use super::proxied::Refused;
 use super::respond::Body;
 use super::{Kind, Outcome, Pull};
-use crate::auth::{CertificateNames, Identity};
+use crate::auth::{CertificateNames, ClientAddress, Identity};
 use crate::failure::Failure;
 use crate::telemetry::Metrics;
 use crate::telemetry::access_log::{self, Entry};
@@ -25,11 +26,33 @@ use crate::telemetry::metrics::StatusLabel;
 /// Who asks.
 #[derive(Clone, Debug)]
 pub struct Client {
-    pub address: SocketAddr,
+    /// The other end of the connection: the client itself, or the last of the proxies before it.
+    pub peer: SocketAddr,
+    /// The address of ours that was connected to, where that is known.
+    pub local: Option<IpAddr>,
+    /// From where the request comes.
+    pub address: ClientAddress,
     /// Whether it comes over TLS.
     pub is_secure: bool,
     /// Of a certificate that was verified.
     pub certificate: Option<Arc<CertificateNames>>,
+}
+
+impl Client {
+    /// Who connected from there, in plain text, and shows no certificate.
+    pub fn connected(peer: SocketAddr) -> Self {
+        Self { peer, local: None, address: peer.ip().into(), is_secure: false, certificate: None }
+    }
+}
+
+/// For the log: the address, with the port where it is of our connection.
+impl fmt::Display for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.address == self.peer.ip().into() {
+            true => self.peer.fmt(f),
+            false => self.address.fmt(f),
+        }
+    }
 }
 
 /// What is known of a request when its answer is over.
@@ -92,7 +115,7 @@ impl Observation {
             self.outcome = self.repository.is_some().then_some(Outcome::Failed);
             tracing::info!(url = self.path, kind = failure.kind.as_str(), %failure, "not passed");
         } else {
-            tracing::info!(client = %self.client.address, url = self.path, why = %refused, "refused");
+            tracing::info!(client = %self.client, url = self.path, why = %refused, "refused");
         }
     }
 
@@ -138,7 +161,7 @@ impl Drop for Observation {
         }
         if self.log_access {
             access_log::write(&Entry {
-                client: self.client.address,
+                client: &self.client,
                 user: self.user.as_deref(),
                 method: &self.method,
                 path: &self.path,

@@ -1,13 +1,14 @@
 //! One line for each request, when its answer is over. Target `larder::access`.
 
-use std::net::SocketAddr;
+use std::fmt::Display;
 use std::time::Duration;
 
 use http::Version;
 
 /// What there is to say of one request.
 pub struct Entry<'a> {
-    pub client: SocketAddr,
+    /// From where it comes.
+    pub client: &'a dyn Display,
     /// Who logged in or showed a certificate, where that decided.
     pub user: Option<&'a str>,
     pub method: &'a str,

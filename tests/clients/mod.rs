@@ -11,6 +11,7 @@ mod docker;
 mod http;
 mod images;
 mod logins;
+mod nginx;
 mod pebble;
 mod podman;
 mod process;
@@ -20,6 +21,7 @@ mod skopeo;
 mod storage;
 mod through_proxy;
 
+pub use nginx::Nginx;
 use process::Failure;
 
 /// Copies an image with skopeo, with `user:password` if any.

@@ -1,7 +1,7 @@
 //! A client that shows what came over the wire: a complete body or an aborted one, and when. One connection for each
 //! request, unless `Connection` is used. It follows no redirects and adds no headers but `Host`.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -45,6 +45,7 @@ pub fn request(method: &str, url: impl AsRef<str>) -> Request {
         body: Bytes::new(),
         http2: false,
         proxy: None,
+        from: None,
         bytes_per_second: None,
         deadline: DEADLINE,
     }
@@ -94,6 +95,7 @@ pub struct Request {
     body: Bytes,
     http2: bool,
     proxy: Option<SocketAddr>,
+    from: Option<IpAddr>,
     bytes_per_second: Option<u64>,
     deadline: Duration,
 }
@@ -103,6 +105,13 @@ impl Request {
     pub fn header(mut self, name: &str, value: impl AsRef<str>) -> Self {
         let name = HeaderName::try_from(name).expect("a header name");
         self.headers.append(name, HeaderValue::try_from(value.as_ref()).expect("a header value"));
+        self
+    }
+
+    /// Adds a header whose value need not be text.
+    pub fn header_bytes(mut self, name: &str, value: &[u8]) -> Self {
+        let name = HeaderName::try_from(name).expect("a header name");
+        self.headers.append(name, HeaderValue::from_bytes(value).expect("a header value"));
         self
     }
 
@@ -120,6 +129,12 @@ impl Request {
     /// Sends the request to a forward proxy, in absolute form.
     pub fn through_proxy(mut self, proxy: SocketAddr) -> Self {
         self.proxy = Some(proxy);
+        self
+    }
+
+    /// From another address of this machine, such as 127.0.0.2.
+    pub fn from(mut self, address: IpAddr) -> Self {
+        self.from = Some(address);
         self
     }
 
@@ -244,7 +259,7 @@ impl Connection {
             }
             (None, None) => return Err("the URL has no host".to_owned()),
         };
-        let stream = tcp(address, request.bytes_per_second.is_some(), request.deadline).await?;
+        let stream = tcp(address, request.from, request.bytes_per_second.is_some(), request.deadline).await?;
         // The connection's own task ends when the last sender and body are dropped; its errors show in the bodies.
         if request.http2 {
             let handshake = http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
@@ -367,7 +382,7 @@ impl Streaming {
 
 /// Writes raw bytes to a socket, and reads until the other side closes or `deadline` has passed.
 pub async fn raw(address: SocketAddr, bytes: &[u8], deadline: Duration) -> Vec<u8> {
-    let mut stream = tcp(address, false, DEADLINE).await.expect("a connection");
+    let mut stream = tcp(address, None, false, DEADLINE).await.expect("a connection");
     // The other side may refuse before it has read everything; what it says is what counts.
     let _ = stream.write_all(bytes).await;
     let mut answer = Vec::new();
@@ -375,8 +390,11 @@ pub async fn raw(address: SocketAddr, bytes: &[u8], deadline: Duration) -> Vec<u
     answer
 }
 
-async fn tcp(address: SocketAddr, slow: bool, deadline: Duration) -> Result<TcpStream, String> {
+async fn tcp(address: SocketAddr, from: Option<IpAddr>, slow: bool, deadline: Duration) -> Result<TcpStream, String> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.map_err(explain)?;
+    if let Some(from) = from {
+        socket.bind((from, 0).into()).map_err(explain)?;
+    }
     if slow {
         socket.set_recv_buffer_size(SLOW_RECEIVE_BUFFER).map_err(explain)?;
     }

@@ -11,6 +11,10 @@ fn the_door() {
             "2: `server.trusted_proxies[0]`: `10.0.0.0/33` is no network; write for example \"10.0.0.0/8\", \"fd00::/8\" or \"127.0.0.1\"",
         ),
         (
+            "[server]\nforwarded_header = \"x-real-ip\"".to_owned(),
+            "2: `server.forwarded_header`: `x-real-ip` is not one of `x-forwarded-for`, `forwarded`",
+        ),
+        (
             "[server.tls]\nprivate_key = \"k.pem\"".to_owned(),
             "1: `server.tls.certificate`: it is missing; write for example certificate = \"fullchain.pem\", and take [server.tls] out for plain HTTP",
         ),

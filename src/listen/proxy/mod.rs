@@ -42,7 +42,7 @@ impl Way {
     }
 
     fn client(&self) -> Client {
-        Client { address: self.address(), is_secure: false, certificate: None }
+        Client::connected(self.address())
     }
 }
 
