@@ -1,8 +1,13 @@
 //! Promise: who belongs is let in, and everybody else gets 401 with a challenge or 403.
 
+use std::net::SocketAddr;
+
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use futures_util::future::join_all;
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpSocket;
 
 use crate::clients::{podman_pulls_as, skopeo_copies_as};
 use crate::support::{Answer, Connection, Hub, Image, Larder, Options, RepositoryConfig, eventually, get, request};
@@ -263,6 +268,62 @@ async fn who_guesses_passwords_is_told_to_wait() {
     assert!((1..=60).contains(&told.header("retry-after").parse::<u64>().expect("seconds")));
     // Who logged in before goes on.
     assert_eq!(get_as("bob:secret", &tag).await.status, 200);
+}
+
+/// What a SOCKS server says to a client that logs in and wants to go somewhere (RFC 1928, RFC 1929): 0 is yes, 2 is no.
+async fn socks_as(pair: (&str, &str), from: &str, proxy: SocketAddr, to: SocketAddr) -> u8 {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.bind(SocketAddr::new(from.parse().expect("an address"), 0)).expect("bound");
+    let mut stream = socket.connect(proxy).await.expect("connected");
+    let text = |text: &str| [&[u8::try_from(text.len()).expect("short")], text.as_bytes()].concat();
+    let login = [vec![1], text(pair.0), text(pair.1)].concat();
+    let connect = [&[5, 1, 0, 1, 127, 0, 0, 1][..], &to.port().to_be_bytes()].concat();
+    stream.write_all(&[&[5, 1, 2][..], &login, &connect].concat()).await.expect("sent");
+    let mut told = [0; 2 + 2 + 10];
+    stream.read_exact(&mut told).await.expect("an answer");
+    told[5]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_wrong_passwords_at_once_are_no_more_guesses() {
+    let dir = users(&[("bob", "secret"), ("eve", "other")]);
+    let (hub, _) = hub().await;
+    let rest = "[admin]\nallow = [\"*\"]\n[proxy]\nlisten = \"127.0.0.1:0\"\nca_dir = \"ca\"\n[allowlist]\ndomains = [\"127.0.0.1\"]\n";
+    let repository = RepositoryConfig::new("hub").upstream(&hub).to_string();
+    let larder = Larder::start(auth(&dir) + rest + &repository).await;
+    let proxy = larder.door("proxy");
+    let ask = async |number: usize, pair: &str, from: &str| {
+        let login = format!("Basic {}", BASE64_STANDARD.encode(pair));
+        let asked = match number % 4 {
+            0 => request("GET", larder.manifest_url("hub/team/app", "1")).header("authorization", login),
+            1 => request("GET", format!("{}/token?service=larder", larder.url())).header("authorization", login),
+            2 => request("GET", format!("{}/api/images", larder.admin_url())).header("authorization", login),
+            _ => {
+                let asked = request("GET", format!("{}/v2/", hub.url())).through_proxy(proxy);
+                asked.header("proxy-authorization", login)
+            }
+        };
+        asked.from(from.parse().expect("an address")).send().await.status
+    };
+    let guesses = join_all((0..300).map(async |number| {
+        let user = ["bob", "eve", "nobody"][number % 3];
+        ask(number, &format!("{user}:wrong-{number}"), "127.0.0.1").await
+    }));
+    // Meanwhile somebody else logs in.
+    let others = join_all((0..8).map(|number| ask(number, "bob:secret", "127.0.0.2")));
+    let (guesses, others) = tokio::join!(guesses, others);
+    assert_eq!(others, [200; 8], "nobody else waits");
+    let compared = guesses.iter().filter(|status| matches!(status, 401 | 407)).count();
+    let refused = guesses.iter().filter(|status| **status == 429).count();
+    assert_eq!((compared, refused), (20, 280), "{guesses:?}");
+    // The right password does not help now, at none of the doors.
+    for number in 0..4 {
+        assert_eq!(ask(number, "eve:other", "127.0.0.1").await, 429, "{number}");
+        assert_eq!(ask(number, "eve:other", "127.0.0.3").await, 200, "{number}");
+    }
+    let upstream = hub.url().trim_start_matches("http://").parse().expect("an address");
+    assert_eq!(socks_as(("eve", "other"), "127.0.0.1", proxy, upstream).await, 2);
+    assert_eq!(socks_as(("eve", "other"), "127.0.0.4", proxy, upstream).await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -39,7 +39,7 @@ pub async fn guard(
         }
         Manager::NotNow(why) => {
             let status = match why {
-                NotNow::Guessing(_) => StatusCode::TOO_MANY_REQUESTS,
+                NotNow::Guessing(_) | NotNow::Crowded => StatusCode::TOO_MANY_REQUESTS,
                 NotNow::Busy => StatusCode::SERVICE_UNAVAILABLE,
                 NotNow::Issuer(_) => StatusCode::BAD_GATEWAY,
             };

@@ -1,5 +1,9 @@
-//! Who guesses has to wait: wrong logins are counted by address.
+//! Who guesses has to wait: wrong logins are counted by address. A place is taken before a login is looked at, so that no
+//! more are looked at, however many come at once.
 
+use std::convert::Infallible;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use quick_cache::sync::Cache;
@@ -8,35 +12,214 @@ use super::{ClientAddress, NotNow};
 
 /// Wrong logins that one address may try in one minute.
 pub const GUESSES: u32 = 20;
+/// And all addresses of one /48 of IPv6 together: a site has one, and with it 65,536 networks to guess from.
+pub const OF_A_SITE: u32 = 200;
 pub const MINUTE: Duration = Duration::from_secs(60);
-const ADDRESSES: usize = 10_000;
+/// Logins of one address that are refused unseen in one minute, before not even those that are known from there are taken:
+/// each of them could be a guess at one that is known.
+const UNSEEN: u32 = 500;
+/// Addresses and sites counted at the same time. Whoever has so many addresses that their counts are forgotten could try
+/// 200,000 logins a minute without that.
+const COUNTED: usize = 10_000;
 
-/// Wrong logins by address, since when.
-pub struct Guesses(Cache<ClientAddress, (Instant, u32)>);
+/// Wrong logins by address.
+pub struct Guesses(Cache<Counted, Arc<Mutex<Tally>>>);
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Counted {
+    Address(ClientAddress),
+    /// A /48 of IPv6.
+    Site([u16; 3]),
+}
+
+impl Counted {
+    fn limit(self) -> u32 {
+        match self {
+            Self::Address(_) => GUESSES,
+            Self::Site(_) => OF_A_SITE,
+        }
+    }
+}
+
+#[derive(Default)]
+struct Tally {
+    /// When the first one of this minute was wrong or refused.
+    since: Option<Instant>,
+    wrong: u32,
+    /// Looked at right now.
+    running: u32,
+    /// Refused without being looked at.
+    unseen: u32,
+}
+
+impl Tally {
+    /// How much of this minute is left. With the next one everything is counted anew.
+    fn left(&mut self) -> Duration {
+        let left = self.since.map_or(MINUTE, |since| MINUTE.saturating_sub(since.elapsed()));
+        if !left.is_zero() {
+            return left;
+        }
+        (self.since, self.wrong, self.unseen) = (None, 0, 0);
+        MINUTE
+    }
+
+    /// How many count already, or why there may be no more.
+    fn look(&mut self, limit: u32) -> Result<u32, NotNow> {
+        let left = self.left();
+        if self.wrong + self.running < limit {
+            return Ok(self.wrong + self.running);
+        }
+        self.unseen = self.unseen.saturating_add(1);
+        self.since.get_or_insert_with(Instant::now);
+        Err(if self.wrong >= limit { NotNow::Guessing(left) } else { NotNow::Crowded })
+    }
+}
+
+/// A login that is being looked at. Dropped, it counts no longer.
+pub struct Place {
+    taken: Vec<Arc<Mutex<Tally>>>,
+    /// How many logins of the same address, or site, counted before it.
+    pub rank: u32,
+}
+
+impl Place {
+    /// From now on it counts for a minute.
+    pub fn was_wrong(self) {
+        for tally in &self.taken {
+            let mut tally = lock(tally);
+            tally.wrong += 1;
+            tally.since.get_or_insert_with(Instant::now);
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.taken.iter().for_each(|tally| lock(tally).running -= 1);
+    }
+}
 
 impl Default for Guesses {
     fn default() -> Self {
-        Self(Cache::new(ADDRESSES))
+        Self(Cache::new(COUNTED))
     }
 }
 
 impl Guesses {
     /// Whether an address may try again.
     pub fn may_guess(&self, address: ClientAddress) -> Result<(), NotNow> {
-        match self.0.get(&address.counted()) {
-            Some((since, count)) if count >= GUESSES => match MINUTE.checked_sub(since.elapsed()) {
-                Some(left) if !left.is_zero() => Err(NotNow::Guessing(left)),
-                _ => Ok(()),
-            },
-            _ => Ok(()),
+        for (tally, limit) in self.tallies(address) {
+            lock(&tally).look(limit)?;
         }
+        Ok(())
     }
 
-    /// It was wrong.
-    pub fn guessed(&self, address: ClientAddress) {
-        let address = address.counted();
-        let before = self.0.get(&address).filter(|(since, _)| since.elapsed() < MINUTE);
-        let (since, count) = before.unwrap_or((Instant::now(), 0));
-        self.0.insert(address, (since, count + 1));
+    /// A place for a login to be looked at.
+    pub fn reserve(&self, address: ClientAddress) -> Result<Place, NotNow> {
+        let mut place = Place { taken: Vec::new(), rank: 0 };
+        for (tally, limit) in self.tallies(address) {
+            let mut counted = lock(&tally);
+            place.rank = place.rank.max(counted.look(limit)?);
+            counted.running += 1;
+            drop(counted);
+            place.taken.push(tally);
+        }
+        Ok(place)
+    }
+
+    /// Whether a login may be taken that is known from this address.
+    pub fn may_be_known(&self, address: ClientAddress) -> Result<(), NotNow> {
+        let Some(tally) = self.0.get(&Counted::Address(address.counted())) else {
+            return Ok(());
+        };
+        let mut tally = lock(&tally);
+        let left = tally.left();
+        if tally.unseen >= UNSEEN { Err(NotNow::Guessing(left)) } else { Ok(()) }
+    }
+
+    /// What counts the logins of an address, with the limits.
+    fn tallies(&self, address: ClientAddress) -> impl Iterator<Item = (Arc<Mutex<Tally>>, u32)> {
+        let site = match address {
+            ClientAddress::Known(IpAddr::V6(address)) => {
+                let [a, b, c, ..] = address.segments();
+                Some(Counted::Site([a, b, c]))
+            }
+            _ => None,
+        };
+        let counted = [Some(Counted::Address(address.counted())), site].into_iter().flatten();
+        counted.map(|counted| {
+            let Ok(tally) = self.0.get_or_insert_with(&counted, || Ok::<_, Infallible>(Arc::default()));
+            (tally, counted.limit())
+        })
+    }
+}
+
+fn lock(tally: &Mutex<Tally>) -> MutexGuard<'_, Tally> {
+    tally.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(text: &str) -> ClientAddress {
+        text.parse::<IpAddr>().expect("an address").into()
+    }
+
+    #[test]
+    fn places_are_taken_before_it_is_known_who_is_wrong() {
+        let guesses = Guesses::default();
+        let mut places: Vec<_> = (0..GUESSES).map(|_| guesses.reserve(at("192.0.2.1")).expect("a place")).collect();
+        assert!(places.iter().map(|place| place.rank).eq(0..GUESSES));
+        assert!(matches!(guesses.reserve(at("192.0.2.1")), Err(NotNow::Crowded)));
+        assert!(matches!(guesses.may_guess(at("192.0.2.1")), Err(NotNow::Crowded)));
+        assert!(guesses.reserve(at("192.0.2.2")).is_ok());
+        // Who was right gives its place back.
+        drop(places.pop());
+        let place = guesses.reserve(at("192.0.2.1")).expect("a place");
+        place.was_wrong();
+        places.drain(..).for_each(Place::was_wrong);
+        assert!(matches!(guesses.reserve(at("192.0.2.1")), Err(NotNow::Guessing(left)) if left <= MINUTE));
+    }
+
+    #[test]
+    fn a_site_of_ipv6_has_a_limit_over_all_its_networks() {
+        let guesses = Guesses::default();
+        let mut compared = 0;
+        for network in 0..100 {
+            for host in 0..100 {
+                if let Ok(place) = guesses.reserve(at(&format!("2001:db8:1:{network:x}::{host:x}"))) {
+                    place.was_wrong();
+                    compared += 1;
+                }
+            }
+        }
+        assert_eq!(compared, OF_A_SITE);
+        assert!(guesses.reserve(at("2001:db8:1:ffff::1")).is_err());
+        assert!(guesses.reserve(at("2001:db8:2::1")).is_ok());
+    }
+
+    #[test]
+    fn addresses_that_cannot_be_read_count_as_one_and_as_nobody_else() {
+        let guesses = Guesses::default();
+        for _ in 0..GUESSES {
+            guesses.reserve(ClientAddress::Unknown).expect("a place").was_wrong();
+        }
+        assert!(guesses.reserve(ClientAddress::Unknown).is_err());
+        assert!(guesses.reserve(at("127.0.0.1")).is_ok());
+    }
+
+    #[test]
+    fn what_is_refused_unseen_is_counted_too() {
+        let guesses = Guesses::default();
+        for _ in 0..GUESSES {
+            guesses.reserve(at("192.0.2.1")).expect("a place").was_wrong();
+        }
+        for _ in 0..UNSEEN {
+            assert_eq!(guesses.may_be_known(at("192.0.2.1")), Ok(()));
+            assert!(guesses.may_guess(at("192.0.2.1")).is_err());
+        }
+        assert!(guesses.may_be_known(at("192.0.2.1")).is_err());
+        assert_eq!(guesses.may_be_known(at("192.0.2.2")), Ok(()));
     }
 }

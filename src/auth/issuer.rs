@@ -66,6 +66,13 @@ struct Known {
     fetched: Option<Instant>,
 }
 
+/// A token of a form that we take, and the keys to judge it by.
+pub struct Ready<'a> {
+    token: &'a str,
+    header: Header,
+    known: Arc<Known>,
+}
+
 struct Key {
     id: Option<String>,
     /// The only one it is for, where it says so.
@@ -113,8 +120,8 @@ impl Issuer {
         self.config.issuer == issuer
     }
 
-    /// What a token claims, if it is to be believed.
-    pub async fn claims(self: &Arc<Self>, token: &str) -> Result<Claims, Refused> {
+    /// Gets what is needed to judge a token, which may take a while.
+    pub async fn ready<'a>(self: &Arc<Self>, token: &'a str) -> Result<Ready<'a>, Refused> {
         let header = jsonwebtoken::decode_header(token).map_err(|_| Refused::Forged("it is no JWT"))?;
         if !ALGORITHMS.contains(&header.alg) {
             return Err(Refused::Forged("its algorithm is not one that we take"));
@@ -123,12 +130,18 @@ impl Issuer {
             return Err(Refused::Forged("it has extensions that we do not know"));
         }
         let known = self.known_for(&header).await?;
-        match self.verify_by(&known, token, &header) {
+        Ok(Ready { token, header, known })
+    }
+
+    /// What a token claims, if it is to be believed.
+    pub async fn claims(self: &Arc<Self>, ready: &Ready<'_>) -> Result<Claims, Refused> {
+        let Ready { token, header, known } = ready;
+        match self.verify_by(known, token, header) {
             // It may be that the keys were exchanged; whoever looks at the newest ones knows.
             Err(Refused::Forged(_)) if !known.is_younger(PAUSE) => {
                 let newer = self.fetched(IMPATIENCE).await;
                 match newer.is_younger(PAUSE) {
-                    true => self.verify_by(&newer, token, &header),
+                    true => self.verify_by(&newer, token, header),
                     false => Err(Refused::NotForUs("its signature is wrong, or the keys known are old".to_owned())),
                 }
             }

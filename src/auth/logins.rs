@@ -100,8 +100,7 @@ impl Logins {
             // A token of another issuer is no guess.
             _ if matches!(says, Says::Unknown(_)) => None,
             _ => {
-                self.guesses.may_guess(address)?;
-                self.guesses.guessed(address);
+                self.guesses.reserve(address)?.was_wrong();
                 None
             }
         };
@@ -126,7 +125,14 @@ impl Logins {
             self.taken.remove(&key);
         }
         self.guesses.may_guess(address)?;
-        match issuer.claims(token).await {
+        let ready = issuer.ready(token).await;
+        // Only now: tokens that wait for keys are no guesses.
+        let place = self.guesses.reserve(address)?;
+        let told = match ready {
+            Ok(ready) => issuer.claims(&ready).await,
+            Err(why) => Err(why),
+        };
+        match told {
             Ok(claims) => {
                 let claims = Arc::new(claims);
                 self.taken.insert(key, (Instant::now() + TAKEN.min(left(&claims)), claims.clone()));
@@ -137,7 +143,7 @@ impl Logins {
                 tracing::info!(client = %address, %why, "a token is not taken");
                 // Who shows a token that has expired does not guess.
                 if matches!(why, Refused::Forged(_)) {
-                    self.guesses.guessed(address);
+                    place.was_wrong();
                 }
                 Ok(None)
             }

@@ -7,6 +7,7 @@ mod guesses;
 mod issuer;
 mod logins;
 mod passwords;
+mod turns;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -24,6 +25,8 @@ use crate::config::Allow;
 pub enum NotNow {
     #[error("too many logins at once; try again soon")]
     Busy,
+    #[error("too many logins from this address at once; try again in a moment")]
+    Crowded,
     #[error("too many wrong logins from this address; try again later")]
     Guessing(Duration),
     #[error("the keys of `{0}`, whose token this is, cannot be had; see the log of the cache")]

@@ -1,99 +1,203 @@
 //! Users of an htpasswd file. A password is compared off the async threads, which takes its time on
 //! purpose, once for all requests of a pull: what came of it is remembered for a while.
 
+use std::collections::HashMap;
+use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use quick_cache::sync::Cache;
-use tokio::sync::Semaphore;
 
-use super::guesses::Guesses;
+use super::guesses::{Guesses, Place};
+use super::turns::Turns;
 use super::{ClientAddress, NotNow};
-use crate::config::Htpasswd;
+use crate::config::{Htpasswd, Secret};
 use crate::fingerprint;
 
 /// How long a password that was right is not compared again.
 const RIGHT: Duration = Duration::from_secs(300);
 /// And one that was wrong.
 const WRONG: Duration = Duration::from_secs(10);
-const ENTRIES: usize = 10_000;
+/// Right ones that are remembered: by themselves, and with each address that came with them.
+const RIGHT_ONES: usize = 20_000;
+/// Wrong ones: no more, so that they put out only each other.
+const WRONG_ONES: usize = 1_000;
 /// Passwords compared at once.
 const AT_ONCE: usize = 2;
-/// How long a login waits for its turn.
+/// Logins that wait to be compared.
+const WAITING: usize = 1_000;
+/// How long a login takes at most.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// bcrypt looks at no more of a password.
 const LONGEST: usize = 72;
-/// Compared with where there is no such user, so that the time taken does not tell.
-const NOBODY: &str = "$2y$05$2l/MHZxq.k0BTsORQzVQ9uLCLpVkZLNsCV2lnHYV2hKNFVTMmQLLi";
+/// Behind a cost, a hash that no password is known for.
+const NOBODY: &str = "2l/MHZxq.k0BTsORQzVQ9uLCLpVkZLNsCV2lnHYV2hKNFVTMmQLLi";
+
+type Key = [u8; 32];
 
 /// The users and what is remembered of their logins.
 pub struct Passwords {
-    users: Arc<Htpasswd>,
-    compared: Cache<[u8; 32], (Instant, bool)>,
-    turns: Arc<Semaphore>,
+    written: Htpasswd,
+    users: Arc<Users>,
+    right: Cache<Key, Instant>,
+    wrong: Cache<Key, Instant>,
+    turns: Arc<Turns>,
     guesses: Arc<Guesses>,
 }
 
+/// Why a comparison did not end in `wrong`, which is remembered where it is waited for.
+enum Otherwise {
+    Right,
+    NotNow(NotNow),
+}
+
 impl Passwords {
-    pub fn new(users: Htpasswd, guesses: Arc<Guesses>) -> Self {
-        let turns = Arc::new(Semaphore::new(AT_ONCE));
-        Self { users: Arc::new(users), compared: Cache::new(ENTRIES), turns, guesses }
+    pub fn new(written: Htpasswd, guesses: Arc<Guesses>) -> Self {
+        Self {
+            users: Arc::new(Users::new(&written)),
+            written,
+            right: Cache::new(RIGHT_ONES),
+            wrong: Cache::new(WRONG_ONES),
+            turns: Turns::new(AT_ONCE, WAITING),
+            guesses,
+        }
     }
 
     /// Whether these are of the same file.
-    pub fn are_of(&self, users: &Htpasswd) -> bool {
-        *self.users == *users
+    pub fn are_of(&self, written: &Htpasswd) -> bool {
+        self.written == *written
     }
 
     pub fn has(&self, user: &str) -> bool {
-        self.users.users.contains_key(user)
+        self.written.users.contains_key(user)
     }
 
     /// Whether `password` is that of `user`; `address` is who says so.
     pub async fn are_right(&self, address: ClientAddress, user: &str, password: &str) -> Result<bool, NotNow> {
         let key = fingerprint::of(&[user.as_bytes(), password.as_bytes()]);
-        if let Some((until, is_right)) = self.compared.get(&key) {
-            if Instant::now() < until {
-                return Ok(is_right);
-            }
-            self.compared.remove(&key);
+        let here = fingerprint::of(&[&key, address.counted().to_string().as_bytes()]);
+        // Who logged in from here goes on, also while others here guess.
+        if self.remembers(&here).is_some() {
+            return self.guesses.may_be_known(address).map(|()| true);
         }
+        // Who may not guess is not told either what is known from elsewhere.
         self.guesses.may_guess(address)?;
+        if self.wrong.get(&key).is_some_and(|until| until <= Instant::now()) {
+            self.wrong.remove(&key);
+        }
         // Whoever asks the same meanwhile waits for the one answer.
-        let compare = async {
-            let is_right = self.compare(user, password).await?;
-            if !is_right {
-                self.guesses.guessed(address);
+        let compared = self.wrong.get_or_insert_async(&key, self.compare(key, address, user, password)).await;
+        match compared {
+            Ok(_) => Ok(false),
+            Err(Otherwise::NotNow(why)) => Err(why),
+            Err(Otherwise::Right) => {
+                let until = self.remembers(&key).unwrap_or_else(|| Instant::now() + RIGHT);
+                self.right.insert(here, until);
+                Ok(true)
             }
-            let life = if is_right { RIGHT } else { WRONG };
-            Ok((Instant::now() + life, is_right))
-        };
-        let compared = self.compared.get_or_insert_async(&key, compare).await;
-        compared.map(|(_, is_right)| is_right)
+        }
     }
 
-    async fn compare(&self, user: &str, password: &str) -> Result<bool, NotNow> {
-        let turn = tokio::time::timeout(PATIENCE, self.turns.clone().acquire_owned()).await;
-        let turn = turn.map_err(|_| NotNow::Busy)?.map_err(|_| NotNow::Busy)?;
-        let hash = self.users.users.get(user).cloned();
+    /// Until when a right one is remembered.
+    fn remembers(&self, key: &Key) -> Option<Instant> {
+        self.right.get(key).filter(|until| Instant::now() < *until)
+    }
+
+    /// Until when it is to be remembered that this is wrong.
+    async fn compare(
+        &self,
+        key: Key,
+        address: ClientAddress,
+        user: &str,
+        password: &str,
+    ) -> Result<Instant, Otherwise> {
+        if self.remembers(&key).is_some() {
+            return Err(Otherwise::Right);
+        }
+        let place = self.guesses.reserve(address).map_err(Otherwise::NotNow)?;
+        let comparing = self.compare_in_turn(place, user.to_owned(), password);
+        let is_right = tokio::time::timeout(PATIENCE, comparing).await.ok().flatten();
+        match is_right {
+            None => Err(Otherwise::NotNow(NotNow::Busy)),
+            Some(false) => Ok(Instant::now() + WRONG),
+            Some(true) => {
+                self.right.insert(key, Instant::now() + RIGHT);
+                Err(Otherwise::Right)
+            }
+        }
+    }
+
+    /// `None`: there are too many.
+    async fn compare_in_turn(&self, place: Place, user: String, password: &str) -> Option<bool> {
+        let turn = self.turns.take(place.rank).await?;
+        let users = self.users.clone();
         let password = password.as_bytes()[..password.len().min(LONGEST)].to_vec();
         let compared = tokio::task::spawn_blocking(move || {
             let _turn = turn;
-            let is_right = bcrypt::verify(password, hash.as_ref().map_or(NOBODY, |hash| hash.reveal()));
-            is_right.unwrap_or(false) && hash.is_some()
+            let is_right = users.compare(&user, &password);
+            // Here, so that it counts for who did not wait for it, too.
+            if !is_right {
+                place.was_wrong();
+            }
+            is_right
         });
-        Ok(compared.await.unwrap_or(false))
+        compared.await.ok()
+    }
+}
+
+/// Hashes by user, and what it takes to compare with any of them.
+struct Users {
+    /// With their costs.
+    hashes: HashMap<String, (Secret, u32)>,
+    highest_cost: u32,
+}
+
+impl Users {
+    fn new(written: &Htpasswd) -> Self {
+        let mut hashes = HashMap::new();
+        for (user, hash) in &written.users {
+            match hash.reveal().parse::<bcrypt::HashParts>() {
+                Ok(parts) => drop(hashes.insert(user.clone(), (hash.clone(), parts.get_cost()))),
+                Err(error) => {
+                    tracing::warn!(user, %error, "nobody can log in as this user: make its line in the htpasswd file again with `htpasswd -B`")
+                }
+            }
+        }
+        let highest_cost = hashes.values().map(|(_, cost)| *cost).max().unwrap_or(bcrypt::DEFAULT_COST);
+        Self { hashes, highest_cost }
+    }
+
+    /// Compares, with as much work for every name: whether there is such a user, and at what cost, does not show in the
+    /// time it takes. Blocks.
+    fn compare(&self, user: &str, password: &[u8]) -> bool {
+        let known = self.hashes.get(user);
+        let is_right = known.is_some_and(|(hash, _)| bcrypt::verify(password, hash.reveal()).unwrap_or(false));
+        for cost in costs_left(known.map(|(_, cost)| *cost), self.highest_cost) {
+            let nobody = format!("$2y${cost:02}${NOBODY}");
+            let _ = black_box(bcrypt::verify(black_box(password), &nobody));
+        }
+        is_right
+    }
+}
+
+/// The costs of further comparisons that make up one of the highest cost: each cost is twice the work of the one below.
+fn costs_left(done: Option<u32>, highest: u32) -> std::ops::Range<u32> {
+    match done {
+        // 2^c and 2^c, 2^(c + 1) … 2^(h - 1) are 2^h.
+        Some(cost) => cost..highest,
+        None => highest..highest + 1,
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashMap;
     use std::net::IpAddr;
+
+    use futures_util::FutureExt;
+    use futures_util::future::join_all;
 
     use super::super::guesses::{GUESSES, MINUTE};
     use super::*;
-    use crate::config::Secret;
 
     const HERE: ClientAddress = ClientAddress::Known(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST));
 
@@ -101,6 +205,10 @@ mod tests {
         let hash = bcrypt::hash("right", 4).expect("hashed");
         let users = HashMap::from([("bob".to_owned(), Secret::new(hash))]);
         Passwords::new(Htpasswd { realm: "larder".to_owned(), users }, Arc::default())
+    }
+
+    fn at(text: &str) -> ClientAddress {
+        text.parse::<IpAddr>().expect("an address").into()
     }
 
     #[tokio::test]
@@ -117,21 +225,95 @@ mod tests {
     }
 
     #[test]
-    fn the_hash_of_nobody_takes_as_long_as_any() {
-        assert!(bcrypt::verify("anything", NOBODY).is_ok(), "it can be compared with");
+    fn every_name_takes_the_work_of_the_highest_cost() {
+        for highest in 4..=16_u32 {
+            for known in (4..=highest).map(Some).chain([None]) {
+                let done = known.map_or(0, |cost| 1_u64 << cost);
+                let left: u64 = costs_left(known, highest).map(|cost| 1_u64 << cost).sum();
+                assert_eq!(done + left, 1 << highest, "{known:?} of {highest}");
+            }
+        }
+        for cost in 4..=16_u32 {
+            let nobody = format!("$2y${cost:02}${NOBODY}");
+            assert_eq!(nobody.parse::<bcrypt::HashParts>().expect("a hash").get_cost(), cost);
+        }
+        let hash = |cost| Secret::new(bcrypt::hash("right", cost).expect("hashed"));
+        let broken = Secret::new(format!("$2y$04${}", "!".repeat(53)));
+        let users = [("low", hash(4)), ("high", hash(6)), ("broken", broken)];
+        let users = users.into_iter().map(|(user, hash)| (user.to_owned(), hash)).collect();
+        let users = Users::new(&Htpasswd { realm: "larder".to_owned(), users });
+        assert_eq!((users.highest_cost, users.hashes.len()), (6, 2));
+        assert!(users.compare("low", b"right") && users.compare("high", b"right"));
+        assert!(
+            !users.compare("low", b"wrong") && !users.compare("broken", b"right") && !users.compare("eve", b"right")
+        );
     }
 
     #[tokio::test]
     async fn who_guesses_has_to_wait_and_nobody_else() {
         let passwords = passwords();
-        let at = |text: &str| ClientAddress::from(text.parse::<IpAddr>().expect("an address"));
         for number in 0..GUESSES {
             assert_eq!(passwords.are_right(at("2001:db8::1"), "bob", &format!("{number}")).await, Ok(false));
         }
         let told = passwords.are_right(at("2001:db8::2"), "bob", "right").await;
         assert!(matches!(told, Err(NotNow::Guessing(left)) if left <= MINUTE), "{told:?}");
         assert_eq!(passwords.are_right(at("2001:db8:0:1::1"), "bob", "right").await, Ok(true));
-        // Which is known now, wherever it comes from.
-        assert_eq!(passwords.are_right(at("2001:db8::2"), "bob", "right").await, Ok(true));
+        // That somebody logged in elsewhere tells who guesses nothing.
+        let told = passwords.are_right(at("2001:db8::2"), "bob", "right").await;
+        assert!(matches!(told, Err(NotNow::Guessing(_))), "{told:?}");
+    }
+
+    #[tokio::test]
+    async fn who_logged_in_goes_on_while_others_at_its_address_guess() {
+        let passwords = passwords();
+        assert_eq!(passwords.are_right(HERE, "bob", "right").await, Ok(true));
+        for number in 0..2 * GUESSES {
+            let _ = passwords.are_right(HERE, "bob", &format!("{number}")).await;
+        }
+        assert!(passwords.are_right(HERE, "bob", "wrong").await.is_err());
+        assert_eq!(passwords.are_right(HERE, "bob", "right").await, Ok(true));
+    }
+
+    #[tokio::test]
+    async fn of_many_wrong_ones_at_once_no_more_are_compared() {
+        let passwords = passwords();
+        let tried: Vec<_> = (0..300).map(|number| format!("wrong-{number}")).collect();
+        let told = join_all(tried.iter().map(|tried| passwords.are_right(HERE, "bob", tried))).await;
+        assert_eq!(told.iter().filter(|told| **told == Ok(false)).count(), GUESSES as usize);
+        // Of one password that many come with at once there is one comparison, which counts once.
+        let told = join_all((0..100).map(|_| passwords.are_right(at("192.0.2.1"), "bob", "right"))).await;
+        assert!(told.iter().all(|told| *told == Ok(true)), "{told:?}");
+        let told = join_all((0..100).map(|_| passwords.are_right(at("192.0.2.2"), "bob", "wrong"))).await;
+        assert!(told.iter().all(|told| *told == Ok(false)), "{told:?}");
+        assert_eq!(passwords.are_right(at("192.0.2.2"), "bob", "another").await, Ok(false));
+    }
+
+    #[tokio::test]
+    async fn who_does_not_wait_for_the_answer_guessed_all_the_same() {
+        let passwords = passwords();
+        for number in 0_u64.. {
+            let tried = format!("wrong-{number}");
+            let mut asked = Box::pin(passwords.are_right(HERE, "bob", &tried));
+            match (&mut asked).now_or_never() {
+                // It waits for its turn, or is being compared.
+                None => drop(asked),
+                Some(told) if matches!(told, Err(NotNow::Guessing(_))) => break,
+                Some(_) => {}
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn wrong_ones_put_no_right_one_out() {
+        let passwords = passwords();
+        assert_eq!(passwords.are_right(HERE, "bob", "right").await, Ok(true));
+        for number in 0..3 * WRONG_ONES {
+            let key = fingerprint::of(&[format!("{number}").as_bytes()]);
+            passwords.wrong.insert(key, Instant::now() + WRONG);
+        }
+        assert!(passwords.wrong.len() <= WRONG_ONES + WRONG_ONES / 2);
+        let key = fingerprint::of(&[b"bob", b"right"]);
+        assert!(passwords.remembers(&key).is_some());
     }
 }

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::header::AUTHORIZATION;
 use http::request::Parts;
@@ -14,6 +15,9 @@ use crate::auth::{ClientAddress, Credential, Identity, Known, Logins, NotNow};
 use crate::config::Allow;
 use crate::failure::{Failure, FailureKind};
 use crate::upstream::Who;
+
+/// After this long a client may come back whose logins are being looked at.
+const MOMENT: Duration = Duration::from_secs(1);
 
 /// How a client of the admin door stands to `admin.allow`.
 #[derive(Clone, Debug)]
@@ -223,6 +227,7 @@ fn bearer(value: &HeaderValue) -> Option<&str> {
 pub(super) fn not_now(why: NotNow) -> Refusal {
     let failure = match why {
         NotNow::Busy => Failure::new(FailureKind::Busy, why),
+        NotNow::Crowded => Failure::new(FailureKind::RateLimited, why).with_retry_after(Some(MOMENT)),
         NotNow::Guessing(left) => Failure::new(FailureKind::RateLimited, why).with_retry_after(Some(left)),
         NotNow::Issuer(_) => Failure::new(FailureKind::Unavailable, why),
     };
