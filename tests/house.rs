@@ -94,3 +94,32 @@ fn the_threat_model_names_tests_that_exist() {
     }
     assert!(named > 40);
 }
+
+/// Keys of the configuration and files whose values are secret.
+const SECRETS: [&str; 12] = [
+    "`password`",
+    "`password_file`",
+    "`credential_helper`",
+    "`docker_config`",
+    "`headers`",
+    "`[headers.\"HOST\".set]`",
+    "`client_private_key`",
+    "`http_proxy`",
+    "`[auth.htpasswd]`",
+    "`[auth.oidc]`",
+    "`ca.key`",
+    "ACME account",
+];
+
+#[test]
+fn each_secret_has_its_row_in_the_threat_model() {
+    let text = include_str!("../docs/security.md");
+    let (_, table) = text.split_once("## Where each secret goes").expect("the section");
+    let (table, _) = table.split_once("## What is left").expect("the next section");
+    let rows: Vec<_> = table.lines().filter_map(|line| line.strip_prefix("| ")).collect();
+    for secret in SECRETS {
+        let has_row = rows.iter().any(|row| row.split('|').next().is_some_and(|names| names.contains(secret)));
+        assert!(has_row, "no row says where {secret} goes");
+    }
+    assert!(rows.iter().all(|row| row.split('|').count() == 5), "four columns");
+}

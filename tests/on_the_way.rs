@@ -61,7 +61,7 @@ async fn a_proxy_of_the_environment_is_not_for_this_machine() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn headers_are_set_on_requests_to_their_host_alone() {
+async fn headers_are_set_on_requests_that_begin_at_their_host_alone() {
     let (hub, image) = hub(Options::default()).await;
     hub.configure(|options| options.redirect = Redirect::Absolute);
     let config = format!(
@@ -78,7 +78,8 @@ async fn headers_are_set_on_requests_to_their_host_alone() {
         assert_eq!(request.header("x-registry"), (!is_storage).then_some("one"), "{request:?}");
         assert_eq!(request.header("x-both"), (!is_storage).then_some("set"), "{request:?}");
         assert_eq!(request.header("x-upstream"), (!is_storage).then_some("three"), "{request:?}");
-        assert_eq!(request.header("x-storage"), is_storage.then_some("two"), "{request:?}");
+        // The registry leads there: with the headers for the storage it would read whatever they may.
+        assert_eq!(request.header("x-storage"), None, "{request:?}");
     }
     assert!(hub.requests().iter().any(|request| matches!(request.listener, crate::support::Listener::Storage)));
 }

@@ -436,6 +436,9 @@ async fn hits_and_misses_are_counted_and_told() {
     let image = Image::new(1);
     scene.hub.push_image(NAME, "1", &image);
     pull(&scene, NAME, &image, "").await;
+    let objects: Vec<_> = std::iter::once(image.config_digest()).chain(image.layer_digests()).collect();
+    let is_stored = async || objects.iter().all(|digest| scene.larder.object(digest).exists());
+    eventually("all of it is stored", is_stored).await;
     let before = scene.larder.stats().await;
     pull(&scene, NAME, &image, "").await;
     let after = scene.larder.stats().await;

@@ -216,11 +216,14 @@ async fn opened_tunnels_pass_requests_on_over_either_http() {
             (moved.status, moved.header("location"), moved.header("x-own")),
             (302, "http://elsewhere.invalid/", "1")
         );
+        browser.send("GET", origin.url("/v2/team/app/tags/list"), &headers, "").await;
         let asked = origin.take_requests();
         assert_eq!((asked[0].path.as_str(), asked[0].body.len()), ("/x%20y?q=%2F", 300_000));
-        assert_eq!((asked[0].header("x-set"), asked[0].header("cookie")), ("ours", "a=b"));
+        // A write is the client's own.
+        assert_eq!((asked[0].header("x-set"), asked[0].header("cookie")), ("theirs", "a=b"));
+        assert_eq!((asked[2].header("x-set"), asked[2].header("cookie")), ("ours", "a=b"));
         let more: Vec<_> =
-            asked[0].headers.get_all("x-more").iter().map(|value| value.to_str().expect("text")).collect();
+            asked[2].headers.get_all("x-more").iter().map(|value| value.to_str().expect("text")).collect();
         assert_eq!(more, ["theirs", "ours"]);
         assert_eq!(asked[0].header("via"), via);
         assert!(asked.iter().all(|request| request.version == http::Version::HTTP_2), "{asked:?}");

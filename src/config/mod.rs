@@ -46,7 +46,7 @@ pub use secret::Secret;
 pub use show::Effective;
 pub use tls::{ClientRoots, ServerTls};
 pub use units::{Amount, Limit};
-pub use upstream::{ClientTls, HostHeaders, Upstream, UpstreamUrl, says_who};
+pub use upstream::{ClientTls, HostHeaders, Upstream, UpstreamUrl};
 pub use watch::Watch;
 pub use web::WebAccess;
 

@@ -36,9 +36,9 @@ pub struct Upstream {
     /// Hosts that it may lead to wherever they are, those of `token_realms` among them.
     pub redirect_hosts: Vec<String>,
     pub proxy: Proxy,
-    /// Added to each request; the values are marked sensitive.
+    /// Added to requests that Larder makes as itself; the values are marked sensitive.
     pub headers: Vec<(HeaderName, HeaderValue)>,
-    /// Set on requests to certain hosts, this one and those it redirects to.
+    /// Those for the upstream's host are added, too.
     pub host_headers: Arc<[HostHeaders]>,
     /// Set where a client and not the configuration names it: it is public or in these networks.
     pub confined_to: Option<Vec<IpNet>>,
@@ -75,7 +75,8 @@ impl std::fmt::Debug for ClientTls {
     }
 }
 
-/// Headers for a host: `[headers."HOST".set]` and `.append`. The values are marked sensitive.
+/// Headers for a host: `[headers."HOST".set]` and `.append`. Each may be what logs in there, whatever its name, so all
+/// are secrets; the values are marked sensitive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostHeaders {
     host: HostPattern,
@@ -125,14 +126,15 @@ impl HostHeaders {
         &self.host
     }
 
-    /// Whether what tells who asks may go there: over TLS, or where the port is named too.
-    pub fn may_be_read(&self, url: &Url) -> bool {
-        url.scheme() == "https" || self.host.port().is_some()
+    /// Whether these headers may go to this address: it is of their host, and it is asked over TLS, or the
+    /// configuration names it with its port (`is_named`: as an upstream), so that plain text is meant.
+    pub fn may_go_to(&self, url: &Url, is_named: bool) -> bool {
+        self.concern(url) && (is_named || url.scheme() == "https" || self.host.port().is_some())
     }
 
-    /// Whether they tell who asks.
-    pub fn say_who(&self) -> bool {
-        self.set.iter().chain(&self.append).any(|(name, _)| says_who(name))
+    /// Whether one of them is a login in any case.
+    fn log_in(&self) -> bool {
+        self.set.iter().chain(&self.append).any(|(name, _)| is_login(name))
     }
 }
 
@@ -245,8 +247,8 @@ pub fn check(
     })
 }
 
-/// Whether a header tells who asks.
-pub fn says_who(name: &HeaderName) -> bool {
+/// Whether a header is a login, whatever server it is for.
+fn is_login(name: &HeaderName) -> bool {
     *name == http::header::AUTHORIZATION || *name == http::header::COOKIE
 }
 
@@ -258,10 +260,10 @@ fn refuse_own_identity(written: &raw::Upstream, origin: &Url, around: &Around) -
         )
     };
     let mut names = written.headers.keys().filter_map(|name| name.parse::<HeaderName>().ok());
-    if names.any(|name| says_who(&name)) {
+    if names.any(|name| is_login(&name)) {
         return Err(("headers", why("Authorization or Cookie of the configuration")));
     }
-    if around.host_headers.iter().any(|headers| headers.concern(origin) && headers.say_who()) {
+    if around.host_headers.iter().any(|headers| headers.concern(origin) && headers.log_in()) {
         return Err(("url", why("Authorization or Cookie of [headers] for this host")));
     }
     if written.client_certificate.is_some() {

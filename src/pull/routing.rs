@@ -97,6 +97,11 @@ impl Routing {
             .iter()
             .map(|repository| {
                 let upstreams = Upstreams::new(&repository.upstreams, clients, metrics)?;
+                let has_headers = repository.upstreams.iter().any(|upstream| !upstream.headers.is_empty());
+                if has_headers && repository.client_consent.is_some() {
+                    let repository = &repository.prefix;
+                    tracing::warn!(repository, "its `headers` are not sent, since client_credentials = \"pass\" leaves it to the clients to log in");
+                }
                 Ok(Arc::new(Repository {
                     config: repository.clone(),
                     upstreams,

@@ -22,8 +22,7 @@ use super::BuildError;
 use super::errors;
 use super::place::Place;
 use super::reach;
-use super::transport::add_headers;
-use crate::config::{Allowlist, ClientTls, Forbidden, HostHeaders, Permission, Proxies, ProxyDoor};
+use crate::config::{Allowlist, ClientTls, Forbidden, Permission, Proxies, ProxyDoor};
 use crate::failure::{Failure, FailureKind};
 use crate::telemetry::Metrics;
 use crate::web::{self, tls};
@@ -41,7 +40,6 @@ pub struct Anywhere {
     named: Ways,
     /// To all others, which are in the public network or in these.
     public: Ways,
-    host_headers: Arc<[HostHeaders]>,
     proxies: Option<Matcher>,
     metrics: Arc<Metrics>,
 }
@@ -69,7 +67,6 @@ impl Anywhere {
             named: Ways::new(door, Outside { networks: networks.clone(), is_named: true })?,
             public: Ways::new(door, Outside { networks, is_named: false })?,
             allowlist: door.allowlist.clone(),
-            host_headers: door.host_headers.clone(),
             proxies: matcher(&door.proxies),
             metrics,
         })
@@ -90,15 +87,11 @@ impl Anywhere {
     /// Sends a request to its server; `is_upgrade`: it asks for another protocol.
     pub async fn send(
         &self,
-        mut request: reqwest::Request,
+        request: reqwest::Request,
         place: &Place,
         is_upgrade: bool,
     ) -> Result<reqwest::Response, PassError> {
         let ways = self.ways(&self.permit(place)?);
-        let url = request.url().clone();
-        // Credentials of the configuration are for reading.
-        let is_safe = request.method().is_safe();
-        add_headers(&self.host_headers, &url, request.headers_mut(), is_safe, false);
         let client = if is_upgrade { &ways.http1 } else { &ways.any };
         let result = client.execute(request).await;
         match &result {

@@ -26,6 +26,8 @@ pub struct TokenRequest {
     pub scope: String,
     /// Sent only where the realm may see it; `None`: anonymous.
     pub login: Option<Arc<Login>>,
+    /// Whether the realm may see the upstream's credentials.
+    pub is_trusted: bool,
 }
 
 impl TokenRequest {
@@ -221,7 +223,8 @@ impl Auth {
         fetch: &impl FetchToken,
     ) -> Result<Authorization, Failure> {
         let login = self.login(who).await?;
-        let trusted = login.clone().filter(|_| self.trusts(&realm));
+        let is_trusted = self.trusts(&realm);
+        let trusted = login.clone().filter(|_| is_trusted);
         if login.is_some() && trusted.is_none() {
             tracing::warn!(
                 upstream = %self.upstream,
@@ -229,7 +232,7 @@ impl Auth {
                 "the token realm is on a foreign domain and does not get the credentials; add its host to token_realms if it should"
             );
         }
-        let request = TokenRequest { realm, service, scope: scope.to_owned(), login: trusted };
+        let request = TokenRequest { realm, service, scope: scope.to_owned(), login: trusted, is_trusted };
         let failure = match self.kept_token(&request, who, fetch).await {
             Ok(token) => return Ok(token),
             Err(failure) => failure,

@@ -29,7 +29,8 @@ pub async fn fetch(transport: &Transport, request: &TokenRequest, who: &Who) -> 
     let login = request.login.as_deref();
     let is_identity_token = login.is_some_and(|login| login.is_identity_token);
     let by_get = !is_identity_token;
-    let response = transport.ask_for_token(call(request, by_get).borrowed(), who).await?;
+    let is_trusted = request.is_trusted;
+    let response = transport.ask_for_token(call(request, by_get).borrowed(), who, is_trusted).await?;
     let may_try_other = match response.status() {
         // Some have no GET, some (GCR, Artifactory, ACR) no POST.
         StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_FOUND | StatusCode::BAD_REQUEST => login.is_some(),
@@ -38,7 +39,7 @@ pub async fn fetch(transport: &Transport, request: &TokenRequest, who: &Who) -> 
     };
     let response = if may_try_other {
         let first = transport.successful(response);
-        match transport.ask_for_token(call(request, !by_get).borrowed(), who).await {
+        match transport.ask_for_token(call(request, !by_get).borrowed(), who, is_trusted).await {
             Ok(second) if second.status().is_success() => second,
             // What it said to the way that it ought to know is more telling.
             Ok(_) => first?,

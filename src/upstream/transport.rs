@@ -19,7 +19,7 @@ use super::errors::{self, Limited};
 use super::health::Health;
 use super::reach::{self, Reach, Resolver};
 use super::who::{Who, WhoId};
-use crate::config::{self, HostHeaders, Proxy};
+use crate::config::{self, ClientTls, HostHeaders, Proxy};
 use crate::failure::{Failure, FailureKind};
 use crate::oci::Digest;
 use crate::oci::route::Route;
@@ -39,6 +39,8 @@ pub struct Transport {
     pub label: Arc<str>,
     origin: Url,
     http: reqwest::Client,
+    /// For other hosts: without the client certificate that is for the upstream.
+    elsewhere: reqwest::Client,
     headers: Vec<(HeaderName, HeaderValue)>,
     host_headers: Arc<[HostHeaders]>,
     max_redirect: u8,
@@ -80,24 +82,24 @@ impl Transport {
     ) -> Result<Self, BuildError> {
         let label: Arc<str> = label(&config.url.origin).into();
         let fail = |reason: String| BuildError { upstream: label.clone(), reason };
-        let tls = tls::client_config(&config.tls).map_err(|error| fail(error.to_string()))?;
-        let mut builder = client(config).tls_backend_preconfigured(tls);
-        let mut proxy_hosts = Vec::new();
-        if let Proxy::Through(proxies) = &config.proxy {
-            for proxy in web::through(proxies).map_err(|_| fail("http_proxy cannot be used".to_owned()))? {
-                builder = builder.proxy(proxy);
-            }
-            proxy_hosts = proxies.hosts();
-        }
+        let proxy_hosts = match &config.proxy {
+            Proxy::Through(proxies) => proxies.hosts(),
+            Proxy::Direct => Vec::new(),
+        };
         let reach = Arc::new(Reach::new(
             &config.url.origin,
             &config.redirect_hosts,
             proxy_hosts,
             config.confined_to.as_deref(),
         ));
-        builder = builder.dns_resolver(Arc::new(Resolver(reach.clone())));
+        let http = client(config, &config.tls, &reach).map_err(fail)?;
+        let elsewhere = match config.tls.identity {
+            None => http.clone(),
+            Some(_) => client(config, &ClientTls { identity: None, ..config.tls.clone() }, &reach).map_err(fail)?,
+        };
         Ok(Self {
-            http: builder.build().map_err(|error| fail(error.to_string()))?,
+            http,
+            elsewhere,
             origin: config.url.origin.clone(),
             headers: config.headers.clone(),
             host_headers: config.host_headers.clone(),
@@ -139,19 +141,22 @@ impl Transport {
         self.health().may_ask(now, self.patience, ask.is_pull)
     }
 
-    /// Sends a request and follows its redirects. What is meant for the upstream alone (credentials,
-    /// configured headers) goes to no other origin.
+    /// Sends a request and follows its redirects. What is meant for the upstream alone (credentials, configured
+    /// headers, the client certificate) goes to no other origin, nor back to the upstream from there: a storage would
+    /// choose what is asked with them.
     pub async fn follow(&self, ask: &Ask<'_>, authorization: Option<&HeaderValue>) -> Result<Response, Failure> {
         let mut url = ask.url.clone();
+        let mut is_at_home = true;
         for _ in 0..=self.max_redirect {
             let mut headers = ask.headers.clone();
             let is_own = self.is_own(&url);
-            if is_own {
-                headers.extend(self.headers.iter().cloned());
-                headers.extend(authorization.map(|value| (AUTHORIZATION, value.clone())));
+            is_at_home &= is_own;
+            if is_at_home {
+                self.add_secrets(&mut headers, &url, authorization, ask.who);
             }
-            let request = self.http.request(ask.method.clone(), url.clone());
-            let response = self.execute(request, &url, headers, Some(ask).filter(|_| is_own), ask.who).await?;
+            let http = if is_at_home { &self.http } else { &self.elsewhere };
+            let request = http.request(ask.method.clone(), url.clone());
+            let response = self.execute(request, headers, Some(ask).filter(|_| is_own), ask.who).await?;
             if !is_redirect(response.status()) {
                 return Ok(response);
             }
@@ -164,35 +169,59 @@ impl Transport {
         Err(self.wrong(format!("redirected more than {} times (max_redirect)", self.max_redirect)))
     }
 
+    /// Adds what logs in at the upstream: an `Authorization`, and where Larder asks as itself the headers that the
+    /// configuration has for it. A client that comes with its own credentials gets no others beside them.
+    fn add_secrets(&self, headers: &mut HeaderMap, url: &Url, authorization: Option<&HeaderValue>, who: &Who) {
+        let (is_own, is_larder) = (self.is_own(url), !who.is_client());
+        if is_own && is_larder {
+            headers.extend(self.headers.iter().cloned());
+        }
+        headers.extend(authorization.map(|value| (AUTHORIZATION, value.clone())));
+        let is_named = is_own && self.is_known;
+        for rule in self.host_headers.iter().filter(|rule| is_larder && rule.may_go_to(url, is_named)) {
+            for (name, value) in &rule.set {
+                headers.insert(name, value.clone());
+            }
+            for (name, value) in &rule.append {
+                headers.append(name, value.clone());
+            }
+        }
+    }
+
     /// Sends a request for a token to the upstream's token service. Who gives out its tokens is a part
-    /// of an upstream: without them it cannot be asked either.
-    pub async fn ask_for_token(&self, request: TokenCall<'_>, who: &Who) -> Result<Response, Failure> {
+    /// of an upstream: without them it cannot be asked either. `is_trusted`: it may see the upstream's credentials.
+    pub async fn ask_for_token(
+        &self,
+        request: TokenCall<'_>,
+        who: &Who,
+        is_trusted: bool,
+    ) -> Result<Response, Failure> {
         let TokenCall { url, form, authorization } = request;
         if !self.permits(&url) {
             return Err(self.wrong(reach::refusal(url.host_str().unwrap_or_default())));
         }
         let mut headers = HeaderMap::new();
-        headers.extend(authorization.map(|value| (AUTHORIZATION, value)));
+        // Headers for another server would get this upstream a token of that one.
+        if self.is_own(&url) {
+            self.add_secrets(&mut headers, &url, authorization.as_ref(), who);
+        } else {
+            headers.extend(authorization.map(|value| (AUTHORIZATION, value)));
+        }
+        let http = if is_trusted { &self.http } else { &self.elsewhere };
         let call = match form {
-            None => self.http.get(url.clone()),
+            None => http.get(url.clone()),
             Some(form) => {
                 headers
                     .insert(http::header::CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
-                self.http.post(url.clone()).body(form.to_owned())
+                http.post(url.clone()).body(form.to_owned())
             }
         };
-        let ask =
-            Ask { method: Method::GET, url: url.clone(), who, is_pull: false, until: None, headers: HeaderMap::new() };
-        self.execute(call, &url, headers, Some(&ask), who).await
+        let ask = Ask { method: Method::GET, url, who, is_pull: false, until: None, headers: HeaderMap::new() };
+        self.execute(call, headers, Some(&ask), who).await
     }
 
-    /// Sends a request of somebody else's, who waits for its answer and may have long to say it.
-    pub async fn pass(&self, mut request: reqwest::Request) -> Result<Response, Failure> {
-        let url = request.url().clone();
-        let is_safe = request.method().is_safe();
-        let headers = request.headers_mut();
-        headers.extend(self.headers.iter().cloned());
-        add_headers(&self.host_headers, &url, headers, is_safe, true);
+    /// Sends a request of somebody else's as it is, who waits for its answer and may have long to say it.
+    pub async fn pass(&self, request: reqwest::Request) -> Result<Response, Failure> {
         let result = self.http.execute(request).await.map_err(|error| errors::network(&self.label, &error));
         match &result {
             Ok(response) => self.metrics.asked_upstream(self.counted_as(), response.status().as_str()),
@@ -206,15 +235,11 @@ impl Transport {
     async fn execute(
         &self,
         request: reqwest::RequestBuilder,
-        url: &Url,
         mut headers: HeaderMap,
         own: Option<&Ask<'_>>,
         who: &Who,
     ) -> Result<Response, Failure> {
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        // What says who asks is the client's own where the client decides.
-        let may_say_who = !who.is_client();
-        add_headers(&self.host_headers, url, &mut headers, may_say_who, self.is_known && self.is_own(url));
         let request = request.headers(headers);
         // One that breaks a connection off may do better at once; one that cannot be reached, or hangs,
         // costs whoever asks next as much again.
@@ -389,21 +414,6 @@ impl Transport {
     }
 }
 
-/// Adds to the headers of a request what the configuration has for its host. `may_say_who`: also what tells who
-/// asks, which goes in plain text only to whom the configuration names so (`is_named`, or by the rule's port).
-pub fn add_headers(rules: &[HostHeaders], url: &Url, headers: &mut HeaderMap, may_say_who: bool, is_named: bool) {
-    for rule in rules.iter().filter(|rule| rule.concern(url)) {
-        let wanted =
-            |name: &HeaderName| !config::says_who(name) || (may_say_who && (is_named || rule.may_be_read(url)));
-        for (name, value) in rule.set.iter().filter(|(name, _)| wanted(name)) {
-            headers.insert(name, value.clone());
-        }
-        for (name, value) in rule.append.iter().filter(|(name, _)| wanted(name)) {
-            headers.append(name, value.clone());
-        }
-    }
-}
-
 /// A request to a token service.
 pub struct TokenCall<'a> {
     pub url: Url,
@@ -412,9 +422,21 @@ pub struct TokenCall<'a> {
     pub authorization: Option<HeaderValue>,
 }
 
-/// The HTTP client, but for how it gets there. Of a name with addresses of both families it tries the
+/// The HTTP client that shows the certificate of `tls`, if there is one.
+fn client(config: &config::Upstream, tls: &ClientTls, reach: &Arc<Reach>) -> Result<reqwest::Client, String> {
+    let tls = tls::client_config(tls).map_err(|error| error.to_string())?;
+    let mut builder = builder(config).tls_backend_preconfigured(tls).dns_resolver(Arc::new(Resolver(reach.clone())));
+    if let Proxy::Through(proxies) = &config.proxy {
+        for proxy in web::through(proxies).map_err(|_| "http_proxy cannot be used".to_owned())? {
+            builder = builder.proxy(proxy);
+        }
+    }
+    builder.build().map_err(|error| error.to_string())
+}
+
+/// What all clients of an upstream have in common. Of a name with addresses of both families it tries the
 /// other one when the first does not answer within 300 ms (Happy Eyeballs, RFC 8305).
-fn client(config: &config::Upstream) -> reqwest::ClientBuilder {
+fn builder(config: &config::Upstream) -> reqwest::ClientBuilder {
     reqwest::Client::builder()
         .redirect(reqwest::redirect::Policy::none())
         .referer(false)
@@ -535,7 +557,7 @@ mod tests {
 
         let config = upstream("url = \"http://dual.invalid\"\nconnect_timeout = \"60s\"");
         let tls = tls::client_config(&config.tls).expect("TLS");
-        let client = client(&config).tls_backend_preconfigured(tls);
+        let client = builder(&config).tls_backend_preconfigured(tls);
         let client = client.resolve_to_addrs("dual.invalid", &[v6, v4]).build().expect("a client");
         let url = format!("http://dual.invalid:{}/", v4.port());
         let answer = tokio::time::timeout(Duration::from_secs(20), client.get(url).send()).await;

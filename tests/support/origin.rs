@@ -60,6 +60,8 @@ pub struct Page {
     gate: Option<watch::Receiver<bool>>,
     /// The body has no more than so many bytes, and breaks off then.
     breaks_after: Option<usize>,
+    /// The request's headers and body stand behind the body.
+    reflects: bool,
 }
 
 impl Page {
@@ -74,6 +76,12 @@ impl Page {
 
     pub fn header(mut self, name: &str, value: impl ToString) -> Self {
         self.headers.push((name.to_owned(), value.to_string()));
+        self
+    }
+
+    /// The request's headers and body stand behind the body.
+    pub fn reflects(mut self) -> Self {
+        self.reflects = true;
         self
     }
 
@@ -223,6 +231,11 @@ async fn answer(state: Arc<State>, mut request: Request<Incoming>) -> Result<Res
     });
     for (name, value) in &page.headers {
         response = response.header(name, value);
+    }
+    let mut page = page;
+    if page.reflects {
+        let reflected = format!("{:?} {}", parts.headers, String::from_utf8_lossy(&body));
+        page.body = [&page.body[..], reflected.as_bytes()].concat().into();
     }
     let body = match (is_unmodified, page.gate) {
         (true, _) => full(""),

@@ -59,7 +59,11 @@ async fn serve(mut client: TcpStream, target: SocketAddr, heads: Arc<Mutex<Vec<S
         let mut words = line.split(' ');
         let (method, url) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
         let path = url.splitn(4, '/').nth(3).unwrap_or_default();
-        upstream.write_all(format!("{method} /{path} HTTP/1.1\r\nconnection: close\r\n{rest}").as_bytes()).await?;
+        // What is for the proxy goes no further (RFC 9110, section 11.7.2).
+        let is_own = |line: &&str| line.to_ascii_lowercase().starts_with("proxy-authorization:");
+        let rest: Vec<_> = rest.split("\r\n").filter(|line| !is_own(line)).collect();
+        let head = format!("{method} /{path} HTTP/1.1\r\nconnection: close\r\n{}", rest.join("\r\n"));
+        upstream.write_all(head.as_bytes()).await?;
     }
     tokio::io::copy_bidirectional(&mut client, &mut upstream).await.map(drop)
 }

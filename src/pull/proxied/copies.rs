@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use super::Proxying;
 use super::forward::{Limited, broken, in_time};
 use super::headers;
+use super::secrets::Secrets;
 use crate::cache::flight::Flights;
 use crate::cache::{Cache, FillReader, Origin, Party, Source, Standing, Transfer};
 use crate::failure::{Failure, FailureKind};
@@ -257,8 +258,10 @@ pub struct Asked {
     pub proxying: Arc<Proxying>,
     pub place: Place,
     pub url: url::Url,
-    /// As the server is to see them.
+    /// As the server is to see them, but for what the configuration adds.
     pub headers: HeaderMap,
+    /// Not among those, since what they hold is stored.
+    pub secrets: Arc<Secrets>,
     /// For whom.
     pub party: Party,
 }
@@ -270,6 +273,7 @@ impl Asked {
         for (name, value) in more {
             request.headers_mut().insert(name, value.clone());
         }
+        self.secrets.add_to(request.headers_mut());
         in_time(self.proxying.send(request, &self.place, false), &AtomicU64::new(0), &self.place).await
     }
 

@@ -15,6 +15,7 @@ use hyper_util::rt::TokioIo;
 use tokio::time::{Instant, Sleep, sleep_until};
 use url::Url;
 
+use super::secrets::Secrets;
 use super::{Kept, Proxying, headers};
 use crate::failure::{Failure, FailureKind};
 use crate::pull::Pull;
@@ -33,6 +34,7 @@ impl Pull {
         mut request: Request<Incoming>,
         place: &Place,
         url: &Url,
+        secrets: &Secrets,
     ) -> Result<Response<Body>, PassError> {
         let version = request.version();
         let upgrade = headers::upgrade(request.headers());
@@ -42,6 +44,7 @@ impl Pull {
         headers::pass_on(&mut parts.headers, version);
         // Those of the connection to come are for the HTTP library to write.
         parts.headers.remove(HOST);
+        secrets.add_to(&mut parts.headers);
         if let Some(protocol) = &upgrade {
             parts.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
             parts.headers.insert(UPGRADE, protocol.clone());

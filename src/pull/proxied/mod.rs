@@ -7,6 +7,7 @@ mod headers;
 mod other;
 mod refused;
 mod registry;
+mod secrets;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use std::time::Duration;
 use http::header::{AUTHORIZATION, HOST, PROXY_AUTHORIZATION};
 use http::request::Parts;
 use http::{HeaderMap, Method, Request, Response};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use url::Url;
@@ -27,15 +28,17 @@ use super::admission::{Door, Wrong};
 use super::error::Refusal;
 use super::observed::Observation;
 use super::respond::{self, Body, CacheState};
+use super::routing::Repository;
 use super::{Client, Live, Pull};
-use crate::auth::Identity;
-use crate::config::{self, Config, Pattern, ProxyDoor};
+use crate::auth::{Identity, Known};
+use crate::config::{Config, Forbidden, Pattern, ProxyDoor};
 use crate::failure::{Failure, FailureKind};
 use crate::oci::route::{Object, Route};
 use crate::telemetry::Metrics;
 use crate::upstream::{Anywhere, BuildError, Clients, PassError};
 pub(super) use refused::Refused;
 use registry::Registries;
+use secrets::Secrets;
 
 /// What the proxy door does, by the configuration.
 pub struct Proxying {
@@ -83,6 +86,11 @@ impl Proxying {
             door: door.clone(),
             patterns: config.cache.patterns.clone(),
         }))
+    }
+
+    /// Whether `cache.patterns` match a URL.
+    fn is_pattern(&self, url: &Url) -> bool {
+        self.patterns.iter().any(|pattern| pattern.is_match(url.path()))
     }
 }
 
@@ -165,31 +173,47 @@ impl Pull {
         };
         observation.admitted(&identity);
         proxying.anywhere.permit(&place)?;
+        if headers::count_down(&mut parts) {
+            return Ok(headers::last_hop());
+        }
         parts.extensions.insert(client.clone());
         parts.extensions.insert(kept);
 
         let asked = Asked::of(&parts, &url);
+        let has_logins = live.logins.is_some();
+        let is_mere_read = body.is_end_stream() && secrets::is_mere_read(&parts);
+        // Who may not pull there with the configuration's credentials may still with its own.
+        let may_pull = |repository: &Repository| {
+            repository.config.client_consent.is_some()
+                || (is_mere_read && identity.may_pull(&repository.config.allow, has_logins))
+        };
         if let Asked::Object { name, object } = &asked
             && let Some((repository, name)) = proxying.registries.find(&url, name, &proxying.anywhere)?
-            // Who may not pull there with the configuration's credentials may still with its own.
-            && (repository.config.client_consent.is_some()
-                || identity.may_pull(&repository.config.allow, live.logins.is_some()))
+            && may_pull(&repository)
             && let Some(response) = self.registry(&parts, &url, (repository, name), object, observation).await?
         {
             return Ok(response);
         }
+        let secrets = match is_mere_read {
+            true => proxying.secrets(&url, &identity, has_logins),
+            false => Secrets::default(),
+        };
         if matches!(asked, Asked::Other)
-            && proxying.patterns.iter().any(|pattern| pattern.is_match(url.path()))
-            && let Some(response) = self.other(&proxying, &parts, &place, &url, observation).await?
+            && body.is_end_stream()
+            && proxying.is_pattern(&url)
+            && let Some(response) = self.other(&proxying, &parts, &place, &url, &secrets, observation).await?
         {
             return Ok(response);
         }
-        let forwarded = self.forward(&proxying, Request::from_parts(parts, body), &place, &url).await;
+        let forwarded = self.forward(&proxying, Request::from_parts(parts, body), &place, &url, &secrets).await;
         match forwarded {
             // Clients ask this first, and go no further without an answer.
-            Err(PassError::Failure(failure))
-                if matches!(asked, Asked::Base) && self.has_content_of(&proxying, &url).await =>
-            {
+            Err(PassError::Failure(failure)) if matches!(asked, Asked::Base) => {
+                let found = proxying.registries.find(&url, "any", &proxying.anywhere)?;
+                let repository = found.map(|(repository, _)| repository).filter(|repository| may_pull(repository));
+                if !self.has_content_of(repository.as_deref()).await {
+                    return Err(Refused::Failure(failure));
+                }
                 tracing::info!(url = %path, %failure, "a registry cannot be reached; what is cached of it is served");
                 Ok(registry::base(&failure))
             }
@@ -197,9 +221,9 @@ impl Pull {
         }
     }
 
-    /// Whether anything of a registry is cached that everybody may have.
-    async fn has_content_of(&self, proxying: &Proxying, url: &Url) -> bool {
-        let Some(prefix) = proxying.registries.prefix_of(url, &proxying.anywhere) else {
+    /// Whether anything of a registry is cached that does not depend on a client's own credentials.
+    async fn has_content_of(&self, repository: Option<&Repository>) -> bool {
+        let Some(prefix) = repository.map(|repository| repository.prefix().to_owned()) else {
             return false;
         };
         self.cache().catalog(vec![prefix], String::new(), 1).await.is_ok_and(|names| !names.is_empty())
@@ -209,6 +233,17 @@ impl Pull {
         let live = self.live.load_full();
         let proxying = live.proxying.clone().ok_or(Refused::Closed)?;
         Ok((live, proxying))
+    }
+
+    /// As whom a client is known that may use the door without a login, where it may read more with one. A wrong login
+    /// is none.
+    async fn known_for_repositories(&self, live: &Live, stranger: &Identity, headers: &HeaderMap) -> Option<Known> {
+        let (logins, shown) = (live.logins.as_ref()?, shown(headers)?);
+        let mut repositories = live.routing.repositories().iter();
+        if repositories.all(|repository| stranger.may_pull(&repository.config.allow, true)) {
+            return None;
+        }
+        self.login(logins, stranger.address, &shown).await.ok().flatten()
     }
 
     /// Lets a client in by its address, or by what it logs in with.
@@ -222,15 +257,15 @@ impl Pull {
         let door = Door::for_client(live, client.clone()).map_err(|_| Refused::NotYou)?;
         let (stranger, has_logins, allow) = (door.stranger(), door.has_logins(), &proxying.door.allow);
         if stranger.may_pull(allow, has_logins) {
-            return Ok(stranger);
+            let known = self.known_for_repositories(live, &stranger, &request.headers).await;
+            return Ok(Identity { known, ..stranger });
         }
         let Some(logins) = &live.logins else {
             return Err(Refused::NotYou);
         };
         let challenge = || Refused::Login(logins.realm().to_owned());
-        let shown = request.headers.get(PROXY_AUTHORIZATION).ok_or_else(challenge)?;
-        let headers = HeaderMap::from_iter([(AUTHORIZATION, shown.clone())]);
-        let known = match self.login(logins, stranger.address, &headers).await {
+        let shown = shown(&request.headers).ok_or_else(challenge)?;
+        let known = match self.login(logins, stranger.address, &shown).await {
             Ok(known) => known,
             Err(Wrong::Invalid) => return Err(challenge()),
             Err(Wrong::NotNow(why)) => return Err(Refused::Registry(super::admission::not_now(why))),
@@ -242,6 +277,11 @@ impl Pull {
             false => Err(Refused::NotYou),
         }
     }
+}
+
+/// What a client logs in with at the proxy door, as what it logs in with elsewhere.
+fn shown(headers: &HeaderMap) -> Option<HeaderMap> {
+    Some(HeaderMap::from_iter([(AUTHORIZATION, headers.get(PROXY_AUTHORIZATION)?.clone())]))
 }
 
 /// Tells the log how the cache stood to a request.
@@ -320,11 +360,6 @@ fn destination(request: &Parts, came: &Came) -> Result<(Place, Url), Refused> {
     Ok((place, url))
 }
 
-/// Whether `[headers]` say to a server who asks, so that the configuration decides and not the client.
-fn is_spoken_for(rules: &[config::HostHeaders], url: &Url) -> bool {
-    rules.iter().any(|rule| rule.concern(url) && rule.say_who() && rule.may_be_read(url))
-}
-
 impl From<PassError> for Refused {
     fn from(error: PassError) -> Self {
         match error {
@@ -334,8 +369,8 @@ impl From<PassError> for Refused {
     }
 }
 
-impl From<config::Forbidden> for Refused {
-    fn from(forbidden: config::Forbidden) -> Self {
+impl From<Forbidden> for Refused {
+    fn from(forbidden: Forbidden) -> Self {
         Self::Forbidden(forbidden)
     }
 }

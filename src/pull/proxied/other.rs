@@ -6,7 +6,6 @@ use std::time::SystemTime;
 use http::header::{
     ACCEPT, ACCEPT_ENCODING, ACCEPT_LANGUAGE, ACCEPT_RANGES, AGE, AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, COOKIE,
     ETAG, HOST, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE, LAST_MODIFIED, RANGE,
-    TRANSFER_ENCODING,
 };
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
@@ -20,6 +19,7 @@ use super::copies::{
 use super::forward;
 use super::headers;
 use super::refused::Refused;
+use super::secrets::Secrets;
 use crate::cache::{Aside, Content, FillReader, Party};
 use crate::failure::{Failure, FailureKind};
 use crate::index::{Timestamp, UrlEntry};
@@ -60,24 +60,27 @@ impl Stored {
 }
 
 impl Pull {
-    /// Answers from the cache and through it; `None`: the server itself is to answer.
+    /// Answers from the cache and through it; `None`: the server itself is to answer. `secrets`: those of the
+    /// configuration that go with the request.
     pub(super) async fn other(
         self: &Arc<Self>,
         proxying: &Arc<Proxying>,
         request: &Parts,
         place: &Place,
         url: &Url,
+        secrets: &Secrets,
         observation: &mut Observation,
     ) -> Result<Option<Response<Body>>, Refused> {
         let is_read = request.method == Method::GET || request.method == Method::HEAD;
-        let has_body = request.headers.contains_key(TRANSFER_ENCODING)
-            || request.headers.get(CONTENT_LENGTH).is_some_and(|length| length != "0");
-        if !is_read || has_body || headers::upgrade(&request.headers).is_some() {
+        if !is_read || super::secrets::has_body(request) || headers::upgrade(&request.headers).is_some() {
             return Ok(None);
         }
         observation.found(OTHER_HOSTS, Kind::Other);
-        let key = Digest::of(Algorithm::Sha256, format!("GET {url}").as_bytes());
-        let asked = asked(proxying, request, place, url);
+        let (asked, further) = asked(proxying, request, place, url, secrets);
+        // What the configuration's headers brought in is for those who get them, and what a client says that no other
+        // says makes an answer of its own.
+        let by = if secrets.is_empty() { "" } else { " as the configuration says" };
+        let key = Digest::of(Algorithm::Sha256, format!("GET {url}{by}{further}").as_bytes());
         let whole = asked_for_whole(&asked)?;
         let now = SystemTime::now();
 
@@ -327,14 +330,17 @@ async fn coming(copy: &Arc<Copy>, fill: FillReader, now: SystemTime, is_joined: 
     Found { headers, content, boundary: copy.name, state: CacheState::Miss { collapsed: is_joined } }
 }
 
-/// What the server is asked, for the client.
-fn asked(proxying: &Arc<Proxying>, request: &Parts, place: &Place, url: &Url) -> Asked {
+/// What the server is asked, for the client, and what of that is of this client's own making.
+fn asked(proxying: &Arc<Proxying>, request: &Parts, place: &Place, url: &Url, secrets: &Secrets) -> (Asked, String) {
     let mut asked = request.headers.clone();
     headers::pass_on(&mut asked, request.version);
     asked.remove(HOST);
     asked.remove(CONTENT_LENGTH);
     let party = Party { source: place.host.as_str().into(), client: counted_client(request), is_named: false };
-    Asked { proxying: proxying.clone(), place: place.clone(), url: url.clone(), headers: asked, party }
+    let further = headers::make_shared(&mut asked);
+    let secrets = Arc::new(secrets.clone());
+    let (proxying, place, url) = (proxying.clone(), place.clone(), url.clone());
+    (Asked { proxying, place, url, headers: asked, secrets, party }, further)
 }
 
 /// The same for the whole of it.

@@ -10,9 +10,9 @@ use http::request::Parts;
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 use url::Url;
 
-use super::is_spoken_for;
 use super::refused::Refused;
-use crate::config::{self, ClientTls, Config, Proxy, ProxyDoor, UpstreamUrl, says_who};
+use super::secrets;
+use crate::config::{self, ClientTls, Config, Proxy, ProxyDoor, UpstreamUrl};
 use crate::failure::{Failure, FailureKind};
 use crate::oci::route::Object;
 use crate::oci::{Digest, Name, Reference};
@@ -62,7 +62,7 @@ impl Registries {
             for upstream in &repository.upstreams {
                 let origin = key(&upstream.url.origin);
                 let made = of_repository(repository, upstream, door, clients, metrics)?;
-                let way = Upstreams::new(&[without_identity(upstream)], clients, metrics)?;
+                let way = Upstreams::new(&[bare(upstream)], clients, metrics)?;
                 ways.entry(origin.clone()).or_insert(way);
                 known.entry(origin).or_default().push(Arc::new(made));
             }
@@ -76,10 +76,19 @@ impl Registries {
         Ok(Self { known, ways, others: Mutex::default(), made })
     }
 
-    /// The prefix of what is cached of a registry.
-    pub fn prefix_of(&self, url: &Url, anywhere: &Anywhere) -> Option<String> {
-        let found = self.find(url, "any", anywhere).ok().flatten();
-        found.map(|(repository, _)| repository.prefix().to_owned())
+    /// Whether the configuration has a server as an upstream.
+    pub fn is_known(&self, url: &Url) -> bool {
+        self.known.contains_key(&key(url))
+    }
+
+    /// The repositories of the configuration that a request to a server concerns: that of the name, or all at this
+    /// server where it has none.
+    pub fn concerned(&self, url: &Url, name: Option<&str>) -> Vec<&Arc<Repository>> {
+        let repositories = self.known.get(&key(url)).map(Vec::as_slice).unwrap_or_default();
+        match name.and_then(|name| inside(repositories, name)) {
+            Some(repository) => vec![repository],
+            None => repositories.iter().collect(),
+        }
     }
 
     /// The way to a server that the configuration has as an upstream.
@@ -94,10 +103,7 @@ impl Registries {
             return Ok(None);
         };
         if let Some(repositories) = self.known.get(&key) {
-            // The one with the longest namespace that the name is in.
-            let inside = |repository: &&Arc<Repository>| name_inside(repository, name).is_some();
-            let length = |repository: &&Arc<Repository>| repository.config.upstreams[0].url.namespace.len();
-            let found = repositories.iter().filter(inside).max_by_key(length);
+            let found = inside(repositories, name);
             return Ok(found.and_then(|repository| Some((repository.clone(), name_inside(repository, name)?))));
         }
         let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
@@ -144,8 +150,9 @@ impl Made {
             prefix = format!("{scheme}:{prefix}");
         }
         let upstreams = Upstreams::new(std::slice::from_ref(&upstream), &self.clients, &self.metrics);
-        let consent = consent(&self.door, url);
-        let config = config::Repository::named_by_client(prefix, upstream, consent);
+        let consent = self.door.consent.filter(|_| !secrets::speak_for(&self.door.host_headers, url, false));
+        let mut config = config::Repository::named_by_client(prefix, upstream, consent);
+        config.allow.clone_from(&self.door.allow);
         Ok(Repository {
             config,
             upstreams: upstreams.map_err(|error| refuse(&error))?,
@@ -155,8 +162,9 @@ impl Made {
     }
 }
 
-/// A repository of the configuration as who names one of its upstreams sees it: that upstream alone, and where
-/// the client's own credentials decide, nothing that says that it is Larder who asks.
+/// A repository of the configuration for clients that name one of its upstreams: that upstream alone. Where the
+/// client's own credentials decide, nothing of the configuration logs in there; and with `client_credentials = "pass"` of
+/// the door only its headers do, which decide then.
 fn of_repository(
     repository: &config::Repository,
     upstream: &config::Upstream,
@@ -164,25 +172,34 @@ fn of_repository(
     clients: &Clients,
     metrics: &Arc<Metrics>,
 ) -> Result<Repository, BuildError> {
-    let consent = consent(door, &upstream.url.origin);
-    let upstream = if consent.is_some() { without_identity(upstream) } else { upstream.clone() };
+    let is_spoken_for =
+        !upstream.headers.is_empty() || secrets::speak_for(&door.host_headers, &upstream.url.origin, true);
+    let consent = repository.client_consent.or(door.consent.filter(|_| !is_spoken_for));
+    let upstream = match (consent, door.consent) {
+        (Some(_), _) => bare(upstream),
+        (None, Some(_)) => config::Upstream { headers: upstream.headers.clone(), ..bare(upstream) },
+        (None, None) => upstream.clone(),
+    };
     let upstreams = Upstreams::new(std::slice::from_ref(&upstream), clients, metrics)?;
     let mut config = config::Repository { client_consent: consent, upstreams: vec![upstream], ..repository.clone() };
     config.forget_absences();
     Ok(Repository { config, upstreams, is_trusted: true, is_configured: true })
 }
 
-/// As who is nobody in particular.
-fn without_identity(upstream: &config::Upstream) -> config::Upstream {
+/// Without anything of its own that logs in.
+fn bare(upstream: &config::Upstream) -> config::Upstream {
     let mut upstream = upstream.clone();
     upstream.credentials = None;
     upstream.tls.identity = None;
-    upstream.headers.retain(|(name, _)| !says_who(name));
+    upstream.headers.clear();
     upstream
 }
 
-fn consent(door: &ProxyDoor, origin: &Url) -> Option<std::time::Duration> {
-    door.consent.filter(|_| !is_spoken_for(&door.host_headers, origin))
+/// Of the repositories at one server, that with the longest namespace that a name is in.
+fn inside<'a>(repositories: &'a [Arc<Repository>], name: &str) -> Option<&'a Arc<Repository>> {
+    let is_inside = |repository: &&Arc<Repository>| name_inside(repository, name).is_some();
+    let length = |repository: &&Arc<Repository>| repository.config.upstreams[0].url.namespace.len();
+    repositories.iter().filter(is_inside).max_by_key(length)
 }
 
 fn key(url: &Url) -> String {
