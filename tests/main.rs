@@ -7,6 +7,7 @@ mod bad_input;
 mod behind_a_proxy;
 mod breaking;
 mod canaries;
+mod changed_rules;
 mod client_credentials;
 mod clients;
 mod config_commands;

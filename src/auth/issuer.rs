@@ -115,6 +115,11 @@ impl Issuer {
         self.config == *config
     }
 
+    /// Its name in the configuration.
+    pub fn name(&self) -> &str {
+        &self.config.name
+    }
+
     /// Whether its tokens say that they are of `issuer`.
     pub fn is(&self, issuer: &str) -> bool {
         self.config.issuer == issuer

@@ -111,6 +111,22 @@ impl Logins {
         Ok(known)
     }
 
+    /// Whether what a client showed is still what logs it in: `before` found it right, and that it is `known`.
+    pub fn still_know(&self, before: &Self, known: &Known) -> bool {
+        match known {
+            Known::User(user) => {
+                let passwords = self.passwords.as_ref().zip(before.passwords.as_ref());
+                passwords.is_some_and(|(now, before)| now.has_password_of(before, user))
+            }
+            Known::Bearer(claims) => {
+                // One that is configured the same stays the same.
+                let is_known = |issuer: &Arc<Issuer>| self.issuers.iter().any(|known| Arc::ptr_eq(known, issuer));
+                let issuer = before.issuers.iter().find(|issuer| issuer.name() == &*claims.issuer);
+                issuer.is_some_and(is_known) && left(claims) > Duration::ZERO
+            }
+        }
+    }
+
     async fn bearer(
         &self,
         address: ClientAddress,
@@ -179,4 +195,51 @@ fn left(claims: &Claims) -> Duration {
     let expires = claims.values.get("exp").and_then(Value::as_f64).unwrap_or_default();
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     Duration::try_from_secs_f64(expires - now.as_secs_f64()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::config::Config;
+
+    fn logins(dir: &std::path::Path, users: &str, audience: &str, before: Option<&Logins>) -> Arc<Logins> {
+        let (file, htpasswd) = (dir.join("larder.toml"), dir.join("htpasswd"));
+        std::fs::write(&htpasswd, users).expect("written");
+        let text = format!(
+            "[auth.htpasswd]\npath = \"{}\"\n[auth.oidc.ci]\nissuer = \"https://ci.example\"\naudience = \"{audience}\"",
+            htpasswd.display()
+        );
+        std::fs::write(&file, text).expect("written");
+        let config = Config::load(&[file], std::iter::empty()).expect("valid");
+        Logins::new(&config.auth, before).expect("made").expect("there are logins")
+    }
+
+    #[test]
+    fn a_login_counts_as_long_as_it_would_log_in_again() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let line = |user: &str, fill: char| format!("{user}:$2y$05${}\n", fill.to_string().repeat(53));
+        let both = line("bob", 'a') + &line("eve", 'b');
+        let before = logins(dir.path(), &both, "larder", None);
+        let token = |seconds: i64| {
+            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_secs();
+            let expires = i64::try_from(now).expect("a time") + seconds;
+            let Value::Object(values) = json!({ "exp": expires }) else { unreachable!("an object") };
+            Known::Bearer(Arc::new(Claims { issuer: "ci".into(), values }))
+        };
+        let (bob, eve) = (Known::User("bob".into()), Known::User("eve".into()));
+        let other = line("bob", 'c') + &line("eve", 'b');
+        for (users, audience, expected) in [
+            (&both, "larder", [true, true, true]),
+            (&line("eve", 'b'), "larder", [false, true, true]),
+            (&other, "larder", [false, true, true]),
+            (&both, "another", [true, true, false]),
+        ] {
+            let now = logins(dir.path(), users, audience, Some(&before));
+            let known = [&bob, &eve, &token(60)].map(|known| now.still_know(&before, known));
+            assert_eq!(known, expected, "{users} {audience}");
+            assert!(!now.still_know(&before, &token(-60)), "it has ended");
+        }
+    }
 }

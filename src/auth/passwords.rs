@@ -72,6 +72,12 @@ impl Passwords {
         self.written.users.contains_key(user)
     }
 
+    /// Whether a user has the password that it had before.
+    pub fn has_password_of(&self, before: &Self, user: &str) -> bool {
+        let hash = self.users.hashes.get(user);
+        hash.is_some() && hash == before.users.hashes.get(user)
+    }
+
     /// Whether `password` is that of `user`; `address` is who says so.
     pub async fn are_right(&self, address: ClientAddress, user: &str, password: &str) -> Result<bool, NotNow> {
         let key = fingerprint::of(&[user.as_bytes(), password.as_bytes()]);

@@ -25,14 +25,14 @@ use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HOST};
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method, Response};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 pub use crate::auth::NotNow;
 pub use crate::cache::Mapping;
 pub use admission::Manager;
 pub use error::Refusal;
 pub use observed::Client;
-pub use proxied::{Came, Kept, Lead, Place, usage};
+pub use proxied::{Came, Kept, Lead, Place, Tunnel, usage};
 pub use respond::{Body, full};
 
 use crate::auth::{ClientAddress, Logins, counted_as};
@@ -65,6 +65,8 @@ const OCI_NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
 pub struct Pull {
     /// What a change of the configuration replaces.
     live: ArcSwap<Live>,
+    /// Told when that was done.
+    changes: watch::Sender<()>,
     clients: Clients,
     cache: Arc<Cache>,
     metrics: Arc<Metrics>,
@@ -129,6 +131,7 @@ impl Pull {
         let clients = Clients::default();
         Ok(Arc::new(Self {
             live: ArcSwap::from_pointee(Live::new(config, &clients, &metrics, None)?),
+            changes: watch::Sender::default(),
             clients,
             cache,
             metrics,
@@ -184,6 +187,7 @@ impl Pull {
         self.heads.clear();
         self.rejected.clear();
         self.private.clear();
+        self.changes.send_replace(());
     }
 
     /// What [`Pull::apply`] takes; all that can fail of it.

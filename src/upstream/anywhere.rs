@@ -84,6 +84,22 @@ impl Anywhere {
         }
     }
 
+    /// Whether a connection that there is may stay: to `address`, where that is known.
+    pub fn permit_connection(&self, place: &Place, address: Option<IpAddr>) -> Result<(), Forbidden> {
+        let permission = self.permit(place)?;
+        match address {
+            Some(address) if !reach::is_open(address, permission.is_named, &permission.networks) => {
+                Err(Forbidden::Inside(place.host.clone()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The address of a server by one of its answers; `None` where there may be a proxy before it.
+    pub fn address_of(&self, response: &reqwest::Response) -> Option<IpAddr> {
+        response.remote_addr().filter(|_| self.proxies.is_none()).map(|address| address.ip())
+    }
+
     /// Sends a request to its server; `is_upgrade`: it asks for another protocol.
     pub async fn send(
         &self,
@@ -104,15 +120,17 @@ impl Anywhere {
         })
     }
 
-    /// A connection for whatever the client has to say.
-    pub async fn dial(&self, place: &Place) -> Result<TcpStream, PassError> {
+    /// A connection for whatever the client has to say, and the address of the server, where no proxy is before it.
+    pub async fn dial(&self, place: &Place) -> Result<(TcpStream, Option<IpAddr>), PassError> {
         let ways = self.ways(&self.permit(place)?);
         let failed = |what: &dyn std::fmt::Display| Failure::new(FailureKind::Unavailable, format!("{place}: {what}"));
         let uri = |scheme: &str| format!("{scheme}://{place}/").parse::<Uri>().map_err(|error| failed(&error));
         // Nothing is made of the scheme but the choice of a proxy: most likely it is TLS.
         let (plain_uri, likely_uri) = (uri("http")?, uri(if place.port == 80 { "http" } else { "https" })?);
+        let proxy = self.proxies.as_ref().and_then(|proxies| proxies.intercept(&likely_uri));
+        let is_direct = proxy.is_none();
         let dialled = async {
-            match self.proxies.as_ref().and_then(|proxies| proxies.intercept(&likely_uri)) {
+            match proxy {
                 None => ways.connector.clone().call(plain_uri).await.map_err(Box::<dyn StdError + Send + Sync>::from),
                 Some(proxy) => {
                     let mut tunnel = Tunnel::new(proxy.uri().clone(), plain());
@@ -124,7 +142,11 @@ impl Anywhere {
             }
         };
         match tokio::time::timeout(DIAL, dialled).await {
-            Ok(Ok(stream)) => Ok(TokioIo::into_inner(stream)),
+            Ok(Ok(stream)) => {
+                let stream = TokioIo::into_inner(stream);
+                let address = stream.peer_addr().ok().filter(|_| is_direct).map(|address| address.ip());
+                Ok((stream, address))
+            }
             Ok(Err(error)) if is_inside(&*error) => Err(Forbidden::Inside(place.host.clone()).into()),
             Ok(Err(error)) => Err(failed(&last_cause(&*error)).into()),
             Err(_) => Err(errors::timeout(&place.to_string(), "a connection", DIAL).into()),

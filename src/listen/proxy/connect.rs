@@ -15,15 +15,16 @@ use rustls::server::{Accepted, Acceptor, ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio_rustls::StartHandshake;
 
 use super::Way;
 use super::rewound::Rewound;
-use crate::auth::Identity;
 use crate::ca::Ca;
+use crate::listen::Ends;
 use crate::listen::connection;
-use crate::listen::guard::Guard;
-use crate::pull::{Body, Came, Lead, Place};
+use crate::listen::guard::{Guard, Socket};
+use crate::pull::{Body, Came, Lead, Tunnel};
 use crate::tunnel;
 
 /// For a client to begin; longer waits who expects the server to speak first.
@@ -59,15 +60,16 @@ pub async fn answer(way: Arc<Way>, mut request: Request<Incoming>) -> Response<B
 pub async fn follow(stream: TcpStream, read: Bytes, lead: Lead, way: Arc<Way>) {
     let address = way.address();
     let result = match lead {
-        Lead::Carry(server) => carry(Rewound { read, stream }, server, &way).await,
-        Lead::Open(place, identity) => open(stream, read, place, identity, way).await,
+        Lead::Carry(through, server) => carry(Rewound { read, stream }, server, through, &way).await,
+        Lead::Open(through) => open(stream, read, through, way).await,
     };
     if let Err(error) = result {
         tracing::debug!(client = %address, %error, "a tunnel ended with an error");
     }
 }
 
-async fn carry(client: Rewound, server: TcpStream, way: &Way) -> io::Result<()> {
+/// Carries bytes for as long as the configuration allows the tunnel.
+async fn carry(client: Rewound, server: TcpStream, through: Tunnel, way: &Way) -> io::Result<()> {
     let mut ends = way.ends.clone();
     way.peer.pace.becomes_tunnel();
     let ends = async {
@@ -76,23 +78,26 @@ async fn carry(client: Rewound, server: TcpStream, way: &Way) -> io::Result<()> 
             () = way.peer.pace.closed() => {}
         }
     };
-    tunnel::run(client, server, || way.peer.pace.touch(), ends).await
+    tokio::select! {
+        carried = tunnel::run(client, server, || way.peer.pace.touch(), ends) => carried,
+        () = way.pull.until_turned_away(&through) => Ok(()),
+    }
 }
 
 /// Carries what turned out to be no HTTP.
-async fn carry_to(client: Rewound, place: &Place, way: &Way) -> io::Result<()> {
-    let server = way.pull.dial(place).await.map_err(io::Error::other)?;
-    carry(client, server, way).await
+async fn carry_to(client: Rewound, through: Tunnel, way: &Way) -> io::Result<()> {
+    let (server, address) = way.pull.dial(&through.place).await.map_err(io::Error::other)?;
+    carry(client, server, Tunnel { address, ..through }, way).await
 }
 
 /// Finds out what a client speaks, and answers it where that is HTTP.
-async fn open(mut stream: TcpStream, read: Bytes, place: Place, identity: Identity, way: Arc<Way>) -> io::Result<()> {
+async fn open(mut stream: TcpStream, read: Bytes, through: Tunnel, way: Arc<Way>) -> io::Result<()> {
     let mut begun = BytesMut::from(&read[..]);
     if begun.is_empty() {
         match tokio::time::timeout(SILENCE, stream.read_buf(&mut begun)).await {
             Ok(Ok(0)) => return Ok(()),
             Ok(read) => drop(read?),
-            Err(_) => return carry_to(Rewound { read: Bytes::new(), stream }, &place, &way).await,
+            Err(_) => return carry_to(Rewound { read: Bytes::new(), stream }, through, &way).await,
         }
     }
     match begun[0] {
@@ -100,16 +105,15 @@ async fn open(mut stream: TcpStream, read: Bytes, place: Place, identity: Identi
             let greeted = tokio::time::timeout(HANDSHAKE, greet(&mut stream, &mut begun)).await;
             let accepted = greeted.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
             if !speaks_http(&accepted.client_hello()) {
-                return carry_to(Rewound { read: begun.freeze(), stream }, &place, &way).await;
+                return carry_to(Rewound { read: begun.freeze(), stream }, through, &way).await;
             }
-            open_tls(stream, accepted, place, identity, way).await
+            open_tls(stream, accepted, through, way).await
         }
         first if first.is_ascii_uppercase() => {
-            let came = Came::Through { is_secure: false, place, identity };
-            serve(Rewound { read: begun.freeze(), stream }, came, way).await;
+            serve(Rewound { read: begun.freeze(), stream }, false, through, way).await;
             Ok(())
         }
-        _ => carry_to(Rewound { read: begun.freeze(), stream }, &place, &way).await,
+        _ => carry_to(Rewound { read: begun.freeze(), stream }, through, &way).await,
     }
 }
 
@@ -140,20 +144,15 @@ fn speaks_http(hello: &ClientHello<'_>) -> bool {
     hello.alpn().is_none_or(|mut offered| offered.any(|protocol| PROTOCOLS.contains(&protocol)))
 }
 
-async fn open_tls(
-    stream: TcpStream,
-    accepted: Accepted,
-    place: Place,
-    identity: Identity,
-    way: Arc<Way>,
-) -> io::Result<()> {
+async fn open_tls(stream: TcpStream, accepted: Accepted, through: Tunnel, way: Arc<Way>) -> io::Result<()> {
     // Who connects to an address may name the host here.
-    let host = accepted.client_hello().server_name().map_or_else(|| place.host.clone(), str::to_ascii_lowercase);
+    let name = accepted.client_hello().server_name().map(str::to_ascii_lowercase);
+    let host = name.unwrap_or_else(|| through.place.host.clone());
     let config = server_config(&way.ca, &host).map_err(io::Error::other)?;
     let shaken = StartHandshake::from_parts(accepted, stream).into_stream(config);
     match tokio::time::timeout(HANDSHAKE, shaken).await {
         Ok(Ok(stream)) => {
-            serve(stream, Came::Through { is_secure: true, place, identity }, way).await;
+            serve(stream, true, through, way).await;
             Ok(())
         }
         Ok(Err(error)) => {
@@ -166,13 +165,26 @@ async fn open_tls(
     }
 }
 
-async fn serve(stream: impl super::super::guard::Socket + Send + 'static, came: Came, way: Arc<Way>) {
-    let (peer, metrics, ends) = (way.peer.clone(), way.pull.metrics().clone(), way.ends.clone());
+/// Answers the requests of an opened tunnel. Each of them is judged; when the tunnel is not allowed any more, it ends
+/// with those that are running.
+async fn serve(stream: impl Socket + Send + 'static, is_secure: bool, through: Tunnel, way: Arc<Way>) {
+    let (peer, pull) = (way.peer.clone(), way.pull.clone());
+    let (turn_away, turned_away) = watch::channel(());
+    let ends = Ends { stop: way.ends.stop.clone(), renewed: Some(turned_away) };
+    let came = Came::Through { is_secure, tunnel: through.clone() };
     let answer = move |request| {
         let (way, came) = (way.clone(), came.clone());
         async move { way.pull.pass(request, came, way.client(), way.kept()).await }
     };
-    connection(stream, peer, Builder::new(TokioExecutor::new()), &metrics, answer, ends).await;
+    let asked_again = async {
+        pull.until_turned_away(&through).await;
+        turn_away.send_replace(());
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = connection(stream, peer, Builder::new(TokioExecutor::new()), pull.metrics(), answer, ends) => {}
+        () = asked_again => {}
+    }
 }
 
 fn server_config(ca: &Ca, host: &str) -> Result<Arc<ServerConfig>, Box<dyn std::error::Error + Send + Sync>> {

@@ -16,7 +16,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use url::Url;
 
 use super::secrets::Secrets;
-use super::{Kept, Proxying, headers};
+use super::{Kept, Proxying, Tunnel, headers};
 use crate::failure::{Failure, FailureKind};
 use crate::pull::Pull;
 use crate::pull::respond::{self, Body};
@@ -28,14 +28,16 @@ use crate::upstream::{PassError, Place};
 const PATIENCE: Duration = Duration::from_secs(5 * 60);
 
 impl Pull {
+    /// `tunnel`: whose request it is, and where it goes.
     pub(super) async fn forward(
-        &self,
+        self: &Arc<Self>,
         proxying: &Proxying,
         mut request: Request<Incoming>,
-        place: &Place,
+        tunnel: Tunnel,
         url: &Url,
         secrets: &Secrets,
     ) -> Result<Response<Body>, PassError> {
+        let place = &tunnel.place;
         let version = request.version();
         let upgrade = headers::upgrade(request.headers());
         let own_side = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
@@ -65,7 +67,10 @@ impl Pull {
         let response = in_time(sending, &moved, place).await?;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             return match own_side {
-                Some(own_side) => Ok(switched(response, own_side, place, kept)),
+                Some(own_side) => {
+                    let address = proxying.anywhere.address_of(&response);
+                    Ok(self.switched(response, own_side, Tunnel { address, ..tunnel }, kept))
+                }
                 None => {
                     Err(Failure::new(FailureKind::WrongContent, format!("{place}: changed the protocol unasked"))
                         .into())
@@ -73,6 +78,41 @@ impl Pull {
             };
         }
         Ok(returned(response, place))
+    }
+
+    /// Joins both sides of what is no longer HTTP.
+    fn switched(
+        self: &Arc<Self>,
+        response: reqwest::Response,
+        own_side: hyper::upgrade::OnUpgrade,
+        through: Tunnel,
+        kept: Option<Kept>,
+    ) -> Response<Body> {
+        let mut answer = Response::new(respond::empty());
+        *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        *answer.headers_mut() = response.headers().clone();
+        let pull = self.clone();
+        tokio::spawn(async move {
+            let place = &through.place;
+            let (client, server) = match tokio::join!(own_side, response.upgrade()) {
+                (Ok(client), Ok(server)) => (client, server),
+                _ => return tracing::debug!(%place, "a change of protocol did not come about"),
+            };
+            let ends = async {
+                match kept.clone() {
+                    Some(mut kept) => drop(kept.stop.wait_for(Option::is_some).await),
+                    None => std::future::pending().await,
+                }
+            };
+            let ended = tokio::select! {
+                ended = tunnel::run(TokioIo::new(client), server, || (), ends) => ended,
+                () = pull.until_turned_away(&through) => Ok(()),
+            };
+            if let Err(error) = ended {
+                tracing::debug!(%place, %error, "what followed a change of protocol ended with an error");
+            }
+        });
+        answer
     }
 }
 
@@ -119,35 +159,6 @@ pub async fn in_time<T>(
             return Err(Failure::new(FailureKind::Timeout, message).into());
         }
     }
-}
-
-/// Joins both sides of what is no longer HTTP.
-fn switched(
-    response: reqwest::Response,
-    own_side: hyper::upgrade::OnUpgrade,
-    place: &Place,
-    kept: Option<Kept>,
-) -> Response<Body> {
-    let mut answer = Response::new(respond::empty());
-    *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    *answer.headers_mut() = response.headers().clone();
-    let place = place.clone();
-    tokio::spawn(async move {
-        let (client, server) = match tokio::join!(own_side, response.upgrade()) {
-            (Ok(client), Ok(server)) => (client, server),
-            _ => return tracing::debug!(%place, "a change of protocol did not come about"),
-        };
-        let ends = async {
-            match kept.clone() {
-                Some(mut kept) => drop(kept.stop.wait_for(Option::is_some).await),
-                None => std::future::pending().await,
-            }
-        };
-        if let Err(error) = tunnel::run(TokioIo::new(client), server, || (), ends).await {
-            tracing::debug!(%place, %error, "what followed a change of protocol ended with an error");
-        }
-    });
-    answer
 }
 
 pub fn broken(who: &str, error: &(dyn std::error::Error + 'static)) -> Failure {

@@ -8,7 +8,9 @@ mod other;
 mod refused;
 mod registry;
 mod secrets;
+mod standing;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +25,7 @@ use url::Url;
 pub use crate::upstream::Place;
 pub use copies::Copies;
 pub use refused::usage;
+pub use standing::{Standing, Tunnel};
 
 use super::admission::{Door, Wrong};
 use super::error::Refusal;
@@ -50,12 +53,12 @@ pub struct Proxying {
 }
 
 /// How a request came to the door.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub enum Came {
     /// In absolute form, by itself.
     Open,
-    /// Through a tunnel to this place, which was let in as that.
-    Through { is_secure: bool, place: Place, identity: Identity },
+    /// Through a tunnel.
+    Through { is_secure: bool, tunnel: Tunnel },
 }
 
 /// What goes on as long as anything of a connection does.
@@ -70,9 +73,9 @@ pub struct Kept {
 /// What to do with a tunnel.
 pub enum Lead {
     /// Find out what it is, and answer it if it is HTTP.
-    Open(Place, Identity),
+    Open(Tunnel),
     /// Carry what comes.
-    Carry(TcpStream),
+    Carry(Tunnel, TcpStream),
 }
 
 impl Proxying {
@@ -111,19 +114,19 @@ impl Pull {
         let (live, proxying) = self.proxying()?;
         let text = request.uri.authority().map(http::uri::Authority::as_str).unwrap_or_default();
         observation.goes_to(text.to_owned());
-        let identity = self.let_through(&live, &proxying, request, client).await?;
-        observation.admitted(&identity);
+        let standing = self.let_through(&live, &proxying, request, client).await?;
+        observation.admitted(&standing.identity);
         let place = Place::parse(text, None).map_err(|_| Refused::Malformed("CONNECT needs a host and a port"))?;
         proxying.anywhere.permit(&place)?;
         if proxying.door.intercepts(&place.host, place.port) {
-            return Ok(Lead::Open(place, identity));
+            return Ok(Lead::Open(Tunnel { standing, place, address: None }));
         }
-        let server = proxying.anywhere.dial(&place).await?;
-        Ok(Lead::Carry(server))
+        let (server, address) = proxying.anywhere.dial(&place).await?;
+        Ok(Lead::Carry(Tunnel { standing, place, address }, server))
     }
 
-    /// A connection for what came through an opened tunnel and is no HTTP.
-    pub async fn dial(&self, place: &Place) -> Result<TcpStream, PassError> {
+    /// A connection for what came through an opened tunnel and is no HTTP, with the address of its server.
+    pub async fn dial(&self, place: &Place) -> Result<(TcpStream, Option<IpAddr>), PassError> {
         match self.proxying() {
             Ok((_, proxying)) => proxying.anywhere.dial(place).await,
             Err(closed) => Err(Failure::new(FailureKind::Unavailable, closed).into()),
@@ -167,11 +170,12 @@ impl Pull {
         let path = &url[..url::Position::AfterPath];
         observation.goes_to(path.to_owned());
         headers::check(&parts)?;
-        let identity = match came {
+        let standing = match came {
             Came::Open => self.let_through(&live, &proxying, &parts, client).await?,
-            Came::Through { identity, .. } => identity.clone(),
+            Came::Through { tunnel, .. } => tunnel.standing.judge(&live, &proxying)?,
         };
-        observation.admitted(&identity);
+        let identity = &standing.identity;
+        observation.admitted(identity);
         proxying.anywhere.permit(&place)?;
         if headers::count_down(&mut parts) {
             return Ok(headers::last_hop());
@@ -195,7 +199,7 @@ impl Pull {
             return Ok(response);
         }
         let secrets = match is_mere_read {
-            true => proxying.secrets(&url, &identity, has_logins),
+            true => proxying.secrets(&url, identity, has_logins),
             false => Secrets::default(),
         };
         if matches!(asked, Asked::Other)
@@ -205,7 +209,9 @@ impl Pull {
         {
             return Ok(response);
         }
-        let forwarded = self.forward(&proxying, Request::from_parts(parts, body), &place, &url, &secrets).await;
+        let request = Request::from_parts(parts, body);
+        let tunnel = Tunnel { standing: standing.clone(), place, address: None };
+        let forwarded = self.forward(&proxying, request, tunnel, &url, &secrets).await;
         match forwarded {
             // Clients ask this first, and go no further without an answer.
             Err(PassError::Failure(failure)) if matches!(asked, Asked::Base) => {
@@ -253,12 +259,12 @@ impl Pull {
         proxying: &Proxying,
         request: &Parts,
         client: &Client,
-    ) -> Result<Identity, Refused> {
+    ) -> Result<Standing, Refused> {
         let door = Door::for_client(live, client.clone()).map_err(|_| Refused::NotYou)?;
         let (stranger, has_logins, allow) = (door.stranger(), door.has_logins(), &proxying.door.allow);
         if stranger.may_pull(allow, has_logins) {
             let known = self.known_for_repositories(live, &stranger, &request.headers).await;
-            return Ok(Identity { known, ..stranger });
+            return Ok(Standing::new(live, client.clone(), Identity { known, ..stranger }));
         }
         let Some(logins) = &live.logins else {
             return Err(Refused::NotYou);
@@ -272,7 +278,7 @@ impl Pull {
         };
         let identity = Identity { known, ..stranger };
         match identity.may_pull(allow, has_logins) {
-            true => Ok(identity),
+            true => Ok(Standing::new(live, client.clone(), identity)),
             false if identity.known.is_none() => Err(challenge()),
             false => Err(Refused::NotYou),
         }
@@ -337,7 +343,7 @@ fn destination(request: &Parts, came: &Came) -> Result<(Place, Url), Refused> {
                 Place::parse(authority, Some(usual)).map_err(|_| Refused::Malformed("the URL has no usable host"))?,
             )
         }
-        Came::Through { is_secure, place, .. } => {
+        Came::Through { is_secure, tunnel } => {
             let (scheme, usual) = if *is_secure { ("https", 443) } else { ("http", 80) };
             let named = request.uri.authority().map(http::uri::Authority::as_str);
             let mut hosts = request.headers.get_all(HOST).iter();
@@ -347,7 +353,7 @@ fn destination(request: &Parts, came: &Came) -> Result<(Place, Url), Refused> {
             };
             let place = match named.or(host) {
                 Some(named) => Place::parse(named, Some(usual)).map_err(|_| Refused::Malformed("Host is no host"))?,
-                None => place.clone(),
+                None => tunnel.place.clone(),
             };
             (scheme, place)
         }
