@@ -74,8 +74,8 @@ impl Passwords {
 
     /// Whether a user has the password that it had before.
     pub fn has_password_of(&self, before: &Self, user: &str) -> bool {
-        let hash = self.users.hashes.get(user);
-        hash.is_some() && hash == before.users.hashes.get(user)
+        let hash = self.written.users.get(user);
+        hash.is_some() && hash == before.written.users.get(user)
     }
 
     /// Whether `password` is that of `user`; `address` is who says so.

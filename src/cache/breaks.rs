@@ -9,8 +9,8 @@ use std::time::Duration;
 const MUCH: u64 = 1 << 20;
 /// One that brought less than this has not got on: it counts against its source.
 const LITTLE: u64 = 64 << 10;
-/// Of a small object, this part of it is progress.
-const PART: u64 = 16;
+/// Of a small object, this part of it is much: it costs that many openings at most.
+const PARTS: u64 = 64;
 /// The pause after a first break that brought less than [`MUCH`]; each further one in a row doubles it.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -38,9 +38,9 @@ impl Breaks {
     /// bytes of the object, which has `size` where that is known.
     pub fn broke(&mut self, own: u64, brought: u64, size: Option<u64>, lasted: Duration) -> Break {
         let since = brought.saturating_sub(std::mem::replace(&mut self.brought, brought)).max(own);
-        let little = size.map_or(LITTLE, |size| LITTLE.min(size / PART)).max(1);
-        let has_progressed = since >= little;
-        if since >= MUCH {
+        let much = size.map_or(MUCH, |size| MUCH.min(size / PARTS)).max(1);
+        let has_progressed = since >= much.min(LITTLE);
+        if since >= much {
             self.in_row = 0;
             return Break { has_progressed, pause: Duration::ZERO };
         }
@@ -65,11 +65,11 @@ mod tests {
     #[test]
     fn what_brings_little_is_opened_again_later_and_later() {
         let mut breaks = Breaks::default();
-        let pauses: Vec<_> = (1..=8).map(|at| milliseconds(&mut breaks, 1, at, Some(10 * MUCH))).collect();
+        let pauses: Vec<_> = (1..=8).map(|at| milliseconds(&mut breaks, 1, at, Some(100 * MUCH))).collect();
         let expected = [100, 200, 400, 800, 1600, 3200, 5000, 5000].map(|pause| (pause, false));
         assert_eq!(pauses, expected);
-        assert_eq!(milliseconds(&mut breaks, MUCH, 8 + MUCH, Some(10 * MUCH)), (0, true));
-        assert_eq!(milliseconds(&mut breaks, 1, 9 + MUCH, Some(10 * MUCH)), (100, false));
+        assert_eq!(milliseconds(&mut breaks, MUCH, 8 + MUCH, Some(100 * MUCH)), (0, true));
+        assert_eq!(milliseconds(&mut breaks, 1, 9 + MUCH, Some(100 * MUCH)), (100, false));
     }
 
     #[test]
@@ -77,8 +77,8 @@ mod tests {
         let mut breaks = Breaks::default();
         assert_eq!(milliseconds(&mut breaks, 0, 2 * MUCH, None), (0, true), "others brought it");
         assert_eq!(milliseconds(&mut breaks, 0, 2 * MUCH, None), (100, false));
-        assert!(milliseconds(&mut Breaks::default(), 10, 10, Some(100)).1);
-        assert!(!milliseconds(&mut Breaks::default(), 5, 5, Some(100)).1);
+        assert_eq!(milliseconds(&mut Breaks::default(), 100, 100, Some(6_400)), (0, true));
+        assert_eq!(milliseconds(&mut Breaks::default(), 99, 99, Some(6_400)), (100, false));
         assert!(!milliseconds(&mut Breaks::default(), 0, 0, Some(3)).1, "nothing is never progress");
         assert!(milliseconds(&mut Breaks::default(), LITTLE, LITTLE, None).1);
     }

@@ -23,6 +23,7 @@ mod standing;
 mod urls;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use fill::{Fill, FillReader, Origin, Source, Transfer};
 pub use hot::Manifest;
@@ -48,6 +49,9 @@ use hot::Hot;
 use passes::Passes;
 use places::Places;
 use space::Space;
+
+/// How long a stop waits for what is verified to be on disk.
+const LAST_STORES: Duration = Duration::from_secs(5);
 
 /// Everything kept between requests.
 pub struct Cache {
@@ -380,8 +384,16 @@ impl Cache {
         self.read(|index| index.check()).await
     }
 
-    /// Writes what the index still has queued.
+    /// Stores what is verified, and writes what the index still has queued.
     pub async fn close(&self) {
+        let stored = async {
+            while self.fills.are_storing() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        if tokio::time::timeout(LAST_STORES, stored).await.is_err() {
+            tracing::warn!("not everything that came in could be stored in time; it is fetched again");
+        }
         if let Err(error) = self.index.flush().await {
             tracing::error!(%error, "the last changes to the index were lost");
         }

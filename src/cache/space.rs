@@ -612,6 +612,12 @@ impl Room for Arc<Space> {
     fn reserve(&self, bytes: u64) -> BoxFuture<'static, Result<Reservation, Failure>> {
         self.clone().reserve_bytes(bytes).boxed()
     }
+
+    fn never_fits(&self, bytes: u64) -> BoxFuture<'static, bool> {
+        let space = self.clone();
+        async move { tokio::task::spawn_blocking(move || space.as_ref().never_fits(bytes)).await.unwrap_or(false) }
+            .boxed()
+    }
 }
 
 fn now() -> Seconds {

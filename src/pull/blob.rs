@@ -43,6 +43,7 @@ impl Pull {
 
         // A transfer would only find out once more that it does not fit.
         if self.cache.is_unfit(&digest) && target.repository.is_trusted {
+            self.metrics.unstored.inc();
             return self.uncached(request, target, digest).await;
         }
         let party = party(request, target);

@@ -353,6 +353,9 @@ impl<'a> Copy<'a> {
                 }
             }
             if let (None, Some(total)) = (size, transfer.total) {
+                if !is_vouched_for && let Err(failure) = sink.reserved.may_fit(total).await {
+                    return (span, Some(source), End::NoRoom(failure));
+                }
                 span.set_until(total);
             }
             fill.opened(transfer.total);

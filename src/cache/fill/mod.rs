@@ -55,6 +55,9 @@ pub trait Origin: Send + Sync + 'static {
 pub trait Room: Send + Sync + 'static {
     /// Makes room for an object; fails with [`FailureKind::Storage`] when there is none to be made.
     fn reserve(&self, bytes: u64) -> BoxFuture<'static, Result<Reservation, Failure>>;
+
+    /// Whether so many bytes would not fit even if nothing else were there.
+    fn never_fits(&self, bytes: u64) -> BoxFuture<'static, bool>;
 }
 
 /// Room that is kept until this is dropped.
@@ -106,6 +109,14 @@ impl Reserved {
             held.0 += step;
         }
         Ok(())
+    }
+
+    /// Fails for an object that is larger than all the room there is; reserves nothing.
+    pub async fn may_fit(&self, bytes: u64) -> Result<(), Failure> {
+        match self.room.never_fits(bytes).await {
+            true => Err(Failure::new(FailureKind::NoRoom, format!("{bytes} bytes are more than the cache may hold"))),
+            false => Ok(()),
+        }
     }
 
     /// Hands over what was reserved.
@@ -486,6 +497,13 @@ impl Fills {
         fills.insert(*digest, Arc::downgrade(&fill));
         let registered = Registered { fills: self.clone(), digest: *digest, fill: fill.clone() };
         Joined::New(FillReader::new(fill), registered)
+    }
+
+    /// Whether a fill has all of its object, verified, and only has to store it.
+    pub fn are_storing(&self) -> bool {
+        let fills = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut running = fills.values().filter_map(Weak::upgrade);
+        running.any(|fill| matches!(fill.state.borrow().phase, Phase::Verified))
     }
 
     pub fn count(&self) -> usize {

@@ -93,6 +93,10 @@ impl Room for Endless {
     fn reserve(&self, _: u64) -> BoxFuture<'static, Result<Reservation, Failure>> {
         std::future::ready(Ok(Reservation::new(|| {}))).boxed()
     }
+
+    fn never_fits(&self, _: u64) -> BoxFuture<'static, bool> {
+        std::future::ready(false).boxed()
+    }
 }
 
 fn content(length: usize) -> Vec<u8> {
