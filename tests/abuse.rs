@@ -33,7 +33,7 @@ fn get_of(path: &str) -> Vec<u8> {
         let length = u8::try_from(value.len()).expect("below 127");
         [name, &[length], value.as_bytes()].concat()
     };
-    [vec![0x82, 0x86], literal(&[0x04], path), literal(&[0x01], "cache")].concat()
+    [vec![0x82, 0x86], literal(&[0x04], path), literal(&[0x01], "localhost")].concat()
 }
 
 /// A connection over which frames go as they are.

@@ -22,7 +22,7 @@ async fn scene() -> (Hub, Larder, Image) {
 async fn status_of(larder: &Larder, method: &str, target: &[u8], more: &str) -> Option<u16> {
     let mut bytes = format!("{method} ").into_bytes();
     bytes.extend_from_slice(target);
-    bytes.extend_from_slice(format!(" HTTP/1.1\r\nHost: cache\r\nConnection: close\r\n{more}\r\n").as_bytes());
+    bytes.extend_from_slice(format!(" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{more}\r\n").as_bytes());
     let answer = raw(larder.door("registry"), &bytes, Duration::from_secs(10)).await;
     let text = String::from_utf8_lossy(&answer).into_owned();
     text.strip_prefix("HTTP/1.1 ")?.get(..3)?.parse().ok()

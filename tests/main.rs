@@ -3,6 +3,7 @@
 
 mod abuse;
 mod admission;
+mod asked_by_name;
 mod bad_input;
 mod behind_a_proxy;
 mod breaking;
@@ -11,6 +12,7 @@ mod changed_rules;
 mod client_credentials;
 mod clients;
 mod config_commands;
+mod connect;
 mod credentials;
 mod damage;
 mod disk_bound;

@@ -4,12 +4,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::extract::{ConnectInfo, Request, State};
-use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::http::{Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::Problem;
-use crate::pull::{Manager, NotNow, Pull};
+use crate::pull::{AskedHost, Manager, NotNow, Pull};
 
 /// Lets in who `admin.allow` names. Whether the process is well may be asked by anybody.
 pub async fn guard(
@@ -18,19 +18,27 @@ pub async fn guard(
     request: Request,
     next: Next,
 ) -> Response {
+    if request.method() == Method::CONNECT {
+        let problem = Problem::new(StatusCode::METHOD_NOT_ALLOWED, "this is no proxy");
+        return ([(header::ALLOW, "GET, HEAD, PUT, POST, DELETE")], problem).into_response();
+    }
+    let host = match AskedHost::of(request.version(), request.uri(), request.headers()) {
+        Ok(host) => host,
+        Err(why) => return Problem::new(StatusCode::BAD_REQUEST, why).into_response(),
+    };
     if matches!(request.uri().path(), "/healthz" | "/readyz") {
         return next.run(request).await;
     }
-    if let Err(problem) = refuse_foreign_pages(request.method(), request.headers()) {
+    if let Err(problem) = refuse_foreign_pages(&request, host.as_ref()) {
         return problem.into_response();
     }
     match pull.manager(peer, request.headers()).await {
         Manager::Known => next.run(request).await,
-        // A page of anywhere can have its own name lead here: only names that cannot are believed.
-        Manager::ByAddress if is_address(request.headers()) => next.run(request).await,
+        // A page of anywhere can have its own name lead here: only names that are ours are believed.
+        Manager::ByAddress if host.is_some_and(|host| pull.is_admin_host(&host)) => next.run(request).await,
         Manager::ByAddress => Problem::new(
             StatusCode::FORBIDDEN,
-            "this door is asked by address, such as 127.0.0.1:17081, or with a login; a proxy has to set Host so",
+            "this door is asked by address, such as 127.0.0.1:17081, as localhost, by a name of admin.hosts, or with a login; a proxy has to set Host so",
         )
         .into_response(),
         Manager::Unknown(challenge) => {
@@ -38,12 +46,15 @@ pub async fn guard(
             ([(header::WWW_AUTHENTICATE, challenge)], problem).into_response()
         }
         Manager::NotNow(why) => {
-            let status = match why {
-                NotNow::Guessing(_) | NotNow::Crowded => StatusCode::TOO_MANY_REQUESTS,
-                NotNow::Busy => StatusCode::SERVICE_UNAVAILABLE,
-                NotNow::Issuer(_) => StatusCode::BAD_GATEWAY,
+            let (status, after) = match why {
+                NotNow::Guessing(left) => (StatusCode::TOO_MANY_REQUESTS, Some(left.as_secs() + u64::from(left.subsec_nanos() > 0))),
+                NotNow::Crowded => (StatusCode::TOO_MANY_REQUESTS, Some(1)),
+                NotNow::Busy => (StatusCode::SERVICE_UNAVAILABLE, Some(1)),
+                NotNow::Issuer(_) => (StatusCode::BAD_GATEWAY, None),
             };
-            Problem::new(status, why.to_string()).into_response()
+            let mut response = Problem::new(status, why).into_response();
+            response.headers_mut().extend(after.map(|seconds| (header::RETRY_AFTER, seconds.into())));
+            response
         }
         Manager::Refused => {
             Problem::new(StatusCode::FORBIDDEN, "admin.allow does not name this client").into_response()
@@ -52,25 +63,18 @@ pub async fn guard(
 }
 
 /// What changes something is not for pages of other places that a browser here has open.
-fn refuse_foreign_pages(method: &Method, headers: &HeaderMap) -> Result<(), Problem> {
-    if matches!(*method, Method::GET | Method::HEAD) {
+fn refuse_foreign_pages(request: &Request, host: Option<&AskedHost>) -> Result<(), Problem> {
+    if matches!(*request.method(), Method::GET | Method::HEAD) {
         return Ok(());
     }
-    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-    let is_foreign_site = text("sec-fetch-site").is_some_and(|site| !matches!(site, "same-origin" | "none"));
-    let origin = text("origin").map(|origin| origin.split_once("://").map_or(origin, |(_, host)| host));
-    if is_foreign_site || origin.is_some_and(|origin| Some(origin) != text("host")) {
+    let is_foreign = |name: &str, is_own: &dyn Fn(&str) -> bool| {
+        let mut values = request.headers().get_all(name).iter();
+        values.any(|value| !value.to_str().is_ok_and(is_own))
+    };
+    let is_foreign_site = is_foreign("sec-fetch-site", &|site| matches!(site, "same-origin" | "none"));
+    let is_foreign_origin = is_foreign("origin", &|origin| host.is_some_and(|host| host.is_origin(origin)));
+    if is_foreign_site || is_foreign_origin {
         return Err(Problem::new(StatusCode::FORBIDDEN, "a page of another place may not ask for this"));
     }
     Ok(())
-}
-
-fn is_address(headers: &HeaderMap) -> bool {
-    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-    let name = match host.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
-        _ => host,
-    };
-    let is_v6 = name.starts_with('[') && name.ends_with(']');
-    name.eq_ignore_ascii_case("localhost") || is_v6 || name.parse::<std::net::Ipv4Addr>().is_ok()
 }

@@ -76,6 +76,8 @@ pub struct Server {
     pub trusted_proxies: Vec<ipnet::IpNet>,
     /// Where that word stands; no other header is read.
     pub forwarded_header: ForwardedHeader,
+    /// Names by which it may be asked on this machine, beside addresses and `localhost`.
+    pub hosts: Vec<HostPattern>,
     /// How long running transfers may go on after a request to stop.
     pub shutdown_grace: Duration,
     /// `None`: no limit.
@@ -108,6 +110,8 @@ pub struct Admin {
     pub listen: Vec<SocketAddr>,
     /// Who may come in; never empty.
     pub allow: Vec<Allow>,
+    /// Names by which it may be asked without a login, beside addresses and `localhost`.
+    pub hosts: Vec<HostPattern>,
 }
 
 /// Where a configuration is read from.
@@ -217,6 +221,8 @@ impl Config {
         check_doors(&check, &file.server.listen.0, &file.admin.listen.0, proxy_listen, tls.as_ref())?;
         let managers = auth::check_managers(&file.admin.allow, &file.admin.listen.0, &around.auth);
         let managers = managers.map_err(|(key, message)| check.invalid(&["admin", key], message))?;
+        let hosts = check_hosts(&check, "server", &file.server.hosts)?;
+        let admin_hosts = check_hosts(&check, "admin", &file.admin.hosts)?;
         if file.cache.dir.as_os_str().is_empty() {
             let message = "it is empty; write for example dir = \"/var/lib/larder\"";
             return Err(check.invalid(&["cache", "dir"], message));
@@ -233,6 +239,7 @@ impl Config {
                 default_repository,
                 trusted_proxies: file.server.trusted_proxies.iter().map(|network| network.0).collect(),
                 forwarded_header: file.server.forwarded_header,
+                hosts,
                 shutdown_grace: file.server.shutdown_grace.0,
                 max_connections: limit(file.server.max_connections),
                 max_connections_per_address: limit(file.server.max_connections_per_address),
@@ -250,7 +257,7 @@ impl Config {
             },
             repositories,
             proxy,
-            admin: Admin { listen: file.admin.listen.0, allow: managers },
+            admin: Admin { listen: file.admin.listen.0, allow: managers, hosts: admin_hosts },
             logging: file.logging,
         })
     }
@@ -259,6 +266,17 @@ impl Config {
 /// A number of connections; 0 is any number.
 fn limit(number: u64) -> Option<usize> {
     usize::try_from(number).ok().filter(|&limit| limit > 0)
+}
+
+/// `hosts` of a door.
+fn check_hosts(check: &Check<'_>, table: &str, written: &[String]) -> Result<Vec<HostPattern>, ConfigError> {
+    let parse = |text: &String| match HostPattern::parse(text) {
+        Ok(pattern) if !pattern.is_any_host() => Ok(pattern),
+        Ok(_) => Err(format!("`{text}` would let in every page that has its name lead here; write the names")),
+        Err(_) => Err(format!("`{text}` is no host; write for example hosts = [\"mirror.lan\"]")),
+    };
+    let hosts: Result<_, _> = written.iter().map(parse).collect();
+    hosts.map_err(|message| check.invalid(&[table, "hosts"], message))
 }
 
 /// No address is for two doors.

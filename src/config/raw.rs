@@ -56,6 +56,7 @@ pub struct Server {
     pub default_repository: Option<String>,
     pub trusted_proxies: Vec<Network>,
     pub forwarded_header: ForwardedHeader,
+    pub hosts: Vec<String>,
     pub shutdown_grace: Span,
     pub max_connections: u64,
     pub max_connections_per_address: u64,
@@ -70,6 +71,7 @@ impl Default for Server {
             default_repository: None,
             trusted_proxies: Vec::new(),
             forwarded_header: ForwardedHeader::XForwardedFor,
+            hosts: Vec::new(),
             shutdown_grace: Span(Duration::from_secs(30)),
             max_connections: 0,
             max_connections_per_address: 0,
@@ -440,11 +442,16 @@ pub struct Allowlist {
 pub struct Admin {
     pub listen: Addresses,
     pub allow: Vec<String>,
+    pub hosts: Vec<String>,
 }
 
 impl Default for Admin {
     fn default() -> Self {
-        Self { listen: Addresses(vec![SocketAddr::from(([127, 0, 0, 1], 17081))]), allow: vec!["loopback".to_owned()] }
+        Self {
+            listen: Addresses(vec![SocketAddr::from(([127, 0, 0, 1], 17081))]),
+            allow: vec!["loopback".to_owned()],
+            hosts: Vec::new(),
+        }
     }
 }
 

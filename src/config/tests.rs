@@ -91,6 +91,8 @@ const RICH: &str = r##"
 [server]
 listen = ["127.0.0.1:1", "[::1]:2"]
 default_repository = "team/images"
+forwarded_header = "forwarded"
+hosts = ["mirror.lan", "*.corp.example:5000"]
 shutdown_grace = "1500ms"
 max_connections = 12
 

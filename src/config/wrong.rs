@@ -34,7 +34,10 @@ fn keys_that_do_not_exist() {
             "[frobnicate]".to_owned(),
             "1: unknown key `frobnicate`; there are `server`, `auth`, `cache`, `repository`, `headers`, `proxy`, `allowlist`, `admin`, `logging`",
         ),
-        ("[admin]\ntoken = \"geheim\"".to_owned(), "2: unknown key `admin.token`; there are `listen`, `allow`"),
+        (
+            "[admin]\ntoken = \"geheim\"".to_owned(),
+            "2: unknown key `admin.token`; there are `listen`, `allow`, `hosts`",
+        ),
         ("[cache]\nmaxsize = 1".to_owned(), "2: unknown key `cache.maxsize`; did you mean `cache.max_size`?"),
         (repository("scope = []"), "2: unknown key `repository.x.scope`; did you mean `repository.x.scopes`?"),
         (

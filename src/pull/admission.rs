@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderValue};
 
 use super::error::{Challenge, Refusal, Wanted};
 use super::routing::Repository;
-use super::{Client, Live, Pull};
+use super::{AskedHost, Client, Live, Pull};
 use crate::auth::{ClientAddress, Credential, Identity, Known, Logins, NotNow};
 use crate::config::Allow;
 use crate::failure::{Failure, FailureKind};
@@ -37,12 +37,17 @@ pub enum Manager {
 pub struct Door {
     pub live: Arc<Live>,
     client: Client,
+    /// The name by which it was asked, if that is none of ours.
+    strange_name: Option<AskedHost>,
 }
 
 impl Door {
-    /// Turns away who comes from an address that is not to come in.
+    /// Turns away who comes from an address that is not to come in, or for no host that can be told.
     pub fn of(live: &Arc<Live>, request: &Parts) -> Result<Self, Refusal> {
-        Self::for_client(live, request.extensions.get::<Client>().ok_or(Refusal::Forbidden)?.clone())
+        let host = AskedHost::of(request.version, &request.uri, &request.headers)?;
+        let client = request.extensions.get::<Client>().ok_or(Refusal::Forbidden)?.clone();
+        let strange_name = host.filter(|host| live.is_strange(host, &client));
+        Ok(Self { strange_name, ..Self::for_client(live, client)? })
     }
 
     /// As [`Door::of`], for who is known already.
@@ -52,7 +57,17 @@ impl Door {
         if !is_let_in {
             return Err(Refusal::Forbidden);
         }
-        Ok(Self { live: live.clone(), client })
+        Ok(Self { live: live.clone(), client, strange_name: None })
+    }
+
+    /// Whether what is asked for is asked of this server. A page of anywhere can have its own name lead to this machine, and
+    /// would be served as a client of this machine. So this is looked at when it is known that a client is served; who
+    /// has to log in first is told that.
+    pub fn is_meant(&self) -> Result<(), Refusal> {
+        match &self.strange_name {
+            Some(name) => Err(Refusal::StrangeName(name.to_string())),
+            None => Ok(()),
+        }
     }
 
     /// Whether clients can log in here, other than at an upstream.
@@ -92,7 +107,27 @@ impl Door {
     }
 }
 
+impl Live {
+    /// Whether a name may be somebody else's that was made to lead here. That matters on plain connections within this
+    /// machine: only programs here can make them, a browser with a page of anywhere among them. TLS asks for a certificate of
+    /// the name, and a reverse proxy passes on the name that it was asked by.
+    fn is_strange(&self, host: &AskedHost, client: &Client) -> bool {
+        let is_within = client.local.is_some_and(|local| local.is_loopback());
+        is_within
+            && !client.is_secure
+            && !host.is_nobodys_name()
+            && !self.forwarding.trusts(client.peer.ip())
+            && !host.is_one_of(&self.hosts)
+            && !self.routing.has_host(&host.to_string())
+    }
+}
+
 impl Pull {
+    /// Whether the admin door is asked by a name that it has.
+    pub fn is_admin_host(&self, host: &AskedHost) -> bool {
+        host.is_nobodys_name() || host.is_one_of(&self.live.load().admin_hosts)
+    }
+
     /// Whether a client may manage the cache.
     pub async fn manager(&self, peer: SocketAddr, headers: &HeaderMap) -> Manager {
         let live = self.live.load_full();

@@ -5,6 +5,7 @@ use http::header::{ALLOW, CONTENT_RANGE, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTI
 use http::{HeaderValue, Response, StatusCode};
 use serde_json::json;
 
+use super::asked_host::WrongHost;
 use super::respond::{self, Body};
 use super::routing::RoutingError;
 use crate::failure::{Failure, FailureKind};
@@ -29,6 +30,13 @@ pub enum Refusal {
     Routing(#[from] RoutingError),
     #[error("this is a cache: it serves GET and HEAD; push to the registry itself")]
     Unsupported,
+    #[error("{0}")]
+    Host(#[from] WrongHost),
+    /// With the name.
+    #[error(
+        "`{0}` is no name of this cache: on this machine it is asked by address or as localhost; add the name to server.hosts, or the address of the reverse proxy that passes it on to server.trusted_proxies"
+    )]
+    StrangeName(String),
     #[error("the range lies outside the content, which has {size} bytes")]
     Range { size: u64 },
     #[error("{failure}")]
@@ -74,7 +82,8 @@ impl Refusal {
                 (StatusCode::NOT_FOUND, Code::NameUnknown)
             }
             Self::Unsupported => (StatusCode::METHOD_NOT_ALLOWED, Code::Unsupported),
-            Self::Forbidden => (StatusCode::FORBIDDEN, Code::Denied),
+            Self::Host(_) => (StatusCode::BAD_REQUEST, Code::Unsupported),
+            Self::Forbidden | Self::StrangeName(_) => (StatusCode::FORBIDDEN, Code::Denied),
             Self::Unauthenticated { .. } => (StatusCode::UNAUTHORIZED, Code::Unauthorized),
             Self::Range { .. } => (StatusCode::RANGE_NOT_SATISFIABLE, Code::RangeInvalid),
             Self::Failure { failure, wanted } => match failure.kind {

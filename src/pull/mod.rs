@@ -1,6 +1,7 @@
 //! The life of a request: what is asked for, of which repository, and from where it is answered.
 
 mod admission;
+mod asked_host;
 mod blob;
 mod consent;
 mod credentials;
@@ -30,6 +31,7 @@ use tokio::sync::{Semaphore, watch};
 pub use crate::auth::NotNow;
 pub use crate::cache::Mapping;
 pub use admission::Manager;
+pub use asked_host::AskedHost;
 pub use error::Refusal;
 pub use observed::Client;
 pub use proxied::{Came, Kept, Lead, Place, Tunnel, usage};
@@ -38,7 +40,7 @@ pub use respond::{Body, full};
 use crate::auth::{ClientAddress, Logins, counted_as};
 use crate::cache::Cache;
 use crate::cache::flight::Flights;
-use crate::config::{Allow, Config};
+use crate::config::{Allow, Config, HostPattern};
 use crate::failure::{Failure, FailureKind};
 use crate::index::{Listing, TagKey};
 use crate::oci::route::{Object, Route};
@@ -101,6 +103,10 @@ struct Live {
     logins: Option<Arc<Logins>>,
     /// Who may manage the cache.
     managers: Vec<Allow>,
+    /// Names by which the registry door may be asked, beside addresses and those of repositories.
+    hosts: Vec<HostPattern>,
+    /// And the admin door.
+    admin_hosts: Vec<HostPattern>,
     /// `None`: there is no proxy door.
     proxying: Option<Arc<Proxying>>,
     log_access: bool,
@@ -221,6 +227,9 @@ impl Pull {
         request: &Parts,
         observation: &mut observed::Observation,
     ) -> Result<Response<Body>, Refusal> {
+        if request.method == Method::CONNECT {
+            return Err(Refusal::Unsupported);
+        }
         let query = Query::read(request.uri.query());
         let is_read = request.method == Method::GET || request.method == Method::HEAD;
         let live = self.live.load_full();
@@ -229,12 +238,17 @@ impl Pull {
         let (path, object) = match Route::parse(request.uri.path())? {
             Route::Base { .. } | Route::Catalog | Route::Token if !is_read => return Err(Refusal::Unsupported),
             Route::Base { prefix } if routing.knows_prefix(&prefix) => {
-                return self.base(request, &door, query.namespace.as_deref(), &prefix).await;
+                let answer = self.base(request, &door, query.namespace.as_deref(), &prefix).await?;
+                return door.is_meant().map(|()| answer);
             }
             Route::Base { prefix } => return Err(routing::RoutingError::UnknownName(prefix).into()),
-            Route::Token => return self.give_token(request, &door).await,
+            Route::Token => {
+                let answer = self.give_token(request, &door).await?;
+                return door.is_meant().map(|()| answer);
+            }
             Route::Catalog => {
                 let identity = self.identify(request, &door, None).await?;
+                door.is_meant()?;
                 return self.catalog(&query, &door, &identity).await;
             }
             Route::Object { path, object } => (path, object),
@@ -253,6 +267,7 @@ impl Pull {
 
         let passes = target.repository.config.client_consent.is_some();
         observation.admitted(&self.admit(request, &door, &target.repository, &path).await?);
+        door.is_meant()?;
         if passes {
             let client = self.upstream_sees(request, &door);
             target.who = client.map_err(|why| self.challenge(request, &door, why, Some(&path)))?;
@@ -296,6 +311,8 @@ impl Live {
             allow_cidrs,
             logins,
             managers,
+            hosts: config.server.hosts.clone(),
+            admin_hosts: config.admin.hosts.clone(),
             log_access: config.logging.access,
         })
     }

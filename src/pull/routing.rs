@@ -175,6 +175,11 @@ impl Routing {
         path.is_empty() || self.by_prefix.contains_key(path) || self.longest_prefix(path).is_some()
     }
 
+    /// Whether a repository has this host, with or without a port.
+    pub fn has_host(&self, host: &str) -> bool {
+        self.at_host(host).is_some()
+    }
+
     fn at_host(&self, host: &str) -> Option<usize> {
         if self.by_host.is_empty() {
             return None;

@@ -11,6 +11,18 @@ fn the_door() {
             "2: `server.trusted_proxies[0]`: `10.0.0.0/33` is no network; write for example \"10.0.0.0/8\", \"fd00::/8\" or \"127.0.0.1\"",
         ),
         (
+            "[server]\nhosts = [\"http://mirror.lan\"]".to_owned(),
+            "2: `server.hosts`: `http://mirror.lan` is no host; write for example hosts = [\"mirror.lan\"]",
+        ),
+        (
+            "[server]\nhosts = [\"*\"]".to_owned(),
+            "2: `server.hosts`: `*` would let in every page that has its name lead here; write the names",
+        ),
+        (
+            "[admin]\nhosts = [\"a b\"]".to_owned(),
+            "2: `admin.hosts`: `a b` is no host; write for example hosts = [\"mirror.lan\"]",
+        ),
+        (
             "[server]\nforwarded_header = \"x-real-ip\"".to_owned(),
             "2: `server.forwarded_header`: `x-real-ip` is not one of `x-forwarded-for`, `forwarded`",
         ),

@@ -113,7 +113,8 @@ impl Pull {
     async fn lead(&self, request: &Parts, client: &Client, observation: &mut Observation) -> Result<Lead, Refused> {
         let (live, proxying) = self.proxying()?;
         let text = request.uri.authority().map(http::uri::Authority::as_str).unwrap_or_default();
-        observation.goes_to(text.to_owned());
+        // A login in front of the place is refused below, and is not for the log.
+        observation.goes_to(text.rsplit('@').next().unwrap_or_default().to_owned());
         let standing = self.let_through(&live, &proxying, request, client).await?;
         observation.admitted(&standing.identity);
         let place = Place::parse(text, None).map_err(|_| Refused::Malformed("CONNECT needs a host and a port"))?;
@@ -166,6 +167,10 @@ impl Pull {
     ) -> Result<Response<Body>, Refused> {
         let (live, proxying) = self.proxying()?;
         let (mut parts, body) = request.into_parts();
+        // Through a tunnel that was opened; others are seen to before.
+        if parts.method == Method::CONNECT {
+            return Err(Refused::Tunnel);
+        }
         let (place, url) = destination(&parts, came)?;
         let path = &url[..url::Position::AfterPath];
         observation.goes_to(path.to_owned());

@@ -1,6 +1,6 @@
 //! What a client of the proxy door is told when its request goes nowhere.
 
-use http::header::{CONTENT_TYPE, PROXY_AUTHENTICATE};
+use http::header::{ALLOW, CONTENT_TYPE, PROXY_AUTHENTICATE};
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 
 use crate::config::Forbidden;
@@ -10,6 +10,8 @@ use crate::pull::respond::{Body, full};
 
 /// RFC 9209
 const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
+
+const IN_A_TUNNEL: HeaderValue = HeaderValue::from_static("GET, HEAD, OPTIONS, POST, PUT, PATCH, DELETE");
 
 /// Why a request goes nowhere.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +34,8 @@ pub enum Refused {
     Closed,
     #[error("it is not in the cache, and the request asks for nothing else (only-if-cached)")]
     NotCached,
+    #[error("in a tunnel no other one is opened: ask the proxy itself")]
+    Tunnel,
     #[error("the request came back to this proxy; a server or another proxy leads in a circle")]
     Circle,
 }
@@ -53,6 +57,7 @@ impl Refused {
             Self::Registry(refusal) => (refusal.status_and_code().0, "http_request_error"),
             Self::Closed => (StatusCode::SERVICE_UNAVAILABLE, "proxy_configuration_error"),
             Self::NotCached => (StatusCode::GATEWAY_TIMEOUT, "http_request_denied"),
+            Self::Tunnel => (StatusCode::METHOD_NOT_ALLOWED, "http_request_denied"),
             Self::Circle => (StatusCode::LOOP_DETECTED, "proxy_loop_detected"),
         }
     }
@@ -66,9 +71,13 @@ impl Refused {
         let mut response = page(status, &text);
         let headers = response.headers_mut();
         headers.extend(HeaderValue::try_from(format!("larder; error={word}")).ok().map(|value| (PROXY_STATUS, value)));
-        if let Self::Login(realm) = self {
-            let value = HeaderValue::try_from(format!("Basic realm=\"{realm}\""));
-            headers.extend(value.ok().map(|value| (PROXY_AUTHENTICATE, value)));
+        match self {
+            Self::Login(realm) => {
+                let value = HeaderValue::try_from(format!("Basic realm=\"{realm}\""));
+                headers.extend(value.ok().map(|value| (PROXY_AUTHENTICATE, value)));
+            }
+            Self::Tunnel => drop(headers.insert(ALLOW, IN_A_TUNNEL)),
+            _ => {}
         }
         response
     }
