@@ -2,23 +2,36 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+
+/// Makes a folder, and all above it that are missing, for the user that Larder runs as alone.
+pub fn make_folder(path: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
 
 /// Who may read a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Readers {
     All,
+    /// The user that Larder runs as, and its group.
+    Group,
     /// Only the user that Larder runs as: it holds a secret.
     Own,
 }
 
-/// Puts `bytes` in the place of what `file` was, if it was there. Blocks.
-pub fn replace(file: &Path, bytes: &[u8], readers: Readers) -> io::Result<()> {
+/// Makes a file where there is none. A stricter umask makes it stricter still.
+pub fn make(file: &Path, readers: Readers) -> io::Result<File> {
     let mode = match readers {
         Readers::All => 0o644,
+        Readers::Group => 0o640,
         Readers::Own => 0o600,
     };
+    OpenOptions::new().write(true).create_new(true).mode(mode).open(file)
+}
+
+/// Puts `bytes` in the place of what `file` was, if it was there. Blocks.
+pub fn replace(file: &Path, bytes: &[u8], readers: Readers) -> io::Result<()> {
     let mut name = file.as_os_str().to_owned();
     name.push(".new");
     let new = PathBuf::from(name);
@@ -27,7 +40,7 @@ pub fn replace(file: &Path, bytes: &[u8], readers: Readers) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let mut written = OpenOptions::new().write(true).create_new(true).mode(mode).open(&new)?;
+    let mut written = make(&new, readers)?;
     written.write_all(bytes)?;
     written.sync_all()?;
     fs::rename(&new, file)?;

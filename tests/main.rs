@@ -16,6 +16,7 @@ mod connect;
 mod credentials;
 mod damage;
 mod disk_bound;
+mod file_modes;
 mod full_disk;
 mod house;
 mod manage;

@@ -71,7 +71,7 @@ impl Files {
     }
 
     fn keep(&self, file: &Path, bytes: &[u8]) -> io::Result<()> {
-        let written = fs::create_dir_all(&self.0).and_then(|()| files::replace(file, bytes, Readers::Own));
+        let written = files::make_folder(&self.0).and_then(|()| files::replace(file, bytes, Readers::Own));
         written.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", file.display())))
     }
 

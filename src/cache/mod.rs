@@ -12,6 +12,7 @@ pub mod flight;
 pub mod freshness;
 pub mod hot;
 mod limits;
+mod modes;
 mod passes;
 mod pins;
 mod places;
@@ -82,6 +83,7 @@ impl Cache {
     /// Opens a cache directory, making it where it is missing.
     pub fn open(config: &Config, metrics: Arc<Metrics>) -> Result<Self, OpenError> {
         let disk = Disk::open(&config.cache.dir)?;
+        modes::tighten(&config.cache.dir);
         if let Err(error) = disk.clear_partials(config.cache.partial_ttl) {
             tracing::warn!(%error, "cannot clear abandoned partial downloads");
         }

@@ -50,6 +50,6 @@ impl Passes {
         if self.known.is_some() && now == before {
             return Ok(());
         }
-        files::replace(&self.file, &serde_json::to_vec_pretty(&now).map_err(io::Error::other)?, Readers::All)
+        files::replace(&self.file, &serde_json::to_vec_pretty(&now).map_err(io::Error::other)?, Readers::Group)
     }
 }

@@ -56,7 +56,17 @@ impl Instance {
         let config =
             Config::load(files, config::environment()).map_err(|error| CommandError::Usage(error.to_string()))?;
         let dir = &config.cache.dir;
-        if !dir.join("blobs").is_dir() {
+        let found = std::fs::metadata(dir.join("blobs"));
+        if let Err(error) = &found
+            && error.kind() == std::io::ErrorKind::PermissionDenied
+        {
+            let message = format!(
+                "{}: {error}; run this as the user that Larder runs as, or name a running instance with --admin",
+                dir.display()
+            );
+            return Err(CommandError::Failed(message));
+        }
+        if !found.is_ok_and(|found| found.is_dir()) {
             let message = format!(
                 "there is no cache in {}; name the configuration with --config, or a running instance with --admin",
                 dir.display()

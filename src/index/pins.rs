@@ -80,5 +80,5 @@ fn read_file(file: &Path) -> io::Result<Vec<Row>> {
 }
 
 fn write_file(file: &Path, rows: &[Row]) -> io::Result<()> {
-    files::replace(file, &serde_json::to_vec_pretty(rows).map_err(io::Error::other)?, Readers::All)
+    files::replace(file, &serde_json::to_vec_pretty(rows).map_err(io::Error::other)?, Readers::Group)
 }

@@ -1,5 +1,6 @@
 //! The index in SQLite: one writing thread that batches, a few reading connections.
 
+use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -17,6 +18,7 @@ use super::pins;
 use super::purge::{self, Purge, Purged};
 use super::urls;
 use super::{IndexError, Listing, ObjectEntry, TagEntry, TagKey, Timestamp, Totals, Write};
+use crate::files;
 use crate::oci::{Digest, MediaType};
 
 const MIGRATIONS: [&str; 4] = [
@@ -110,7 +112,9 @@ impl Index {
     }
 
     fn open_at(path: &Path, was_damaged: bool) -> Result<Self, IndexError> {
-        let is_new = !path.exists();
+        let is_new = std::fs::metadata(path).map_or(true, |metadata| metadata.len() == 0);
+        // The library makes it readable to all, and the files beside it like this one. What goes wrong it tells better.
+        let _ = files::make(path, files::Readers::Group);
         let mut connection = Connection::open(path)?;
         configure(&connection)?;
         migrate(&mut connection)?;
@@ -425,7 +429,9 @@ fn mark_if_damaged(path: &Path, error: &rusqlite::Error) {
 
 fn mark_damaged(path: &Path) {
     tracing::error!("the index is damaged; restart Larder and it is built anew from the files");
-    if let Err(error) = std::fs::write(damage_mark(path), b"") {
+    if let Err(error) = files::make(&damage_mark(path), files::Readers::Group)
+        && error.kind() != ErrorKind::AlreadyExists
+    {
         tracing::error!(%error, "the damage could not be written down");
     }
 }

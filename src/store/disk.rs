@@ -13,9 +13,9 @@
 //!
 //! All functions block; callers run them off the async threads.
 
-use std::fs::{self, File, FileTimes, OpenOptions, TryLockError};
+use std::fs::{self, DirBuilder, File, FileTimes, OpenOptions, TryLockError};
 use std::io::{self, Write};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -31,6 +31,10 @@ use crate::oci::{Algorithm, Digest};
 
 /// A small object is written in much less than this; a file that is older was left behind.
 const TEMPORARY: Duration = Duration::from_secs(300);
+
+/// What is stored may be private. A stricter umask makes it stricter still.
+const FOLDER_MODE: u32 = 0o700;
+pub(super) const FILE_MODE: u32 = 0o640;
 
 /// The directories of complete and partial content.
 #[derive(Debug)]
@@ -108,10 +112,15 @@ impl Disk {
         let unusable = |source| StoreError::Unusable { path: dir.to_owned(), source };
         let blobs = dir.join("blobs");
         let partial = dir.join("partial");
-        let made = Algorithm::ALL.iter().try_for_each(|algorithm| fs::create_dir_all(blobs.join(algorithm.as_str())));
-        let made = made.and_then(|()| fs::create_dir_all(&partial));
-        let lock = made
-            .and_then(|()| OpenOptions::new().create(true).truncate(false).write(true).open(dir.join("larder.lock")));
+        // What is above is not only ours.
+        let made = dir.parent().map_or(Ok(()), fs::create_dir_all);
+        let made = made.and_then(|()| {
+            Algorithm::ALL.iter().try_for_each(|algorithm| make_folder(&blobs.join(algorithm.as_str())))
+        });
+        let made = made.and_then(|()| make_folder(&partial));
+        let lock = made.and_then(|()| {
+            OpenOptions::new().create(true).truncate(false).write(true).mode(FILE_MODE).open(dir.join("larder.lock"))
+        });
         let lock = match lock {
             Ok(lock) => Some(lock),
             Err(error) if is_passing(&error, dir) => {
@@ -226,7 +235,7 @@ impl Disk {
     /// The partial download of `digest`: a new one, or what an earlier one left.
     pub fn open_partial(&self, digest: &Digest) -> io::Result<(Partial, Resumed)> {
         // Somebody may have removed the folder.
-        fs::create_dir_all(&self.partial)?;
+        make_folder(&self.partial)?;
         Partial::open(self.partial_path(digest))
     }
 
@@ -286,8 +295,8 @@ impl Disk {
         let number = self.next_temporary.fetch_add(1, Ordering::Relaxed);
         let temporary = self.partial.join(format!("put-{number}"));
         let written = (|| {
-            fs::create_dir_all(&self.partial)?;
-            let mut file = File::create(&temporary)?;
+            make_folder(&self.partial)?;
+            let mut file = new_file(&temporary)?;
             file.write_all(bytes)?;
             if self.can_seal {
                 seal(&file, digest, SystemTime::now())?;
@@ -313,7 +322,7 @@ impl Disk {
         let path = self.path(digest);
         let parent = path.parent().unwrap_or(&self.blobs);
         if !parent.is_dir() {
-            fs::create_dir_all(parent)?;
+            make_folder(parent)?;
             sync_directory(parent.parent().unwrap_or(&self.blobs))?;
         }
         Ok(path)
@@ -363,9 +372,9 @@ impl Disk {
 
     /// Whether the directory can be written to now.
     pub fn check(&self) -> io::Result<()> {
-        fs::create_dir_all(&self.partial)?;
+        make_folder(&self.partial)?;
         let path = self.partial.join("check");
-        fs::write(&path, b"larder")?;
+        new_file(&path)?.write_all(b"larder")?;
         fs::remove_file(&path)?;
         let filesystem = rustix::fs::statvfs(&self.partial)?;
         if filesystem.f_bavail * filesystem.f_frsize < LITTLE {
@@ -446,12 +455,21 @@ fn seal(file: &File, digest: &Digest, since: SystemTime) -> io::Result<()> {
 fn keeps_nanoseconds(probe: &Path) -> bool {
     let digest = Digest::of(Algorithm::Sha256, b"larder");
     let probed = (|| {
-        seal(&File::create(probe)?, &digest, SystemTime::now())?;
+        seal(&new_file(probe)?, &digest, SystemTime::now())?;
         let metadata = fs::metadata(probe)?;
         fs::remove_file(probe)?;
         io::Result::Ok(metadata.mtime_nsec() == i64::from(seal_of(&digest)))
     })();
     probed.unwrap_or(false)
+}
+
+/// Makes a folder with all above it that are missing, for our own user alone.
+fn make_folder(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(path)
+}
+
+fn new_file(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).create(true).truncate(true).mode(FILE_MODE).open(path)
 }
 
 fn sync_directory(path: &Path) -> io::Result<()> {

@@ -7,7 +7,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -51,7 +51,7 @@ impl Partial {
     /// Opens the partial download at `path`, new or as it was left.
     pub(super) fn open(path: PathBuf) -> io::Result<(Self, Resumed)> {
         let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false);
+        options.read(true).write(true).create(true).truncate(false).mode(super::disk::FILE_MODE);
         let file = options.open(&path)?;
         let journal = options.open(journal_path(&path))?;
         let length = file.metadata()?.len();

@@ -2,6 +2,7 @@
 
 use std::fs::OpenOptions;
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Mutex;
 
 use tracing_subscriber::filter::{LevelFilter, ParseError};
@@ -9,6 +10,9 @@ use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::{EnvFilter, reload};
 
 use crate::config::{LogFormat, Logging};
+
+/// Of a log file that is made: names of images and users are not for everybody.
+const MODE: u32 = 0o640;
 
 /// Reads `logging.level`: a level, or a filter per module. A word alone must be a level: the library
 /// would take a misspelt one for the name of a module and log nothing.
@@ -57,7 +61,7 @@ pub fn init(logging: &Logging) -> Result<LogLevel, LogError> {
     let writer = if logging.file.as_os_str().is_empty() {
         BoxMakeWriter::new(io::stderr)
     } else {
-        let file = OpenOptions::new().create(true).append(true).open(&logging.file);
+        let file = OpenOptions::new().create(true).append(true).mode(MODE).open(&logging.file);
         let file = file.map_err(|source| LogError::File { path: logging.file.display().to_string(), source })?;
         BoxMakeWriter::new(Mutex::new(file))
     };

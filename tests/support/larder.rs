@@ -41,6 +41,7 @@ pub struct Builder {
     hosts: Option<String>,
     /// Limits of open files, soft and hard.
     descriptors: Option<(u64, u64)>,
+    umask: Option<String>,
 }
 
 /// How a Larder that was not meant to stay ended.
@@ -104,6 +105,12 @@ impl Builder {
     /// With these limits of open files, soft and hard.
     pub fn descriptors(mut self, soft: u64, hard: u64) -> Self {
         self.descriptors = Some((soft, hard));
+        self
+    }
+
+    /// Which rights new files do not get, in octal digits.
+    pub fn umask(mut self, digits: &str) -> Self {
+        self.umask = Some(digits.to_owned());
         self
     }
 
@@ -308,6 +315,12 @@ impl Larder {
     /// The binary with this Larder's configuration.
     fn command(&self) -> Command {
         let mut command = match (&self.setup.hosts, self.setup.descriptors) {
+            (None, None) if self.setup.umask.is_some() => {
+                let digits = self.setup.umask.as_deref().unwrap_or_default();
+                let mut command = Command::new("sh");
+                command.args(["-c", "umask \"$0\" && exec \"$@\"", digits, env!("CARGO_BIN_EXE_larder")]);
+                command
+            }
             (None, None) => Command::new(env!("CARGO_BIN_EXE_larder")),
             (None, Some((soft, hard))) => {
                 let mut command = Command::new("sh");
