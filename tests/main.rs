@@ -28,6 +28,7 @@ mod outage;
 mod proxied;
 mod ranges;
 mod rate_limits;
+mod reach;
 mod reload;
 mod resume;
 mod secrets;

@@ -1,6 +1,7 @@
 //! Taking in a changed configuration while running.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -8,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use tokio::signal::unix::Signal;
 
 use crate::acme::{Certificates, Occasion};
-use crate::config::{Config, Loaded, Sources, Watch};
+use crate::config::{AcmeChallenge, Config, Loaded, Sources, Watch};
 use crate::listen::Tls;
 use crate::pull::Pull;
 use crate::telemetry::Metrics;
@@ -24,6 +25,8 @@ pub struct Reached {
     pub tls: Tls,
     pub certificates: Arc<Certificates>,
     pub log: LogLevel,
+    /// Where the doors listen that stay as they are.
+    pub doors: Vec<SocketAddr>,
 }
 
 /// Takes changes in.
@@ -106,7 +109,7 @@ impl Reload {
 
     fn apply(&self, config: Config, occasion: Occasion) -> Result<(), String> {
         // What can fail goes first, and what cannot be undone last of it.
-        let Reached { pull, tls, certificates, log } = &self.reached;
+        let Reached { pull, tls, certificates, log, doors } = &self.reached;
         let runtime = tokio::runtime::Handle::current();
         let acme = config.server.tls.as_ref().and_then(|tls| tls.acme.as_ref());
         let acme = runtime.block_on(certificates.prepare(acme)).map_err(|error| error.to_string())?;
@@ -114,6 +117,7 @@ impl Reload {
         let prepared = pull.prepare(&config).map_err(|error| error.to_string())?;
         let forgetting = pull.cache().forget_what_was_private(&config);
         runtime.block_on(forgetting).map_err(|failure| failure.to_string())?;
+        pull.listens_at(&[&doors[..], acme_door(&config)].concat());
         pull.apply(prepared);
         count_certificates(&config, pull.metrics());
         runtime.block_on(certificates.apply(acme, occasion));
@@ -146,7 +150,15 @@ pub fn count_certificates(config: &Config, metrics: &Metrics) {
     }
 }
 
-fn listens(config: &Config) -> Option<&[std::net::SocketAddr]> {
+/// Where the door for ACME's http-01 listens.
+pub fn acme_door(config: &Config) -> &[SocketAddr] {
+    match config.server.tls.as_ref().and_then(|tls| tls.acme.as_ref()).map(|acme| &acme.challenge) {
+        Some(AcmeChallenge::Http01 { listen }) => listen,
+        _ => &[],
+    }
+}
+
+fn listens(config: &Config) -> Option<&[SocketAddr]> {
     config.proxy.as_ref().map(|door| door.listen.as_slice())
 }
 

@@ -5,12 +5,13 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch as channel;
 use tokio::task::JoinSet;
 
 use super::WRONG_CONFIGURATION;
-use super::reload::{Reached, Reload, count_certificates};
+use super::reload::{Reached, Reload, acme_door, count_certificates};
 use crate::acme::{Certificates, Occasion};
 use crate::ca::Ca;
 use crate::cache::Cache;
@@ -95,6 +96,9 @@ async fn serve(config: Config, pull: Arc<Pull>, files: Files, log: LogLevel) -> 
     };
     let registry = listen::bind("registry", &config.server.listen).await?;
     let admin = listen::bind("admin", &config.admin.listen).await?;
+    let doors = [&proxy, &registry, &admin].into_iter().flatten().map(TcpListener::local_addr);
+    let doors = doors.collect::<Result<Vec<_>, _>>()?;
+    pull.listens_at(&[&doors[..], acme_door(&config)].concat());
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         dir = %config.cache.dir.display(),
@@ -109,7 +113,7 @@ async fn serve(config: Config, pull: Arc<Pull>, files: Files, log: LogLevel) -> 
     let current = Arc::new(Mutex::new(config));
     let Files { sources, begun_with, watch } = files;
     let keeping = tokio::spawn(certificates.clone().run(stopped.clone()));
-    let reach = Reached { pull: pull.clone(), tls: tls.clone(), certificates, log };
+    let reach = Reached { pull: pull.clone(), tls: tls.clone(), certificates, log, doors };
     let reload = Reload::new(sources, begun_with, reach, current.clone());
     let reloading = tokio::spawn(reload.run(watch, hangups));
     let mut doors = JoinSet::new();

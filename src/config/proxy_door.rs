@@ -75,6 +75,9 @@ pub enum Forbidden {
         "{0} is inside this network (private, loopback or link-local), where this proxy does not lead; to allow it, name it in allowlist.domains"
     )]
     Inside(String),
+    /// With what there is to say.
+    #[error("{0}, or ask this one without a proxy")]
+    Ours(String),
     #[error("this proxy leads to ports 80 and 443 only; to allow {0}, add it to allowlist.domains")]
     Port(String),
 }
@@ -220,7 +223,7 @@ mod tests {
         match door.allowlist.permit(host, port) {
             Ok(Permission { is_named: true, .. }) => "named",
             Ok(_) => "public",
-            Err(Forbidden::Host(_) | Forbidden::Inside(_)) => "host",
+            Err(Forbidden::Host(_) | Forbidden::Inside(_) | Forbidden::Ours(_)) => "host",
             Err(Forbidden::Port(_)) => "port",
         }
     }

@@ -97,6 +97,14 @@ pub fn is_plausible(bytes: &[u8]) -> bool {
     serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(bytes).is_ok()
 }
 
+/// Whether a document says that it is a manifest: it has a member that only those have. Any page of a web service may be
+/// a JSON object.
+pub fn says_so(bytes: &[u8]) -> bool {
+    const MEMBERS: [&str; 6] = ["schemaVersion", "mediaType", "config", "layers", "manifests", "fsLayers"];
+    let document = serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(bytes);
+    document.is_ok_and(|document| MEMBERS.iter().any(|member| document.contains_key(*member)))
+}
+
 /// An image index made here, of the manifests that refer to a subject; the answer of the referrers
 /// API for an upstream without it.
 #[derive(Serialize)]
@@ -174,5 +182,6 @@ mod tests {
         }
         assert!(!is_plausible(b"<html>"));
         assert!(!is_plausible(b"[]"));
+        assert!(!says_so(br#"{"hits":1}"#) && says_so(br#"{"schemaVersion":2}"#) && says_so(br#"{"manifests":[]}"#));
     }
 }

@@ -17,7 +17,7 @@ mod rejected;
 pub mod respond;
 pub mod routing;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -177,6 +177,11 @@ impl Pull {
 
     pub fn routing(&self) -> Arc<Routing> {
         self.live.load().routing.clone()
+    }
+
+    /// Says where the process listens: there nothing is asked, whoever leads there.
+    pub fn listens_at(&self, addresses: &[SocketAddr]) {
+        self.clients.ours().set(addresses);
     }
 
     /// Whether requests come by the proxy door, too.

@@ -19,9 +19,11 @@ use tokio::net::TcpStream;
 use tower_service::Service;
 
 use super::BuildError;
+use super::addresses::is_open;
 use super::errors;
+use super::ours::{Circle, Ours};
 use super::place::Place;
-use super::reach;
+use super::pool::Pool;
 use crate::config::{Allowlist, ClientTls, Forbidden, Permission, Proxies, ProxyDoor};
 use crate::failure::{Failure, FailureKind};
 use crate::telemetry::Metrics;
@@ -41,14 +43,15 @@ pub struct Anywhere {
     /// To all others, which are in the public network or in these.
     public: Ways,
     proxies: Option<Matcher>,
+    ours: Ours,
     metrics: Arc<Metrics>,
 }
 
 struct Ways {
-    any: reqwest::Client,
+    any: Pool,
     /// For what only HTTP/1.1 can: to change the protocol.
-    http1: reqwest::Client,
-    connector: HttpConnector<Outside>,
+    http1: Pool,
+    outside: Outside,
 }
 
 /// Why a server is not reached.
@@ -61,11 +64,13 @@ pub enum PassError {
 }
 
 impl Anywhere {
-    pub fn new(door: &ProxyDoor, metrics: Arc<Metrics>) -> Result<Self, BuildError> {
+    pub fn new(door: &ProxyDoor, metrics: Arc<Metrics>, ours: &Ours) -> Result<Self, BuildError> {
         let networks: Arc<[IpNet]> = door.allowlist.networks().collect();
+        let outside = |is_named| Outside { networks: networks.clone(), is_named, ours: ours.clone(), port: None };
         Ok(Self {
-            named: Ways::new(door, Outside { networks: networks.clone(), is_named: true })?,
-            public: Ways::new(door, Outside { networks, is_named: false })?,
+            named: Ways::new(door, outside(true))?,
+            public: Ways::new(door, outside(false))?,
+            ours: ours.clone(),
             allowlist: door.allowlist.clone(),
             proxies: matcher(&door.proxies),
             metrics,
@@ -77,7 +82,10 @@ impl Anywhere {
         let permission = self.allowlist.permit(&place.host, place.port)?;
         let address: Option<IpAddr> = place.host.trim_matches(['[', ']']).parse().ok();
         match address {
-            Some(address) if !reach::is_open(address, permission.is_named, &permission.networks) => {
+            Some(address) if self.ours.are_at(address, place.port) => {
+                Err(Forbidden::Ours(Circle(place.to_string()).to_string()))
+            }
+            Some(address) if !is_open(address, permission.is_named, &permission.networks) => {
                 Err(Forbidden::Inside(place.host.clone()))
             }
             _ => Ok(permission),
@@ -88,7 +96,7 @@ impl Anywhere {
     pub fn permit_connection(&self, place: &Place, address: Option<IpAddr>) -> Result<(), Forbidden> {
         let permission = self.permit(place)?;
         match address {
-            Some(address) if !reach::is_open(address, permission.is_named, &permission.networks) => {
+            Some(address) if !is_open(address, permission.is_named, &permission.networks) => {
                 Err(Forbidden::Inside(place.host.clone()))
             }
             _ => Ok(()),
@@ -108,15 +116,17 @@ impl Anywhere {
         is_upgrade: bool,
     ) -> Result<reqwest::Response, PassError> {
         let ways = self.ways(&self.permit(place)?);
-        let client = if is_upgrade { &ways.http1 } else { &ways.any };
+        let pool = if is_upgrade { &ways.http1 } else { &ways.any };
+        let client = pool.client(request.url());
+        let client = client.map_err(|error| Failure::new(FailureKind::Unavailable, format!("{place}: {error}")))?;
         let result = client.execute(request).await;
         match &result {
             Ok(response) => self.metrics.asked_upstream(OTHER_HOSTS, response.status().as_str()),
             Err(error) => self.metrics.asked_upstream(OTHER_HOSTS, errors::network(OTHER_HOSTS, error).kind.as_str()),
         }
-        result.map_err(|error| match is_inside(&error) {
-            true => Forbidden::Inside(place.host.clone()).into(),
-            false => errors::network(&place.to_string(), &error).into(),
+        result.map_err(|error| match forbidden(&error, place) {
+            Some(forbidden) => forbidden.into(),
+            None => errors::network(&place.to_string(), &error).into(),
         })
     }
 
@@ -131,7 +141,10 @@ impl Anywhere {
         let is_direct = proxy.is_none();
         let dialled = async {
             match proxy {
-                None => ways.connector.clone().call(plain_uri).await.map_err(Box::<dyn StdError + Send + Sync>::from),
+                None => {
+                    let mut connector = ways.connector(place.port);
+                    connector.call(plain_uri).await.map_err(Box::<dyn StdError + Send + Sync>::from)
+                }
                 Some(proxy) => {
                     let mut tunnel = Tunnel::new(proxy.uri().clone(), plain());
                     if let Some(login) = proxy.basic_auth() {
@@ -147,8 +160,10 @@ impl Anywhere {
                 let address = stream.peer_addr().ok().filter(|_| is_direct).map(|address| address.ip());
                 Ok((stream, address))
             }
-            Ok(Err(error)) if is_inside(&*error) => Err(Forbidden::Inside(place.host.clone()).into()),
-            Ok(Err(error)) => Err(failed(&last_cause(&*error)).into()),
+            Ok(Err(error)) => Err(match forbidden(&*error, place) {
+                Some(forbidden) => forbidden.into(),
+                None => failed(&last_cause(&*error)).into(),
+            }),
             Err(_) => Err(errors::timeout(&place.to_string(), "a connection", DIAL).into()),
         }
     }
@@ -163,35 +178,49 @@ impl Ways {
         let fail = |reason: String| BuildError { upstream: OTHER_HOSTS.into(), reason };
         let tls = ClientTls { further_roots: door.upstream_roots.clone(), ..ClientTls::default() };
         let tls = tls::client_config(&tls).map_err(|error| fail(error.to_string()))?;
-        let builder = |protocols: &[&[u8]]| {
+        let pool = |protocols: &[&[u8]]| {
             let mut tls = tls.clone();
             tls.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
-            let mut builder = reqwest::Client::builder()
-                .tls_backend_preconfigured(tls)
-                .dns_resolver(Arc::new(outside.clone()))
-                .redirect(reqwest::redirect::Policy::none())
-                .referer(false)
-                .no_proxy()
-                .http2_adaptive_window(true)
-                .connect_timeout(CONNECT)
-                .pool_max_idle_per_host(8)
-                .pool_idle_timeout(Duration::from_secs(60));
-            for proxy in
-                web::through(&door.proxies).map_err(|_| fail("the proxy of the environment is none".to_owned()))?
-            {
-                builder = builder.proxy(proxy);
-            }
-            Ok::<_, BuildError>(builder)
+            let (to, proxies, is_http1) = (outside.clone(), door.proxies.clone(), protocols.len() == 1);
+            let make = move |port| Self::client(&tls, &proxies, Outside { port, ..to.clone() }, is_http1);
+            Pool::new(outside.ours.clone(), make).map_err(fail)
         };
-        let mut connector = HttpConnector::new_with_resolver(outside.clone());
+        Ok(Self { any: pool(&[b"h2", b"http/1.1"])?, http1: pool(&[b"http/1.1"])?, outside: outside.clone() })
+    }
+
+    fn client(
+        tls: &rustls::ClientConfig,
+        proxies: &Proxies,
+        outside: Outside,
+        is_http1: bool,
+    ) -> Result<reqwest::Client, String> {
+        let mut builder = reqwest::Client::builder()
+            .tls_backend_preconfigured(tls.clone())
+            .dns_resolver(Arc::new(outside))
+            .redirect(reqwest::redirect::Policy::none())
+            .referer(false)
+            .no_proxy()
+            .http2_adaptive_window(true)
+            .connect_timeout(CONNECT)
+            .pool_max_idle_per_host(8)
+            .pool_idle_timeout(Duration::from_secs(60));
+        if is_http1 {
+            builder = builder.http1_only();
+        }
+        for proxy in web::through(proxies).map_err(|_| "the proxy of the environment is none".to_owned())? {
+            builder = builder.proxy(proxy);
+        }
+        builder.build().map_err(|error| error.to_string())
+    }
+
+    /// For connections to servers at a port.
+    fn connector(&self, port: u16) -> HttpConnector<Outside> {
+        let port = Some(port).filter(|port| self.outside.ours.have_port(*port));
+        let mut connector = HttpConnector::new_with_resolver(Outside { port, ..self.outside.clone() });
         connector.set_connect_timeout(Some(CONNECT));
         connector.set_nodelay(true);
         connector.enforce_http(false);
-        Ok(Self {
-            any: builder(&[b"h2", b"http/1.1"])?.build().map_err(|error| fail(error.to_string()))?,
-            http1: builder(&[b"http/1.1"])?.http1_only().build().map_err(|error| fail(error.to_string()))?,
-            connector,
-        })
+        connector
     }
 }
 
@@ -220,6 +249,9 @@ fn matcher(proxies: &Proxies) -> Option<Matcher> {
 struct Outside {
     networks: Arc<[IpNet]>,
     is_named: bool,
+    ours: Ours,
+    /// Of the servers that are resolved, where one of our doors has it.
+    port: Option<u16>,
 }
 
 /// All addresses of a host are inside our networks.
@@ -230,9 +262,13 @@ struct Inside;
 impl Outside {
     async fn look_up(self, name: String) -> Result<Vec<SocketAddr>, Box<dyn StdError + Send + Sync>> {
         let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
-        let is_open = |address: &SocketAddr| reach::is_open(address.ip(), self.is_named, &self.networks);
-        let open: Vec<_> = found.filter(is_open).collect();
-        if open.is_empty() { Err(Inside.into()) } else { Ok(open) }
+        let is_open = |address: &IpAddr| is_open(*address, self.is_named, &self.networks);
+        let open: Vec<_> = found.map(|address| address.ip()).filter(is_open).collect();
+        if open.is_empty() {
+            return Err(Inside.into());
+        }
+        let others = self.ours.leave_out(&name, self.port, open)?;
+        Ok(others.into_iter().map(|address| SocketAddr::new(address, 0)).collect())
     }
 }
 
@@ -258,15 +294,20 @@ impl Service<Name> for Outside {
     }
 }
 
-fn is_inside(error: &(dyn StdError + 'static)) -> bool {
+/// Why a name is not gone to, where an error is about that.
+fn forbidden(error: &(dyn StdError + 'static), place: &Place) -> Option<Forbidden> {
     let mut cause = Some(error);
     while let Some(error) = cause {
+        let inner = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
         if error.is::<Inside>() {
-            return true;
+            return Some(Forbidden::Inside(place.host.clone()));
+        }
+        if error.is::<Circle>() || inner.is_some_and(|inner| inner.is::<Circle>()) {
+            return Some(Forbidden::Ours(Circle(place.to_string()).to_string()));
         }
         cause = error.source();
     }
-    false
+    None
 }
 
 fn last_cause<'a>(error: &'a (dyn StdError + 'static)) -> &'a (dyn StdError + 'static) {

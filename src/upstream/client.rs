@@ -13,13 +13,14 @@ use tokio::sync::Semaphore;
 use super::auth::{Auth, FetchToken, TokenRequest};
 use super::budget::Budget;
 use super::errors;
+use super::ours::Ours;
 use super::token::{self, TokenAnswer};
 use super::transport::{Ask, Transport};
 use super::who::Who;
 use crate::config::{self, Credentials};
 use crate::failure::{Failure, FailureKind};
 use crate::oci::media_type::{self, MediaType};
-use crate::oci::{Digest, Name, Reference, challenge, manifest};
+use crate::oci::{Digest, Name, Reference, challenge, list, manifest};
 use crate::telemetry::Metrics;
 
 /// Largest manifest, index or list taken. containerd stops at about 4 MiB, so nothing real is larger.
@@ -122,14 +123,19 @@ pub struct BlobAnswer {
 }
 
 impl Upstream {
-    /// `patience`: how long to wait for an answer to begin.
-    pub fn new(config: &config::Upstream, patience: Duration, metrics: Arc<Metrics>) -> Result<Self, BuildError> {
+    /// `patience`: how long to wait for an answer to begin; `ours`: where this process itself listens.
+    pub fn new(
+        config: &config::Upstream,
+        patience: Duration,
+        metrics: Arc<Metrics>,
+        ours: &Ours,
+    ) -> Result<Self, BuildError> {
         let account = match &config.credentials {
             None => "anonymous".to_owned(),
             Some(Credentials::Login(login)) => login.username.clone(),
             Some(Credentials::Helper(helper)) => helper.program.display().to_string(),
         };
-        let transport = Transport::new(config, account, patience, metrics)?;
+        let transport = Transport::new(config, account, patience, metrics, ours)?;
         let (label, origin) = (transport.label.clone(), &config.url.origin);
         Ok(Self {
             auth: Auth::new(label, origin, config.credentials.clone(), config.token_realms.clone()),
@@ -230,8 +236,10 @@ impl Upstream {
         let media_type = media_type(response.headers());
         let bytes = self.transport.read(response, MAX_DOCUMENT).await?;
 
+        // With a digest that is right it is what was meant, whatever it looks like.
+        let is_meant = matches!(reference, Reference::Digest(_)) || stated.is_some() || manifest::says_so(&bytes);
         let plausible = media_type.as_ref().is_none_or(MediaType::may_be_manifest) && manifest::is_plausible(&bytes);
-        if !plausible {
+        if !plausible || !is_meant {
             let came = media_type.as_ref().map_or("something", MediaType::as_str);
             return Err(self.transport.wrong(format!("sent {came} that is no manifest for {name}:{reference}")));
         }
@@ -401,7 +409,7 @@ impl Upstream {
     pub async fn tags(&self, who: &Who, name: &Name, query: &str) -> Result<ListAnswer, Failure> {
         let mut ask = self.ask(Method::GET, who, name, "tags/list", None);
         ask.url.set_query(Some(query).filter(|query| !query.is_empty()));
-        self.list(&ask, name).await
+        self.list(&ask, name, list::is_of_tags).await
     }
 
     /// A page of the referrers of `subject`.
@@ -414,10 +422,10 @@ impl Upstream {
     ) -> Result<ListAnswer, Failure> {
         let mut ask = self.ask(Method::GET, who, name, &format!("referrers/{subject}"), Some(media_type::OCI_INDEX));
         ask.url.set_query(Some(query).filter(|query| !query.is_empty()));
-        self.list(&ask, name).await
+        self.list(&ask, name, list::is_of_referrers).await
     }
 
-    async fn list(&self, ask: &Ask<'_>, name: &Name) -> Result<ListAnswer, Failure> {
+    async fn list(&self, ask: &Ask<'_>, name: &Name, is_one: fn(&[u8]) -> bool) -> Result<ListAnswer, Failure> {
         let response = self.send(ask, &self.scope(name)).await?;
         let response = self.transport.successful(response)?;
         let text =
@@ -425,8 +433,8 @@ impl Upstream {
         let (link, filters_applied) = (text(LINK), text(OCI_FILTERS_APPLIED));
         let media_type = media_type(response.headers());
         let bytes = self.transport.read(response, MAX_DOCUMENT).await?;
-        if !manifest::is_plausible(&bytes) {
-            return Err(self.transport.wrong("sent a list that is no JSON object".to_owned()));
+        if !is_one(&bytes) {
+            return Err(self.transport.wrong("sent something else than the list asked for".to_owned()));
         }
         Ok(ListAnswer { bytes, media_type, link, filters_applied })
     }

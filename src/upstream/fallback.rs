@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use super::client::{BuildError, Upstream};
+use super::ours::Ours;
 use super::transport::spread;
 use crate::config;
 use crate::failure::{Failure, FailureKind};
@@ -26,22 +27,35 @@ pub struct Upstreams {
 /// All clients that are in use: what is configured alike is one client, with one health, one budget and
 /// one set of tokens, also over a change of the configuration.
 #[derive(Default)]
-pub struct Clients(Mutex<Vec<(Duration, Weak<Upstream>)>>);
+pub struct Clients {
+    known: Mutex<Vec<(Duration, Weak<Upstream>)>>,
+    ours: Ours,
+}
 
 impl Clients {
+    /// Of a process that listens there.
+    pub fn new(ours: Ours) -> Self {
+        Self { known: Mutex::default(), ours }
+    }
+
+    /// Where the process listens.
+    pub fn ours(&self) -> &Ours {
+        &self.ours
+    }
+
     fn client(
         &self,
         config: &config::Upstream,
         patience: Duration,
         metrics: &Arc<Metrics>,
     ) -> Result<Arc<Upstream>, BuildError> {
-        let mut clients = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut clients = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         clients.retain(|(_, client)| client.strong_count() > 0);
         let found = clients.iter().filter(|(theirs, _)| *theirs == patience).filter_map(|(_, client)| client.upgrade());
         if let Some(client) = found.into_iter().find(|client| client.config() == config) {
             return Ok(client);
         }
-        let client = Arc::new(Upstream::new(config, patience, metrics.clone())?);
+        let client = Arc::new(Upstream::new(config, patience, metrics.clone(), &self.ours)?);
         clients.push((patience, Arc::downgrade(&client)));
         Ok(client)
     }

@@ -1,6 +1,7 @@
 //! Asking upstream registries: one client each, with its credentials, tokens and limits, and the
 //! order in which several are tried.
 
+mod addresses;
 mod anywhere;
 mod auth;
 mod budget;
@@ -9,7 +10,9 @@ mod errors;
 mod fallback;
 mod health;
 mod helper;
+mod ours;
 mod place;
+mod pool;
 mod reach;
 mod token;
 mod transport;
@@ -19,5 +22,6 @@ pub use anywhere::{Anywhere, OTHER_HOSTS, PassError};
 pub use budget::Budget;
 pub use client::{BlobAnswer, BuildError, Lane, ListAnswer, ManifestAnswer, ManifestHead, Status, Upstream};
 pub use fallback::{Clients, Upstreams};
+pub use ours::Ours;
 pub use place::{NoPlace, Place};
 pub use who::{Who, WhoId};

@@ -3,109 +3,23 @@
 //! A registry names further addresses: of its token service, of the storage behind its redirects. One on
 //! the public internet has no business with addresses inside our network or on this machine, such as
 //! the metadata service of a cloud (server-side request forgery). So another host may be public, or of
-//! the same kind as the upstream's own address.
+//! the same kind as the upstream's own address. And its own name does not make a registry of the internet one of our
+//! network: once it answered from a public address, it is public.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ipnet::IpNet;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use url::{Host, Url};
 
-/// A kind of address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    Public,
-    /// RFC 1918, RFC 6598, RFC 4193.
-    Private,
-    Loopback,
-    /// RFC 3927, RFC 4291; also where clouds keep the credentials of machines.
-    LinkLocal,
-    /// Multicast, broadcast, reserved: nobody's.
-    Nobody,
-}
+use super::addresses::{Kind, is_open};
+use super::ours::Ours;
 
-impl Kind {
-    fn of(address: IpAddr) -> Self {
-        match address {
-            IpAddr::V4(address) => Self::of_v4(address),
-            IpAddr::V6(address) => match embedded(address) {
-                Some(inner) => Self::of_v4(inner),
-                None => Self::of_v6(address),
-            },
-        }
-    }
-
-    fn of_v4(address: Ipv4Addr) -> Self {
-        let [first, second, ..] = address.octets();
-        // 0.0.0.0/8 leads to this machine.
-        if address.is_loopback() || first == 0 {
-            Self::Loopback
-        } else if address.is_link_local() {
-            Self::LinkLocal
-        } else if address.is_private() || (first == 100 && second & 0xc0 == 64) {
-            Self::Private
-        } else if first >= 224 {
-            Self::Nobody
-        } else {
-            Self::Public
-        }
-    }
-
-    fn of_v6(address: Ipv6Addr) -> Self {
-        if address.is_loopback() || address.is_unspecified() {
-            Self::Loopback
-        } else if address.is_unicast_link_local() {
-            Self::LinkLocal
-        } else if address.is_unique_local() || is_site_local(address) || is_local_nat64(address) {
-            Self::Private
-        } else if address.is_multicast() {
-            Self::Nobody
-        } else {
-            Self::Public
-        }
-    }
-
-    fn bit(self) -> u8 {
-        1 << self as u8
-    }
-}
-
-/// The IPv4 address inside: mapped (`::ffff:0:0/96`), or for NAT64 (RFC 6052).
-fn embedded(address: Ipv6Addr) -> Option<Ipv4Addr> {
-    let [a, b, c, d, e, f, high, low] = address.segments();
-    let v4 = |high: u16, low: u16| Ipv4Addr::from((u32::from(high) << 16) | u32::from(low));
-    match [a, b, c, d, e, f] {
-        [0x64, 0xff9b, 0, 0, 0, 0] => Some(v4(high, low)),
-        // 6to4 (RFC 3056)
-        [0x2002, high, low, ..] => Some(v4(high, low)),
-        // The old form of compatible addresses; ::1 and :: are none.
-        [0, 0, 0, 0, 0, 0] if high != 0 => Some(v4(high, low)),
-        _ => address.to_ipv4_mapped(),
-    }
-}
-
-/// fec0::/10, given up by RFC 3879 and still routed inside.
-fn is_site_local(address: Ipv6Addr) -> bool {
-    address.segments()[0] & 0xffc0 == 0xfec0
-}
-
-/// 64:ff9b:1::/48 (RFC 8215)
-fn is_local_nat64(address: Ipv6Addr) -> bool {
-    address.segments()[..3] == [0x64, 0xff9b, 1]
-}
-
-/// Whether the proxy door leads to an address: `is_named`, the configuration names its host; `networks`,
-/// those that it names.
-pub fn is_open(address: IpAddr, is_named: bool, networks: &[IpNet]) -> bool {
-    let plain = match address {
-        IpAddr::V6(inner) => embedded(inner).map_or(address, IpAddr::V4),
-        IpAddr::V4(_) => address,
-    };
-    is_named || Kind::of(address) == Kind::Public || networks.iter().any(|network| network.contains(&plain))
-}
+/// Addresses of a name that are remembered.
+const MAX_ADDRESSES: usize = 64;
 
 /// What one upstream may lead to. Also resolves names for its client, so that the address that is
 /// looked at is the one that is dialled.
@@ -116,8 +30,10 @@ pub struct Reach {
     trusted: Vec<String>,
     /// Where requests go on their way; not to be led to.
     proxies: Vec<String>,
-    /// The kinds of the upstream's own addresses, as bits.
+    /// The kind of the upstream's own address, as a bit; 0 while no connection to it has come about.
     own: AtomicU8,
+    /// What its own name was resolved to lately: another address that answers is a proxy's.
+    found: Mutex<Vec<IpAddr>>,
     /// Set where nobody but a client named the upstream: it is public or in these networks.
     confined_to: Option<Vec<IpNet>>,
 }
@@ -133,6 +49,7 @@ impl Reach {
             trusted: trusted.to_vec(),
             proxies,
             own: AtomicU8::new(own),
+            found: Mutex::default(),
             confined_to,
         }
     }
@@ -146,11 +63,12 @@ impl Reach {
         if self.confined_to.is_some() && !is_usual && !is_at_home {
             return false;
         }
-        self.is_trusted(url.host_str().unwrap_or_default()) || literal(url).is_none_or(|address| self.allows(address))
+        let host = url.host_str().unwrap_or_default();
+        self.is_own(host) || self.is_trusted(host) || literal(url).is_none_or(|address| self.allows(address))
     }
 
     fn is_trusted(&self, host: &str) -> bool {
-        self.is_own(host) || self.trusted.iter().any(|trusted| trusted == host)
+        self.trusted.iter().any(|trusted| trusted == host)
     }
 
     /// Whether it is the host that the configuration names as the upstream.
@@ -158,37 +76,88 @@ impl Reach {
         self.confined_to.is_none() && host.eq_ignore_ascii_case(&self.own_host)
     }
 
-    fn allows(&self, address: IpAddr) -> bool {
-        let (kind, own) = (Kind::of(address), self.own.load(Ordering::Relaxed));
-        // What runs on this machine is at home in its network.
-        let is_near = kind == Kind::Private && own & Kind::Loopback.bit() != 0;
-        let is_let = self.confined_to.as_ref().is_some_and(|networks| is_open(address, false, networks));
-        is_let || kind == Kind::Public || own & kind.bit() != 0 || is_near
+    fn is_of_kind(&self, kind: Kind) -> bool {
+        self.own.load(Ordering::Relaxed) & kind.bit() != 0
     }
 
-    /// Of which kind the upstream is. Its own name service says so: one that is public as well does not
-    /// open our network by another address, and a link-local one opens nothing.
-    fn learn(&self, addresses: &[SocketAddr]) {
-        let kinds = addresses.iter().fold(0, |kinds, address| kinds | Kind::of(address.ip()).bit());
-        let inside = Kind::Private.bit() | Kind::Loopback.bit();
-        let own = if kinds & Kind::Public.bit() == 0 { kinds & inside } else { 0 };
-        self.own.store(own, Ordering::Relaxed);
+    /// Whether another host than its own may have this address.
+    fn allows(&self, address: IpAddr) -> bool {
+        let is_let = self.confined_to.as_ref().is_some_and(|networks| is_open(address, false, networks));
+        is_let
+            || match Kind::of(address) {
+                Kind::Public => true,
+                // What runs on this machine is at home in its network.
+                Kind::Private => self.is_of_kind(Kind::Private) || self.is_of_kind(Kind::Loopback),
+                Kind::Loopback => self.is_of_kind(Kind::Loopback),
+                Kind::LinkLocal | Kind::Nobody => false,
+            }
+    }
+
+    /// Whether its own host may have this address: any before it answered from one, then those of that kind and public
+    /// ones.
+    fn is_home(&self, address: IpAddr) -> bool {
+        self.own.load(Ordering::Relaxed) == 0 || self.is_of_kind(Kind::of(address)) || self.allows(address)
+    }
+
+    /// An answer of its own host came from this address, so that is of its kind. Kinds only narrow: from this machine
+    /// to a network and to the internet. Fails where its host may not have this address.
+    pub fn answered_from(&self, address: IpAddr) -> Result<(), String> {
+        let is_by_name = literal(&self.origin).is_none();
+        let is_found = self.found.lock().unwrap_or_else(PoisonError::into_inner).contains(&address);
+        if self.confined_to.is_some() || !is_by_name || !is_found || self.is_trusted(&self.own_host) {
+            return Ok(());
+        }
+        if !self.is_home(address) {
+            return Err(self.moved(address));
+        }
+        let kind = Kind::of(address);
+        let narrow = |own: u8| match kind {
+            _ if own == 0 || kind == Kind::Public => Some(kind.bit()),
+            Kind::Private if own != Kind::Public.bit() => Some(kind.bit()),
+            _ => None,
+        };
+        // Where another answer narrowed it meanwhile, that stands or this one narrows it further.
+        let _ = self.own.fetch_update(Ordering::Relaxed, Ordering::Relaxed, narrow);
+        Ok(())
+    }
+
+    fn note(&self, addresses: &[IpAddr]) {
+        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        for address in addresses.iter().take(MAX_ADDRESSES) {
+            if !found.contains(address) {
+                found.push(*address);
+            }
+        }
+        let surplus = found.len().saturating_sub(MAX_ADDRESSES);
+        found.drain(..surplus);
+    }
+
+    fn moved(&self, address: IpAddr) -> String {
+        let host = &self.own_host;
+        format!(
+            "{host} is by now at {address}, inside a network, where it was not before; if that is meant, name the host in redirect_hosts"
+        )
     }
 
     /// Of the addresses of a host, those that we may go to.
-    fn judge(&self, host: &str, addresses: Vec<SocketAddr>) -> io::Result<Vec<SocketAddr>> {
-        if self.is_own(host) {
-            self.learn(&addresses);
-            return Ok(addresses);
-        }
+    fn judge(&self, host: &str, addresses: Vec<IpAddr>) -> io::Result<Vec<IpAddr>> {
+        let refuse = |why: String| Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
         if self.is_trusted(host) || self.proxies.iter().any(|proxy| proxy == host) {
             return Ok(addresses);
         }
-        let allowed: Vec<_> = addresses.into_iter().filter(|address| self.allows(address.ip())).collect();
-        if allowed.is_empty() {
-            return Err(io::Error::new(io::ErrorKind::PermissionDenied, refusal(host)));
+        let (is_own, first) = (self.is_own(host), addresses.first().copied());
+        let may_have = |address: &IpAddr| if is_own { self.is_home(*address) } else { self.allows(*address) };
+        let allowed: Vec<_> = addresses.into_iter().filter(may_have).collect();
+        match (first, is_own) {
+            (Some(first), true) if allowed.is_empty() => refuse(self.moved(first)),
+            (_, false) if allowed.is_empty() => refuse(refusal(host)),
+            (_, is_own) => {
+                if is_own {
+                    self.note(&allowed);
+                }
+                Ok(allowed)
+            }
         }
-        Ok(allowed)
     }
 }
 
@@ -208,15 +177,21 @@ fn literal(url: &Url) -> Option<IpAddr> {
 }
 
 /// For the HTTP client.
-pub struct Resolver(pub Arc<Reach>);
+#[derive(Clone)]
+pub struct Resolver {
+    pub reach: Arc<Reach>,
+    pub ours: Ours,
+    /// Of the servers that are resolved, where one of our doors has it.
+    pub port: Option<u16>,
+}
 
 impl Resolve for Resolver {
     fn resolve(&self, name: Name) -> Resolving {
-        let reach = self.0.clone();
+        let (reach, ours, port) = (self.reach.clone(), self.ours.clone(), self.port);
         Box::pin(async move {
-            let found: Vec<_> = tokio::net::lookup_host((name.as_str(), 0)).await?.collect();
-            let addresses = reach.judge(name.as_str(), found)?;
-            Ok(Box::new(addresses.into_iter()) as Addrs)
+            let found = tokio::net::lookup_host((name.as_str(), 0)).await?.map(|address| address.ip()).collect();
+            let addresses = ours.leave_out(name.as_str(), port, reach.judge(name.as_str(), found)?)?;
+            Ok(Box::new(addresses.into_iter().map(|address| SocketAddr::new(address, 0))) as Addrs)
         })
     }
 }
@@ -234,10 +209,16 @@ mod tests {
         text.parse().expect("an address")
     }
 
+    /// What a name service says, and what of it may be dialled.
+    fn looked_up(reach: &Reach, host: &str, addresses: &[&str]) -> Vec<String> {
+        let judged = reach.judge(host, addresses.iter().map(|text| address(text)).collect());
+        judged.unwrap_or_default().iter().map(ToString::to_string).collect()
+    }
+
     #[test]
     fn a_public_registry_leads_to_public_addresses_only() {
-        let public = reach("https://192.0.2.1");
-        assert!(public.allows(address("198.51.100.7")));
+        let public = reach("https://1.1.1.1");
+        assert!(public.allows(address("8.8.8.8")));
         for inside in [
             "127.0.0.1",
             "0.0.0.0",
@@ -245,7 +226,11 @@ mod tests {
             "172.16.0.1",
             "192.168.0.1",
             "100.64.0.1",
+            "198.18.0.1",
+            "192.0.0.192",
+            "168.63.129.16",
             "169.254.169.254",
+            "192.0.2.1",
             "224.0.0.1",
             "255.255.255.255",
             "::1",
@@ -259,6 +244,7 @@ mod tests {
             "2002:7f00:1::",
             "::127.0.0.1",
             "fec0::1",
+            "2001:db8::1",
         ] {
             assert!(!public.allows(address(inside)), "{inside}");
         }
@@ -267,33 +253,75 @@ mod tests {
     #[test]
     fn a_registry_inside_leads_to_its_own_kind_and_outside() {
         let private = reach("http://10.0.0.1:5000");
-        assert!(private.allows(address("192.168.7.7")) && private.allows(address("198.51.100.7")));
-        assert!(!private.allows(address("127.0.0.1")) && !private.allows(address("169.254.169.254")));
+        assert!(private.allows(address("192.168.7.7")) && private.allows(address("8.8.8.8")));
+        for other in ["127.0.0.1", "169.254.169.254", "168.63.129.16", "100.100.100.200", "fd00:ec2::254"] {
+            assert!(!private.allows(address(other)), "{other}");
+        }
         let here = reach("http://127.0.0.1:5000");
         assert!(here.allows(address("127.0.0.3")) && here.allows(address("10.0.0.1")));
         assert!(!here.allows(address("169.254.169.254")));
+        // It is what it is, and opens nothing.
+        let link = reach("http://169.254.1.1:5000");
+        assert!(link.permits(&Url::parse("http://169.254.1.1:5000/x").expect("a URL")));
+        assert!(!link.allows(address("169.254.169.254")));
     }
 
     #[test]
     fn a_name_is_judged_by_what_it_resolves_to() {
         let public = reach("https://registry.example");
-        let at = |text: &str| vec![SocketAddr::new(address(text), 0)];
-        assert!(public.judge("registry.example", at("192.0.2.1")).is_ok());
-        assert!(public.judge("cdn.example", at("198.51.100.7")).is_ok());
-        assert!(public.judge("rebound.example", at("127.0.0.1")).is_err());
-        assert!(public.judge("trusted.example", at("10.0.0.1")).is_ok());
-        let mixed = |one: &str, other: &str| [at(one), at(other)].concat();
-        assert_eq!(public.judge("cdn.example", mixed("10.0.0.1", "198.51.100.7")).expect("one is allowed").len(), 1);
-        assert!(public.judge("proxy.example", at("10.0.0.1")).is_ok());
-        // What its own name resolves to opens nothing beside a public address, and never the link.
-        public.judge("registry.example", mixed("192.0.2.1", "127.0.0.1")).expect("its own host");
-        assert!(public.judge("cdn.example", at("127.0.0.1")).is_err());
-        public.judge("registry.example", mixed("10.0.0.1", "169.254.169.254")).expect("its own host");
-        assert!(public.judge("cdn.example", at("169.254.169.254")).is_err());
-        // A name of our own network makes its kind allowed.
+        assert_eq!(looked_up(&public, "registry.example", &["1.1.1.1"]), ["1.1.1.1"]);
+        public.answered_from(address("1.1.1.1")).expect("its own");
+        assert_eq!(looked_up(&public, "cdn.example", &["8.8.8.8"]), ["8.8.8.8"]);
+        assert!(looked_up(&public, "rebound.example", &["127.0.0.1"]).is_empty());
+        assert_eq!(looked_up(&public, "trusted.example", &["10.0.0.1"]), ["10.0.0.1"]);
+        assert_eq!(looked_up(&public, "cdn.example", &["10.0.0.1", "8.8.8.8"]), ["8.8.8.8"]);
+        assert_eq!(looked_up(&public, "proxy.example", &["10.0.0.1"]), ["10.0.0.1"]);
+    }
+
+    #[test]
+    fn what_a_registry_is_shows_in_answers_and_not_in_its_name_service() {
         let internal = reach("https://registry.internal");
-        assert!(internal.judge("storage.internal", at("10.0.0.2")).is_err());
-        internal.judge("registry.internal", at("10.0.0.1")).expect("its own host");
-        assert!(internal.judge("storage.internal", at("10.0.0.2")).is_ok());
+        looked_up(&internal, "registry.internal", &["10.0.0.1"]);
+        assert!(looked_up(&internal, "storage.internal", &["10.0.0.2"]).is_empty(), "nothing answered yet");
+        internal.answered_from(address("10.0.0.1")).expect("its own");
+        assert_eq!(looked_up(&internal, "storage.internal", &["10.0.0.2"]), ["10.0.0.2"]);
+        assert!(looked_up(&internal, "storage.internal", &["169.254.169.254"]).is_empty());
+        // An answer from elsewhere is a proxy's, and shows nothing.
+        let proxied = reach("https://registry.example");
+        proxied.answered_from(address("10.0.0.9")).expect("of no concern");
+        assert!(looked_up(&proxied, "cdn.example", &["10.0.0.2"]).is_empty());
+        assert_eq!(looked_up(&proxied, "registry.example", &["1.1.1.1"]), ["1.1.1.1"]);
+    }
+
+    #[test]
+    fn a_registry_of_the_internet_does_not_become_one_of_our_network() {
+        let public = reach("http://registry.example");
+        looked_up(&public, "registry.example", &["1.1.1.1"]);
+        public.answered_from(address("1.1.1.1")).expect("its own");
+        for inside in ["127.0.0.1", "10.0.0.1", "169.254.169.254", "::1", "192.168.0.1", "168.63.129.16"] {
+            // For one connection, alone and beside the right one.
+            let said = public.judge("registry.example", vec![address(inside)]).expect_err("refused").to_string();
+            assert!(said.contains(inside) && said.contains("redirect_hosts"), "{said}");
+            assert_eq!(looked_up(&public, "registry.example", &[inside, "1.1.1.1"]), ["1.1.1.1"]);
+            assert!(looked_up(&public, "cdn.example", &[inside]).is_empty());
+        }
+        // Of two that were begun before it was known, the one inside does not count any more.
+        let mixed = reach("http://registry.example");
+        looked_up(&mixed, "registry.example", &["1.1.1.1", "10.0.0.1"]);
+        mixed.answered_from(address("1.1.1.1")).expect("its own");
+        assert!(mixed.answered_from(address("10.0.0.1")).is_err());
+        // One of our network may move out, and not back in, nor to this machine.
+        let moving = reach("http://registry.internal");
+        looked_up(&moving, "registry.internal", &["10.0.0.1"]);
+        moving.answered_from(address("10.0.0.1")).expect("its own");
+        assert!(looked_up(&moving, "registry.internal", &["127.0.0.1"]).is_empty());
+        looked_up(&moving, "registry.internal", &["8.8.8.8"]);
+        moving.answered_from(address("8.8.8.8")).expect("outside");
+        assert!(looked_up(&moving, "registry.internal", &["10.0.0.1"]).is_empty());
+        // Unless the configuration says so.
+        let named = reach("http://trusted.example");
+        looked_up(&named, "trusted.example", &["1.1.1.1"]);
+        named.answered_from(address("1.1.1.1")).expect("its own");
+        assert_eq!(looked_up(&named, "trusted.example", &["10.0.0.1"]), ["10.0.0.1"]);
     }
 }

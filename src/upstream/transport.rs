@@ -17,6 +17,8 @@ use super::anywhere::OTHER_HOSTS;
 use super::budget::Budget;
 use super::errors::{self, Limited};
 use super::health::Health;
+use super::ours::{Circle, Ours};
+use super::pool::Pool;
 use super::reach::{self, Reach, Resolver};
 use super::who::{Who, WhoId};
 use crate::config::{self, ClientTls, HostHeaders, Proxy};
@@ -38,9 +40,10 @@ pub struct Transport {
     /// Host and port, for logs and errors.
     pub label: Arc<str>,
     origin: Url,
-    http: reqwest::Client,
-    /// For other hosts: without the client certificate that is for the upstream.
-    elsewhere: reqwest::Client,
+    http: Pool,
+    /// For other hosts, where a client certificate is for the upstream: without it.
+    elsewhere: Option<Pool>,
+    ours: Ours,
     headers: Vec<(HeaderName, HeaderValue)>,
     host_headers: Arc<[HostHeaders]>,
     max_redirect: u8,
@@ -79,6 +82,7 @@ impl Transport {
         account: String,
         patience: Duration,
         metrics: Arc<Metrics>,
+        ours: &Ours,
     ) -> Result<Self, BuildError> {
         let label: Arc<str> = label(&config.url.origin).into();
         let fail = |reason: String| BuildError { upstream: label.clone(), reason };
@@ -92,14 +96,17 @@ impl Transport {
             proxy_hosts,
             config.confined_to.as_deref(),
         ));
-        let http = client(config, &config.tls, &reach).map_err(fail)?;
-        let elsewhere = match config.tls.identity {
-            None => http.clone(),
-            Some(_) => client(config, &ClientTls { identity: None, ..config.tls.clone() }, &reach).map_err(fail)?,
+        let pool = |tls: ClientTls| {
+            let config = config::Upstream { tls, ..config.clone() };
+            let resolver = Resolver { reach: reach.clone(), ours: ours.clone(), port: None };
+            let make = move |port| client(&config, Resolver { port, ..resolver.clone() });
+            Pool::new(ours.clone(), make).map_err(fail)
         };
+        let without = config.tls.identity.as_ref().map(|_| ClientTls { identity: None, ..config.tls.clone() });
         Ok(Self {
-            http,
-            elsewhere,
+            http: pool(config.tls.clone())?,
+            elsewhere: without.map(pool).transpose()?,
+            ours: ours.clone(),
             origin: config.url.origin.clone(),
             headers: config.headers.clone(),
             host_headers: config.host_headers.clone(),
@@ -154,9 +161,9 @@ impl Transport {
             if is_at_home {
                 self.add_secrets(&mut headers, &url, authorization, ask.who);
             }
-            let http = if is_at_home { &self.http } else { &self.elsewhere };
-            let request = http.request(ask.method.clone(), url.clone());
+            let request = self.client(&url, is_at_home)?.request(ask.method.clone(), url.clone());
             let response = self.execute(request, headers, Some(ask).filter(|_| is_own), ask.who).await?;
+            self.take_note_of_address(&url, &response)?;
             if !is_redirect(response.status()) {
                 return Ok(response);
             }
@@ -207,7 +214,7 @@ impl Transport {
         } else {
             headers.extend(authorization.map(|value| (AUTHORIZATION, value)));
         }
-        let http = if is_trusted { &self.http } else { &self.elsewhere };
+        let http = self.client(&url, is_trusted)?;
         let call = match form {
             None => http.get(url.clone()),
             Some(form) => {
@@ -222,12 +229,33 @@ impl Transport {
 
     /// Sends a request of somebody else's as it is, who waits for its answer and may have long to say it.
     pub async fn pass(&self, request: reqwest::Request) -> Result<Response, Failure> {
-        let result = self.http.execute(request).await.map_err(|error| errors::network(&self.label, &error));
+        let url = request.url().clone();
+        let result = self.client(&url, true)?.execute(request).await;
+        let result = result.map_err(|error| errors::network(&self.label, &error));
+        let result = result.and_then(|response| self.take_note_of_address(&url, &response).map(|()| response));
         match &result {
             Ok(response) => self.metrics.asked_upstream(self.counted_as(), response.status().as_str()),
             Err(failure) => self.metrics.asked_upstream(self.counted_as(), failure.kind.as_str()),
         }
         result
+    }
+
+    /// The client for a URL; `is_theirs`: it may show the certificate that is for the upstream. Our own doors are not for
+    /// upstreams to lead to.
+    fn client(&self, url: &Url, is_theirs: bool) -> Result<reqwest::Client, Failure> {
+        if self.ours.are_named(url) {
+            return Err(self.wrong(Circle(label(url)).to_string()));
+        }
+        let pool = self.elsewhere.as_ref().filter(|_| !is_theirs).unwrap_or(&self.http);
+        pool.client(url).map_err(|error| Failure::new(FailureKind::Unavailable, format!("{}: {error}", self.label)))
+    }
+
+    /// Learns from where the upstream answers; an answer from where it has no business is none.
+    fn take_note_of_address(&self, url: &Url, response: &Response) -> Result<(), Failure> {
+        match response.remote_addr().filter(|_| self.is_own(url)) {
+            Some(address) => self.reach.answered_from(address.ip().to_canonical()).map_err(|why| self.wrong(why)),
+            None => Ok(()),
+        }
     }
 
     /// Sends one request. `own`: what was asked, where the answer tells how the upstream does; a storage
@@ -422,10 +450,9 @@ pub struct TokenCall<'a> {
     pub authorization: Option<HeaderValue>,
 }
 
-/// The HTTP client that shows the certificate of `tls`, if there is one.
-fn client(config: &config::Upstream, tls: &ClientTls, reach: &Arc<Reach>) -> Result<reqwest::Client, String> {
-    let tls = tls::client_config(tls).map_err(|error| error.to_string())?;
-    let mut builder = builder(config).tls_backend_preconfigured(tls).dns_resolver(Arc::new(Resolver(reach.clone())));
+fn client(config: &config::Upstream, resolver: Resolver) -> Result<reqwest::Client, String> {
+    let tls = tls::client_config(&config.tls).map_err(|error| error.to_string())?;
+    let mut builder = builder(config).tls_backend_preconfigured(tls).dns_resolver(Arc::new(resolver));
     if let Proxy::Through(proxies) = &config.proxy {
         for proxy in web::through(proxies).map_err(|_| "http_proxy cannot be used".to_owned())? {
             builder = builder.proxy(proxy);
@@ -496,16 +523,17 @@ mod tests {
     fn a_redirect_into_another_network_is_refused_before_it_is_dialled() {
         let transport = |toml: &str| {
             let patience = Duration::from_secs(1);
-            Transport::new(&upstream(toml), String::new(), patience, Arc::default()).expect("a client")
+            Transport::new(&upstream(toml), String::new(), patience, Arc::default(), &Ours::default())
+                .expect("a client")
         };
-        let public = transport("url = \"https://192.0.2.1\"\nredirect_hosts = [\"10.0.0.9\"]");
-        let from = Url::parse("https://192.0.2.1/v2/x/blobs/y").expect("a URL");
+        let public = transport("url = \"https://1.1.1.1\"\nredirect_hosts = [\"10.0.0.9\"]");
+        let from = Url::parse("https://1.1.1.1/v2/x/blobs/y").expect("a URL");
         let redirect = |transport: &Transport, location: &str| {
             let mut headers = HeaderMap::new();
             headers.insert(LOCATION, location.parse().expect("a header"));
             transport.redirect_target(&from, &headers).map(|url| url.to_string())
         };
-        assert!(redirect(&public, "/elsewhere").is_ok() && redirect(&public, "https://198.51.100.7/x").is_ok());
+        assert!(redirect(&public, "/elsewhere").is_ok() && redirect(&public, "https://8.8.8.8/x").is_ok());
         for inside in [
             "http://127.0.0.1/",
             "http://169.254.169.254/latest/",
