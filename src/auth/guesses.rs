@@ -1,5 +1,5 @@
-//! Who guesses has to wait: wrong logins are counted by address. A place is taken before a login is looked at, so that no
-//! more are looked at, however many come at once.
+//! Wrong logins are counted by address, and an address with too many has to wait. Each login takes a place before it is
+//! compared, so that no more than the limit are compared, however many come at once.
 
 use std::convert::Infallible;
 use std::net::IpAddr;
@@ -15,11 +15,11 @@ pub const GUESSES: u32 = 20;
 /// And all addresses of one /48 of IPv6 together: a site has one, and with it 65,536 networks to guess from.
 pub const OF_A_SITE: u32 = 200;
 pub const MINUTE: Duration = Duration::from_secs(60);
-/// Logins of one address that are refused unseen in one minute, before not even those that are known from there are taken:
-/// each of them could be a guess at one that is known.
+/// Logins of one address that may be refused without a comparison in one minute. After that even a login that is known from
+/// this address is refused: each of the refused ones could be a guess at it.
 const UNSEEN: u32 = 500;
-/// Addresses and sites counted at the same time. Whoever has so many addresses that their counts are forgotten could try
-/// 200,000 logins a minute without that.
+/// Addresses and sites counted at the same time. An attacker with enough addresses to push counts out gains nothing: so many
+/// addresses may try 200,000 logins a minute anyway.
 const COUNTED: usize = 10_000;
 
 /// Wrong logins by address.

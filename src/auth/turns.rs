@@ -1,5 +1,5 @@
-//! Turns at work of which only a little may be done at once. Whose address had least of it goes first, so that a flood of
-//! logins from one address keeps nobody else waiting.
+//! A queue for work of which only a little may run at once. The address that has had the fewest turns goes first, so a
+//! flood of logins from one address keeps no other address waiting.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,7 +22,7 @@ struct State {
 /// The right to work, until it is dropped.
 pub struct Turn(Arc<Turns>);
 
-/// A place among those who wait.
+/// A place in the queue; dropped, it is taken out.
 struct Waiting {
     turns: Arc<Turns>,
     key: (u32, u64),
@@ -69,7 +69,7 @@ impl Turns {
             next
         };
         if let Some((_, tell)) = next {
-            // Who has left meanwhile drops its turn, and so hands it on.
+            // If the waiting login was given up meanwhile, its turn is dropped, which hands it on.
             drop(tell.send(Turn(self.clone())));
         }
     }
