@@ -40,6 +40,8 @@ async fn an_upstream_that_is_larder_itself_is_refused_and_asked_for_nothing() {
             assert_eq!(answer.status, 502, "{name} {rest}: {}", answer.text());
             assert!(answer.text().contains(OURS), "{name} {rest}: {}", answer.text());
         }
+        // A request is logged a moment after its answer.
+        eventually("both requests are logged", async || requests(&larder) >= before + 2).await;
         assert_eq!(requests(&larder), before + 2, "{name}: only the test asked");
     }
 }
