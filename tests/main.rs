@@ -13,6 +13,7 @@ mod client_credentials;
 mod clients;
 mod config_commands;
 mod connect;
+mod consent;
 mod credentials;
 mod damage;
 mod disk_bound;

@@ -2,8 +2,10 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use futures_util::FutureExt;
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
+use futures_util::{FutureExt, StreamExt};
 use http::request::Parts;
 use http::{Method, Version};
 
@@ -18,7 +20,7 @@ use crate::cache::{Aside, Content, Fill, FillReader, Origin, Party, Source, Stan
 use crate::failure::{Failure, FailureKind};
 use crate::oci::Digest;
 use crate::telemetry::Metrics;
-use crate::upstream::{Lane, Upstream};
+use crate::upstream::{BlobAnswer, Lane, Storage, Upstream};
 
 impl Pull {
     pub(super) async fn blob(
@@ -55,10 +57,15 @@ impl Pull {
             begun = joined.0.size().await;
         }
         let (fill, is_first) = joined;
-        let is_foreign = !is_first && self.is_foreign(target, &fill);
+        let is_foreign = match is_first {
+            // What an earlier transfer left may have been for another client alone.
+            true => target.repository.config.client_consent.is_some() && fill.is_resumed(),
+            false => self.is_foreign(target, &fill) && !self.consents.is_begun(target, &digest, &fill),
+        };
         match &begun {
-            // What comes is not verified yet.
-            Ok(_) if is_first && target.repository.is_trusted => self.consents.given(target, &digest),
+            Ok(_) if is_first && !is_foreign && target.repository.is_trusted => {
+                self.consents.begun(target, &digest, &fill);
+            }
             // What was begun for others is ours if our upstream says so.
             Ok(_) if is_foreign => {
                 // Where the upstream of those others does not tell the size, the end of the transfer does.
@@ -138,6 +145,7 @@ impl Pull {
             lane,
             metrics: self.metrics.clone(),
             standing: Mutex::new(standing),
+            storages: Arc::default(),
             rejected: self.rejected.clone(),
         })
     }
@@ -171,6 +179,9 @@ fn party(request: &Parts, target: &Target) -> Party {
     Party { source: source.into(), client: counted_client(request), is_named: target.repository.is_trusted }
 }
 
+/// Storages that are noted for one blob.
+const MAX_STORAGES: usize = 16;
+
 /// Brings a blob from the upstreams of a repository.
 struct BlobOrigin {
     pull: Arc<Pull>,
@@ -179,6 +190,8 @@ struct BlobOrigin {
     lane: Lane,
     metrics: Arc<Metrics>,
     standing: Mutex<Standing>,
+    /// Those that sent something of it.
+    storages: Arc<Mutex<Vec<Storage>>>,
     /// Of all fills.
     rejected: Arc<Rejected>,
 }
@@ -191,7 +204,8 @@ impl BlobOrigin {
         for at in worth_asking {
             match upstreams[at].blob(self.lane, &self.target.who, &self.target.name, &self.digest, from, until).await {
                 Ok(answer) => {
-                    let crate::upstream::BlobAnswer { start, total, body } = answer;
+                    let BlobAnswer { start, total, body, storage } = answer;
+                    let body = self.note_storage(storage, body);
                     return Ok(Transfer { source: Source(at), start, total, body });
                 }
                 Err(failure) => {
@@ -209,7 +223,28 @@ impl BlobOrigin {
     fn standing(&self) -> MutexGuard<'_, Standing> {
         self.standing.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Notes the storage that a body comes from, with the first of its bytes.
+    fn note_storage(&self, storage: Option<Storage>, body: Body) -> Body {
+        let Some(storage) = storage else {
+            return body;
+        };
+        let storages = self.storages.clone();
+        let mut is_noted = false;
+        body.inspect(move |came| {
+            if !is_noted && came.is_ok() {
+                is_noted = true;
+                let mut storages = storages.lock().unwrap_or_else(PoisonError::into_inner);
+                if storages.len() < MAX_STORAGES && !storages.contains(&storage) {
+                    storages.push(storage);
+                }
+            }
+        })
+        .boxed()
+    }
 }
+
+type Body = BoxStream<'static, Result<Bytes, Failure>>;
 
 /// The time, which tests may hold.
 fn now() -> std::time::Instant {
@@ -241,10 +276,15 @@ impl Origin for BlobOrigin {
     fn stored<'a>(&'a self, digest: &'a Digest, size: u64) -> BoxFuture<'a, ()> {
         let path = format!("/v2/{}/blobs/{digest}", self.target.name);
         tracing::info!(path, size, repository = self.target.repository.prefix(), "cached response");
-        if self.target.repository.is_trusted {
+        // Only now that it is verified it is known to be there, for all who could have it.
+        let storages = std::mem::take(&mut *self.storages.lock().unwrap_or_else(PoisonError::into_inner));
+        storages.into_iter().for_each(|storage| self.pull.clients.shared().storages.sent(storage));
+        if self.pull.cache.running_fill(digest).is_none_or(|fill| !fill.is_resumed()) {
+            self.pull.consents.given(&self.target, digest);
+        }
+        if !self.target.repository.learns_public {
             return std::future::ready(()).boxed();
         }
-        // Only now that it is verified it is known to be there, for all who could have it.
         self.pull.learn_whether_public(&self.target, Stored::Blob(size), *digest).boxed()
     }
 }

@@ -5,16 +5,17 @@
 //! upstream has to agree for each of them, and its consent is remembered for a short time. It is for one
 //! object: what a manifest names may be anything, also what its author may not read.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use quick_cache::sync::Cache;
 
 use super::Pull;
 use super::routing::Target;
+use crate::cache::{Fill, FillReader};
 use crate::failure::{Failure, FailureKind};
 use crate::oci::{Digest, Reference};
-use crate::upstream::{Who, WhoId};
+use crate::upstream::{Proof, Who, WhoId};
 
 /// Consents remembered at most; the oldest unused go first.
 const ENTRIES: usize = 50_000;
@@ -24,6 +25,8 @@ const PRIVATE: Duration = Duration::from_secs(10 * 60);
 pub const LEARNING: usize = 16;
 /// Names kept that are private.
 pub const PRIVATE_NAMES: usize = 10_000;
+/// What was shown this long ago was shown for the request that is being answered.
+const JUST_NOW: Duration = Duration::from_secs(10);
 /// How long a consent holds at most while the upstream cannot be asked again.
 const LONGEST_OUTAGE: Duration = Duration::from_secs(24 * 3600);
 
@@ -37,7 +40,25 @@ struct Key {
 }
 
 /// What upstreams agreed to, and when.
-pub struct Consents(Cache<Key, Instant>);
+pub struct Consents(Cache<Key, Given>);
+
+/// How an upstream agreed.
+#[derive(Clone)]
+enum Given {
+    By(Proof, Instant),
+    /// By what is on its way in the client's own name; it is consent once it turns out to be the object.
+    Begun(Weak<Fill>, Instant),
+}
+
+impl Given {
+    /// How, and how long ago; `None`: it is none yet, or was none.
+    fn counts(&self) -> Option<(Proof, Duration)> {
+        match self {
+            Self::By(proof, at) => Some((*proof, at.elapsed())),
+            Self::Begun(fill, at) => fill.upgrade()?.is_verified().then(|| (Proof::Shown, at.elapsed())),
+        }
+    }
+}
 
 impl Default for Consents {
     fn default() -> Self {
@@ -46,9 +67,28 @@ impl Default for Consents {
 }
 
 impl Consents {
+    /// The upstream showed the object itself.
     pub fn given(&self, target: &Target, digest: &Digest) {
+        self.note(target, digest, Given::By(Proof::Shown, Instant::now()));
+    }
+
+    /// A transfer of the object was begun in the client's name.
+    pub fn begun(&self, target: &Target, digest: &Digest, fill: &FillReader) {
+        self.note(target, digest, Given::Begun(fill.downgrade(), Instant::now()));
+    }
+
+    fn note(&self, target: &Target, digest: &Digest, given: Given) {
         if target.repository.config.client_consent.is_some() {
-            self.0.insert(key(target, digest), Instant::now());
+            self.0.insert(key(target, digest), given);
+        }
+    }
+
+    /// Whether a transfer is the one that was begun in the client's name.
+    pub fn is_begun(&self, target: &Target, digest: &Digest, fill: &FillReader) -> bool {
+        let life = target.repository.config.client_consent.unwrap_or_default();
+        match self.0.get(&key(target, digest)) {
+            Some(Given::Begun(begun, at)) => begun.ptr_eq(&fill.downgrade()) && at.elapsed() < life,
+            _ => false,
         }
     }
 
@@ -60,6 +100,13 @@ impl Consents {
     pub fn is_fresh(&self, target: &Target, digest: &Digest) -> bool {
         let life = target.repository.config.client_consent;
         life.is_none_or(|life| self.age(target, digest).is_some_and(|age| age < life))
+    }
+
+    /// Whether the upstream showed the object itself just now, or so lately that it need not be asked again.
+    fn is_shown(&self, target: &Target, digest: &Digest) -> bool {
+        let life = target.repository.config.client_consent.unwrap_or_default().max(JUST_NOW);
+        let counts = self.0.get(&key(target, digest)).and_then(|given| given.counts());
+        counts.is_some_and(|(proof, age)| proof == Proof::Shown && age < life)
     }
 
     /// While the upstream cannot say, what it said before to the same credential holds, for as long as
@@ -85,7 +132,7 @@ impl Consents {
     }
 
     fn age(&self, target: &Target, digest: &Digest) -> Option<Duration> {
-        self.0.get(&key(target, digest)).map(|at| at.elapsed())
+        self.0.get(&key(target, digest)).and_then(|given| given.counts()).map(|(_, age)| age)
     }
 }
 
@@ -132,8 +179,10 @@ impl Pull {
         let page = what.page(digest);
         self.negative.recall(target, &page)?;
         match self.ask_for_proof(target, what, digest, &page).await {
-            Ok(()) if passes => self.consents.given(target, digest),
-            Ok(()) => self.cache.mark_visible(repository, *digest),
+            Ok(proof) if passes => self.consents.note(target, digest, Given::By(proof, Instant::now())),
+            Ok(Proof::Shown) => self.cache.mark_visible(repository, *digest),
+            // For now; a redirect alone is nothing to remember for good.
+            Ok(Proof::Redirect) => {}
             Err(failure) if passes && self.consents.holds_through(&failure, target, digest) => {}
             Err(failure) => {
                 let life = target.repository.config.tags.negative_max_age;
@@ -151,7 +200,7 @@ impl Pull {
         what: Stored,
         digest: &Digest,
         page: &str,
-    ) -> Result<(), Failure> {
+    ) -> Result<Proof, Failure> {
         let key = (target.repository.prefix().to_owned(), format!("{}/{page}", target.name), target.who.id());
         // Who is not trusted may say that it has anything; what it sent once it has.
         let owner = target.repository.owner();
@@ -162,25 +211,27 @@ impl Pull {
             let Target { repository, name, who, .. } = &target;
             let upstreams = &repository.upstreams;
             let proof = async |at: usize| match what {
-                Stored::Blob(size) if must_send_it => upstreams[at].sends_blob(who, name, &digest, size).await,
+                Stored::Blob(size) if must_send_it => {
+                    upstreams[at].sends_blob(who, name, &digest, size).await.map(|()| Proof::Shown)
+                }
                 Stored::Blob(size) => upstreams[at].proves_blob(who, name, &digest, size).await,
                 Stored::Manifest => {
                     let reference = Reference::Digest(digest);
                     let head = upstreams[at].head_manifest(who, name, &reference).await?;
                     match head.and_then(|head| head.digest) {
-                        Some(stated) if stated == digest && !must_send_it => Ok(()),
+                        Some(stated) if stated == digest && !must_send_it => Ok(Proof::Shown),
                         // It does not say: the manifest itself, which is verified, is the proof.
-                        _ => upstreams[at].manifest(who, name, &reference).await.map(drop),
+                        _ => upstreams[at].manifest(who, name, &reference).await.map(|_| Proof::Shown),
                     }
                 }
             };
-            upstreams.first(None, proof).await?;
+            let (_, proof) = upstreams.first(None, proof).await?;
             if must_send_it {
                 cache.mark_visible(&owner, digest);
             }
-            Ok(None)
+            Ok(proof)
         };
-        self.confirmations.run(key, ask).await.0.map(drop)
+        self.proofs.run(key, ask).await.0
     }
 
     /// Whether a mere yes of a repository's upstream is believed: the configuration names it, or it sent the object
@@ -206,7 +257,12 @@ impl Pull {
         }
         let public = target.repository.config.public();
         if matches!(target.who, Who::Anonymous) {
-            return self.cache.mark_visible(&public, digest);
+            // What it is given on other grounds may be for others alone.
+            if self.consents.is_shown(target, &digest) {
+                self.cache.mark_visible(&public, digest);
+                tracing::debug!(%digest, repository = public, "an object is for everybody");
+            }
+            return;
         }
         let name = (target.repository.prefix().to_owned(), target.name.to_string());
         let is_private = self.private.get(&name).is_some_and(|until| Instant::now() < until);
@@ -218,7 +274,9 @@ impl Pull {
         let page = what.page(&digest);
         tokio::spawn(async move {
             match pull.ask_for_proof(&everybody, what, &digest, &page).await {
-                Ok(()) => {
+                // Of a redirect alone nothing is learnt for good.
+                Ok(Proof::Redirect) => {}
+                Ok(Proof::Shown) => {
                     pull.cache.mark_visible(&public, digest);
                     tracing::debug!(%digest, repository = public, "an object is for everybody");
                 }
@@ -243,6 +301,6 @@ impl Pull {
             let size = async |at: usize| repository.upstreams[at].head_blob(who, name, &digest).await;
             repository.upstreams.first(None, size).await.map(|(_, size)| size)
         };
-        self.confirmations.run(key, ask).await.0
+        self.sizes.run(key, ask).await.0
     }
 }

@@ -47,7 +47,7 @@ use crate::oci::route::{Object, Route};
 use crate::oci::{Digest, Name, Reference};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::{Kind, Outcome};
-use crate::upstream::{BuildError, Clients, WhoId};
+use crate::upstream::{BuildError, Clients, Proof, WhoId};
 use crate::web::WebError;
 use admission::Door;
 use consent::Consents;
@@ -82,8 +82,10 @@ pub struct Pull {
     rejected: Arc<Rejected>,
     checks: Flights<(TagKey, WhoId), manifest::Checked>,
     fetches: Flights<(String, Name, Digest, WhoId), manifest::Fetched>,
-    confirmations: Flights<(String, String, WhoId), Option<u64>>,
     asked_heads: Flights<(String, String, WhoId), Option<Said>>,
+    /// Of objects, to those who ask.
+    proofs: Flights<(String, String, WhoId), Proof>,
+    sizes: Flights<(String, String, WhoId), Option<u64>>,
     listings: Flights<(String, String, WhoId), Listing>,
     /// Names that are not for everybody, and until when that is believed.
     private: quick_cache::sync::Cache<(String, String), Instant>,
@@ -149,7 +151,8 @@ impl Pull {
             rejected: Arc::default(),
             checks: Flights::default(),
             fetches: Flights::default(),
-            confirmations: Flights::default(),
+            proofs: Flights::default(),
+            sizes: Flights::default(),
             listings: Flights::default(),
             private: quick_cache::sync::Cache::new(consent::PRIVATE_NAMES),
             copies: Copies::default(),
@@ -181,7 +184,7 @@ impl Pull {
 
     /// Says where the process listens: there nothing is asked, whoever leads there.
     pub fn listens_at(&self, addresses: &[SocketAddr]) {
-        self.clients.ours().set(addresses);
+        self.clients.shared().ours.set(addresses);
     }
 
     /// Whether requests come by the proxy door, too.

@@ -19,6 +19,8 @@ pub struct Repository {
     pub is_trusted: bool,
     /// Whether it is one of the configuration's, and not made up for a host.
     pub is_configured: bool,
+    /// Whether it is found out which of its objects are for everybody.
+    pub learns_public: bool,
 }
 
 impl Repository {
@@ -107,6 +109,7 @@ impl Routing {
                     upstreams,
                     is_trusted: true,
                     is_configured: true,
+                    learns_public: false,
                 }))
             })
             .collect::<Result<Vec<_>, BuildError>>()?;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::stream::{self, BoxStream, StreamExt};
-use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, LINK, RANGE};
+use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, LINK, RANGE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use reqwest::Response;
 use tokio::sync::Semaphore;
@@ -13,9 +13,10 @@ use tokio::sync::Semaphore;
 use super::auth::{Auth, FetchToken, TokenRequest};
 use super::budget::Budget;
 use super::errors;
-use super::ours::Ours;
+use super::fallback::Shared;
+use super::storages::{Storage, Storages};
 use super::token::{self, TokenAnswer};
-use super::transport::{Ask, Transport};
+use super::transport::{Ask, Led, Transport, is_storage_of};
 use super::who::Who;
 use crate::config::{self, Credentials};
 use crate::failure::{Failure, FailureKind};
@@ -37,6 +38,7 @@ pub struct Upstream {
     config: config::Upstream,
     transport: Transport,
     auth: Auth,
+    storages: Arc<Storages>,
     /// Bounds the blob transfers under way.
     transfers: Arc<Semaphore>,
     /// Of these, those for a single client.
@@ -85,11 +87,20 @@ pub struct ManifestHead {
     pub size: Option<u64>,
 }
 
+/// How an upstream showed that it gives an object to whom it was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proof {
+    /// By what only the object has: its bytes, its digest, or its length where that cannot be guessed.
+    Shown,
+    /// By a redirect to the storage that sent this very object before, which cannot be asked now.
+    Redirect,
+}
+
 /// What an upstream says of a blob that it has.
-enum Told {
-    Size(Option<u64>),
-    /// It redirects to where this very blob is.
-    LedToIt,
+struct Told {
+    size: Option<u64>,
+    /// Whether the answer names the digest.
+    is_named: bool,
 }
 
 /// A manifest, verified against its digest.
@@ -120,28 +131,35 @@ pub struct BlobAnswer {
     pub total: Option<u64>,
     /// Each wait for the next bytes has a deadline.
     pub body: BoxStream<'static, Result<Bytes, Failure>>,
+    /// The storage that it comes from, where that is not the upstream itself.
+    pub storage: Option<Storage>,
 }
 
+/// Blobs up to this size are looked at as a whole where no digest is named: a page that is as long is likely enough, and
+/// whoever writes the path that it shows can make it so.
+const GUESSABLE: u64 = 64 * 1024;
+
 impl Upstream {
-    /// `patience`: how long to wait for an answer to begin; `ours`: where this process itself listens.
+    /// `patience`: how long to wait for an answer to begin.
     pub fn new(
         config: &config::Upstream,
         patience: Duration,
         metrics: Arc<Metrics>,
-        ours: &Ours,
+        shared: &Shared,
     ) -> Result<Self, BuildError> {
         let account = match &config.credentials {
             None => "anonymous".to_owned(),
             Some(Credentials::Login(login)) => login.username.clone(),
             Some(Credentials::Helper(helper)) => helper.program.display().to_string(),
         };
-        let transport = Transport::new(config, account, patience, metrics, ours)?;
+        let transport = Transport::new(config, account, patience, metrics, &shared.ours)?;
         let (label, origin) = (transport.label.clone(), &config.url.origin);
         Ok(Self {
             auth: Auth::new(label, origin, config.credentials.clone(), config.token_realms.clone()),
             transfers: Arc::new(Semaphore::new(config.max_connections)),
             asides: Arc::new(Semaphore::new((config.max_connections / ASIDE_SHARE).max(1))),
             transport,
+            storages: shared.storages.clone(),
             config: config.clone(),
         })
     }
@@ -198,7 +216,7 @@ impl Upstream {
     pub async fn greet(&self, who: &Who) -> Result<(), Failure> {
         let mut url = self.config.url.origin.clone();
         url.set_path("/v2/");
-        let ask = Ask { method: Method::GET, url, who, is_pull: false, until: None, headers: HeaderMap::new() };
+        let ask = Ask { method: Method::GET, url, who, is_pull: false, of: None, headers: HeaderMap::new() };
         let response = self.send(&ask, "").await?;
         self.transport.successful(response).map(drop)
     }
@@ -261,52 +279,50 @@ impl Upstream {
     /// The size of a blob, without fetching it; `None` when the upstream knows the blob and does not
     /// say how long it is. Where storage refuses HEAD, one byte is asked for instead.
     pub async fn head_blob(&self, who: &Who, name: &Name, digest: &Digest) -> Result<Option<u64>, Failure> {
-        match self.ask_about_blob(who, name, digest, None).await? {
-            Told::Size(size) => Ok(size),
-            Told::LedToIt => Ok(None),
-        }
+        self.told_of_blob(who, name, digest).await.map(|told| told.size).map_err(|(failure, _)| failure)
     }
 
-    /// `until`: it is enough to be led to where this is.
-    async fn ask_about_blob(
-        &self,
-        who: &Who,
-        name: &Name,
-        digest: &Digest,
-        until: Option<Digest>,
-    ) -> Result<Told, Failure> {
-        let mut ask = self.ask(Method::HEAD, who, name, &format!("blobs/{digest}"), None);
-        ask.until = until;
-        let response = self.send(&ask, &self.scope(name)).await?;
-        if response.status().is_redirection() {
-            return Ok(Told::LedToIt);
+    /// What is told of a blob, by HEAD and else by its first byte. A failure comes with where a redirect led.
+    async fn told_of_blob(&self, who: &Who, name: &Name, digest: &Digest) -> Result<Told, (Failure, Option<Led>)> {
+        let page = format!("blobs/{digest}");
+        let by_head = Ask { of: Some(*digest), ..self.ask(Method::HEAD, who, name, &page, None) };
+        let (response, led) = self.send_led(&by_head, &self.scope(name)).await;
+        let response = response.map_err(|failure| (failure, led.clone()))?;
+        // Storages sign URLs for GET, and refuse HEAD then.
+        let is_refused = refuses_head(response.status()) || (led.is_some() && response.status().is_client_error());
+        if !is_refused {
+            let told = self.told(response, digest).map_err(|failure| (failure, led))?;
+            if told.size.is_some() {
+                return Ok(told);
+            }
         }
-        let redirected = !self.transport.is_own(response.url());
-        let refused = refuses_head(response.status()) || (redirected && response.status() == StatusCode::FORBIDDEN);
-        if !refused {
-            let response = self.transport.successful(response)?;
-            self.refuse_pages(&response, digest)?;
-            return Ok(Told::Size(content_length(response.headers())));
-        }
-        self.size_by_range(who, name, digest).await.map(Told::Size)
+        let mut by_range = Ask { method: Method::GET, ..by_head };
+        by_range.headers.insert(RANGE, HeaderValue::from_static("bytes=0-0"));
+        let (response, led) = self.send_led(&by_range, &self.scope(name)).await;
+        response.and_then(|response| self.told(response, digest)).map_err(|failure| (failure, led))
     }
 
-    async fn size_by_range(&self, who: &Who, name: &Name, digest: &Digest) -> Result<Option<u64>, Failure> {
-        let mut ask = self.ask(Method::GET, who, name, &format!("blobs/{digest}"), None);
-        ask.headers.insert(RANGE, HeaderValue::from_static("bytes=0-0"));
-        let response = self.send(&ask, &self.scope(name)).await?;
+    fn told(&self, response: Response, digest: &Digest) -> Result<Told, Failure> {
+        let nothing = length_behind_which_nothing_is(response.headers());
+        if let (StatusCode::RANGE_NOT_SATISFIABLE, Some(size)) = (response.status(), nothing) {
+            return Ok(Told { size: Some(size), is_named: false });
+        }
         let response = self.transport.successful(response)?;
         self.refuse_pages(&response, digest)?;
-        Ok(match content_range(response.headers()) {
+        let headers = response.headers();
+        let size = match content_range(headers) {
             Some((_, total)) => total,
-            None => content_length(response.headers()),
-        })
+            None => content_length(headers),
+        };
+        let etag = headers.get(ETAG).and_then(|etag| etag.to_str().ok()).unwrap_or_default();
+        Ok(Told { size, is_named: content_digest(headers) == Some(*digest) || etag.contains(digest.hex().as_str()) })
     }
 
     /// A page for people, such as one to log in, is no answer about a blob.
     fn refuse_pages(&self, response: &Response, digest: &Digest) -> Result<(), Failure> {
-        let is_page =
-            media_type(response.headers()).is_some_and(|media_type| media_type.as_str().starts_with("text/html"));
+        let is_page = media_type(response.headers()).is_some_and(|media_type| {
+            ["text/html", "application/xhtml+xml"].iter().any(|page| media_type.as_str().starts_with(page))
+        });
         let is_other = content_digest(response.headers()).is_some_and(|stated| stated != *digest);
         if is_page || is_other {
             return Err(self.transport.wrong(format!("answered with something else than {digest}")));
@@ -314,21 +330,30 @@ impl Upstream {
         Ok(())
     }
 
-    /// Has the upstream show that it has a blob which is known to have `size` bytes: by its length, or where
-    /// it does not tell that, by the blob itself. An answer alone is no proof: login pages have 200 too.
-    pub async fn proves_blob(&self, who: &Who, name: &Name, digest: &Digest, size: u64) -> Result<(), Failure> {
-        let told = match self.ask_about_blob(who, name, digest, Some(*digest)).await? {
-            Told::LedToIt => return Ok(()),
-            Told::Size(Some(told)) => Some(told),
-            Told::Size(None) => self.size_by_range(who, name, digest).await?,
+    /// Has the upstream show that it has a blob which is known to have `size` bytes: by its length there where it
+    /// is, and by the blob itself where that says too little. An answer alone is no proof, nor is a redirect: login pages
+    /// have both. While the storage is down, the redirect counts that led to this very blob before.
+    pub async fn proves_blob(&self, who: &Who, name: &Name, digest: &Digest, size: u64) -> Result<Proof, Failure> {
+        let told = match self.told_of_blob(who, name, digest).await {
+            Ok(told) => told,
+            Err((failure, led)) => {
+                let is_down = matches!(failure.kind, FailureKind::Unavailable | FailureKind::Timeout);
+                let counts = is_down && led.is_some_and(|led| self.knows_storage(digest, &led));
+                return if counts { Ok(Proof::Redirect) } else { Err(failure) };
+            }
         };
-        match told {
-            Some(told) if told == size => Ok(()),
-            Some(told) => Err(self
+        match told.size {
+            Some(told) if told != size => Err(self
                 .transport
                 .wrong(format!("says that {digest} has {told} bytes; what has that digest has {size}"))),
-            None => self.sends_blob(who, name, digest, size).await,
+            Some(_) if told.is_named || size > GUESSABLE => Ok(Proof::Shown),
+            _ => self.sends_blob(who, name, digest, size).await.map(|()| Proof::Shown),
         }
+    }
+
+    fn knows_storage(&self, digest: &Digest, led: &Led) -> bool {
+        let is_redirect = led.status == StatusCode::TEMPORARY_REDIRECT && is_storage_of(digest, &led.url);
+        is_redirect && self.storages.know(Storage::of(digest, &led.url))
     }
 
     /// Has the upstream send a blob, to be looked at and thrown away.
@@ -365,12 +390,14 @@ impl Upstream {
             None => None,
         };
         ask.headers.extend(range.map(|range| (RANGE, range)));
-        let response = self.send(&ask, &self.scope(name)).await?;
+        let (response, led) = self.send_led(&ask, &self.scope(name)).await;
+        let response = response?;
+        let storage = led.map(|led| Storage::of(digest, &led.url));
         if response.status() == StatusCode::RANGE_NOT_SATISFIABLE
             && let Some(total) = length_behind_which_nothing_is(response.headers())
         {
             // An answer all the same: so long it is, and nothing comes from there on.
-            return Ok(BlobAnswer { start: from, total: Some(total), body: stream::empty().boxed() });
+            return Ok(BlobAnswer { start: from, total: Some(total), body: stream::empty().boxed(), storage });
         }
         let response = self.transport.successful(response)?;
 
@@ -384,7 +411,7 @@ impl Upstream {
         if start > from {
             return Err(self.transport.wrong(format!("sent bytes from {start} where {from} was asked for")));
         }
-        Ok(BlobAnswer { start, total, body: self.transport.stream(response, permit) })
+        Ok(BlobAnswer { start, total, body: self.transport.stream(response, permit), storage })
     }
 
     /// Waits for one of the connections that blobs may use. That none is free is no failure of the upstream's.
@@ -447,7 +474,7 @@ impl Upstream {
         url.set_path(&path);
         let mut headers = HeaderMap::new();
         headers.extend(accept.map(|accept| (ACCEPT, HeaderValue::from_static(accept))));
-        Ask { method, url, who, is_pull: false, until: None, headers }
+        Ask { method, url, who, is_pull: false, of: None, headers }
     }
 
     /// The name as the upstream knows it, which is what tokens are asked for.
@@ -457,19 +484,33 @@ impl Upstream {
         format!("repository:{namespace}{separator}{name}:pull")
     }
 
-    /// Sends a request as whom the upstream wants us to be; after a 401 once more.
     async fn send(&self, ask: &Ask<'_>, scope: &str) -> Result<Response, Failure> {
-        self.transport.may_ask(ask)?;
-        let prepared = self.auth.prepare(ask.who, scope, self).await?;
+        self.send_led(ask, scope).await.0
+    }
+
+    /// Sends a request as whom the upstream wants us to be; after a 401 once more. Tells where a redirect led.
+    async fn send_led(&self, ask: &Ask<'_>, scope: &str) -> (Result<Response, Failure>, Option<Led>) {
+        let prepared = match self.transport.may_ask(ask) {
+            Ok(()) => self.auth.prepare(ask.who, scope, self).await,
+            Err(failure) => Err(failure),
+        };
+        let prepared = match prepared {
+            Ok(prepared) => prepared,
+            Err(failure) => return (Err(failure), None),
+        };
         let header = prepared.as_ref().map(|prepared| &prepared.header);
-        let response = self.transport.follow(ask, header).await?;
-        if response.status() != StatusCode::UNAUTHORIZED || !self.transport.is_own(response.url()) {
-            return Ok(response);
+        let storages = &self.storages;
+        let (response, led) = self.transport.follow(ask, header, storages).await;
+        let refused = match response {
+            Ok(response) if response.status() == StatusCode::UNAUTHORIZED && led.is_none() => response,
+            response => return (response, led),
+        };
+        let challenges = challenges(refused.headers());
+        drop(refused);
+        match self.auth.answer(ask.who, &challenges, scope, prepared.as_ref(), self).await {
+            Ok(authorization) => self.transport.follow(ask, Some(&authorization.header), storages).await,
+            Err(failure) => (Err(failure), None),
         }
-        let challenges = challenges(response.headers());
-        drop(response);
-        let authorization = self.auth.answer(ask.who, &challenges, scope, prepared.as_ref(), self).await?;
-        self.transport.follow(ask, Some(&authorization.header)).await
     }
 }
 

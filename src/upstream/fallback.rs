@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::client::{BuildError, Upstream};
 use super::ours::Ours;
+use super::storages::Storages;
 use super::transport::spread;
 use crate::config;
 use crate::failure::{Failure, FailureKind};
@@ -29,18 +30,24 @@ pub struct Upstreams {
 #[derive(Default)]
 pub struct Clients {
     known: Mutex<Vec<(Duration, Weak<Upstream>)>>,
-    ours: Ours,
+    shared: Shared,
+}
+
+/// What all clients of a process have in common.
+#[derive(Clone, Default)]
+pub struct Shared {
+    /// Where the process itself listens.
+    pub ours: Ours,
+    pub storages: Arc<Storages>,
 }
 
 impl Clients {
-    /// Of a process that listens there.
-    pub fn new(ours: Ours) -> Self {
-        Self { known: Mutex::default(), ours }
+    pub fn new(shared: Shared) -> Self {
+        Self { known: Mutex::default(), shared }
     }
 
-    /// Where the process listens.
-    pub fn ours(&self) -> &Ours {
-        &self.ours
+    pub fn shared(&self) -> &Shared {
+        &self.shared
     }
 
     fn client(
@@ -55,7 +62,7 @@ impl Clients {
         if let Some(client) = found.into_iter().find(|client| client.config() == config) {
             return Ok(client);
         }
-        let client = Arc::new(Upstream::new(config, patience, metrics.clone(), &self.ours)?);
+        let client = Arc::new(Upstream::new(config, patience, metrics.clone(), &self.shared)?);
         clients.push((patience, Arc::downgrade(&client)));
         Ok(client)
     }

@@ -14,14 +14,16 @@ mod ours;
 mod place;
 mod pool;
 mod reach;
+mod storages;
 mod token;
 mod transport;
 mod who;
 
 pub use anywhere::{Anywhere, OTHER_HOSTS, PassError};
 pub use budget::Budget;
-pub use client::{BlobAnswer, BuildError, Lane, ListAnswer, ManifestAnswer, ManifestHead, Status, Upstream};
-pub use fallback::{Clients, Upstreams};
+pub use client::{BlobAnswer, BuildError, Lane, ListAnswer, ManifestAnswer, ManifestHead, Proof, Status, Upstream};
+pub use fallback::{Clients, Shared, Upstreams};
 pub use ours::Ours;
 pub use place::{NoPlace, Place};
+pub use storages::Storage;
 pub use who::{Who, WhoId};

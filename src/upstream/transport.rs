@@ -20,6 +20,7 @@ use super::health::Health;
 use super::ours::{Circle, Ours};
 use super::pool::Pool;
 use super::reach::{self, Reach, Resolver};
+use super::storages::{Storage, Storages};
 use super::who::{Who, WhoId};
 use crate::config::{self, ClientTls, HostHeaders, Proxy};
 use crate::failure::{Failure, FailureKind};
@@ -70,11 +71,20 @@ pub struct Ask<'a> {
     pub who: &'a Who,
     /// Whether it counts against a limit on pulls.
     pub is_pull: bool,
-    /// A redirect to where this is is answer enough: the upstream leads there whom it lets have it, and the
-    /// storage need not be asked.
-    pub until: Option<Digest>,
+    /// The object that is asked about: a storage that sent it before need not be waited for.
+    pub of: Option<Digest>,
     pub headers: HeaderMap,
 }
+
+/// Where a redirect first led away from an upstream.
+#[derive(Clone, Debug)]
+pub struct Led {
+    pub url: Url,
+    pub status: StatusCode,
+}
+
+/// For an answer of a storage that is asked only to be sure.
+const STORAGE_PATIENCE: Duration = Duration::from_secs(2);
 
 impl Transport {
     pub fn new(
@@ -150,10 +160,27 @@ impl Transport {
 
     /// Sends a request and follows its redirects. What is meant for the upstream alone (credentials, configured
     /// headers, the client certificate) goes to no other origin, nor back to the upstream from there: a storage would
-    /// choose what is asked with them.
-    pub async fn follow(&self, ask: &Ask<'_>, authorization: Option<&HeaderValue>) -> Result<Response, Failure> {
+    /// choose what is asked with them. Tells where a redirect led, also if that failed.
+    pub async fn follow(
+        &self,
+        ask: &Ask<'_>,
+        authorization: Option<&HeaderValue>,
+        storages: &Storages,
+    ) -> (Result<Response, Failure>, Option<Led>) {
+        let mut led = None;
+        let response = self.follow_to_end(ask, authorization, storages, &mut led).await;
+        (response, led)
+    }
+
+    async fn follow_to_end(
+        &self,
+        ask: &Ask<'_>,
+        authorization: Option<&HeaderValue>,
+        storages: &Storages,
+        led: &mut Option<Led>,
+    ) -> Result<Response, Failure> {
         let mut url = ask.url.clone();
-        let mut is_at_home = true;
+        let (mut is_at_home, mut patience) = (true, self.patience);
         for _ in 0..=self.max_redirect {
             let mut headers = ask.headers.clone();
             let is_own = self.is_own(&url);
@@ -162,14 +189,20 @@ impl Transport {
                 self.add_secrets(&mut headers, &url, authorization, ask.who);
             }
             let request = self.client(&url, is_at_home)?.request(ask.method.clone(), url.clone());
-            let response = self.execute(request, headers, Some(ask).filter(|_| is_own), ask.who).await?;
+            let response = self.execute(request, headers, Some(ask).filter(|_| is_own), ask.who, patience).await?;
             self.take_note_of_address(&url, &response)?;
             if !is_redirect(response.status()) {
-                return Ok(response);
+                return match led.is_some() && response.status().is_server_error() {
+                    // It is the storage that fails, whoever is asked.
+                    true => Err(errors::status(&self.label, response.status(), response.headers())),
+                    false => Ok(response),
+                };
             }
             url = self.redirect_target(&url, response.headers())?;
-            if ask.until.is_some_and(|digest| is_own && is_storage_of(&digest, &url)) {
-                return Ok(response);
+            if led.is_none() && !self.is_own(&url) {
+                let is_known = ask.of.is_some_and(|digest| storages.know(Storage::of(&digest, &url)));
+                patience = if is_known { patience.min(STORAGE_PATIENCE) } else { patience };
+                *led = Some(Led { url: url.clone(), status: response.status() });
             }
             tracing::debug!(upstream = %self.label, to = url.host_str().unwrap_or_default(), "following a redirect");
         }
@@ -223,8 +256,8 @@ impl Transport {
                 http.post(url.clone()).body(form.to_owned())
             }
         };
-        let ask = Ask { method: Method::GET, url, who, is_pull: false, until: None, headers: HeaderMap::new() };
-        self.execute(call, headers, Some(&ask), who).await
+        let ask = Ask { method: Method::GET, url, who, is_pull: false, of: None, headers: HeaderMap::new() };
+        self.execute(call, headers, Some(&ask), who, self.patience).await
     }
 
     /// Sends a request of somebody else's as it is, who waits for its answer and may have long to say it.
@@ -266,15 +299,16 @@ impl Transport {
         mut headers: HeaderMap,
         own: Option<&Ask<'_>>,
         who: &Who,
+        patience: Duration,
     ) -> Result<Response, Failure> {
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         let request = request.headers(headers);
         // One that breaks a connection off may do better at once; one that cannot be reached, or hangs,
         // costs whoever asks next as much again.
-        let (result, was_reached) = match tokio::time::timeout(self.patience, request.send()).await {
+        let (result, was_reached) = match tokio::time::timeout(patience, request.send()).await {
             Ok(Ok(response)) => (Ok(response), true),
             Ok(Err(error)) => (Err(errors::network(&self.label, &error)), !error.is_connect() && !error.is_timeout()),
-            Err(_) => (Err(errors::timeout(&self.label, "an answer", self.patience)), false),
+            Err(_) => (Err(errors::timeout(&self.label, "an answer", patience)), false),
         };
         match &result {
             Ok(response) => self.metrics.asked_upstream(self.counted_as(), response.status().as_str()),
@@ -483,7 +517,7 @@ fn label(origin: &Url) -> String {
 
 /// Whether a URL is that of a blob in the storage behind a registry: its path names the digest, and is no
 /// registry's, which would have to be asked in its turn.
-fn is_storage_of(digest: &Digest, url: &Url) -> bool {
+pub fn is_storage_of(digest: &Digest, url: &Url) -> bool {
     url.path().contains(digest.hex().as_str()) && !matches!(Route::parse(url.path()), Ok(Route::Object { .. }))
 }
 

@@ -216,6 +216,11 @@ impl FillReader {
         fill.readers.fetch_add(1, Ordering::Relaxed);
         Self(fill)
     }
+
+    /// The fill, for who remembers it without reading it.
+    pub fn downgrade(&self) -> Weak<Fill> {
+        Arc::downgrade(&self.0)
+    }
 }
 
 impl Clone for FillReader {
@@ -246,6 +251,8 @@ struct State {
     file: Option<Arc<File>>,
     size: Option<u64>,
     present: RangeSet,
+    /// Whether it goes on from what an earlier transfer left.
+    is_resumed: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -294,7 +301,14 @@ pub struct Readable {
 
 impl Fill {
     fn new(repository: &str) -> Self {
-        let state = State { phase: Phase::Opening, attempt: 0, file: None, size: None, present: RangeSet::default() };
+        let state = State {
+            phase: Phase::Opening,
+            attempt: 0,
+            file: None,
+            size: None,
+            present: RangeSet::default(),
+            is_resumed: false,
+        };
         Self {
             repository: repository.to_owned(),
             state: watch::Sender::new(state),
@@ -308,6 +322,16 @@ impl Fill {
 
     pub fn repository(&self) -> &str {
         &self.repository
+    }
+
+    /// Whether all of it is there and verified.
+    pub fn is_verified(&self) -> bool {
+        matches!(self.state.borrow().phase, Phase::Verified)
+    }
+
+    /// Whether it began with what an earlier transfer left, which may have been somebody else's.
+    pub fn is_resumed(&self) -> bool {
+        self.state.borrow().is_resumed
     }
 
     /// The size of the object as soon as that is known; `None` when the upstream does not say and the
@@ -377,6 +401,7 @@ impl Fill {
             state.phase = Phase::Opening;
             state.file = Some(file);
             state.size = None;
+            state.is_resumed |= !present.is_empty();
             state.present = present;
         });
     }

@@ -255,7 +255,7 @@ fn the_last_piece_is_held_back_until_the_whole_is_verified() {
     let mut present = RangeSet::default();
     present.insert(0, 100_000);
     let file = Some(Arc::new(tempfile::tempfile().expect("a file")));
-    let mut state = State { phase: Phase::Growing, attempt: 1, file, size: Some(100_000), present };
+    let mut state = State { phase: Phase::Growing, attempt: 1, file, size: Some(100_000), present, is_resumed: false };
     let until =
         |state: &State, at| state.answer(at, Reading::default()).map(|answer| answer.expect("no failure").until);
     assert_eq!(until(&state, 0), Some(100_000 - HELD_BACK));

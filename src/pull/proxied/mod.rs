@@ -85,7 +85,7 @@ impl Proxying {
         };
         Ok(Some(Self {
             registries: Registries::new(config, door, clients, metrics)?,
-            anywhere: Anywhere::new(door, metrics.clone(), clients.ours())?,
+            anywhere: Anywhere::new(door, metrics.clone(), &clients.shared().ours)?,
             door: door.clone(),
             patterns: config.cache.patterns.clone(),
         }))

@@ -70,7 +70,7 @@ impl Registries {
         let made = Made {
             door: door.clone(),
             taken: config.repositories.iter().map(|repository| repository.prefix.clone()).collect(),
-            clients: Clients::new(clients.ours().clone()),
+            clients: Clients::new(clients.shared().clone()),
             metrics: metrics.clone(),
         };
         Ok(Self { known, ways, others: Mutex::default(), made })
@@ -158,6 +158,7 @@ impl Made {
             upstreams: upstreams.map_err(|error| refuse(&error))?,
             is_trusted: self.door.trusts(url),
             is_configured: false,
+            learns_public: true,
         })
     }
 }
@@ -183,7 +184,7 @@ fn of_repository(
     let upstreams = Upstreams::new(std::slice::from_ref(&upstream), clients, metrics)?;
     let mut config = config::Repository { client_consent: consent, upstreams: vec![upstream], ..repository.clone() };
     config.forget_absences();
-    Ok(Repository { config, upstreams, is_trusted: true, is_configured: true })
+    Ok(Repository { config, upstreams, is_trusted: true, is_configured: true, learns_public: true })
 }
 
 /// Without anything of its own that logs in.
