@@ -82,8 +82,8 @@ impl Outline {
 /// the document says of itself, else what its members imply (OCI Image Specification, "mediaType").
 pub fn media_type_of(bytes: &[u8]) -> MediaType {
     let implied = match serde_json::from_slice::<Document>(bytes) {
-        Ok(document) => match document.media_type {
-            Some(named) => return MediaType::new(named),
+        Ok(document) => match document.media_type.as_deref().and_then(MediaType::of_others) {
+            Some(named) => return named,
             None if document.manifests.is_some() => media_type::OCI_INDEX,
             None => media_type::OCI_MANIFEST,
         },

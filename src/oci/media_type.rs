@@ -22,6 +22,15 @@ pub const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, application/v
 pub struct MediaType(String);
 
 impl MediaType {
+    /// Longest that is taken from others: type and subtype have at most 127 characters each (RFC 6838, section 4.2),
+    /// and there may be parameters.
+    const LONGEST: usize = 512;
+
+    /// What an upstream or a document calls its type; `None` for what is too long to be one.
+    pub fn of_others(text: &str) -> Option<Self> {
+        (1..=Self::LONGEST).contains(&text.len()).then(|| Self::new(text))
+    }
+
     pub fn new(text: impl Into<String>) -> Self {
         Self(text.into())
     }
@@ -65,5 +74,12 @@ mod tests {
         assert_eq!(html.essence(), "text/html");
         assert!(!html.may_be_manifest());
         assert!(MediaType::new(OCI_INDEX).may_be_manifest());
+    }
+
+    #[test]
+    fn what_is_too_long_for_a_media_type_is_none() {
+        assert_eq!(MediaType::of_others(OCI_INDEX), Some(MediaType::new(OCI_INDEX)));
+        assert_eq!(MediaType::of_others(""), None);
+        assert_eq!(MediaType::of_others(&"a".repeat(513)), None);
     }
 }

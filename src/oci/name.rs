@@ -8,9 +8,10 @@ use std::str::FromStr;
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Name(String);
 
-/// Longest name accepted, in bytes. Many clients stop at 255 for registry and name together; the
-/// specification sets no limit, so this one only bounds what a request can make Larder keep.
-pub const MAX_LENGTH: usize = 1024;
+/// Longest name accepted, in bytes, as distribution has it (`RepositoryNameTotalLengthMax` in its `reference` package, of
+/// the name without its registry). The OCI specification sets no limit and says that many clients stop at 255. It
+/// bounds what a request can make Larder keep.
+pub const MAX_LENGTH: usize = 255;
 
 impl Name {
     pub fn as_str(&self) -> &str {

@@ -52,6 +52,8 @@ const REFUSED_LIFE: Duration = Duration::from_secs(10);
 const MAX_TOKEN: usize = 32 * 1024;
 /// Tokens kept per upstream; one is needed for each repository name pulled.
 const MAX_TOKENS: usize = 4096;
+/// And per upstream that only clients name: there may be many, and their tokens are as long as somebody likes.
+const FEW_TOKENS: usize = 16;
 
 /// An `Authorization` header and what it was made of.
 #[derive(Clone)]
@@ -72,6 +74,7 @@ pub struct Auth {
     scheme: Mutex<Scheme>,
     /// By a digest of the request.
     tokens: Mutex<HashMap<[u8; 32], Arc<Slot>>>,
+    most_tokens: usize,
 }
 
 /// Larder's own credentials.
@@ -122,7 +125,16 @@ impl Auth {
             trusted_realms,
             scheme: Mutex::new(Scheme::Unknown),
             tokens: Mutex::default(),
+            most_tokens: MAX_TOKENS,
         }
+    }
+
+    /// For an upstream that the configuration does not name.
+    pub fn keep_few_tokens(mut self, are_few: bool) -> Self {
+        if are_few {
+            self.most_tokens = FEW_TOKENS;
+        }
+        self
     }
 
     /// What to send with a first request for `scope`.
@@ -303,14 +315,14 @@ impl Auth {
 
     fn slot(&self, request: &TokenRequest) -> Arc<Slot> {
         let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
-        if tokens.len() >= MAX_TOKENS {
+        if tokens.len() >= self.most_tokens {
             let now = Instant::now();
             let is_alive = |slot: &Arc<Slot>| match slot.try_lock() {
                 Ok(kept) => kept.token.as_ref().is_some_and(|token| now < token.renew_at),
                 Err(_) => true,
             };
             tokens.retain(|_, slot| is_alive(slot));
-            if tokens.len() >= MAX_TOKENS {
+            if tokens.len() >= self.most_tokens {
                 tokens.clear();
             }
         }

@@ -155,7 +155,8 @@ impl Upstream {
         let transport = Transport::new(config, account, patience, metrics, &shared.ours)?;
         let (label, origin) = (transport.label.clone(), &config.url.origin);
         Ok(Self {
-            auth: Auth::new(label, origin, config.credentials.clone(), config.token_realms.clone()),
+            auth: Auth::new(label, origin, config.credentials.clone(), config.token_realms.clone())
+                .keep_few_tokens(config.confined_to.is_some()),
             transfers: Arc::new(Semaphore::new(config.max_connections)),
             asides: Arc::new(Semaphore::new((config.max_connections / ASIDE_SHARE).max(1))),
             transport,
@@ -534,8 +535,7 @@ fn content_digest(headers: &HeaderMap) -> Option<Digest> {
 }
 
 fn media_type(headers: &HeaderMap) -> Option<MediaType> {
-    let text = headers.get(CONTENT_TYPE)?.to_str().ok()?.trim();
-    (!text.is_empty()).then(|| MediaType::new(text))
+    MediaType::of_others(headers.get(CONTENT_TYPE)?.to_str().ok()?.trim())
 }
 
 fn content_length(headers: &HeaderMap) -> Option<u64> {

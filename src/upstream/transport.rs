@@ -34,6 +34,8 @@ const MAX_REFUSAL: usize = 4096;
 const REFUSAL_PATIENCE: Duration = Duration::from_secs(2);
 /// Clients with credentials of their own whose rate limits are remembered.
 const MAX_LIMITED: usize = 10_000;
+/// The same of an upstream that only clients name.
+const FEW_LIMITED: usize = 100;
 const CLIENT_LIMITED: Duration = Duration::from_secs(60);
 
 /// The way to one upstream and how it does.
@@ -126,7 +128,7 @@ impl Transport {
             timeout: config.timeout,
             reach,
             health: Mutex::default(),
-            limited: Cache::new(MAX_LIMITED),
+            limited: Cache::new(if config.confined_to.is_none() { MAX_LIMITED } else { FEW_LIMITED }),
             budget: Mutex::default(),
             account,
             metrics,
