@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use crate::support::{Fault, Hub, Image, Larder, On, Options, blob, eventually, get, head, repository_config};
+use crate::support::{Fault, Hub, Image, Larder, On, Options, blob, eventually, get, head, repository_config, request};
 
 /// A small filesystem in memory, mounted for one test. Needs root, as the real clients do.
 struct SmallDisk(tempfile::TempDir);
@@ -183,4 +183,121 @@ async fn expect_right_pull(larder: &Larder, image: &Image) {
         assert!(answer.complete() && answer.body == layer, "{} {:?}", answer.status, answer.error);
     }
     assert!(get(larder.blob_url("hub/team/app", &image.config_digest())).await.complete());
+}
+
+/// A tag list of about a megabyte.
+fn long_list(hub: &Hub) {
+    let tags: Vec<_> = (0..25_000).map(|at| format!("{at:035}")).collect();
+    let list = serde_json::json!({"name": "team/app", "tags": tags}).to_string();
+    hub.fault(On::tags(), Fault::reply(200, &[("content-type", "application/json")], &list));
+}
+
+async fn purge_all(larder: &Larder) {
+    let answer = request("DELETE", format!("{}/api/cache", larder.admin_url())).send().await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lists_do_not_fill_a_small_disk() {
+    let disk = SmallDisk::mount("32m");
+    let hub = Hub::start(Options::default()).await;
+    let image = Image::with_layers(1, &[3_000_000, 20_000]);
+    hub.push_image("team/app", "1", &image);
+    long_list(&hub);
+    let dir = disk.path().join("cache").display().to_string();
+    let mut larder =
+        Larder::builder().config(repository_config("hub", &[&hub])).env("LARDER_CACHE__DIR", &dir).start().await;
+    for n in 0..100 {
+        assert_eq!(get(format!("{}/v2/hub/team/app/tags/list?n={n}", larder.url())).await.status, 200);
+    }
+    let layer = image.layer_digests()[0].clone();
+    for is_first in [true, false] {
+        expect_right_pull(&larder, &image).await;
+        let url = larder.blob_url("hub/team/app", &layer);
+        eventually("it is cached", async || head(&url).await.header("x-cache") == "HIT").await;
+        assert_eq!(get(format!("{}/readyz", larder.admin_url())).await.status, 200);
+        if is_first {
+            larder.restart().await;
+        }
+    }
+    purge_all(&larder).await;
+    let left = space_used(disk.path());
+    assert!(left < 1_000_000, "{left} bytes");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_that_filled_the_disk_makes_room_for_itself_at_the_start() {
+    let disk = SmallDisk::mount("32m");
+    let hub = Hub::start(Options::default()).await;
+    let image = Image::with_layers(1, &[3_000_000, 20_000]);
+    hub.push_image("team/app", "1", &image);
+    let cache = disk.path().join("cache");
+    std::fs::create_dir(&cache).expect("made");
+    fill_with_an_old_index(&cache.join("larder.db"));
+    disk.fill_up();
+    let dir = cache.display().to_string();
+    let mut larder =
+        Larder::builder().config(repository_config("hub", &[&hub])).env("LARDER_CACHE__DIR", &dir).start().await;
+    for is_first in [true, false] {
+        expect_right_pull(&larder, &image).await;
+        let url = larder.blob_url("hub/team/app", &image.layer_digests()[0]);
+        eventually("it is cached", async || head(&url).await.header("x-cache") == "HIT").await;
+        assert_eq!(get(format!("{}/readyz", larder.admin_url())).await.status, 200);
+        let index = std::fs::metadata(cache.join("larder.db")).expect("on disk").len();
+        assert!(index < 1_000_000, "{index} bytes of index");
+        if is_first {
+            larder.restart().await;
+        }
+    }
+}
+
+/// An index as the versions before made it, with lists until nothing more fits on the disk.
+fn fill_with_an_old_index(path: &Path) {
+    let index = rusqlite::Connection::open(path).expect("opened");
+    index.pragma_update(None, "journal_mode", "WAL").expect("set");
+    for migration in [
+        include_str!("../src/index/migrations/1.sql"),
+        include_str!("../src/index/migrations/2.sql"),
+        include_str!("../src/index/migrations/3.sql"),
+        include_str!("../src/index/migrations/4.sql"),
+    ] {
+        index.execute_batch(migration).expect("made");
+    }
+    index.execute_batch("PRAGMA user_version = 4").expect("set");
+    let list = "INSERT INTO listings VALUES ('hub', ?1, zeroblob(1000000), NULL, NULL, NULL, 1)";
+    let written = (0..100).take_while(|page| index.execute(list, [page.to_string()]).is_ok()).count();
+    assert!((5..100).contains(&written), "{written}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_can_be_purged() {
+    let disk = SmallDisk::mount("16m");
+    let hub = Hub::start(Options::default()).await;
+    let image = Image::with_layers(1, &[3_000_000, 20_000]);
+    hub.push_image("team/app", "1", &image);
+    let dir = disk.path().join("cache").display().to_string();
+    let config = format!("[cache]\nmin_free = 0\n{}", repository_config("hub", &[&hub]));
+    let mut larder = Larder::builder().config(config).env("LARDER_CACHE__DIR", &dir).start().await;
+    for is_first in [true, false] {
+        expect_right_pull(&larder, &image).await;
+        eventually("all is stored", async || larder.stats().await["objects"] == 4).await;
+        let filler = disk.fill_up();
+        if is_first {
+            larder.restart().await;
+            disk.fill_up();
+        }
+        purge_all(&larder).await;
+        assert_eq!(larder.stats().await["objects"], 0);
+        expect_right_pull(&larder, &image).await;
+        let url = larder.blob_url("hub/team/app", &image.layer_digests()[1]);
+        eventually("what fits is cached again", async || head(&url).await.header("x-cache") == "HIT").await;
+        std::fs::remove_file(filler).expect("removed");
+        purge_all(&larder).await;
+    }
+}
+
+fn space_used(disk: &Path) -> u64 {
+    let files = std::process::Command::new("du").args(["-s", "-B1"]).arg(disk).output().expect("du is there");
+    let text = String::from_utf8(files.stdout).expect("text");
+    text.split_whitespace().next().expect("a number").parse().expect("a number")
 }

@@ -19,6 +19,7 @@ mod damage;
 mod disk_bound;
 mod file_modes;
 mod full_disk;
+mod growth;
 mod house;
 mod manage;
 mod never_wrong;

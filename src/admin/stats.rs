@@ -27,6 +27,8 @@ pub struct Stats {
     /// Bytes of the stored objects.
     current_size: i64,
     objects: i64,
+    /// Disk that the index needs, its log included.
+    index_size: i64,
     /// Hits and stale answers as a share of all; 0 before the first request.
     hit_rate: f64,
     #[serde(flatten)]
@@ -78,6 +80,7 @@ pub async fn show(State(pull): State<Arc<Pull>>) -> Json<Stats> {
         errors: metrics.errors.get(),
         current_size: metrics.cache_bytes.get(),
         objects: metrics.cache_objects.get(),
+        index_size: metrics.index_bytes.get(),
         hit_rate,
         traffic: traffic(served, fetched),
         fills_running: metrics.fills_running.get(),

@@ -38,6 +38,11 @@ where
         (value, is_first)
     }
 
+    /// Whether work for `key` is under way.
+    pub fn is_running(&self, key: &K) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains_key(key)
+    }
+
     /// Begins the work for `key` unless it is under way, without waiting for it. The second value tells
     /// whether it was begun.
     pub fn begin<F>(&self, key: K, work: impl FnOnce() -> F) -> (watch::Receiver<Option<Result<T, Failure>>>, bool)

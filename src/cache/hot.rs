@@ -6,7 +6,7 @@ use bytes::Bytes;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
-use crate::index::{Listing, TagEntry, TagKey, Timestamp, UrlEntry};
+use crate::index::{ListKey, Listing, TagEntry, TagKey, Timestamp, UrlEntry};
 use crate::oci::{Digest, MediaType};
 
 /// A manifest or index, verified.
@@ -21,21 +21,29 @@ pub struct Manifest {
 /// Objects larger than this are not read as manifests.
 pub const MAX_MANIFEST: u64 = 8 << 20;
 
+// Most bytes of each kind, keys included: names and media types are as long as clients and upstreams make them.
 const MANIFEST_BYTES: u64 = 16 << 20;
-const ENTRIES: usize = 50_000;
-const LISTINGS: usize = 128;
-const URLS: usize = 4_096;
+const TAG_BYTES: u64 = 16 << 20;
+const VISIBLE_BYTES: u64 = 8 << 20;
+const NAME_BYTES: u64 = 8 << 20;
+const LIST_BYTES: u64 = 16 << 20;
 const URL_BYTES: u64 = 8 << 20;
+// About how many there are of each: for the library to reckon with.
+const ENTRIES: usize = 50_000;
+const LISTS: usize = 256;
+const URLS: usize = 4_096;
+/// What an entry takes beside its texts.
+const ENTRY: u64 = 128;
 
 pub struct Hot {
     pub manifests: Cache<Digest, Arc<Manifest>, ByLength>,
-    pub tags: Cache<TagKey, TagEntry>,
+    pub tags: Cache<TagKey, TagEntry, ByLength>,
     /// Repository and object: the repository's upstream has it.
-    pub visible: Cache<(String, Digest), ()>,
-    /// Repository and page: lists that the index may not have written yet.
-    pub listings: Cache<(String, String), Listing>,
-    /// Repository, name and manifest: the index has been told.
-    pub noted: Cache<(String, String, Digest), ()>,
+    pub visible: Cache<(String, Digest), (), ByLength>,
+    /// Lists that the index may not have written yet.
+    pub listings: Cache<ListKey, Listing, ByLength>,
+    /// Repository, name and manifest: the upstream has it under this name, and the index has been told.
+    pub names: Cache<(String, String, Digest), (), ByLength>,
     /// By what stands for a URL: the answers of its server.
     pub urls: Cache<Digest, Arc<Vec<UrlEntry>>, ByLength>,
 }
@@ -44,10 +52,10 @@ impl Default for Hot {
     fn default() -> Self {
         Self {
             manifests: Cache::with_weighter(4_096, MANIFEST_BYTES, ByLength),
-            tags: Cache::new(ENTRIES),
-            visible: Cache::new(ENTRIES),
-            listings: Cache::new(LISTINGS),
-            noted: Cache::new(ENTRIES),
+            tags: Cache::with_weighter(ENTRIES, TAG_BYTES, ByLength),
+            visible: Cache::with_weighter(ENTRIES, VISIBLE_BYTES, ByLength),
+            listings: Cache::with_weighter(LISTS, LIST_BYTES, ByLength),
+            names: Cache::with_weighter(ENTRIES, NAME_BYTES, ByLength),
             urls: Cache::with_weighter(URLS, URL_BYTES, ByLength),
         }
     }
@@ -59,7 +67,7 @@ impl Hot {
         self.tags.clear();
         self.visible.clear();
         self.listings.clear();
-        self.noted.clear();
+        self.names.clear();
         self.urls.clear();
     }
 }
@@ -73,8 +81,73 @@ impl Weighter<Digest, Arc<Manifest>> for ByLength {
     }
 }
 
+impl Weighter<TagKey, TagEntry> for ByLength {
+    fn weight(&self, key: &TagKey, entry: &TagEntry) -> u64 {
+        let texts = key.repository.len() + key.name.len() + key.tag.len() + entry.media_type.as_str().len();
+        2 * ENTRY + texts as u64
+    }
+}
+
+impl Weighter<(String, Digest), ()> for ByLength {
+    fn weight(&self, (repository, _): &(String, Digest), (): &()) -> u64 {
+        ENTRY + repository.len() as u64
+    }
+}
+
+impl Weighter<(String, String, Digest), ()> for ByLength {
+    fn weight(&self, (repository, name, _): &(String, String, Digest), (): &()) -> u64 {
+        ENTRY + (repository.len() + name.len()) as u64
+    }
+}
+
+impl Weighter<ListKey, Listing> for ByLength {
+    fn weight(&self, key: &ListKey, listing: &Listing) -> u64 {
+        listing.weight(key)
+    }
+}
+
 impl Weighter<Digest, Arc<Vec<UrlEntry>>> for ByLength {
     fn weight(&self, _: &Digest, entries: &Arc<Vec<UrlEntry>>) -> u64 {
         200 + entries.iter().map(|entry| entry.head.len() as u64 + 200).sum::<u64>()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A mebibyte for the rounding of shards.
+    fn assert_within(weight: u64, bound: u64) {
+        assert!(weight > bound / 2 && weight <= bound + (1 << 20), "{weight} of {bound}");
+    }
+
+    #[test]
+    fn what_is_kept_in_memory_is_bounded_by_bytes_whatever_names_are_made_of() {
+        let hot = Hot::default();
+        let digest = |number: u32| Digest::of(crate::oci::Algorithm::Sha256, &number.to_le_bytes());
+        let name = |number: u32| format!("{}{number:05}", "a".repeat(250));
+        for number in 0..80_000 {
+            let key = TagKey { repository: "r".to_owned(), name: name(number), tag: "t".repeat(128) };
+            let media_type = MediaType::new("m".repeat(200));
+            let entry = TagEntry { digest: digest(number), media_type, size: 1, checked_at: Timestamp(1) };
+            hot.tags.insert(key, entry);
+            hot.visible.insert((name(number), digest(number)), ());
+            hot.names.insert(("r".to_owned(), name(number), digest(number)), ());
+        }
+        for number in 0..2_000 {
+            let key = ListKey { repository: "r".to_owned(), name: name(number), page: "tags/list".to_owned() };
+            let listing = Listing {
+                body: Bytes::from(vec![b' '; 50_000]),
+                media_type: None,
+                link: None,
+                filters_applied: None,
+                checked_at: Timestamp(1),
+            };
+            hot.listings.insert(key, listing);
+        }
+        assert_within(hot.tags.weight(), TAG_BYTES);
+        assert_within(hot.visible.weight(), VISIBLE_BYTES);
+        assert_within(hot.names.weight(), NAME_BYTES);
+        assert_within(hot.listings.weight(), LIST_BYTES);
     }
 }

@@ -12,7 +12,9 @@ pub mod flight;
 pub mod freshness;
 pub mod hot;
 mod limits;
+mod lists;
 mod modes;
+mod names;
 mod passes;
 mod pins;
 mod places;
@@ -36,17 +38,18 @@ use crate::config::Config;
 use crate::descriptors::Shares;
 use crate::failure::{Failure, FailureKind};
 use crate::index::{
-    Image, ImageName, Index, IndexError, Listing, ObjectEntry, Purge, Purged, TagEntry, TagKey, Timestamp, Write,
+    Image, ImageName, Index, IndexError, ObjectEntry, Purge, Purged, TagEntry, TagKey, Timestamp, Write,
 };
 use crate::oci::manifest::{self, Outline};
-use crate::oci::{Digest, MediaType, Name};
+use crate::oci::{Digest, MediaType};
 pub use crate::store::Mapping;
 use crate::store::{Disk, StoreError, Stored};
 use crate::telemetry::Metrics;
 use begin::Unfit;
-use fill::{Fills, Room};
+use fill::{Fills, Reservation, Room};
 use flight::Flights;
 use hot::Hot;
+use lists::Lists;
 use passes::Passes;
 use places::Places;
 use space::Space;
@@ -59,6 +62,7 @@ pub struct Cache {
     disk: Arc<Disk>,
     index: Arc<Index>,
     hot: Arc<Hot>,
+    lists: Lists,
     space: Arc<Space>,
     room: Arc<dyn Room>,
     fills: Fills,
@@ -84,7 +88,9 @@ impl Cache {
     pub fn open(config: &Config, metrics: Arc<Metrics>) -> Result<Self, OpenError> {
         let disk = Disk::open(&config.cache.dir)?;
         modes::tighten(&config.cache.dir);
-        if let Err(error) = disk.clear_partials(config.cache.partial_ttl) {
+        // On a full disk, downloads that were broken off are worth less than all else.
+        let partial_ttl = if disk.is_full() { Duration::ZERO } else { config.cache.partial_ttl };
+        if let Err(error) = disk.clear_partials(partial_ttl) {
             tracing::warn!(%error, "cannot clear abandoned partial downloads");
         }
         let index = Index::open(&config.cache.dir)?;
@@ -96,6 +102,7 @@ impl Cache {
             disk,
             index,
             hot,
+            lists: Lists::default(),
             room: Arc::new(space.clone()),
             space,
             fills,
@@ -214,10 +221,9 @@ impl Cache {
     /// memory either: the next request for it is another chance to store it.
     pub async fn put_manifest(&self, repository: &str, manifest: Manifest) -> Arc<Manifest> {
         let manifest = Arc::new(manifest);
-        let (disk, stored) = (self.disk.clone(), manifest.clone());
-        let result = blocking(move || disk.put(&stored.digest, &stored.bytes)).await;
-        match result.and_then(|stored| stored.map_err(|error| self.broken("cannot store a manifest", &error))) {
-            Ok(is_new) => {
+        match self.store(&manifest).await {
+            // The reservation lives until the object is counted.
+            Ok((is_new, _reservation)) => {
                 self.hot.manifests.insert(manifest.digest, manifest.clone());
                 let size = manifest.bytes.len() as u64;
                 self.record_object(repository, manifest.digest, size, Some(manifest.media_type.clone()), is_new);
@@ -234,6 +240,23 @@ impl Cache {
         manifest
     }
 
+    /// Stores a small object, in room that is made for it as for any other.
+    async fn store(&self, manifest: &Arc<Manifest>) -> Result<(bool, Reservation), Failure> {
+        let (disk, stored) = (self.disk.clone(), manifest.clone());
+        let reservation = match self.room.reserve(manifest.bytes.len() as u64).await {
+            Err(failure) => {
+                // Limits that are reached are no failure of the cache; a disk that is full is.
+                if blocking(move || disk.is_full()).await? {
+                    self.metrics.errors.inc();
+                }
+                return Err(failure);
+            }
+            reserved => reserved?,
+        };
+        let result = blocking(move || disk.put(&stored.digest, &stored.bytes)).await?;
+        Ok((result.map_err(|error| self.broken("cannot store a manifest", &error))?, reservation))
+    }
+
     fn record_object(&self, repository: &str, digest: Digest, size: u64, media_type: Option<MediaType>, is_new: bool) {
         let entry = ObjectEntry { size, media_type, stored_at: Timestamp::now() };
         self.index.write(Write::Object { digest, entry });
@@ -242,17 +265,6 @@ impl Cache {
             self.metrics.stores.inc();
         }
         self.space.stored(digest, size, repository);
-    }
-
-    /// Notes that a manifest was asked for by digest under a name.
-    pub fn note_manifest(&self, repository: &str, name: &Name, digest: Digest) {
-        let key = (repository.to_owned(), name.to_string(), digest);
-        if self.hot.noted.get(&key).is_some() {
-            return;
-        }
-        let (repository, name, digest) = key.clone();
-        self.index.write(Write::Manifest { repository, name, digest });
-        self.hot.noted.insert(key, ());
     }
 
     pub async fn tag(&self, key: &TagKey) -> Result<Option<TagEntry>, Failure> {
@@ -302,20 +314,6 @@ impl Cache {
         self.index.write(Write::Visible { repository: repository.to_owned(), digest });
     }
 
-    pub async fn listing(&self, repository: &str, page: &str) -> Result<Option<Listing>, Failure> {
-        let key = (repository.to_owned(), page.to_owned());
-        if let Some(listing) = self.hot.listings.get(&key) {
-            return Ok(Some(listing));
-        }
-        self.read(move |index| index.listing(&key.0, &key.1)).await
-    }
-
-    pub fn put_listing(&self, repository: &str, page: &str, listing: Listing) {
-        let (repository, page) = (repository.to_owned(), page.to_owned());
-        self.hot.listings.insert((repository.clone(), page.clone()), listing.clone());
-        self.index.write(Write::Listing { repository, page, listing });
-    }
-
     /// Names with cached content of these repositories behind `last`, in order.
     pub async fn catalog(&self, repositories: Vec<String>, last: String, count: usize) -> Result<Vec<String>, Failure> {
         self.read(move |index| index.catalog(&repositories, &last, count)).await
@@ -324,7 +322,15 @@ impl Cache {
     /// Takes content out: rows first, then files. Readers that have a file open go on.
     pub async fn purge(&self, purge: Purge) -> Result<Purged, Failure> {
         let is_all = purge == Purge::All;
-        let purged = self.index.purge(purge).await.map_err(|error| self.broken("cannot purge", &error))?;
+        let mut purged = self.index.purge(purge.clone()).await;
+        if is_all && purged.is_err() {
+            // On a full disk not even rows can be removed until something else was.
+            let disk = self.disk.clone();
+            let removed = blocking(move || disk.clear()).await?;
+            removed.map_err(|error| self.broken("cannot remove an object", &error))?;
+            purged = self.index.purge(purge).await;
+        }
+        let purged = purged.map_err(|error| self.broken("cannot purge", &error))?;
         self.hot.clear();
         self.space.removed(&purged.digests, is_all);
         let (disk, objects) = (self.disk.clone(), purged.digests.clone());

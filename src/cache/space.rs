@@ -19,7 +19,7 @@ use super::hot::Hot;
 use super::limits::Limits;
 use crate::config::{Config, Limit};
 use crate::failure::{Failure, FailureKind};
-use crate::index::{Index, IndexError, ObjectEntry, TagKey, Timestamp, Write};
+use crate::index::{Bounds, Index, IndexError, ObjectEntry, TagKey, Timestamp, Write};
 use crate::oci::Digest;
 use crate::store::Disk;
 use crate::telemetry::Metrics;
@@ -39,6 +39,10 @@ const USE_RESOLUTION: Seconds = 60;
 const SLACK: u64 = 5;
 /// Objects evicted at most in one go, beyond what a fill waits for.
 const STEP: usize = 500;
+/// Bytes of the index that do not count: an empty one with its log takes about as much.
+const INDEX_FOR_FREE: u64 = 2 << 20;
+/// Space that no object is given, so that the index can be written on a disk that is full. Less on a small one.
+const FOR_THE_INDEX: u64 = 1 << 20;
 
 /// Keeps the cache within its limits.
 pub struct Space {
@@ -133,7 +137,7 @@ impl Space {
         metrics: Arc<Metrics>,
     ) -> Self {
         let limits = Limits::new(config);
-        Self {
+        let space = Self {
             dir: config.cache.dir.clone(),
             stock: Mutex::new(Stock {
                 evictor: Evictor::new(limits.classes.count()),
@@ -154,7 +158,12 @@ impl Space {
             hot,
             fills,
             metrics,
+        };
+        // Before anything is written to it. If this fails, so does each attempt to make room.
+        if let Ok((total, _)) = space.filesystem() {
+            space.bound_index(space.limits.load().max_size.of(total), total);
         }
+        space
     }
 
     /// Takes in what is stored, then keeps the limits for as long as the process lives.
@@ -183,9 +192,10 @@ impl Space {
             }
             let space = self.clone();
             self.off_thread(move || {
-                space.take_in_uses();
+                space.index.apply(space.take_in_uses());
                 space.refresh_pins()?;
                 space.expire();
+                space.publish_index();
                 // In steps, so that fills which wait for room come in between.
                 while space.make_room(0).map_err(IndexError::Io)? == Made::More {}
                 Ok(())
@@ -395,10 +405,10 @@ impl Space {
         let stored_at = Timestamp::from_system_time(since);
         let outline = super::scrub::read_outline(&self.disk, &digest, size);
         let media_type = outline.as_ref().map(|(media_type, _)| media_type.clone());
-        self.index.write(Write::Object { digest, entry: ObjectEntry { size, media_type, stored_at } });
-        self.index.write(Write::Used { digest, at: Timestamp::now() });
+        let entry = ObjectEntry { size, media_type, stored_at };
+        self.index.apply([Write::Object { digest, entry }, Write::Used { digest, at: Timestamp::now() }]);
         if let Some((_, children)) = outline {
-            self.index.write(Write::Edges { parent: digest, children });
+            self.index.apply([Write::Edges { parent: digest, children }]);
             self.edges_changed(&digest);
         }
         // Nobody knows who used it and when: it is kept as long as anything is.
@@ -408,15 +418,33 @@ impl Space {
         stock.evictor.insert(digest, size, now(), class, is_pinned);
     }
 
-    fn take_in_uses(&self) {
+    /// Takes in what was used. Returns what the index is to know of it.
+    fn take_in_uses(&self) -> Vec<Write> {
         let uses = std::mem::take(&mut *self.uses.lock().unwrap_or_else(PoisonError::into_inner));
         let now = now();
-        for digest in uses {
-            let before = self.stock().evictor.touch(&digest, now);
-            if before.is_some_and(|before| now.saturating_sub(before) >= USE_RESOLUTION) {
-                self.index.write(Write::Used { digest, at: Timestamp::now() });
-            }
-        }
+        let touch = |digest: Digest| {
+            let before = self.stock().evictor.touch(&digest, now)?;
+            let is_due = now.saturating_sub(before) >= USE_RESOLUTION;
+            is_due.then(|| Write::Used { digest, at: Timestamp::now() })
+        };
+        uses.into_iter().filter_map(touch).collect()
+    }
+
+    /// All and free bytes of the filesystem.
+    fn filesystem(&self) -> io::Result<(u64, u64)> {
+        let found = rustix::fs::statvfs(&self.dir)?;
+        Ok((found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize))
+    }
+
+    /// What the index may hold follows from the room that there is for all.
+    fn bound_index(&self, max_size: Option<u64>, total: u64) {
+        self.index.keep_within(Bounds::of(max_size.unwrap_or(total).min(total)));
+    }
+
+    fn publish_index(&self) {
+        self.metrics.index_bytes.set(i64::try_from(self.index.bytes()).unwrap_or(i64::MAX));
+        let dropped = self.index.dropped();
+        self.metrics.index_writes_dropped.inc_by(dropped.saturating_sub(self.metrics.index_writes_dropped.get()));
     }
 
     /// Finds out anew what is pinned, if that may have changed.
@@ -477,23 +505,31 @@ impl Space {
         if !*self.loaded.borrow() {
             return Ok(Made::Unknown);
         }
-        // What was just asked for is not to be the first to go.
-        self.take_in_uses();
-        let filesystem = rustix::fs::statvfs(&self.dir)?;
-        let block = filesystem.f_frsize;
-        let (total, free) = (filesystem.f_blocks * block, filesystem.f_bavail * block);
+        // What was just asked for is not to be the first to go. A fill does not wait until that is written.
+        self.take_in_uses().into_iter().for_each(|used| self.index.write(used));
+        let (total, free) = self.filesystem()?;
         let limits = self.limits.load();
         let max_size = limits.max_size.of(total);
-        let min_free = limits.min_free.of(total).unwrap_or(0);
+        let for_the_index = if wanted > 0 { FOR_THE_INDEX.min(total / 16) } else { 0 };
+        let min_free = limits.min_free.of(total).unwrap_or(0).max(for_the_index);
+        self.bound_index(max_size, total);
         let mut abandoned = self.disk.partials()?;
         abandoned.retain(|partial| self.fills.running(&partial.digest).is_none());
 
+        let index = self.index.bytes().saturating_sub(INDEX_FOR_FREE);
         let needed = |free: u64, abandoned: u64| {
             let used = self.stock().evictor.bytes() + self.reserved.load(Ordering::Relaxed) + abandoned;
-            let over_size = max_size.map_or(0, |max| (used + wanted).saturating_sub(max));
+            // The index keeps to less by itself; objects never make room for more than this of it.
+            let over_size = max_size.map_or(0, |max| (used + wanted + index.min(max / 2)).saturating_sub(max));
             over_size.max((min_free + wanted).saturating_sub(free))
         };
         let mut needs = needed(free, abandoned.iter().map(|partial| partial.bytes).sum());
+        let mut free = free;
+        if needs > 0 {
+            // A damaged index is kept for people to look at, while there is room for it.
+            free += self.index.remove_aside()?;
+            needs = needed(free, abandoned.iter().map(|partial| partial.bytes).sum());
+        }
         if needs > 0 && !abandoned.is_empty() {
             // Downloads that nobody goes on with are worth less than anything complete.
             abandoned.sort_by_key(|partial| std::cmp::Reverse(partial.since));
@@ -565,13 +601,11 @@ impl Space {
             return;
         }
         let gone: HashSet<&Digest> = digests.iter().collect();
-        for digest in digests {
-            self.index.write(Write::DropObject { digest: *digest });
-            self.hot.manifests.remove(digest);
-        }
-        // Their tags went with them, and who asks for one again is noted again.
+        self.index.apply(digests.iter().map(|digest| Write::DropObject { digest: *digest }));
+        // Their tags and names went with them, and are noted again.
+        digests.iter().for_each(|digest| drop(self.hot.manifests.remove(digest)));
         self.hot.tags.retain(|_, entry| !gone.contains(&entry.digest));
-        self.hot.noted.clear();
+        self.hot.names.retain(|(_, _, digest), ()| !gone.contains(digest));
         if self.stock().pinned.iter().any(|pinned| gone.contains(pinned)) {
             self.pins_changed();
         }

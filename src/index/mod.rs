@@ -3,14 +3,22 @@
 //! The index is a help, not the truth: an object's file is. Writes are queued and batched by one
 //! thread, so that no request waits for them; reads have connections of their own.
 
+mod bounds;
 mod images;
+mod listings;
+mod names;
+mod open;
 mod pins;
 mod purge;
+mod queue;
+mod size;
 mod sqlite;
 mod urls;
+mod writer;
 
 use std::time::{Duration, SystemTime};
 
+pub use bounds::Bounds;
 pub use purge::{Purge, Purged};
 pub use sqlite::Index;
 pub use urls::UrlEntry;
@@ -95,6 +103,14 @@ pub struct ObjectEntry {
     pub stored_at: Timestamp,
 }
 
+/// A page of a list: repository prefix, name within it, and the page's path and query below that.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ListKey {
+    pub repository: String,
+    pub name: String,
+    pub page: String,
+}
+
 /// A list of tags or referrers as last seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listing {
@@ -119,11 +135,12 @@ pub enum Write {
     DropTag {
         key: TagKey,
     },
-    /// A manifest was asked for by digest under this name.
+    /// The upstream has the manifest under this name.
     Manifest {
         repository: String,
         name: String,
         digest: Digest,
+        at: Timestamp,
     },
     Visible {
         repository: String,
@@ -134,8 +151,7 @@ pub enum Write {
         children: Vec<Digest>,
     },
     Listing {
-        repository: String,
-        page: String,
+        key: ListKey,
         listing: Listing,
     },
     /// An answer of the URL that `key` stands for.
@@ -158,6 +174,31 @@ pub enum Write {
     },
 }
 
+impl Write {
+    /// Bytes of memory that it takes while it waits.
+    fn weight(&self) -> u64 {
+        let beside = match self {
+            Self::Tag { key, entry } => key.name.len() + key.tag.len() + entry.media_type.as_str().len(),
+            Self::DropTag { key } => key.name.len() + key.tag.len(),
+            Self::Object { entry, .. } => entry.media_type.as_ref().map_or(0, |media_type| media_type.as_str().len()),
+            Self::Manifest { name, .. } => name.len(),
+            Self::Visible { repository, .. } => repository.len(),
+            Self::Edges { children, .. } => size_of_val(&children[..]),
+            Self::Listing { key, listing } => {
+                return size_of::<Self>() as u64 + listing.weight(key);
+            }
+            Self::Url { entry, .. } => entry.head.len(),
+            Self::DropUrl { .. } | Self::Used { .. } | Self::DropObject { .. } => 0,
+        };
+        (size_of::<Self>() + beside) as u64
+    }
+
+    /// Whether it only helps in an outage, so that it may be left out where room is short.
+    fn is_spare(&self) -> bool {
+        matches!(self, Self::Listing { .. } | Self::Url { .. })
+    }
+}
+
 /// Count and bytes of the objects.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
@@ -178,6 +219,8 @@ pub enum IndexError {
     Replaced,
     #[error("index: too many changes wait; try again")]
     Full,
+    #[error("index: the list takes {0} bytes, more than there is room for in memory")]
+    TooLarge(u64),
     #[error("index: its thread has ended")]
     Closed,
 }

@@ -52,8 +52,8 @@ pub fn run(connection: &mut Connection, purge: &Purge) -> Result<Purged, IndexEr
                 )?;
                 transaction.execute(&format!("DELETE {condition}"), params![repository, name])?;
             }
-            let pages = "DELETE FROM listings WHERE repository = ?1 AND substr(page, 1, length(?2) + 1) = ?2 || '/'";
-            transaction.execute(pages, params![repository, name])?;
+            transaction
+                .execute("DELETE FROM listings WHERE repository = ?1 AND name = ?2", params![repository, name])?;
             unreachable_objects(&transaction, repository, name)?
         }
         Purge::Reference { repository, name, reference } => {

@@ -7,10 +7,10 @@ use super::sqlite::digest;
 use super::{Index, IndexError, Timestamp};
 use crate::oci::Digest;
 
-/// Answers kept; a client can ask for any number of queries, so the oldest go.
-const MAX_URLS: usize = 200_000;
-/// And of one URL.
+/// Answers kept of one URL.
 const MAX_VARIANTS: usize = 16;
+/// What a row takes beside its head, in the table and its indexes.
+pub const ROW: u64 = 512;
 
 /// An answer of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,16 +59,23 @@ pub(super) fn drop_one(transaction: &Transaction<'_>, key: &Digest, variant: &[u
     transaction.prepare_cached(SQL)?.execute(params![key.as_raw(), variant]).map(drop)
 }
 
-pub(super) fn drop_oldest(transaction: &Transaction<'_>) -> rusqlite::Result<()> {
-    const SQL: &str = "DELETE FROM urls WHERE stored_at < \
-                       (SELECT stored_at FROM urls ORDER BY stored_at DESC LIMIT 1 OFFSET ?1)";
-    let kept = i64::try_from(MAX_URLS - 1).unwrap_or(i64::MAX);
-    transaction.prepare_cached(SQL)?.execute(params![kept]).map(drop)
+/// A client can ask for any number of queries: where all answers together take more than `bound` bytes, the oldest go
+/// until they take a sixteenth less.
+pub(super) fn keep_within(transaction: &Transaction<'_>, bound: u64) -> rusqlite::Result<()> {
+    const TOTAL: &str = "SELECT coalesce(sum(length(head) + ?1), 0) FROM urls";
+    const DELETE: &str = "DELETE FROM urls WHERE stored_at <= (SELECT stored_at FROM \
+        (SELECT stored_at, sum(length(head) + ?1) OVER (ORDER BY stored_at DESC) AS newer FROM urls) \
+        WHERE newer > ?2 ORDER BY stored_at DESC LIMIT 1)";
+    let total: u64 = transaction.prepare_cached(TOTAL)?.query_row(params![ROW], |row| row.get(0))?;
+    if total > bound {
+        transaction.prepare_cached(DELETE)?.execute(params![ROW, bound - bound / 16])?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Purge, Write};
+    use super::super::{Bounds, Purge, Write};
     use super::*;
     use crate::oci::Algorithm;
 
@@ -94,5 +101,24 @@ mod tests {
         assert_eq!(index.urls(&key).expect("read")[0].variant[0], 17);
         index.purge(Purge::All).await.expect("purged");
         assert_eq!(index.urls(&key).expect("read"), []);
+    }
+    #[tokio::test]
+    async fn answers_keep_to_their_bytes_and_the_oldest_go_first() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let index = Index::open(dir.path()).expect("opened");
+        index.keep_within(Bounds { urls: 1 << 20, ..Bounds::default() });
+        let key = |number: i64| Digest::of(Algorithm::Sha256, &number.to_le_bytes());
+        for number in 0..1_000 {
+            let entry = UrlEntry { head: Bytes::from(vec![b' '; 10_000]), ..entry(1, number) };
+            index.write(Write::Url { key: key(number), entry });
+            if number % 20 == 0 {
+                index.flush().await.expect("written");
+            }
+        }
+        index.flush().await.expect("written");
+        let kept = (0..1_000).filter(|&number| !index.urls(&key(number)).expect("read").is_empty());
+        let kept: Vec<_> = kept.collect();
+        assert!((85..=125).contains(&kept.len()), "{}", kept.len());
+        assert_eq!(kept, (1_000 - kept.len() as i64..1_000).collect::<Vec<_>>());
     }
 }

@@ -194,7 +194,7 @@ impl Pull {
     }
 
     /// Has the upstream show that it has an object, once for all who ask the same at the same time.
-    async fn ask_for_proof(
+    pub(super) async fn ask_for_proof(
         self: &Arc<Self>,
         target: &Target,
         what: Stored,

@@ -1,12 +1,14 @@
 //! Lists: tags, referrers, the catalog.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, LINK};
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Response};
 use serde_json::json;
+use tokio::sync::OwnedSemaphorePermit;
 use url::Url;
 
 use super::admission::Door;
@@ -17,7 +19,7 @@ use super::{Answer, Pull, Query};
 use crate::auth::Identity;
 use crate::cache::freshness;
 use crate::failure::{Failure, FailureKind};
-use crate::index::{Listing, Timestamp};
+use crate::index::{ListKey, Listing, Timestamp};
 use crate::oci::manifest::ReferrersIndex;
 use crate::oci::{Digest, MediaType, Tag, media_type};
 use crate::upstream::ListAnswer;
@@ -25,6 +27,13 @@ use crate::upstream::ListAnswer;
 const OCI_FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
 /// Names on one page of the catalog, unless the client asks for fewer.
 const CATALOG_PAGE: usize = 1000;
+
+/// Longest list, in entries, of which a page is asked for and kept. Registries give fewer at a time.
+const MAX_N: u32 = 10_000;
+/// Longest filter that is kept: a media type has at most 127 characters on both sides of its slash (RFC 6838).
+const MAX_FILTER: usize = 255;
+/// How long a request waits until few enough lists of its repository come in.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Which list of a name.
 #[derive(Clone)]
@@ -35,14 +44,15 @@ enum Page {
 
 impl Page {
     /// The page's address within its repository.
-    fn key(&self, target: &Target) -> String {
-        match self {
-            Self::Tags { query } => format!("{}/tags/list?{query}", target.name),
+    fn key(&self, target: &Target) -> ListKey {
+        let (path, query) = match self {
+            Self::Tags { query } => ("tags/list".to_owned(), query.as_str()),
             Self::Referrers { subject, artifact_type } => {
-                let filter = artifact_type.as_deref().unwrap_or_default();
-                format!("{}/referrers/{subject}?{filter}", target.name)
+                (format!("referrers/{subject}"), artifact_type.as_deref().unwrap_or_default())
             }
-        }
+        };
+        let page = if query.is_empty() { path } else { format!("{path}?{query}") };
+        ListKey { repository: target.repository.prefix().to_owned(), name: target.name.to_string(), page }
     }
 }
 
@@ -53,8 +63,8 @@ impl Pull {
         target: &Target,
         query: &Query,
     ) -> Result<Answer, Refusal> {
-        let page = Page::Tags { query: page_query(query) };
-        self.list(request, target, page, query).await
+        let (page, is_kept) = tags_page(query);
+        self.list(request, target, page, is_kept, query).await
     }
 
     pub(super) async fn referrers(
@@ -65,24 +75,31 @@ impl Pull {
         query: &Query,
     ) -> Result<Answer, Refusal> {
         let artifact_type = query.artifact_type.clone();
-        self.list(request, target, Page::Referrers { subject, artifact_type }, query).await
+        let is_kept = artifact_type.as_deref().is_none_or(is_media_type);
+        self.list(request, target, Page::Referrers { subject, artifact_type }, is_kept, query).await
     }
 
-    /// A list: while fresh from the cache, else the upstream's, else as it last was.
+    /// A list: while fresh from the cache, else the upstream's, else as it last was. Without `is_kept` it only passes:
+    /// it is none that a client of a registry asks for.
     async fn list(
         self: &Arc<Self>,
         request: &Parts,
         target: &Target,
         page: Page,
+        is_kept: bool,
         query: &Query,
     ) -> Result<Answer, Refusal> {
         let policy = &target.repository.config.tags;
-        let repository = target.repository.prefix();
         let key = page.key(target);
         // What one client is shown is not for others.
-        let cached = match target.who.is_client() {
-            true => None,
-            false => self.cache.listing(repository, &key).await.ok().flatten(),
+        let is_kept = is_kept && !target.who.is_client();
+        let cached = match is_kept {
+            false => None,
+            true => match self.cache.listing(&key).await {
+                Err(failure) if failure.kind == FailureKind::Busy => return Err(Refusal::of(Wanted::Name)(failure)),
+                // An index that cannot be read is as good as an empty one.
+                found => found.ok().flatten(),
+            },
         };
         // A list grows with each push, so it is fresh for `max_age` and never immutable.
         let is_fresh = cached.as_ref().is_some_and(|listing| listing.checked_at.age() < policy.max_age);
@@ -92,29 +109,61 @@ impl Pull {
                 let since = listing.checked_at.to_system_time();
                 (listing, CacheState::Hit { since })
             }
-            cached => {
-                let (pull, asked) = (self.clone(), target.clone());
-                let work = || async move { pull.fetch_list(&asked, page).await };
-                let (fetched, is_first) =
-                    self.listings.run((repository.to_owned(), key.clone(), target.who.id()), work).await;
-                match (fetched, cached) {
-                    (Ok(listing), _) => (listing, CacheState::Miss { collapsed: !is_first }),
-                    (Err(failure), Some(listing))
-                        if freshness::may_serve_stale(policy, failure.kind, listing.checked_at.age()) =>
-                    {
-                        let since = listing.checked_at.to_system_time();
-                        (listing, CacheState::Stale { since, why: failure })
-                    }
-                    (Err(failure), _) => return Err(Refusal::of(Wanted::Name)(failure)),
+            cached => match (self.fetch_once(target, page, key, is_kept).await, cached) {
+                (Ok((listing, is_first)), _) => (listing, CacheState::Miss { collapsed: !is_first }),
+                (Err(failure), Some(listing))
+                    if freshness::may_serve_stale(policy, failure.kind, listing.checked_at.age()) =>
+                {
+                    let since = listing.checked_at.to_system_time();
+                    (listing, CacheState::Stale { since, why: failure })
                 }
-            }
+                (Err(failure), _) => return Err(Refusal::of(Wanted::Name)(failure)),
+            },
         };
         Ok(Answer { response: respond_list(request, query, &listing, &state), state })
     }
 
+    /// The upstream's list, asked for once for all who want it now. The second value tells whether it was for this one.
+    async fn fetch_once(
+        self: &Arc<Self>,
+        target: &Target,
+        page: Page,
+        key: ListKey,
+        is_kept: bool,
+    ) -> Result<(Listing, bool), Failure> {
+        let flight = (key.clone(), target.who.id());
+        // Each may be of some MiB, so few of a repository come in at once. Who joins another needs no turn.
+        let turn = match self.listings.is_running(&flight) {
+            true => None,
+            false => self.turn_for_list(target).await?,
+        };
+        let (pull, asked) = (self.clone(), target.clone());
+        let work = || async move {
+            let _turn = turn;
+            let listing = pull.cache.hold_listing(pull.fetch_list(&asked, page).await?).await?;
+            if is_kept {
+                pull.cache.put_listing(key, listing.clone());
+            }
+            Ok(listing)
+        };
+        let (fetched, is_first) = self.listings.run(flight, work).await;
+        Ok((fetched?, is_first))
+    }
+
+    async fn turn_for_list(&self, target: &Target) -> Result<Option<OwnedSemaphorePermit>, Failure> {
+        let routing = self.routing();
+        let Some(turns) = routing.lists_of(&target.repository) else {
+            return Ok(None);
+        };
+        let turn = tokio::time::timeout(PATIENCE, turns.clone().acquire_owned()).await;
+        turn.map(Result::ok).map_err(|_| {
+            Failure::new(FailureKind::Busy, "many lists of this repository are being asked for; try again soon")
+        })
+    }
+
     async fn fetch_list(self: &Arc<Self>, target: &Target, page: Page) -> Result<Listing, Failure> {
         let upstreams = &target.repository.upstreams;
-        let listing = match &page {
+        Ok(match &page {
             Page::Tags { query } => {
                 let ask = async |at: usize| upstreams[at].tags(&target.who, &target.name, query).await;
                 into_listing(upstreams.first(None, ask).await?.1)
@@ -133,11 +182,7 @@ impl Pull {
                     Err(failure) => return Err(failure),
                 }
             }
-        };
-        if !target.who.is_client() {
-            self.cache.put_listing(target.repository.prefix(), &page.key(target), listing.clone());
-        }
-        Ok(listing)
+        })
     }
 
     /// The referrers of an upstream without the API: what its fallback tag lists.
@@ -201,15 +246,39 @@ impl Pull {
     }
 }
 
-/// What of the client's query concerns the upstream's list.
-fn page_query(query: &Query) -> String {
+/// The page of a tag list that a client asks for, and whether it is one to be kept: there are any number of queries, and
+/// only some that clients of a registry make. Those are written in one way; others pass as they are.
+fn tags_page(query: &Query) -> (Page, bool) {
+    let n = query.n.as_deref().map(canonical_n);
+    let is_kept = n.as_ref().is_none_or(Option::is_some) && query.last.as_deref().is_none_or(is_tag_like);
+    let n = match n.flatten() {
+        Some(n) => Some(n.to_string()),
+        None => query.n.clone(),
+    };
     let mut asked = url::form_urlencoded::Serializer::new(String::new());
-    for (key, value) in [("n", &query.n), ("last", &query.last)] {
+    for (key, value) in [("n", &n), ("last", &query.last)] {
         if let Some(value) = value {
             asked.append_pair(key, value);
         }
     }
-    asked.finish()
+    (Page::Tags { query: asked.finish() }, is_kept)
+}
+
+fn canonical_n(n: &str) -> Option<u32> {
+    let is_number = n.bytes().all(|byte| byte.is_ascii_digit());
+    n.parse().ok().filter(|n| is_number && *n <= MAX_N)
+}
+
+/// As long and of such characters as a tag.
+fn is_tag_like(last: &str) -> bool {
+    let is_of_tags = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-');
+    last.len() <= 128 && last.bytes().all(is_of_tags)
+}
+
+/// Made of the characters of media types (RFC 6838, section 4.2).
+fn is_media_type(filter: &str) -> bool {
+    let is_of_types = |byte: u8| byte.is_ascii_alphanumeric() || b"/!#$&-^_.+".contains(&byte);
+    filter.len() <= MAX_FILTER && filter.bytes().all(is_of_types)
 }
 
 fn into_listing(answer: ListAnswer) -> Listing {
@@ -272,5 +341,34 @@ mod tests {
         }
         assert_eq!(next_link("/p", &query, "<x>; rel=\"prev\""), None);
         assert_eq!(next_link("/p", &query, "nonsense"), None);
+    }
+
+    #[test]
+    fn pages_are_kept_by_what_they_mean_and_no_nonsense_is() {
+        let page = |n: Option<&str>, last: Option<&str>| {
+            let query = Query { n: n.map(str::to_owned), last: last.map(str::to_owned), ..Query::default() };
+            match tags_page(&query) {
+                (Page::Tags { query }, is_kept) => (query, is_kept),
+                (Page::Referrers { .. }, _) => panic!("another list"),
+            }
+        };
+        let long = "a".repeat(129);
+        for (n, last, query, is_kept) in [
+            (None, None, "", true),
+            (Some("5"), None, "n=5", true),
+            (Some("0005"), Some("v1.0_x-y"), "n=5&last=v1.0_x-y", true),
+            (Some("10000"), Some(""), "n=10000&last=", true),
+            (Some("10001"), None, "n=10001", false),
+            (Some("+5"), None, "n=%2B5", false),
+            (Some(""), None, "n=", false),
+            (Some("-1"), None, "n=-1", false),
+            (Some("99999999999999999999"), None, "n=99999999999999999999", false),
+            (None, Some("a b"), "last=a+b", false),
+            (None, Some(&long), &format!("last={long}"), false),
+        ] {
+            assert_eq!(page(n, last), (query.to_owned(), is_kept), "{n:?} {last:?}");
+        }
+        assert!(is_media_type("application/vnd.example.sbom+json") && is_media_type(""));
+        assert!(!is_media_type("a b") && !is_media_type("a;b") && !is_media_type(&"a".repeat(256)));
     }
 }

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use http::Method;
 use http::request::Parts;
 
-use super::consent::Stored;
 use super::error::{Refusal, Wanted};
 use super::heads::Said;
 use super::respond::{self, CacheState};
@@ -35,6 +34,8 @@ pub(super) struct Fetched(Arc<Manifest>);
 pub(super) struct Found {
     pub manifest: Arc<Manifest>,
     pub state: CacheState,
+    /// Whether the upstream has said that the name has it, or is known to.
+    pub is_of_name: bool,
 }
 
 impl Pull {
@@ -56,7 +57,9 @@ impl Pull {
             }
         };
         let found = found.map_err(manifest_refusal)?;
-        self.cache.note_manifest(target.repository.prefix(), &target.name, found.manifest.digest);
+        if found.is_of_name {
+            self.cache.note_manifest(target.repository.prefix(), &target.name, found.manifest.digest);
+        }
         let response = respond::manifest(&request.method, &request.headers, &found.manifest, &found.state);
         Ok(Answer { response, state: found.state })
     }
@@ -79,7 +82,7 @@ impl Pull {
                 self.check_behind(target, tag, &key);
             }
             let state = CacheState::Hit { since: entry.checked_at.to_system_time() };
-            return Ok(Found { manifest: manifest.clone(), state });
+            return Ok(Found { manifest: manifest.clone(), state, is_of_name: true });
         }
 
         let page = format!("manifests/{tag}");
@@ -98,11 +101,11 @@ impl Pull {
         };
         match (checked, cached) {
             ((Ok(Checked { manifest, is_fetched: true }), is_first), _) => {
-                Ok(Found { manifest, state: CacheState::Miss { collapsed: !is_first } })
+                Ok(Found { manifest, state: CacheState::Miss { collapsed: !is_first }, is_of_name: true })
             }
             ((Ok(Checked { manifest, .. }), _), _) => {
                 let since = manifest.stored_at.to_system_time();
-                Ok(Found { manifest, state: CacheState::Hit { since } })
+                Ok(Found { manifest, state: CacheState::Hit { since }, is_of_name: true })
             }
             ((Err(failure), _), Some((entry, manifest)))
                 if freshness::may_serve_stale(policy, failure.kind, entry.checked_at.age())
@@ -111,7 +114,7 @@ impl Pull {
             {
                 self.negative.remember(target, &page, policy.negative_max_age, &failure);
                 let since = entry.checked_at.to_system_time();
-                Ok(Found { manifest, state: CacheState::Stale { since, why: failure } })
+                Ok(Found { manifest, state: CacheState::Stale { since, why: failure }, is_of_name: true })
             }
             ((Err(failure), _), cached) => {
                 self.negative.remember(target, &page, policy.negative_max_age, &failure);
@@ -202,9 +205,9 @@ impl Pull {
     async fn by_digest(self: &Arc<Self>, target: &Target, digest: &Digest) -> Result<Found, Failure> {
         let stored = self.cache.manifest(digest).await.ok().flatten();
         if let Some(manifest) = stored {
-            self.confirm(target, Stored::Manifest, digest).await?;
+            let is_of_name = self.confirm_manifest(target, digest).await?;
             let since = manifest.stored_at.to_system_time();
-            return Ok(Found { manifest, state: CacheState::Hit { since } });
+            return Ok(Found { manifest, state: CacheState::Hit { since }, is_of_name });
         }
         let page = format!("manifests/{digest}");
         self.negative.recall(target, &page)?;
@@ -215,7 +218,7 @@ impl Pull {
         let life = target.repository.config.tags.negative_max_age;
         let Fetched(manifest) = fetched.inspect_err(|failure| self.negative.remember(target, &page, life, failure))?;
         self.consents.given(target, digest);
-        Ok(Found { manifest, state: CacheState::Miss { collapsed: !is_first } })
+        Ok(Found { manifest, state: CacheState::Miss { collapsed: !is_first }, is_of_name: true })
     }
 
     async fn fetch_manifest(

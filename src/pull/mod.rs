@@ -10,6 +10,7 @@ mod forwarded;
 mod heads;
 mod listing;
 mod manifest;
+mod names;
 mod negative;
 mod observed;
 mod proxied;
@@ -42,7 +43,7 @@ use crate::cache::Cache;
 use crate::cache::flight::Flights;
 use crate::config::{Allow, Config, HostPattern};
 use crate::failure::{Failure, FailureKind};
-use crate::index::{Listing, TagKey};
+use crate::index::{ListKey, Listing, TagKey};
 use crate::oci::route::{Object, Route};
 use crate::oci::{Digest, Name, Reference};
 use crate::telemetry::Metrics;
@@ -86,13 +87,15 @@ pub struct Pull {
     /// Of objects, to those who ask.
     proofs: Flights<(String, String, WhoId), Proof>,
     sizes: Flights<(String, String, WhoId), Option<u64>>,
-    listings: Flights<(String, String, WhoId), Listing>,
+    listings: Flights<(ListKey, WhoId), Listing>,
     /// Names that are not for everybody, and until when that is believed.
     private: quick_cache::sync::Cache<(String, String), Instant>,
     /// Content of other URLs on its way.
     copies: Copies,
     /// Bounds what is asked only to learn.
     learning: Arc<Semaphore>,
+    /// Bounds the questions whether a name has what is stored already.
+    naming: Semaphore,
 }
 
 /// What follows from the configuration.
@@ -157,6 +160,7 @@ impl Pull {
             private: quick_cache::sync::Cache::new(consent::PRIVATE_NAMES),
             copies: Copies::default(),
             learning: Arc::new(Semaphore::new(consent::LEARNING)),
+            naming: Semaphore::new(names::AT_ONCE),
         }))
     }
 

@@ -2,23 +2,35 @@
 
 use std::time::{Duration, Instant};
 
+use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
 use super::routing::Target;
 use crate::failure::{Failure, FailureKind};
 use crate::upstream::WhoId;
 
-/// Absences kept at most; a client can ask for any number of names.
+/// Absences kept, about; a client can ask for any number of names.
 const ENTRIES: usize = 10_000;
+/// And the memory for them: names are as long as clients make them, and messages as upstreams do.
+const BYTES: u64 = 8 << 20;
 
 /// Confirmed absences, by repository, page and who was told.
-pub struct Negative(Cache<Key, (Instant, Failure)>);
+pub struct Negative(Cache<Key, (Instant, Failure), ByLength>);
 
 type Key = (String, String, WhoId);
 
 impl Default for Negative {
     fn default() -> Self {
-        Self(Cache::new(ENTRIES))
+        Self(Cache::with_weighter(ENTRIES, BYTES, ByLength))
+    }
+}
+
+#[derive(Clone)]
+struct ByLength;
+
+impl Weighter<Key, (Instant, Failure)> for ByLength {
+    fn weight(&self, (repository, page, _): &Key, (_, failure): &(Instant, Failure)) -> u64 {
+        256 + (repository.len() + page.len() + failure.message().len()) as u64
     }
 }
 

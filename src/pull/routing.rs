@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use quick_cache::sync::Cache;
+use tokio::sync::Semaphore;
 
 use crate::config::{self, Config};
 use crate::oci::Name;
@@ -87,10 +88,14 @@ pub struct Routing {
     /// Names that a scope matched together with a tag: what is asked of them by digest is of the same
     /// repository.
     scoped: Cache<String, usize>,
+    /// For each repository, how many of its lists may come in at once: each may be long.
+    lists: Vec<Arc<Semaphore>>,
 }
 
 /// Names kept at most in `scoped`.
 const SCOPED: usize = 10_000;
+/// Lists of one repository that come in at once.
+const LISTS: usize = 4;
 
 impl Routing {
     pub fn new(config: &Config, clients: &Clients, metrics: &Arc<Metrics>) -> Result<Self, BuildError> {
@@ -125,6 +130,7 @@ impl Routing {
             by_prefix,
             default,
             scoped: Cache::new(SCOPED),
+            lists: repositories.iter().map(|_| Arc::new(Semaphore::new(LISTS))).collect(),
             repositories,
         })
     }
@@ -236,6 +242,11 @@ impl Routing {
         let by_namespace = asked.namespace.and_then(|namespace| self.by_namespace.get(namespace).copied());
         let at = by_namespace.or_else(|| self.at_host(asked.host?)).or_else(|| self.by_prefix.get(asked.path).copied());
         at.map(|at| &self.repositories[at])
+    }
+
+    /// What bounds the lists of a repository that come in at once; `None` for one that was made up for a host.
+    pub fn lists_of(&self, repository: &Repository) -> Option<&Arc<Semaphore>> {
+        self.by_prefix.get(repository.prefix()).map(|&at| &self.lists[at])
     }
 
     /// The repository of names that no rule matches.

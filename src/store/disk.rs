@@ -252,7 +252,8 @@ impl Disk {
             match (name.parse(), entry.metadata()) {
                 (Ok(digest), Ok(metadata)) => {
                     // A block is 512 bytes here, whatever the filesystem's own are.
-                    let bytes = metadata.blocks() * 512;
+                    let journal = fs::metadata(entry.path().with_extension("have"));
+                    let bytes = (metadata.blocks() + journal.map_or(0, |journal| journal.blocks())) * 512;
                     partials.push(PartialFile { digest, bytes, since: metadata.modified()? });
                 }
                 (Ok(_), Err(error)) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -376,11 +377,15 @@ impl Disk {
         let path = self.partial.join("check");
         new_file(&path)?.write_all(b"larder")?;
         fs::remove_file(&path)?;
-        let filesystem = rustix::fs::statvfs(&self.partial)?;
-        if filesystem.f_bavail * filesystem.f_frsize < LITTLE {
-            return Err(io::Error::new(io::ErrorKind::StorageFull, "no space left on it"));
+        match self.is_full() {
+            true => Err(io::Error::new(io::ErrorKind::StorageFull, "no space left on it")),
+            false => Ok(()),
         }
-        Ok(())
+    }
+
+    /// Whether there is as good as no space left.
+    pub fn is_full(&self) -> bool {
+        rustix::fs::statvfs(&self.partial).is_ok_and(|found| found.f_bavail * found.f_frsize < LITTLE)
     }
 
     /// Removes all objects, known to the index or not.

@@ -117,6 +117,9 @@ pub struct Metrics {
     pub errors: Counter,
     pub cache_bytes: Gauge<i64>,
     pub cache_objects: Gauge<i64>,
+    pub index_bytes: Gauge<i64>,
+    /// Changes to the index that were dropped because too many waited or the disk was full.
+    pub index_writes_dropped: Counter,
     pub connections: Gauge,
     /// Hits, misses and stale answers over all repositories, for the stats page.
     pub hits: Counter<u64, AtomicU64>,
@@ -197,6 +200,8 @@ impl Metrics {
         r.register("errors", "Failures of the cache's own disk or index", self.errors.clone());
         r.register_with_unit("cache", "Size of the stored objects", Unit::Bytes, self.cache_bytes.clone());
         r.register("cache_objects", "Stored objects", self.cache_objects.clone());
+        r.register_with_unit("index", "Disk that the index needs", Unit::Bytes, self.index_bytes.clone());
+        r.register("index_writes_dropped", "Changes to the index that were lost", self.index_writes_dropped.clone());
         r.register(
             "config_reloads",
             "Changes of the configuration that were used or refused",

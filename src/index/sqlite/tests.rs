@@ -1,7 +1,5 @@
-use bytes::Bytes;
-
 use super::*;
-use crate::index::{ImageName, Purge, Purged};
+use crate::index::ImageName;
 use crate::oci::Reference;
 
 fn object(byte: u8) -> Digest {
@@ -68,7 +66,12 @@ async fn purging_an_index_takes_its_platforms_along() {
     let (_dir, index) = open();
     put_image(&index, "a", "1", 1, &[2]);
     index.write(Write::Edges { parent: object(2), children: vec![object(3)] });
-    index.write(Write::Manifest { repository: "r".to_owned(), name: "a".to_owned(), digest: object(2) });
+    index.write(Write::Manifest {
+        repository: "r".to_owned(),
+        name: "a".to_owned(),
+        digest: object(2),
+        at: Timestamp(1),
+    });
     let purge = Purge::Reference {
         repository: "r".to_owned(),
         name: "a".to_owned(),
@@ -105,28 +108,6 @@ async fn purging_a_shared_image_here_and_there_leaves_nothing() {
     assert!(!index.is_visible("r", &object(2)).expect("read"));
     let purged = index.purge(Purge::Repository("other".to_owned())).await.expect("purged");
     assert_eq!(purged.digests, [object(1), object(2)]);
-}
-
-#[tokio::test]
-async fn the_oldest_lists_go_when_there_are_too_many() {
-    let (dir, index) = open();
-    for at in 0..5 {
-        let listing = Listing {
-            body: Bytes::new(),
-            media_type: None,
-            link: None,
-            filters_applied: None,
-            checked_at: Timestamp(at),
-        };
-        index.write(Write::Listing { repository: "r".to_owned(), page: at.to_string(), listing });
-    }
-    index.flush().await.expect("written");
-    let mut connection = Connection::open(dir.path().join("larder.db")).expect("opened");
-    let transaction = connection.transaction().expect("begun");
-    drop_oldest_listings(&transaction, 2).expect("dropped");
-    transaction.commit().expect("committed");
-    let is_there = |page: &str| index.listing("r", page).expect("read").is_some();
-    assert!(!is_there("0") && !is_there("2") && is_there("3") && is_there("4"));
 }
 
 #[test]

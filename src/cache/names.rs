@@ -1,0 +1,42 @@
+//! Which names have which manifests, as their upstreams have said: what the catalog and the list of images show.
+
+use super::{Cache, blocking};
+use crate::index::{IndexError, Timestamp, Write};
+use crate::oci::{Digest, Name};
+
+impl Cache {
+    /// Notes that the upstream has a manifest under a name.
+    pub fn note_manifest(&self, repository: &str, name: &Name, digest: Digest) {
+        let key = (repository.to_owned(), name.to_string(), digest);
+        if self.hot.names.get(&key).is_some() {
+            return;
+        }
+        let (repository, name, digest) = key.clone();
+        self.index.write(Write::Manifest { repository, name, digest, at: Timestamp::now() });
+        self.hot.names.insert(key, ());
+    }
+
+    /// Whether the upstream is known to have a manifest under a name: it said so, or a tag or a manifest of that name
+    /// leads there. An index that cannot be read knows nothing.
+    pub async fn knows_name(&self, repository: &str, name: &Name, digest: Digest) -> bool {
+        let key = (repository.to_owned(), name.to_string(), digest);
+        if self.hot.names.get(&key).is_some() {
+            return true;
+        }
+        let (index, (prefix, path, digest)) = (self.index.clone(), key);
+        let found = blocking(move || {
+            if index.knows_name(&prefix, &path, &digest)? {
+                return Ok(true);
+            }
+            // What leads there may have been learnt a moment ago, and wait to be written.
+            index.flush_blocking()?;
+            index.knows_name(&prefix, &path, &digest)
+        });
+        let is_known = matches!(found.await, Ok(Ok::<_, IndexError>(true)));
+        if is_known {
+            // Next time it is known without the index.
+            self.note_manifest(repository, name, digest);
+        }
+        is_known
+    }
+}

@@ -1,0 +1,59 @@
+//! Which names have which manifests, as their upstreams have said.
+
+use rusqlite::{Transaction, params};
+
+use super::{Index, IndexError, Timestamp};
+use crate::oci::Digest;
+
+/// A name that is noted again is written again only after this, in milliseconds.
+const RESOLUTION: i64 = 24 * 3_600_000;
+
+impl Index {
+    /// Whether the upstream of `repository` is known to have the manifest under this name: it said so, or a tag of the
+    /// name leads to it, or a manifest of the name does. Blocks.
+    pub fn knows_name(&self, repository: &str, name: &str, digest: &Digest) -> Result<bool, IndexError> {
+        const SQL: &str = "WITH wanted(digest) AS (SELECT ?3 UNION ALL SELECT parent FROM edges WHERE child = ?3) \
+            SELECT 1 FROM wanted WHERE \
+            EXISTS (SELECT 1 FROM manifests WHERE repository = ?1 AND name = ?2 AND digest = wanted.digest) \
+            OR EXISTS (SELECT 1 FROM tags WHERE digest = wanted.digest AND repository = ?1 AND name = ?2)";
+        self.read(|connection| connection.prepare_cached(SQL)?.exists(params![repository, name, digest.as_raw()]))
+    }
+}
+
+pub(super) fn put(
+    transaction: &Transaction<'_>,
+    repository: &str,
+    name: &str,
+    digest: &Digest,
+    at: Timestamp,
+) -> rusqlite::Result<()> {
+    const SQL: &str = "INSERT INTO manifests (repository, name, digest, noted_at) VALUES (?1, ?2, ?3, ?4) \
+        ON CONFLICT (repository, name, digest) DO UPDATE SET noted_at = ?4 WHERE noted_at < ?4 - ?5";
+    transaction.prepare_cached(SQL)?.execute(params![repository, name, digest.as_raw(), at.0, RESOLUTION]).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Write;
+    use super::*;
+    use crate::index::{TagEntry, TagKey};
+    use crate::oci::MediaType;
+
+    #[tokio::test]
+    async fn a_name_has_what_its_tags_and_its_manifests_lead_to() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let index = Index::open(dir.path()).expect("an index");
+        let [image_index, image, other] = [1, 2, 3].map(|byte| Digest::Sha256([byte; 32]));
+        let key = TagKey { repository: "r".to_owned(), name: "a".to_owned(), tag: "1".to_owned() };
+        let entry =
+            TagEntry { digest: image_index, media_type: MediaType::new("m"), size: 1, checked_at: Timestamp(1) };
+        index.write(Write::Tag { key, entry });
+        index.write(Write::Edges { parent: image_index, children: vec![image] });
+        let (repository, name) = ("r".to_owned(), "b".to_owned());
+        index.write(Write::Manifest { repository, name, digest: other, at: Timestamp(1) });
+        index.flush().await.expect("written");
+        let knows = |repository: &str, name: &str, digest| index.knows_name(repository, name, &digest).expect("read");
+        assert!(knows("r", "a", image_index) && knows("r", "a", image) && knows("r", "b", other));
+        assert!(!knows("r", "a", other) && !knows("r", "b", image) && !knows("elsewhere", "a", image));
+    }
+}

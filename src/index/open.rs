@@ -1,0 +1,396 @@
+//! How an index is opened, whatever state it and its disk are in: no state file can stop the start.
+
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
+use rusqlite::{Connection, params};
+
+use super::size::{self, LITTLE};
+use super::sqlite::Readers;
+use super::writer::{PATIENCE, Queue, Writer};
+use super::{Index, IndexError, Timestamp, pins};
+use crate::files;
+
+const MIGRATIONS: [&str; 5] = [
+    include_str!("migrations/1.sql"),
+    include_str!("migrations/2.sql"),
+    include_str!("migrations/3.sql"),
+    include_str!("migrations/4.sql"),
+    include_str!("migrations/5.sql"),
+];
+/// All tables but those of SQLite itself.
+const TABLES: [&str; 8] = ["objects", "tags", "manifests", "visibility", "edges", "pins", "listings", "urls"];
+/// Tables that may be large and only help in an outage, and their bytes.
+const SPARE: [(&str, &str); 2] =
+    [("listings", "SELECT sum(length(body)) FROM old.listings"), ("urls", "SELECT sum(length(head)) FROM old.urls")];
+/// They are kept in memory only up to this.
+const SPARE_BYTES: u64 = 16 << 20;
+/// A smaller database is not what fills a disk.
+const LARGE: u64 = 4 << 20;
+
+/// Where an index is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    Disk,
+    /// Until the process ends; then it is written to the disk, if it may replace what is there and there is room.
+    Memory {
+        may_replace: bool,
+    },
+}
+
+impl Index {
+    /// Opens the index under `dir`. One that cannot be read is set aside and a new one begun: what it
+    /// knew is learnt again, and no state file can stop the start.
+    pub fn open(dir: &Path) -> Result<Self, IndexError> {
+        let path = dir.join("larder.db");
+        let mark = damage_mark(&path);
+        let was_marked = mark.exists();
+        if was_marked {
+            tracing::error!("the index was found damaged; it is built anew from the files");
+            set_aside(&path)?;
+            std::fs::remove_file(mark)?;
+        }
+        match Self::open_at(&path, was_marked) {
+            Err(IndexError::Database(error)) if is_damage(&error) => {
+                tracing::error!(%error, "the index is damaged; it is built anew from the files");
+                set_aside(&path)?;
+                Self::open_at(&path, true)
+            }
+            Err(IndexError::Database(error)) if is_of_the_disk(&error) => Self::open_without_disk(&path, &error),
+            result => result,
+        }
+    }
+
+    /// The disk is full or cannot be written to. Where it is the index itself that fills it, it is written anew; else it
+    /// is kept in memory, and written when the process ends.
+    fn open_without_disk(path: &Path, error: &rusqlite::Error) -> Result<Self, IndexError> {
+        let copy = Copy::of(path)?;
+        let is_full = path.parent().is_some_and(|dir| size::free(dir).is_ok_and(|free| free < LITTLE));
+        let before = size::on_disk(path);
+        if is_full && copy.is_whole && before > LARGE && size::used(&copy.connection)? < before / 2 {
+            tracing::error!(%error, bytes = before, "the index fills the disk; it is written anew without lists");
+            remove(path)?;
+            match copy.connection.execute("VACUUM INTO ?1", params![uri(path, "vfs=unix")]) {
+                Ok(_) => return Self::open_at(path, false),
+                Err(error) => {
+                    tracing::error!(%error, "the index cannot be written anew");
+                    remove(path)?;
+                }
+            }
+        }
+        tracing::error!(%error, "the index cannot be written; it is kept in memory until the next start");
+        Self::start(copy.connection, path, Path::new(&copy.name), Place::Memory { may_replace: copy.is_whole })
+    }
+
+    /// An index that is gone with the process, begun with what can be read of the one at `path`.
+    #[cfg(test)]
+    pub(super) fn open_in_memory(path: &Path) -> Result<Self, IndexError> {
+        let copy = Copy::of(path)?;
+        Self::start(copy.connection, path, Path::new(&copy.name), Place::Memory { may_replace: false })
+    }
+
+    fn open_at(path: &Path, was_damaged: bool) -> Result<Self, IndexError> {
+        let is_new = std::fs::metadata(path).map_or(true, |metadata| metadata.len() == 0);
+        // The library makes it readable to all, and the files beside it like this one. What goes wrong it tells better.
+        let _ = files::make(path, files::Readers::Group);
+        let mut connection = Connection::open(path)?;
+        connection.busy_timeout(PATIENCE)?;
+        if is_new {
+            size::prepare(&connection)?;
+        }
+        connection.pragma_update(None, "journal_mode", "WAL")?;
+        // A power cut may lose the last rows, never the database; lost rows are learnt again.
+        connection.pragma_update(None, "synchronous", "NORMAL")?;
+        size::configure(&connection)?;
+        migrate(&mut connection)?;
+        if is_new {
+            pins::restore(&connection, path);
+        } else if size::should_be_written_anew(&connection, path)? {
+            let written = size::write_anew(&connection).and_then(|()| size::take_in_log(&connection));
+            if let Err(error) = written {
+                tracing::warn!(%error, "the index cannot be written anew; it gives no room back until it is");
+            }
+        }
+        Ok(Self { was_damaged, ..Self::start(connection, path, path, Place::Disk)? })
+    }
+
+    /// `source` is where further connections find the database of the first.
+    fn start(connection: Connection, path: &Path, source: &Path, place: Place) -> Result<Self, IndexError> {
+        let readers = Readers::open(path, source)?;
+        let writer = Queue::start(Writer::new(connection, path.to_owned(), place))?;
+        let file = if place == Place::Disk { identity(path) } else { None };
+        Ok(Self { path: path.to_owned(), readers, writer, was_damaged: false, file })
+    }
+}
+
+/// What can be read of an index, in memory.
+struct Copy {
+    connection: Connection,
+    /// By which further connections find it.
+    name: String,
+    /// Whether all was read that matters.
+    is_whole: bool,
+}
+
+impl Copy {
+    fn of(path: &Path) -> Result<Self, IndexError> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let name = format!("file:/larder-{}?vfs=memdb", NEXT.fetch_add(1, Ordering::Relaxed));
+        let mut connection = Connection::open(&name)?;
+        size::prepare(&connection)?;
+        migrate(&mut connection)?;
+        let copied = if path.exists() { copy_from(&connection, path) } else { Ok(()) };
+        if let Err(error) = &copied {
+            tracing::warn!(%error, "not all that the index knew can be read; it is learnt again");
+        }
+        pins::restore(&connection, path);
+        Ok(Self { connection, name, is_whole: copied.is_ok() })
+    }
+}
+
+/// Copies what the index at `path` knows, which may be of an earlier version.
+fn copy_from(connection: &Connection, path: &Path) -> rusqlite::Result<()> {
+    // What the last process left in the log is read too, without the shared memory that a full disk has no room for.
+    // Where the file can only be read, that cannot be: then without the log.
+    let ways = [("vfs=unix", "PRAGMA old.locking_mode = EXCLUSIVE"), ("immutable=1&vfs=unix", "")];
+    let mut copied = Ok(());
+    for (parameters, prepare) in ways {
+        connection.execute("ATTACH ?1 AS old", [uri(path, parameters)])?;
+        copied = connection.execute_batch(prepare).and_then(|()| copy_tables(connection));
+        connection.execute_batch("DETACH old")?;
+        if copied.is_ok() {
+            break;
+        }
+    }
+    copied
+}
+
+/// The name of a file for a connection to a database in memory, which would else take it for another in memory.
+fn uri(path: &Path, parameters: &str) -> String {
+    let encoded = percent_encode(path.as_os_str().as_bytes(), NON_ALPHANUMERIC).to_string().replace("%2F", "/");
+    format!("file:{encoded}?{parameters}")
+}
+
+fn copy_tables(connection: &Connection) -> rusqlite::Result<()> {
+    for table in TABLES {
+        let columns = shared_columns(connection, table)?;
+        // An earlier version may not have it, or not as it is needed: it is learnt again.
+        if columns.is_empty() {
+            continue;
+        }
+        if let Some((_, bytes)) = SPARE.iter().find(|(spare, _)| *spare == table) {
+            let bytes: Option<u64> = connection.query_row(bytes, [], |row| row.get(0))?;
+            if bytes.unwrap_or(0) > SPARE_BYTES {
+                continue;
+            }
+        }
+        let columns = columns.join(", ");
+        let sql = format!("INSERT OR IGNORE INTO main.{table} ({columns}) SELECT {columns} FROM old.{table}");
+        connection.execute(&sql, [])?;
+    }
+    Ok(())
+}
+
+/// The columns that a table has here and in the attached index; none where it lacks one that it cannot do without.
+fn shared_columns(connection: &Connection, table: &str) -> rusqlite::Result<Vec<String>> {
+    let columns = |schema: &str| {
+        let sql = "SELECT name, \"notnull\" AND dflt_value IS NULL AND NOT pk FROM pragma_table_info(?1, ?2)";
+        let mut statement = connection.prepare(sql)?;
+        let rows = statement.query_map(params![table, schema], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        rows.collect::<rusqlite::Result<Vec<(String, bool)>>>()
+    };
+    let (here, there) = (columns("main")?, columns("old")?);
+    let is_there = |name: &String| there.iter().any(|(other, _)| other == name);
+    if here.iter().any(|(name, is_needed)| *is_needed && !is_there(name)) {
+        return Ok(Vec::new());
+    }
+    Ok(here.into_iter().map(|(name, _)| name).filter(is_there).collect())
+}
+
+/// Writes an index that was kept in memory in the place of the one on disk.
+pub(super) fn save(connection: &Connection, path: &Path) {
+    let new = path.with_extension("db-new");
+    let saved = remove(&new)
+        .map_err(IndexError::from)
+        .and_then(|()| Ok(connection.execute("VACUUM INTO ?1", params![uri(&new, "vfs=unix")])?))
+        // The old log is not one of the new file.
+        .and_then(|_| Ok(remove(path).and_then(|()| std::fs::rename(&new, path))?));
+    match saved {
+        Ok(()) => tracing::info!("the index that was kept in memory was written to the disk"),
+        Err(error) => {
+            tracing::warn!(%error, "the index that was kept in memory is lost; what it knew is learnt again");
+            let _ = remove(&new);
+        }
+    }
+}
+
+fn migrate(connection: &mut Connection) -> rusqlite::Result<()> {
+    let version: usize = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    for (at, migration) in MIGRATIONS.iter().enumerate().skip(version) {
+        let transaction = connection.transaction()?;
+        transaction.execute_batch(migration)?;
+        transaction.pragma_update(None, "user_version", at + 1)?;
+        transaction.commit()?;
+    }
+    Ok(())
+}
+
+fn is_damage(error: &rusqlite::Error) -> bool {
+    use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
+    matches!(error.sqlite_error_code(), Some(DatabaseCorrupt | NotADatabase))
+}
+
+/// Device and number of a file.
+pub(super) fn identity(path: &Path) -> Option<(u64, u64)> {
+    let metadata = std::fs::metadata(path).ok()?;
+    Some((metadata.dev(), metadata.ino()))
+}
+
+/// The file that says that the index is to be set aside at the next start.
+fn damage_mark(path: &Path) -> PathBuf {
+    path.with_extension("db-damaged")
+}
+
+pub(super) fn mark_if_damaged(path: &Path, error: &rusqlite::Error) {
+    if is_damage(error) {
+        mark_damaged(path);
+    }
+}
+
+pub(super) fn mark_damaged(path: &Path) {
+    tracing::error!("the index is damaged; restart Larder and it is built anew from the files");
+    if let Err(error) = files::make(&damage_mark(path), files::Readers::Group)
+        && error.kind() != std::io::ErrorKind::AlreadyExists
+    {
+        tracing::error!(%error, "the damage could not be written down");
+    }
+}
+
+/// Whether it is the disk that keeps the index from being opened, and not the index itself.
+fn is_of_the_disk(error: &rusqlite::Error) -> bool {
+    use rusqlite::ErrorCode::{CannotOpen, DiskFull, PermissionDenied, ReadOnly, SystemIoFailure};
+    matches!(error.sqlite_error_code(), Some(CannotOpen | DiskFull | PermissionDenied | ReadOnly | SystemIoFailure))
+}
+
+/// Moves a damaged index out of the way; it may be gone already. Only the newest one is kept.
+fn set_aside(path: &Path) -> std::io::Result<()> {
+    if let Err(error) = path.parent().map_or(Ok(0), remove_aside) {
+        tracing::warn!(%error, "an earlier damaged index cannot be removed");
+    }
+    let aside = path.with_extension(format!("db.damaged-{}", Timestamp::now().0));
+    match std::fs::rename(path, &aside) {
+        Ok(()) => tracing::warn!(aside = %aside.display(), "the damaged index was set aside"),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    remove(path)
+}
+
+/// Removes damaged indexes that were set aside in a cache directory. Returns the bytes that this gives back.
+pub(super) fn remove_aside(dir: &Path) -> std::io::Result<u64> {
+    let mut freed = 0;
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with("larder.db.damaged-") {
+            freed += entry.metadata()?.len();
+            std::fs::remove_file(entry.path())?;
+            tracing::info!(path = %entry.path().display(), "an old damaged index was removed");
+        }
+    }
+    Ok(freed)
+}
+
+/// Removes a database with its log; what is not there is no error.
+fn remove(path: &Path) -> std::io::Result<()> {
+    let with = |suffix: &str| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(suffix);
+        PathBuf::from(name)
+    };
+    // The log first: without its database it could be taken for that of the next one.
+    for file in [with("-wal"), with("-shm"), path.to_owned()] {
+        match std::fs::remove_file(file) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{TagEntry, TagKey, Write};
+    use super::*;
+    use crate::index::ImageName;
+    use crate::oci::{Digest, MediaType, Reference};
+
+    fn key(tag: &str) -> TagKey {
+        TagKey { repository: "r".to_owned(), name: "a".to_owned(), tag: tag.to_owned() }
+    }
+
+    fn put(index: &Index, tag: &str) {
+        let digest = Digest::Sha256([1; 32]);
+        let entry = TagEntry { digest, media_type: MediaType::new("m"), size: 1, checked_at: Timestamp(1) };
+        index.write(Write::Tag { key: key(tag), entry });
+    }
+
+    fn full() -> rusqlite::Error {
+        rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_FULL), None)
+    }
+
+    #[tokio::test]
+    async fn an_index_kept_in_memory_is_written_when_the_process_ends() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("larder.db");
+        let index = Index::open(dir.path()).expect("an index");
+        put(&index, "before");
+        index.flush().await.expect("written");
+        // Killed: what was written last is in the log only.
+        let killed = tempfile::tempdir().expect("a directory");
+        for name in ["larder.db", "larder.db-wal"] {
+            std::fs::copy(dir.path().join(name), killed.path().join(name)).expect("copied");
+        }
+        drop(index);
+        for dir in [dir.path(), killed.path()] {
+            let path = dir.join("larder.db");
+            let index = Index::open_without_disk(&path, &full()).expect("an index");
+            assert!(index.tag(&key("before")).expect("read").is_some());
+            assert_eq!(index.bytes(), 0);
+            put(&index, "in memory");
+            drop(index);
+            let index = Index::open(dir).expect("an index");
+            assert!(index.tag(&key("before")).expect("read").is_some());
+            assert!(index.tag(&key("in memory")).expect("read").is_some());
+            assert!(!dir.join("larder.db-new").exists());
+        }
+        // One that could not be read as a whole is left for who can.
+        std::fs::write(&path, [0xff; 5000]).expect("written");
+        let pin = r#"[{"repository": "r", "name": "a", "reference": "1"}]"#;
+        std::fs::write(dir.path().join("pins.json"), pin).expect("written");
+        let index = Index::open_without_disk(&path, &full()).expect("an index");
+        let reference = Reference::Tag("1".parse().expect("a tag"));
+        let pin = ImageName { repository: "r".to_owned(), name: "a".to_owned(), reference };
+        assert_eq!(index.pins().expect("read"), [pin]);
+        drop(index);
+        assert_eq!(std::fs::read(&path).expect("there"), [0xff; 5000]);
+    }
+
+    #[test]
+    fn of_damaged_indexes_the_newest_is_kept() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let aside = || {
+            let names = std::fs::read_dir(dir.path()).expect("readable").flatten();
+            names.filter(|entry| entry.file_name().to_string_lossy().contains("damaged")).count()
+        };
+        std::fs::write(dir.path().join("larder.db.damaged-1"), "old").expect("written");
+        std::fs::write(dir.path().join("larder.db.damaged-2"), "old").expect("written");
+        std::fs::write(dir.path().join("larder.db"), vec![0x5a; 8192]).expect("written");
+        let index = Index::open(dir.path()).expect("a new index");
+        assert_eq!(aside(), 1);
+        assert_eq!(index.remove_aside().expect("removed"), 8192);
+        assert_eq!(aside(), 0);
+    }
+}

@@ -1,0 +1,207 @@
+//! What waits for the writing thread: bounded by count and by bytes.
+
+use std::collections::VecDeque;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rusqlite::Connection;
+use tokio::sync::oneshot;
+
+use super::{IndexError, Write};
+
+/// Writes that may wait.
+const WRITES: usize = 16 * 1024;
+/// The memory that they may take.
+const BYTES: u64 = 32 << 20;
+/// How much of it what only helps in an outage may take.
+const SPARE_BYTES: u64 = 24 << 20;
+
+/// A change whose result somebody waits for.
+pub type Change = Box<dyn FnOnce(&mut Connection) + Send>;
+
+pub enum Task {
+    Write(Write),
+    Change(Change),
+    Flush(oneshot::Sender<()>),
+    Close,
+}
+
+#[derive(Default)]
+pub struct Tasks {
+    state: Mutex<State>,
+    /// There is something to do.
+    work: Condvar,
+    /// There is room for more.
+    room: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    tasks: VecDeque<Task>,
+    writes: usize,
+    bytes: u64,
+    is_closed: bool,
+}
+
+impl State {
+    fn is_full(&self, weight: u64, most: u64) -> bool {
+        self.writes >= WRITES || self.bytes + weight > most
+    }
+
+    fn push(&mut self, write: Write, weight: u64) {
+        self.writes += 1;
+        self.bytes += weight;
+        self.tasks.push_back(Task::Write(write));
+    }
+}
+
+impl Tasks {
+    /// Adds a write if there is room for it.
+    pub fn offer(&self, write: Write) -> Result<(), IndexError> {
+        let weight = write.weight();
+        let most = if write.is_spare() { SPARE_BYTES } else { BYTES };
+        let mut state = self.state();
+        if state.is_closed {
+            return Err(IndexError::Closed);
+        }
+        if state.is_full(weight, most) {
+            return Err(IndexError::Full);
+        }
+        state.push(write, weight);
+        drop(state);
+        self.work.notify_one();
+        Ok(())
+    }
+
+    /// Adds a write; waits while there is no room.
+    pub fn put(&self, write: Write) -> Result<(), IndexError> {
+        let weight = write.weight();
+        // What is larger than all that may wait is let through alone.
+        let is_full = |state: &mut State| !state.is_closed && state.writes > 0 && state.is_full(weight, BYTES);
+        let mut state = self.room.wait_while(self.state(), is_full).unwrap_or_else(PoisonError::into_inner);
+        if state.is_closed {
+            return Err(IndexError::Closed);
+        }
+        state.push(write, weight);
+        drop(state);
+        self.work.notify_one();
+        Ok(())
+    }
+
+    /// Adds what somebody waits for. There are no more of these than there are who wait.
+    pub fn add(&self, task: Task) -> Result<(), IndexError> {
+        let mut state = self.state();
+        if state.is_closed {
+            return Err(IndexError::Closed);
+        }
+        state.tasks.push_back(task);
+        drop(state);
+        self.work.notify_one();
+        Ok(())
+    }
+
+    /// The next task; `None` if there is none for `patience`. Without it, waits for one.
+    pub fn take(&self, patience: Option<Duration>) -> Option<Task> {
+        let is_idle = |state: &mut State| state.tasks.is_empty();
+        let mut state = match patience {
+            Some(patience) => {
+                let waited = self.work.wait_timeout_while(self.state(), patience, is_idle);
+                waited.unwrap_or_else(PoisonError::into_inner).0
+            }
+            None => self.work.wait_while(self.state(), is_idle).unwrap_or_else(PoisonError::into_inner),
+        };
+        let task = state.tasks.pop_front()?;
+        if let Task::Write(write) = &task {
+            state.writes -= 1;
+            state.bytes = state.bytes.saturating_sub(write.weight());
+            drop(state);
+            self.room.notify_all();
+        }
+        Some(task)
+    }
+
+    /// Takes nothing more; who waits for room or for an answer is told.
+    pub fn close(&self) {
+        let mut state = self.state();
+        state.is_closed = true;
+        let left = std::mem::take(&mut state.tasks);
+        drop(state);
+        drop(left);
+        self.room.notify_all();
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::{ListKey, Listing, Timestamp};
+    use super::*;
+    use crate::oci::Digest;
+
+    fn used(number: u32) -> Write {
+        let mut raw = [0; 32];
+        raw[..4].copy_from_slice(&number.to_le_bytes());
+        Write::Used { digest: Digest::Sha256(raw), at: Timestamp(0) }
+    }
+
+    fn list(bytes: usize) -> Write {
+        let key = ListKey { repository: "r".to_owned(), name: "a".to_owned(), page: "tags/list".to_owned() };
+        let listing = Listing {
+            body: vec![0; bytes].into(),
+            media_type: None,
+            link: None,
+            filters_applied: None,
+            checked_at: Timestamp(0),
+        };
+        Write::Listing { key, listing }
+    }
+
+    #[test]
+    fn what_waits_is_bounded_by_bytes_and_lists_leave_room_for_the_rest() {
+        let tasks = Tasks::default();
+        let taken = (0..100).filter(|_| tasks.offer(list(1 << 20)).is_ok()).count();
+        assert_eq!(taken, 23, "24 MiB, with what each takes beside its body");
+        assert!(matches!(tasks.offer(list(8 << 20)), Err(IndexError::Full)));
+        tasks.offer(used(1)).expect("there is room for it");
+        while tasks.take(Some(Duration::ZERO)).is_some() {}
+        assert_eq!(tasks.state().bytes, 0);
+        assert!(tasks.offer(list(8 << 20)).is_ok());
+        assert!(matches!(tasks.offer(list(25 << 20)), Err(IndexError::Full)));
+    }
+
+    #[test]
+    fn what_waits_is_bounded_by_count_and_who_waits_for_an_answer_is_let_in() {
+        let tasks = Tasks::default();
+        let taken = (0..20_000).filter(|&number| tasks.offer(used(number)).is_ok()).count();
+        assert_eq!(taken, WRITES);
+        tasks.add(Task::Flush(oneshot::channel().0)).expect("added");
+    }
+
+    #[test]
+    fn upkeep_waits_for_room_and_loses_nothing() {
+        let tasks = Arc::new(Tasks::default());
+        let putting = tasks.clone();
+        let upkeep = std::thread::spawn(move || (0..50_000).all(|number| putting.put(used(number)).is_ok()));
+        for number in 0..50_000_u32 {
+            match tasks.take(None) {
+                Some(Task::Write(Write::Used { digest, .. })) => {
+                    assert_eq!(digest.as_raw()[..4], number.to_le_bytes(), "in order");
+                }
+                _ => panic!("nothing else was put there"),
+            }
+            assert!(tasks.state().writes <= WRITES);
+        }
+        assert!(upkeep.join().expect("no panic"));
+        // When the thread that writes is gone, nobody waits for it.
+        (0..).take_while(|&number| tasks.offer(used(number)).is_ok()).count();
+        let putting = tasks.clone();
+        let upkeep = std::thread::spawn(move || putting.put(used(0)));
+        tasks.close();
+        assert!(matches!(upkeep.join().expect("no panic"), Err(IndexError::Closed)));
+    }
+}

@@ -1,0 +1,141 @@
+//! How much disk the index takes, and how what it no longer needs is given back.
+
+use std::path::Path;
+
+use rusqlite::Connection;
+
+/// Pages of the log after which it is taken into the database: 1 MiB.
+const LOG_PAGES: u32 = 256;
+/// What the log is cut back to once it was taken in.
+const LOG_BYTES: u64 = 1 << 20;
+/// A log of this size is taken in even if that takes a wait for readers.
+const LONG_LOG: u64 = 16 << 20;
+/// Pages that are moved in one step: 1 MiB.
+const STEP: u64 = 256;
+/// Free pages that are kept for what comes next, beside an eighth of all.
+const KEPT: u64 = 64;
+/// An index that cannot give pages back is written anew only while that takes no more memory than this.
+const MAX_ANEW: u64 = 64 << 20;
+/// Less free disk than this is as good as none.
+pub const LITTLE: u64 = 1 << 20;
+
+const INCREMENTAL: i64 = 2;
+
+/// To be set before the first table is made: freed pages can be given back without writing all anew.
+pub fn prepare(connection: &Connection) -> rusqlite::Result<()> {
+    connection.pragma_update(None, "auto_vacuum", INCREMENTAL)
+}
+
+pub fn configure(connection: &Connection) -> rusqlite::Result<()> {
+    connection.pragma_update(None, "wal_autocheckpoint", LOG_PAGES)?;
+    connection.pragma_update_and_check(None, "journal_size_limit", LOG_BYTES, |_| Ok(()))
+}
+
+/// Bytes of the pages that hold something.
+pub fn used(connection: &Connection) -> rusqlite::Result<u64> {
+    Pages::of(connection).map(|pages| (pages.all - pages.free) * pages.size)
+}
+
+/// Bytes of the log of the database at `path`.
+pub fn log(path: &Path) -> u64 {
+    length(&path.with_extension("db-wal"))
+}
+
+/// Bytes of the database at `path` with its log.
+pub fn on_disk(path: &Path) -> u64 {
+    length(path) + log(path)
+}
+
+fn length(path: &Path) -> u64 {
+    std::fs::metadata(path).map_or(0, |metadata| metadata.len())
+}
+
+/// Bytes free on the filesystem of `path`.
+pub fn free(path: &Path) -> std::io::Result<u64> {
+    let filesystem = rustix::fs::statvfs(path)?;
+    Ok(filesystem.f_bavail * filesystem.f_frsize)
+}
+
+struct Pages {
+    all: u64,
+    free: u64,
+    size: u64,
+    can_shrink: bool,
+}
+
+impl Pages {
+    fn of(connection: &Connection) -> rusqlite::Result<Self> {
+        let read = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+        let number = |name: &str| read(name).map(|number| u64::try_from(number).unwrap_or(0));
+        let (all, free) = (number("page_count")?, number("freelist_count")?);
+        Ok(Self {
+            all,
+            free: free.min(all),
+            size: number("page_size")?,
+            can_shrink: read("auto_vacuum")? == INCREMENTAL,
+        })
+    }
+}
+
+/// Whether there is more to give back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Left {
+    Nothing,
+    /// Another step.
+    Pages,
+    /// The file itself is cut when the log is taken in.
+    Log,
+}
+
+/// Gives back a step of the pages that nothing is in; all of them for `is_all`. `path` is that of the database,
+/// on whose filesystem there has to be room for what has to be written.
+pub fn give_back(connection: &Connection, path: &Path, is_all: bool) -> rusqlite::Result<Left> {
+    let pages = Pages::of(connection)?;
+    let kept = if is_all { 0 } else { KEPT + pages.all / 8 };
+    if pages.free <= kept.max(1) {
+        return Ok(Left::Nothing);
+    }
+    if !pages.can_shrink {
+        let used = (pages.all - pages.free) * pages.size;
+        let has_room = free(path).is_ok_and(|free| free > 2 * used + LITTLE);
+        if pages.free <= pages.all / 2 || used > MAX_ANEW || !has_room {
+            return Ok(Left::Nothing);
+        }
+        write_anew(connection)?;
+        return Ok(Left::Log);
+    }
+    let step = if is_all { pages.free } else { STEP.min(pages.free - kept) };
+    let mut statement = connection.prepare(&format!("PRAGMA incremental_vacuum({step})"))?;
+    let mut rows = statement.query([])?;
+    while rows.next()?.is_some() {}
+    Ok(if pages.free - step > kept { Left::Pages } else { Left::Log })
+}
+
+/// Writes the whole database anew, without what is free, and so that it can shrink from then on.
+pub fn write_anew(connection: &Connection) -> rusqlite::Result<()> {
+    prepare(connection)?;
+    // There may be no directory for temporary files.
+    connection.pragma_update(None, "temp_store", "MEMORY")?;
+    let written = connection.execute_batch("VACUUM");
+    connection.pragma_update(None, "temp_store", "DEFAULT")?;
+    written
+}
+
+/// Whether a database that was made before it could shrink is small enough to be written anew at the start.
+pub fn should_be_written_anew(connection: &Connection, path: &Path) -> rusqlite::Result<bool> {
+    const QUICK: u64 = 16 << 20;
+    let pages = Pages::of(connection)?;
+    let used = (pages.all - pages.free) * pages.size;
+    Ok(!pages.can_shrink && used <= QUICK && free(path).is_ok_and(|free| free > 2 * used + LITTLE))
+}
+
+/// Takes the log into the database and cuts both to what they need. Readers that are at it are waited for, as long as
+/// the connection is patient. Returns whether it was done.
+pub fn take_in_log(connection: &Connection) -> rusqlite::Result<bool> {
+    connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| Ok(row.get::<_, i64>(0)? == 0))
+}
+
+/// Whether the log of the database at `path` is so long that it is to be taken in by all means.
+pub fn has_long_log(path: &Path) -> bool {
+    log(path) > LONG_LOG
+}

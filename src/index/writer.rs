@@ -1,0 +1,464 @@
+//! The writing thread.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rusqlite::Connection;
+
+use super::bounds::{self, Bounds, Since};
+use super::open::{self, Place, mark_if_damaged};
+use super::queue::{Task, Tasks};
+use super::size::{self, Left};
+use super::sqlite::apply;
+use super::{IndexError, Write};
+
+/// Most writes in one transaction, and about their bytes.
+const BATCH: usize = 1024;
+const BATCH_BYTES: u64 = 1 << 20;
+/// How long a write waits for another connection.
+pub const PATIENCE: Duration = Duration::from_secs(5);
+/// How often the thread waits for readers when the log has become long. Between that, it only tries.
+const WAITS: Duration = Duration::from_secs(60);
+/// The same for what is done while nothing else is to be done, and how long it then rests.
+const IDLE_PATIENCE: Duration = Duration::from_millis(100);
+const REST: Duration = Duration::from_secs(1);
+
+/// The way to the writing thread, which writes what is queued before it ends.
+pub struct Queue {
+    tasks: Arc<Tasks>,
+    thread: Option<JoinHandle<()>>,
+    pub shared: Arc<Shared>,
+}
+
+/// What the thread and those who use the index tell each other.
+#[derive(Debug, Default)]
+pub struct Shared {
+    /// Writes that were lost, in all.
+    dropped: AtomicU64,
+    /// And since the last time that this was logged.
+    in_burst: AtomicU64,
+    /// Bytes of the database that hold something.
+    used: AtomicU64,
+    /// Readers keep the log from being taken in, so that it grows.
+    has_long_log: AtomicBool,
+    bounds: Mutex<Bounds>,
+}
+
+impl Shared {
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+
+    pub fn used(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    pub fn set_bounds(&self, bounds: Bounds) {
+        *self.bounds.lock().unwrap_or_else(PoisonError::into_inner) = bounds;
+    }
+
+    fn bounds(&self) -> Bounds {
+        *self.bounds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says so once, and no more until the queue has been empty.
+    fn drop_writes(&self, count: u64, why: &dyn std::fmt::Display) {
+        self.dropped.fetch_add(count, Ordering::Relaxed);
+        if self.in_burst.fetch_add(count, Ordering::Relaxed) == 0 {
+            tracing::warn!(%why, "changes to the index are dropped; they are learnt again");
+        }
+    }
+
+    /// The queue is empty: how many writes were lost meanwhile.
+    fn end_burst(&self) {
+        let count = self.in_burst.swap(0, Ordering::Relaxed);
+        if count > 0 {
+            tracing::warn!(count, "the index has caught up; so many changes were dropped");
+        }
+    }
+}
+
+impl Queue {
+    pub fn start(writer: Writer) -> Result<Self, IndexError> {
+        let tasks = Arc::<Tasks>::default();
+        let (shared, closing) = (writer.shared.clone(), Closing(tasks.clone()));
+        let run = move || writer.run(&closing.0);
+        let thread = std::thread::Builder::new().name("larder-index".to_owned()).spawn(run)?;
+        Ok(Self { tasks, thread: Some(thread), shared })
+    }
+
+    /// Queues a write of a request. Never waits: what does not fit is dropped and counted, since the index is a help and
+    /// a client must not wait for it.
+    pub fn note(&self, write: Write) {
+        if write.is_spare() && self.shared.has_long_log.load(Ordering::Relaxed) {
+            return self.shared.drop_writes(1, &"its log is long, and readers keep it from being taken in");
+        }
+        if let Err(error) = self.tasks.offer(write) {
+            self.shared.drop_writes(1, &error);
+        }
+    }
+
+    /// Queues writes of upkeep, which are not dropped: waits while the queue is full. Blocks.
+    pub fn apply(&self, writes: impl IntoIterator<Item = Write>) {
+        for write in writes {
+            if let Err(error) = self.tasks.put(write) {
+                self.shared.drop_writes(1, &error);
+            }
+        }
+    }
+
+    /// Queues what somebody waits for.
+    pub fn add(&self, task: Task) -> Result<(), IndexError> {
+        self.tasks.add(task)
+    }
+}
+
+impl Drop for Queue {
+    /// Writes what is queued and ends the thread.
+    fn drop(&mut self) {
+        if self.tasks.add(Task::Close).is_ok()
+            && let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the index's thread panicked");
+        }
+    }
+}
+
+/// Closes the queue when the thread ends, also by a panic.
+struct Closing(Arc<Tasks>);
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+/// The writing thread: takes what is queued, in one transaction.
+pub struct Writer {
+    connection: Connection,
+    path: PathBuf,
+    place: Place,
+    shared: Arc<Shared>,
+    since: Since,
+    /// What the database has yet to give back to the disk.
+    left: Left,
+    /// How long to wait for other work before that is done.
+    rest: Duration,
+    is_failing: bool,
+    /// When the readers were last waited for.
+    waited: Option<Instant>,
+}
+
+impl Writer {
+    pub fn new(connection: Connection, path: PathBuf, place: Place) -> Self {
+        let shared = Arc::<Shared>::default();
+        shared.used.store(size::used(&connection).unwrap_or(0), Ordering::Relaxed);
+        Self {
+            connection,
+            path,
+            place,
+            shared,
+            since: Since::default(),
+            left: Left::Pages,
+            rest: Duration::ZERO,
+            is_failing: false,
+            waited: None,
+        }
+    }
+
+    fn run(mut self, tasks: &Tasks) {
+        loop {
+            let (mut writes, mut bytes) = (Vec::new(), 0);
+            let mut next = Some(self.next(tasks));
+            while let Some(task) = next.take() {
+                match task {
+                    Task::Write(write) => {
+                        bytes += write.weight();
+                        writes.push(write);
+                        if writes.len() < BATCH && bytes < BATCH_BYTES {
+                            next = tasks.take(Some(Duration::ZERO));
+                        }
+                    }
+                    // What was queued before goes first.
+                    Task::Change(change) => {
+                        self.apply_batch(std::mem::take(&mut writes));
+                        change(&mut self.connection);
+                        self.settle();
+                    }
+                    Task::Flush(done) => {
+                        self.apply_batch(std::mem::take(&mut writes));
+                        let _ = done.send(());
+                    }
+                    Task::Close => {
+                        self.apply_batch(writes);
+                        return self.close();
+                    }
+                }
+            }
+            self.apply_batch(writes);
+        }
+    }
+
+    /// The next task; while there is none, room is given back.
+    fn next(&mut self, tasks: &Tasks) -> Task {
+        if let Some(task) = tasks.take(Some(Duration::ZERO)) {
+            return task;
+        }
+        self.shared.end_burst();
+        loop {
+            let patience = (self.left != Left::Nothing).then_some(self.rest);
+            match tasks.take(patience) {
+                Some(task) => return task,
+                None => self.tidy(),
+            }
+        }
+    }
+
+    /// Gives back a step of what the database no longer needs.
+    fn tidy(&mut self) {
+        self.rest = Duration::ZERO;
+        let given = match self.left {
+            Left::Nothing => Ok(Left::Nothing),
+            Left::Pages => size::give_back(&self.connection, &self.path, false),
+            Left::Log => {
+                let is_done = self.take_in_log(IDLE_PATIENCE);
+                is_done.map(|is_done| if is_done { Left::Nothing } else { Left::Log })
+            }
+        };
+        match given {
+            Ok(left) => {
+                let is_held_up = self.left == Left::Log && left == Left::Log;
+                self.rest = if is_held_up { REST } else { Duration::ZERO };
+                self.left = left;
+            }
+            Err(error) => {
+                tracing::debug!(%error, "the index cannot give room back now");
+                self.left = Left::Nothing;
+            }
+        }
+    }
+
+    fn close(self) {
+        match self.place {
+            // So that a start that can only read finds it.
+            Place::Disk => {
+                if let Err(error) = size::take_in_log(&self.connection) {
+                    tracing::warn!(%error, "the index's log is taken in by the next start");
+                }
+            }
+            Place::Memory { may_replace: true } => open::save(&self.connection, &self.path),
+            Place::Memory { may_replace: false } => {}
+        }
+    }
+
+    fn apply_batch(&mut self, writes: Vec<Write>) {
+        if writes.is_empty() {
+            return;
+        }
+        let count = writes.len() as u64;
+        let bounds = self.shared.bounds();
+        let since = &mut self.since;
+        let result = self.connection.transaction().and_then(|transaction| {
+            for write in writes.into_iter().filter(|write| bounds.admit(write)) {
+                since.count(&write);
+                apply(&transaction, write)?;
+            }
+            bounds::keep_within(&transaction, &bounds, since)?;
+            transaction.commit()
+        });
+        if let Err(error) = &result {
+            mark_if_damaged(&self.path, error);
+            self.shared.dropped.fetch_add(count, Ordering::Relaxed);
+            if !self.is_failing {
+                tracing::error!(%error, count, "changes to the index were lost");
+            }
+        } else if self.is_failing {
+            tracing::info!("changes to the index are written again");
+        }
+        self.is_failing = result.is_err();
+        self.settle();
+    }
+
+    /// Looks at how large the database has become.
+    fn settle(&mut self) {
+        let bounds = self.shared.bounds();
+        let settled = bounds::relieve(&self.connection, &bounds).and_then(|()| size::used(&self.connection));
+        match settled {
+            Ok(used) => self.shared.used.store(used, Ordering::Relaxed),
+            Err(error) => tracing::debug!(%error, "the size of the index cannot be told now"),
+        }
+        if size::has_long_log(&self.path) {
+            let is_due = self.waited.is_none_or(|waited| waited.elapsed() > WAITS);
+            if is_due {
+                self.waited = Some(Instant::now());
+            }
+            if let Err(error) = self.take_in_log(if is_due { PATIENCE } else { Duration::ZERO }) {
+                tracing::warn!(%error, "the index's log cannot be taken in");
+            }
+        }
+        self.shared.has_long_log.store(size::has_long_log(&self.path), Ordering::Relaxed);
+        if self.left == Left::Nothing {
+            self.left = Left::Pages;
+        }
+    }
+
+    /// Takes the log into the database; waits so long for readers. Returns whether it was done.
+    fn take_in_log(&self, patience: Duration) -> rusqlite::Result<bool> {
+        self.connection.busy_timeout(patience)?;
+        let is_done = size::take_in_log(&self.connection);
+        self.connection.busy_timeout(PATIENCE)?;
+        is_done
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Index, ListKey, Listing, Purge, TagEntry, TagKey, Timestamp};
+    use super::*;
+    use crate::oci::{Digest, MediaType};
+
+    const MIB: u64 = 1 << 20;
+
+    fn list(number: usize, bytes: usize) -> Write {
+        let key = ListKey { repository: "r".to_owned(), name: "a".to_owned(), page: format!("tags/list?n={number}") };
+        let listing = Listing {
+            body: vec![b' '; bytes].into(),
+            media_type: None,
+            link: None,
+            filters_applied: None,
+            checked_at: Timestamp(i64::try_from(number).expect("small")),
+        };
+        Write::Listing { key, listing }
+    }
+
+    fn tag() -> (TagKey, TagEntry) {
+        let key = TagKey { repository: "r".to_owned(), name: "a".to_owned(), tag: "1".to_owned() };
+        let digest = Digest::Sha256([1; 32]);
+        (key, TagEntry { digest, media_type: MediaType::new("m"), size: 1, checked_at: Timestamp(1) })
+    }
+
+    async fn write_lists(index: &Index, count: usize) {
+        for number in 0..count {
+            index.write(list(number, 1 << 20));
+            index.flush().await.expect("written");
+        }
+    }
+
+    /// Room is given back while nothing else is to be done.
+    async fn wait_until(what: &str, condition: impl Fn() -> bool) {
+        let begun = Instant::now();
+        while !condition() {
+            assert!(begun.elapsed() < Duration::from_secs(20), "did not happen: {what}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_flood_took_is_given_back() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("larder.db");
+        let index = Index::open(dir.path()).expect("an index");
+        write_lists(&index, 20).await;
+        assert!(size::on_disk(&path) > 20 * MIB && index.bytes() > 20 * MIB);
+        // Behind everybody's back, where only a part goes.
+        index.keep_within(Bounds { lists: 2 * MIB, ..Bounds::default() });
+        index.write(list(99, 1000));
+        index.flush().await.expect("written");
+        assert!(index.bytes() < 6 * MIB, "what holds nothing does not count: {}", index.bytes());
+        wait_until("the file is cut", || size::on_disk(&path) < 4 * MIB).await;
+        // At once, where all goes.
+        index.keep_within(Bounds::default());
+        write_lists(&index, 20).await;
+        index.purge(Purge::All).await.expect("purged");
+        assert!(size::on_disk(&path) < MIB / 4, "{}", size::on_disk(&path));
+    }
+
+    #[tokio::test]
+    async fn an_index_of_an_earlier_version_learns_to_give_room_back() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("larder.db");
+        let old = Connection::open(&path).expect("opened");
+        for migration in [
+            include_str!("migrations/1.sql"),
+            include_str!("migrations/2.sql"),
+            include_str!("migrations/3.sql"),
+            include_str!("migrations/4.sql"),
+        ] {
+            old.execute_batch(migration).expect("made");
+        }
+        old.execute_batch(
+            "PRAGMA user_version = 4;
+             INSERT INTO tags VALUES ('r', 'a', '1', zeroblob(32), 'm', 1, 5);
+             INSERT INTO listings SELECT 'r', value, zeroblob(1000000), NULL, NULL, NULL, 1
+             FROM json_each('[1, 2, 3, 4, 5]');",
+        )
+        .expect("filled");
+        drop(old);
+        assert!(size::on_disk(&path) > 4 * MIB);
+        let index = Index::open(dir.path()).expect("an index");
+        assert!(size::on_disk(&path) < MIB, "{}", size::on_disk(&path));
+        assert!(index.tag(&tag().0).expect("read").is_some());
+        let mode: i64 = index
+            .read(|connection| connection.pragma_query_value(None, "auto_vacuum", |row| row.get(0)))
+            .expect("read");
+        assert_eq!(mode, 2);
+    }
+
+    #[tokio::test]
+    async fn a_large_index_that_cannot_shrink_is_written_anew_once_it_is_mostly_empty() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("larder.db");
+        let index = Index::open(dir.path()).expect("an index");
+        // More than what is written anew at the start.
+        write_lists(&index, 20).await;
+        drop(index);
+        let old = Connection::open(&path).expect("opened");
+        old.execute_batch("PRAGMA auto_vacuum = NONE; VACUUM").expect("rewritten");
+        drop(old);
+        let index = Index::open(dir.path()).expect("an index");
+        assert!(size::on_disk(&path) > 20 * MIB);
+        index.purge(Purge::All).await.expect("purged");
+        assert!(size::on_disk(&path) < MIB / 4, "{}", size::on_disk(&path));
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_takes_long_does_not_make_the_log_grow_for_ever() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("larder.db");
+        let index = Arc::new(Index::open(dir.path()).expect("an index"));
+        let (go_on, may_go_on) = std::sync::mpsc::channel::<()>();
+        let (begun, has_begun) = std::sync::mpsc::channel();
+        let reading = index.clone();
+        let reader = std::thread::spawn(move || {
+            reading.read(|connection| {
+                let transaction = connection.unchecked_transaction()?;
+                transaction.query_row("SELECT count(*) FROM tags", [], |row| row.get::<_, u64>(0))?;
+                begun.send(()).expect("awaited");
+                may_go_on.recv().expect("told");
+                Ok(())
+            })
+        });
+        has_begun.recv().expect("begun");
+        write_lists(&index, 60).await;
+        // What matters is written all the same.
+        let (key, entry) = tag();
+        index.write(Write::Tag { key: key.clone(), entry });
+        index.flush().await.expect("written");
+        assert!(index.tag(&key).expect("read").is_some());
+        assert!(size::log(&path) < 24 * MIB, "{}", size::log(&path));
+        assert!(index.dropped() > 30, "{}", index.dropped());
+        go_on.send(()).expect("waiting");
+        reader.join().expect("no panic").expect("read");
+        index.write(Write::DropTag { key });
+        wait_until("the log is taken in", || size::log(&path) <= 2 * MIB).await;
+        let before = index.dropped();
+        index.flush().await.expect("written");
+        index.write(list(1, 1 << 20));
+        index.flush().await.expect("written");
+        assert_eq!(index.dropped(), before, "lists are kept again");
+    }
+}
