@@ -73,17 +73,24 @@ async fn a_wrong_configuration_ends_with_code_2_and_says_where() {
     assert!(exit.log.contains(":2: unknown key `server.lissen`; did you mean `server.listen`?"), "{}", exit.log);
 }
 
-#[test]
-fn the_threat_model_names_tests_that_exist() {
+/// The rows of the table below a heading of docs/security.md, without its own heading.
+fn rows_below(heading: &str) -> Vec<&'static str> {
+    let document = include_str!("../docs/security.md");
+    let section = document.split("\n## ").find_map(|section| section.strip_prefix(heading)?.strip_prefix('\n'));
+    let section = section.unwrap_or_else(|| panic!("docs/security.md has no section \"{heading}\""));
+    section.lines().filter(|line| line.starts_with("| ")).skip(2).collect()
+}
+
+/// The last column of each row below a heading names tests, and they exist. Returns how many.
+fn tests_named_below(heading: &str) -> usize {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let code: String = [root.join("src"), root.join("tests")]
         .into_iter()
         .flat_map(sources)
         .map(|file| fs::read_to_string(file).expect("readable"))
         .collect();
-    let rows = include_str!("../docs/security.md").lines().filter(|line| line.starts_with("| ")).skip(2);
     let mut named = 0;
-    for row in rows {
+    for row in rows_below(heading) {
         let tests = row.trim_matches('|').split('|').next_back().expect("a last column");
         let tests: Vec<_> = tests.split('`').skip(1).step_by(2).collect();
         assert!(!tests.is_empty(), "nothing shows it: {row}");
@@ -92,7 +99,17 @@ fn the_threat_model_names_tests_that_exist() {
             named += 1;
         }
     }
-    assert!(named > 40);
+    named
+}
+
+#[test]
+fn the_threat_model_names_tests_that_exist() {
+    assert!(tests_named_below("What stops them") > 40);
+}
+
+#[test]
+fn what_grows_has_a_bound_that_a_test_shows() {
+    assert!(tests_named_below("What grows, and its bound") > 10);
 }
 
 /// Keys of the configuration and files whose values are secret.
