@@ -24,6 +24,7 @@ mod house;
 mod manage;
 mod never_wrong;
 mod on_the_way;
+mod one_of_several;
 mod one_transfer;
 mod other_content;
 mod outage;

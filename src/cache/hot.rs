@@ -83,7 +83,8 @@ impl Weighter<Digest, Arc<Manifest>> for ByLength {
 
 impl Weighter<TagKey, TagEntry> for ByLength {
     fn weight(&self, key: &TagKey, entry: &TagEntry) -> u64 {
-        let texts = key.repository.len() + key.name.len() + key.tag.len() + entry.media_type.as_str().len();
+        let texts =
+            key.repository.len() + key.name.len() + key.tag.len() + key.shelf.len() + entry.media_type.as_str().len();
         2 * ENTRY + texts as u64
     }
 }
@@ -127,7 +128,8 @@ mod tests {
         let digest = |number: u32| Digest::of(crate::oci::Algorithm::Sha256, &number.to_le_bytes());
         let name = |number: u32| format!("{}{number:05}", "a".repeat(250));
         for number in 0..80_000 {
-            let key = TagKey { repository: "r".to_owned(), name: name(number), tag: "t".repeat(128) };
+            let key =
+                TagKey { repository: "r".to_owned(), name: name(number), tag: "t".repeat(128), shelf: String::new() };
             let media_type = MediaType::new("m".repeat(200));
             let entry = TagEntry { digest: digest(number), media_type, size: 1, checked_at: Timestamp(1) };
             hot.tags.insert(key, entry);

@@ -37,6 +37,8 @@ pub struct Repository {
     pub implies_library: bool,
     /// In order of preference; never empty.
     pub upstreams: Vec<Upstream>,
+    /// Set where this is one upstream of several: what it says of a tag is not what all say.
+    pub one_of_several: bool,
 }
 
 /// How long tags are believed.
@@ -75,6 +77,7 @@ impl Repository {
             pin: Vec::new(),
             implies_library: false,
             upstreams: vec![upstream],
+            one_of_several: false,
         };
         made.forget_absences();
         made
@@ -91,6 +94,21 @@ impl Repository {
     pub fn owner(&self) -> String {
         let by = if self.client_consent.is_some() { BY_CLIENTS } else { "" };
         format!("{}{by}", self.prefix)
+    }
+
+    /// What tells apart what is known of tags and lists here from what others know of the same repository: whose
+    /// credentials asked, and which upstream alone. Empty for Larder's own and all upstreams in order.
+    pub fn shelf(&self) -> String {
+        let by = if self.client_consent.is_some() { BY_CLIENTS } else { "" };
+        match self.upstreams.first().filter(|_| self.one_of_several) {
+            Some(Upstream { url, .. }) => format!("{by} at {}{}", url.origin, url.namespace),
+            None => by.to_owned(),
+        }
+    }
+
+    /// Under what name it is remembered what is asked for here.
+    pub fn asked_as(&self) -> String {
+        format!("{}{}", self.prefix, self.shelf())
     }
 
     /// Under what name it is noted what the upstreams show to everybody, without any credentials.
@@ -253,6 +271,7 @@ fn check_one(
         pin: written.pin,
         implies_library,
         upstreams,
+        one_of_several: false,
         prefix,
     })
 }

@@ -121,7 +121,7 @@ pub fn relieve(connection: &Connection, bounds: &Bounds) -> rusqlite::Result<()>
 
 /// Removes the oldest rows, of the repository with the most. Names with a pinned image stay.
 fn keep_rows_within(transaction: &Transaction<'_>, table: &str, age: &str, bound: u64) -> rusqlite::Result<()> {
-    let key = if table == "tags" { "repository, name, tag" } else { "repository, name, digest" };
+    let key = if table == "tags" { "repository, name, tag, shelf" } else { "repository, name, digest" };
     let counts = format!("SELECT repository, count(*) FROM {table} GROUP BY repository ORDER BY count(*) DESC");
     let delete = format!(
         "DELETE FROM {table} WHERE ({key}) IN (SELECT {key} FROM {table} WHERE repository = ?1 AND NOT EXISTS \
@@ -169,7 +169,12 @@ mod tests {
     }
 
     fn tag(repository: &str, tag: &str, at: i64) -> Write {
-        let key = TagKey { repository: repository.to_owned(), name: "a".to_owned(), tag: tag.to_owned() };
+        let key = TagKey {
+            repository: repository.to_owned(),
+            name: "a".to_owned(),
+            tag: tag.to_owned(),
+            shelf: String::new(),
+        };
         let entry = TagEntry { digest: digest(1), media_type: MediaType::new("m"), size: 1, checked_at: Timestamp(at) };
         Write::Tag { key, entry }
     }
@@ -250,7 +255,12 @@ mod tests {
         assert!(index.object(&digest(1)).expect("read").is_some());
         assert!(
             index
-                .tag(&TagKey { repository: "r".to_owned(), name: "a".to_owned(), tag: "1".to_owned() })
+                .tag(&TagKey {
+                    repository: "r".to_owned(),
+                    name: "a".to_owned(),
+                    tag: "1".to_owned(),
+                    shelf: String::new()
+                })
                 .expect("read")
                 .is_some()
         );

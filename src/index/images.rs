@@ -15,8 +15,9 @@ impl Index {
     pub fn images(&self, last: &str, count: usize) -> Result<Vec<Image>, IndexError> {
         const SQL: &str = "
             SELECT repository, name, reference, digest, media_type, checked_at, last_use FROM (
-                SELECT repository, name, ':' || tag AS reference, digest, tags.media_type, checked_at, last_use
-                FROM tags JOIN objects USING (digest)
+                SELECT repository, name, ':' || tag AS reference, digest, tags.media_type, max(checked_at) AS checked_at,
+                    last_use
+                FROM tags JOIN objects USING (digest) GROUP BY repository, name, tag
                 UNION ALL
                 SELECT repository, name,
                     CASE length(digest) WHEN 32 THEN '@sha256:' ELSE '@sha512:' END || lower(hex(digest)),
@@ -59,8 +60,14 @@ impl Index {
             match reference {
                 Reference::Digest(digest) => manifests.push(*digest),
                 Reference::Tag(tag) => {
-                    let key = TagKey { repository: repository.clone(), name: name.clone(), tag: tag.to_string() };
-                    manifests.extend(self.tag(&key)?.map(|entry| entry.digest));
+                    const SQL: &str =
+                        "SELECT DISTINCT digest FROM tags WHERE repository = ?1 AND name = ?2 AND tag = ?3";
+                    let found = self.read(|connection| {
+                        let mut statement = connection.prepare_cached(SQL)?;
+                        let rows = statement.query_map(params![repository, name, tag.as_str()], read_digest)?;
+                        rows.collect::<rusqlite::Result<Vec<_>>>()
+                    });
+                    manifests.extend(found?);
                 }
             }
         }
@@ -71,11 +78,11 @@ impl Index {
     pub fn tags_of(&self, repository: &str, mut each: impl FnMut(TagKey, Digest)) -> Result<(), IndexError> {
         self.read(|connection| {
             let mut statement =
-                connection.prepare_cached("SELECT digest, name, tag FROM tags WHERE repository = ?1")?;
+                connection.prepare_cached("SELECT digest, name, tag, shelf FROM tags WHERE repository = ?1")?;
             let mut rows = statement.query(params![repository])?;
             while let Some(row) = rows.next()? {
-                let key = TagKey { repository: repository.to_owned(), name: row.get(1)?, tag: row.get(2)? };
-                each(key, read_digest(row)?);
+                let (name, tag, shelf) = (row.get(1)?, row.get(2)?, row.get(3)?);
+                each(TagKey { repository: repository.to_owned(), shelf, name, tag }, read_digest(row)?);
             }
             Ok(())
         })

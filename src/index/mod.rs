@@ -55,6 +55,8 @@ impl Timestamp {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct TagKey {
     pub repository: String,
+    /// Of what source it is known; empty for the repository's upstreams in order.
+    pub shelf: String,
     pub name: String,
     pub tag: String,
 }

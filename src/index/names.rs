@@ -44,7 +44,8 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let index = Index::open(dir.path()).expect("an index");
         let [image_index, image, other] = [1, 2, 3].map(|byte| Digest::Sha256([byte; 32]));
-        let key = TagKey { repository: "r".to_owned(), name: "a".to_owned(), tag: "1".to_owned() };
+        let key =
+            TagKey { repository: "r".to_owned(), name: "a".to_owned(), tag: "1".to_owned(), shelf: String::new() };
         let entry =
             TagEntry { digest: image_index, media_type: MediaType::new("m"), size: 1, checked_at: Timestamp(1) };
         index.write(Write::Tag { key, entry });

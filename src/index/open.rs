@@ -14,12 +14,13 @@ use super::writer::{PATIENCE, Queue, Writer};
 use super::{Index, IndexError, Timestamp, pins};
 use crate::files;
 
-const MIGRATIONS: [&str; 5] = [
+pub(super) const MIGRATIONS: [&str; 6] = [
     include_str!("migrations/1.sql"),
     include_str!("migrations/2.sql"),
     include_str!("migrations/3.sql"),
     include_str!("migrations/4.sql"),
     include_str!("migrations/5.sql"),
+    include_str!("migrations/6.sql"),
 ];
 /// All tables but those of SQLite itself.
 const TABLES: [&str; 8] = ["objects", "tags", "manifests", "visibility", "edges", "pins", "listings", "urls"];
@@ -328,7 +329,7 @@ mod tests {
     use crate::oci::{Digest, MediaType, Reference};
 
     fn key(tag: &str) -> TagKey {
-        TagKey { repository: "r".to_owned(), name: "a".to_owned(), tag: tag.to_owned() }
+        TagKey { repository: "r".to_owned(), name: "a".to_owned(), tag: tag.to_owned(), shelf: String::new() }
     }
 
     fn put(index: &Index, tag: &str) {

@@ -120,11 +120,11 @@ impl Index {
     // The functions below read; they block.
 
     pub fn tag(&self, key: &TagKey) -> Result<Option<TagEntry>, IndexError> {
-        const SQL: &str =
-            "SELECT digest, media_type, size, checked_at FROM tags WHERE repository = ?1 AND name = ?2 AND tag = ?3";
+        const SQL: &str = "SELECT digest, media_type, size, checked_at FROM tags WHERE repository = ?1 AND name = ?2 AND tag = ?3 \
+             AND shelf = ?4";
         self.readers.with(|connection| {
             let mut statement = connection.prepare_cached(SQL)?;
-            let row = statement.query_row(params![key.repository, key.name, key.tag], |row| {
+            let row = statement.query_row(params![key.repository, key.name, key.tag, key.shelf], |row| {
                 Ok(TagEntry {
                     digest: digest(row.get_ref(0)?)?,
                     media_type: MediaType::new(row.get::<_, String>(1)?),
@@ -286,8 +286,8 @@ pub(super) fn apply(transaction: &Transaction<'_>, write: Write) -> rusqlite::Re
             params![digest.as_raw(), entry.size, entry.media_type.as_ref().map(MediaType::as_str), entry.stored_at.0],
         ),
         Write::Tag { key, entry } => run(
-            "INSERT OR REPLACE INTO tags (repository, name, tag, digest, media_type, size, checked_at) \
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            "INSERT OR REPLACE INTO tags (repository, name, tag, digest, media_type, size, checked_at, shelf) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
             params![
                 key.repository,
                 key.name,
@@ -295,12 +295,13 @@ pub(super) fn apply(transaction: &Transaction<'_>, write: Write) -> rusqlite::Re
                 entry.digest.as_raw(),
                 entry.media_type.as_str(),
                 entry.size,
-                entry.checked_at.0
+                entry.checked_at.0,
+                key.shelf
             ],
         ),
         Write::DropTag { key } => run(
-            "DELETE FROM tags WHERE repository = ?1 AND name = ?2 AND tag = ?3",
-            params![key.repository, key.name, key.tag],
+            "DELETE FROM tags WHERE repository = ?1 AND name = ?2 AND tag = ?3 AND shelf = ?4",
+            params![key.repository, key.name, key.tag, key.shelf],
         ),
         Write::Manifest { repository, name, digest, at } => names::put(transaction, &repository, &name, &digest, at),
         Write::Visible { repository, digest } => put_visible(transaction, &repository, &digest),

@@ -336,7 +336,8 @@ mod tests {
     }
 
     fn tag() -> (TagKey, TagEntry) {
-        let key = TagKey { repository: "r".to_owned(), name: "a".to_owned(), tag: "1".to_owned() };
+        let key =
+            TagKey { repository: "r".to_owned(), name: "a".to_owned(), tag: "1".to_owned(), shelf: String::new() };
         let digest = Digest::Sha256([1; 32]);
         (key, TagEntry { digest, media_type: MediaType::new("m"), size: 1, checked_at: Timestamp(1) })
     }

@@ -135,7 +135,7 @@ impl Pull {
     fn origin(self: &Arc<Self>, target: &Target, digest: &Digest, lane: Lane) -> Arc<dyn Origin> {
         let upstreams = target.repository.upstreams.len();
         let mut standing = Standing::new(upstreams);
-        for upstream in self.rejected.of(target.repository.prefix(), digest, upstreams) {
+        for upstream in self.rejected.of(&target.repository.config.asked_as(), digest, upstreams) {
             standing.reject(upstream);
         }
         Arc::new(BlobOrigin {
@@ -265,7 +265,7 @@ impl Origin for BlobOrigin {
     }
 
     fn reject(&self, source: Source) {
-        self.rejected.reject(self.target.repository.prefix(), &self.digest, source.0);
+        self.rejected.reject(&self.target.repository.config.asked_as(), &self.digest, source.0);
         self.standing().reject(source.0);
     }
 

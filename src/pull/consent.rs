@@ -137,7 +137,7 @@ impl Consents {
 }
 
 fn key(target: &Target, digest: &Digest) -> Key {
-    let (repository, name) = (target.repository.prefix().to_owned(), target.name.to_string());
+    let (repository, name) = (target.repository.config.asked_as(), target.name.to_string());
     Key { repository, name, who: target.who.id(), digest: *digest }
 }
 
@@ -201,7 +201,7 @@ impl Pull {
         digest: &Digest,
         page: &str,
     ) -> Result<Proof, Failure> {
-        let key = (target.repository.prefix().to_owned(), format!("{}/{page}", target.name), target.who.id());
+        let key = (target.repository.config.asked_as(), format!("{}/{page}", target.name), target.who.id());
         // Who is not trusted may say that it has anything; what it sent once it has.
         let owner = target.repository.owner();
         let must_send_it = !self.is_believed(target, digest).await;
@@ -264,7 +264,7 @@ impl Pull {
             }
             return;
         }
-        let name = (target.repository.prefix().to_owned(), target.name.to_string());
+        let name = (target.repository.config.asked_as(), target.name.to_string());
         let is_private = self.private.get(&name).is_some_and(|until| Instant::now() < until);
         let permit = self.learning.clone().try_acquire_owned();
         let (false, Ok(permit)) = (is_private, permit) else {
@@ -294,7 +294,7 @@ impl Pull {
         digest: &Digest,
     ) -> Result<Option<u64>, Failure> {
         let page = format!("{}/blobs/{digest}?size", target.name);
-        let key = (target.repository.prefix().to_owned(), page, target.who.id());
+        let key = (target.repository.config.asked_as(), page, target.who.id());
         let (target, digest) = (target.clone(), *digest);
         let ask = || async move {
             let Target { repository, name, who, .. } = &target;

@@ -51,5 +51,5 @@ impl Heads {
 }
 
 fn key(target: &Target, page: &str) -> Key {
-    (target.repository.prefix().to_owned(), format!("{}/{page}", target.name), target.who.id())
+    (target.repository.config.asked_as(), format!("{}/{page}", target.name), target.who.id())
 }

@@ -52,6 +52,7 @@ impl Page {
             }
         };
         let page = if query.is_empty() { path } else { format!("{path}?{query}") };
+        let page = page + &target.repository.config.shelf();
         ListKey { repository: target.repository.prefix().to_owned(), name: target.name.to_string(), page }
     }
 }

@@ -69,6 +69,7 @@ impl Pull {
         let policy = target.repository.config.policy_of(tag.as_str());
         let key = TagKey {
             repository: target.repository.prefix().to_owned(),
+            shelf: target.repository.config.shelf(),
             name: target.name.to_string(),
             tag: tag.to_string(),
         };
@@ -211,7 +212,7 @@ impl Pull {
         }
         let page = format!("manifests/{digest}");
         self.negative.recall(target, &page)?;
-        let key = (target.repository.prefix().to_owned(), target.name.clone(), *digest, target.who.id());
+        let key = (target.repository.config.asked_as(), target.name.clone(), *digest, target.who.id());
         let (pull, asked, wanted) = (self.clone(), target.clone(), *digest);
         let work = || async move { pull.fetch_manifest(&asked, wanted, None).await };
         let (fetched, is_first) = self.fetches.run(key, work).await;

@@ -13,7 +13,7 @@ fn open() -> (tempfile::TempDir, Index) {
 }
 
 fn key(name: &str, tag: &str) -> TagKey {
-    TagKey { repository: "r".to_owned(), name: name.to_owned(), tag: tag.to_owned() }
+    TagKey { repository: "r".to_owned(), shelf: String::new(), name: name.to_owned(), tag: tag.to_owned() }
 }
 
 fn entry(digest: Digest) -> TagEntry {
@@ -176,4 +176,61 @@ async fn pins_are_kept_and_lead_to_all_that_an_image_is_made_of() {
     assert_eq!(index.below(manifests).expect("read"), [1, 2, 3].map(object).into());
     assert!(index.set_pin(pin, false).await.expect("unpinned"));
     assert_eq!(index.pins().expect("read"), []);
+}
+
+/// An index as it was before tags had shelves.
+fn of_version_4(dir: &std::path::Path) -> Connection {
+    let connection = Connection::open(dir.join("larder.db")).expect("made");
+    for migration in &crate::index::open::MIGRATIONS[..4] {
+        connection.execute_batch(migration).expect("applied");
+    }
+    connection.pragma_update(None, "user_version", 4).expect("written");
+    let put = |table: &str, values: &str| {
+        connection.execute(&format!("INSERT INTO {table} VALUES ({values})"), []).expect("written");
+    };
+    let raw = |digest: u8| format!("x'{}'", format!("{digest:02x}").repeat(32));
+    for (tag, digest) in [("ours", 1), ("theirs", 2), ("both", 3)] {
+        put("tags", &format!("'r', 'a', '{tag}', {}, 'x/y', 7, 5", raw(digest)));
+    }
+    for (repository, digest) in [("r", 1), ("r by clients", 2), ("r", 3), ("r by clients", 3)] {
+        put("visibility", &format!("'{repository}', {}", raw(digest)));
+    }
+    connection
+}
+
+#[tokio::test]
+async fn tags_of_an_earlier_version_are_found_by_those_who_learnt_them() {
+    let dir = tempfile::tempdir().expect("a directory");
+    drop(of_version_4(dir.path()));
+    let index = Index::open(dir.path()).expect("opened");
+    assert!(!index.was_damaged());
+    let by_clients = |tag: &str| TagKey { shelf: " by clients".to_owned(), ..key("a", tag) };
+    for (tag, digest, is_theirs) in [("ours", 1, false), ("theirs", 2, true), ("both", 3, true)] {
+        let entry = TagEntry { checked_at: Timestamp(5), ..entry(object(digest)) };
+        let found = index.tag(&key("a", tag)).expect("read").map(|found| (found.digest, found.checked_at));
+        assert_eq!(found, Some((entry.digest, entry.checked_at)), "{tag}");
+        let found = index.tag(&by_clients(tag)).expect("read").map(|found| found.digest);
+        assert_eq!(found, is_theirs.then_some(entry.digest), "{tag}");
+    }
+    // Each goes its own way from there.
+    index.write(Write::DropTag { key: by_clients("both") });
+    index.write(Write::Tag { key: by_clients("theirs"), entry: entry(object(4)) });
+    index.flush().await.expect("written");
+    assert!(
+        index.tag(&key("a", "both")).expect("read").is_some()
+            && index.tag(&by_clients("both")).expect("read").is_none()
+    );
+    assert_eq!(index.tag(&key("a", "theirs")).expect("read").map(|found| found.digest), Some(object(2)));
+    index.purge(Purge::Name { repository: "r".to_owned(), name: "a".to_owned() }).await.expect("purged");
+    assert_eq!(index.tag(&by_clients("theirs")).expect("read"), None);
+}
+
+#[test]
+fn an_index_of_an_earlier_version_that_cannot_be_written_is_read_all_the_same() {
+    let dir = tempfile::tempdir().expect("a directory");
+    drop(of_version_4(dir.path()));
+    let index = Index::open_in_memory(&dir.path().join("larder.db")).expect("opened");
+    let found = index.tag(&key("a", "ours")).expect("read").map(|found| found.digest);
+    assert_eq!(found, Some(object(1)));
+    assert!(index.is_visible("r", &object(3)).expect("read"), "the tables behind it, too");
 }

@@ -182,7 +182,10 @@ fn of_repository(
         (None, None) => upstream.clone(),
     };
     let upstreams = Upstreams::new(std::slice::from_ref(&upstream), clients, metrics)?;
-    let mut config = config::Repository { client_consent: consent, upstreams: vec![upstream], ..repository.clone() };
+    let one_of_several = repository.upstreams.len() > 1;
+    let upstreams_of = vec![upstream];
+    let mut config =
+        config::Repository { client_consent: consent, upstreams: upstreams_of, one_of_several, ..repository.clone() };
     config.forget_absences();
     Ok(Repository { config, upstreams, is_trusted: true, is_configured: true, learns_public: true })
 }
