@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::support::{
-    Fault, Hub, Larder, On, Options, RepositoryConfig, blob, client, eventually, get, head, repository_config,
+    Connection, Fault, Hub, Larder, On, Options, RepositoryConfig, blob, client, eventually, get, head,
+    repository_config, request,
 };
 
 const KIB: usize = 1 << 10;
@@ -273,4 +274,23 @@ async fn objects_of_unknown_length_keep_to_the_limit_too() {
     let most = watching.end();
     assert!(answer.complete() && answer.body == blob(2, 24 << 20), "it passes uncached");
     assert!(most <= 9 << 20, "{most} bytes on disk");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tiny_objects_count_with_the_disk_that_they_take() {
+    let hub = Hub::start(Options::default()).await;
+    let larder = start(&hub, "max_size = \"2MiB\"").await;
+    let connection = Connection::http1(larder.url()).await;
+    for seed in 0..1000 {
+        let digest = hub.push_blob("team/app", format!("{seed}"));
+        let url = larder.blob_url("hub/team/app", &digest);
+        assert!(request("GET", url).send_on(&connection).await.complete());
+    }
+    // A file of one byte takes a block of 4 KiB: at most 512 of them fit.
+    eventually("they keep to the limit", async || {
+        let objects = larder.stats().await["objects"].as_u64().expect("a number");
+        (200..=512).contains(&objects)
+    })
+    .await;
+    assert!(larder.stats().await["evictions"].as_u64() > Some(400));
 }

@@ -18,6 +18,14 @@ pub type Class = u8;
 
 const NONE: u32 = u32::MAX;
 
+/// Filesystems give files whole blocks, of this size nearly everywhere.
+const BLOCK: u64 = 4096;
+
+/// The disk that an object of `size` bytes takes: one of a single byte takes a block, too.
+pub fn on_disk(size: u64) -> u64 {
+    size.max(1).checked_next_multiple_of(BLOCK).unwrap_or(size)
+}
+
 #[derive(Clone, Debug)]
 struct Entry {
     digest: Digest,
@@ -48,22 +56,30 @@ pub struct Evictor {
     /// By class; the last one holds what is pinned.
     lists: Vec<List>,
     bytes: u64,
-    pinned_bytes: u64,
+    /// The disk that all objects take, and the pinned ones of them.
+    taken: u64,
+    pinned: u64,
 }
 
 impl Evictor {
     pub fn new(classes: Class) -> Self {
         let lists = vec![EMPTY; usize::from(classes) + 1];
-        Self { entries: Vec::new(), free: Vec::new(), positions: HashTable::new(), lists, bytes: 0, pinned_bytes: 0 }
+        let positions = HashTable::new();
+        Self { entries: Vec::new(), free: Vec::new(), positions, lists, bytes: 0, taken: 0, pinned: 0 }
     }
 
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Bytes of all that is not pinned.
-    pub fn evictable_bytes(&self) -> u64 {
-        self.bytes - self.pinned_bytes
+    /// The disk that all objects take.
+    pub fn taken(&self) -> u64 {
+        self.taken
+    }
+
+    /// The disk that all objects take that are not pinned.
+    pub fn evictable(&self) -> u64 {
+        self.taken - self.pinned
     }
 
     pub fn objects(&self) -> usize {
@@ -88,7 +104,8 @@ impl Evictor {
         let entries = &self.entries;
         self.positions.insert_unique(hash(&digest), at, |&at| hash(&entries[at as usize].digest));
         self.bytes += size;
-        self.pinned_bytes += if is_pinned { size } else { 0 };
+        self.taken += on_disk(size);
+        self.pinned += if is_pinned { on_disk(size) } else { 0 };
         self.link_newest(at);
     }
 
@@ -112,8 +129,8 @@ impl Evictor {
     pub fn set_pinned(&mut self, digest: &Digest, is_pinned: bool, now: Seconds) {
         if let Some(at) = self.position(digest).filter(|&at| self.entries[at as usize].is_pinned != is_pinned) {
             self.relink(at, |entry| *entry = Entry { is_pinned, last_use: now, ..entry.clone() });
-            let size = self.entries[at as usize].size;
-            self.pinned_bytes = if is_pinned { self.pinned_bytes + size } else { self.pinned_bytes - size };
+            let taken = on_disk(self.entries[at as usize].size);
+            self.pinned = if is_pinned { self.pinned + taken } else { self.pinned - taken };
         }
     }
 
@@ -132,7 +149,8 @@ impl Evictor {
         self.free.push(at);
         let Entry { size, is_pinned, .. } = self.entries[at as usize];
         self.bytes -= size;
-        self.pinned_bytes -= if is_pinned { size } else { 0 };
+        self.taken -= on_disk(size);
+        self.pinned -= if is_pinned { on_disk(size) } else { 0 };
         Some(size)
     }
 
@@ -144,7 +162,7 @@ impl Evictor {
         self.position(digest).is_some()
     }
 
-    /// Takes out the least recently used objects until `bytes` are free, but at most `most` of them.
+    /// Takes out the least recently used objects until `bytes` of disk are free, but at most `most` of them.
     /// What is busy counts as used now.
     pub fn make_room(
         &mut self,
@@ -157,7 +175,7 @@ impl Evictor {
         let mut freed = 0;
         // Each object is looked at once.
         for _ in 0..self.objects() {
-            let oldest = self.evictable().filter(|list| list.oldest != NONE).map(|list| list.oldest);
+            let oldest = self.lists_that_may_go().filter(|list| list.oldest != NONE).map(|list| list.oldest);
             let is_enough = freed >= bytes || victims.len() >= most;
             let Some(at) = oldest.min_by_key(|&at| self.entries[at as usize].last_use).filter(|_| !is_enough) else {
                 break;
@@ -167,7 +185,7 @@ impl Evictor {
                 self.touch(&digest, now);
                 continue;
             }
-            freed += self.remove(&digest).unwrap_or_default();
+            freed += self.remove(&digest).map_or(0, on_disk);
             victims.push(digest);
         }
         victims
@@ -232,7 +250,7 @@ impl Evictor {
     }
 
     /// The lists of what may go.
-    fn evictable(&self) -> impl Iterator<Item = &List> {
+    fn lists_that_may_go(&self) -> impl Iterator<Item = &List> {
         self.lists.iter().take(self.lists.len() - 1)
     }
 
@@ -300,13 +318,13 @@ mod tests {
         let number = 0u8..20;
         let class = 0..CLASSES;
         prop_oneof![
-            (number.clone(), 0u64..100, class.clone())
+            (number.clone(), 0u64..10_000, class.clone())
                 .prop_map(|(number, size, class)| Step::Insert(number, size, class)),
             number.clone().prop_map(Step::Touch),
             number.clone().prop_map(Step::Remove),
             (number.clone(), class.clone()).prop_map(|(number, class)| Step::Raise(number, class)),
             (number, any::<bool>()).prop_map(|(number, is_pinned)| Step::Pin(number, is_pinned)),
-            (0u64..200, 0usize..8).prop_map(|(bytes, most)| Step::MakeRoom(bytes, most)),
+            (0u64..30_000, 0usize..8).prop_map(|(bytes, most)| Step::MakeRoom(bytes, most)),
             (class, 0u32..60).prop_map(|(class, since)| Step::Expire(class, since)),
         ]
     }
@@ -391,7 +409,7 @@ mod tests {
                         let expected = go(&mut model, now, None, |entry| {
                             let goes = freed < bytes && count < most;
                             if goes && !BUSY.contains(&entry.number) {
-                                (freed, count) = (freed + entry.size, count + 1);
+                                (freed, count) = (freed + on_disk(entry.size), count + 1);
                             }
                             goes
                         });
@@ -405,8 +423,9 @@ mod tests {
                 }
                 prop_assert_eq!(evictor.objects(), model.len());
                 prop_assert_eq!(evictor.bytes(), model.iter().map(|entry| entry.size).sum::<u64>());
-                let evictable = model.iter().filter(|entry| !entry.is_pinned).map(|entry| entry.size);
-                prop_assert_eq!(evictor.evictable_bytes(), evictable.sum::<u64>());
+                prop_assert_eq!(evictor.taken(), model.iter().map(|entry| on_disk(entry.size)).sum::<u64>());
+                let evictable = model.iter().filter(|entry| !entry.is_pinned).map(|entry| on_disk(entry.size));
+                prop_assert_eq!(evictor.evictable(), evictable.sum::<u64>());
             }
         }
     }

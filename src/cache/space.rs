@@ -13,7 +13,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
-use super::evict::{Evictor, Seconds};
+use super::evict::{Evictor, Seconds, on_disk};
 use super::fill::{Fills, Reservation, Room};
 use super::hot::Hot;
 use super::limits::Limits;
@@ -518,7 +518,7 @@ impl Space {
 
         let index = self.index.bytes().saturating_sub(INDEX_FOR_FREE);
         let needed = |free: u64, abandoned: u64| {
-            let used = self.stock().evictor.bytes() + self.reserved.load(Ordering::Relaxed) + abandoned;
+            let used = self.stock().evictor.taken() + self.reserved.load(Ordering::Relaxed) + abandoned;
             // The index keeps to less by itself; objects never make room for more than this of it.
             let over_size = max_size.map_or(0, |max| (used + wanted + index.min(max / 2)).saturating_sub(max));
             over_size.max((min_free + wanted).saturating_sub(free))
@@ -554,8 +554,8 @@ impl Space {
             return Ok(Made::Room);
         }
         // What cannot fit is no reason to lose what is there.
-        let before = stock.evictor.bytes();
-        if wanted > 0 && stock.evictor.evictable_bytes() < needs {
+        let before = stock.evictor.taken();
+        if wanted > 0 && stock.evictor.evictable() < needs {
             return Ok(Made::None);
         }
         let slack = max_size.unwrap_or(total).min(before) / 100 * SLACK;
@@ -563,7 +563,7 @@ impl Space {
         let most = if wanted > 0 { usize::MAX } else { STEP };
         let mut victims = stock.evictor.make_room(needs, most, now(), is_busy);
         let is_step = victims.len() == STEP && wanted == 0;
-        let freed = before - stock.evictor.bytes();
+        let freed = before - stock.evictor.taken();
         let fits = freed >= needs;
         if fits {
             let beyond = slack.saturating_sub(freed - needs);
@@ -619,6 +619,7 @@ impl Space {
 
     async fn reserve_bytes(self: Arc<Self>, bytes: u64) -> Result<Reservation, Failure> {
         let failed = |why: String| Failure::new(FailureKind::Storage, why);
+        let bytes = on_disk(bytes);
         loop {
             // The wait is for one read of the index, at the start or after a change; the sender lives as
             // long as `self`.
