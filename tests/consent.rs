@@ -114,8 +114,10 @@ async fn what_a_gateway_shows_to_everybody_is_not_learnt_to_be_public() {
             // Before it is cached, and when it is.
             for round in ["cold", "warm"] {
                 for method in ["GET", "HEAD"] {
-                    let answer = scene.browser().send(method, &url, &[], "").await;
-                    assert_ne!(answer.body, image.blobs()[1], "{round}: {method} {status} to {what}");
+                    // What turns out to be something else may break off before anything came.
+                    if let Ok(answer) = scene.browser().try_send(method, &url, &[], "").await {
+                        assert_ne!(answer.body, image.blobs()[1], "{round}: {method} {status} to {what}");
+                    }
                 }
                 scene.hub.clear_faults();
                 let answer = scene.browser().get(&url).await;

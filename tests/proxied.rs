@@ -112,6 +112,9 @@ async fn what_came_by_one_door_is_a_hit_at_the_other() {
     for digest in second.layer_digests() {
         assert!(get(scene.larder.blob_url(&format!("hub/{NAME}"), &digest)).await.complete());
     }
+    let all = [first.layer_digests(), second.layer_digests()].concat();
+    let is_stored = async || all.iter().all(|digest| scene.larder.object(digest).exists());
+    eventually("all of it is stored", is_stored).await;
     scene.hub.fault(On::storage(), Fault::Drop);
     for digest in first.layer_digests() {
         let blob = get(scene.larder.blob_url(&format!("hub/{NAME}"), &digest)).await;

@@ -37,9 +37,11 @@ fn htpasswd(dir: &Path, users: &[&str]) -> String {
     format!("[auth.htpasswd]\npath = \"{}\"\n", file.display())
 }
 
+type Sent = (&'static str, String, Vec<(&'static str, &'static str)>, &'static str, bool);
+
 /// What a client of the proxy door may send: method, path, headers, body, and whether the configuration's headers
 /// go with it.
-fn requests() -> Vec<(&'static str, String, Vec<(&'static str, &'static str)>, &'static str, bool)> {
+fn requests() -> Vec<Sent> {
     let manifest = format!("/v2/{NAME}/manifests/1");
     let mut all = Vec::new();
     let reads = [

@@ -99,7 +99,15 @@ impl Repository {
     /// What tells apart what is known of tags and lists here from what others know of the same repository: whose
     /// credentials asked, and which upstream alone. Empty for Larder's own and all upstreams in order.
     pub fn shelf(&self) -> String {
-        let by = if self.client_consent.is_some() { BY_CLIENTS } else { "" };
+        self.shelf_by(if self.client_consent.is_some() { BY_CLIENTS } else { "" })
+    }
+
+    /// The shelf of the same upstreams, by the other credentials: Larder's own or those of clients.
+    pub fn other_shelf(&self) -> String {
+        self.shelf_by(if self.client_consent.is_some() { "" } else { BY_CLIENTS })
+    }
+
+    fn shelf_by(&self, by: &str) -> String {
         match self.upstreams.first().filter(|_| self.one_of_several) {
             Some(Upstream { url, .. }) => format!("{by} at {}{}", url.origin, url.namespace),
             None => by.to_owned(),

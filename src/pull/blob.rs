@@ -273,18 +273,22 @@ impl Origin for BlobOrigin {
         self.metrics.fetched(self.target.repository.metrics_label(), bytes);
     }
 
+    fn verified(&self) {
+        let storages = std::mem::take(&mut *self.storages.lock().unwrap_or_else(PoisonError::into_inner));
+        storages.into_iter().for_each(|storage| self.pull.clients.shared().storages.sent(storage));
+        // Of what began with another's bytes the upstream has shown little.
+        if self.pull.cache.running_fill(&self.digest).is_none_or(|fill| !fill.is_resumed()) {
+            self.pull.consents.given(&self.target, &self.digest);
+        }
+    }
+
     fn stored<'a>(&'a self, digest: &'a Digest, size: u64) -> BoxFuture<'a, ()> {
         let path = format!("/v2/{}/blobs/{digest}", self.target.name);
         tracing::info!(path, size, repository = self.target.repository.prefix(), "cached response");
-        // Only now that it is verified it is known to be there, for all who could have it.
-        let storages = std::mem::take(&mut *self.storages.lock().unwrap_or_else(PoisonError::into_inner));
-        storages.into_iter().for_each(|storage| self.pull.clients.shared().storages.sent(storage));
-        if self.pull.cache.running_fill(digest).is_none_or(|fill| !fill.is_resumed()) {
-            self.pull.consents.given(&self.target, digest);
-        }
         if !self.target.repository.learns_public {
             return std::future::ready(()).boxed();
         }
+        // Only now that it is verified it is known to be there, for all who could have it.
         self.pull.learn_whether_public(&self.target, Stored::Blob(size), *digest).boxed()
     }
 }

@@ -147,13 +147,24 @@ impl Pull {
     /// A tag whose manifest is there too, and may be shown here. An index or store that cannot be read counts as an empty
     /// one: the upstream may still answer.
     async fn cached_tag(&self, target: &Target, key: &TagKey) -> Option<(TagEntry, Arc<Manifest>)> {
-        let entry = self.cache.tag(key).await.ok().flatten()?;
-        // It may have been brought in by clients' own credentials, when these decided.
-        let owner = target.repository.owner();
-        let is_visible = self.cache.is_visible(&owner, &entry.digest).await.unwrap_or(false);
-        if !is_visible && !self.is_public(target, &entry.digest).await {
-            return None;
+        if let Some(entry) = self.cache.tag(key).await.ok().flatten() {
+            // It may have been brought in by clients' own credentials, when these decided.
+            let owner = target.repository.owner();
+            let is_visible = self.cache.is_visible(&owner, &entry.digest).await.unwrap_or(false);
+            if is_visible || self.is_public(target, &entry.digest).await {
+                return self.with_manifest(entry).await;
+            }
         }
+        // What is for everybody was shown by the same upstreams, whoever asked.
+        let other = TagKey { shelf: target.repository.config.other_shelf(), ..key.clone() };
+        let entry = self.cache.tag(&other).await.ok().flatten()?;
+        match self.is_public(target, &entry.digest).await {
+            true => self.with_manifest(entry).await,
+            false => None,
+        }
+    }
+
+    async fn with_manifest(&self, entry: TagEntry) -> Option<(TagEntry, Arc<Manifest>)> {
         let manifest = self.cache.manifest(&entry.digest).await.ok().flatten()?;
         Some((entry, manifest))
     }

@@ -18,7 +18,7 @@ use super::budget::Budget;
 use super::errors::{self, Limited};
 use super::health::Health;
 use super::ours::{Circle, Ours};
-use super::pool::Pool;
+use super::pool::{Pool, client};
 use super::reach::{self, Reach, Resolver};
 use super::storages::{Storage, Storages};
 use super::who::{Who, WhoId};
@@ -27,7 +27,6 @@ use crate::failure::{Failure, FailureKind};
 use crate::oci::Digest;
 use crate::oci::route::Route;
 use crate::telemetry::Metrics;
-use crate::web::{self, tls};
 
 /// Most that is read of a 429, to tell which limit it is.
 const MAX_REFUSAL: usize = 4096;
@@ -486,32 +485,6 @@ pub struct TokenCall<'a> {
     pub authorization: Option<HeaderValue>,
 }
 
-fn client(config: &config::Upstream, resolver: Resolver) -> Result<reqwest::Client, String> {
-    let tls = tls::client_config(&config.tls).map_err(|error| error.to_string())?;
-    let mut builder = builder(config).tls_backend_preconfigured(tls).dns_resolver(Arc::new(resolver));
-    if let Proxy::Through(proxies) = &config.proxy {
-        for proxy in web::through(proxies).map_err(|_| "http_proxy cannot be used".to_owned())? {
-            builder = builder.proxy(proxy);
-        }
-    }
-    builder.build().map_err(|error| error.to_string())
-}
-
-/// What all clients of an upstream have in common. Of a name with addresses of both families it tries the
-/// other one when the first does not answer within 300 ms (Happy Eyeballs, RFC 8305).
-fn builder(config: &config::Upstream) -> reqwest::ClientBuilder {
-    reqwest::Client::builder()
-        .redirect(reqwest::redirect::Policy::none())
-        .referer(false)
-        .no_proxy()
-        // One stream a connection: a shared HTTP/2 window would slow large layers down.
-        .http1_only()
-        .connect_timeout(config.connect_timeout)
-        .pool_max_idle_per_host(config.max_connections)
-        .pool_idle_timeout(Duration::from_secs(60))
-        .user_agent(concat!("larder/", env!("CARGO_PKG_VERSION")))
-}
-
 fn label(origin: &Url) -> String {
     let host = origin.host_str().unwrap_or_default();
     origin.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
@@ -540,15 +513,10 @@ pub fn spread() -> f64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::net::{Ipv6Addr, SocketAddr};
-
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::{TcpListener, TcpSocket, TcpStream};
-
+pub mod tests {
     use super::*;
 
-    fn upstream(toml: &str) -> config::Upstream {
+    pub fn upstream(toml: &str) -> config::Upstream {
         let file = tempfile::NamedTempFile::new().expect("a file");
         std::fs::write(file.path(), format!("[[repository.hub.upstream]]\n{toml}")).expect("written");
         let config = config::Config::load(&[file.path().to_owned()], std::iter::empty()).expect("valid");
@@ -597,35 +565,5 @@ mod tests {
         ] {
             assert_eq!(is_storage_of(&digest, &Url::parse(&url).expect("a URL")), expected, "{url}");
         }
-    }
-
-    #[tokio::test]
-    async fn a_family_of_addresses_that_swallows_packets_is_not_waited_for() {
-        let good = TcpListener::bind("127.0.0.1:0").await.expect("an address");
-        let v4 = good.local_addr().expect("an address");
-        // The same port on ::1, with a queue that is full: what comes is dropped, as by a firewall.
-        let v6 = SocketAddr::from((Ipv6Addr::LOCALHOST, v4.port()));
-        let socket = TcpSocket::new_v6().expect("a socket");
-        socket.bind(v6).expect("the port is free on ::1");
-        let hole = socket.listen(0).expect("it listens");
-        let mut fillers = Vec::new();
-        while let Ok(stream) = tokio::time::timeout(Duration::from_millis(500), TcpStream::connect(v6)).await {
-            fillers.push(stream.expect("a connection"));
-        }
-        let serving = tokio::spawn(async move {
-            let (mut stream, _) = good.accept().await.expect("a client");
-            let _ = stream.read(&mut [0; 1024]).await;
-            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
-            stream
-        });
-
-        let config = upstream("url = \"http://dual.invalid\"\nconnect_timeout = \"60s\"");
-        let tls = tls::client_config(&config.tls).expect("TLS");
-        let client = builder(&config).tls_backend_preconfigured(tls);
-        let client = client.resolve_to_addrs("dual.invalid", &[v6, v4]).build().expect("a client");
-        let url = format!("http://dual.invalid:{}/", v4.port());
-        let answer = tokio::time::timeout(Duration::from_secs(20), client.get(url).send()).await;
-        assert!(answer.expect("it does not wait for the hole").expect("an answer").status().is_success());
-        drop((hole, fillers, serving));
     }
 }

@@ -82,6 +82,7 @@ async fn bring_in(
         copy.serves_ranges = !is_alone;
         match copy.fetch().await {
             Ok(Fetched::Whole { size, found }) if wanted.is(&found) => {
+                origin.verified();
                 registered.fill().update(|state| {
                     state.phase = Phase::Verified;
                     state.size = Some(size);

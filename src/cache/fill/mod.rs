@@ -47,6 +47,9 @@ pub trait Origin: Send + Sync + 'static {
     /// `bytes` have arrived.
     fn received(&self, bytes: u64);
 
+    /// The object is complete and verified; nobody has its end yet.
+    fn verified(&self) {}
+
     /// The object is complete, verified and stored. The fill can still be joined until this is done.
     fn stored<'a>(&'a self, digest: &'a Digest, size: u64) -> BoxFuture<'a, ()>;
 }

@@ -216,28 +216,32 @@ impl Pull {
         }
         let request = Request::from_parts(parts, body);
         let tunnel = Tunnel { standing: standing.clone(), place, address: None };
-        let forwarded = self.forward(&proxying, request, tunnel, &url, &secrets).await;
-        match forwarded {
+        match self.forward(&proxying, request, tunnel, &url, &secrets).await {
             // Clients ask this first, and go no further without an answer.
             Err(PassError::Failure(failure)) if matches!(asked, Asked::Base) => {
                 let found = proxying.registries.find(&url, "any", &proxying.anywhere)?;
                 let repository = found.map(|(repository, _)| repository).filter(|repository| may_pull(repository));
-                if !self.has_content_of(repository.as_deref()).await {
-                    return Err(Refused::Failure(failure));
-                }
-                tracing::info!(url = %path, %failure, "a registry cannot be reached; what is cached of it is served");
-                Ok(registry::base(&failure))
+                self.base_without(repository.as_deref(), failure, path).await
             }
             forwarded => Ok(forwarded?),
         }
     }
 
-    /// Whether anything of a registry is cached that does not depend on a client's own credentials.
-    async fn has_content_of(&self, repository: Option<&Repository>) -> bool {
-        let Some(prefix) = repository.map(|repository| repository.prefix().to_owned()) else {
-            return false;
-        };
-        self.cache().catalog(vec![prefix], String::new(), 1).await.is_ok_and(|names| !names.is_empty())
+    /// Stands in for a registry that cannot be reached, if anything of it is cached that does not depend on a client's
+    /// own credentials.
+    async fn base_without(
+        &self,
+        repository: Option<&Repository>,
+        failure: Failure,
+        path: &str,
+    ) -> Result<Response<Body>, Refused> {
+        let prefixes = repository.map(|repository| repository.prefix().to_owned()).into_iter().collect::<Vec<_>>();
+        let names = self.cache().catalog(prefixes, String::new(), 1).await.unwrap_or_default();
+        if names.is_empty() {
+            return Err(Refused::Failure(failure));
+        }
+        tracing::info!(url = path, %failure, "a registry cannot be reached; what is cached of it is served");
+        Ok(registry::base(&failure))
     }
 
     fn proxying(&self) -> Result<(Arc<Live>, Arc<Proxying>), Refused> {
