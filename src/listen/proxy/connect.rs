@@ -171,7 +171,7 @@ async fn serve(stream: impl Socket + Send + 'static, is_secure: bool, through: T
     let (peer, pull) = (way.peer.clone(), way.pull.clone());
     let (turn_away, turned_away) = watch::channel(());
     let ends = Ends { stop: way.ends.stop.clone(), renewed: Some(turned_away) };
-    let came = Came::Through { is_secure, tunnel: through.clone() };
+    let came = Came::Through { is_secure, tunnel: Box::new(through.clone()) };
     let answer = move |request| {
         let (way, came) = (way.clone(), came.clone());
         async move { way.pull.pass(request, came, way.client(), way.kept()).await }

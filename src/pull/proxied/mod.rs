@@ -58,7 +58,7 @@ pub enum Came {
     /// In absolute form, by itself.
     Open,
     /// Through a tunnel.
-    Through { is_secure: bool, tunnel: Tunnel },
+    Through { is_secure: bool, tunnel: Box<Tunnel> },
 }
 
 /// What goes on as long as anything of a connection does.
