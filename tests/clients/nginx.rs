@@ -52,7 +52,7 @@ impl Nginx {
         );
         fs::write(&file, text).expect("nginx's configuration is written");
         let file = file.to_str().expect("temporary paths are UTF-8");
-        let binary = program("nginx", "nginx-light");
+        let binary = program("nginx", "nginx");
         let mut daemon = Daemon::spawn(&binary, ["-e", "stderr", "-c", file], &[], &root.join("log"))
             .map_err(|error| Failure::new(format!("nginx does not start: {error}")))?;
         daemon.wait_until(|| async { TcpStream::connect(self.address).await.is_ok() }).await?;
