@@ -1,6 +1,8 @@
 //! The room that the cache takes on disk: what is stored, what running fills have reserved, and who
 //! goes when it gets tight.
 
+mod room;
+
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::PathBuf;
@@ -9,16 +11,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
-use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
 use super::evict::{Evictor, Seconds, on_disk};
-use super::fill::{Fills, Reservation, Room};
+use super::fill::Fills;
 use super::hot::Hot;
 use super::limits::Limits;
 use crate::config::{Config, Limit};
-use crate::failure::{Failure, FailureKind};
 use crate::index::{Bounds, Index, IndexError, ObjectEntry, TagKey, Timestamp, Write};
 use crate::oci::Digest;
 use crate::store::Disk;
@@ -615,43 +614,6 @@ impl Space {
     pub async fn loaded(&self) {
         // The sender lives as long as `self`.
         let _ = self.loaded.subscribe().wait_for(|loaded| *loaded).await;
-    }
-
-    async fn reserve_bytes(self: Arc<Self>, bytes: u64) -> Result<Reservation, Failure> {
-        let failed = |why: String| Failure::new(FailureKind::Storage, why);
-        let bytes = on_disk(bytes);
-        loop {
-            // The wait is for one read of the index, at the start or after a change; the sender lives as
-            // long as `self`.
-            let loaded = self.loaded.subscribe().wait_for(|loaded| *loaded).await.map(drop);
-            loaded.map_err(|_| failed("the cache is closing".to_owned()))?;
-            let space = self.clone();
-            let fits = tokio::task::spawn_blocking(move || space.make_room(bytes));
-            return match fits.await {
-                Ok(Ok(Made::Unknown)) => continue,
-                Ok(Ok(Made::Room)) => Ok(Reservation::new(move || {
-                    self.reserved.fetch_sub(bytes, Ordering::Relaxed);
-                })),
-                Ok(Ok(Made::None | Made::More)) => {
-                    let message = format!("{bytes} bytes do not fit into cache.max_size and cache.min_free");
-                    Err(Failure::new(FailureKind::NoRoom, message))
-                }
-                Ok(Err(error)) => Err(failed(format!("cannot tell how full the disk is: {error}"))),
-                Err(error) => Err(failed(error.to_string())),
-            };
-        }
-    }
-}
-
-impl Room for Arc<Space> {
-    fn reserve(&self, bytes: u64) -> BoxFuture<'static, Result<Reservation, Failure>> {
-        self.clone().reserve_bytes(bytes).boxed()
-    }
-
-    fn never_fits(&self, bytes: u64) -> BoxFuture<'static, bool> {
-        let space = self.clone();
-        async move { tokio::task::spawn_blocking(move || space.as_ref().never_fits(bytes)).await.unwrap_or(false) }
-            .boxed()
     }
 }
 
