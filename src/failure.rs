@@ -17,6 +17,8 @@ pub struct Failure {
     pub is_passing: bool,
     /// Whether any upstream said that it does not have it, or not for us.
     pub was_refused: bool,
+    /// The reason that the upstream gave, in its own words.
+    told: Option<Arc<str>>,
 }
 
 /// In the order in which they are reported when several upstreams failed: what may still come right
@@ -66,12 +68,33 @@ impl FailureKind {
 impl Failure {
     pub fn new(kind: FailureKind, message: impl fmt::Display) -> Self {
         let was_refused = matches!(kind, FailureKind::NotFound | FailureKind::Denied);
-        Self { kind, message: message.to_string().into(), retry_after: None, is_passing: false, was_refused }
+        Self {
+            kind,
+            message: message.to_string().into(),
+            retry_after: None,
+            is_passing: false,
+            was_refused,
+            told: None,
+        }
     }
 
     pub fn with_retry_after(mut self, after: Option<Duration>) -> Self {
         self.retry_after = after;
         self
+    }
+
+    /// With the reason that the upstream gave, as far as it gave one.
+    pub fn told(mut self, reason: Option<&str>) -> Self {
+        if let Some(reason) = reason {
+            self.message = format!("{}: {reason}", self.message).into();
+            self.told = Some(reason.into());
+        }
+        self
+    }
+
+    /// The upstream's own words.
+    pub fn reason(&self) -> Option<&str> {
+        self.told.as_deref()
     }
 
     /// Whether another who asks may fare better.

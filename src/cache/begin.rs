@@ -86,7 +86,10 @@ impl Cache {
                 let (cache, origin, repository) = (self.clone(), origin(), repository.to_owned());
                 tokio::spawn(async move {
                     match cache.places.take(party, PATIENCE).await {
-                        Ok(place) => cache.run_fill(registered, wanted, origin, &repository, place).await,
+                        Ok(place) => {
+                            registered.fill().has_place();
+                            cache.run_fill(registered, wanted, origin, &repository, place).await;
+                        }
                         Err(NoPlace) => registered.fail(no_place()),
                     }
                 });

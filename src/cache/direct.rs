@@ -160,7 +160,7 @@ impl Direct {
     async fn reopen(&mut self) -> Result<(), Failure> {
         // A range to the very end is asked for without its end: some storages dislike a last byte.
         let until = self.end.filter(|_| self.end != self.total);
-        let transfer = self.origin.open(self.at, until).await?;
+        let transfer = self.origin.open(self.at, until, false).await?;
         self.total = self.total.or(transfer.total);
         self.end = self.end.or(transfer.total);
         let mut skip = self.at - transfer.start.min(self.at);

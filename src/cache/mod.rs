@@ -13,6 +13,7 @@ pub mod freshness;
 pub mod hot;
 mod limits;
 mod lists;
+mod manifests;
 mod modes;
 mod names;
 mod passes;
@@ -40,16 +41,16 @@ use crate::failure::{Failure, FailureKind};
 use crate::index::{
     Image, ImageName, Index, IndexError, ObjectEntry, Purge, Purged, TagEntry, TagKey, Timestamp, Write,
 };
-use crate::oci::manifest::{self, Outline};
 use crate::oci::{Digest, MediaType};
 pub use crate::store::Mapping;
 use crate::store::{Disk, StoreError, Stored};
 use crate::telemetry::Metrics;
 use begin::Unfit;
-use fill::{Fills, Reservation, Room};
+use fill::{Fills, Room};
 use flight::Flights;
 use hot::Hot;
 use lists::Lists;
+use manifests::Pending;
 use passes::Passes;
 use places::Places;
 use space::Space;
@@ -68,6 +69,10 @@ pub struct Cache {
     fills: Fills,
     places: Places,
     unfit: Unfit,
+    /// Manifests that are verified and not stored yet.
+    pending: Pending,
+    /// Manifests on their way from the store into memory.
+    loads: Flights<Digest, Option<Arc<Manifest>>>,
     /// Objects being looked at because their seal is broken.
     inspections: Flights<Digest, bool>,
     verifying: tokio::sync::Mutex<()>,
@@ -108,6 +113,8 @@ impl Cache {
             fills,
             places: Places::new(Shares::now().fills),
             unfit: Unfit::default(),
+            pending: Pending::default(),
+            loads: Flights::default(),
             inspections: Flights::default(),
             verifying: tokio::sync::Mutex::default(),
             metrics,
@@ -190,71 +197,14 @@ impl Cache {
         self.inspections.run(digest, inspect).await.0
     }
 
-    /// An object to read while it comes in.
-    pub fn growing(&self, fill: FillReader, aside: Aside) -> Content {
+    /// An object to read while it comes in. `told`: how long its upstream says that it is, where the transfer does not.
+    pub fn growing(&self, fill: FillReader, aside: Aside, told: Option<u64>) -> Content {
         let lease = self.space.lease(&aside.digest);
-        Content::Growing { fill, aside, _lease: Some(lease) }
+        Content::Growing { fill, aside, told, _lease: Some(lease) }
     }
 
     pub fn fills_running(&self) -> usize {
         self.fills.count()
-    }
-
-    /// A manifest from memory or the store.
-    pub async fn manifest(&self, digest: &Digest) -> Result<Option<Arc<Manifest>>, Failure> {
-        if let Some(manifest) = self.hot.manifests.get(digest) {
-            self.space.used(digest);
-            return Ok(Some(manifest));
-        }
-        let (space, wanted) = (self.space.clone(), *digest);
-        let loaded = blocking(move || load_manifest(&space, &wanted)).await?;
-        let loaded = loaded.map_err(|error| self.broken("cannot read a manifest", &error))?;
-        let manifest = loaded.map(Arc::new);
-        if let Some(manifest) = &manifest {
-            self.space.used(digest);
-            self.hot.manifests.insert(*digest, manifest.clone());
-        }
-        Ok(manifest)
-    }
-
-    /// Keeps a verified manifest. Where the store fails it is handed on all the same, and not kept in
-    /// memory either: the next request for it is another chance to store it.
-    pub async fn put_manifest(&self, repository: &str, manifest: Manifest) -> Arc<Manifest> {
-        let manifest = Arc::new(manifest);
-        match self.store(&manifest).await {
-            // The reservation lives until the object is counted.
-            Ok((is_new, _reservation)) => {
-                self.hot.manifests.insert(manifest.digest, manifest.clone());
-                let size = manifest.bytes.len() as u64;
-                self.record_object(repository, manifest.digest, size, Some(manifest.media_type.clone()), is_new);
-                let children = Outline::read(&manifest.bytes).children;
-                let children = children.iter().map(|child| child.digest).collect();
-                self.index.write(Write::Edges { parent: manifest.digest, children });
-                self.space.edges_changed(&manifest.digest);
-            }
-            Err(failure) => {
-                self.metrics.unstored.inc();
-                tracing::warn!(digest = %manifest.digest, %failure, "a manifest is served uncached");
-            }
-        }
-        manifest
-    }
-
-    /// Stores a small object, in room that is made for it as for any other.
-    async fn store(&self, manifest: &Arc<Manifest>) -> Result<(bool, Reservation), Failure> {
-        let (disk, stored) = (self.disk.clone(), manifest.clone());
-        let reservation = match self.room.reserve(manifest.bytes.len() as u64).await {
-            Err(failure) => {
-                // Limits that are reached are no failure of the cache; a disk that is full is.
-                if blocking(move || disk.is_full()).await? {
-                    self.metrics.errors.inc();
-                }
-                return Err(failure);
-            }
-            reserved => reserved?,
-        };
-        let result = blocking(move || disk.put(&stored.digest, &stored.bytes)).await?;
-        Ok((result.map_err(|error| self.broken("cannot store a manifest", &error))?, reservation))
     }
 
     fn record_object(&self, repository: &str, digest: Digest, size: u64, media_type: Option<MediaType>, is_new: bool) {
@@ -395,7 +345,7 @@ impl Cache {
     /// Stores what is verified, and writes what the index still has queued.
     pub async fn close(&self) {
         let stored = async {
-            while self.fills.are_storing() {
+            while self.fills.are_storing() || !self.pending.is_empty() {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
@@ -441,28 +391,6 @@ impl Verification<'_> {
         let verified = blocking(move || scrub::verify(&space, is_repair, progress)).await?;
         verified.map_err(|error| self.cache.broken("cannot verify the store", &error))
     }
-}
-
-fn load_manifest(space: &Space, digest: &Digest) -> Result<Option<Manifest>, std::io::Error> {
-    let Some(stored) = space.disk().get(digest)? else {
-        return Ok(None);
-    };
-    if stored.size > hot::MAX_MANIFEST {
-        return Ok(None);
-    }
-    let bytes = read::read_at(&stored.file, 0, stored.size)?;
-    if Digest::of(digest.algorithm(), &bytes) != *digest {
-        tracing::error!(%digest, "a stored manifest is damaged; it was removed and is fetched again");
-        space.discard(digest)?;
-        return Ok(None);
-    }
-    let entry = space.index().object(digest).unwrap_or_else(|error| {
-        tracing::warn!(%digest, %error, "cannot read what the index knows of a manifest");
-        None
-    });
-    let stored_at = entry.as_ref().map_or_else(Timestamp::now, |entry| entry.stored_at);
-    let media_type = entry.and_then(|entry| entry.media_type).unwrap_or_else(|| manifest::media_type_of(&bytes));
-    Ok(Some(Manifest { digest: *digest, media_type, bytes, stored_at }))
 }
 
 fn remove_files(disk: &Disk, objects: &[Digest], is_all: bool) -> std::io::Result<()> {

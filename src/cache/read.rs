@@ -35,6 +35,8 @@ pub enum Content {
         fill: FillReader,
         /// For the case that the fill fails because of our own disk.
         aside: Aside,
+        /// How long its source says that it is.
+        told: Option<u64>,
         /// `None` where nothing is evicted.
         _lease: Option<Arc<Lease>>,
     },
@@ -59,7 +61,7 @@ impl Content {
     pub async fn size(&self) -> Result<Option<u64>, Failure> {
         match self {
             Self::Complete { stored, .. } => Ok(Some(stored.size)),
-            Self::Growing { fill, .. } => fill.size().await,
+            Self::Growing { fill, told, .. } => fill.size().await.map(|size| size.or(*told)),
             Self::Uncached { size, .. } => Ok(*size),
         }
     }
@@ -67,6 +69,7 @@ impl Content {
     /// The size, however long it takes to learn it.
     pub async fn final_size(&self) -> Result<Option<u64>, Failure> {
         match self {
+            Self::Growing { told: Some(_), .. } => self.size().await,
             Self::Growing { fill, .. } => fill.final_size().await.map(Some),
             Self::Complete { .. } | Self::Uncached { .. } => self.size().await,
         }

@@ -186,7 +186,7 @@ pub fn read_outline(disk: &Disk, digest: &Digest, size: u64) -> Option<(MediaTyp
     let bytes = read_at(&stored.file, 0, stored.size).ok()?;
     let children = Outline::read(&bytes).children;
     let media_type = manifest::media_type_of(&bytes);
-    (!children.is_empty()).then(|| (media_type, children.iter().map(|child| child.digest).collect()))
+    manifest::is_one(&bytes).then(|| (media_type, children.iter().map(|child| child.digest).collect()))
 }
 
 impl Space {

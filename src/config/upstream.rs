@@ -26,8 +26,10 @@ pub struct Upstream {
     pub tls: ClientTls,
     pub max_redirect: u8,
     pub connect_timeout: Duration,
-    /// To the response's headers, and between two reads of its body.
+    /// To the response's headers, and to the end of a document.
     pub timeout: Duration,
+    /// Between two reads of a blob.
+    pub read_timeout: Duration,
     /// Connections used at once for one large blob.
     pub parallel: usize,
     pub max_connections: usize,
@@ -103,6 +105,7 @@ impl Upstream {
             max_redirect: usual.max_redirect,
             connect_timeout: usual.connect_timeout.0,
             timeout: usual.timeout.0,
+            read_timeout: usual.read_timeout.0,
             parallel: usize::from(usual.parallel),
             max_connections: usual.max_connections as usize,
             token_realms: Vec::new(),
@@ -212,7 +215,12 @@ pub fn check(
     let headers = check_headers(&written.headers).map_err(|message| invalid("headers", message))?;
     let proxy = Proxy::choose(&written.http_proxy, &url.origin, &around.proxies)
         .map_err(|message| invalid("http_proxy", message))?;
-    for (key, span) in [("connect_timeout", written.connect_timeout), ("timeout", written.timeout)] {
+    let spans = [
+        ("connect_timeout", written.connect_timeout),
+        ("timeout", written.timeout),
+        ("read_timeout", written.read_timeout),
+    ];
+    for (key, span) in spans {
         if span.0.is_zero() {
             return Err(invalid(key, "it must be longer than nothing".to_owned()));
         }
@@ -236,6 +244,7 @@ pub fn check(
         max_redirect: written.max_redirect,
         connect_timeout: written.connect_timeout.0,
         timeout: written.timeout.0,
+        read_timeout: written.read_timeout.0,
         parallel: usize::from(written.parallel),
         max_connections: written.max_connections as usize,
         token_realms: lower(&written.token_realms),

@@ -56,6 +56,11 @@ impl Digest {
         }
     }
 
+    /// Whether the same content cannot have both digests: they are of one algorithm and differ.
+    pub fn contradicts(&self, other: &Self) -> bool {
+        self.algorithm() == other.algorithm() && self != other
+    }
+
     pub fn algorithm(&self) -> Algorithm {
         match self {
             Self::Sha256(_) => Algorithm::Sha256,

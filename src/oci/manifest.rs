@@ -1,5 +1,8 @@
 //! As much of manifests and indexes as a cache needs: what they refer to and what type they are.
 
+use std::sync::LazyLock;
+
+use regex::bytes::Regex;
 use serde::{Deserialize, Serialize};
 
 use super::digest::Digest;
@@ -42,23 +45,43 @@ struct Document {
     layers: Option<Vec<Descriptor>>,
     manifests: Option<Vec<Descriptor>>,
     subject: Option<Descriptor>,
+    /// Layers of Docker's first format.
+    #[serde(rename = "fsLayers")]
+    fs_layers: Option<Vec<FsLayer>>,
+    signatures: Option<serde::de::IgnoredAny>,
 }
 
 #[derive(Deserialize)]
 struct Descriptor {
-    digest: String,
     #[serde(default)]
+    digest: String,
+    /// Old manifests at quay.io have layers of size -1 (quay#3683).
+    #[serde(default, deserialize_with = "size")]
     size: u64,
 }
 
+#[derive(Deserialize)]
+struct FsLayer {
+    #[serde(rename = "blobSum")]
+    blob_sum: String,
+}
+
+/// A length in bytes; what is none counts as 0.
+fn size<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    let value = serde_json::Value::deserialize(deserializer)?;
+    Ok(value.as_u64().unwrap_or_default())
+}
+
 impl Outline {
-    /// Reads the outline of a manifest. What is no JSON, or of a form not known here, has no
-    /// children: it is still content that can be served.
+    /// Reads the outline of a manifest. What is of a form not known here has no children: it is still content that can be
+    /// served. Of what cannot be read as a whole, the digests are read that can be found.
     pub fn read(bytes: &[u8]) -> Self {
         let Ok(document) = serde_json::from_slice::<Document>(bytes) else {
-            return Self::default();
+            return Self::of_digests_in(bytes);
         };
-        let blobs = document.config.into_iter().chain(document.layers.into_iter().flatten());
+        let fs_layers = document.fs_layers.into_iter().flatten();
+        let fs_layers = fs_layers.map(|layer| Descriptor { digest: layer.blob_sum, size: 0 });
+        let blobs = document.config.into_iter().chain(document.layers.into_iter().flatten()).chain(fs_layers);
         let manifests = document.manifests.into_iter().flatten();
         let listed = blobs
             .map(|descriptor| (descriptor, ChildKind::Blob))
@@ -76,25 +99,42 @@ impl Outline {
         let subject = document.subject.and_then(|subject| subject.digest.parse().ok());
         Self { children, subject }
     }
+
+    /// For JSON that the library refuses and other clients read: lone surrogates, numbers without end, a deep nesting
+    /// (containerd#5632).
+    fn of_digests_in(bytes: &[u8]) -> Self {
+        static DIGEST: LazyLock<Option<Regex>> = LazyLock::new(|| {
+            Regex::new(r#""(?:digest|blobSum)"\s*:\s*"(sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})""#).ok()
+        });
+        static INDEX: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r#""manifests"\s*:\s*\["#).ok());
+        let is_index = INDEX.as_ref().is_some_and(|index| index.is_match(bytes));
+        let kind = if is_index { ChildKind::Manifest } else { ChildKind::Blob };
+        let mut seen = std::collections::HashSet::new();
+        let found = DIGEST.iter().flat_map(|digest| digest.captures_iter(bytes));
+        let digests = found.filter_map(|found| std::str::from_utf8(found.get(1)?.as_bytes()).ok()?.parse().ok());
+        let children = digests.filter(|digest| seen.insert(*digest)).take(MAX_CHILDREN);
+        Self { children: children.map(|digest| Child { digest, size: 0, kind }).collect(), subject: None }
+    }
 }
 
 /// The media type of a manifest whose upstream did not name one, or whose index row was lost: what
 /// the document says of itself, else what its members imply (OCI Image Specification, "mediaType").
 pub fn media_type_of(bytes: &[u8]) -> MediaType {
-    let implied = match serde_json::from_slice::<Document>(bytes) {
-        Ok(document) => match document.media_type.as_deref().and_then(MediaType::of_others) {
-            Some(named) => return named,
-            None if document.manifests.is_some() => media_type::OCI_INDEX,
-            None => media_type::OCI_MANIFEST,
-        },
-        Err(_) => media_type::OCI_MANIFEST,
-    };
-    MediaType::new(implied)
+    own_media_type(bytes).unwrap_or_else(|| MediaType::new(media_type::OCI_MANIFEST))
 }
 
-/// Whether `bytes` can be a manifest at all: a JSON object.
-pub fn is_plausible(bytes: &[u8]) -> bool {
-    serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(bytes).is_ok()
+/// What a document says of its own type, or its members imply; `None` where it says nothing.
+pub fn own_media_type(bytes: &[u8]) -> Option<MediaType> {
+    let document = serde_json::from_slice::<Document>(bytes).ok()?;
+    let implied = match document.media_type.as_deref().and_then(MediaType::of_others) {
+        Some(named) => return Some(named),
+        None if document.manifests.is_some() => media_type::OCI_INDEX,
+        None if document.layers.is_some() => media_type::OCI_MANIFEST,
+        None if document.fs_layers.is_some() && document.signatures.is_some() => media_type::SIGNED_SCHEMA1,
+        None if document.fs_layers.is_some() => media_type::SCHEMA1,
+        None => return None,
+    };
+    Some(MediaType::new(implied))
 }
 
 /// Whether a document says that it is a manifest: it has a member that only those have. Any page of a web service may be
@@ -103,6 +143,13 @@ pub fn says_so(bytes: &[u8]) -> bool {
     const MEMBERS: [&str; 6] = ["schemaVersion", "mediaType", "config", "layers", "manifests", "fsLayers"];
     let document = serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(bytes);
     document.is_ok_and(|document| MEMBERS.iter().any(|member| document.contains_key(*member)))
+}
+
+/// Whether a stored document whose origin is not known is a manifest: all formats state a version of their schema,
+/// and image configurations do not.
+pub fn is_one(bytes: &[u8]) -> bool {
+    static VERSION: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r#""schemaVersion"\s*:\s*[12]\b"#).ok());
+    bytes.first() == Some(&b'{') && VERSION.as_ref().is_some_and(|version| version.is_match(bytes))
 }
 
 /// An image index made here, of the manifests that refer to a subject; the answer of the referrers
@@ -176,12 +223,34 @@ mod tests {
     }
 
     #[test]
+    fn of_odd_documents_what_can_be_read_is_read() {
+        let (config, layer) = (digest(1), digest(2));
+        let deep = format!("{}{}", "[".repeat(200), "]".repeat(200));
+        for (odd, sizes) in [
+            (
+                format!(r#"{{"config":{{"digest":"{config}","size":-1}},"layers":[{{"digest":"{layer}","size":5}}]}}"#),
+                [0, 5],
+            ),
+            (format!(r#"{{"config":{{"digest":"{config}","size":"x"}},"layers":[{{"digest":"{layer}"}}]}}"#), [0, 0]),
+            (format!(r#"{{"x":"\ud800","config":{{"digest":"{config}"}},"layers":[{{"digest":"{layer}"}}]}}"#), [0, 0]),
+            (format!(r#"{{"x":{deep},"config":{{"digest":"{config}"}},"layers":[{{"digest" : "{layer}"}}]}}"#), [0, 0]),
+            (format!(r#"{{"schemaVersion":1,"fsLayers":[{{"blobSum":"{config}"}},{{"blobSum":"{layer}"}}]}}"#), [0, 0]),
+        ] {
+            let found: Vec<_> = Outline::read(odd.as_bytes()).children;
+            let digests: Vec<_> = found.iter().map(|child| child.digest).collect();
+            assert_eq!(digests, [config, layer], "{odd}");
+            assert!(found.iter().all(|child| child.kind == ChildKind::Blob));
+            assert_eq!(found.iter().map(|child| child.size).collect::<Vec<_>>(), sizes);
+        }
+        let index = format!(r#"{{"x":"\ud800","manifests":[{{"digest":"{config}"}}]}}"#);
+        assert_eq!(Outline::read(index.as_bytes()).children[0].kind, ChildKind::Manifest);
+    }
+
+    #[test]
     fn what_cannot_be_read_has_no_children() {
-        for text in ["", "{", "[]", "null", r#"{"layers":[{"digest":"nonsense","size":1}]}"#] {
+        for text in ["", "{", "[]", "null", r#"{"layers":[{"digest":"nonsense","size":1}]}"#, "<html>"] {
             assert_eq!(Outline::read(text.as_bytes()), Outline::default(), "{text}");
         }
-        assert!(!is_plausible(b"<html>"));
-        assert!(!is_plausible(b"[]"));
         assert!(!says_so(br#"{"hits":1}"#) && says_so(br#"{"schemaVersion":2}"#) && says_so(br#"{"manifests":[]}"#));
     }
 }

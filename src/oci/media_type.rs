@@ -11,6 +11,10 @@ pub const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.lis
 /// Docker's image manifest, version 2, schema 2.
 pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 
+/// Docker's first image manifest, plain and signed.
+pub const SCHEMA1: &str = "application/vnd.docker.distribution.manifest.v1+json";
+pub const SIGNED_SCHEMA1: &str = "application/vnd.docker.distribution.manifest.v1+prettyjws";
+
 /// What Larder asks an upstream for, whatever the client listed: one tag then has one digest in the
 /// cache. These are the types that current clients name, and `*/*` for those still to come.
 pub const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
@@ -52,9 +56,15 @@ impl MediaType {
         essence != "text/html" && essence != "application/xhtml+xml" && essence != "application/octet-stream"
     }
 
-    /// The signed form of Docker's first manifest format, whose digest is not that of its bytes.
-    pub fn is_signed_schema1(&self) -> bool {
-        self.essence() == "application/vnd.docker.distribution.manifest.v1+prettyjws"
+    /// Whether the type says nothing about what a document is: registries and mirrors in front of them send manifests
+    /// as these (ollama/ollama's registry as text/plain, LightMirrors#9).
+    pub fn says_nothing(&self) -> bool {
+        matches!(self.essence().as_str(), "application/json" | "text/plain" | "application/octet-stream")
+    }
+
+    /// Whether the type is that of a manifest, as far as can be told.
+    pub fn names_a_manifest(&self) -> bool {
+        self.may_be_manifest() && !self.says_nothing()
     }
 }
 

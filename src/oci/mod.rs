@@ -10,6 +10,7 @@ pub mod name;
 pub mod range;
 pub mod reference;
 pub mod route;
+pub mod signed;
 
 pub use digest::{Algorithm, Digest, Hasher};
 pub use error::Code;

@@ -74,6 +74,11 @@ impl RangeHeader {
         Selection::Parts(parts)
     }
 
+    /// Whether it asks for all of it: `bytes=0-`.
+    pub fn is_from_the_start(&self) -> bool {
+        self.0.iter().any(|spec| matches!(spec, Spec::From { first: 0, last: None }))
+    }
+
     /// Whether some part goes on to the end, wherever that is: `first-`.
     pub fn is_open_ended(&self) -> bool {
         self.0.iter().any(|spec| matches!(spec, Spec::From { last: None, .. }))

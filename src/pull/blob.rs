@@ -1,13 +1,17 @@
 //! Blobs: from the store, from a fill that is under way, or from a new one.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt};
+use http::header::RANGE;
 use http::request::Parts;
 use http::{Method, Version};
+use url::Url;
 
 use super::consent::Stored;
 use super::error::{Refusal, Wanted};
@@ -20,7 +24,7 @@ use crate::cache::{Aside, Content, Fill, FillReader, Origin, Party, Source, Stan
 use crate::failure::{Failure, FailureKind};
 use crate::oci::Digest;
 use crate::telemetry::Metrics;
-use crate::upstream::{BlobAnswer, Lane, Storage, Upstream};
+use crate::upstream::{BlobAnswer, Lane, Storage, Upstream, pause};
 
 impl Pull {
     pub(super) async fn blob(
@@ -31,11 +35,10 @@ impl Pull {
     ) -> Result<Answer, Refusal> {
         let refuse = Refusal::of(Wanted::Blob);
         // A store that cannot be read is no reason to fail: the upstream may still answer.
-        if let Ok(Some(content)) = self.cache.stored(&digest).await {
-            if let Content::Complete { stored, .. } = &content {
-                self.confirm(target, Stored::Blob(stored.size), &digest).await.map_err(&refuse)?;
-            }
-            return self.answer_hit(request, &digest, content).await;
+        if let Some(content) = self.at_hand(target, &digest).await {
+            let (size, content) = content.map_err(&refuse)?;
+            self.confirm(target, Stored::Blob(size), &digest).await.map_err(&refuse)?;
+            return self.answer_hit(request, target, &digest, (size, content)).await;
         }
         if request.method == Method::HEAD {
             return self.head_blob(target, &digest).await.map_err(&refuse);
@@ -75,7 +78,14 @@ impl Pull {
             _ => {}
         }
         let content = match begun {
-            Ok(_) => self.cache.growing(fill, self.aside(target, &digest, is_first)),
+            Ok(size) => {
+                let told = match (size, request.headers.contains_key(RANGE)) {
+                    // A range cannot be answered without the size, and the transfer tells it only at its end.
+                    (None, true) => self.size_at_upstream(target, &digest).await.ok().flatten(),
+                    (size, _) => size,
+                };
+                self.cache.growing(fill, self.aside(target, &digest, is_first), told)
+            }
             // Our own disk is no reason to fail a pull.
             Err(failure) if failure.kind.is_of_the_store() => return self.uncached(request, target, digest).await,
             Err(failure) => {
@@ -102,19 +112,65 @@ impl Pull {
         Aside { digest: *digest, origin: self.origin(target, digest, Lane::Aside), is_own }
     }
 
-    async fn answer_hit(&self, request: &Parts, digest: &Digest, content: Content) -> Result<Answer, Refusal> {
-        let Content::Complete { stored, .. } = &content else {
-            return Err(Refusal::of(Wanted::Blob)(Failure::new(FailureKind::Storage, "the object is not complete")));
+    /// An object that is stored, or verified and about to be, and its size.
+    async fn at_hand(self: &Arc<Self>, target: &Target, digest: &Digest) -> Option<Result<(u64, Content), Failure>> {
+        let stored = |content: Content| match &content {
+            Content::Complete { stored, .. } => Some(Ok((stored.size, content))),
+            _ => None,
         };
-        let state = CacheState::Hit { since: stored.since };
+        if let Ok(Some(content)) = self.cache.stored(digest).await {
+            return stored(content);
+        }
+        match self.cache.running_fill(digest) {
+            Some(fill) if fill.is_verified() => {
+                let size = fill.final_size().await;
+                let content = |size| self.cache.growing(fill, self.aside(target, digest, false), Some(size));
+                Some(size.map(|size| (size, content(size))))
+            }
+            Some(_) => None,
+            // It may have been stored between the first look and this one.
+            None => self.cache.stored(digest).await.ok().flatten().and_then(stored),
+        }
+    }
+
+    async fn answer_hit(
+        self: &Arc<Self>,
+        request: &Parts,
+        target: &Target,
+        digest: &Digest,
+        (size, content): (u64, Content),
+    ) -> Result<Answer, Refusal> {
+        if self.cache.is_only_a_manifest(digest, &content).await {
+            self.has_as_blob(target, digest).await.map_err(Refusal::of(Wanted::Blob))?;
+        }
+        let since = match &content {
+            Content::Complete { stored, .. } => stored.since,
+            Content::Growing { .. } | Content::Uncached { .. } => SystemTime::now(),
+        };
+        let state = CacheState::Hit { since };
         let response = if request.method == Method::HEAD {
-            respond::blob_head(digest, Some(stored.size), &state)
+            respond::blob_head(digest, Some(size), &state)
         } else {
             let is_looked_at = request.version == Version::HTTP_2 || is_secure(request);
             let content = if is_looked_at { content.unmapped() } else { content };
             respond::blob(&request.headers, digest, content, &state).await?
         };
         Ok(Answer { response, state })
+    }
+
+    /// Whether the upstream has under `/blobs/` what came from it as a manifest: some registries do, others do not
+    /// (distribution#4812). What cannot be asked is not kept from a client.
+    async fn has_as_blob(self: &Arc<Self>, target: &Target, digest: &Digest) -> Result<(), Failure> {
+        let page = format!("blobs/{digest}");
+        self.negative.recall(target, &page)?;
+        match self.size_at_upstream(target, digest).await {
+            Err(failure) if failure.kind == FailureKind::NotFound => {
+                let life = target.repository.config.tags.negative_max_age;
+                self.negative.remember(target, &page, life, &failure);
+                Err(failure)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Whether a running fill was begun for others, so that our own upstream has to say whether it has
@@ -146,6 +202,7 @@ impl Pull {
             metrics: self.metrics.clone(),
             standing: Mutex::new(standing),
             storages: Arc::default(),
+            addresses: Mutex::default(),
             rejected: self.rejected.clone(),
         })
     }
@@ -154,6 +211,13 @@ impl Pull {
     async fn head_blob(self: &Arc<Self>, target: &Target, digest: &Digest) -> Result<Answer, Failure> {
         let page = format!("blobs/{digest}");
         self.negative.recall(target, &page)?;
+        // What comes in for this client tells, too.
+        let fill = self.cache.running_fill(digest);
+        let fill = fill.filter(|fill| !self.is_foreign(target, fill) || self.consents.is_begun(target, digest, fill));
+        if let Some(size) = fill.and_then(|fill| fill.size_so_far()) {
+            let state = CacheState::Miss { collapsed: true };
+            return Ok(Answer { response: respond::blob_head(digest, Some(size), &state), state });
+        }
         let life = target.repository.config.tags.negative_max_age;
         let size = self.size_at_upstream(target, digest).await;
         let size = size.inspect_err(|failure| self.negative.remember(target, &page, life, failure))?;
@@ -192,32 +256,82 @@ struct BlobOrigin {
     standing: Mutex<Standing>,
     /// Those that sent something of it.
     storages: Arc<Mutex<Vec<Storage>>>,
+    /// Where redirects of the upstreams led, and when: more of the blob may be had there.
+    addresses: Mutex<HashMap<usize, (Url, Instant)>>,
     /// Of all fills.
     rejected: Arc<Rejected>,
 }
 
+/// How long an address is used again. Signed ones last some minutes, and are given up when they are refused.
+const ADDRESS_LIFE: Duration = Duration::from_secs(300);
+
 impl BlobOrigin {
-    async fn open_first(&self, from: u64, until: Option<u64>) -> Result<Transfer, Failure> {
-        let upstreams = &self.target.repository.upstreams;
+    /// The first transfer that any upstream worth asking gives. Those whose failure may pass are asked once more a moment
+    /// later: quay.io answers 502 now and then (podman#17802), S3 asks to slow down with 503.
+    async fn open_first(&self, range: (u64, Option<u64>), lane: Lane) -> Result<Transfer, Failure> {
         let worth_asking = self.standing().worth_asking(now());
-        let mut failed: Option<Failure> = None;
-        for at in worth_asking {
-            match upstreams[at].blob(self.lane, &self.target.who, &self.target.name, &self.digest, from, until).await {
+        let (told, passing) = match self.open_one_of(&worth_asking, range, lane).await {
+            Ok(transfer) => return Ok(transfer),
+            Err(failed) => failed,
+        };
+        if passing.is_empty() {
+            return Err(told.unwrap_or_else(|| self.standing().why_none()));
+        }
+        tokio::time::sleep(pause()).await;
+        let again = self.open_one_of(&passing, range, lane).await;
+        again.map_err(|(again, _)| match (told, again) {
+            (Some(told), Some(again)) => told.more_telling(again),
+            (told, again) => told.or(again).unwrap_or_else(|| self.standing().why_none()),
+        })
+    }
+
+    /// One round; the failure comes with those worth asking again.
+    async fn open_one_of(
+        &self,
+        upstreams: &[usize],
+        range: (u64, Option<u64>),
+        lane: Lane,
+    ) -> Result<Transfer, (Option<Failure>, Vec<usize>)> {
+        let Target { repository, name, who, .. } = &self.target;
+        let (mut failed, mut passing) = (None, Vec::new());
+        for &at in upstreams {
+            let upstream = &repository.upstreams[at];
+            match upstream.blob(lane, who, name, &self.digest, range, self.address(at)).await {
                 Ok(answer) => {
-                    let BlobAnswer { start, total, body, storage } = answer;
+                    let BlobAnswer { start, total, body, storage, address } = answer;
+                    self.note_address(at, address);
                     let body = self.note_storage(storage, body);
                     return Ok(Transfer { source: Source(at), start, total, body });
                 }
                 Err(failure) => {
-                    tracing::debug!(upstream = upstreams[at].label(), %failure, "an upstream does not give a blob");
+                    tracing::debug!(upstream = upstream.label(), %failure, "an upstream does not give a blob");
+                    if failure.is_passing {
+                        passing.push(at);
+                    }
                     failed = Some(match failed {
-                        Some(earlier) => earlier.more_telling(failure),
+                        Some(earlier) => Failure::more_telling(earlier, failure),
                         None => failure,
                     });
                 }
             }
         }
-        Err(failed.unwrap_or_else(|| self.standing().why_none()))
+        Err((failed, passing))
+    }
+
+    /// Where a redirect of an upstream led not long ago.
+    fn address(&self, upstream: usize) -> Option<Url> {
+        let addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
+        let (address, since) = addresses.get(&upstream)?;
+        (since.elapsed() < ADDRESS_LIFE).then(|| address.clone())
+    }
+
+    fn note_address(&self, upstream: usize, address: Option<Url>) {
+        let mut addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
+        match address {
+            Some(address) if addresses.get(&upstream).is_some_and(|(known, _)| *known == address) => {}
+            Some(address) => drop(addresses.insert(upstream, (address, Instant::now()))),
+            None => drop(addresses.remove(&upstream)),
+        }
     }
 
     fn standing(&self) -> MutexGuard<'_, Standing> {
@@ -252,8 +366,9 @@ fn now() -> std::time::Instant {
 }
 
 impl Origin for BlobOrigin {
-    fn open(&self, from: u64, until: Option<u64>) -> BoxFuture<'_, Result<Transfer, Failure>> {
-        self.open_first(from, until).boxed()
+    fn open(&self, from: u64, until: Option<u64>, is_part: bool) -> BoxFuture<'_, Result<Transfer, Failure>> {
+        let lane = if is_part && self.lane == Lane::Fill { Lane::Part } else { self.lane };
+        self.open_first((from, until), lane).boxed()
     }
 
     fn parallel(&self) -> usize {
@@ -276,6 +391,8 @@ impl Origin for BlobOrigin {
     fn verified(&self) {
         let storages = std::mem::take(&mut *self.storages.lock().unwrap_or_else(PoisonError::into_inner));
         storages.into_iter().for_each(|storage| self.pull.clients.shared().storages.sent(storage));
+        // From now on it is a hit, whether it is stored yet or not.
+        self.pull.cache.mark_visible(&self.target.repository.owner(), self.digest);
         // Of what began with another's bytes the upstream has shown little.
         if self.pull.cache.running_fill(&self.digest).is_none_or(|fill| !fill.is_resumed()) {
             self.pull.consents.given(&self.target, &self.digest);

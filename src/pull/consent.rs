@@ -15,7 +15,7 @@ use super::routing::Target;
 use crate::cache::{Fill, FillReader};
 use crate::failure::{Failure, FailureKind};
 use crate::oci::{Digest, Reference};
-use crate::upstream::{Proof, Who, WhoId};
+use crate::upstream::{HeadSaid, Proof, Who, WhoId};
 
 /// Consents remembered at most; the oldest unused go first.
 const ENTRIES: usize = 50_000;
@@ -217,9 +217,8 @@ impl Pull {
                 Stored::Blob(size) => upstreams[at].proves_blob(who, name, &digest, size).await,
                 Stored::Manifest => {
                     let reference = Reference::Digest(digest);
-                    let head = upstreams[at].head_manifest(who, name, &reference).await?;
-                    match head.and_then(|head| head.digest) {
-                        Some(stated) if stated == digest && !must_send_it => Ok(Proof::Shown),
+                    match upstreams[at].head_manifest(who, name, &reference, false).await? {
+                        HeadSaid::Manifest(head) if head.digest == digest && !must_send_it => Ok(Proof::Shown),
                         // It does not say: the manifest itself, which is verified, is the proof.
                         _ => upstreams[at].manifest(who, name, &reference).await.map(|_| Proof::Shown),
                     }

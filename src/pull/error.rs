@@ -56,9 +56,6 @@ pub enum Challenge {
     Invalid,
 }
 
-/// `Retry-After` when a rate-limited upstream names no time.
-const RETRY_AFTER_RATE_LIMIT: u64 = 60;
-
 impl Refusal {
     /// For `Result::map_err`.
     pub fn of(wanted: Wanted) -> impl Fn(Failure) -> Self {
@@ -124,9 +121,13 @@ impl Refusal {
         response
     }
 
-    fn detail(&self) -> Option<&'static str> {
+    /// What kind of failure it was, and the reason in the upstream's own words.
+    fn detail(&self) -> Option<String> {
         match self {
-            Self::Failure { failure, .. } => Some(failure.kind.as_str()),
+            Self::Failure { failure, .. } => Some(match failure.reason() {
+                Some(reason) => format!("{}: {reason}", failure.kind.as_str()),
+                None => failure.kind.as_str().to_owned(),
+            }),
             _ => None,
         }
     }
@@ -138,7 +139,6 @@ impl Refusal {
         // Rounded up: who comes a moment early is told to wait again.
         let stated = failure.retry_after.map(|after| (after.as_secs() + u64::from(after.subsec_nanos() > 0)).max(1));
         match failure.kind {
-            FailureKind::RateLimited => Some(stated.unwrap_or(RETRY_AFTER_RATE_LIMIT)),
             FailureKind::Busy => Some(1),
             _ => stated,
         }
@@ -176,8 +176,14 @@ mod tests {
     }
 
     #[test]
-    fn a_rate_limit_says_when_to_come_back() {
-        let response = Refusal::of(Wanted::Blob)(Failure::new(FailureKind::RateLimited, "why")).into_response();
-        assert_eq!(response.headers()[RETRY_AFTER], "60");
+    fn a_rate_limit_says_when_to_come_back_if_the_upstream_did() {
+        let answer =
+            |failure: Failure| Refusal::of(Wanted::Blob)(failure).into_response().headers().get(RETRY_AFTER).cloned();
+        let limited = || Failure::new(FailureKind::RateLimited, "why");
+        assert_eq!(answer(limited()), None);
+        for (stated, told) in [(0.000_985, "1"), (0.5, "1"), (1.0, "1"), (1.5, "2"), (90.0, "90")] {
+            let failure = limited().with_retry_after(Some(std::time::Duration::from_secs_f64(stated)));
+            assert_eq!(answer(failure).expect("a header"), told, "{stated}");
+        }
     }
 }

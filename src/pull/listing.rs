@@ -194,7 +194,7 @@ impl Pull {
         artifact_type: Option<&str>,
     ) -> Result<Listing, Failure> {
         let tag = Tag::referrers_fallback(subject);
-        let mut index = match self.by_tag(target, &tag).await {
+        let mut index = match self.by_tag(target, &tag, false).await {
             Ok(found) => {
                 let index = ReferrersIndex::from_fallback_tag(&found.manifest.bytes);
                 let wrong = || Failure::new(FailureKind::WrongContent, format!("the tag {tag} holds no image index"));

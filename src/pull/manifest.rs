@@ -2,21 +2,24 @@
 
 use std::sync::Arc;
 
-use http::Method;
 use http::request::Parts;
+use http::{Method, StatusCode};
 
 use super::error::{Refusal, Wanted};
 use super::heads::Said;
 use super::respond::{self, CacheState};
 use super::routing::Target;
-use super::{Answer, Pull};
+use super::{Answer, Pull, patience};
 use crate::cache::Manifest;
 use crate::cache::freshness::{self, Freshness};
-use crate::config::OnUpstream404;
+use crate::config::{OnUpstream404, TagPolicy};
 use crate::failure::{Failure, FailureKind};
 use crate::index::{TagEntry, TagKey, Timestamp};
 use crate::oci::{Digest, Reference, Tag};
-use crate::upstream::ManifestAnswer;
+use crate::upstream::{HeadSaid, ManifestAnswer, ManifestHead};
+
+/// Manifests above this size are read from the store as their client takes them.
+const LARGE: usize = 256 << 10;
 
 /// What came of asking an upstream about a tag.
 #[derive(Clone)]
@@ -46,7 +49,7 @@ impl Pull {
         reference: Reference,
     ) -> Result<Answer, Refusal> {
         let found = match reference {
-            Reference::Tag(tag) => self.by_tag(target, &tag).await,
+            Reference::Tag(tag) => self.by_tag(target, &tag, request.method == Method::GET).await,
             Reference::Digest(digest) => {
                 if request.method == Method::HEAD
                     && let Some(answer) = self.head_uncached(target, &digest).await.map_err(manifest_refusal)?
@@ -60,12 +63,29 @@ impl Pull {
         if found.is_of_name {
             self.cache.note_manifest(target.repository.prefix(), &target.name, found.manifest.digest);
         }
-        let response = respond::manifest(&request.method, &request.headers, &found.manifest, &found.state);
+        let mut response = respond::manifest(&request.method, &request.headers, &found.manifest, &found.state);
+        let size = found.manifest.bytes.len();
+        if size > LARGE && response.status() == StatusCode::OK && request.method == Method::GET {
+            // A slow reader would keep all of it in memory.
+            let (digest, state) = (found.manifest.digest, found.state);
+            drop(found.manifest);
+            if let Ok(Some(content)) = self.cache.stored(&digest).await {
+                let size = size as u64;
+                *response.body_mut() = respond::streamed(content.unmapped().stream(0, Some(size), Some(size), false));
+            }
+            return Ok(Answer { response, state });
+        }
         Ok(Answer { response, state: found.state })
     }
 
     /// A tag: from the cache while it is fresh, else as the upstream says, else as it last was.
-    pub(super) async fn by_tag(self: &Arc<Self>, target: &Target, tag: &Tag) -> Result<Found, Failure> {
+    /// `may_fetch`: whether a tag that HEAD does not find may be asked for by GET, too.
+    pub(super) async fn by_tag(
+        self: &Arc<Self>,
+        target: &Target,
+        tag: &Tag,
+        may_fetch: bool,
+    ) -> Result<Found, Failure> {
         let policy = target.repository.config.policy_of(tag.as_str());
         let key = TagKey {
             repository: target.repository.prefix().to_owned(),
@@ -90,9 +110,22 @@ impl Pull {
         let checked = match self.negative.recall(target, &page) {
             Ok(()) => {
                 let (pull, asked, tag, key) = (self.clone(), target.clone(), tag.clone(), key.clone());
-                self.checks
-                    .run((key.clone(), target.who.id()), || async move { pull.check_tag(&asked, tag, key).await })
-                    .await
+                let check = self.checks.run((key.clone(), target.who.id()), || async move {
+                    let checked = pull.check_tag(&asked, tag, key, may_fetch).await;
+                    pull.lagging
+                        .note(&asked, checked.as_ref().is_err_and(|failure| failure.kind == FailureKind::Timeout));
+                    checked
+                });
+                match &cached {
+                    Some((entry, _)) if self.may_serve_old(target, policy, entry).await => {
+                        let patience = self.lagging.patience(target);
+                        tokio::time::timeout(patience, check).await.unwrap_or_else(|_| {
+                            self.lagging.note(target, true);
+                            (Err(patience::too_slow(target, patience)), false)
+                        })
+                    }
+                    _ => check.await,
+                }
             }
             Err(absent) => (Err(absent), false),
         };
@@ -128,11 +161,19 @@ impl Pull {
         }
     }
 
+    /// Whether the copy of a tag could be served if its upstream did not answer.
+    async fn may_serve_old(&self, target: &Target, policy: &TagPolicy, entry: &TagEntry) -> bool {
+        let no_answer = Failure::new(FailureKind::Timeout, "no answer");
+        freshness::may_serve_stale(policy, no_answer.kind, entry.checked_at.age())
+            && (self.consents.holds_through(&no_answer, target, &entry.digest)
+                || self.is_public(target, &entry.digest).await)
+    }
+
     /// Checks a tag for those who come next; nobody waits for it.
     fn check_behind(self: &Arc<Self>, target: &Target, tag: &Tag, key: &TagKey) {
         let (pull, target, tag, key) = (self.clone(), target.clone(), tag.clone(), key.clone());
         self.checks.begin((key.clone(), target.who.id()), || async move {
-            let checked = pull.check_tag(&target, tag, key.clone()).await;
+            let checked = pull.check_tag(&target, tag, key.clone(), false).await;
             if let Err(failure) = &checked {
                 let policy = target.repository.config.policy_of(&key.tag);
                 tracing::info!(repository = key.repository, name = key.name, tag = key.tag, %failure, "a tag could not be checked");
@@ -170,30 +211,38 @@ impl Pull {
     }
 
     /// Asks the upstream what the tag is now, and fetches the manifest if it is not here yet.
-    async fn check_tag(self: &Arc<Self>, target: &Target, tag: Tag, key: TagKey) -> Result<Checked, Failure> {
+    async fn check_tag(
+        self: &Arc<Self>,
+        target: &Target,
+        tag: Tag,
+        key: TagKey,
+        may_fetch: bool,
+    ) -> Result<Checked, Failure> {
         let upstreams = &target.repository.upstreams;
         let reference = Reference::Tag(tag);
-        let head = async |at: usize| upstreams[at].head_manifest(&target.who, &target.name, &reference).await;
+        let head =
+            async |at: usize| upstreams[at].head_manifest(&target.who, &target.name, &reference, may_fetch).await;
         let (at, head) = upstreams.first(None, head).await?;
 
-        let checked = match head.and_then(|head| head.digest) {
-            Some(digest) => match self.cache.manifest(&digest).await.ok().flatten() {
-                // Whom we do not trust has to send what it says that it has.
-                Some(manifest) if self.is_believed(target, &digest).await => {
-                    self.cache.mark_visible(&target.repository.owner(), digest);
-                    Checked { manifest, is_fetched: false }
-                }
-                _ => match self.fetch_manifest(target, digest, Some(at)).await {
-                    Ok(Fetched(manifest)) => Checked { manifest, is_fetched: true },
-                    // It names a digest that it does not know: perhaps it knows the tag.
-                    Err(failure) if failure.kind == FailureKind::NotFound => {
-                        self.fetch_tag(target, &reference, at).await?
+        let checked = match head {
+            HeadSaid::Manifest(ManifestHead { digest, .. }) => {
+                match self.cache.manifest(&digest).await.ok().flatten() {
+                    // Whom we do not trust has to send what it says that it has.
+                    Some(manifest) if self.is_believed(target, &digest).await => {
+                        self.cache.mark_visible(&target.repository.owner(), digest);
+                        Checked { manifest, is_fetched: false }
                     }
-                    Err(failure) => return Err(failure),
-                },
-            },
-            // It does not say: only the manifest itself tells.
-            None => self.fetch_tag(target, &reference, at).await?,
+                    _ => match self.fetch_manifest(target, digest, Some(at)).await {
+                        Ok(Fetched(manifest)) => Checked { manifest, is_fetched: true },
+                        // It names a digest that it does not know: perhaps it knows the tag.
+                        Err(failure) if failure.kind == FailureKind::NotFound => {
+                            self.fetch_tag(target, &reference, at).await?
+                        }
+                        Err(failure) => return Err(failure),
+                    },
+                }
+            }
+            HeadSaid::Nothing => self.fetch_tag(target, &reference, at).await?,
         };
         let entry = TagEntry {
             digest: checked.manifest.digest,
@@ -247,12 +296,16 @@ impl Pull {
     }
 
     async fn keep(&self, target: &Target, answer: ManifestAnswer) -> Arc<Manifest> {
-        let ManifestAnswer { digest, media_type, bytes } = answer;
+        let ManifestAnswer { digest, media_type, bytes, is_signed } = answer;
         let (size, repository) = (bytes.len(), target.repository.prefix());
         self.metrics.fetched(target.repository.metrics_label(), size as u64);
         tracing::info!(path = format!("/v2/{}/manifests/{digest}", target.name), size, repository, "cached response");
         let manifest = Manifest { digest, media_type, bytes, stored_at: Timestamp::now() };
-        self.cache.put_manifest(&target.repository.owner(), manifest).await
+        match is_signed {
+            // What lies in the store has to have its digest.
+            true => self.cache.keep_in_memory(&target.repository.owner(), manifest),
+            false => self.cache.put_manifest(&target.repository.owner(), manifest).await,
+        }
     }
 
     /// A HEAD for a manifest that is not here is answered with the upstream's HEAD: it downloads
@@ -278,15 +331,20 @@ impl Pull {
     /// upstream does not answer HEAD.
     async fn ask_head(self: &Arc<Self>, target: &Target, digest: &Digest, page: &str) -> Result<Option<Said>, Failure> {
         let key = (target.repository.prefix().to_owned(), format!("{}/{page}", target.name), target.who.id());
-        let (pull, asked, reference, page) =
-            (self.clone(), target.clone(), Reference::Digest(*digest), page.to_owned());
+        let (pull, asked, wanted, page) = (self.clone(), target.clone(), *digest, page.to_owned());
+        let reference = Reference::Digest(wanted);
         let ask = || async move {
             let upstreams = &asked.repository.upstreams;
-            let head = async |at: usize| upstreams[at].head_manifest(&asked.who, &asked.name, &reference).await;
+            let head = async |at: usize| upstreams[at].head_manifest(&asked.who, &asked.name, &reference, false).await;
             let head = upstreams.first(None, head).await;
             let life = asked.repository.config.tags.negative_max_age;
             let (_, head) = head.inspect_err(|failure| pull.negative.remember(&asked, &page, life, failure))?;
-            let said = head.map(|head| Said { media_type: head.media_type, size: head.size });
+            let said = match head {
+                HeadSaid::Manifest(head) if !head.digest.contradicts(&wanted) => {
+                    Some(Said { media_type: head.media_type, size: head.size })
+                }
+                _ => None,
+            };
             if let Some(said) = &said {
                 pull.heads.remember(&asked, &page, said.clone());
             }

@@ -13,6 +13,7 @@ mod manifest;
 mod names;
 mod negative;
 mod observed;
+mod patience;
 mod proxied;
 mod rejected;
 pub mod respond;
@@ -53,9 +54,11 @@ use crate::web::WebError;
 use admission::Door;
 use consent::Consents;
 use credentials::{NoRandomness, Sealer};
+use error::Wanted;
 use forwarded::Forwarding;
 use heads::{Heads, Said};
 use negative::Negative;
+use patience::Lagging;
 use proxied::{Copies, Proxying};
 use rejected::Rejected;
 use respond::CacheState;
@@ -81,6 +84,8 @@ pub struct Pull {
     heads: Heads,
     /// Upstreams that sent wrong content.
     rejected: Arc<Rejected>,
+    /// Repositories whose upstreams took too long lately.
+    lagging: Lagging,
     checks: Flights<(TagKey, WhoId), manifest::Checked>,
     fetches: Flights<(String, Name, Digest, WhoId), manifest::Fetched>,
     asked_heads: Flights<(String, String, WhoId), Option<Said>>,
@@ -151,6 +156,7 @@ impl Pull {
             negative: Negative::default(),
             heads: Heads::default(),
             asked_heads: Flights::default(),
+            lagging: Lagging::default(),
             rejected: Arc::default(),
             checks: Flights::default(),
             fetches: Flights::default(),
@@ -203,6 +209,7 @@ impl Pull {
         self.consents.clear();
         self.negative.clear();
         self.heads.clear();
+        self.lagging.clear();
         self.rejected.clear();
         self.private.clear();
         self.changes.send_replace(());
@@ -284,13 +291,18 @@ impl Pull {
             let client = self.upstream_sees(request, &door);
             target.who = client.map_err(|why| self.challenge(request, &door, why, Some(&path)))?;
         }
-        let answer = match object {
-            Object::Manifest(reference) => self.manifest(request, &target, reference).await,
-            Object::Blob(digest) => self.blob(request, &target, digest).await,
-            Object::Tags => self.tags(request, &target, &query).await,
-            Object::Referrers(subject) => self.referrers(request, &target, subject, &query).await,
-            Object::Upload => return Err(Refusal::Unsupported),
+        let wanted = wanted_of(&object);
+        let is_waiting = self.waits_for_a_place(&object);
+        let answer = async {
+            match object {
+                Object::Manifest(reference) => self.manifest(request, &target, reference).await,
+                Object::Blob(digest) => self.blob(request, &target, digest).await,
+                Object::Tags => self.tags(request, &target, &query).await,
+                Object::Referrers(subject) => self.referrers(request, &target, subject, &query).await,
+                Object::Upload => Err(Refusal::Unsupported),
+            }
         };
+        let answer = patience::in_time(&target, wanted, answer, is_waiting).await;
         let Answer { mut response, state } = match answer {
             Err(refusal) if passes => return Err(self.ask_who_it_is(refusal, request, &door, &target.who, &path)),
             answer => answer?,
@@ -301,6 +313,14 @@ impl Pull {
             response.headers_mut().insert(OCI_NAMESPACE, value);
         }
         Ok(response)
+    }
+}
+
+impl Pull {
+    /// Whether what is asked for waited for a place among the transfers, when this is called.
+    fn waits_for_a_place(self: &Arc<Self>, object: &Object) -> impl FnOnce() -> bool + use<> {
+        let (pull, digest) = (self.clone(), if let Object::Blob(digest) = object { Some(*digest) } else { None });
+        move || digest.and_then(|digest| pull.cache.running_fill(&digest)).is_some_and(|fill| fill.waited_long())
     }
 }
 
@@ -339,7 +359,7 @@ fn base() -> Response<Body> {
 /// The answer where too many requests are under way.
 pub fn busy() -> Response<Body> {
     let message = "too many requests are under way at this cache; try again soon";
-    Refusal::of(error::Wanted::Name)(Failure::new(FailureKind::Busy, message)).into_response()
+    Refusal::of(Wanted::Name)(Failure::new(FailureKind::Busy, message)).into_response()
 }
 
 /// Whether a request came over TLS.
@@ -361,6 +381,14 @@ fn counted_client(request: &Parts) -> Option<IpAddr> {
 fn host(request: &Parts) -> Option<&str> {
     let authority = request.uri.authority().map(http::uri::Authority::as_str);
     authority.or_else(|| request.headers.get(HOST)?.to_str().ok())
+}
+
+fn wanted_of(object: &Object) -> Wanted {
+    match object {
+        Object::Manifest(_) | Object::Referrers(_) => Wanted::Manifest,
+        Object::Blob(_) | Object::Upload => Wanted::Blob,
+        Object::Tags => Wanted::Name,
+    }
 }
 
 fn kind_of(object: &Object) -> Kind {

@@ -1,6 +1,6 @@
 //! Answers: bodies, cache headers, ranges and conditions.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures_util::stream::{self, Stream, StreamExt};
@@ -39,6 +39,9 @@ pub fn full(bytes: Bytes) -> Body {
 pub fn streamed(stream: impl Stream<Item = Result<Bytes, Failure>> + Send + 'static) -> Body {
     StreamBody::new(stream.map(|item| item.map(Frame::data))).boxed_unsync()
 }
+
+/// How long a part of content of unknown size is waited for.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How the cache stood to a request.
 #[derive(Clone, Debug)]
@@ -180,11 +183,17 @@ pub async fn answer(about: About, content: Content) -> Result<Response<Body>, Re
     }
     let content_type = response.headers().get(CONTENT_TYPE).cloned();
     let content_type = content_type.unwrap_or_else(|| HeaderValue::from_static("application/octet-stream"));
-    let size = match range {
-        Some(_) => content.final_size().await,
-        None => content.size().await,
+    let size = content.size().await.map_err(Refusal::of(Wanted::Blob))?;
+    let size = match (&range, size) {
+        // Who wants all of it gets it as it comes: a server may leave a range out of account (RFC 9110, section 14.2).
+        (Some(range), None) if !range.is_from_the_start() => {
+            match tokio::time::timeout(PATIENCE, content.final_size()).await {
+                Ok(size) => size.map_err(Refusal::of(Wanted::Blob))?,
+                Err(_) => None,
+            }
+        }
+        (_, size) => size,
     };
-    let size = size.map_err(Refusal::of(Wanted::Blob))?;
     let is_open_ended = range.as_ref().is_some_and(RangeHeader::is_open_ended);
     let selection = match (range, size) {
         (Some(range), Some(size)) => range.select(size),
@@ -197,15 +206,16 @@ pub async fn answer(about: About, content: Content) -> Result<Response<Body>, Re
     match (selection, size) {
         (Selection::Unsatisfiable, size) => return Err(Refusal::Range { size: size.unwrap_or_default() }),
         (Selection::Parts(parts), Some(size)) if parts.len() > 1 => {
+            let may_read_unverified = !is_verified || (!is_open_ended && !are_whole(&parts, size));
             let multipart = Multipart::new(&boundary, &content_type, &parts, size);
             insert(headers, CONTENT_TYPE, &multipart.content_type());
             headers.insert(CONTENT_LENGTH, HeaderValue::from(multipart.length()));
-            *response.body_mut() = streamed(multipart.stream(content, size));
+            *response.body_mut() = streamed(multipart.stream(content, size, may_read_unverified));
             *response.status_mut() = StatusCode::PARTIAL_CONTENT;
         }
         (Selection::Parts(parts), Some(size)) => {
             // Open-ended parts may be the rest of a whole that the client puts together.
-            let may_read_unverified = !is_verified || (!is_open_ended && part_of(&parts, size));
+            let may_read_unverified = !is_verified || (!is_open_ended && !are_whole(&parts, size));
             let part = parts.first().copied().unwrap_or(ByteRange { start: 0, end: size });
             insert(headers, CONTENT_RANGE, &content_range(part, size));
             headers.insert(CONTENT_LENGTH, HeaderValue::from(part.len()));
@@ -251,9 +261,18 @@ fn range_header(asked: &HeaderMap, etag: &str) -> Option<RangeHeader> {
     RangeHeader::parse(text)
 }
 
-/// Whether a single part is less than the whole.
-fn part_of(parts: &[ByteRange], size: u64) -> bool {
-    parts.iter().all(|part| part.len() < size)
+/// Whether parts make up the whole.
+fn are_whole(parts: &[ByteRange], size: u64) -> bool {
+    let mut parts = parts.to_vec();
+    parts.sort_unstable_by_key(|part| part.start);
+    let mut end = 0;
+    for part in parts {
+        if part.start > end {
+            return false;
+        }
+        end = end.max(part.end);
+    }
+    end >= size
 }
 
 fn content_range(part: ByteRange, size: u64) -> String {
@@ -294,9 +313,14 @@ impl Multipart {
         parts + self.end.len() as u64
     }
 
-    fn stream(self, content: Content, size: u64) -> impl Stream<Item = Result<Bytes, Failure>> + Send + 'static {
+    fn stream(
+        self,
+        content: Content,
+        size: u64,
+        may_read_unverified: bool,
+    ) -> impl Stream<Item = Result<Bytes, Failure>> + Send + 'static {
         let parts = stream::iter(self.parts).flat_map(move |(head, range)| {
-            let bytes = content.clone().stream(range.start, Some(range.end), Some(size), true);
+            let bytes = content.clone().stream(range.start, Some(range.end), Some(size), may_read_unverified);
             stream::once(std::future::ready(Ok(head))).chain(bytes)
         });
         parts.chain(stream::once(std::future::ready(Ok(self.end))))

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use http::HeaderValue;
+use quick_cache::sync::Cache;
 use url::Url;
 
 use super::helper::Helper;
@@ -48,6 +49,8 @@ const DEFAULT_LIFE: Duration = Duration::from_secs(60);
 const MAX_LIFE: Duration = Duration::from_secs(24 * 3600);
 /// How long a refused login is not tried again: services lock accounts that fail too often.
 const REFUSED_LIFE: Duration = Duration::from_secs(10);
+/// Longest realm, service or scope taken from a challenge.
+const MAX_TOLD: usize = 1024;
 /// Longest token taken; real ones have some thousand bytes.
 const MAX_TOKEN: usize = 32 * 1024;
 /// Tokens kept per upstream; one is needed for each repository name pulled.
@@ -55,12 +58,19 @@ const MAX_TOKENS: usize = 4096;
 /// And per upstream that only clients name: there may be many, and their tokens are as long as somebody likes.
 const FEW_TOKENS: usize = 16;
 
+/// How long no further token is fetched for a scope because of a 400 or 403: most of these are meant.
+const DOUBT_LIFE: Duration = Duration::from_secs(60);
+/// The `service` of Harbor's tokens (goharbor/harbor, `src/core/service/token/creator.go`).
+const HARBOR: &str = "harbor-registry";
+
 /// An `Authorization` header and what it was made of.
 #[derive(Clone)]
 pub struct Authorization {
     pub header: HeaderValue,
     token: Option<TokenRequest>,
     basic: Option<Arc<Login>>,
+    /// Whether the token was fetched for this request, and not kept from an earlier one.
+    is_fresh: bool,
 }
 
 /// The credentials for one upstream and the tokens obtained with them.
@@ -72,6 +82,9 @@ pub struct Auth {
     trusted_realms: Vec<String>,
     /// The challenge last met; requests for further names need not be refused first.
     scheme: Mutex<Scheme>,
+    /// The challenges that named another scope than the one that was asked for, by that one: `aws` (ECR Public), `*`
+    /// (Gitea), a rewritten path (Artifactory) (oras-go#650, gradle-oci#141).
+    told: Cache<String, Told>,
     /// By a digest of the request.
     tokens: Mutex<HashMap<[u8; 32], Arc<Slot>>>,
     most_tokens: usize,
@@ -91,11 +104,22 @@ type Slot = tokio::sync::Mutex<Kept>;
 struct Kept {
     token: Option<Token>,
     failed: Option<(Instant, Failure)>,
+    /// When a token was last dropped because of a refusal that may have had other reasons.
+    doubted: Option<Instant>,
 }
 
 struct Token {
     header: HeaderValue,
+    fetched_at: Instant,
     renew_at: Instant,
+}
+
+/// What a challenge asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Told {
+    realm: Url,
+    service: Option<String>,
+    scope: String,
 }
 
 #[derive(Clone)]
@@ -124,6 +148,7 @@ impl Auth {
             own,
             trusted_realms,
             scheme: Mutex::new(Scheme::Unknown),
+            told: Cache::new(MAX_TOKENS),
             tokens: Mutex::default(),
             most_tokens: MAX_TOKENS,
         }
@@ -132,7 +157,7 @@ impl Auth {
     /// For an upstream that the configuration does not name.
     pub fn keep_few_tokens(mut self, are_few: bool) -> Self {
         if are_few {
-            self.most_tokens = FEW_TOKENS;
+            (self.most_tokens, self.told) = (FEW_TOKENS, Cache::new(FEW_TOKENS));
         }
         self
     }
@@ -145,7 +170,11 @@ impl Auth {
         fetch: &impl FetchToken,
     ) -> Result<Option<Authorization>, Failure> {
         if let Who::Header(header) = who {
-            return Ok(Some(Authorization { header: header.clone(), token: None, basic: None }));
+            return Ok(Some(Authorization { header: header.clone(), token: None, basic: None, is_fresh: false }));
+        }
+        if let Some(Told { realm, service, scope: told }) = self.told.get(scope) {
+            let token = self.token(who, realm, service, &told, fetch).await;
+            return token.inspect_err(|_| drop(self.told.remove(scope))).map(Some);
         }
         let scheme = self.scheme.lock().unwrap_or_else(PoisonError::into_inner).clone();
         match scheme {
@@ -159,7 +188,52 @@ impl Auth {
         }
     }
 
-    /// What to send again after a 401 with these challenges; an error when there is nothing to add.
+    /// What a bearer challenge asks for; without a scope of its own, the one that is needed.
+    fn told_by(&self, bearer: &Challenge, scope: &str) -> Result<Told, Failure> {
+        let realm = bearer.parameter("realm").and_then(|realm| Url::parse(realm).ok());
+        let realm = realm.filter(|realm| matches!(realm.scheme(), "http" | "https"));
+        let realm = realm.ok_or_else(|| self.denied("asks for a token without a usable realm"))?;
+        let stated = |name| bearer.parameter(name).filter(|value| !value.is_empty() && value.len() <= MAX_TOLD);
+        let scope = stated("scope").unwrap_or(scope).to_owned();
+        Ok(Told { realm, service: stated("service").map(str::to_owned), scope })
+    }
+
+    /// Whether the registry is a Harbor, by the service of its tokens.
+    pub fn is_of_harbor(&self) -> bool {
+        let scheme = self.scheme.lock().unwrap_or_else(PoisonError::into_inner);
+        matches!(&*scheme, Scheme::Bearer { service: Some(service), .. } if service == HARBOR)
+    }
+
+    /// Takes note that a request was refused with another status than 401, which may be because what it was sent with ended
+    /// before its time. Returns whether it is worth to be asked again, with a new one.
+    pub async fn ended_early(&self, who: &Who, refused: &Authorization) -> bool {
+        if refused.is_fresh {
+            return false;
+        }
+        if let (Some(basic), Who::Larder, Own::Helper(helper)) = (&refused.basic, who, &self.own) {
+            return helper.doubts(basic).await;
+        }
+        let Some(token) = &refused.token else {
+            return false;
+        };
+        let slot = self.tokens.lock().unwrap_or_else(PoisonError::into_inner).get(&token.id()).cloned();
+        let Some(slot) = slot else {
+            return false;
+        };
+        let mut kept = slot.lock().await;
+        if kept.token.as_ref().is_some_and(|token| token.header != refused.header) {
+            // Another request got a new one meanwhile.
+            return true;
+        }
+        if kept.doubted.is_some_and(|at| at.elapsed() < DOUBT_LIFE) {
+            return false;
+        }
+        (kept.token, kept.doubted) = (None, Some(Instant::now()));
+        true
+    }
+
+    /// What to send again after a 401 with these challenges: `None` is nothing, to be challenged anew; an error when there
+    /// is nothing to add.
     pub async fn answer(
         &self,
         who: &Who,
@@ -167,24 +241,32 @@ impl Auth {
         scope: &str,
         refused: Option<&Authorization>,
         fetch: &impl FetchToken,
-    ) -> Result<Authorization, Failure> {
+    ) -> Result<Option<Authorization>, Failure> {
         if matches!(who, Who::Header(_)) {
             return Err(self.denied("refuses the client's own authorization"));
         }
         if let Some(bearer) = challenges.iter().find(|challenge| challenge.scheme == "bearer") {
-            let realm = bearer.parameter("realm").and_then(|realm| Url::parse(realm).ok());
-            let realm = realm.filter(|realm| matches!(realm.scheme(), "http" | "https"));
-            let realm = realm.ok_or_else(|| self.denied("asks for a token without a usable realm"))?;
-            let service = bearer.parameter("service").map(str::to_owned);
-            let asked = bearer.parameter("scope").unwrap_or(scope);
-            if let Some((refused, token)) = refused.and_then(|refused| Some((refused, refused.token.as_ref()?))) {
+            let asked = self.told_by(bearer, scope)?;
+            if let Some(refused) = refused
+                && let Some(token) = &refused.token
+            {
                 self.forget(token, &refused.header);
+                // The realm for an ended token may be another than that for none: nvcr.io tells the right one only to who
+                // comes without (nvidia-container-toolkit#1945).
+                if token.realm != asked.realm && !refused.is_fresh {
+                    self.told.remove(scope);
+                    self.remember(Scheme::Unknown);
+                    return Ok(None);
+                }
             }
-            let token = self.token(who, realm.clone(), service.clone(), asked, fetch).await?;
-            if asked == scope {
-                self.remember(Scheme::Bearer { realm, service });
+            let token = self.token(who, asked.realm.clone(), asked.service.clone(), &asked.scope, fetch).await?;
+            if asked.scope == scope {
+                self.told.remove(scope);
+                self.remember(Scheme::Bearer { realm: asked.realm, service: asked.service });
+            } else {
+                self.told.insert(scope.to_owned(), asked);
             }
-            return Ok(token);
+            return Ok(Some(token));
         }
         if challenges.iter().any(|challenge| challenge.scheme == "basic") {
             self.remember(Scheme::Basic);
@@ -194,7 +276,7 @@ impl Auth {
                 Some(_) => self.denied("refuses the user name and password"),
                 None => self.denied("asks for a user name and password"),
             })?;
-            return Ok(Authorization::basic(login));
+            return Ok(Some(Authorization::basic(login)));
         }
         Err(self.denied("answered 401 with no challenge that Larder can meet (Basic or Bearer)"))
     }
@@ -291,10 +373,14 @@ impl Auth {
         // wait of all is bounded by the deadline of one fetch.
         let asked_at = Instant::now();
         let mut kept = slot.lock().await;
-        let authorization =
-            |header: &HeaderValue| Authorization { header: header.clone(), token: Some(request.clone()), basic: None };
+        let authorization = |header: &HeaderValue, is_fresh| Authorization {
+            header: header.clone(),
+            token: Some(request.clone()),
+            basic: None,
+            is_fresh,
+        };
         if let Some(token) = kept.token.as_ref().filter(|token| Instant::now() < token.renew_at) {
-            return Ok(authorization(&token.header));
+            return Ok(authorization(&token.header, token.fetched_at >= asked_at));
         }
         if let Some((at, failure)) = &kept.failed {
             let is_refused = failure.kind == FailureKind::Denied && request.login.is_some();
@@ -308,8 +394,8 @@ impl Auth {
             token.ok_or_else(|| self.denied("its token service gave no usable token"))
         });
         let token = token.inspect_err(|failure| kept.failed = Some((Instant::now(), failure.clone())))?;
-        let authorization = authorization(&token.header);
-        *kept = Kept { token: Some(token), failed: None };
+        let authorization = authorization(&token.header, true);
+        *kept = Kept { token: Some(token), failed: None, doubted: kept.doubted };
         Ok(authorization)
     }
 
@@ -343,18 +429,20 @@ impl Auth {
 
 impl Authorization {
     fn basic(login: Arc<Login>) -> Self {
-        Self { header: basic_header(&login), token: None, basic: Some(login) }
+        Self { header: basic_header(&login), token: None, basic: Some(login), is_fresh: false }
     }
 }
 
 fn into_token(answer: TokenAnswer, now: Instant) -> Option<Token> {
-    let text = answer.access_token.or(answer.token).filter(|token| (1..=MAX_TOKEN).contains(&token.len()))?;
+    // Harbor's answers have an empty `access_token` beside the token (rules_oci#856).
+    let mut fields = [answer.access_token, answer.token].into_iter().flatten();
+    let text = fields.find(|token| !token.is_empty()).filter(|token| token.len() <= MAX_TOKEN)?;
     let mut header = HeaderValue::from_str(&format!("Bearer {text}")).ok()?;
     header.set_sensitive(true);
     let life = life(answer.expires_in.as_ref());
     // Renewed a little early, so that no request travels with a token that dies on the way.
     let early = (life / 10).min(Duration::from_secs(10));
-    Some(Token { header, renew_at: now + (life - early) })
+    Some(Token { header, fetched_at: now, renew_at: now + (life - early) })
 }
 
 /// `expires_in` as a number or as text; what makes no sense counts as not stated.
@@ -444,6 +532,78 @@ mod tests {
         }
     }
 
+    fn answered(answer: Result<Option<Authorization>, Failure>) -> Authorization {
+        answer.expect("an answer").expect("a token")
+    }
+
+    #[tokio::test]
+    async fn the_scope_that_a_challenge_names_is_asked_for_from_then_on() {
+        let auth = auth("https://r.example", &[]);
+        let endpoint = Endpoint(AtomicUsize::new(0));
+        let bearer = |scope: &str| format!(r#"Bearer realm="https://r.example/token",service="s",scope="{scope}""#);
+        for (name, scope) in
+            [("a", "aws"), ("b", "*"), ("c", "repository:rewritten/c:pull"), ("d", "repository:d:pull,push")]
+        {
+            let (needed, challenges) =
+                (format!("repository:{name}:pull"), crate::oci::challenge::parse(&bearer(scope)));
+            let first = answered(auth.answer(&Who::Larder, &challenges, &needed, None, &endpoint).await);
+            assert_eq!(first.token.as_ref().map(|token| token.scope.as_str()), Some(scope));
+            let next = auth.prepare(&Who::Larder, &needed, &endpoint).await.expect("an answer").expect("a token");
+            assert_eq!(next.header, first.header, "{scope}");
+        }
+        assert_eq!(endpoint.0.load(Ordering::SeqCst), 4);
+        assert!(auth.prepare(&Who::Larder, "repository:e:pull", &endpoint).await.expect("an answer").is_none());
+    }
+
+    #[tokio::test]
+    async fn an_ended_token_for_which_another_realm_is_named_is_got_anew_from_the_start() {
+        let auth = auth("https://r.example", &[]);
+        let endpoint = Endpoint(AtomicUsize::new(0));
+        let parse = crate::oci::challenge::parse;
+        let (first, other) = (
+            parse(r#"Bearer realm="https://r.example/proxy_auth""#),
+            parse(r#"Bearer realm="https://r.example/authn/token""#),
+        );
+        let scope = "repository:x:pull";
+        answered(auth.answer(&Who::Larder, &first, scope, None, &endpoint).await);
+        let kept = auth.prepare(&Who::Larder, scope, &endpoint).await.expect("an answer").expect("a token");
+        let answer = auth.answer(&Who::Larder, &other, scope, Some(&kept), &endpoint).await.expect("an answer");
+        assert!(answer.is_none(), "to be challenged without a token");
+        let new = answered(auth.answer(&Who::Larder, &first, scope, None, &endpoint).await);
+        assert!(new.header != kept.header && endpoint.0.load(Ordering::SeqCst) == 2);
+    }
+
+    #[tokio::test]
+    async fn a_refusal_with_another_status_costs_one_new_token_a_minute() {
+        let auth = auth("https://r.example", &[]);
+        let endpoint = Endpoint(AtomicUsize::new(0));
+        let challenges = crate::oci::challenge::parse(r#"Bearer realm="https://r.example/token""#);
+        let scope = "repository:x:pull";
+        let fresh = answered(auth.answer(&Who::Larder, &challenges, scope, None, &endpoint).await);
+        assert!(!auth.ended_early(&Who::Larder, &fresh).await, "it was just given");
+        let kept = auth.prepare(&Who::Larder, scope, &endpoint).await.expect("an answer").expect("a token");
+        assert!(auth.ended_early(&Who::Larder, &kept).await);
+        auth.prepare(&Who::Larder, scope, &endpoint).await.expect("an answer").expect("a token");
+        let again = auth.prepare(&Who::Larder, scope, &endpoint).await.expect("an answer").expect("a token");
+        assert!(again.header != kept.header);
+        assert!(auth.ended_early(&Who::Larder, &kept).await, "there is a newer one");
+        assert!(!auth.ended_early(&Who::Larder, &again).await, "so it is meant");
+        assert_eq!(endpoint.0.load(Ordering::SeqCst), 2);
+    }
+
+    #[test]
+    fn an_empty_field_is_none() {
+        let read = |access_token: Option<&str>, token: Option<&str>| {
+            let own = |text: Option<&str>| text.map(str::to_owned);
+            let answer = TokenAnswer { access_token: own(access_token), token: own(token), expires_in: None };
+            into_token(answer, Instant::now()).map(|token| token.header.to_str().expect("text").to_owned())
+        };
+        assert_eq!(read(Some(""), Some("t")).as_deref(), Some("Bearer t"));
+        assert_eq!(read(Some("a"), Some("")).as_deref(), Some("Bearer a"));
+        assert_eq!(read(Some("a"), Some("t")).as_deref(), Some("Bearer a"));
+        assert_eq!((read(Some(""), Some("")), read(None, None)), (None, None));
+    }
+
     #[tokio::test]
     async fn many_waiters_cost_one_token_request() {
         let auth = auth("https://r.example", &[]);
@@ -463,12 +623,12 @@ mod tests {
         let endpoint = Endpoint(AtomicUsize::new(0));
         let challenges = crate::oci::challenge::parse(r#"Bearer realm="https://r.example/token",service="s""#);
         let scope = "repository:x:pull";
-        let first = auth.answer(&Who::Larder, &challenges, scope, None, &endpoint).await.expect("a token");
+        let first = answered(auth.answer(&Who::Larder, &challenges, scope, None, &endpoint).await);
         let again = || auth.answer(&Who::Larder, &challenges, scope, Some(&first), &endpoint);
         let (one, two) = tokio::join!(again(), again());
-        let three = again().await.expect("a token");
+        let (one, two, three) = (answered(one), answered(two), answered(again().await));
         assert_eq!(endpoint.0.load(Ordering::SeqCst), 2);
-        assert!(one.expect("a token").header != first.header && two.expect("a token").header == three.header);
+        assert!(one.header != first.header && two.header == three.header);
     }
 
     #[tokio::test]
@@ -479,9 +639,7 @@ mod tests {
         let login = |name: &str| Who::Login(Arc::new(Login::new(name, Secret::new("p"))));
         let mut headers = Vec::new();
         for who in [Who::Larder, Who::Anonymous, login("a"), login("b")] {
-            headers.push(
-                auth.answer(&who, &challenges, "repository:x:pull", None, &endpoint).await.expect("a token").header,
-            );
+            headers.push(answered(auth.answer(&who, &challenges, "repository:x:pull", None, &endpoint).await).header);
             let kept = auth.prepare(&who, "repository:x:pull", &endpoint).await.expect("kept").expect("a token");
             assert_eq!(Some(&kept.header), headers.last());
         }

@@ -4,31 +4,37 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use futures_util::stream::{self, BoxStream, StreamExt};
-use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, LINK, RANGE};
+use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, LINK, RANGE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use reqwest::Response;
 use tokio::sync::Semaphore;
+use url::Url;
 
 use super::auth::{Auth, FetchToken, TokenRequest};
 use super::budget::Budget;
 use super::errors;
 use super::fallback::Shared;
+use super::questions::{self, Questions};
 use super::storages::{Storage, Storages};
 use super::token::{self, TokenAnswer};
-use super::transport::{Ask, Led, Transport, is_storage_of};
+use super::transport::{Ask, Led, Transport};
 use super::who::Who;
 use crate::config::{self, Credentials};
 use crate::failure::{Failure, FailureKind};
 use crate::oci::media_type::{self, MediaType};
-use crate::oci::{Digest, Name, Reference, challenge, list, manifest};
+use crate::oci::{Digest, Name, Reference, challenge, list, manifest, signed};
 use crate::telemetry::Metrics;
 
 /// Largest manifest, index or list taken. containerd stops at about 4 MiB, so nothing real is larger.
 const MAX_DOCUMENT: usize = 8 << 20;
 
 /// How long a blob waits for a connection of its own.
-const PERMIT_PATIENCE: Duration = Duration::from_secs(20);
+const PERMIT_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Logins that one request is sent with at most: none or an old one, one that is refused although it was kept, a new one.
+const MAX_LOGINS: usize = 3;
 
 const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 const OCI_FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
@@ -36,13 +42,16 @@ const OCI_FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-app
 /// One upstream registry and what is known of it.
 pub struct Upstream {
     config: config::Upstream,
-    transport: Transport,
-    auth: Auth,
-    storages: Arc<Storages>,
+    pub(super) transport: Arc<Transport>,
+    pub(super) auth: Auth,
+    pub(super) storages: Arc<Storages>,
+    pub(super) questions: Questions,
     /// Bounds the blob transfers under way.
     transfers: Arc<Semaphore>,
     /// Of these, those for a single client.
     asides: Arc<Semaphore>,
+    /// And those that are further ones of one blob.
+    parts: Arc<Semaphore>,
 }
 
 /// For whom a blob is transferred.
@@ -50,12 +59,16 @@ pub struct Upstream {
 pub enum Lane {
     /// For the cache and all clients that read along.
     Fill,
+    /// A further one of a blob that is coming in: it waits for nothing, and the last places are not for these.
+    Part,
     /// For one client alone, which may take as long as it likes: only a share of the connections is for these.
     Aside,
 }
 
 /// The share of an upstream's connections that single clients may have.
 const ASIDE_SHARE: usize = 4;
+/// The share that further transfers of large blobs may have: first ones, small blobs among them, have the rest.
+const PART_SHARE: usize = 2;
 
 /// Why a client could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -81,8 +94,7 @@ pub struct Status {
 /// What a HEAD says of a manifest.
 #[derive(Clone, Debug)]
 pub struct ManifestHead {
-    /// Absent where the upstream does not name it; the content must then be fetched to know it.
-    pub digest: Option<Digest>,
+    pub digest: Digest,
     pub media_type: Option<MediaType>,
     pub size: Option<u64>,
 }
@@ -96,19 +108,14 @@ pub enum Proof {
     Redirect,
 }
 
-/// What an upstream says of a blob that it has.
-struct Told {
-    size: Option<u64>,
-    /// Whether the answer names the digest.
-    is_named: bool,
-}
-
 /// A manifest, verified against its digest.
 #[derive(Clone, Debug)]
 pub struct ManifestAnswer {
     pub digest: Digest,
     pub media_type: MediaType,
     pub bytes: Bytes,
+    /// Whether the digest is that of the signed part and not of the bytes, as of signed manifests of the first format.
+    pub is_signed: bool,
 }
 
 /// A list of tags or referrers, as the upstream wrote it.
@@ -133,11 +140,9 @@ pub struct BlobAnswer {
     pub body: BoxStream<'static, Result<Bytes, Failure>>,
     /// The storage that it comes from, where that is not the upstream itself.
     pub storage: Option<Storage>,
+    /// Where a redirect led: more of the blob may be had there without asking the registry again.
+    pub address: Option<Url>,
 }
-
-/// Blobs up to this size are looked at as a whole where no digest is named: a page that is as long is likely enough, and
-/// whoever writes the path that it shows can make it so.
-const GUESSABLE: u64 = 64 * 1024;
 
 impl Upstream {
     /// `patience`: how long to wait for an answer to begin.
@@ -152,13 +157,15 @@ impl Upstream {
             Some(Credentials::Login(login)) => login.username.clone(),
             Some(Credentials::Helper(helper)) => helper.program.display().to_string(),
         };
-        let transport = Transport::new(config, account, patience, metrics, &shared.ours)?;
+        let transport = Transport::new(config, account, patience, metrics, shared)?;
         let (label, origin) = (transport.label.clone(), &config.url.origin);
         Ok(Self {
             auth: Auth::new(label, origin, config.credentials.clone(), config.token_realms.clone())
                 .keep_few_tokens(config.confined_to.is_some()),
             transfers: Arc::new(Semaphore::new(config.max_connections)),
             asides: Arc::new(Semaphore::new((config.max_connections / ASIDE_SHARE).max(1))),
+            parts: Arc::new(Semaphore::new(config.max_connections / PART_SHARE)),
+            questions: Questions::new(config.max_connections),
             transport,
             storages: shared.storages.clone(),
             config: config.clone(),
@@ -219,171 +226,63 @@ impl Upstream {
         url.set_path("/v2/");
         let ask = Ask { method: Method::GET, url, who, is_pull: false, of: None, headers: HeaderMap::new() };
         let response = self.send(&ask, "").await?;
-        self.transport.successful(response).map(drop)
-    }
-
-    /// Asks what a manifest is without fetching it. Costs nothing of Docker Hub's quota. `None` when
-    /// the upstream does not answer HEAD and the manifest must be fetched to know.
-    pub async fn head_manifest(
-        &self,
-        who: &Who,
-        name: &Name,
-        reference: &Reference,
-    ) -> Result<Option<ManifestHead>, Failure> {
-        let ask = self.ask(Method::HEAD, who, name, &format!("manifests/{reference}"), Some(media_type::ACCEPT));
-        let response = self.send(&ask, &self.scope(name)).await?;
-        if refuses_head(response.status()) {
-            return Ok(None);
-        }
-        let response = self.transport.successful(response)?;
-        let headers = response.headers();
-        Ok(Some(ManifestHead {
-            digest: content_digest(headers),
-            media_type: media_type(headers).filter(MediaType::may_be_manifest),
-            size: content_length(headers),
-        }))
+        self.transport.successful(response).await.map(drop)
     }
 
     /// Fetches a manifest and verifies it: against the digest asked for, else against the one that
     /// the upstream names.
     pub async fn manifest(&self, who: &Who, name: &Name, reference: &Reference) -> Result<ManifestAnswer, Failure> {
+        let _turn = self.turn().await?;
         let mut ask = self.ask(Method::GET, who, name, &format!("manifests/{reference}"), Some(media_type::ACCEPT));
         ask.is_pull = true;
         let response = self.send(&ask, &self.scope(name)).await?;
-        let response = self.transport.successful(response)?;
-        let stated = content_digest(response.headers());
-        let media_type = media_type(response.headers());
+        let response = self.transport.successful(response).await?;
+        let (stated, stated_type) = (content_digest(response.headers()), media_type(response.headers()));
+        let is_page = questions::is_page(response.headers());
         let bytes = self.transport.read(response, MAX_DOCUMENT).await?;
 
-        // With a digest that is right it is what was meant, whatever it looks like.
-        let is_meant = matches!(reference, Reference::Digest(_)) || stated.is_some() || manifest::says_so(&bytes);
-        let plausible = media_type.as_ref().is_none_or(MediaType::may_be_manifest) && manifest::is_plausible(&bytes);
-        if !plausible || !is_meant {
-            let came = media_type.as_ref().map_or("something", MediaType::as_str);
-            return Err(self.transport.wrong(format!("sent {came} that is no manifest for {name}:{reference}")));
-        }
         let expected = match reference {
             Reference::Digest(digest) => Some(*digest),
             Reference::Tag(_) => stated,
         };
+        let came = || stated_type.as_ref().map_or("something", MediaType::as_str);
+        // Under its digest it is what was meant, whatever it looks like. Without one it has to look like a manifest:
+        // any page of a web service may come with 200.
+        if expected.is_none() && (is_page || !manifest::says_so(&bytes)) {
+            return Err(self.transport.wrong(format!("sent {} that is no manifest for {name}:{reference}", came())));
+        }
         let algorithm = expected.map_or(crate::oci::Algorithm::Sha256, |digest| digest.algorithm());
-        let digest = Digest::of(algorithm, &bytes);
-        if expected.is_some_and(|expected| expected != digest) {
-            return Err(self
-                .transport
-                .wrong(format!("sent a manifest for {name}:{reference} whose digest is {digest}")));
-        }
+        let found = Digest::of(algorithm, &bytes);
+        let digest = match expected {
+            // Signed manifests of the first format are named by the digest of what was signed.
+            Some(expected) if expected != found && signed::is_named(&bytes, &expected) => expected,
+            Some(expected) if expected != found => {
+                let what = if is_page { "a page" } else { "a manifest" };
+                let message = format!("sent {what} for {name}:{reference} whose digest is {found}");
+                return Err(self.transport.wrong(message));
+            }
+            _ => found,
+        };
+        self.gave_manifest(name, reference);
+        let named = stated_type.as_ref().filter(|named| !named.says_nothing()).cloned();
+        let media_type = named.or_else(|| manifest::own_media_type(&bytes)).or(stated_type);
         let media_type = media_type.unwrap_or_else(|| manifest::media_type_of(&bytes));
-        Ok(ManifestAnswer { digest, media_type, bytes })
+        Ok(ManifestAnswer { digest, media_type, bytes, is_signed: digest != found })
     }
 
-    /// The size of a blob, without fetching it; `None` when the upstream knows the blob and does not
-    /// say how long it is. Where storage refuses HEAD, one byte is asked for instead.
-    pub async fn head_blob(&self, who: &Who, name: &Name, digest: &Digest) -> Result<Option<u64>, Failure> {
-        self.told_of_blob(who, name, digest).await.map(|told| told.size).map_err(|(failure, _)| failure)
-    }
-
-    /// What is told of a blob, by HEAD and else by its first byte. A failure comes with where a redirect led.
-    async fn told_of_blob(&self, who: &Who, name: &Name, digest: &Digest) -> Result<Told, (Failure, Option<Led>)> {
-        let page = format!("blobs/{digest}");
-        let by_head = Ask { of: Some(*digest), ..self.ask(Method::HEAD, who, name, &page, None) };
-        let (response, led) = self.send_led(&by_head, &self.scope(name)).await;
-        let response = response.map_err(|failure| (failure, led.clone()))?;
-        // Storages sign URLs for GET, and refuse HEAD then.
-        let is_refused = refuses_head(response.status()) || (led.is_some() && response.status().is_client_error());
-        if !is_refused {
-            let told = self.told(response, digest).map_err(|failure| (failure, led))?;
-            if told.size.is_some() {
-                return Ok(told);
-            }
-        }
-        let mut by_range = Ask { method: Method::GET, ..by_head };
-        by_range.headers.insert(RANGE, HeaderValue::from_static("bytes=0-0"));
-        let (response, led) = self.send_led(&by_range, &self.scope(name)).await;
-        response.and_then(|response| self.told(response, digest)).map_err(|failure| (failure, led))
-    }
-
-    fn told(&self, response: Response, digest: &Digest) -> Result<Told, Failure> {
-        let nothing = length_behind_which_nothing_is(response.headers());
-        if let (StatusCode::RANGE_NOT_SATISFIABLE, Some(size)) = (response.status(), nothing) {
-            return Ok(Told { size: Some(size), is_named: false });
-        }
-        let response = self.transport.successful(response)?;
-        self.refuse_pages(&response, digest)?;
-        let headers = response.headers();
-        let size = match content_range(headers) {
-            Some((_, total)) => total,
-            None => content_length(headers),
-        };
-        let etag = headers.get(ETAG).and_then(|etag| etag.to_str().ok()).unwrap_or_default();
-        Ok(Told { size, is_named: content_digest(headers) == Some(*digest) || etag.contains(digest.hex().as_str()) })
-    }
-
-    /// A page for people, such as one to log in, is no answer about a blob.
-    fn refuse_pages(&self, response: &Response, digest: &Digest) -> Result<(), Failure> {
-        let is_page = media_type(response.headers()).is_some_and(|media_type| {
-            ["text/html", "application/xhtml+xml"].iter().any(|page| media_type.as_str().starts_with(page))
-        });
-        let is_other = content_digest(response.headers()).is_some_and(|stated| stated != *digest);
-        if is_page || is_other {
-            return Err(self.transport.wrong(format!("answered with something else than {digest}")));
-        }
-        Ok(())
-    }
-
-    /// Has the upstream show that it has a blob which is known to have `size` bytes: by its length there where it
-    /// is, and by the blob itself where that says too little. An answer alone is no proof, nor is a redirect: login pages
-    /// have both. While the storage is down, the redirect counts that led to this very blob before.
-    pub async fn proves_blob(&self, who: &Who, name: &Name, digest: &Digest, size: u64) -> Result<Proof, Failure> {
-        let told = match self.told_of_blob(who, name, digest).await {
-            Ok(told) => told,
-            Err((failure, led)) => {
-                let is_down = matches!(failure.kind, FailureKind::Unavailable | FailureKind::Timeout);
-                let counts = is_down && led.is_some_and(|led| self.knows_storage(digest, &led));
-                return if counts { Ok(Proof::Redirect) } else { Err(failure) };
-            }
-        };
-        match told.size {
-            Some(told) if told != size => Err(self
-                .transport
-                .wrong(format!("says that {digest} has {told} bytes; what has that digest has {size}"))),
-            Some(_) if told.is_named || size > GUESSABLE => Ok(Proof::Shown),
-            _ => self.sends_blob(who, name, digest, size).await.map(|()| Proof::Shown),
-        }
-    }
-
-    fn knows_storage(&self, digest: &Digest, led: &Led) -> bool {
-        let is_redirect = led.status == StatusCode::TEMPORARY_REDIRECT && is_storage_of(digest, &led.url);
-        is_redirect && self.storages.know(Storage::of(digest, &led.url))
-    }
-
-    /// Has the upstream send a blob, to be looked at and thrown away.
-    pub async fn sends_blob(&self, who: &Who, name: &Name, digest: &Digest, size: u64) -> Result<(), Failure> {
-        let mut body = self.blob(Lane::Fill, who, name, digest, 0, None).await?.body;
-        let (mut hasher, mut count) = (digest.algorithm().hasher(), 0);
-        while let Some(bytes) = body.next().await {
-            let bytes = bytes?;
-            count += bytes.len() as u64;
-            if count > size {
-                break;
-            }
-            hasher.update(&bytes);
-        }
-        let is_it = count == size && hasher.finish() == *digest;
-        is_it.then_some(()).ok_or_else(|| self.transport.wrong(format!("sent something else as {digest}")))
-    }
-
-    /// Opens a blob from offset `from` to `until` or its end. Nothing of it is verified yet.
+    /// Opens a blob from offset `range.0` to `range.1` or its end. Nothing of it is verified yet. `address`: where a
+    /// redirect led for this blob and this client; the registry is asked again where that is refused.
     pub async fn blob(
         &self,
         lane: Lane,
         who: &Who,
         name: &Name,
         digest: &Digest,
-        from: u64,
-        until: Option<u64>,
+        range: (u64, Option<u64>),
+        address: Option<Url>,
     ) -> Result<BlobAnswer, Failure> {
         let permit = self.permit(lane).await?;
+        let (from, until) = range;
         let mut ask = self.ask(Method::GET, who, name, &format!("blobs/{digest}"), None);
         let range = match until {
             Some(until) => HeaderValue::try_from(format!("bytes={from}-{}", until.saturating_sub(1))).ok(),
@@ -391,16 +290,25 @@ impl Upstream {
             None => None,
         };
         ask.headers.extend(range.map(|range| (RANGE, range)));
-        let (response, led) = self.send_led(&ask, &self.scope(name)).await;
-        let response = response?;
-        let storage = led.map(|led| Storage::of(digest, &led.url));
+        let registry = ask.url.clone();
+        let known = match address {
+            Some(address) => self.transport.at_address(&ask, address).await,
+            None => None,
+        };
+        let response = match known {
+            Some(response) => response,
+            None => self.send(&ask, &self.scope(name)).await?,
+        };
+        let address = Some(response.url().clone()).filter(|address| *address != registry);
+        let is_elsewhere = address.as_ref().is_some_and(|address| !self.transport.is_own(address));
+        let storage = address.as_ref().filter(|_| is_elsewhere).map(|address| Storage::of(digest, address));
         if response.status() == StatusCode::RANGE_NOT_SATISFIABLE
             && let Some(total) = length_behind_which_nothing_is(response.headers())
         {
             // An answer all the same: so long it is, and nothing comes from there on.
-            return Ok(BlobAnswer { start: from, total: Some(total), body: stream::empty().boxed(), storage });
+            return Ok(BlobAnswer { start: from, total: Some(total), body: stream::empty().boxed(), storage, address });
         }
-        let response = self.transport.successful(response)?;
+        let response = self.transport.successful(response).await?;
 
         let (start, total) = match response.status() {
             StatusCode::PARTIAL_CONTENT => {
@@ -412,20 +320,27 @@ impl Upstream {
         if start > from {
             return Err(self.transport.wrong(format!("sent bytes from {start} where {from} was asked for")));
         }
-        Ok(BlobAnswer { start, total, body: self.transport.stream(response, permit), storage })
+        Ok(BlobAnswer { start, total, body: self.transport.stream(response, permit), storage, address })
     }
 
     /// Waits for one of the connections that blobs may use. That none is free is no failure of the upstream's.
     async fn permit(&self, lane: Lane) -> Result<impl Send + 'static, Failure> {
-        let permits = async {
-            let aside = match lane {
-                Lane::Aside => Some(self.asides.clone().acquire_owned().await.ok()?),
-                Lane::Fill => None,
-            };
-            Some((aside, self.transfers.clone().acquire_owned().await.ok()?))
+        let share = match lane {
+            Lane::Aside => Some(&self.asides),
+            Lane::Part => Some(&self.parts),
+            Lane::Fill => None,
         };
-        let patience = self.config.timeout.min(PERMIT_PATIENCE);
-        let permits = tokio::time::timeout(patience, permits).await.ok().flatten();
+        let permits = async {
+            let share = match share {
+                Some(share) => Some(share.clone().acquire_owned().await.ok()?),
+                None => None,
+            };
+            Some((share, self.transfers.clone().acquire_owned().await.ok()?))
+        };
+        let permits = match lane {
+            Lane::Part => permits.now_or_never().flatten(),
+            Lane::Fill | Lane::Aside => tokio::time::timeout(PERMIT_PATIENCE, permits).await.ok().flatten(),
+        };
         permits.ok_or_else(|| {
             let message =
                 format!("{}: all connections for blobs are in use (max_connections); try again soon", self.label());
@@ -454,8 +369,9 @@ impl Upstream {
     }
 
     async fn list(&self, ask: &Ask<'_>, name: &Name, is_one: fn(&[u8]) -> bool) -> Result<ListAnswer, Failure> {
+        let _turn = self.turn().await?;
         let response = self.send(ask, &self.scope(name)).await?;
-        let response = self.transport.successful(response)?;
+        let response = self.transport.successful(response).await?;
         let text =
             |name: HeaderName| response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
         let (link, filters_applied) = (text(LINK), text(OCI_FILTERS_APPLIED));
@@ -467,7 +383,14 @@ impl Upstream {
         Ok(ListAnswer { bytes, media_type, link, filters_applied })
     }
 
-    fn ask<'a>(&self, method: Method, who: &'a Who, name: &Name, page: &str, accept: Option<&'static str>) -> Ask<'a> {
+    pub(super) fn ask<'a>(
+        &self,
+        method: Method,
+        who: &'a Who,
+        name: &Name,
+        page: &str,
+        accept: Option<&'static str>,
+    ) -> Ask<'a> {
         let namespace = &self.config.url.namespace;
         let path =
             if namespace.is_empty() { format!("/v2/{name}/{page}") } else { format!("/v2/{namespace}/{name}/{page}") };
@@ -479,7 +402,7 @@ impl Upstream {
     }
 
     /// The name as the upstream knows it, which is what tokens are asked for.
-    fn scope(&self, name: &Name) -> String {
+    pub(super) fn scope(&self, name: &Name) -> String {
         let namespace = &self.config.url.namespace;
         let separator = if namespace.is_empty() { "" } else { "/" };
         format!("repository:{namespace}{separator}{name}:pull")
@@ -489,29 +412,51 @@ impl Upstream {
         self.send_led(ask, scope).await.0
     }
 
-    /// Sends a request as whom the upstream wants us to be; after a 401 once more. Tells where a redirect led.
-    async fn send_led(&self, ask: &Ask<'_>, scope: &str) -> (Result<Response, Failure>, Option<Led>) {
-        let prepared = match self.transport.may_ask(ask) {
+    /// Sends a request as whom the upstream wants us to be. Tells where a redirect led.
+    ///
+    /// A refused login is answered once: by what the challenge asks for, or anew from the start where a token or a
+    /// helper's password was refused that was given before. Registries end these early, and say so with 401
+    /// (nvcr.io, with another realm: nvidia-container-toolkit#1945), 400 (ECR Public: oras-go#1227) or 403 (ECR: rules_img#715).
+    pub(super) async fn send_led(&self, ask: &Ask<'_>, scope: &str) -> (Result<Response, Failure>, Option<Led>) {
+        let mut prepared = match self.transport.may_ask(ask) {
             Ok(()) => self.auth.prepare(ask.who, scope, self).await,
             Err(failure) => Err(failure),
         };
-        let prepared = match prepared {
-            Ok(prepared) => prepared,
-            Err(failure) => return (Err(failure), None),
-        };
-        let header = prepared.as_ref().map(|prepared| &prepared.header);
-        let storages = &self.storages;
-        let (response, led) = self.transport.follow(ask, header, storages).await;
-        let refused = match response {
-            Ok(response) if response.status() == StatusCode::UNAUTHORIZED && led.is_none() => response,
-            response => return (response, led),
-        };
-        let challenges = challenges(refused.headers());
-        drop(refused);
-        match self.auth.answer(ask.who, &challenges, scope, prepared.as_ref(), self).await {
-            Ok(authorization) => self.transport.follow(ask, Some(&authorization.header), storages).await,
-            Err(failure) => (Err(failure), None),
+        for attempt in 0..MAX_LOGINS {
+            let login = match prepared {
+                Ok(login) => login,
+                Err(failure) => return (Err(failure), None),
+            };
+            let header = login.as_ref().map(|login| &login.header);
+            let (response, led) = self.transport.follow(ask, header, &self.storages).await;
+            let refused = match response {
+                // What a storage refuses is not about the login at the registry.
+                Ok(response) if led.is_none() && attempt + 1 < MAX_LOGINS => response,
+                response => return (response, led),
+            };
+            let status = refused.status();
+            let next = if status == StatusCode::UNAUTHORIZED {
+                let challenges = challenges(refused.headers());
+                self.auth.answer(ask.who, &challenges, scope, login.as_ref(), self).await
+            } else if matches!(status, StatusCode::BAD_REQUEST | StatusCode::FORBIDDEN)
+                && let Some(login) = &login
+                && self.auth.ended_early(ask.who, login).await
+            {
+                self.auth.prepare(ask.who, scope, self).await
+            } else {
+                return (Ok(refused), None);
+            };
+            prepared = match next {
+                Ok(login) => Ok(login),
+                // The upstream's own reason is more telling than that there is no further login.
+                Err(failure) if failure.kind == FailureKind::Denied && failure.reason().is_none() => {
+                    let told = self.transport.reason(refused).await;
+                    Err(failure.told(told.as_deref()))
+                }
+                Err(failure) => Err(failure),
+            };
         }
+        (Err(self.transport.wrong("refuses each login".to_owned())), None)
     }
 }
 
@@ -521,35 +466,31 @@ impl FetchToken for Upstream {
     }
 }
 
-fn refuses_head(status: StatusCode) -> bool {
-    matches!(status, StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED | StatusCode::BAD_REQUEST)
-}
-
 fn challenges(headers: &HeaderMap) -> Vec<challenge::Challenge> {
     let values = headers.get_all(http::header::WWW_AUTHENTICATE).iter();
     values.filter_map(|value| value.to_str().ok()).flat_map(challenge::parse).collect()
 }
 
-fn content_digest(headers: &HeaderMap) -> Option<Digest> {
+pub(super) fn content_digest(headers: &HeaderMap) -> Option<Digest> {
     headers.get(DOCKER_CONTENT_DIGEST)?.to_str().ok()?.trim().parse().ok()
 }
 
-fn media_type(headers: &HeaderMap) -> Option<MediaType> {
+pub(super) fn media_type(headers: &HeaderMap) -> Option<MediaType> {
     MediaType::of_others(headers.get(CONTENT_TYPE)?.to_str().ok()?.trim())
 }
 
-fn content_length(headers: &HeaderMap) -> Option<u64> {
+pub(super) fn content_length(headers: &HeaderMap) -> Option<u64> {
     headers.get(CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
 }
 
 /// The whole length of `Content-Range: bytes */LENGTH`, which comes with 416.
-fn length_behind_which_nothing_is(headers: &HeaderMap) -> Option<u64> {
+pub(super) fn length_behind_which_nothing_is(headers: &HeaderMap) -> Option<u64> {
     let text = headers.get(CONTENT_RANGE)?.to_str().ok()?;
     text.trim().strip_prefix("bytes")?.trim().strip_prefix("*/")?.trim().parse().ok()
 }
 
 /// The first byte and the whole length of `Content-Range: bytes FIRST-LAST/LENGTH`.
-fn content_range(headers: &HeaderMap) -> Option<(u64, Option<u64>)> {
+pub(super) fn content_range(headers: &HeaderMap) -> Option<(u64, Option<u64>)> {
     let text = headers.get(CONTENT_RANGE)?.to_str().ok()?;
     let (range, length) = text.trim().strip_prefix("bytes")?.trim().split_once('/')?;
     let (first, _) = range.split_once('-')?;

@@ -3,19 +3,28 @@
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use tokio::sync::Semaphore;
+
 use super::client::{BuildError, Upstream};
 use super::ours::Ours;
 use super::storages::Storages;
-use super::transport::spread;
+use super::transport::{LARGE_DOCUMENTS, spread};
 use crate::config;
 use crate::failure::{Failure, FailureKind};
 use crate::telemetry::Metrics;
 
-/// How long the upstreams of a repository together may take to begin an answer before the last of them
-/// is asked: clients give up, or go to the origin, after about a minute.
-const BUDGET: Duration = Duration::from_secs(30);
+/// How long the upstreams of a repository together may take: containerd 2.3 gives up 30 s after it asked
+/// (containerd 574a60700).
+const BUDGET: Duration = Duration::from_secs(24);
+/// What is added where an upstream is configured to take longer than that: for the token, and a second try.
+const MARGIN: Duration = Duration::from_secs(4);
 /// The pause before those are asked again whose failure may be over.
 const PAUSE: Duration = Duration::from_millis(200);
+
+/// A pause before the second try, another one each time.
+pub fn pause() -> Duration {
+    PAUSE.mul_f64(0.5 + spread())
+}
 
 /// The upstreams of one repository, in order of preference; never empty.
 #[derive(Clone)]
@@ -23,6 +32,8 @@ pub struct Upstreams {
     clients: Arc<[Arc<Upstream>]>,
     /// For each of them to answer in, whatever it takes: redirects, tokens, the whole of a document.
     limits: Arc<[Duration]>,
+    /// For all of them together.
+    patience: Duration,
 }
 
 /// All clients that are in use: what is configured alike is one client, with one health, one budget and
@@ -34,11 +45,20 @@ pub struct Clients {
 }
 
 /// What all clients of a process have in common.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Shared {
     /// Where the process itself listens.
     pub ours: Ours,
     pub storages: Arc<Storages>,
+    /// Bounds the large documents in memory.
+    pub documents: Arc<Semaphore>,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        let documents = Arc::new(Semaphore::new(LARGE_DOCUMENTS));
+        Self { ours: Ours::default(), storages: Arc::default(), documents }
+    }
 }
 
 impl Clients {
@@ -70,6 +90,8 @@ impl Clients {
 
 impl Upstreams {
     pub fn new(configs: &[config::Upstream], clients: &Clients, metrics: &Arc<Metrics>) -> Result<Self, BuildError> {
+        let longest = configs.last().map_or(Duration::ZERO, |config| config.timeout);
+        let patience = BUDGET.max(longest + MARGIN);
         let share = BUDGET / u32::try_from(configs.len()).unwrap_or(u32::MAX).max(1);
         // The last may take what it is configured to take: nobody comes after it.
         let is_last = |at: usize| at + 1 == configs.len();
@@ -78,8 +100,14 @@ impl Upstreams {
             clients.client(config, patience, metrics)
         });
         let limits = configs.iter().enumerate();
-        let limits = limits.map(|(at, config)| if is_last(at) { config.timeout * 2 + BUDGET } else { share });
-        Ok(Self { clients: upstreams.collect::<Result<Vec<_>, _>>()?.into(), limits: limits.collect() })
+        let limits = limits.map(|(at, _)| if is_last(at) { patience } else { share });
+        let clients = upstreams.collect::<Result<Vec<_>, _>>()?;
+        Ok(Self { clients: clients.into(), limits: limits.collect(), patience })
+    }
+
+    /// How long a client waits for the head of an answer.
+    pub fn patience(&self) -> Duration {
+        self.patience
     }
 
     pub fn len(&self) -> usize {
@@ -121,21 +149,23 @@ impl Upstreams {
     where
         A: Future<Output = Result<T, Failure>>,
     {
-        let (told, passing) = match self.first_of(&self.order(preferred), &ask).await {
+        let deadline = tokio::time::Instant::now() + self.patience;
+        let (told, passing) = match self.first_of(&self.order(preferred), deadline, &ask).await {
             Ok(answer) => return Ok(answer),
             Err(failed) => failed,
         };
         if passing.is_empty() {
             return Err(told);
         }
-        tokio::time::sleep(PAUSE.mul_f64(0.5 + spread())).await;
-        self.first_of(&passing, &ask).await.map_err(|(again, _)| told.more_telling(again))
+        tokio::time::sleep(pause()).await;
+        self.first_of(&passing, deadline, &ask).await.map_err(|(again, _)| told.more_telling(again))
     }
 
     /// One round; the failure comes with those worth asking again.
     async fn first_of<T, A>(
         &self,
         order: &[usize],
+        deadline: tokio::time::Instant,
         ask: &impl Fn(usize) -> A,
     ) -> Result<(usize, T), (Failure, Vec<usize>)>
     where
@@ -144,7 +174,7 @@ impl Upstreams {
         let mut failed: Option<Failure> = None;
         let mut passing = Vec::new();
         for &at in order {
-            let limit = self.limits[at];
+            let limit = self.limits[at].min(deadline.saturating_duration_since(tokio::time::Instant::now()));
             let answer = match tokio::time::timeout(limit, ask(at)).await {
                 Ok(answer) => answer,
                 Err(_) => Err(self[at].took_too_long(limit)),

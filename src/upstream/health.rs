@@ -8,10 +8,13 @@ use crate::failure::{Failure, FailureKind};
 /// The first rest after an upstream could not be reached; each further failure doubles it.
 const FIRST_REST: Duration = Duration::from_millis(500);
 const LONGEST_REST: Duration = Duration::from_secs(30);
+/// The least rest of an upstream that did not answer in time: each look costs its caller that time.
+const HUNG_REST: Duration = Duration::from_secs(10);
 /// An upstream that answers is at work: only so many failures (5xx) in a row count as an outage.
 const MAX_ERRORS: u32 = 5;
-/// For a rate limit that does not say how long it lasts.
-const LIMITED: Duration = Duration::from_secs(60);
+/// The first rest for a rate limit that does not say how long it lasts; each further one in a row doubles it.
+const FIRST_LIMITED: Duration = Duration::from_secs(1);
+const LONGEST_LIMITED: Duration = Duration::from_secs(60);
 
 /// How an upstream has done lately.
 #[derive(Debug, Default)]
@@ -21,8 +24,13 @@ pub struct Health {
     /// Errors in a row that it answered with.
     errors: u32,
     rest: Option<Rest>,
+    /// Rate limits in a row.
+    limits: Limits,
     /// Its limit on pulls, which is not on other requests.
     pulls: Option<(Instant, Failure)>,
+    pull_limits: Limits,
+    /// Requests were turned away since the last probe.
+    is_missed: bool,
 }
 
 #[derive(Debug)]
@@ -31,15 +39,46 @@ struct Rest {
     why: Failure,
     /// When somebody was sent to see whether it is back.
     probed: Option<Instant>,
+    /// Whether somebody looks in the background when the rest is over, so that no request has to.
+    is_watched: bool,
+}
+
+/// Rate limits in a row, and how long the upstream is left alone after each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    in_row: u32,
+}
+
+impl Limits {
+    /// The rest after a further limit: as it says, else doubling.
+    pub fn next(&mut self, failure: &Failure) -> Duration {
+        let doubled = FIRST_LIMITED * 2u32.pow(self.in_row.min(16));
+        self.in_row = self.in_row.saturating_add(1);
+        failure.retry_after.unwrap_or(doubled.min(LONGEST_LIMITED))
+    }
+}
+
+impl Rest {
+    /// Why a request is turned away `left` before the end. When a rate limit ends, only the upstream can say.
+    fn refusal(&self, left: Duration) -> Failure {
+        limited_for(&self.why, left)
+    }
+}
+
+/// A failure that is told again `left` before its end.
+pub fn limited_for(why: &Failure, left: Duration) -> Failure {
+    let is_stated = why.kind != FailureKind::RateLimited || why.retry_after.is_some();
+    why.clone().with_retry_after(is_stated.then_some(left))
 }
 
 impl Health {
     /// Whether to ask at `now`; `is_pull`: for what counts against a limit on pulls. After a rest one
-    /// request is let through to see; the others go on failing until it has come back, or for `patience`.
+    /// request is let through to see, unless that is done in the background; the others go on failing until the upstream
+    /// has come back, or for `patience`.
     pub fn may_ask(&mut self, now: Instant, patience: Duration, is_pull: bool) -> Result<(), Failure> {
         if is_pull && let Some((until, why)) = &self.pulls {
             if now < *until {
-                return Err(why.clone().with_retry_after(Some(*until - now)));
+                return Err(limited_for(why, *until - now));
             }
             self.pulls = None;
         }
@@ -47,10 +86,14 @@ impl Health {
             return Ok(());
         };
         if now < rest.until {
-            let left = rest.until - now;
-            return Err(rest.why.clone().with_retry_after(Some(left)));
+            self.is_missed = true;
+            return Err(rest.refusal(rest.until - now));
         }
         match rest.probed {
+            _ if rest.is_watched => {
+                self.is_missed = true;
+                Err(rest.why.clone())
+            }
             Some(since) if now < since + patience => Err(rest.why.clone()),
             _ => {
                 rest.probed = Some(now);
@@ -62,15 +105,28 @@ impl Health {
     /// It answered, if only that it does not have what was asked for. A rate limit goes on all the same:
     /// the answer may be to what was asked before.
     pub fn answered(&mut self, now: Instant) {
-        let limited = self.rest.take().filter(|rest| rest.why.kind == FailureKind::RateLimited && now < rest.until);
-        *self = Self { rest: limited, pulls: self.pulls.take(), ..Self::default() };
+        (self.unreached, self.errors) = (0, 0);
+        let is_limit = |rest: &Rest| rest.why.kind == FailureKind::RateLimited && now < rest.until;
+        if !self.rest.as_ref().is_some_and(is_limit) {
+            (self.rest, self.limits) = (None, Limits::default());
+        }
+    }
+
+    /// It gave what counts as a pull.
+    pub fn gave_pull(&mut self, now: Instant) {
+        if self.pulls_resting(now).is_none() {
+            self.pull_limits = Limits::default();
+        }
     }
 
     /// It did not answer, or with an error of its own. `spread` (0 to 1) keeps many from coming back at
     /// the same moment.
     pub fn failed(&mut self, failure: &Failure, was_reached: bool, now: Instant, spread: f64) {
+        let is_hung = failure.kind == FailureKind::Timeout && !was_reached;
         let length = match failure.kind {
-            FailureKind::RateLimited => failure.retry_after.unwrap_or(LIMITED),
+            FailureKind::RateLimited => self.limits.next(failure),
+            // Of what was asked before the rest, nothing more is learnt.
+            _ if self.resting(now).is_some() => return,
             _ if was_reached => {
                 self.errors += 1;
                 if self.errors < MAX_ERRORS {
@@ -80,18 +136,37 @@ impl Health {
             }
             _ => self.lengthen(spread),
         };
-        self.rest = Some(Rest { until: now + length, why: failure.clone(), probed: None });
+        let length = if is_hung { length.max(HUNG_REST) } else { length };
+        self.rest = Some(Rest { until: now + length, why: failure.clone(), probed: None, is_watched: false });
     }
 
     /// It limits pulls, and nothing else.
     pub fn pulls_limited(&mut self, failure: &Failure, now: Instant) {
-        self.pulls = Some((now + failure.retry_after.unwrap_or(LIMITED), failure.clone()));
+        self.pulls = Some((now + self.pull_limits.next(failure), failure.clone()));
     }
 
     fn lengthen(&mut self, spread: f64) -> Duration {
         let doubled = FIRST_REST * 2u32.pow(self.unreached.min(16));
         self.unreached += 1;
         doubled.min(LONGEST_REST).mul_f64(0.8 + 0.4 * spread)
+    }
+
+    /// Whether it rests because it did not answer in time, so that it is to be looked at in the background from now on;
+    /// returns when the rest ends.
+    pub fn watch(&mut self) -> Option<Instant> {
+        let rest = self.rest.as_mut().filter(|rest| rest.why.kind == FailureKind::Timeout)?;
+        rest.is_watched = true;
+        Some(rest.until)
+    }
+
+    /// Whether requests were turned away since this was last asked. If none was, nobody looks any longer, and the next
+    /// request is let through to see.
+    pub fn goes_on_watching(&mut self) -> bool {
+        let is_missed = std::mem::take(&mut self.is_missed);
+        if let (false, Some(rest)) = (is_missed, &mut self.rest) {
+            rest.is_watched = false;
+        }
+        is_missed
     }
 
     /// How long it is left alone from `now` on, and why.
@@ -124,12 +199,13 @@ mod tests {
         let mut rests = Vec::new();
         for _ in 0..10 {
             assert!(health.may_ask(now, PATIENCE, false).is_ok());
-            health.failed(&failure(FailureKind::Timeout), false, now, MIDDLE);
+            health.failed(&failure(FailureKind::Unavailable), false, now, MIDDLE);
             let (left, _) = health.resting(now).expect("it rests");
             assert_eq!(
                 health.may_ask(now + left / 2, PATIENCE, false).expect_err("left alone").kind,
-                FailureKind::Timeout
+                FailureKind::Unavailable
             );
+            health.failed(&failure(FailureKind::Unavailable), false, now + left / 2, MIDDLE);
             rests.push(left.as_millis());
             now += left;
         }
@@ -188,8 +264,46 @@ mod tests {
         let told = health.may_ask(now + Duration::from_secs(30), PATIENCE, false).expect_err("left alone");
         assert_eq!((told.kind, told.retry_after), (FailureKind::RateLimited, Some(Duration::from_secs(60))));
         assert!(health.may_ask(now + Duration::from_secs(90), PATIENCE, false).is_ok());
-        health.failed(&failure(FailureKind::RateLimited), true, now, MIDDLE);
+    }
+
+    #[test]
+    fn a_limit_that_states_no_time_doubles_and_tells_clients_none() {
+        let (mut health, mut now) = (Health::default(), Instant::now());
+        for seconds in [1, 2, 4, 8, 16, 32, 60, 60] {
+            health.failed(&failure(FailureKind::RateLimited), true, now, MIDDLE);
+            health.answered(now);
+            assert_eq!(health.resting(now).map(|(left, _)| left.as_secs()), Some(seconds));
+            assert_eq!(health.may_ask(now, PATIENCE, false).expect_err("left alone").retry_after, None);
+            now += Duration::from_secs(seconds);
+        }
         health.answered(now);
-        assert_eq!(health.resting(now).map(|(left, _)| left), Some(LIMITED));
+        health.failed(&failure(FailureKind::RateLimited), true, now, MIDDLE);
+        assert_eq!(health.resting(now).map(|(left, _)| left.as_secs()), Some(1));
+        for seconds in [1, 2, 4] {
+            health.pulls_limited(&failure(FailureKind::RateLimited), now);
+            health.answered(now);
+            assert_eq!(health.pulls_resting(now).map(|(left, _)| left.as_secs()), Some(seconds));
+        }
+        now += Duration::from_secs(4);
+        health.gave_pull(now);
+        health.pulls_limited(&failure(FailureKind::RateLimited), now);
+        assert_eq!(health.pulls_resting(now).map(|(left, _)| left.as_secs()), Some(1));
+    }
+
+    #[test]
+    fn an_upstream_that_hangs_rests_for_ten_seconds_and_no_request_pays_for_the_look() {
+        let (mut health, now) = (Health::default(), Instant::now());
+        health.failed(&failure(FailureKind::Timeout), false, now, MIDDLE);
+        health.failed(&failure(FailureKind::Timeout), false, now, MIDDLE);
+        let until = health.watch().expect("it hangs");
+        assert_eq!(until - now, HUNG_REST, "many that hung together are one failure");
+        assert!(health.may_ask(until - Duration::from_millis(1), PATIENCE, false).is_err());
+        assert!(health.goes_on_watching());
+        assert!(health.may_ask(until, PATIENCE, false).is_err(), "somebody else looks");
+        assert!(health.goes_on_watching(), "it is still asked for");
+        assert!(!health.goes_on_watching(), "nobody asks any more");
+        assert!(health.may_ask(until, PATIENCE, false).is_ok(), "the next one sees for itself");
+        health.failed(&failure(FailureKind::Unavailable), false, until, MIDDLE);
+        assert_eq!(health.watch(), None, "a refused connection costs nothing");
     }
 }

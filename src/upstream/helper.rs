@@ -20,6 +20,8 @@ const USUAL_LIFE: Duration = Duration::from_secs(15 * 60);
 const LONGEST_LIFE: Duration = Duration::from_secs(12 * 3600);
 /// How long a failure is told to others before the program is run again.
 const FAILURE_LIFE: Duration = Duration::from_secs(5);
+/// How long a refusal that may have other reasons does not make it run again.
+const DOUBT_LIFE: Duration = Duration::from_secs(60);
 /// What the protocol's library prints when there is nothing for a server.
 const NOT_FOUND: &str = "credentials not found";
 
@@ -27,6 +29,8 @@ const NOT_FOUND: &str = "credentials not found";
 pub struct Helper {
     config: config::Helper,
     said: Mutex<Option<Said>>,
+    /// When a login was last doubted.
+    doubted: Mutex<Option<Instant>>,
 }
 
 struct Said {
@@ -44,7 +48,7 @@ struct Answer {
 
 impl Helper {
     pub fn new(config: config::Helper) -> Self {
-        Self { config, said: Mutex::new(None) }
+        Self { config, said: Mutex::new(None), doubted: Mutex::new(None) }
     }
 
     /// What the helper says, at most one run at a time; `None` if it has nothing for the server.
@@ -62,6 +66,20 @@ impl Helper {
         let login = run.map(|login| login.map(Arc::new));
         *said = Some(Said { login: login.clone(), until: Instant::now() + life });
         login
+    }
+
+    /// A request with `login` was refused, perhaps because the login ended before its time: ECR answers 403 then
+    /// (rules_img#715). The program is asked anew, at most once in a while; returns whether it gives another login.
+    pub async fn doubts(&self, login: &Arc<Login>) -> bool {
+        {
+            let mut doubted = self.doubted.lock().await;
+            if doubted.is_some_and(|at| at.elapsed() < DOUBT_LIFE) {
+                return false;
+            }
+            *doubted = Some(Instant::now());
+        }
+        self.refused(login).await;
+        self.login().await.ok().flatten().is_some_and(|new| new != *login)
     }
 
     /// The upstream refused `login`: it is not used again, and the program is asked anew.

@@ -38,7 +38,7 @@ pub async fn fetch(transport: &Transport, request: &TokenRequest, who: &Who) -> 
         _ => false,
     };
     let response = if may_try_other {
-        let first = transport.successful(response);
+        let first = transport.successful(response).await;
         match transport.ask_for_token(call(request, !by_get).borrowed(), who, is_trusted).await {
             Ok(second) if second.status().is_success() => second,
             // What it said to the way that it ought to know is more telling.
@@ -46,7 +46,7 @@ pub async fn fetch(transport: &Transport, request: &TokenRequest, who: &Who) -> 
             Err(failure) => return Err(failure),
         }
     } else {
-        transport.successful(response)?
+        transport.successful(response).await?
     };
     let bytes = transport.read(response, MAX_ANSWER).await?;
     serde_json::from_slice(&bytes).map_err(|_| transport.wrong("its token service did not answer with JSON".to_owned()))

@@ -1,7 +1,7 @@
 //! Requests on their way: connections, redirects, headers, deadlines, and what each answer tells about
 //! the upstream.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -10,16 +10,20 @@ use http::header::{ACCEPT_ENCODING, AUTHORIZATION, LOCATION};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use quick_cache::sync::Cache;
 use reqwest::Response;
+use tokio::sync::Semaphore;
 use url::Url;
 
 use super::BuildError;
 use super::anywhere::OTHER_HOSTS;
 use super::budget::Budget;
 use super::errors::{self, Limited};
-use super::health::Health;
+use super::fallback::Shared;
+use super::health::{Health, Limits, limited_for};
 use super::ours::{Circle, Ours};
 use super::pool::{Pool, client};
+use super::probing::Probing;
 use super::reach::{self, Reach, Resolver};
+use super::reason;
 use super::storages::{Storage, Storages};
 use super::who::{Who, WhoId};
 use crate::config::{self, ClientTls, HostHeaders, Proxy};
@@ -31,11 +35,18 @@ use crate::telemetry::Metrics;
 /// Most that is read of a 429, to tell which limit it is.
 const MAX_REFUSAL: usize = 4096;
 const REFUSAL_PATIENCE: Duration = Duration::from_secs(2);
+/// A configured value that is shorter is in any text.
+const MIN_SECRET: usize = 4;
+/// How long it is remembered that a client was limited in a row.
+const LIMITS_REMEMBERED: Duration = Duration::from_secs(120);
+/// A document that is larger waits for one of [`LARGE_DOCUMENTS`].
+const SMALL_DOCUMENT: usize = 256 << 10;
+/// Large documents in memory at once, on their way from all upstreams.
+pub const LARGE_DOCUMENTS: usize = 16;
 /// Clients with credentials of their own whose rate limits are remembered.
 const MAX_LIMITED: usize = 10_000;
 /// The same of an upstream that only clients name.
 const FEW_LIMITED: usize = 100;
-const CLIENT_LIMITED: Duration = Duration::from_secs(60);
 
 /// The way to one upstream and how it does.
 pub struct Transport {
@@ -53,12 +64,17 @@ pub struct Transport {
     is_known: bool,
     /// To an answer's headers.
     patience: Duration,
-    /// Between two reads of a body.
-    timeout: Duration,
+    /// Between two reads of a blob.
+    read_timeout: Duration,
+    /// Bounds the large documents in memory.
+    documents: Arc<Semaphore>,
     reach: Arc<Reach>,
     health: Mutex<Health>,
+    /// Looks whether it is back after it did not answer.
+    pub probing: Probing,
+    me: Weak<Self>,
     /// Rate limits that are a client's own.
-    limited: Cache<WhoId, (Instant, Failure)>,
+    limited: Cache<WhoId, (Instant, Failure, Limits)>,
     budget: Mutex<Option<Budget>>,
     /// Which account the budget is of, for metrics.
     account: String,
@@ -93,8 +109,9 @@ impl Transport {
         account: String,
         patience: Duration,
         metrics: Arc<Metrics>,
-        ours: &Ours,
-    ) -> Result<Self, BuildError> {
+        shared: &Shared,
+    ) -> Result<Arc<Self>, BuildError> {
+        let ours = &shared.ours;
         let label: Arc<str> = label(&config.url.origin).into();
         let fail = |reason: String| BuildError { upstream: label.clone(), reason };
         let proxy_hosts = match &config.proxy {
@@ -114,9 +131,13 @@ impl Transport {
             Pool::new(ours.clone(), make).map_err(fail)
         };
         let without = config.tls.identity.as_ref().map(|_| ClientTls { identity: None, ..config.tls.clone() });
-        Ok(Self {
-            http: pool(config.tls.clone())?,
-            elsewhere: without.map(pool).transpose()?,
+        let (http, elsewhere) = (pool(config.tls.clone())?, without.map(pool).transpose()?);
+        Ok(Arc::new_cyclic(|me| Self {
+            http,
+            elsewhere,
+            probing: Probing::default(),
+            me: me.clone(),
+            documents: shared.documents.clone(),
             ours: ours.clone(),
             origin: config.url.origin.clone(),
             headers: config.headers.clone(),
@@ -124,15 +145,15 @@ impl Transport {
             max_redirect: config.max_redirect,
             is_known: config.confined_to.is_none(),
             patience,
-            timeout: config.timeout,
+            read_timeout: config.read_timeout,
             reach,
             health: Mutex::default(),
             limited: Cache::new(if config.confined_to.is_none() { MAX_LIMITED } else { FEW_LIMITED }),
             budget: Mutex::default(),
             account,
             metrics,
-            label,
-        })
+            label: label.clone(),
+        }))
     }
 
     /// What it is called in metrics: of those that only clients name there may be any number.
@@ -151,7 +172,9 @@ impl Transport {
         if ask.who.is_client() {
             let id = ask.who.id();
             match self.limited.get(&id) {
-                Some((until, why)) if now < until => return Err(why.with_retry_after(Some(until - now))),
+                Some((until, why, _)) if now < until => return Err(limited_for(&why, until - now)),
+                // How often it was limited in a row is still to be known for a while.
+                Some((until, ..)) if now < until + LIMITS_REMEMBERED => {}
                 Some(_) => drop(self.limited.remove(&id)),
                 None => {}
             }
@@ -193,11 +216,7 @@ impl Transport {
             let response = self.execute(request, headers, Some(ask).filter(|_| is_own), ask.who, patience).await?;
             self.take_note_of_address(&url, &response)?;
             if !is_redirect(response.status()) {
-                return match led.is_some() && response.status().is_server_error() {
-                    // It is the storage that fails, whoever is asked.
-                    true => Err(errors::status(&self.label, response.status(), response.headers())),
-                    false => Ok(response),
-                };
+                return Ok(response);
             }
             url = self.redirect_target(&url, response.headers())?;
             if led.is_none() && !self.is_own(&url) {
@@ -208,6 +227,47 @@ impl Transport {
             tracing::debug!(upstream = %self.label, to = url.host_str().unwrap_or_default(), "following a redirect");
         }
         Err(self.wrong(format!("redirected more than {} times (max_redirect)", self.max_redirect)))
+    }
+
+    /// Asks at an address where a redirect led before; `None` where that does not give the object any more.
+    pub async fn at_address(&self, ask: &Ask<'_>, address: Url) -> Option<Response> {
+        let ask = Ask {
+            url: address,
+            method: ask.method.clone(),
+            who: ask.who,
+            is_pull: false,
+            of: ask.of,
+            headers: ask.headers.clone(),
+        };
+        if self.is_own(&ask.url) {
+            return None;
+        }
+        let (response, _) = self.follow(&ask, None, &Storages::default()).await;
+        let response = response.ok()?;
+        let is_there = response.status().is_success() || response.status() == StatusCode::RANGE_NOT_SATISFIABLE;
+        is_there.then_some(response)
+    }
+
+    /// Looks whether the upstream answers again; any answer will do.
+    pub async fn look(&self, patience: Duration) {
+        let mut url = self.origin.clone();
+        url.set_path("/v2/");
+        let who = Who::Anonymous;
+        let ask = Ask {
+            method: Method::GET,
+            url: url.clone(),
+            who: &who,
+            is_pull: false,
+            of: None,
+            headers: HeaderMap::new(),
+        };
+        let Ok(http) = self.client(&url, true) else {
+            return;
+        };
+        let looked = self.execute(http.get(url), HeaderMap::new(), Some(&ask), &who, patience.min(self.patience)).await;
+        if let Err(failure) = looked {
+            tracing::debug!(upstream = %self.label, %failure, "an upstream does not answer yet");
+        }
     }
 
     /// Adds what logs in at the upstream: an `Authorization`, and where Larder asks as itself the headers that the
@@ -323,7 +383,7 @@ impl Transport {
                 Err(self.rate_limited(response, ask, who).await)
             }
             result => {
-                self.take_note(&result, was_reached, who);
+                self.take_note(&result, was_reached, who, ask.is_pull);
                 result
             }
         }
@@ -332,13 +392,13 @@ impl Transport {
     /// Reads which limit a 429 is of, and remembers it.
     async fn rate_limited(&self, response: Response, ask: &Ask<'_>, who: &Who) -> Failure {
         let headers = response.headers().clone();
-        let body = tokio::time::timeout(REFUSAL_PATIENCE, self.read(response, MAX_REFUSAL)).await;
-        let body = body.ok().and_then(Result::ok).unwrap_or_default();
-        let (failure, limited) = errors::rate_limit(&self.label, &headers, &body);
+        let reason = self.reason(response).await;
+        let (failure, limited) = errors::rate_limit(&self.label, &headers, reason.as_deref());
         let now = Instant::now();
         if who.is_client() {
-            let until = now + failure.retry_after.unwrap_or(CLIENT_LIMITED);
-            self.limited.insert(who.id(), (until, failure.clone()));
+            let mut limits = self.limited.get(&who.id()).map_or_else(Limits::default, |(_, _, limits)| limits);
+            let until = now + limits.next(&failure);
+            self.limited.insert(who.id(), (until, failure.clone(), limits));
             return failure;
         }
         self.read_budget(&headers, now);
@@ -355,7 +415,7 @@ impl Transport {
         failure
     }
 
-    fn take_note(&self, result: &Result<Response, Failure>, was_reached: bool, who: &Who) {
+    fn take_note(&self, result: &Result<Response, Failure>, was_reached: bool, who: &Who, is_pull: bool) {
         let now = Instant::now();
         match result {
             Ok(response) => {
@@ -363,10 +423,14 @@ impl Transport {
                     self.read_budget(response.headers(), now);
                 }
                 if is_own_trouble(response.status()) {
-                    let failure = errors::status(&self.label, response.status(), response.headers());
+                    let failure = errors::status(&self.label, response.status(), response.headers(), None);
                     self.note_failure(&failure, was_reached, now);
                 } else {
-                    self.health().answered(now);
+                    let mut health = self.health();
+                    health.answered(now);
+                    if is_pull && response.status().is_success() {
+                        health.gave_pull(now);
+                    }
                 }
             }
             Err(failure) => self.note_failure(failure, was_reached, now),
@@ -379,6 +443,10 @@ impl Transport {
         health.failed(failure, was_reached, now, spread());
         if let (false, Some((left, why))) = (was_resting, health.resting(now)) {
             tracing::warn!(upstream = %self.label, kind = why.kind.as_str(), %why, "an upstream is left alone for {left:.1?}");
+            // Of hosts that only clients name there may be any number: nobody looks after these.
+            if why.kind == FailureKind::Timeout && self.is_known {
+                self.probing.begin(&self.me);
+            }
         }
     }
 
@@ -430,11 +498,44 @@ impl Transport {
         Ok(target)
     }
 
-    pub fn successful(&self, response: Response) -> Result<Response, Failure> {
+    /// An answer that gives what was asked for; another one is a failure with the reason that it states.
+    pub async fn successful(&self, response: Response) -> Result<Response, Failure> {
         if response.status().is_success() {
             return Ok(response);
         }
-        Err(errors::status(&self.label, response.status(), response.headers()))
+        Err(self.refused(response).await)
+    }
+
+    /// The failure that an answer stands for.
+    pub async fn refused(&self, response: Response) -> Failure {
+        let (status, headers) = (response.status(), response.headers().clone());
+        let reason = self.reason(response).await;
+        errors::status(&self.label, status, &headers, reason.as_deref())
+    }
+
+    /// The reason in an error's body. One that repeats what was sent to log in is left out.
+    pub async fn reason(&self, mut response: Response) -> Option<String> {
+        let headers = response.headers().clone();
+        let mut body = BytesMut::new();
+        let read = async {
+            while let Ok(Some(chunk)) = response.chunk().await {
+                body.extend_from_slice(&chunk[..chunk.len().min(MAX_REFUSAL - body.len())]);
+                if body.len() >= MAX_REFUSAL {
+                    return;
+                }
+            }
+        };
+        // What came in time may be enough.
+        let _ = tokio::time::timeout(REFUSAL_PATIENCE, read).await;
+        reason::of(&headers, &body).filter(|reason| !self.repeats_secrets(reason))
+    }
+
+    fn repeats_secrets(&self, text: &str) -> bool {
+        let configured = self.host_headers.iter().flat_map(|rule| rule.set.iter().chain(&rule.append));
+        let mut configured = self.headers.iter().chain(configured).filter_map(|(_, value)| value.to_str().ok());
+        let lower = text.to_ascii_lowercase();
+        let names_login = ["authorization", "bearer ", "basic "].iter().any(|word| lower.contains(word));
+        names_login || configured.any(|value| value.len() >= MIN_SECRET && text.contains(value))
     }
 
     pub fn wrong(&self, what: String) -> Failure {
@@ -443,12 +544,12 @@ impl Transport {
 
     /// Reads a whole body of at most `limit` bytes.
     pub async fn read(&self, mut response: Response, limit: usize) -> Result<Bytes, Failure> {
-        let mut bytes = BytesMut::new();
+        let (mut bytes, mut place) = (BytesMut::new(), None);
         // For the whole: one that drips is as bad as one that hangs.
-        let deadline = tokio::time::Instant::now() + self.timeout;
+        let deadline = tokio::time::Instant::now() + self.patience;
         loop {
             let chunk = tokio::time::timeout_at(deadline, response.chunk()).await;
-            let chunk = chunk.map_err(|_| errors::timeout(&self.label, "the rest of an answer", self.timeout))?;
+            let chunk = chunk.map_err(|_| errors::timeout(&self.label, "the rest of an answer", self.patience))?;
             match chunk.map_err(|error| errors::network(&self.label, &error))? {
                 Some(chunk) if bytes.len() + chunk.len() > limit => {
                     return Err(self.wrong(format!("sent a document of more than {limit} bytes")));
@@ -456,12 +557,18 @@ impl Transport {
                 Some(chunk) => bytes.extend_from_slice(&chunk),
                 None => return Ok(bytes.freeze()),
             }
+            if place.is_none() && bytes.len() > SMALL_DOCUMENT {
+                let taken = tokio::time::timeout_at(deadline, self.documents.clone().acquire_owned()).await;
+                let message = "too many large documents are on their way; try again soon";
+                let taken = taken.ok().and_then(Result::ok);
+                place = Some(taken.ok_or_else(|| Failure::new(FailureKind::Busy, message))?);
+            }
         }
     }
 
     /// A body piece by piece; `guard` is held until its end.
     pub fn stream(&self, response: Response, guard: impl Send + 'static) -> BoxStream<'static, Result<Bytes, Failure>> {
-        let (label, timeout) = (self.label.clone(), self.timeout);
+        let (label, timeout) = (self.label.clone(), self.read_timeout);
         stream::try_unfold((response, guard), move |(mut response, guard)| {
             let label = label.clone();
             async move {
@@ -527,7 +634,7 @@ pub mod tests {
     fn a_redirect_into_another_network_is_refused_before_it_is_dialled() {
         let transport = |toml: &str| {
             let patience = Duration::from_secs(1);
-            Transport::new(&upstream(toml), String::new(), patience, Arc::default(), &Ours::default())
+            Transport::new(&upstream(toml), String::new(), patience, Arc::default(), &Shared::default())
                 .expect("a client")
         };
         let public = transport("url = \"https://1.1.1.1\"\nredirect_hosts = [\"10.0.0.9\"]");

@@ -282,9 +282,9 @@ impl<'a> Copy<'a> {
     /// The next transfer that the plan wants.
     fn start_next(&mut self) -> Option<BoxFuture<'static, Finished>> {
         self.size = self.size.or_else(|| self.fill.known_size());
-        let (from, until) = match self.size {
+        let (from, until, is_side) = match self.size {
             None if !self.running.is_empty() => return None,
-            None => (self.fill.present().run_end(0), u64::MAX),
+            None => (self.fill.present().run_end(0), u64::MAX, false),
             Some(size) => {
                 let claims: Vec<_> = self.running.iter().map(|span| span.claim()).collect();
                 let (present, wants) = (self.fill.present(), self.fill.wants());
@@ -299,25 +299,31 @@ impl<'a> Copy<'a> {
                 });
                 match next {
                     // An empty object has nothing to fetch but must be asked for.
-                    None if size == 0 && lock(&self.sources).is_empty() && self.running.is_empty() => (0, 0),
+                    None if size == 0 && lock(&self.sources).is_empty() && self.running.is_empty() => (0, 0, false),
                     None => return None,
                     Some(next) => {
                         if let Some(shortened) = next.shortens {
                             self.running[shortened].set_until(next.from);
                         }
                         self.has_sides |= next.is_side;
-                        (next.from, next.until)
+                        (next.from, next.until, next.is_side)
                     }
                 }
             }
         };
         let span = Arc::new(Span::new(from, until));
-        let may_skip = self.running.is_empty();
+        let is_alone = self.running.is_empty();
         self.running.push(span.clone());
-        Some(Box::pin(self.transfer(span, may_skip)))
+        Some(Box::pin(self.transfer(span, is_alone, is_side)))
     }
 
-    fn transfer(&self, span: Arc<Span>, may_skip: bool) -> impl Future<Output = Finished> + Send + 'static {
+    /// `is_side`: a client waits for just this part.
+    fn transfer(
+        &self,
+        span: Arc<Span>,
+        is_alone: bool,
+        is_side: bool,
+    ) -> impl Future<Output = Finished> + Send + 'static {
         let (origin, fill, size) = (self.origin.clone(), self.fill.clone(), self.size);
         let sink = Sink {
             fill: fill.clone(),
@@ -333,7 +339,7 @@ impl<'a> Copy<'a> {
             let claim = span.claim();
             // A range to the very end is asked for open: some storages dislike a last byte.
             let until = Some(claim.until).filter(|&until| until != u64::MAX && Some(until) != size);
-            let transfer = match origin.open(claim.at, until).await {
+            let transfer = match origin.open(claim.at, until, !is_alone && !is_side).await {
                 Ok(transfer) => transfer,
                 Err(failure) => return (span, None, End::Broke(failure)),
             };
@@ -360,7 +366,7 @@ impl<'a> Copy<'a> {
                 span.set_until(total);
             }
             fill.opened(transfer.total);
-            let end = transfer::run(transfer, &span, &sink, &*origin, may_skip).await;
+            let end = transfer::run(transfer, &span, &sink, &*origin, is_alone).await;
             (span, Some(source), end)
         }
     }
@@ -391,6 +397,11 @@ impl<'a> Copy<'a> {
                 self.pauses_until = Some(Instant::now() + broke.pause).max(self.pauses_until);
                 self.origin.broke(source, broke.has_progressed, &failure);
             }
+            // Other objects have the connections: more of them may be free later.
+            (End::Broke(failure), None) if failure.kind == FailureKind::Busy && !self.running.is_empty() => {
+                self.connections = self.running.len();
+                self.give_back(span);
+            }
             // The transfers that still run may do without this one.
             (End::Broke(failure), None) if !self.running.is_empty() => {
                 tracing::debug!(digest = %self.digest, %failure, "a range could not be had beside the others");
@@ -412,6 +423,11 @@ impl<'a> Copy<'a> {
     fn one_stream(&mut self, failed: &Span) {
         self.serves_ranges = false;
         self.connections = 1;
+        self.give_back(failed);
+    }
+
+    /// What a transfer did not begin goes back to the one that it was taken off.
+    fn give_back(&mut self, failed: &Span) {
         let Claim { at, until } = failed.claim();
         if let Some(before) = self.running.iter().find(|span| span.claim().until == at) {
             before.set_until(until);

@@ -79,7 +79,7 @@ fn now() -> std::time::Instant {
 }
 
 impl Origin for World {
-    fn open(&self, from: u64, until: Option<u64>) -> BoxFuture<'_, Result<Transfer, Failure>> {
+    fn open(&self, from: u64, until: Option<u64>, _: bool) -> BoxFuture<'_, Result<Transfer, Failure>> {
         let worth_asking = self.standing().worth_asking(now());
         let mut answer = Err(self.standing().why_none());
         for at in worth_asking {

@@ -15,12 +15,14 @@ use std::collections::hash_map::Entry;
 use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
 use self::plan::Want;
 use super::ranges::RangeSet;
@@ -33,7 +35,8 @@ pub(super) use driver::drive;
 pub trait Origin: Send + Sync + 'static {
     /// Opens a transfer of the bytes from `from` to `until` (or the end). Where ranges are not served
     /// it begins before. Tries all sources that are still worth it and fails only when none is left.
-    fn open(&self, from: u64, until: Option<u64>) -> BoxFuture<'_, Result<Transfer, Failure>>;
+    /// `is_part`: other transfers of the object are under way, so that this one is not to wait for anything.
+    fn open(&self, from: u64, until: Option<u64>, is_part: bool) -> BoxFuture<'_, Result<Transfer, Failure>>;
 
     /// Connections that may be used at once for one object.
     fn parallel(&self) -> usize;
@@ -208,7 +211,13 @@ pub struct Fill {
     readers: AtomicUsize,
     /// The size that a source stated last, believed or not; 0: none did.
     stated: AtomicU64,
+    /// When it was begun, and when it got a place among the transfers.
+    begun: Instant,
+    placed: OnceLock<Instant>,
 }
+
+/// A client whose transfer waited this long for a place is not told that the upstream is slow.
+const LONG_WAIT: Duration = Duration::from_secs(10);
 
 /// A fill that a request reads, or is about to; it counts as read until this is dropped.
 #[derive(Debug)]
@@ -320,7 +329,19 @@ impl Fill {
             wanted: Notify::new(),
             readers: AtomicUsize::new(0),
             stated: AtomicU64::new(0),
+            begun: Instant::now(),
+            placed: OnceLock::new(),
         }
+    }
+
+    /// It has a place among the transfers now.
+    pub fn has_place(&self) {
+        self.placed.get_or_init(Instant::now);
+    }
+
+    /// Whether it waited long for its place.
+    pub fn waited_long(&self) -> bool {
+        self.placed.get().copied().unwrap_or_else(Instant::now) - self.begun >= LONG_WAIT
     }
 
     pub fn repository(&self) -> &str {
@@ -360,6 +381,13 @@ impl Fill {
             (_, Some(size)) => Ok(size),
             (_, None) => Err(gone()),
         }
+    }
+
+    /// The size, if it is known already.
+    pub fn size_so_far(&self) -> Option<u64> {
+        let state = self.state.borrow();
+        let is_coming = matches!(state.phase, Phase::Growing | Phase::Verified) && !state.is_maybe_empty();
+        state.size.filter(|_| is_coming)
     }
 
     /// Waits until bytes at `at` may be read, or the end is reached.
@@ -559,7 +587,7 @@ impl Registered {
         self.fill.stated.load(Ordering::Relaxed)
     }
 
-    fn fill(&self) -> &Arc<Fill> {
+    pub fn fill(&self) -> &Arc<Fill> {
         &self.fill
     }
 }

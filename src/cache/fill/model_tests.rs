@@ -31,7 +31,7 @@ const MAX_STRIKES: u8 = 3;
 struct NotNeeded;
 
 impl Origin for NotNeeded {
-    fn open(&self, _: u64, _: Option<u64>) -> BoxFuture<'_, Result<Transfer, Failure>> {
+    fn open(&self, _: u64, _: Option<u64>, _: bool) -> BoxFuture<'_, Result<Transfer, Failure>> {
         panic!("a reader went past the store");
     }
 
@@ -93,8 +93,12 @@ async fn visit(visit: Visit, size: u64, fill: FillReader, digest: Digest) -> Got
             return got;
         }
     }
-    let content =
-        Content::Growing { fill, aside: Aside { digest, origin: Arc::new(NotNeeded), is_own: true }, _lease: None };
+    let content = Content::Growing {
+        fill,
+        aside: Aside { digest, origin: Arc::new(NotNeeded), is_own: true },
+        told: None,
+        _lease: None,
+    };
     let mut stream = content.stream(got.start, got.end, got.told, got.may_read_unverified).boxed();
     loop {
         match stream.next().await {

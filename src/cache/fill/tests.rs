@@ -43,7 +43,7 @@ impl Script {
 }
 
 impl Origin for Script {
-    fn open(&self, from: u64, _: Option<u64>) -> BoxFuture<'_, Result<Transfer, Failure>> {
+    fn open(&self, from: u64, _: Option<u64>, _: bool) -> BoxFuture<'_, Result<Transfer, Failure>> {
         self.opened_at.lock().expect("lock").push(from);
         let left = self.steps.lock().expect("lock").len();
         let step = self.steps.lock().expect("lock").pop().unwrap_or(Step::Refuse(FailureKind::Unavailable));

@@ -368,7 +368,7 @@ fn now() -> Instant {
 }
 
 impl Origin for Copy {
-    fn open(&self, from: u64, _until: Option<u64>) -> BoxFuture<'_, Result<Transfer, Failure>> {
+    fn open(&self, from: u64, _until: Option<u64>, _is_part: bool) -> BoxFuture<'_, Result<Transfer, Failure>> {
         let first = self.first.lock().unwrap_or_else(PoisonError::into_inner).take();
         match first {
             Some(body) => {

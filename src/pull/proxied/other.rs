@@ -325,7 +325,7 @@ async fn coming(copy: &Arc<Copy>, fill: FillReader, now: SystemTime, is_joined: 
     let content = match fill.size().await {
         // Our own disk is no reason to fail.
         Err(failure) if failure.kind.is_of_the_store() => Content::Uncached { aside, size: copy.total },
-        _ => Content::Growing { fill, aside, _lease: None },
+        _ => Content::Growing { fill, aside, told: None, _lease: None },
     };
     Found { headers, content, boundary: copy.name, state: CacheState::Miss { collapsed: is_joined } }
 }

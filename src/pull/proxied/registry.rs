@@ -21,7 +21,7 @@ use crate::pull::error::Refusal;
 use crate::pull::observed::Observation;
 use crate::pull::respond::{self, Body};
 use crate::pull::routing::{Repository, Target};
-use crate::pull::{API_VERSION, Answer, Pull, kind_of};
+use crate::pull::{API_VERSION, Answer, Pull, kind_of, patience, wanted_of};
 use crate::telemetry::Metrics;
 use crate::upstream::{Anywhere, BuildError, Clients, Place, Upstream, Upstreams, Who};
 
@@ -243,11 +243,18 @@ impl Pull {
         };
         observation.found(repository.metrics_label(), kind_of(object));
         let target = Target { repository, name, who, is_by_tag: false };
-        let answer = match object {
-            Object::Manifest(reference) => self.manifest(request, &target, reference.clone()).await,
-            Object::Blob(digest) => self.blob(request, &target, *digest).await,
-            Object::Tags | Object::Referrers(_) | Object::Upload => return Ok(None),
+        if matches!(object, Object::Tags | Object::Referrers(_) | Object::Upload) {
+            return Ok(None);
+        }
+        let answer = async {
+            match object {
+                Object::Manifest(reference) => self.manifest(request, &target, reference.clone()).await,
+                Object::Blob(digest) => self.blob(request, &target, *digest).await,
+                Object::Tags | Object::Referrers(_) | Object::Upload => Err(Refusal::Unsupported),
+            }
         };
+        let is_waiting = self.waits_for_a_place(object);
+        let answer = patience::in_time(&target, wanted_of(object), answer, is_waiting).await;
         let Answer { mut response, state } = match answer {
             Ok(answer) => answer,
             // In its own words, and with what it wants to see.

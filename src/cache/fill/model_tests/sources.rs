@@ -126,7 +126,7 @@ impl World {
 }
 
 impl Origin for World {
-    fn open(&self, from: u64, until: Option<u64>) -> BoxFuture<'_, Result<Transfer, Failure>> {
+    fn open(&self, from: u64, until: Option<u64>, _: bool) -> BoxFuture<'_, Result<Transfer, Failure>> {
         async move {
             let is_worth = |strikes: &Option<u8>| strikes.is_some_and(|strikes| strikes < MAX_STRIKES);
             let strikes = self.told().strikes.clone();

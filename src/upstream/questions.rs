@@ -1,0 +1,269 @@
+//! The questions to an upstream that transfer no blob: have you this object, for this client, and how long is it?
+//!
+//! HEAD is a hint and GET decides. A blob is asked for by HEAD, then by its first byte (`Range: bytes=0-0`, redirects
+//! followed), and where that says too little as a whole. A manifest is asked for by HEAD, then by GET. What HEAD is worth
+//! at this registry is remembered ([`Habit`]).
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use http::header::{CONTENT_TYPE, ETAG, RANGE};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use reqwest::Response;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::client::{
+    Lane, ManifestHead, Proof, Upstream, content_digest, content_length, content_range, length_behind_which_nothing_is,
+    media_type,
+};
+use super::habits::Habit;
+use super::storages::Storage;
+use super::transport::{Ask, Led, is_storage_of};
+use super::who::Who;
+use crate::failure::{Failure, FailureKind};
+use crate::oci::media_type::{self, MediaType};
+use crate::oci::{Digest, Name, Reference};
+
+/// Blobs up to this size are looked at as a whole where no digest is named: a page that is as long is likely enough, and
+/// whoever writes the path that it shows can make it so.
+const GUESSABLE: u64 = 64 * 1024;
+/// How long a question waits for its turn.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What is known of how a registry answers, and the bound on the questions under way.
+pub struct Questions {
+    blobs: Mutex<Habit>,
+    manifests: Mutex<Habit>,
+    turns: Arc<Semaphore>,
+    hasher: RandomState,
+}
+
+impl Questions {
+    pub fn new(at_once: usize) -> Self {
+        Self {
+            blobs: Mutex::default(),
+            manifests: Mutex::default(),
+            turns: Arc::new(Semaphore::new(at_once)),
+            hasher: RandomState::new(),
+        }
+    }
+
+    fn blobs(&self) -> MutexGuard<'_, Habit> {
+        self.blobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn manifests(&self) -> MutexGuard<'_, Habit> {
+        self.manifests.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What an upstream says of a blob that it has.
+struct Told {
+    size: Option<u64>,
+    /// Whether the answer names the digest.
+    is_named: bool,
+}
+
+/// What a HEAD for a manifest is answered with.
+#[derive(Clone, Debug)]
+pub enum HeadSaid {
+    Manifest(ManifestHead),
+    /// Nothing that can be believed: only the manifest itself tells.
+    Nothing,
+}
+
+impl Upstream {
+    /// Waits for a turn to ask: of many questions at once only some are under way, so that their connections are used
+    /// again. Transfers of blobs have places of their own.
+    pub(super) async fn turn(&self) -> Result<OwnedSemaphorePermit, Failure> {
+        let turn = tokio::time::timeout(PATIENCE, self.questions.turns.clone().acquire_owned()).await;
+        turn.ok().and_then(Result::ok).ok_or_else(|| {
+            let message = format!("{}: too many questions to it are under way; try again soon", self.label());
+            Failure::new(FailureKind::Busy, message)
+        })
+    }
+
+    /// Asks what a manifest is without fetching it. Costs nothing of Docker Hub's quota. `may_fetch`: whether a manifest
+    /// that HEAD does not find may be asked for by GET, which may find it or say why it is not to be had.
+    pub async fn head_manifest(
+        &self,
+        who: &Who,
+        name: &Name,
+        reference: &Reference,
+        may_fetch: bool,
+    ) -> Result<HeadSaid, Failure> {
+        if !self.questions.manifests().is_worth_asking(Instant::now()) {
+            return Ok(HeadSaid::Nothing);
+        }
+        let _turn = self.turn().await?;
+        let ask = self.ask(Method::HEAD, who, name, &format!("manifests/{reference}"), Some(media_type::ACCEPT));
+        let (response, _) = self.send_led(&ask, &self.scope(name)).await;
+        let response = response?;
+        let status = response.status();
+        let is_absent = matches!(status, StatusCode::NOT_FOUND | StatusCode::GONE);
+        if is_absent && !self.may_be_there_all_the_same(may_fetch) {
+            return Err(self.transport.refused(response).await);
+        }
+        if !status.is_success() {
+            self.questions.manifests().suspect(self.hash(name, reference), status);
+            return Ok(HeadSaid::Nothing);
+        }
+        let headers = response.headers();
+        // No manifest is empty, and none is of a type that says nothing: a mirror may answer HEAD by itself
+        // (wharf#11, LightMirrors#9). The digest that it names may be right all the same.
+        let size = content_length(headers).filter(|size| *size > 0);
+        let media_type = media_type(headers).filter(MediaType::names_a_manifest);
+        match content_digest(headers) {
+            None => {
+                self.questions.manifests().suspect(self.hash(name, reference), status);
+                Ok(HeadSaid::Nothing)
+            }
+            Some(digest) => {
+                self.questions.manifests().served();
+                Ok(HeadSaid::Manifest(ManifestHead { digest, media_type, size }))
+            }
+        }
+    }
+
+    /// Whether a GET is worth trying for what HEAD does not find. Not where pulls are counted. Harbor's proxy projects find
+    /// by GET what they have not cached yet (goharbor/harbor#14657).
+    fn may_be_there_all_the_same(&self, may_fetch: bool) -> bool {
+        self.transport.budget().is_none() && (may_fetch || self.auth.is_of_harbor())
+    }
+
+    /// GET gave a manifest.
+    pub(super) fn gave_manifest(&self, name: &Name, reference: &Reference) {
+        self.questions.manifests().given(self.hash(name, reference), Instant::now());
+    }
+
+    fn hash(&self, name: &Name, reference: &Reference) -> u64 {
+        self.questions.hasher.hash_one((name.as_str(), reference.to_string()))
+    }
+
+    /// The size of a blob, without fetching it; `None` when the upstream knows the blob and does not
+    /// say how long it is.
+    pub async fn head_blob(&self, who: &Who, name: &Name, digest: &Digest) -> Result<Option<u64>, Failure> {
+        self.told_of_blob(who, name, digest).await.map(|told| told.size).map_err(|(failure, _)| failure)
+    }
+
+    /// What is told of a blob. A failure comes with where a redirect led.
+    async fn told_of_blob(&self, who: &Who, name: &Name, digest: &Digest) -> Result<Told, (Failure, Option<Led>)> {
+        let _turn = self.turn().await.map_err(|failure| (failure, None))?;
+        let scope = self.scope(name);
+        let by_head = Ask { of: Some(*digest), ..self.ask(Method::HEAD, who, name, &format!("blobs/{digest}"), None) };
+        let mut refused = None;
+        if self.questions.blobs().is_worth_asking(Instant::now()) {
+            let (response, led) = self.send_led(&by_head, &scope).await;
+            let response = response.map_err(|failure| (failure, led))?;
+            let status = response.status();
+            match self.told(response, digest).await {
+                Ok(told) if told.size.is_some() => {
+                    self.questions.blobs().served();
+                    return Ok(told);
+                }
+                _ => refused = Some(status),
+            }
+        }
+        let mut by_range = Ask { method: Method::GET, ..by_head };
+        by_range.headers.insert(RANGE, HeaderValue::from_static("bytes=0-0"));
+        let (response, led) = self.send_led(&by_range, &scope).await;
+        let response = response.map_err(|failure| (failure, led.clone()))?;
+        let told = self.told(response, digest).await.map_err(|failure| (failure, led))?;
+        // A missing length is no refusal: some answers have none.
+        if let Some(status) = refused.filter(|status| !status.is_success() || told.size.is_some()) {
+            self.questions.blobs().refused(status, Instant::now());
+        }
+        Ok(told)
+    }
+
+    async fn told(&self, response: Response, digest: &Digest) -> Result<Told, Failure> {
+        let nothing = length_behind_which_nothing_is(response.headers());
+        if let (StatusCode::RANGE_NOT_SATISFIABLE, Some(size)) = (response.status(), nothing) {
+            self.refuse_size(size, digest)?;
+            return Ok(Told { size: Some(size), is_named: false });
+        }
+        let response = self.transport.successful(response).await?;
+        self.refuse_pages(&response, digest)?;
+        let headers = response.headers();
+        let size = match content_range(headers) {
+            Some((_, total)) => total,
+            None => content_length(headers),
+        };
+        if let Some(size) = size {
+            self.refuse_size(size, digest)?;
+        }
+        let etag = headers.get(ETAG).and_then(|etag| etag.to_str().ok()).unwrap_or_default();
+        Ok(Told { size, is_named: content_digest(headers) == Some(*digest) || etag.contains(digest.hex().as_str()) })
+    }
+
+    /// Only one content is empty, and its digest is known.
+    fn refuse_size(&self, size: u64, digest: &Digest) -> Result<(), Failure> {
+        if size == 0 && Digest::of(digest.algorithm(), b"") != *digest {
+            return Err(self.transport.wrong(format!("says that {digest} is empty")));
+        }
+        Ok(())
+    }
+
+    /// A page for people, such as one to log in, is no answer about a blob.
+    fn refuse_pages(&self, response: &Response, digest: &Digest) -> Result<(), Failure> {
+        let is_page = media_type(response.headers()).is_some_and(|media_type| {
+            ["text/html", "application/xhtml+xml"].iter().any(|page| media_type.as_str().starts_with(page))
+        });
+        let is_other = content_digest(response.headers()).is_some_and(|stated| stated.contradicts(digest));
+        if is_page || is_other {
+            return Err(self.transport.wrong(format!("answered with something else than {digest}")));
+        }
+        Ok(())
+    }
+
+    /// Has the upstream show that it has a blob which is known to have `size` bytes: by its length there where it
+    /// is, and by the blob itself where that says too little. An answer alone is no proof, nor is a redirect: login pages
+    /// have both. While the storage is down, the redirect counts that led to this very blob before.
+    pub async fn proves_blob(&self, who: &Who, name: &Name, digest: &Digest, size: u64) -> Result<Proof, Failure> {
+        let told = match self.told_of_blob(who, name, digest).await {
+            Ok(told) => told,
+            Err((failure, led)) => {
+                let is_down = matches!(failure.kind, FailureKind::Unavailable | FailureKind::Timeout);
+                let counts = is_down && led.is_some_and(|led| self.knows_storage(digest, &led));
+                return if counts { Ok(Proof::Redirect) } else { Err(failure) };
+            }
+        };
+        match told.size {
+            Some(told) if told != size => Err(self
+                .transport
+                .wrong(format!("says that {digest} has {told} bytes; what has that digest has {size}"))),
+            Some(_) if told.is_named || size > GUESSABLE => Ok(Proof::Shown),
+            _ => self.sends_blob(who, name, digest, size).await.map(|()| Proof::Shown),
+        }
+    }
+
+    fn knows_storage(&self, digest: &Digest, led: &Led) -> bool {
+        let is_redirect = led.status == StatusCode::TEMPORARY_REDIRECT && is_storage_of(digest, &led.url);
+        is_redirect && self.storages.know(Storage::of(digest, &led.url))
+    }
+
+    /// Has the upstream send a blob, to be looked at and thrown away.
+    pub async fn sends_blob(&self, who: &Who, name: &Name, digest: &Digest, size: u64) -> Result<(), Failure> {
+        let mut body = self.blob(Lane::Fill, who, name, digest, (0, None), None).await?.body;
+        let (mut hasher, mut count) = (digest.algorithm().hasher(), 0);
+        while let Some(bytes) = body.next().await {
+            let bytes = bytes?;
+            count += bytes.len() as u64;
+            if count > size {
+                break;
+            }
+            hasher.update(&bytes);
+        }
+        let is_it = count == size && hasher.finish() == *digest;
+        is_it.then_some(()).ok_or_else(|| self.transport.wrong(format!("sent something else as {digest}")))
+    }
+}
+
+/// Whether a document is a page for people.
+pub(super) fn is_page(headers: &HeaderMap) -> bool {
+    let value = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let essence = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    matches!(essence.as_str(), "text/html" | "application/xhtml+xml")
+}
