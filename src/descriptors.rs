@@ -20,12 +20,18 @@ pub struct Shares {
     pub admin: usize,
     /// Transfers from upstream at once: each has a file, its journal and a connection or some.
     pub fills: usize,
+    /// Questions to upstreams at once, and tokens for them: each has a connection.
+    pub questions: usize,
+    /// Requests that the proxy door passes on at once.
+    pub forwards: usize,
 }
 
 /// Descriptors that one transfer needs, about.
 const BY_FILL: u64 = 6;
 /// Most transfers, however many descriptors there are: each holds two buffers of 1 MiB.
 const MOST_FILLS: u64 = 256;
+/// Most questions at once: each may hold a document.
+const MOST_QUESTIONS: u64 = 4096;
 /// Most connections at the admin door.
 const MOST_ADMIN: u64 = 64;
 
@@ -37,14 +43,18 @@ impl Shares {
         let reserve = (limit / 4).max(LEAST_RESERVE).min(limit / 2);
         let doors = limit - reserve;
         let admin = (doors / 10).clamp(1, MOST_ADMIN);
-        // Half of the rest for clients of the registry door, half for pairs of connections at the proxy door.
+        // Half of the rest for clients of the registry door, half for the proxy door: its connections, those that they are
+        // tunnels to, and those for requests that are passed on, of which HTTP/2 has many on one connection.
         let half = (doors - admin.min(doors)) / 2;
+        let questions = (reserve / 4).min(MOST_QUESTIONS);
         let number = |share: u64| usize::try_from(share).unwrap_or(usize::MAX).max(1);
         Self {
             registry: number(half),
-            proxy: number(half / 2),
+            proxy: number(half / 3),
+            forwards: number(half / 3),
             admin: number(admin),
-            fills: number((reserve / BY_FILL).min(MOST_FILLS)),
+            fills: number(((reserve - questions) / BY_FILL).min(MOST_FILLS)),
+            questions: number(questions),
         }
     }
 
@@ -86,16 +96,17 @@ mod tests {
     #[test]
     fn all_shares_together_fit_into_the_limit() {
         for limit in [16, 64, 100, 256, 1024, 4096, 65_536, 1 << 20, u64::MAX] {
-            let Shares { registry, proxy, admin, fills } = Shares::of(limit);
-            let used = registry + 2 * proxy + admin;
+            let Shares { registry, proxy, admin, fills, questions, forwards } = Shares::of(limit);
+            let used = registry + 2 * proxy + forwards + admin;
             let rest = limit.min(ENOUGH) - used as u64;
             assert!(registry > 0 && proxy > 0 && admin > 0 && fills > 0, "{limit}");
             assert!(
-                limit < 64 || rest >= (fills as u64 * BY_FILL).max(limit.min(ENOUGH) / 4),
+                limit < 64 || rest >= (fills as u64 * BY_FILL + questions as u64).max(limit.min(ENOUGH) / 4),
                 "{limit}: {rest} are left"
             );
         }
-        assert_eq!(Shares::of(1024), Shares { registry: 352, proxy: 176, admin: 64, fills: 42 });
+        let few = Shares { registry: 352, proxy: 117, admin: 64, fills: 32, questions: 64, forwards: 117 };
+        assert_eq!(Shares::of(1024), few);
         assert_eq!(Shares::of(1 << 20).fills, 256);
     }
 }

@@ -27,6 +27,7 @@ mod fingerprint;
 pub mod index;
 pub mod listen;
 pub mod oci;
+mod places;
 mod program;
 pub mod pull;
 pub mod store;

@@ -255,7 +255,10 @@ async fn content_of_one_repository_is_shown_in_another_only_if_its_upstream_has_
     b.push_image("team/app", "1", &image);
     assert_eq!(get(larder.blob_url("b/team/app", digest)).await.header("x-cache"), "HIT");
     assert_eq!(get(larder.manifest_url("b/team/app", &image.manifest.digest)).await.header("x-cache"), "HIT");
-    assert_eq!(b.count(|request| request.method == "GET"), 0, "{}", b.summary());
+    // A blob that HEAD does not find is asked for once more, by its first byte: nothing is downloaded.
+    let downloads =
+        |request: &crate::support::Request| request.method == "GET" && request.header("range") != Some("bytes=0-0");
+    assert_eq!(b.count(downloads), 0, "{}", b.summary());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,9 +7,9 @@ use quick_cache::sync::Cache as Bounded;
 
 use super::Cache;
 use super::fill::{self, FillReader, Joined, Origin, Registered, Wanted};
-use super::places::{NoPlace, Party, Place};
 use crate::failure::{Failure, FailureKind};
 use crate::oci::{Algorithm, Digest};
+use crate::places::{NoPlace, Party, Place};
 use crate::telemetry::Metrics;
 
 /// How long a fill waits for a place. Clients wait about half a minute for the head of an answer.
@@ -87,7 +87,10 @@ impl Cache {
                 tokio::spawn(async move {
                     match cache.places.take(party, PATIENCE).await {
                         Ok(place) => {
-                            registered.fill().has_place();
+                            // The others say so themselves when they have a connection, too.
+                            if !matches!(wanted, Wanted::Digest(_)) {
+                                registered.fill().has_place();
+                            }
                             cache.run_fill(registered, wanted, origin, &repository, place).await;
                         }
                         Err(NoPlace) => registered.fail(no_place()),

@@ -18,7 +18,6 @@ mod modes;
 mod names;
 mod passes;
 mod pins;
-mod places;
 pub mod ranges;
 mod read;
 pub mod scrub;
@@ -31,7 +30,7 @@ use std::time::Duration;
 
 pub use fill::{Fill, FillReader, Origin, Source, Transfer};
 pub use hot::Manifest;
-pub use places::Party;
+pub use crate::places::Party;
 pub use read::{Aside, Content};
 pub use standing::Standing;
 
@@ -52,7 +51,7 @@ use hot::Hot;
 use lists::Lists;
 use manifests::Pending;
 use passes::Passes;
-use places::Places;
+use crate::places::Places;
 use space::Space;
 
 /// How long a stop waits for what is verified to be on disk.

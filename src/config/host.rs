@@ -64,6 +64,11 @@ impl HostPattern {
     pub fn is_any_host(&self) -> bool {
         self.host == "*"
     }
+
+    /// Whether it names one host, and not many.
+    pub fn is_one_host(&self) -> bool {
+        !self.host.contains('*')
+    }
 }
 
 impl fmt::Display for HostPattern {

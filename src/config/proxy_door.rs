@@ -128,13 +128,14 @@ impl ProxyDoor {
             || self.allowlist.upstreams.iter().any(|(name, of)| name == host && *of == port)
     }
 
-    /// Whether the configuration names a host, so that what it says of its content is believed.
+    /// Whether the configuration names a host, so that what it says of its content is believed. Of a whole domain anybody
+    /// may have a part (`*.amazonaws.com`): those are opened and not believed.
     pub fn trusts(&self, url: &Url) -> bool {
         let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else {
             return false;
         };
         let mut named = self.intercept.iter().chain(self.host_headers.iter().map(HostHeaders::host));
-        url.scheme() == "https" && named.any(|pattern| !pattern.is_any_host() && pattern.matches(host, Some(port)))
+        url.scheme() == "https" && named.any(|pattern| pattern.is_one_host() && pattern.matches(host, Some(port)))
     }
 }
 

@@ -193,7 +193,7 @@ fn every_value_is_shown_with_its_origin() {
             "https://b.example".into(),
             "environment variable LARDER_REPOSITORY__B__UPSTREAM",
         ),
-        ("/repository/b/upstream/0/timeout", "60s".into(), "default"),
+        ("/repository/b/upstream/0/timeout", "20s".into(), "default"),
         ("/logging/access", false.into(), "environment variable LARDER_LOGGING__ACCESS"),
     ] {
         let expected = serde_json::json!({ "value": value, "origin": origin });

@@ -101,6 +101,10 @@ pub async fn serve(
         };
         match accepted {
             Ok((stream, address)) => {
+                if !places.admits(address.ip()) {
+                    tracing::debug!(client = %address, "this address has many connections, and few more may be open");
+                    continue;
+                }
                 let Some(counted) = crowd.enter(address.ip()) else {
                     tracing::debug!(client = %address, "too many connections from this address");
                     continue;

@@ -63,6 +63,18 @@ impl Places {
         }
     }
 
+    /// Whether an address may have one more connection. When most places are taken, an address that has many gets no
+    /// further ones, whatever it does with them: the last places are for others. What does nothing yields first.
+    pub fn admits(&self, address: IpAddr) -> bool {
+        let address = counted_as(address);
+        let (all, own) = {
+            let open = self.open();
+            (open.len(), open.values().filter(|open| open.address == address).count())
+        };
+        let is_scarce = all >= (self.most * 3).div_ceil(4);
+        !is_scarce || own < self.most.div_ceil(16) || self.relieve()
+    }
+
     /// Tells the connection that is missed least to close; returns whether there was one.
     pub fn relieve(&self) -> bool {
         let now = Instant::now();
@@ -146,6 +158,26 @@ mod tests {
         drop(running);
         tokio::time::advance(JUST_MADE).await;
         assert!(places.relieve() && busy.pace.is_closing());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_address_whose_connections_are_all_busy_does_not_get_the_last_places() {
+        let places = Places::new(32);
+        let mut open = Vec::new();
+        while open.len() < 32 && places.admits(address(1)) {
+            let one = connect(&places, 1);
+            open.push((one.pace.begin(), one));
+        }
+        assert_eq!(open.len(), 24);
+        for expected in [true, true, false] {
+            assert_eq!(places.admits(address(2)), expected);
+            let one = connect(&places, 2);
+            open.push((one.pace.begin(), one));
+        }
+        let (running, idle) = open.swap_remove(0);
+        drop(running);
+        tokio::time::advance(JUST_MADE).await;
+        assert!(places.admits(address(1)) && idle.pace.is_closing(), "in the place of an idle one");
     }
 
     #[tokio::test(start_paused = true)]

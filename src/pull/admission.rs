@@ -136,6 +136,11 @@ impl Pull {
         let has_logins = live.logins.is_some();
         let challenge = || live.logins.as_deref().and_then(basic).map_or(Manager::Refused, Manager::Unknown);
         if let (Some(logins), true) = (&live.logins, headers.contains_key(AUTHORIZATION)) {
+            // A token of this cache is for pulling alone.
+            let is_token = headers.get(AUTHORIZATION).is_some_and(|value| bearer(value).is_some());
+            if is_token && matches!(self.client(headers), Ok(Who::Login(_))) {
+                return challenge();
+            }
             let known = match self.login(logins, stranger.address, headers).await {
                 Ok(known) => known,
                 Err(Wrong::Invalid) => return challenge(),

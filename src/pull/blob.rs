@@ -19,7 +19,8 @@ use super::heads::Said;
 use super::rejected::Rejected;
 use super::respond::{self, CacheState};
 use super::routing::Target;
-use super::{Answer, Pull, counted_client, is_secure};
+use super::patience::party;
+use super::{Answer, Pull, is_secure};
 use crate::cache::{Aside, Content, Fill, FillReader, Origin, Party, Source, Standing, Transfer};
 use crate::failure::{Failure, FailureKind};
 use crate::oci::Digest;
@@ -51,7 +52,7 @@ impl Pull {
             self.metrics.unstored.inc();
             return self.uncached(request, target, digest).await;
         }
-        let party = party(request, target);
+        let party = party(target);
         let mut joined = self.join(target, &digest, &party);
         let mut begun = joined.0.size().await;
         if begun.is_err() && !joined.1 {
@@ -237,12 +238,6 @@ impl Pull {
     }
 }
 
-/// For whom a transfer is, and from where.
-fn party(request: &Parts, target: &Target) -> Party {
-    let source = target.repository.upstreams.iter().next().map_or("", Upstream::label);
-    Party { source: source.into(), client: counted_client(request), is_named: target.repository.is_trusted }
-}
-
 /// Storages that are noted for one blob.
 const MAX_STORAGES: usize = 16;
 
@@ -296,7 +291,17 @@ impl BlobOrigin {
         let (mut failed, mut passing) = (None, Vec::new());
         for &at in upstreams {
             let upstream = &repository.upstreams[at];
-            match upstream.blob(lane, who, name, &self.digest, range, self.address(at)).await {
+            let opened = match upstream.permit(lane, self.target.client).await {
+                Ok(permit) => {
+                    // What it waits for from now on is the upstream.
+                    if let Some(fill) = self.pull.cache.running_fill(&self.digest) {
+                        fill.has_place();
+                    }
+                    upstream.blob(permit, who, name, &self.digest, range, self.address(at)).await
+                }
+                Err(failure) => Err(failure),
+            };
+            match opened {
                 Ok(answer) => {
                     let BlobAnswer { start, total, body, storage, address } = answer;
                     self.note_address(at, address);
@@ -369,6 +374,10 @@ impl Origin for BlobOrigin {
     fn open(&self, from: u64, until: Option<u64>, is_part: bool) -> BoxFuture<'_, Result<Transfer, Failure>> {
         let lane = if is_part && self.lane == Lane::Fill { Lane::Part } else { self.lane };
         self.open_first((from, until), lane).boxed()
+    }
+
+    fn should_yield(&self) -> bool {
+        self.target.repository.upstreams.iter().any(Upstream::wants_connection)
     }
 
     fn parallel(&self) -> usize {

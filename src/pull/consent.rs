@@ -206,8 +206,14 @@ impl Pull {
         let owner = target.repository.owner();
         let must_send_it = !self.is_believed(target, digest).await;
         let (target, digest) = (target.clone(), *digest);
-        let cache = self.cache.clone();
+        let (pull, cache) = (self.clone(), self.cache.clone());
+        // A digest alone says little where a page says it: what is stored has a size, too.
+        let known_size = match what {
+            Stored::Manifest => self.cache.manifest(&digest).await.ok().flatten().map(|manifest| manifest.bytes.len() as u64),
+            Stored::Blob(size) => Some(size),
+        };
         let ask = || async move {
+            let _place = pull.place(&target).await?;
             let Target { repository, name, who, .. } = &target;
             let upstreams = &repository.upstreams;
             let proof = async |at: usize| match what {
@@ -218,7 +224,7 @@ impl Pull {
                 Stored::Manifest => {
                     let reference = Reference::Digest(digest);
                     match upstreams[at].head_manifest(who, name, &reference, false).await? {
-                        HeadSaid::Manifest(head) if head.digest == digest && !must_send_it => Ok(Proof::Shown),
+                        HeadSaid::Manifest(head) if head.shows(&digest, known_size) && !must_send_it => Ok(Proof::Shown),
                         // It does not say: the manifest itself, which is verified, is the proof.
                         _ => upstreams[at].manifest(who, name, &reference).await.map(|_| Proof::Shown),
                     }
@@ -294,8 +300,9 @@ impl Pull {
     ) -> Result<Option<u64>, Failure> {
         let page = format!("{}/blobs/{digest}?size", target.name);
         let key = (target.repository.config.asked_as(), page, target.who.id());
-        let (target, digest) = (target.clone(), *digest);
+        let (pull, target, digest) = (self.clone(), target.clone(), *digest);
         let ask = || async move {
+            let _place = pull.place(&target).await?;
             let Target { repository, name, who, .. } = &target;
             let size = async |at: usize| repository.upstreams[at].head_blob(who, name, &digest).await;
             repository.upstreams.first(None, size).await.map(|(_, size)| size)

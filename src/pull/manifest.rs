@@ -218,6 +218,7 @@ impl Pull {
         key: TagKey,
         may_fetch: bool,
     ) -> Result<Checked, Failure> {
+        let _place = self.place(target).await?;
         let upstreams = &target.repository.upstreams;
         let reference = Reference::Tag(tag);
         let head =
@@ -274,7 +275,10 @@ impl Pull {
         self.negative.recall(target, &page)?;
         let key = (target.repository.config.asked_as(), target.name.clone(), *digest, target.who.id());
         let (pull, asked, wanted) = (self.clone(), target.clone(), *digest);
-        let work = || async move { pull.fetch_manifest(&asked, wanted, None).await };
+        let work = || async move {
+            let _place = pull.place(&asked).await?;
+            pull.fetch_manifest(&asked, wanted, None).await
+        };
         let (fetched, is_first) = self.fetches.run(key, work).await;
         let life = target.repository.config.tags.negative_max_age;
         let Fetched(manifest) = fetched.inspect_err(|failure| self.negative.remember(target, &page, life, failure))?;
@@ -334,6 +338,7 @@ impl Pull {
         let (pull, asked, wanted, page) = (self.clone(), target.clone(), *digest, page.to_owned());
         let reference = Reference::Digest(wanted);
         let ask = || async move {
+            let _place = pull.place(&asked).await?;
             let upstreams = &asked.repository.upstreams;
             let head = async |at: usize| upstreams[at].head_manifest(&asked.who, &asked.name, &reference, false).await;
             let head = upstreams.first(None, head).await;

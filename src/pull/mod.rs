@@ -43,10 +43,12 @@ use crate::auth::{ClientAddress, Logins, counted_as};
 use crate::cache::Cache;
 use crate::cache::flight::Flights;
 use crate::config::{Allow, Config, HostPattern};
+use crate::descriptors::Shares;
 use crate::failure::{Failure, FailureKind};
 use crate::index::{ListKey, Listing, TagKey};
 use crate::oci::route::{Object, Route};
 use crate::oci::{Digest, Name, Reference};
+use crate::places::Places;
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::{Kind, Outcome};
 use crate::upstream::{BuildError, Clients, Proof, WhoId};
@@ -101,6 +103,10 @@ pub struct Pull {
     learning: Arc<Semaphore>,
     /// Bounds the questions whether a name has what is stored already.
     naming: Semaphore,
+    /// Bounds all questions to upstreams that are under way, by client and upstream.
+    questions: Places,
+    /// Bounds the requests that are passed on.
+    forwards: Places,
 }
 
 /// What follows from the configuration.
@@ -167,6 +173,8 @@ impl Pull {
             copies: Copies::default(),
             learning: Arc::new(Semaphore::new(consent::LEARNING)),
             naming: Semaphore::new(names::AT_ONCE),
+            questions: Places::new(Shares::now().questions),
+            forwards: Places::new(Shares::now().forwards),
         }))
     }
 
@@ -279,6 +287,7 @@ impl Pull {
         let namespace = query.namespace.as_deref();
         let asked = Asked { namespace, host: host(request), path: &path, tag };
         let mut target = routing.route(asked)?;
+        target.client = counted_client(request);
         observation.found(target.repository.prefix(), kind_of(&object));
         if !is_read {
             return Err(Refusal::Unsupported);

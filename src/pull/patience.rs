@@ -7,9 +7,12 @@ use std::time::{Duration, Instant};
 
 use quick_cache::sync::Cache;
 
+use super::Pull;
 use super::error::{Refusal, Wanted};
 use super::routing::Target;
 use crate::failure::{Failure, FailureKind};
+use crate::places::{Party, Place};
+use crate::upstream::Upstream;
 
 /// For a check, where there is a copy to serve.
 pub const WITH_COPY: Duration = Duration::from_millis(2500);
@@ -50,9 +53,26 @@ impl Lagging {
     }
 }
 
+/// How long a question waits for a place of ours.
+const FOR_A_PLACE: Duration = Duration::from_secs(10);
+
+/// For whom something is asked, and where.
+pub fn party(target: &Target) -> Party {
+    let source = target.repository.upstreams.iter().next().map_or("", Upstream::label);
+    Party { source: source.into(), client: target.client, is_named: target.repository.is_trusted }
+}
+
+impl Pull {
+    /// A place among the questions to upstreams: each has a connection, and clients may ask as much as they like.
+    pub(super) async fn place(&self, target: &Target) -> Result<Place, Failure> {
+        let place = self.questions.take(party(target), FOR_A_PLACE).await;
+        place.map_err(|_| Failure::new(FailureKind::Busy, "too many requests to upstreams are under way; try again soon"))
+    }
+}
+
 /// What a check is that takes too long where there is a copy.
 pub fn too_slow(target: &Target, after: Duration) -> Failure {
-    let label = target.repository.upstreams.iter().next().map_or("the upstream", |upstream| upstream.label());
+    let label = target.repository.upstreams.iter().next().map_or("the upstream", Upstream::label);
     let message = format!("{label}: did not answer within {:.1} s; the question goes on", after.as_secs_f32());
     Failure::new(FailureKind::Timeout, message)
 }

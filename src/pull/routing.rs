@@ -1,6 +1,7 @@
 //! Which repository a request is for.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use quick_cache::sync::Cache;
@@ -50,6 +51,8 @@ pub struct Target {
     pub who: Who,
     /// Whether only a scope and the tag led here.
     pub is_by_tag: bool,
+    /// The address that the client is counted by.
+    pub client: Option<IpAddr>,
 }
 
 /// What of a request decides where it goes.
@@ -265,7 +268,7 @@ impl Routing {
         let is_one_part = !name.as_str().contains('/');
         let name =
             if repository.config.implies_library && is_one_part { format!("library/{name}").parse()? } else { name };
-        Ok(Target { repository, name, who: Who::Larder, is_by_tag: false })
+        Ok(Target { repository, name, who: Who::Larder, is_by_tag: false, client: None })
     }
 }
 

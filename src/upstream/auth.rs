@@ -60,8 +60,6 @@ const FEW_TOKENS: usize = 16;
 
 /// How long no further token is fetched for a scope because of a 400 or 403: most of these are meant.
 const DOUBT_LIFE: Duration = Duration::from_secs(60);
-/// The `service` of Harbor's tokens (goharbor/harbor, `src/core/service/token/creator.go`).
-const HARBOR: &str = "harbor-registry";
 
 /// An `Authorization` header and what it was made of.
 #[derive(Clone)]
@@ -196,12 +194,6 @@ impl Auth {
         let stated = |name| bearer.parameter(name).filter(|value| !value.is_empty() && value.len() <= MAX_TOLD);
         let scope = stated("scope").unwrap_or(scope).to_owned();
         Ok(Told { realm, service: stated("service").map(str::to_owned), scope })
-    }
-
-    /// Whether the registry is a Harbor, by the service of its tokens.
-    pub fn is_of_harbor(&self) -> bool {
-        let scheme = self.scheme.lock().unwrap_or_else(PoisonError::into_inner);
-        matches!(&*scheme, Scheme::Bearer { service: Some(service), .. } if service == HARBOR)
     }
 
     /// Takes note that a request was refused with another status than 401, which may be because what it was sent with ended

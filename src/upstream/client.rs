@@ -1,5 +1,6 @@
 //! The client of one upstream registry: the questions that can be asked of it.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use futures_util::stream::{self, BoxStream, StreamExt};
 use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, LINK, RANGE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use reqwest::Response;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use url::Url;
 
 use super::auth::{Auth, FetchToken, TokenRequest};
@@ -25,13 +26,14 @@ use crate::config::{self, Credentials};
 use crate::failure::{Failure, FailureKind};
 use crate::oci::media_type::{self, MediaType};
 use crate::oci::{Digest, Name, Reference, challenge, list, manifest, signed};
+use crate::places::{Party, Place, Places};
 use crate::telemetry::Metrics;
 
 /// Largest manifest, index or list taken. containerd stops at about 4 MiB, so nothing real is larger.
 const MAX_DOCUMENT: usize = 8 << 20;
 
 /// How long a blob waits for a connection of its own.
-const PERMIT_PATIENCE: Duration = Duration::from_secs(5);
+const PERMIT_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Logins that one request is sent with at most: none or an old one, one that is refused although it was kept, a new one.
 const MAX_LOGINS: usize = 3;
@@ -46,12 +48,19 @@ pub struct Upstream {
     pub(super) auth: Auth,
     pub(super) storages: Arc<Storages>,
     pub(super) questions: Questions,
-    /// Bounds the blob transfers under way.
-    transfers: Arc<Semaphore>,
+    /// Bounds the blob transfers under way, by client.
+    transfers: Places,
     /// Of these, those for a single client.
     asides: Arc<Semaphore>,
     /// And those that are further ones of one blob.
     parts: Arc<Semaphore>,
+}
+
+/// The right to one of an upstream's connections for blobs, until it is dropped.
+#[derive(Debug)]
+pub struct Permit {
+    _share: Option<OwnedSemaphorePermit>,
+    _all: Place,
 }
 
 /// For whom a blob is transferred.
@@ -97,6 +106,16 @@ pub struct ManifestHead {
     pub digest: Digest,
     pub media_type: Option<MediaType>,
     pub size: Option<u64>,
+    /// Whether it came as a page for people.
+    pub is_page: bool,
+}
+
+impl ManifestHead {
+    /// Whether this is about a manifest that has `digest` and, where that is known, `size` bytes.
+    pub fn shows(&self, digest: &Digest, size: Option<u64>) -> bool {
+        let is_other_size = self.size.zip(size).is_some_and(|(said, size)| said != size);
+        self.digest == *digest && !is_other_size && !self.is_page
+    }
 }
 
 /// How an upstream showed that it gives an object to whom it was asked for.
@@ -162,7 +181,7 @@ impl Upstream {
         Ok(Self {
             auth: Auth::new(label, origin, config.credentials.clone(), config.token_realms.clone())
                 .keep_few_tokens(config.confined_to.is_some()),
-            transfers: Arc::new(Semaphore::new(config.max_connections)),
+            transfers: Places::of_one(config.max_connections),
             asides: Arc::new(Semaphore::new((config.max_connections / ASIDE_SHARE).max(1))),
             parts: Arc::new(Semaphore::new(config.max_connections / PART_SHARE)),
             questions: Questions::new(config.max_connections),
@@ -274,14 +293,13 @@ impl Upstream {
     /// redirect led for this blob and this client; the registry is asked again where that is refused.
     pub async fn blob(
         &self,
-        lane: Lane,
+        permit: Permit,
         who: &Who,
         name: &Name,
         digest: &Digest,
         range: (u64, Option<u64>),
         address: Option<Url>,
     ) -> Result<BlobAnswer, Failure> {
-        let permit = self.permit(lane).await?;
         let (from, until) = range;
         let mut ask = self.ask(Method::GET, who, name, &format!("blobs/{digest}"), None);
         let range = match until {
@@ -324,7 +342,9 @@ impl Upstream {
     }
 
     /// Waits for one of the connections that blobs may use. That none is free is no failure of the upstream's.
-    async fn permit(&self, lane: Lane) -> Result<impl Send + 'static, Failure> {
+    /// `client`: the address of the client that it is for.
+    pub async fn permit(&self, lane: Lane, client: Option<IpAddr>) -> Result<Permit, Failure> {
+        let party = Party { source: self.transport.label.clone(), client, is_named: true };
         let share = match lane {
             Lane::Aside => Some(&self.asides),
             Lane::Part => Some(&self.parts),
@@ -335,17 +355,26 @@ impl Upstream {
                 Some(share) => Some(share.clone().acquire_owned().await.ok()?),
                 None => None,
             };
-            Some((share, self.transfers.clone().acquire_owned().await.ok()?))
+            let all = match lane {
+                Lane::Part => self.transfers.take_now(party)?,
+                Lane::Fill | Lane::Aside => self.transfers.take(party, PERMIT_PATIENCE).await.ok()?,
+            };
+            Some((share, all))
         };
         let permits = match lane {
             Lane::Part => permits.now_or_never().flatten(),
             Lane::Fill | Lane::Aside => tokio::time::timeout(PERMIT_PATIENCE, permits).await.ok().flatten(),
         };
-        permits.ok_or_else(|| {
+        permits.map(|(share, all)| Permit { _share: share, _all: all }).ok_or_else(|| {
             let message =
                 format!("{}: all connections for blobs are in use (max_connections); try again soon", self.label());
             Failure::new(FailureKind::Busy, message)
         })
+    }
+
+    /// Whether a blob waits for a connection that one which nobody reads has.
+    pub fn wants_connection(&self) -> bool {
+        self.transfers.should_yield()
     }
 
     /// A page of the tag list; `query` is the part of the client's query that concerns the list.

@@ -11,10 +11,13 @@ use crate::failure::{Failure, FailureKind};
 /// The failure behind an error of the HTTP client. The whole source chain is read: the cause that a
 /// person can act on is at its end.
 pub fn network(upstream: &str, error: &reqwest::Error) -> Failure {
-    let kind = if error.is_timeout() { FailureKind::Timeout } else { FailureKind::Unavailable };
+    let mut kind = if error.is_timeout() { FailureKind::Timeout } else { FailureKind::Unavailable };
     let mut cause = error.source();
     let mut message = None;
     while let Some(inner) = cause {
+        if inner.downcast_ref::<std::io::Error>().is_some_and(is_own_shortage) {
+            kind = FailureKind::Busy;
+        }
         message = Some(inner.to_string());
         cause = inner.source();
     }
@@ -23,6 +26,11 @@ pub fn network(upstream: &str, error: &reqwest::Error) -> Failure {
     // What was reached and broke off may be a server being restarted behind a load balancer.
     let is_passing = kind == FailureKind::Unavailable && !error.is_connect();
     Failure::new(kind, format!("{upstream}: {message}")).passing(is_passing)
+}
+
+/// Whether it is our own file descriptors that are short.
+fn is_own_shortage(error: &std::io::Error) -> bool {
+    error.raw_os_error().is_some_and(|code| code == libc::EMFILE || code == libc::ENFILE)
 }
 
 pub fn timeout(upstream: &str, what: &str, after: Duration) -> Failure {

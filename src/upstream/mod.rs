@@ -25,7 +25,9 @@ mod who;
 
 pub use anywhere::{Anywhere, OTHER_HOSTS, PassError};
 pub use budget::Budget;
-pub use client::{BlobAnswer, BuildError, Lane, ListAnswer, ManifestAnswer, ManifestHead, Proof, Status, Upstream};
+pub use client::{
+    BlobAnswer, BuildError, Lane, ListAnswer, ManifestAnswer, ManifestHead, Permit, Proof, Status, Upstream,
+};
 pub use fallback::{Clients, Shared, Upstreams, pause};
 pub use ours::Ours;
 pub use place::{NoPlace, Place};

@@ -86,7 +86,7 @@ impl Upstream {
     }
 
     /// Asks what a manifest is without fetching it. Costs nothing of Docker Hub's quota. `may_fetch`: whether a manifest
-    /// that HEAD does not find may be asked for by GET, which may find it or say why it is not to be had.
+    /// that HEAD does not find may be asked for by GET, where that may say why it is not to be had.
     pub async fn head_manifest(
         &self,
         who: &Who,
@@ -103,7 +103,9 @@ impl Upstream {
         let response = response?;
         let status = response.status();
         let is_absent = matches!(status, StatusCode::NOT_FOUND | StatusCode::GONE);
-        if is_absent && !self.may_be_there_all_the_same(may_fetch) {
+        let says_why = may_fetch && is_long_refusal(&response, name, reference);
+        // Not where pulls are counted.
+        if is_absent && !(says_why && self.transport.budget().is_none()) {
             return Err(self.transport.refused(response).await);
         }
         if !status.is_success() {
@@ -115,6 +117,7 @@ impl Upstream {
         // (wharf#11, LightMirrors#9). The digest that it names may be right all the same.
         let size = content_length(headers).filter(|size| *size > 0);
         let media_type = media_type(headers).filter(MediaType::names_a_manifest);
+        let is_page = is_page(headers);
         match content_digest(headers) {
             None => {
                 self.questions.manifests().suspect(self.hash(name, reference), status);
@@ -122,15 +125,9 @@ impl Upstream {
             }
             Some(digest) => {
                 self.questions.manifests().served();
-                Ok(HeadSaid::Manifest(ManifestHead { digest, media_type, size }))
+                Ok(HeadSaid::Manifest(ManifestHead { digest, media_type, size, is_page }))
             }
         }
-    }
-
-    /// Whether a GET is worth trying for what HEAD does not find. Not where pulls are counted. Harbor's proxy projects find
-    /// by GET what they have not cached yet (goharbor/harbor#14657).
-    fn may_be_there_all_the_same(&self, may_fetch: bool) -> bool {
-        self.transport.budget().is_none() && (may_fetch || self.auth.is_of_harbor())
     }
 
     /// GET gave a manifest.
@@ -246,7 +243,8 @@ impl Upstream {
 
     /// Has the upstream send a blob, to be looked at and thrown away.
     pub async fn sends_blob(&self, who: &Who, name: &Name, digest: &Digest, size: u64) -> Result<(), Failure> {
-        let mut body = self.blob(Lane::Fill, who, name, digest, (0, None), None).await?.body;
+        let permit = self.permit(Lane::Fill, None).await?;
+        let mut body = self.blob(permit, who, name, digest, (0, None), None).await?.body;
         let (mut hasher, mut count) = (digest.algorithm().hasher(), 0);
         while let Some(bytes) = body.next().await {
             let bytes = bytes?;
@@ -259,6 +257,15 @@ impl Upstream {
         let is_it = count == size && hasher.finish() == *digest;
         is_it.then_some(()).ok_or_else(|| self.transport.wrong(format!("sent something else as {digest}")))
     }
+}
+
+/// Whether the body that GET would give with a refusal is longer than registries' usual words for what does not exist: it
+/// may say what the user has to do (containerd#13547).
+fn is_long_refusal(response: &Response, name: &Name, reference: &Reference) -> bool {
+    /// `{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown","detail":null}]}`, without names.
+    const USUAL: u64 = 90;
+    let names = name.as_str().len() + 2 * reference.to_string().len();
+    content_length(response.headers()).is_some_and(|length| length > USUAL + names as u64)
 }
 
 /// Whether a document is a page for people.

@@ -433,6 +433,8 @@ impl Transport {
                     }
                 }
             }
+            // What we are short of ourselves says nothing of the upstream.
+            Err(failure) if failure.kind == FailureKind::Busy => {}
             Err(failure) => self.note_failure(failure, was_reached, now),
         }
     }

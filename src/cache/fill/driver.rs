@@ -16,7 +16,7 @@ use super::supervision::Supervision;
 use super::transfer::{self, End, Sink, Span};
 use super::{Fill, Origin, Phase, Registered, Reservation, Reserved, Room, Source, Wanted, blocking};
 use crate::cache::breaks::Breaks;
-use crate::cache::places::Places;
+use crate::places::Places;
 use crate::cache::ranges::RangeSet;
 use crate::failure::{Failure, FailureKind};
 use crate::oci::{Algorithm, Digest};
@@ -269,7 +269,7 @@ impl<'a> Copy<'a> {
                 }
                 () = &mut wanted => {}
                 _ = measuring.tick() => {
-                    self.supervision.look(&self.fill)?;
+                    self.supervision.look(&self.fill, &**self.origin)?;
                     self.measure();
                 }
             }

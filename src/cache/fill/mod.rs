@@ -41,6 +41,11 @@ pub trait Origin: Send + Sync + 'static {
     /// Connections that may be used at once for one object.
     fn parallel(&self) -> usize;
 
+    /// Whether others wait for what a transfer that nobody reads has; one that is told so has to end.
+    fn should_yield(&self) -> bool {
+        false
+    }
+
     /// A transfer ended early, for this reason. `has_progressed` tells whether the object has got on by it.
     fn broke(&self, source: Source, has_progressed: bool, why: &Failure);
 
@@ -334,12 +339,12 @@ impl Fill {
         }
     }
 
-    /// It has a place among the transfers now.
+    /// It has all places of our own that it needs.
     pub fn has_place(&self) {
         self.placed.get_or_init(Instant::now);
     }
 
-    /// Whether it waited long for its place.
+    /// Whether it waited long for these.
     pub fn waited_long(&self) -> bool {
         self.placed.get().copied().unwrap_or_else(Instant::now) - self.begun >= LONG_WAIT
     }

@@ -7,6 +7,8 @@ use crate::cache::ranges::RangeSet;
 pub const NEAR: u64 = 1 << 20;
 /// What is fetched for a reader far ahead that does not say where it will stop.
 const SIDE_CHUNK: u64 = 4 << 20;
+/// The least that is fetched on the side: clients of zstd:chunked layers ask for many parts with a few bytes between them.
+const SIDE_LEAST: u64 = 64 << 10;
 /// Side ranges under way at most, beside the transfers that go in order.
 pub const MAX_SIDE: usize = 2;
 /// Ranges given to parallel connections.
@@ -72,7 +74,7 @@ fn side_range(view: View<'_>) -> Option<Next> {
         if !is_missing || is_coming || view.claims.is_empty() {
             return None;
         }
-        let wished = want.end.map_or(want.at + SIDE_CHUNK, |end| end.min(want.at + MAX_CHUNK));
+        let wished = want.end.map_or(want.at + SIDE_CHUNK, |end| end.clamp(want.at + SIDE_LEAST, want.at + MAX_CHUNK));
         let until = wished.min(gap_end(view, want.at));
         let shortens = holder;
         Some(Next { from: want.at, until: until.max(want.at + 1), shortens, is_side: true })

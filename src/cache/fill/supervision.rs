@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::Fill;
-use crate::cache::places::Places;
+use super::{Fill, Origin};
+use crate::places::Places;
 use crate::failure::{Failure, FailureKind};
 
 /// A client that comes back this soon still finds its fill.
@@ -31,13 +31,13 @@ impl<'a> Supervision<'a> {
     }
 
     /// Fails when the fill is to end.
-    pub fn look(&mut self, fill: &Fill) -> Result<(), Failure> {
+    pub fn look(&mut self, fill: &Fill, origin: &dyn Origin) -> Result<(), Failure> {
         let now = Instant::now();
         let unread_since = if fill.is_read() { None } else { Some(self.unread_since.unwrap_or(now)) };
         self.unread_since = unread_since;
         let is_unread = unread_since.is_some_and(|since| now - since >= UNREAD);
         // What a named upstream has begun to send is kept and gone on with later; it ends only for others.
-        if is_unread && (!self.is_vouched_for || self.places.should_yield()) {
+        if is_unread && (!self.is_vouched_for || self.places.should_yield() || origin.should_yield()) {
             return Err(Failure::new(FailureKind::Busy, "nobody reads it any more"));
         }
         let (since, before) = self.span;

@@ -6,7 +6,7 @@ use futures_util::{FutureExt, StreamExt};
 
 use super::driver::Outcome;
 use super::*;
-use crate::cache::places::Places;
+use crate::places::Places;
 use crate::oci::Algorithm;
 use crate::store::Disk;
 

@@ -18,6 +18,7 @@ use http_cache_semantics::CachePolicy;
 use quick_cache::sync::Cache as Bounded;
 use serde::{Deserialize, Serialize};
 
+use super::forward::Held;
 use super::Proxying;
 use super::forward::{Limited, broken, in_time};
 use super::headers;
@@ -264,6 +265,8 @@ pub struct Asked {
     pub secrets: Arc<Secrets>,
     /// For whom.
     pub party: Party,
+    /// Its place among the requests that are passed on, once it has one.
+    pub held: Option<Held>,
 }
 
 impl Asked {

@@ -18,7 +18,8 @@ use url::Url;
 use super::secrets::Secrets;
 use super::{Kept, Proxying, Tunnel, headers};
 use crate::failure::{Failure, FailureKind};
-use crate::pull::Pull;
+use crate::places::{self, Party};
+use crate::pull::{Pull, counted_client};
 use crate::pull::respond::{self, Body};
 use crate::tunnel;
 use crate::upstream::{PassError, Place};
@@ -26,6 +27,10 @@ use crate::upstream::{PassError, Place};
 /// For an answer to begin after all was sent, and between two pieces of what goes either way. Long, since
 /// some requests wait for something to happen.
 const PATIENCE: Duration = Duration::from_secs(5 * 60);
+/// A place among the requests that are passed on.
+pub type Held = Arc<places::Place>;
+/// How long such a request waits for it.
+const FOR_A_PLACE: Duration = Duration::from_secs(10);
 
 impl Pull {
     /// `tunnel`: whose request it is, and where it goes.
@@ -43,6 +48,8 @@ impl Pull {
         let own_side = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
         let (mut parts, body) = request.into_parts();
         let kept = parts.extensions.remove::<Kept>();
+        let party = Party { source: place.host.as_str().into(), client: counted_client(&parts), is_named: true };
+        let held = self.place_to_forward(party).await?;
         headers::pass_on(&mut parts.headers, version);
         // Those of the connection to come are for the HTTP library to write.
         parts.headers.remove(HOST);
@@ -69,7 +76,7 @@ impl Pull {
             return match own_side {
                 Some(own_side) => {
                     let address = proxying.anywhere.address_of(&response);
-                    Ok(self.switched(response, own_side, Tunnel { address, ..tunnel }, kept))
+                    Ok(self.switched(response, own_side, Tunnel { address, ..tunnel }, (kept, held)))
                 }
                 None => {
                     Err(Failure::new(FailureKind::WrongContent, format!("{place}: changed the protocol unasked"))
@@ -77,7 +84,14 @@ impl Pull {
                 }
             };
         }
-        Ok(returned(response, place))
+        Ok(returned(response, place, Some(held)))
+    }
+
+    /// A place for a request that is passed on: HTTP/2 brings many on one connection, and each has a connection of its own
+    /// to its server.
+    pub(super) async fn place_to_forward(&self, party: Party) -> Result<Held, Failure> {
+        let held = self.forwards.take(Party { is_named: true, ..party }, FOR_A_PLACE).await;
+        held.map(Arc::new).map_err(|_| Failure::new(FailureKind::Busy, "too many requests are passed on at once; try again soon"))
     }
 
     /// Joins both sides of what is no longer HTTP.
@@ -86,13 +100,14 @@ impl Pull {
         response: reqwest::Response,
         own_side: hyper::upgrade::OnUpgrade,
         through: Tunnel,
-        kept: Option<Kept>,
+        (kept, held): (Option<Kept>, Held),
     ) -> Response<Body> {
         let mut answer = Response::new(respond::empty());
         *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
         *answer.headers_mut() = response.headers().clone();
         let pull = self.clone();
         tokio::spawn(async move {
+            let _held = held;
             let place = &through.place;
             let (client, server) = match tokio::join!(own_side, response.upgrade()) {
                 (Ok(client), Ok(server)) => (client, server),
@@ -116,12 +131,15 @@ impl Pull {
     }
 }
 
-/// The answer of a server for a client.
-pub fn returned(response: reqwest::Response, place: &Place) -> Response<Body> {
+/// The answer of a server for a client. `held`: the request's place, until all of the answer is there.
+pub fn returned(response: reqwest::Response, place: &Place, held: Option<Held>) -> Response<Body> {
     let (mut parts, body) = http::Response::<reqwest::Body>::from(response).into_parts();
     headers::pass_on(&mut parts.headers, parts.version);
     let label = place.to_string();
-    let body = body.map_err(move |error| broken(&label, &error));
+    let body = body.map_err(move |error| {
+        let _until_the_end = &held;
+        broken(&label, &error)
+    });
     let mut response = Response::new(Limited::new(body, Arc::default()).boxed_unsync());
     *response.status_mut() = parts.status;
     *response.headers_mut() = parts.headers;

@@ -189,6 +189,10 @@ impl Pull {
     ) -> Opened {
         let mut asked = asked;
         asked.headers = whole.headers().clone();
+        match self.place_to_forward(asked.party.clone()).await {
+            Ok(held) => asked.held = Some(held),
+            Err(failure) => return Opened::Failed(failure.into()),
+        }
         let comparison = stored.as_ref().map(|(_, head)| head.comparison()).unwrap_or_default();
         let response = match asked.send(&comparison).await {
             Ok(response) if response.status().is_server_error() && stored.is_some() => {
@@ -250,7 +254,7 @@ impl Pull {
         let can_be_asked_again = seen.headers().contains_key(CONTENT_LENGTH) || has_strong_etag(seen.headers());
         let is_kept = can_be_asked_again && is_storable(whole, &seen, &policy);
         if !is_kept || head.write().is_none() {
-            return Opened::Own(Arc::new(Mutex::new(Some(forward::returned(response, &place)))));
+            return Opened::Own(Arc::new(Mutex::new(Some(forward::returned(response, &place, asked.held)))));
         }
         let party = asked.party.clone();
         let copy = Copy::new(key, asked, head, response, self.cache().clone(), self.metrics().clone());
@@ -340,7 +344,7 @@ fn asked(proxying: &Arc<Proxying>, request: &Parts, place: &Place, url: &Url, se
     let further = headers::make_shared(&mut asked);
     let secrets = Arc::new(secrets.clone());
     let (proxying, place, url) = (proxying.clone(), place.clone(), url.clone());
-    (Asked { proxying, place, url, headers: asked, secrets, party }, further)
+    (Asked { proxying, place, url, headers: asked, secrets, party, held: None }, further)
 }
 
 /// The same for the whole of it.

@@ -21,7 +21,7 @@ use crate::pull::error::Refusal;
 use crate::pull::observed::Observation;
 use crate::pull::respond::{self, Body};
 use crate::pull::routing::{Repository, Target};
-use crate::pull::{API_VERSION, Answer, Pull, kind_of, patience, wanted_of};
+use crate::pull::{API_VERSION, Answer, Pull, counted_client, kind_of, patience, wanted_of};
 use crate::telemetry::Metrics;
 use crate::upstream::{Anywhere, BuildError, Clients, Place, Upstream, Upstreams, Who};
 
@@ -242,7 +242,7 @@ impl Pull {
             }
         };
         observation.found(repository.metrics_label(), kind_of(object));
-        let target = Target { repository, name, who, is_by_tag: false };
+        let target = Target { repository, name, who, is_by_tag: false, client: counted_client(request) };
         if matches!(object, Object::Tags | Object::Referrers(_) | Object::Upload) {
             return Ok(None);
         }

@@ -80,7 +80,7 @@ impl Proxying {
     /// this client.
     pub(super) fn secrets(&self, url: &Url, identity: &Identity, has_logins: bool) -> Secrets {
         let read = Read::of(url);
-        if asks_for_token(url) || (read.is_none() && !self.is_pattern(url)) {
+        if asks_for_token(url) || hides_path(url) || (read.is_none() && !self.is_pattern(url)) {
             return Secrets::default();
         }
         let name = match &read {
@@ -115,6 +115,13 @@ pub fn is_mere_read(request: &Parts) -> bool {
 pub fn has_body(request: &Parts) -> bool {
     request.headers.contains_key(TRANSFER_ENCODING)
         || request.headers.get(CONTENT_LENGTH).is_some_and(|length| length != "0")
+}
+
+/// Whether a path has what servers that decode it first take for something else: a separator, or the beginning of a query.
+/// Behind a path that a pattern matches may then be another one.
+fn hides_path(url: &Url) -> bool {
+    let path = url.path().to_ascii_lowercase();
+    ["%2f", "%5c", "%3f", "%23", "%25", "%00", "\\", "..;", ";/"].iter().any(|hidden| path.contains(hidden))
 }
 
 /// Whether a query has a scope, as those of token services have: what is asked for then is not read here but elsewhere,
@@ -162,6 +169,25 @@ mod tests {
                 Read::Whole => String::new(),
             });
             assert_eq!(read.as_deref(), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_path_behind_a_path_is_found() {
+        for (path, expected) in [
+            ("/art/x.tgz", false),
+            ("/art/x%20y+z@1.tgz", false),
+            ("/art/..%2fadmin", true),
+            ("/art/..%2Fadmin", true),
+            ("/art/..%5cadmin", true),
+            ("/art/..;/admin", true),
+            ("/art/x;/y", true),
+            ("/admin%3fx=.tgz", true),
+            ("/admin%23x.tgz", true),
+            ("/art/..%252fadmin", true),
+        ] {
+            let url = Url::parse(&format!("https://x.example{path}")).expect("a URL");
+            assert_eq!(hides_path(&url), expected, "{path}");
         }
     }
 

@@ -28,6 +28,8 @@ pub enum Fault {
     Short { after: usize },
     /// The body is sent chunked.
     NoContentLength,
+    /// One header has another value.
+    Header(String, String),
     /// No `Docker-Content-Digest` and no `ETag`.
     NoDigestHeader,
     /// `Range` is ignored: 200 with everything.
@@ -67,6 +69,11 @@ impl Fault {
         Self::Status(code, headers, body.to_owned())
     }
 
+    /// Another value of one header.
+    pub fn header(name: &str, value: &str) -> Self {
+        Self::Header(name.to_owned(), value.to_owned())
+    }
+
     /// Whether the request's method lets it show: a fault of the body must not be used up by a HEAD.
     fn concerns(&self, request: &Request) -> bool {
         match self {
@@ -92,6 +99,10 @@ impl Fault {
             Self::WrongBytes => response.body = flip_a_byte(&response.body),
             Self::Short { after } => response.delivery.cut_after = Some(*after),
             Self::NoContentLength => response.delivery.chunked = true,
+            Self::Header(name, value) => {
+                response.remove_header(name);
+                response.headers.push((name.clone(), value.clone()));
+            }
             Self::NoDigestHeader => {
                 response.remove_header("docker-content-digest");
                 response.remove_header("etag");

@@ -1,6 +1,7 @@
-//! Places for transfers from upstream, shared so that no client and no upstream can take those that others need.
+//! Places for work that leads upstream, shared so that no client and no upstream can take those that others need:
+//! transfers, the connections for blobs of one upstream, questions, requests that are passed on.
 //!
-//! A transfer without a place waits. A place that becomes free goes to the upstream with the fewest transfers under way,
+//! What has no place waits. A place that becomes free goes to the upstream with the fewest transfers under way,
 //! and among these to the client with the fewest.
 
 use std::collections::HashMap;
@@ -13,6 +14,39 @@ use tokio::sync::oneshot;
 
 /// Transfers that may wait, for each place. Further ones are turned away.
 const WAITING: usize = 4;
+
+/// How many places of all there are each may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shares {
+    pub source: usize,
+    pub client: usize,
+    /// For one client at one source.
+    pub pair: usize,
+    /// For all sources that only clients name.
+    pub unnamed: usize,
+    /// For one client at these.
+    pub unnamed_client: usize,
+}
+
+impl Shares {
+    /// Of `most` places for many sources: the last quarter is not for a source that has the first three, nor the second half
+    /// for a client that has the first.
+    pub fn of_many(most: usize) -> Self {
+        Self {
+            source: (most * 3).div_ceil(4),
+            client: most.div_ceil(2),
+            pair: (most * 3).div_ceil(8),
+            unnamed: most.div_ceil(4),
+            unnamed_client: most.div_ceil(8),
+        }
+    }
+
+    /// Of `most` places at one source: the last quarter is not for a client that has the first three.
+    pub fn of_one(most: usize) -> Self {
+        let client = (most * 3).div_ceil(4);
+        Self { source: most, client, pair: client, unnamed: most, unnamed_client: client }
+    }
+}
 
 /// For whom a transfer is, and from where.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,11 +66,13 @@ pub struct Places(Arc<Mutex<State>>);
 #[derive(Debug)]
 struct State {
     most: usize,
+    shares: Shares,
     running: usize,
     /// Of sources that only clients name.
     unnamed: usize,
     by_source: HashMap<Arc<str>, usize>,
     by_client: HashMap<IpAddr, usize>,
+    by_pair: HashMap<(Arc<str>, IpAddr), usize>,
     waiting: Vec<Waiting>,
     next: u64,
     /// Transfers that nobody reads and that are asked to give their place away.
@@ -62,13 +98,25 @@ pub struct Place {
 pub struct NoPlace;
 
 impl Places {
+    /// Places for work at many sources.
     pub fn new(most: usize) -> Self {
+        Self::shared(most, Shares::of_many(most.max(1)))
+    }
+
+    /// Places at one source.
+    pub fn of_one(most: usize) -> Self {
+        Self::shared(most, Shares::of_one(most.max(1)))
+    }
+
+    fn shared(most: usize, shares: Shares) -> Self {
         Self(Arc::new(Mutex::new(State {
             most: most.max(1),
+            shares,
             running: 0,
             unnamed: 0,
             by_source: HashMap::new(),
             by_client: HashMap::new(),
+            by_pair: HashMap::new(),
             waiting: Vec::new(),
             next: 0,
             wanted: 0,
@@ -138,13 +186,12 @@ impl Drop for Leaving<'_> {
 impl State {
     /// Whether a transfer may begin, by the shares of its kind, source and client.
     fn may_run(&self, party: &Party) -> bool {
+        let Shares { source, client, pair, unnamed, unnamed_client } = self.shares;
         let of_source = count(&self.by_source, &party.source);
         let of_client = party.client.map_or(0, |client| count(&self.by_client, &client));
-        // The last quarter is not for a source that has the first three.
-        let sources_share = (self.most * 3).div_ceil(4);
-        let is_fair = of_source < sources_share && of_client < self.most.div_ceil(2);
-        let unnamed_share = self.most.div_ceil(4);
-        let is_fair_unnamed = self.unnamed < unnamed_share && of_client < self.most.div_ceil(8);
+        let of_pair = party.client.map_or(0, |client| count(&self.by_pair, &(party.source.clone(), client)));
+        let is_fair = of_source < source && of_client < client && of_pair < pair;
+        let is_fair_unnamed = self.unnamed < unnamed && of_client < unnamed_client;
         self.running < self.most && is_fair && (party.is_named || is_fair_unnamed)
     }
 
@@ -163,6 +210,7 @@ impl State {
         *self.by_source.entry(party.source.clone()).or_default() += 1;
         if let Some(client) = party.client {
             *self.by_client.entry(client).or_default() += 1;
+            *self.by_pair.entry((party.source.clone(), client)).or_default() += 1;
         }
     }
 
@@ -172,6 +220,7 @@ impl State {
         leave(&mut self.by_source, &party.source);
         if let Some(client) = party.client {
             leave(&mut self.by_client, &client);
+            leave(&mut self.by_pair, &(party.source.clone(), client));
         }
     }
 
@@ -242,6 +291,7 @@ mod tests {
             && state.unnamed == 0
             && state.by_source.is_empty()
             && state.by_client.is_empty()
+            && state.by_pair.is_empty()
             && state.waiting.is_empty()
             && state.wanted == 0
     }
@@ -258,6 +308,10 @@ mod tests {
         assert_eq!(greedy.len(), 32, "half for one client");
         assert!(take_now(&places, party("any", 2, true)).is_some());
         drop(greedy);
+        let patient: Vec<_> = (0..100).filter_map(|_| take_now(&places, party("slow", 1, true))).collect();
+        assert_eq!(patient.len(), 24, "three eighths for one client at one source");
+        assert!(take_now(&places, party("quick", 1, true)).is_some(), "it gets other things meanwhile");
+        drop(patient);
         assert!(is_empty(&places));
     }
 
@@ -269,6 +323,17 @@ mod tests {
         let all: Vec<_> = (2..100).filter_map(|at| take_now(&places, party(&format!("{at}"), at, false))).collect();
         assert_eq!(one.len() + all.len(), 16, "a quarter for all");
         assert!(take_now(&places, party("hub", 1, true)).is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn at_one_source_a_client_alone_has_three_quarters() {
+        let places = Places::of_one(64);
+        let one: Vec<_> = (0..100).filter_map(|_| take_now(&places, party("a", 1, true))).collect();
+        let other: Vec<_> = (0..100).filter_map(|_| take_now(&places, party("a", 2, true))).collect();
+        assert_eq!((one.len(), other.len()), (48, 16));
+        drop((one, other));
+        assert!(take_now(&Places::of_one(1), party("a", 1, true)).is_some());
+        assert!(is_empty(&places));
     }
 
     #[tokio::test(start_paused = true)]
