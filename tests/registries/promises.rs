@@ -1,0 +1,151 @@
+//! The promises about images.
+
+use super::scene::{OTHER, Scene, image};
+use crate::support::hub::profiles::{Again, Login, Profile};
+use crate::support::{Fault, Kind, Listener, On, get, head, request};
+
+/// A first pull brings each byte as it is.
+pub async fn cold(profile: Profile) {
+    let scene = Scene::of(profile).await;
+    scene.pull().await;
+    // The whole comes by one transfer, and no credential goes to another host.
+    let layer = &scene.image.layer_digests()[0];
+    assert!(scene.hub.bytes_sent(layer) <= 200_001, "{}", scene.hub.summary());
+    let leaked = |request: &crate::support::Request| {
+        request.listener == Listener::Storage && request.header("authorization").is_some()
+    };
+    assert!(scene.options.redirect != crate::support::Redirect::Absolute || scene.hub.count(leaked) == 0);
+}
+
+/// A second pull costs one request upstream in all.
+pub async fn warm(profile: Profile) {
+    let scene = Scene::warm(profile).await;
+    for _ in 0..2 {
+        scene.hub.take_requests();
+        scene.pull().await;
+        let costs = (scene.asked(), scene.asked_for_tokens());
+        assert_eq!(costs, (1, 0), "{}", scene.hub.summary());
+        assert_eq!(scene.asked_storage(), scene.manifests_from_storage(), "{}", scene.hub.summary());
+    }
+}
+
+/// With the registry away a pull goes on as before.
+pub async fn outage(profile: Profile) {
+    let mut scene = Scene::warm(profile).await;
+    scene.hub.stop().await;
+    scene.pull().await;
+    let tagged = get(scene.tag("1")).await;
+    assert_eq!((tagged.status, tagged.header("x-cache")), (200, "STALE"));
+}
+
+/// A layer that another repository of the registry brought in is not brought in again.
+pub async fn shared(profile: Profile) {
+    let scene = Scene::warm(profile).await;
+    scene.hub.push_image(OTHER, "1", &scene.image);
+    let layer = &scene.image.layer_digests()[0];
+    let before = scene.hub.bytes_sent(layer);
+    let url = scene.larder.blob_url(&format!("hub/{OTHER}"), layer);
+    let manifest = get(scene.larder.manifest_url(&format!("hub/{OTHER}"), &scene.image.manifest.digest)).await;
+    assert_eq!((manifest.status, &manifest.body), (200, &scene.image.manifest.bytes), "{}", scene.hub.summary());
+    scene.hub.take_requests();
+    let answer = get(&url).await;
+    assert_eq!(answer.status, 200, "{}\n{}", answer.text(), scene.hub.summary());
+    assert!(answer.body == scene.image.layers[0], "wrong bytes");
+    assert!(scene.hub.bytes_sent(layer) <= before + 1, "it came again:\n{}", scene.hub.summary());
+    assert!(scene.asked() <= 4, "{}", scene.hub.summary());
+    // Once it is confirmed nothing is asked.
+    scene.hub.take_requests();
+    assert_eq!((get(&url).await.status, scene.asked()), (200, 0), "{}", scene.hub.summary());
+}
+
+/// Who asks for a part of what is not here yet gets that part.
+pub async fn range(profile: Profile) {
+    let scene = Scene::of(profile).await;
+    let (layer, content) = (&scene.image.layer_digests()[0], &scene.image.layers[0]);
+    let url = scene.larder.blob_url(&scene.local(), layer);
+    for (range, from, to) in
+        [("bytes=1000-1999", 1_000, 2_000), ("bytes=0-", 0, 200_000), ("bytes=-10", 199_990, 200_000)]
+    {
+        let answer = request("GET", &url).header("range", range).send().await;
+        match answer.status {
+            206 => {
+                assert!(answer.body == content[from..to], "wrong bytes of {range}");
+                assert_eq!(answer.header("content-range"), format!("bytes {from}-{}/200000", to - 1));
+            }
+            // Without a length nobody can say which part it is.
+            200 if !scene.options.sends_lengths => assert!(answer.body == *content, "wrong bytes"),
+            other => panic!("{other} for {range}: {}\n{}", answer.text(), scene.hub.summary()),
+        }
+    }
+}
+
+/// A limit is told as one, and what is cached is served through it.
+pub async fn limit(profile: Profile) {
+    let scene = Scene::warm(profile).await;
+    scene.hub.push_image(scene.name, "2", &image(2));
+    scene.hub.fault(On::any(), Fault::reply(429, scene.limit.headers, scene.limit.body));
+    let refused = get(scene.tag("2")).await;
+    assert_eq!((refused.status, refused.error_code().as_str()), (429, "TOOMANYREQUESTS"), "{}", refused.text());
+    let after = refused.header("retry-after");
+    match scene.limit.again {
+        Again::Unsaid => assert_eq!(after, "", "the registry says nothing of it"),
+        Again::AtOnce => assert!(matches!(after, "" | "0" | "1"), "{after}"),
+        Again::Seconds(seconds) => {
+            assert!(after.parse::<u64>().is_ok_and(|after| (1..=seconds).contains(&after)), "{after}");
+        }
+    }
+    let cached = get(scene.tag("1")).await;
+    assert_eq!((cached.status, cached.header("x-cache")), (200, "STALE"), "{}", cached.text());
+    assert_eq!(cached.body, scene.image.manifest.bytes);
+}
+
+/// Why an image is refused is told in the registry's words.
+pub async fn reason(profile: Profile) {
+    let scene = Scene::of(profile).await;
+    let denial = scene.denial;
+    let media_type = if denial.body.starts_with('{') { "application/json" } else { "text/html" };
+    scene.hub.fault(On::manifest(), Fault::reply(denial.status, &[("content-type", media_type)], denial.body));
+    let refused = get(scene.tag("1")).await;
+    match denial.status {
+        403 => assert_eq!((refused.status, refused.error_code().as_str()), (403, "DENIED"), "{}", refused.text()),
+        _ => assert!((400..600).contains(&refused.status), "{}", refused.status),
+    }
+    assert!(refused.text().contains(denial.words), "{}", refused.text());
+}
+
+/// After the end of a token one new one is fetched, and no request fails.
+pub async fn ended(profile: Profile) {
+    let scene = Scene::warm(profile).await;
+    scene.hub.push_image(scene.name, "2", &image(2));
+    match scene.login {
+        Login::Helper => scene.replace_password(),
+        _ => scene.hub.expire_tokens(),
+    }
+    goes_on(&scene).await;
+}
+
+/// As after its end, where a token is taken back before it.
+pub async fn revoked(profile: Profile) {
+    let scene = Scene::warm(profile).await;
+    scene.hub.push_image(scene.name, "2", &image(2));
+    scene.hub.revoke_tokens();
+    goes_on(&scene).await;
+}
+
+/// The token of a moment ago is none any more.
+async fn goes_on(scene: &Scene) {
+    let (given, runs) = (scene.hub.tokens_given(), scene.helper_runs());
+    let answer = get(scene.tag("2")).await;
+    assert_eq!((answer.status, &answer.body), (200, &image(2).manifest.bytes), "{}", scene.hub.summary());
+    let layer = &image(2).layer_digests()[0];
+    let answer = get(scene.larder.blob_url(&scene.local(), layer)).await;
+    assert!(answer.status == 200 && answer.body == image(2).layers[0], "{}\n{}", answer.status, scene.hub.summary());
+    let expected = usize::from(scene.has_tokens());
+    assert_eq!(scene.hub.tokens_given() - given, expected, "tokens given\n{}", scene.hub.summary());
+    assert!(scene.helper_runs() <= runs + 1, "the helper ran {} times", scene.helper_runs());
+    // And all is as before.
+    scene.hub.take_requests();
+    assert_eq!(head(scene.tag("1")).await.status, 200);
+    assert_eq!((scene.asked(), scene.asked_for_tokens()), (1, 0), "{}", scene.hub.summary());
+    assert_eq!(scene.hub.count(|request| request.kind == Kind::Other), 0);
+}
