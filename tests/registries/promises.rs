@@ -1,6 +1,6 @@
 //! The promises about images.
 
-use super::scene::{OTHER, Scene, image};
+use super::scene::{OTHER, Scene, TWIN, image};
 use crate::support::hub::profiles::{Again, Login, Profile};
 use crate::support::{Fault, Kind, Listener, On, get, head, request};
 
@@ -44,18 +44,25 @@ pub async fn shared(profile: Profile) {
     scene.hub.push_image(OTHER, "1", &scene.image);
     let layer = &scene.image.layer_digests()[0];
     let before = scene.hub.bytes_sent(layer);
-    let url = scene.larder.blob_url(&format!("hub/{OTHER}"), layer);
-    let manifest = get(scene.larder.manifest_url(&format!("hub/{OTHER}"), &scene.image.manifest.digest)).await;
-    assert_eq!((manifest.status, &manifest.body), (200, &scene.image.manifest.bytes), "{}", scene.hub.summary());
-    scene.hub.take_requests();
-    let answer = get(&url).await;
-    assert_eq!(answer.status, 200, "{}\n{}", answer.text(), scene.hub.summary());
-    assert!(answer.body == scene.image.layers[0], "wrong bytes");
-    assert!(scene.hub.bytes_sent(layer) <= before + 1, "it came again:\n{}", scene.hub.summary());
-    assert!(scene.asked() <= 4, "{}", scene.hub.summary());
-    // Once it is confirmed nothing is asked.
-    scene.hub.take_requests();
-    assert_eq!((get(&url).await.status, scene.asked()), (200, 0), "{}", scene.hub.summary());
+    // Under another name that the registry has, and in a repository that has to ask on its own.
+    for (name, asks) in [(format!("hub/{OTHER}"), 0), (format!("{TWIN}/{OTHER}"), 4)] {
+        let manifest = get(scene.larder.manifest_url(&name, &scene.image.manifest.digest)).await;
+        assert_eq!((manifest.status, &manifest.body), (200, &scene.image.manifest.bytes), "{}", scene.hub.summary());
+        scene.hub.take_requests();
+        let url = scene.larder.blob_url(&name, layer);
+        let answer = get(&url).await;
+        assert_eq!(answer.status, 200, "{name}: {}\n{}", answer.text(), scene.hub.summary());
+        assert!(answer.body == scene.image.layers[0], "wrong bytes");
+        assert_eq!(answer.header("x-cache"), "HIT");
+        assert!(scene.hub.bytes_sent(layer) <= before + 1, "it came again:\n{}", scene.hub.summary());
+        assert!(scene.asked() <= asks, "{}", scene.hub.summary());
+        // Once it is confirmed nothing is asked.
+        scene.hub.take_requests();
+        assert_eq!((get(&url).await.status, scene.asked()), (200, 0), "{}", scene.hub.summary());
+    }
+    // What the registry does not have there is not shown there.
+    let nowhere = get(scene.larder.blob_url(&format!("{TWIN}/{OTHER}"), &crate::support::sha256(b"nothing"))).await;
+    assert!((400..500).contains(&nowhere.status), "{}", nowhere.status);
 }
 
 /// Who asks for a part of what is not here yet gets that part.

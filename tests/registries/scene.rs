@@ -31,6 +31,9 @@ pub struct Scene {
 /// Another repository of the same registry.
 pub const OTHER: &str = "other/app";
 
+/// A second repository of Larder's, with the same upstream.
+pub const TWIN: &str = "twin";
+
 impl Scene {
     pub async fn of(profile: Profile) -> Self {
         let Profile { mut options, name, login, limit, denial } = profile;
@@ -47,8 +50,13 @@ impl Scene {
             Login::Password => format!("username = \"{USER}\"\npassword = \"{PASSWORD}\""),
             Login::Helper => "credential_helper = \"test\"".to_owned(),
         };
-        let config = RepositoryConfig::new("hub").set("negative_max_age = \"0s\"").upstream_with(&hub, &keys);
-        let larder = Larder::builder().config(config).env("PATH", &path_with(helper.path())).start().await;
+        let config = |prefix| RepositoryConfig::new(prefix).set("negative_max_age = \"0s\"").upstream_with(&hub, &keys);
+        let larder = Larder::builder()
+            .config(config("hub"))
+            .config(config(TWIN))
+            .env("PATH", &path_with(helper.path()))
+            .start()
+            .await;
         Self { hub, larder, image, name, options, login, limit, denial, helper }
     }
 
