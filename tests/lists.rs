@@ -2,6 +2,7 @@
 
 use serde_json::json;
 
+use crate::clients::skopeo_lists_tags;
 use crate::support::hub::profiles::quay_before_2024;
 use crate::support::{
     Fault, Hub, Image, Kind, Larder, LinkForm, On, Options, PageToken, Paging, RepositoryConfig, get, repository_config,
@@ -70,6 +71,23 @@ async fn a_page_by_its_last_entry_is_had_of_any_upstream() {
     first.fault(On::any(), Fault::status(404));
     let page = get(format!("{}{}", larder.url(), next(&page).expect("a page"))).await;
     assert_eq!((page.status, &page.json()["tags"]), (200, &json!(["3", "4"])));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn skopeo_lists_tags_by_as_many_requests_as_there_are_pages() {
+    let tags: Vec<_> = (10..35).map(|number| format!("1.{number}")).collect();
+    let named: Vec<_> = tags.iter().map(String::as_str).collect();
+    let by_number = Paging { size: "page_size", next: "page", token: PageToken::Number, link: LinkForm::Odd };
+    for options in
+        [Options { page_size: 10, ..Options::default() }, opaque(10), Options { paging: by_number, ..opaque(10) }]
+    {
+        let hub = hub_with_tags(options, &named).await;
+        let larder = Larder::start(repository_config("hub", &[&hub])).await;
+        let listed = skopeo_lists_tags(&format!("{}/hub/team/app", larder.door("registry"))).await;
+        let listed: serde_json::Value = serde_json::from_str(&listed.expect("a list")).expect("JSON");
+        assert_eq!(listed["Tags"], json!(tags));
+        assert_eq!(hub.requests().len(), 3, "{}", hub.summary());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

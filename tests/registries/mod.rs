@@ -18,7 +18,7 @@ macro_rules! registries {
             use crate::support::hub::profiles::$registry::profile;
 
             promises! {
-                promises: cold, warm, outage, shared, range, limit, reason, ended, revoked;
+                promises: cold, warm, outage, shared, range, begins, sha512, hiccup, limit, reason, ended, revoked;
                 lists: tags, referrers, filters;
             }
         })+

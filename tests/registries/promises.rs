@@ -2,7 +2,7 @@
 
 use super::scene::{OTHER, Scene, TWIN, image};
 use crate::support::hub::profiles::{Again, Login, Profile};
-use crate::support::{Fault, Kind, Listener, On, get, head, request};
+use crate::support::{Fault, Kind, Listener, On, eventually, get, head, request};
 
 /// A first pull brings each byte as it is.
 pub async fn cold(profile: Profile) {
@@ -86,6 +86,51 @@ pub async fn range(profile: Profile) {
     }
 }
 
+/// Who asks for the whole as a part, as containerd does, sees it begin while it comes.
+pub async fn begins(profile: Profile) {
+    let scene = Scene::of(profile).await;
+    let (layer, content) = (&scene.image.layer_digests()[0], &scene.image.layers[0]);
+    let gate = scene.hub.gate(On::any().get().reference(layer), 100_000);
+    let url = scene.larder.blob_url(&scene.local(), layer);
+    let answer = request("GET", &url).header("range", "bytes=0-").open().await;
+    assert!(matches!(answer.status, 200 | 206), "{}\n{}", answer.status, scene.hub.summary());
+    gate.open();
+    let answer = answer.read_to_end().await;
+    assert!(answer.complete() && answer.body == *content, "{:?}", answer.error);
+}
+
+/// What is named by sha512 is had as well, and shared.
+pub async fn sha512(profile: Profile) {
+    let scene = Scene::warm(profile).await;
+    let content = crate::support::blob(7, 150_000);
+    let digest = crate::support::sha512(&content);
+    for name in [scene.name, OTHER] {
+        scene.hub.push_blob_as(name, &digest, content.clone());
+    }
+    let url = scene.larder.blob_url(&scene.local(), &digest);
+    let asked = head(&url).await;
+    assert_eq!(asked.status, 200, "{}", scene.hub.summary());
+    assert!(matches!(asked.header("content-length"), "150000" | ""), "{}", asked.header("content-length"));
+    let answer = get(&url).await;
+    assert!(answer.status == 200 && answer.body == content, "{}\n{}", answer.status, scene.hub.summary());
+    eventually("it is stored", async || scene.larder.stats().await["stores"] == 5).await;
+    let shared = get(scene.larder.blob_url(&format!("{TWIN}/{OTHER}"), &digest)).await;
+    assert!(shared.status == 200 && shared.body == content, "{}\n{}", shared.status, scene.hub.summary());
+    assert_eq!(shared.header("x-cache"), "HIT");
+}
+
+/// A registry or storage that fails once fails nobody's pull.
+pub async fn hiccup(profile: Profile) {
+    let scene = Scene::of(profile).await;
+    // Each for another object: who asks once more fails with the second failure.
+    let (config, layer) = (scene.image.config_digest(), &scene.image.layer_digests()[0]);
+    for on in [On::manifest(), On::blob().reference(&config), On::storage().reference(layer)] {
+        scene.hub.fault(on.clone().get().times(1), Fault::status(503));
+        scene.hub.fault(on.head().times(1), Fault::status(502));
+    }
+    scene.pull().await;
+}
+
 /// A limit is told as one, and what is cached is served through it.
 pub async fn limit(profile: Profile) {
     let scene = Scene::warm(profile).await;
@@ -110,7 +155,11 @@ pub async fn limit(profile: Profile) {
 pub async fn reason(profile: Profile) {
     let scene = Scene::of(profile).await;
     let denial = scene.denial;
-    let media_type = if denial.body.starts_with('{') { "application/json" } else { "text/html" };
+    let media_type = match denial.body.as_bytes().first() {
+        Some(b'{') => "application/json",
+        Some(b'<') => "text/html",
+        _ => "text/plain",
+    };
     scene.hub.fault(On::manifest(), Fault::reply(denial.status, &[("content-type", media_type)], denial.body));
     let refused = get(scene.tag("1")).await;
     match denial.status {
