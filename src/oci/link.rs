@@ -41,7 +41,7 @@ pub struct Link<'a> {
 /// to the next comma.
 pub fn parse(header: &str) -> Vec<Link<'_>> {
     let mut links = Vec::new();
-    let mut rest = header.get(..MAX_LENGTH).unwrap_or(header);
+    let mut rest = beginning(header);
     loop {
         rest = rest.trim_start_matches([' ', '\t', ',']);
         if rest.is_empty() {
@@ -74,6 +74,11 @@ pub fn next(header: &str) -> Option<&str> {
 pub fn query(target: &str) -> Option<Cow<'_, str>> {
     let (_, query) = target.split('#').next()?.split_once('?')?;
     Some(utf8_percent_encode(query, NOT_IN_QUERIES).into())
+}
+
+/// Of a longer header so much as is read. A character has four bytes at most.
+fn beginning(header: &str) -> &str {
+    (0..4).find_map(|less| header.get(..MAX_LENGTH - less)).unwrap_or(header)
 }
 
 /// Reads the parameters of one link; returns what comes after it.
@@ -185,8 +190,11 @@ mod tests {
 
     #[test]
     fn hostile_links_do_no_harm() {
-        for part in ["<", "<>;", ";rel=\"\\", "<a>;rel=", "ä,<", "<?a>; =;"] {
+        for part in ["<", "<>;", ";rel=\"\\", "<a>;rel=", "ä,<", "<?a>; =;", ",<"] {
             let _ = next(&part.repeat(100_000));
+        }
+        for more in 0..4 {
+            assert!(beginning(&format!("{}{}", "a".repeat(more), "𝄞".repeat(10_000))).len() <= MAX_LENGTH);
         }
     }
 }

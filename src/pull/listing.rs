@@ -175,7 +175,7 @@ impl Pull {
             List::ReferrersOf(subject) => upstreams[at].referrers(&target.who, &target.name, subject, query).await,
         };
         let path = list.path();
-        let named_by = self.named_by.recall(target, &path, query).filter(|&at| at < upstreams.len());
+        let named_by = self.named_by.recall(target, &path, query);
         let answer = match named_by {
             Some(at) if page.is_opaque => upstreams.only(at, ask).await,
             named_by => upstreams.first(named_by, ask).await,

@@ -162,13 +162,13 @@ impl Default for NamedBy {
 impl NamedBy {
     /// The upstream that named a page of `list`.
     pub fn recall(&self, target: &Target, list: &str, query: &str) -> Option<usize> {
-        self.0.get(&key(target, list, query))
+        self.0.get(&key(target, list, query)?).filter(|&at| at < target.repository.upstreams.len())
     }
 
-    /// An upstream named a page. With one upstream there is nothing to remember, and a long query is not a token.
+    /// An upstream named a page.
     pub fn remember(&self, target: &Target, list: &str, query: &str, at: usize) {
-        if target.repository.upstreams.len() > 1 && query.len() <= MAX_QUERY {
-            self.0.insert(key(target, list, query), at);
+        if let Some(key) = key(target, list, query) {
+            self.0.insert(key, at);
         }
     }
 
@@ -178,10 +178,13 @@ impl NamedBy {
     }
 }
 
-fn key(target: &Target, list: &str, query: &str) -> Key {
-    let pairs = meaning(query);
-    let query = url::form_urlencoded::Serializer::new(String::new()).extend_pairs(pairs).finish();
-    (target.repository.config.asked_as(), format!("{}/{list}?{query}", target.name), target.who.id())
+/// `None`: with one upstream there is nothing to remember, and a long query is not a token.
+fn key(target: &Target, list: &str, query: &str) -> Option<Key> {
+    if target.repository.upstreams.len() < 2 || query.len() > MAX_QUERY {
+        return None;
+    }
+    let query = url::form_urlencoded::Serializer::new(String::new()).extend_pairs(meaning(query)).finish();
+    Some((target.repository.config.asked_as(), format!("{}/{list}?{query}", target.name), target.who.id()))
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use tempfile::TempDir;
 use crate::support::helper::{credential_helper, path_with};
 use crate::support::hub::profiles::{Denial, Limit, Login, Profile};
 use crate::support::{
-    Auth, HeadHabit, Hub, Image, Kind, Larder, Listener, ManifestsAt, Options, RepositoryConfig, eventually, get, head,
+    Auth, Hub, Image, Kind, Larder, Listener, ManifestsAt, Options, RepositoryConfig, eventually, get, head,
 };
 
 /// A large layer, of which a copy would be noticed, and a small one.
@@ -84,11 +84,7 @@ impl Scene {
 
     /// The whole image, as clients pull it: HEAD of the tag, the manifest by its digest, each blob.
     pub async fn pull(&self) {
-        // Where HEAD does not find what GET does, clients that ask by GET are those that pull.
-        let tagged = match self.options.manifest_head {
-            HeadHabit::AfterGet => get(self.tag("1")).await,
-            _ => head(self.tag("1")).await,
-        };
+        let tagged = head(self.tag("1")).await;
         let manifest = &self.image.manifest;
         assert_eq!(tagged.status, 200, "{}", self.hub.summary());
         assert_eq!(tagged.header("docker-content-digest"), manifest.digest);

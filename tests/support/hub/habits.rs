@@ -20,11 +20,10 @@ impl Habits {
     pub fn apply(&mut self, request: &Request, response: &mut Response, options: &Options, realm: &Realm) {
         let is_object = matches!(request.kind, Kind::Manifest | Kind::Blob | Kind::Storage);
         let is_document = response.headers.iter().any(|(name, value)| name == "content-type" && value.contains("json"));
-        if request.kind == Kind::Manifest && response.status == 200 {
-            if let Some(media_type) = options.manifest_type {
-                response.remove_header("content-type");
-                response.headers.push(("content-type".to_owned(), media_type.to_owned()));
-            }
+        let is_manifest = request.kind == Kind::Manifest && response.status == 200;
+        if let Some(media_type) = options.manifest_type.filter(|_| is_manifest) {
+            response.remove_header("content-type");
+            response.headers.push(("content-type".to_owned(), media_type.to_owned()));
         }
         if !options.names_digests {
             Fault::NoDigestHeader.apply(request, response);
