@@ -95,8 +95,8 @@ pub enum ToldScope {
     Actions(&'static str),
     /// The same for all names.
     Fixed(&'static str),
-    /// `repository:PREFIX/NAME:pull`
-    Under(&'static str),
+    /// `repository:NAME:pull`, without the first part of the name.
+    WithoutFirst,
 }
 
 impl ToldScope {
@@ -106,19 +106,23 @@ impl ToldScope {
             Self::Pull => format!("repository:{name}:pull"),
             Self::Actions(actions) => format!("repository:{name}:{actions}"),
             Self::Fixed(scope) => scope.to_owned(),
-            Self::Under(prefix) => format!("repository:{prefix}/{name}:pull"),
+            Self::WithoutFirst => format!("repository:{}:pull", self.told_name(name)),
         }
     }
 
-    /// The name that a token for a scope is good for; `*` for all.
+    /// A name as scopes have it.
+    fn told_name(self, name: &str) -> &str {
+        match self {
+            Self::WithoutFirst => name.split_once('/').map_or(name, |(_, rest)| rest),
+            _ => name,
+        }
+    }
+
+    /// The name that a token for a scope is good for, as scopes have it; `*` for all.
     fn name_in(self, scope: &str) -> Option<&str> {
         let (name, actions) = match self {
             Self::Fixed(told) => return (scope == told).then_some("*"),
             _ => scope.strip_prefix("repository:")?.rsplit_once(':')?,
-        };
-        let name = match self {
-            Self::Under(prefix) => name.strip_prefix(prefix)?.strip_prefix('/')?,
-            _ => name,
         };
         actions.split(',').any(|action| action == "pull").then_some(name)
     }
@@ -185,7 +189,12 @@ impl Tokens {
             .iter()
             .flat_map(|scopes| scopes.split(' '))
             .filter_map(|scope| service.told_scope.name_in(scope))
-            .filter(|name| may_read(options, &user, name))
+            .filter(|told| {
+                let mut private = options.private.iter().map(|(name, _)| name.as_str());
+                let is_refused =
+                    |name: &str| service.told_scope.told_name(name) == *told && !may_read(options, &user, name);
+                !private.any(is_refused)
+            })
             .map(str::to_owned)
             .collect();
         self.issued += 1;
@@ -242,15 +251,14 @@ impl Tokens {
                 let is_ended =
                     grant.is_none() && (known.is_some() || token.is_some_and(|token| self.ended.contains(token)));
                 let error = match (token, grant) {
-                    (_, Some(grant)) if grant.is_for(&request.name) => return None,
+                    (_, Some(grant)) if grant.is_for(service.told_scope.told_name(&request.name)) => return None,
                     (None, _) => "",
                     (Some(_), None) => r#",error="invalid_token""#,
                     (Some(_), Some(_)) => r#",error="insufficient_scope""#,
                 };
                 Some(match service.ended {
                     EndedToken::Status(status) if is_ended => {
-                        let words = "Your authorization token has expired. Reauthenticate and try again.";
-                        Response::error(status, "DENIED", words)
+                        Response::error(status, "DENIED", "Your Authorization Token is invalid.")
                     }
                     EndedToken::OtherRealm if is_ended => {
                         let scope = service.told_scope.of(&request.name);

@@ -1,7 +1,7 @@
 //! JFrog Artifactory.
 //!
-//! - The scope of a challenge names the path behind its own rewriting (oras-project/oras-go#650), and the realm is of one
-//!   repository (containerd/containerd#6339). A POST for a token is 401 (containerd/containerd#2170).
+//! - The scope of a challenge is without the first part of the name, where it rewrites paths (oras-project/oras-go#650), and
+//!   the realm is of one repository (containerd/containerd#6339). A POST for a token is 401 (containerd/containerd#2170).
 //! - Blobs: 302 to a CDN.
 //! - A refusal has its reason in the body.
 
@@ -14,7 +14,7 @@ pub fn profile() -> Profile {
         path: "/v2/token",
         field: TokenField::Token,
         refuses_post: Some(401),
-        told_scope: ToldScope::Under("docker-remote"),
+        told_scope: ToldScope::WithoutFirst,
         ..TokenService::default()
     };
     let options = Options {
@@ -30,6 +30,6 @@ pub fn profile() -> Profile {
             body: r#"{"errors":[{"status":403,"code":"DENIED","message":"Artifact download request rejected: it was not downloaded due to a curation policy"}]}"#,
             words: "due to a curation policy",
         },
-        ..Profile::new("team/app", options)
+        ..Profile::new("docker-remote/team/app", options)
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! - Basic with the user `AWS` and a password of twelve hours, which a credential helper gives
 //!   (docs.aws.amazon.com/AmazonECR/latest/userguide/registry_auth.html). An ended one: 403 "Your authorization token has
-//!   expired" (bazel-contrib/rules_img#715).
+//!   expired" (bazel-contrib/rules_img#715, flipt-io/flipt#3043).
 //! - Blobs: 307 to S3, which answers 400 to `Authorization` beside a presigned query.
 //! - Lists come in pages by `nextToken` and `maxResults` as of its own API (aws/containers-roadmap#1262).
 

@@ -1,7 +1,8 @@
 //! Amazon ECR Public, public.ecr.aws.
 //!
 //! - Challenges say `scope="aws"` whatever is asked for (helm/helm#12491, distribution/distribution#4383). Tokens hold for
-//!   an hour and do not say so. An ended one: 400 (oras-project/oras-go#1227).
+//!   an hour and do not say so. An ended one: 400 (aws/containers-roadmap#2835,
+//!   oras-project/oras-go#1227).
 //! - HEAD of a blob is 401 with any token, GET is 307 (aws/containers-roadmap#2671, distribution/distribution#4383).
 //! - Anonymous clients have small limits (docs.aws.amazon.com/AmazonECR/latest/public/public-service-quotas.html).
 

@@ -1,7 +1,7 @@
 //! Microsoft's registry, mcr.microsoft.com.
 //!
 //! - Anonymous, without tokens. Blobs: 307 to a CDN by region. Lists are long and come as a whole.
-//! - 429 comes without words of any use (microsoft/containerregistry#140).
+//! - 429 is told of (microsoft/containerregistry#140). With which words is not, so there are none here.
 
 use super::{Again, Limit, Profile};
 use crate::support::hub::{Options, Redirect};

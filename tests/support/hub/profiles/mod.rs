@@ -1,4 +1,4 @@
-//! Registries as they are, each in a file of its own: what is odd about it, and where that is told. `docs/registries.md`
+//! Registries as they are told to be, each in a file of its own: what is odd about it, and where that is told. `docs/registries.md`
 //! has a row for each, and `tests/registries` keeps the promises on all of them.
 
 use super::Options;
@@ -86,7 +86,7 @@ impl Default for Limit {
     }
 }
 
-/// An answer that refuses an image.
+/// An answer that refuses an image. The words are made after what is told of them; those of the real ones may differ.
 #[derive(Clone, Copy, Debug)]
 pub struct Denial {
     pub status: u16,
