@@ -1,10 +1,10 @@
 //! Promise: Larder comes to an upstream with the credentials it is given, in whatever way the upstream wants them.
 
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
+use crate::support::helper::credential_helper as helper;
 use crate::support::{
     Auth, Authority, Fault, Hub, Image, Larder, Listener, On, Options, RepositoryConfig, TlsFront, TokenPlace,
     TokenService, eventually, get, repository_config,
@@ -49,15 +49,6 @@ async fn a_password_file_is_read_without_its_newline_and_again_when_it_changes()
     write(dir.path(), "password", "second\n");
     eventually("the new password is used", async || pulls(&larder, "2").await == 200).await;
     assert!(!larder.log().contains("second"), "the password is in the log");
-}
-
-fn helper(dir: &Path, password: &str) -> PathBuf {
-    let answer = write(dir, "answer", &format!(r#"{{"ServerURL":"x","Username":"me","Secret":"{password}"}}"#));
-    let script =
-        format!("#!/bin/sh\nread server\necho \"$1 $server\" >> {0}/runs\ncat {1}\n", dir.display(), answer.display());
-    let program = write(dir, "docker-credential-test", &script);
-    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).expect("executable");
-    program
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -28,9 +28,9 @@ mod urls;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use crate::places::Party;
 pub use fill::{Fill, FillReader, Origin, Source, Transfer};
 pub use hot::Manifest;
-pub use crate::places::Party;
 pub use read::{Aside, Content};
 pub use standing::Standing;
 
@@ -41,6 +41,7 @@ use crate::index::{
     Image, ImageName, Index, IndexError, ObjectEntry, Purge, Purged, TagEntry, TagKey, Timestamp, Write,
 };
 use crate::oci::{Digest, MediaType};
+use crate::places::Places;
 pub use crate::store::Mapping;
 use crate::store::{Disk, StoreError, Stored};
 use crate::telemetry::Metrics;
@@ -51,7 +52,6 @@ use hot::Hot;
 use lists::Lists;
 use manifests::Pending;
 use passes::Passes;
-use crate::places::Places;
 use space::Space;
 
 /// How long a stop waits for what is verified to be on disk.

@@ -178,10 +178,12 @@ impl ReferrersIndex {
         Some(Self::new(index.manifests))
     }
 
-    /// Keeps the referrers of one artifact type.
-    pub fn filter(&mut self, artifact_type: &str) {
-        self.manifests
-            .retain(|manifest| manifest.get("artifactType").and_then(|value| value.as_str()) == Some(artifact_type));
+    /// Keeps the referrers that are of one of these artifact types.
+    pub fn filter(&mut self, artifact_types: &[String]) {
+        self.manifests.retain(|manifest| {
+            let is_of = manifest.get("artifactType").and_then(|value| value.as_str());
+            is_of.is_some_and(|is_of| artifact_types.iter().any(|wanted| wanted == is_of))
+        });
     }
 }
 

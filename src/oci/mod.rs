@@ -3,6 +3,7 @@
 pub mod challenge;
 pub mod digest;
 pub mod error;
+pub mod link;
 pub mod list;
 pub mod manifest;
 pub mod media_type;

@@ -209,7 +209,9 @@ impl Pull {
         let (pull, cache) = (self.clone(), self.cache.clone());
         // A digest alone says little where a page says it: what is stored has a size, too.
         let known_size = match what {
-            Stored::Manifest => self.cache.manifest(&digest).await.ok().flatten().map(|manifest| manifest.bytes.len() as u64),
+            Stored::Manifest => {
+                self.cache.manifest(&digest).await.ok().flatten().map(|manifest| manifest.bytes.len() as u64)
+            }
             Stored::Blob(size) => Some(size),
         };
         let ask = || async move {
@@ -224,7 +226,9 @@ impl Pull {
                 Stored::Manifest => {
                     let reference = Reference::Digest(digest);
                     match upstreams[at].head_manifest(who, name, &reference, false).await? {
-                        HeadSaid::Manifest(head) if head.shows(&digest, known_size) && !must_send_it => Ok(Proof::Shown),
+                        HeadSaid::Manifest(head) if head.shows(&digest, known_size) && !must_send_it => {
+                            Ok(Proof::Shown)
+                        }
                         // It does not say: the manifest itself, which is verified, is the proof.
                         _ => upstreams[at].manifest(who, name, &reference).await.map(|_| Proof::Shown),
                     }

@@ -9,13 +9,13 @@ use http::request::Parts;
 use http::{HeaderName, HeaderValue, Response};
 use serde_json::json;
 use tokio::sync::OwnedSemaphorePermit;
-use url::Url;
 
 use super::admission::Door;
 use super::error::{Refusal, Wanted};
+use super::pages::{self, Page};
 use super::respond::{self, Body, CacheState};
 use super::routing::{Repository, Target};
-use super::{Answer, Pull, Query};
+use super::{Answer, Pull, Query, patience};
 use crate::auth::Identity;
 use crate::cache::freshness;
 use crate::failure::{Failure, FailureKind};
@@ -28,29 +28,35 @@ const OCI_FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-app
 /// Names on one page of the catalog, unless the client asks for fewer.
 const CATALOG_PAGE: usize = 1000;
 
-/// Longest list, in entries, of which a page is asked for and kept. Registries give fewer at a time.
-const MAX_N: u32 = 10_000;
-/// Longest filter that is kept: a media type has at most 127 characters on both sides of its slash (RFC 6838).
-const MAX_FILTER: usize = 255;
 /// How long a request waits until few enough lists of its repository come in.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Which list of a name.
-#[derive(Clone)]
-enum Page {
-    Tags { query: String },
-    Referrers { subject: Digest, artifact_type: Option<String> },
+#[derive(Clone, Copy)]
+enum List {
+    Tags,
+    ReferrersOf(Digest),
 }
 
-impl Page {
-    /// The page's address within its repository.
-    fn key(&self, target: &Target) -> ListKey {
-        let (path, query) = match self {
-            Self::Tags { query } => ("tags/list".to_owned(), query.as_str()),
-            Self::Referrers { subject, artifact_type } => {
-                (format!("referrers/{subject}"), artifact_type.as_deref().unwrap_or_default())
-            }
-        };
+impl List {
+    fn kind(self) -> pages::Kind {
+        match self {
+            Self::Tags => pages::Kind::Tags,
+            Self::ReferrersOf(_) => pages::Kind::Referrers,
+        }
+    }
+
+    fn path(self) -> String {
+        match self {
+            Self::Tags => "tags/list".to_owned(),
+            Self::ReferrersOf(subject) => format!("referrers/{subject}"),
+        }
+    }
+
+    /// A page's address within its repository.
+    fn key(self, page: &Page, target: &Target) -> ListKey {
+        let query = page.kept_as.as_ref().unwrap_or(&page.query);
+        let path = self.path();
         let page = if query.is_empty() { path } else { format!("{path}?{query}") };
         let page = page + &target.repository.config.shelf();
         ListKey { repository: target.repository.prefix().to_owned(), name: target.name.to_string(), page }
@@ -64,8 +70,7 @@ impl Pull {
         target: &Target,
         query: &Query,
     ) -> Result<Answer, Refusal> {
-        let (page, is_kept) = tags_page(query);
-        self.list(request, target, page, is_kept, query).await
+        self.list(request, target, List::Tags, query).await
     }
 
     pub(super) async fn referrers(
@@ -75,25 +80,23 @@ impl Pull {
         subject: Digest,
         query: &Query,
     ) -> Result<Answer, Refusal> {
-        let artifact_type = query.artifact_type.clone();
-        let is_kept = artifact_type.as_deref().is_none_or(is_media_type);
-        self.list(request, target, Page::Referrers { subject, artifact_type }, is_kept, query).await
+        self.list(request, target, List::ReferrersOf(subject), query).await
     }
 
-    /// A list: while fresh from the cache, else the upstream's, else as it last was. Without `is_kept` it only passes:
-    /// it is none that a client of a registry asks for.
+    /// A list: while fresh from the cache, else the upstream's, else as it last was. A page that no client of a
+    /// registry asks for only passes.
     async fn list(
         self: &Arc<Self>,
         request: &Parts,
         target: &Target,
-        page: Page,
-        is_kept: bool,
+        list: List,
         query: &Query,
     ) -> Result<Answer, Refusal> {
         let policy = &target.repository.config.tags;
-        let key = page.key(target);
+        let page = Page::read(list.kind(), &query.page);
+        let key = list.key(&page, target);
         // What one client is shown is not for others.
-        let is_kept = is_kept && !target.who.is_client();
+        let is_kept = page.kept_as.is_some() && !target.who.is_client();
         let cached = match is_kept {
             false => None,
             true => match self.cache.listing(&key).await {
@@ -110,7 +113,7 @@ impl Pull {
                 let since = listing.checked_at.to_system_time();
                 (listing, CacheState::Hit { since })
             }
-            cached => match (self.fetch_once(target, page, key, is_kept).await, cached) {
+            cached => match (self.fetch_in_time(target, list, &page, key, cached.as_ref()).await, cached) {
                 (Ok((listing, is_first)), _) => (listing, CacheState::Miss { collapsed: !is_first }),
                 (Err(failure), Some(listing))
                     if freshness::may_serve_stale(policy, failure.kind, listing.checked_at.age()) =>
@@ -121,14 +124,40 @@ impl Pull {
                 (Err(failure), _) => return Err(Refusal::of(Wanted::Name)(failure)),
             },
         };
-        Ok(Answer { response: respond_list(request, query, &listing, &state), state })
+        Ok(Answer { response: respond_list(request, query, &page, &listing, &state), state })
+    }
+
+    /// The upstream's list. Where there is a copy to serve it is not waited for long, and comes in behind the answer.
+    async fn fetch_in_time(
+        self: &Arc<Self>,
+        target: &Target,
+        list: List,
+        page: &Page,
+        key: ListKey,
+        cached: Option<&Listing>,
+    ) -> Result<(Listing, bool), Failure> {
+        let policy = &target.repository.config.tags;
+        let is_kept = page.kept_as.is_some() && !target.who.is_client();
+        let has_copy = |listing: &Listing| {
+            freshness::may_serve_stale(policy, FailureKind::Timeout, listing.checked_at.age())
+        };
+        let fetch = self.fetch_once(target, list, page, key, is_kept);
+        if !cached.is_some_and(has_copy) {
+            return fetch.await;
+        }
+        let patience = self.lagging.patience(target);
+        tokio::time::timeout(patience, fetch).await.unwrap_or_else(|_| {
+            self.lagging.note(target, true);
+            Err(patience::too_slow(target, patience))
+        })
     }
 
     /// The upstream's list, asked for once for all who want it now. The second value tells whether it was for this one.
     async fn fetch_once(
         self: &Arc<Self>,
         target: &Target,
-        page: Page,
+        list: List,
+        page: &Page,
         key: ListKey,
         is_kept: bool,
     ) -> Result<(Listing, bool), Failure> {
@@ -138,10 +167,10 @@ impl Pull {
             true => None,
             false => self.turn_for_list(target).await?,
         };
-        let (pull, asked) = (self.clone(), target.clone());
+        let (pull, asked, page) = (self.clone(), target.clone(), page.clone());
         let work = || async move {
-            let _turn = turn;
-            let listing = pull.cache.hold_listing(pull.fetch_list(&asked, page).await?).await?;
+            let _turn = (turn, pull.place(&asked).await?);
+            let listing = pull.cache.hold_listing(pull.fetch_list(&asked, list, &page).await?).await?;
             if is_kept {
                 pull.cache.put_listing(key, listing.clone());
             }
@@ -162,28 +191,33 @@ impl Pull {
         })
     }
 
-    async fn fetch_list(self: &Arc<Self>, target: &Target, page: Page) -> Result<Listing, Failure> {
-        let upstreams = &target.repository.upstreams;
-        Ok(match &page {
-            Page::Tags { query } => {
-                let ask = async |at: usize| upstreams[at].tags(&target.who, &target.name, query).await;
-                into_listing(upstreams.first(None, ask).await?.1)
-            }
-            Page::Referrers { subject, artifact_type } => {
-                let query = artifact_type.as_ref().map_or_else(String::new, |wanted| {
-                    url::form_urlencoded::Serializer::new(String::new()).append_pair("artifactType", wanted).finish()
-                });
-                let ask = async |at: usize| upstreams[at].referrers(&target.who, &target.name, subject, &query).await;
-                match upstreams.first(None, ask).await {
-                    Ok((_, answer)) => into_listing(answer),
-                    // An upstream with the API answers an empty list; this one does not have it.
-                    Err(failure) if failure.kind == FailureKind::NotFound => {
-                        self.referrers_by_tag(target, subject, artifact_type.as_deref()).await?
-                    }
-                    Err(failure) => return Err(failure),
+    /// A page that only one registry understands is asked of the upstream that named it, and of no other. Others are
+    /// asked of it first.
+    async fn fetch_list(self: &Arc<Self>, target: &Target, list: List, page: &Page) -> Result<Listing, Failure> {
+        let (upstreams, query) = (&target.repository.upstreams, page.query.as_str());
+        let ask = async |at: usize| match &list {
+            List::Tags => upstreams[at].tags(&target.who, &target.name, query).await,
+            List::ReferrersOf(subject) => upstreams[at].referrers(&target.who, &target.name, subject, query).await,
+        };
+        let path = list.path();
+        let named_by = self.named_by.recall(target, &path, query);
+        let answer = match named_by {
+            Some(at) if page.is_opaque => upstreams.only(at, ask).await,
+            named_by => upstreams.first(named_by, ask).await,
+        };
+        match (answer, list) {
+            (Ok((at, answer)), _) => {
+                if let Some(next) = answer.link.as_deref().and_then(|link| page.next(link)) {
+                    self.named_by.remember(target, &path, &next, at);
                 }
+                Ok(into_listing(answer))
             }
-        })
+            // An upstream with the API answers an empty list; this one does not have it. Who named a page has it.
+            (Err(failure), List::ReferrersOf(subject)) if failure.kind == FailureKind::NotFound && !page.is_opaque => {
+                self.referrers_by_tag(target, &subject, &page.filters).await
+            }
+            (Err(failure), _) => Err(failure),
+        }
     }
 
     /// The referrers of an upstream without the API: what its fallback tag lists.
@@ -191,7 +225,7 @@ impl Pull {
         self: &Arc<Self>,
         target: &Target,
         subject: &Digest,
-        artifact_type: Option<&str>,
+        filters: &[String],
     ) -> Result<Listing, Failure> {
         let tag = Tag::referrers_fallback(subject);
         let mut index = match self.by_tag(target, &tag, false).await {
@@ -203,15 +237,15 @@ impl Pull {
             Err(failure) if failure.kind == FailureKind::NotFound => ReferrersIndex::new(Vec::new()),
             Err(failure) => return Err(failure),
         };
-        if let Some(artifact_type) = artifact_type {
-            index.filter(artifact_type);
+        if !filters.is_empty() {
+            index.filter(filters);
         }
         let body = serde_json::to_vec(&index).map_err(|error| Failure::new(FailureKind::WrongContent, error))?;
         Ok(Listing {
             body: body.into(),
             media_type: Some(MediaType::new(media_type::OCI_INDEX)),
             link: None,
-            filters_applied: artifact_type.map(|_| "artifactType".to_owned()),
+            filters_applied: (!filters.is_empty()).then(|| "artifactType".to_owned()),
             checked_at: Timestamp::now(),
         })
     }
@@ -247,52 +281,18 @@ impl Pull {
     }
 }
 
-/// The page of a tag list that a client asks for, and whether it is one to be kept: there are any number of queries, and
-/// only some that clients of a registry make. Those are written in one way; others pass as they are.
-fn tags_page(query: &Query) -> (Page, bool) {
-    let n = query.n.as_deref().map(canonical_n);
-    let is_kept = n.as_ref().is_none_or(Option::is_some) && query.last.as_deref().is_none_or(is_tag_like);
-    let n = match n.flatten() {
-        Some(n) => Some(n.to_string()),
-        None => query.n.clone(),
-    };
-    let mut asked = url::form_urlencoded::Serializer::new(String::new());
-    for (key, value) in [("n", &n), ("last", &query.last)] {
-        if let Some(value) = value {
-            asked.append_pair(key, value);
-        }
-    }
-    (Page::Tags { query: asked.finish() }, is_kept)
-}
-
-fn canonical_n(n: &str) -> Option<u32> {
-    let is_number = n.bytes().all(|byte| byte.is_ascii_digit());
-    n.parse().ok().filter(|n| is_number && *n <= MAX_N)
-}
-
-/// As long and of such characters as a tag.
-fn is_tag_like(last: &str) -> bool {
-    let is_of_tags = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-');
-    last.len() <= 128 && last.bytes().all(is_of_tags)
-}
-
-/// Made of the characters of media types (RFC 6838, section 4.2).
-fn is_media_type(filter: &str) -> bool {
-    let is_of_types = |byte: u8| byte.is_ascii_alphanumeric() || b"/!#$&-^_.+".contains(&byte);
-    filter.len() <= MAX_FILTER && filter.bytes().all(is_of_types)
-}
-
 fn into_listing(answer: ListAnswer) -> Listing {
     let ListAnswer { bytes, media_type, link, filters_applied } = answer;
     Listing { body: bytes, media_type, link, filters_applied, checked_at: Timestamp::now() }
 }
 
-fn respond_list(request: &Parts, query: &Query, listing: &Listing, state: &CacheState) -> Response<Body> {
+fn respond_list(request: &Parts, query: &Query, page: &Page, listing: &Listing, state: &CacheState) -> Response<Body> {
     let media_type = listing.media_type.as_ref().map_or("application/json", MediaType::as_str);
     let mut response = json_response(listing.body.clone(), media_type);
     let headers = response.headers_mut();
     state.write(headers);
-    let link = listing.link.as_deref().and_then(|link| next_link(request.uri.path(), query, link));
+    let next = listing.link.as_deref().and_then(|link| page.next(link));
+    let link = next.and_then(|next| pages::link_to(request.uri.path(), &next, query.namespace.as_deref()));
     headers.extend(link.map(|link| (LINK, link)));
     let filters = listing.filters_applied.as_deref().and_then(|filters| HeaderValue::from_str(filters).ok());
     headers.extend(filters.map(|filters| (OCI_FILTERS_APPLIED, filters)));
@@ -306,70 +306,4 @@ fn json_response(body: Bytes, media_type: &str) -> Response<Body> {
     headers.extend(HeaderValue::from_str(media_type).ok().map(|value| (CONTENT_TYPE, value)));
     headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
     response
-}
-
-/// The upstream's `Link` to the next page, as a link to ours: the path that the client asked for with
-/// the upstream's query, and the client's own `ns`.
-fn next_link(path: &str, query: &Query, link: &str) -> Option<HeaderValue> {
-    let (target, parameters) = link.trim().strip_prefix('<')?.split_once('>')?;
-    if !parameters.replace([' ', '"'], "").contains("rel=next") {
-        return None;
-    }
-    let base = Url::parse("http://upstream.invalid/").ok()?;
-    let target = base.join(target).ok()?;
-    let mut next = url::form_urlencoded::Serializer::new(String::new());
-    next.extend_pairs(target.query_pairs().filter(|(key, _)| key != "ns"));
-    if let Some(namespace) = &query.namespace {
-        next.append_pair("ns", namespace);
-    }
-    HeaderValue::try_from(format!("<{path}?{}>; rel=\"next\"", next.finish())).ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_link_to_the_next_page_leads_back_here() {
-        let query = Query { namespace: Some("docker.io".to_owned()), ..Query::default() };
-        for link in [
-            "</v2/library/a/tags/list?last=b&n=2>; rel=\"next\"",
-            "<https://registry.example/v2/library/a/tags/list?last=b&n=2>; rel=next",
-            "<?last=b&n=2>;rel=\"next\"",
-        ] {
-            let next = next_link("/v2/docker.io/a/tags/list", &query, link).expect(link);
-            assert_eq!(next, "</v2/docker.io/a/tags/list?last=b&n=2&ns=docker.io>; rel=\"next\"");
-        }
-        assert_eq!(next_link("/p", &query, "<x>; rel=\"prev\""), None);
-        assert_eq!(next_link("/p", &query, "nonsense"), None);
-    }
-
-    #[test]
-    fn pages_are_kept_by_what_they_mean_and_no_nonsense_is() {
-        let page = |n: Option<&str>, last: Option<&str>| {
-            let query = Query { n: n.map(str::to_owned), last: last.map(str::to_owned), ..Query::default() };
-            match tags_page(&query) {
-                (Page::Tags { query }, is_kept) => (query, is_kept),
-                (Page::Referrers { .. }, _) => panic!("another list"),
-            }
-        };
-        let long = "a".repeat(129);
-        for (n, last, query, is_kept) in [
-            (None, None, "", true),
-            (Some("5"), None, "n=5", true),
-            (Some("0005"), Some("v1.0_x-y"), "n=5&last=v1.0_x-y", true),
-            (Some("10000"), Some(""), "n=10000&last=", true),
-            (Some("10001"), None, "n=10001", false),
-            (Some("+5"), None, "n=%2B5", false),
-            (Some(""), None, "n=", false),
-            (Some("-1"), None, "n=-1", false),
-            (Some("99999999999999999999"), None, "n=99999999999999999999", false),
-            (None, Some("a b"), "last=a+b", false),
-            (None, Some(&long), &format!("last={long}"), false),
-        ] {
-            assert_eq!(page(n, last), (query.to_owned(), is_kept), "{n:?} {last:?}");
-        }
-        assert!(is_media_type("application/vnd.example.sbom+json") && is_media_type(""));
-        assert!(!is_media_type("a b") && !is_media_type("a;b") && !is_media_type(&"a".repeat(256)));
-    }
 }

@@ -13,6 +13,7 @@ mod manifest;
 mod names;
 mod negative;
 mod observed;
+mod pages;
 mod patience;
 mod proxied;
 mod rejected;
@@ -60,6 +61,7 @@ use error::Wanted;
 use forwarded::Forwarding;
 use heads::{Heads, Said};
 use negative::Negative;
+use pages::NamedBy;
 use patience::Lagging;
 use proxied::{Copies, Proxying};
 use rejected::Rejected;
@@ -95,6 +97,8 @@ pub struct Pull {
     proofs: Flights<(String, String, WhoId), Proof>,
     sizes: Flights<(String, String, WhoId), Option<u64>>,
     listings: Flights<(ListKey, WhoId), Listing>,
+    /// Pages of lists, and which upstreams named them.
+    named_by: NamedBy,
     /// Names that are not for everybody, and until when that is believed.
     private: quick_cache::sync::Cache<(String, String), Instant>,
     /// Content of other URLs on its way.
@@ -169,6 +173,7 @@ impl Pull {
             proofs: Flights::default(),
             sizes: Flights::default(),
             listings: Flights::default(),
+            named_by: NamedBy::default(),
             private: quick_cache::sync::Cache::new(consent::PRIVATE_NAMES),
             copies: Copies::default(),
             learning: Arc::new(Semaphore::new(consent::LEARNING)),
@@ -218,6 +223,7 @@ impl Pull {
         self.negative.clear();
         self.heads.clear();
         self.lagging.clear();
+        self.named_by.clear();
         self.rejected.clear();
         self.private.clear();
         self.changes.send_replace(());
@@ -415,18 +421,19 @@ struct Query {
     namespace: Option<String>,
     n: Option<String>,
     last: Option<String>,
-    artifact_type: Option<String>,
+    /// All of it but `ns`, as it came: which page of a list is asked for.
+    page: String,
 }
 
 impl Query {
     fn read(query: Option<&str>) -> Self {
-        let mut read = Self::default();
-        for (key, value) in url::form_urlencoded::parse(query.unwrap_or_default().as_bytes()) {
+        let query = query.unwrap_or_default();
+        let mut read = Self { page: pages::without_namespace(query), ..Self::default() };
+        for (key, value) in url::form_urlencoded::parse(query.as_bytes()) {
             let place = match &*key {
                 "ns" => &mut read.namespace,
                 "n" => &mut read.n,
                 "last" => &mut read.last,
-                "artifactType" => &mut read.artifact_type,
                 _ => continue,
             };
             place.get_or_insert_with(|| value.into_owned());

@@ -66,7 +66,9 @@ impl Pull {
     /// A place among the questions to upstreams: each has a connection, and clients may ask as much as they like.
     pub(super) async fn place(&self, target: &Target) -> Result<Place, Failure> {
         let place = self.questions.take(party(target), FOR_A_PLACE).await;
-        place.map_err(|_| Failure::new(FailureKind::Busy, "too many requests to upstreams are under way; try again soon"))
+        place.map_err(|_| {
+            Failure::new(FailureKind::Busy, "too many requests to upstreams are under way; try again soon")
+        })
     }
 }
 

@@ -142,7 +142,7 @@ pub struct ManifestAnswer {
 pub struct ListAnswer {
     pub bytes: Bytes,
     pub media_type: Option<MediaType>,
-    /// The `Link` header: where the list goes on.
+    /// The `Link` headers, as one: where the list goes on.
     pub link: Option<String>,
     /// `OCI-Filters-Applied`
     pub filters_applied: Option<String>,
@@ -377,14 +377,14 @@ impl Upstream {
         self.transfers.should_yield()
     }
 
-    /// A page of the tag list; `query` is the part of the client's query that concerns the list.
+    /// A page of the tag list; `query` goes as it is.
     pub async fn tags(&self, who: &Who, name: &Name, query: &str) -> Result<ListAnswer, Failure> {
         let mut ask = self.ask(Method::GET, who, name, "tags/list", None);
         ask.url.set_query(Some(query).filter(|query| !query.is_empty()));
         self.list(&ask, name, list::is_of_tags).await
     }
 
-    /// A page of the referrers of `subject`.
+    /// A page of the referrers of `subject`; `query` goes as it is.
     pub async fn referrers(
         &self,
         who: &Who,
@@ -401,8 +401,11 @@ impl Upstream {
         let _turn = self.turn().await?;
         let response = self.send(ask, &self.scope(name)).await?;
         let response = self.transport.successful(response).await?;
-        let text =
-            |name: HeaderName| response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let text = |name: HeaderName| {
+            let values: Vec<_> = response.headers().get_all(name).iter().map(|value| value.as_bytes()).collect();
+            // Several lines are one list (RFC 9110, section 5.3).
+            (!values.is_empty()).then(|| String::from_utf8_lossy(&values.join(&b", "[..])).into_owned())
+        };
         let (link, filters_applied) = (text(LINK), text(OCI_FILTERS_APPLIED));
         let media_type = media_type(response.headers());
         let bytes = self.transport.read(response, MAX_DOCUMENT).await?;

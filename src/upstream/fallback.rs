@@ -149,8 +149,23 @@ impl Upstreams {
     where
         A: Future<Output = Result<T, Failure>>,
     {
+        self.first_in(&self.order(preferred), ask).await
+    }
+
+    /// The answer of one upstream alone, for what no other understands; like [`Upstreams::first`] otherwise.
+    pub async fn only<T, A>(&self, at: usize, ask: impl Fn(usize) -> A) -> Result<(usize, T), Failure>
+    where
+        A: Future<Output = Result<T, Failure>>,
+    {
+        self.first_in(&[at], ask).await
+    }
+
+    async fn first_in<T, A>(&self, order: &[usize], ask: impl Fn(usize) -> A) -> Result<(usize, T), Failure>
+    where
+        A: Future<Output = Result<T, Failure>>,
+    {
         let deadline = tokio::time::Instant::now() + self.patience;
-        let (told, passing) = match self.first_of(&self.order(preferred), deadline, &ask).await {
+        let (told, passing) = match self.first_of(order, deadline, &ask).await {
             Ok(answer) => return Ok(answer),
             Err(failed) => failed,
         };

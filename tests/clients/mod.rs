@@ -24,6 +24,11 @@ mod through_proxy;
 pub use nginx::Nginx;
 use process::Failure;
 
+/// What skopeo says of the tags of `HOST/NAME`.
+pub async fn skopeo_lists_tags(name: &str) -> Result<String, process::Failure> {
+    skopeo::Skopeo::new().list_tags(name).await
+}
+
 /// Copies an image with skopeo, with `user:password` if any.
 pub async fn skopeo_copies_as(reference: &str, credentials: Option<&str>) -> Result<(), Failure> {
     skopeo::Skopeo::new().copy_as(reference, credentials).await

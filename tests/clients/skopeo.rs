@@ -65,6 +65,11 @@ impl Skopeo {
         self.skopeo(&["inspect", "--raw", "--tls-verify=false", &from]).await
     }
 
+    /// What `skopeo list-tags` says of `HOST/NAME`, page by page.
+    pub async fn list_tags(&self, name: &str) -> Result<String, Failure> {
+        self.skopeo(&["list-tags", "--tls-verify=false", &format!("docker://{name}")]).await
+    }
+
     async fn skopeo(&self, arguments: &[&str]) -> Result<String, Failure> {
         let policy = self.storage.file("policy.json");
         let own = ["--policy", policy.as_str()];

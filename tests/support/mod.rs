@@ -5,6 +5,7 @@
 
 pub mod client;
 pub mod content;
+pub mod helper;
 pub mod hub;
 pub mod issuer;
 pub mod larder;
@@ -19,8 +20,8 @@ use std::time::{Duration, Instant};
 pub use self::client::{Answer, Connection, Streaming, get, head, raw, request};
 pub use self::content::{Image, Index, Manifest, blob, sha256, sha512};
 pub use self::hub::{
-    Auth, Fault, Gate, Hub, Injected, Kind, Listener, On, Options, RateLimit, Redirect, Refusal, Request, Supply,
-    TokenField, TokenPlace, TokenService,
+    Auth, EndedToken, Fault, Gate, HeadHabit, Hub, Injected, Kind, LinkForm, Listener, ManifestsAt, On, Options,
+    PageToken, Paging, RateLimit, Redirect, Refusal, Request, Supply, TokenField, TokenPlace, TokenService, ToldScope,
 };
 pub use self::larder::{Larder, RepositoryConfig, repository_config};
 pub use self::origin::{Origin, Page, Seen};

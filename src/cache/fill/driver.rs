@@ -16,10 +16,10 @@ use super::supervision::Supervision;
 use super::transfer::{self, End, Sink, Span};
 use super::{Fill, Origin, Phase, Registered, Reservation, Reserved, Room, Source, Wanted, blocking};
 use crate::cache::breaks::Breaks;
-use crate::places::Places;
 use crate::cache::ranges::RangeSet;
 use crate::failure::{Failure, FailureKind};
 use crate::oci::{Algorithm, Digest};
+use crate::places::Places;
 use crate::store::{Disk, Partial};
 
 /// How often a transfer that had begun is reopened when no source answers, before the fill fails.

@@ -5,8 +5,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{Fill, Origin};
-use crate::places::Places;
 use crate::failure::{Failure, FailureKind};
+use crate::places::Places;
 
 /// A client that comes back this soon still finds its fill.
 const UNREAD: Duration = Duration::from_secs(2);

@@ -6,8 +6,8 @@ use futures_util::{FutureExt, StreamExt};
 
 use super::driver::Outcome;
 use super::*;
-use crate::places::Places;
 use crate::oci::Algorithm;
+use crate::places::Places;
 use crate::store::Disk;
 
 /// What a scripted source does when it is opened.

@@ -18,8 +18,8 @@ use http_cache_semantics::CachePolicy;
 use quick_cache::sync::Cache as Bounded;
 use serde::{Deserialize, Serialize};
 
-use super::forward::Held;
 use super::Proxying;
+use super::forward::Held;
 use super::forward::{Limited, broken, in_time};
 use super::headers;
 use super::secrets::Secrets;

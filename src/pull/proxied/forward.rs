@@ -19,8 +19,8 @@ use super::secrets::Secrets;
 use super::{Kept, Proxying, Tunnel, headers};
 use crate::failure::{Failure, FailureKind};
 use crate::places::{self, Party};
-use crate::pull::{Pull, counted_client};
 use crate::pull::respond::{self, Body};
+use crate::pull::{Pull, counted_client};
 use crate::tunnel;
 use crate::upstream::{PassError, Place};
 
@@ -91,7 +91,8 @@ impl Pull {
     /// to its server.
     pub(super) async fn place_to_forward(&self, party: Party) -> Result<Held, Failure> {
         let held = self.forwards.take(Party { is_named: true, ..party }, FOR_A_PLACE).await;
-        held.map(Arc::new).map_err(|_| Failure::new(FailureKind::Busy, "too many requests are passed on at once; try again soon"))
+        held.map(Arc::new)
+            .map_err(|_| Failure::new(FailureKind::Busy, "too many requests are passed on at once; try again soon"))
     }
 
     /// Joins both sides of what is no longer HTTP.

@@ -14,7 +14,10 @@
 //! (127.0.0.2, so that it is another host). All stop when the hub is dropped.
 
 mod faults;
+mod habits;
+mod lists;
 mod options;
+pub mod profiles;
 mod registry;
 mod token;
 mod wire;
@@ -31,10 +34,11 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use self::faults::Injection;
 pub use self::faults::{Fault, Gate, Injected, On, Supply};
-pub use self::options::{Options, RateLimit, Redirect, Refusal};
+use self::habits::Habits;
+pub use self::options::{HeadHabit, LinkForm, ManifestsAt, Options, PageToken, Paging, RateLimit, Redirect, Refusal};
 use self::registry::Content;
-use self::token::Tokens;
-pub use self::token::{Auth, SERVICE, TokenField, TokenPlace, TokenService};
+pub use self::token::{Auth, EndedToken, SERVICE, TokenField, TokenPlace, TokenService, ToldScope};
+use self::token::{Realm, Tokens};
 use self::wire::Response;
 pub use self::wire::{Kind, Listener, Request};
 use super::content::{Image, Index, Manifest, sha256};
@@ -208,9 +212,19 @@ impl Hub {
         self.state().content.repository(name).blobs.remove(digest);
     }
 
-    /// Makes every token handed out so far invalid.
+    /// Ends the time of every token handed out so far.
     pub fn expire_tokens(&self) {
-        self.state().tokens.forget_all();
+        self.state().tokens.end_all();
+    }
+
+    /// Takes back every token handed out so far, before its time.
+    pub fn revoke_tokens(&self) {
+        self.state().tokens.revoke_all();
+    }
+
+    /// How many tokens were handed out so far.
+    pub fn tokens_given(&self) -> usize {
+        self.state().tokens.issued
     }
 
     /// Makes every blob redirect handed out so far answer 403.
@@ -329,6 +343,7 @@ struct State {
     options: Options,
     content: Content,
     tokens: Tokens,
+    habits: Habits,
     faults: Vec<Arc<Injection>>,
     requests: Vec<Request>,
     bytes_sent: HashMap<String, u64>,
@@ -336,8 +351,8 @@ struct State {
 
 impl State {
     fn new(options: Options) -> Self {
-        let (content, tokens) = (Content::default(), Tokens::default());
-        Self { options, content, tokens, faults: Vec::new(), requests: Vec::new(), bytes_sent: HashMap::new() }
+        let (content, tokens, habits) = (Content::default(), Tokens::default(), Habits::default());
+        Self { options, content, tokens, habits, faults: Vec::new(), requests: Vec::new(), bytes_sent: HashMap::new() }
     }
 }
 
@@ -349,16 +364,14 @@ impl Shared {
     /// Records the request and decides on the answer.
     fn answer(&self, request: Request) -> Response {
         let mut state = self.state();
-        let State { options, content, tokens, faults, requests, .. } = &mut *state;
+        let State { options, content, tokens, habits, faults, requests, .. } = &mut *state;
         requests.push(request.clone());
 
         let is_registry = !matches!(request.kind, Kind::Token | Kind::Storage);
-        let realm = match &options.auth {
-            Auth::Token(TokenService { place: TokenPlace::Registry, .. }) => format!("{}/token", self.registry),
-            _ => format!("{}/token", self.token),
-        };
+        let realm = Realm::of(options, &self.registry, &self.token);
         let refused = if is_registry { tokens.check(&request, options, &realm) } else { None };
         let struck: Vec<_> = faults.iter().filter(|fault| fault.strikes(&request, refused.is_none())).collect();
+        let is_admitted = refused.is_none();
         let ranges = !struck.iter().any(|injection| matches!(injection.fault, Fault::NoAcceptRanges));
 
         let mut response = match (refused, request.kind) {
@@ -370,7 +383,7 @@ impl Shared {
             }
             (None, Kind::Manifest) => {
                 let user = tokens.user(&request, options);
-                content.manifest(&request, &user, options)
+                content.manifest(&request, &user, options, &self.storage)
             }
             (None, Kind::Blob) => {
                 let storage = match options.redirect {
@@ -378,10 +391,10 @@ impl Shared {
                     Redirect::Absolute => Some(self.storage.as_str()),
                     Redirect::Relative => Some(""),
                 };
-                content.blob(&request, storage, ranges)
+                content.blob(&request, storage, ranges, options)
             }
-            (None, Kind::Tags) => content.tags(&request, options),
-            (None, Kind::Referrers) => content.referrers(&request, options),
+            (None, Kind::Tags) => content.tags(&request, options, &self.registry),
+            (None, Kind::Referrers) => content.referrers(&request, options, &self.registry),
             (None, Kind::Other) if matches!(request.path.as_str(), "/v2/" | "/v2") => {
                 Response::json(200, &serde_json::json!({}))
             }
@@ -389,6 +402,9 @@ impl Shared {
         };
         if is_registry {
             response = response.header("docker-distribution-api-version", "registry/2.0");
+        }
+        if is_admitted {
+            habits.apply(&request, &mut response, options, &realm);
         }
         for injection in struck {
             injection.fault.apply(&request, &mut response);

@@ -19,6 +19,34 @@ pub struct Options {
     pub referrers: bool,
     /// Entries of a list without `n`.
     pub page_size: usize,
+    /// How pages of lists follow each other.
+    pub paging: Paging,
+    /// Whether filters of referrers do anything.
+    pub filters_referrers: bool,
+    /// Whether a list of tags tells more of each than its name.
+    pub details_of_tags: bool,
+    /// The status of redirects: 307 mostly, 302 at some.
+    pub redirect_status: u16,
+    /// Where manifests are.
+    pub manifests_at: ManifestsAt,
+    /// What comes of a HEAD for a blob at the registry.
+    pub blob_head: HeadHabit,
+    /// What comes of a HEAD at the host that redirects point to.
+    pub storage_head: HeadHabit,
+    /// What comes of a HEAD for a manifest.
+    pub manifest_head: HeadHabit,
+    /// What all manifests are called instead of what they are.
+    pub manifest_type: Option<&'static str>,
+    /// Whether manifests and blobs come with their length, else chunked.
+    pub sends_lengths: bool,
+    /// Whether `Docker-Content-Digest` and `ETag` are sent.
+    pub names_digests: bool,
+    /// Whether the digest that is sent is sha256, whatever was asked for.
+    pub names_sha256_alone: bool,
+    /// Whether documents are compressed for who does not ask for `identity`.
+    pub compresses: bool,
+    /// Headers on each answer of the registry.
+    pub headers: Vec<(&'static str, &'static str)>,
 }
 
 impl Options {
@@ -72,6 +100,20 @@ impl Default for Options {
             rate_limit: None,
             referrers: true,
             page_size: 1000,
+            paging: Paging::default(),
+            filters_referrers: true,
+            details_of_tags: false,
+            redirect_status: 307,
+            manifests_at: ManifestsAt::Registry,
+            blob_head: HeadHabit::Right,
+            storage_head: HeadHabit::Right,
+            manifest_head: HeadHabit::Right,
+            manifest_type: None,
+            sends_lengths: true,
+            names_digests: true,
+            names_sha256_alone: false,
+            compresses: false,
+            headers: Vec::new(),
         }
     }
 }
@@ -112,4 +154,70 @@ pub enum Refusal {
     Json,
     /// 429 with plain text; HEAD counts and is refused too.
     Abuse,
+}
+
+/// What comes of a HEAD for something that is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeadHabit {
+    /// As GET would answer.
+    Right,
+    /// This status instead.
+    Status(u16),
+    /// 401 with a challenge, whatever token comes.
+    Challenge,
+    /// 200 with a length of 0 and this media type, without a digest.
+    Hollow(&'static str),
+    /// 404 until it was asked for by GET.
+    AfterGet,
+}
+
+/// Where manifests are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ManifestsAt {
+    /// At the registry.
+    Registry,
+    /// At another registry, behind a redirect.
+    OtherRegistry,
+    /// At the storage, behind a redirect with a presigned URL.
+    Storage,
+}
+
+/// How pages of lists follow each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Paging {
+    /// The parameter that says how many entries are wanted.
+    pub size: &'static str,
+    /// The parameter that says which page is.
+    pub next: &'static str,
+    pub token: PageToken,
+    pub link: LinkForm,
+}
+
+impl Default for Paging {
+    /// As the specification has it.
+    fn default() -> Self {
+        Self { size: "n", next: "last", token: PageToken::LastEntry, link: LinkForm::Path }
+    }
+}
+
+/// What names a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PageToken {
+    /// The last entry of the page before.
+    LastEntry,
+    /// What only this registry understands; others answer 400.
+    Opaque,
+    /// The number of the page, from 1 on.
+    Number,
+}
+
+/// How the address of the next page is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkForm {
+    /// Path and query.
+    Path,
+    /// The whole address.
+    Absolute,
+    /// The query alone, behind other links and other parameters, in two lines.
+    Odd,
 }

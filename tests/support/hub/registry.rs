@@ -4,11 +4,10 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 
 use bytes::Bytes;
-use serde_json::{Value, json};
 
 use super::wire::{Request, Response};
-use super::{Options, RateLimit, Refusal};
-use crate::support::content::{Manifest, OCI_INDEX, sha256};
+use super::{ManifestsAt, Options, RateLimit, Refusal};
+use crate::support::content::{Manifest, sha256};
 
 /// Everything the registry holds.
 #[derive(Debug, Default)]
@@ -38,22 +37,33 @@ impl Content {
         self.signatures.clear();
     }
 
-    pub fn manifest(&mut self, request: &Request, user: &str, options: &Options) -> Response {
+    pub fn manifest(&mut self, request: &Request, user: &str, options: &Options, storage: &str) -> Response {
         let limit = options.rate_limit.as_ref();
         let refused = limit.and_then(|limit| self.spend(request, user, limit));
         let headers = limit.map(|limit| self.rate_headers(user, limit)).unwrap_or_default();
-        let mut response = refused.unwrap_or_else(|| self.find_manifest(request));
+        let mut response = refused.unwrap_or_else(|| self.manifest_or_where_it_is(request, options, storage));
         response.headers.extend(headers);
         response
     }
 
+    fn manifest_or_where_it_is(&mut self, request: &Request, options: &Options, storage: &str) -> Response {
+        let digest = self.find(request).map(|manifest| manifest.digest.clone());
+        let location = match (options.manifests_at, digest) {
+            (ManifestsAt::Registry, _) | (_, None) => return self.find_manifest(request),
+            (ManifestsAt::OtherRegistry, _) => format!("{storage}{}", request.path),
+            (ManifestsAt::Storage, Some(digest)) => self.sign(storage, &digest),
+        };
+        Response::new(options.redirect_status).header("location", location)
+    }
+
+    fn find(&self, request: &Request) -> Option<&Manifest> {
+        let repository = self.repositories.get(&request.name)?;
+        let digest = repository.tags.get(&request.reference).unwrap_or(&request.reference);
+        repository.manifests.get(digest)
+    }
+
     fn find_manifest(&self, request: &Request) -> Response {
-        let repository = self.repositories.get(&request.name);
-        let found = repository.and_then(|repository| {
-            let digest = repository.tags.get(&request.reference).unwrap_or(&request.reference);
-            repository.manifests.get(digest)
-        });
-        let Some(manifest) = found else {
+        let Some(manifest) = self.find(request) else {
             return Response::error(404, "MANIFEST_UNKNOWN", "manifest unknown");
         };
         let etag = format!("\"{}\"", manifest.digest);
@@ -99,7 +109,7 @@ impl Content {
     }
 
     /// The blob, or a redirect to `storage` (an origin, or empty for a relative redirect).
-    pub fn blob(&mut self, request: &Request, storage: Option<&str>, ranges: bool) -> Response {
+    pub fn blob(&mut self, request: &Request, storage: Option<&str>, ranges: bool, options: &Options) -> Response {
         let stored = self.repositories.get(&request.name).and_then(|found| found.blobs.get(&request.reference));
         let Some(bytes) = stored.cloned() else {
             return Response::error(404, "BLOB_UNKNOWN", "blob unknown to registry");
@@ -107,11 +117,17 @@ impl Content {
         let Some(origin) = storage else {
             return object(request, &bytes, ranges);
         };
+        let location = self.sign(origin, &request.reference);
+        Response::new(options.redirect_status).header("location", location)
+    }
+
+    /// A presigned URL.
+    fn sign(&mut self, origin: &str, digest: &str) -> String {
         self.signed += 1;
         let signature = format!("{:08x}", self.signed);
-        self.signatures.insert(format!("{} {signature}", request.reference));
+        self.signatures.insert(format!("{digest} {signature}"));
         let query = format!("X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Expires=600&X-Amz-Signature={signature}");
-        Response::new(307).header("location", format!("{origin}/storage/{}?{query}", request.reference))
+        format!("{origin}/storage/{digest}?{query}")
     }
 
     /// The storage host: it knows signatures, not users.
@@ -123,75 +139,26 @@ impl Content {
         if foreign_host && request.header("authorization").is_some() {
             return error(400, "InvalidArgument");
         }
+        if !request.name.is_empty() {
+            return self.find_manifest(request);
+        }
         let signature = request.query_value("X-Amz-Signature").unwrap_or_default();
         if !self.signatures.contains(&format!("{} {signature}", request.reference)) {
             return error(403, "AccessDenied");
         }
-        match self.repositories.values().find_map(|repository| repository.blobs.get(&request.reference)) {
-            Some(bytes) => object(request, bytes, ranges),
-            None => error(404, "NoSuchKey"),
+        let manifest = self.repositories.values().find_map(|repository| repository.manifests.get(&request.reference));
+        let blob = self.repositories.values().find_map(|repository| repository.blobs.get(&request.reference));
+        match (blob, manifest) {
+            (Some(bytes), _) => object(request, bytes, ranges),
+            // Storages know no digests.
+            (None, Some(manifest)) => Response::new(200).body(&manifest.media_type, manifest.bytes.clone()),
+            (None, None) => error(404, "NoSuchKey"),
         }
     }
 
-    pub fn tags(&self, request: &Request, options: &Options) -> Response {
-        let Some(repository) = self.repositories.get(&request.name) else {
-            return Response::error(404, "NAME_UNKNOWN", "repository name not known to registry");
-        };
-        let tags = repository.tags.keys().map(|tag| (tag.clone(), Value::from(tag.as_str()))).collect();
-        let (page, link) = paginate(request, tags, options.page_size);
-        let response = Response::json(200, &json!({"name": request.name, "tags": page}));
-        with_link(response, link)
+    pub(super) fn get(&self, name: &str) -> Option<&Repository> {
+        self.repositories.get(name)
     }
-
-    pub fn referrers(&self, request: &Request, options: &Options) -> Response {
-        if !options.referrers {
-            return Response::new(404).body("text/plain", "404 page not found\n");
-        }
-        let wanted = request.query_value("artifactType");
-        let manifests = self.repositories.get(&request.name).map(|repository| &repository.manifests);
-        let referrers = manifests
-            .into_iter()
-            .flatten()
-            .filter_map(|(digest, manifest)| Some((digest.clone(), referrer(manifest, &request.reference)?)))
-            .filter(|(_, entry)| wanted.as_ref().is_none_or(|wanted| entry["artifactType"] == wanted.as_str()))
-            .collect();
-        let (page, link) = paginate(request, referrers, options.page_size);
-        let index = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": page});
-        let response = Response::new(200).body(OCI_INDEX, index.to_string());
-        let response = if wanted.is_some() { response.header("oci-filters-applied", "artifactType") } else { response };
-        with_link(response, link)
-    }
-}
-
-/// The entry for a manifest in the referrers of `subject`, if it is one.
-fn referrer(manifest: &Manifest, subject: &str) -> Option<Value> {
-    let document: Value = serde_json::from_slice(&manifest.bytes).ok()?;
-    if document["subject"]["digest"] != subject {
-        return None;
-    }
-    let artifact_type = match &document["artifactType"] {
-        Value::Null => &document["config"]["mediaType"],
-        artifact_type => artifact_type,
-    };
-    Some(json!({
-        "mediaType": manifest.media_type,
-        "digest": manifest.digest,
-        "size": manifest.bytes.len(),
-        "artifactType": artifact_type,
-        "annotations": document["annotations"],
-    }))
-}
-
-/// One page of sorted entries by `n` and `last`, and the `Link` to the next page.
-fn paginate(request: &Request, entries: Vec<(String, Value)>, page_size: usize) -> (Vec<Value>, Option<String>) {
-    let size = request.query_value("n").and_then(|n| n.parse().ok()).unwrap_or(page_size);
-    let last = request.query_value("last").unwrap_or_default();
-    let rest: Vec<_> = entries.into_iter().filter(|(key, _)| last.is_empty() || *key > last).collect();
-    let next = rest.get(..size).filter(|page| page.len() < rest.len()).and_then(|page| page.last()).map(|(key, _)| {
-        let kept = request.query_value("artifactType").map(|wanted| format!("&artifactType={wanted}"));
-        format!("<{}?last={key}&n={size}{}>; rel=\"next\"", request.path, kept.unwrap_or_default())
-    });
-    (rest.into_iter().take(size).map(|(_, entry)| entry).collect(), next)
 }
 
 /// Bytes with `Range` support.
@@ -237,11 +204,4 @@ fn parse_range(value: &str, size: usize) -> Option<Range<usize>> {
 
 fn with_headers(response: Response, headers: &[(&str, &String)]) -> Response {
     headers.iter().fold(response, |response, (name, value)| response.header(name, value))
-}
-
-fn with_link(response: Response, link: Option<String>) -> Response {
-    match link {
-        Some(link) => response.header("link", link),
-        None => response,
-    }
 }

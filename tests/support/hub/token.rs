@@ -9,7 +9,7 @@ use base64::prelude::BASE64_STANDARD;
 use serde_json::json;
 
 use super::Options;
-use super::wire::{Request, Response};
+use super::wire::{OTHER_REALM, Request, Response};
 
 /// The `service` of challenges and token requests.
 pub const SERVICE: &str = "registry.hub.test";
@@ -21,6 +21,8 @@ pub enum Auth {
     None,
     /// Basic, by one of `Options::users`, on every request.
     Basic,
+    /// Basic, by passwords that end: a wrong one is this status, without a challenge.
+    BasicThatEnds(u16),
     /// A Bearer token of the token service, which gives one to anonymous clients too (see `Options::private`).
     Token(TokenService),
 }
@@ -29,7 +31,13 @@ pub enum Auth {
 #[derive(Clone, Debug)]
 pub struct TokenService {
     pub place: TokenPlace,
+    /// Where on its host the service is.
+    pub path: &'static str,
     pub field: TokenField,
+    /// What challenges say of the scope, and what tokens have to be asked for.
+    pub told_scope: ToldScope,
+    /// How a token is refused whose time is over.
+    pub ended: EndedToken,
     /// Seconds; `None` leaves the field out, which means 60.
     pub expires_in: Option<u64>,
     /// The `WWW-Authenticate` headers; `{realm}`, `{service}` and `{scope}` are filled in.
@@ -46,7 +54,10 @@ impl Default for TokenService {
     fn default() -> Self {
         Self {
             place: TokenPlace::Address(Ipv4Addr::LOCALHOST),
+            path: "/token",
             field: TokenField::Both,
+            told_scope: ToldScope::Pull,
+            ended: EndedToken::Challenge,
             expires_in: Some(300),
             challenges: vec![r#"Bearer realm="{realm}",service="{service}",scope="{scope}""#.to_owned()],
             refuses_get: None,
@@ -71,13 +82,70 @@ pub enum TokenField {
     Token,
     AccessToken,
     Both,
+    /// `token`, beside an empty `access_token`.
+    TokenAndEmpty,
+}
+
+/// The scope that challenges name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ToldScope {
+    /// `repository:NAME:pull`
+    Pull,
+    /// `repository:NAME:ACTIONS`
+    Actions(&'static str),
+    /// The same for all names.
+    Fixed(&'static str),
+    /// `repository:NAME:pull`, without the first part of the name.
+    WithoutFirst,
+}
+
+impl ToldScope {
+    fn of(self, name: &str) -> String {
+        match self {
+            _ if name.is_empty() => String::new(),
+            Self::Pull => format!("repository:{name}:pull"),
+            Self::Actions(actions) => format!("repository:{name}:{actions}"),
+            Self::Fixed(scope) => scope.to_owned(),
+            Self::WithoutFirst => format!("repository:{}:pull", self.told_name(name)),
+        }
+    }
+
+    /// A name as scopes have it.
+    fn told_name(self, name: &str) -> &str {
+        match self {
+            Self::WithoutFirst => name.split_once('/').map_or(name, |(_, rest)| rest),
+            _ => name,
+        }
+    }
+
+    /// The name that a token for a scope is good for, as scopes have it; `*` for all.
+    fn name_in(self, scope: &str) -> Option<&str> {
+        let (name, actions) = match self {
+            Self::Fixed(told) => return (scope == told).then_some("*"),
+            _ => scope.strip_prefix("repository:")?.rsplit_once(':')?,
+        };
+        actions.split(',').any(|action| action == "pull").then_some(name)
+    }
+}
+
+/// How a token is refused whose time is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EndedToken {
+    /// 401 with the same challenge as without a token, and an `error`.
+    Challenge,
+    /// 401 with a challenge that leads to another service, which gives nothing to anonymous clients.
+    OtherRealm,
+    /// Another status, and no challenge.
+    Status(u16),
 }
 
 /// The tokens that were handed out.
 #[derive(Debug, Default)]
 pub(super) struct Tokens {
-    issued: usize,
+    pub issued: usize,
     valid: HashMap<String, Grant>,
+    /// Those whose time is over.
+    ended: HashSet<String>,
 }
 
 #[derive(Debug)]
@@ -88,7 +156,13 @@ struct Grant {
 }
 
 impl Tokens {
-    pub fn forget_all(&mut self) {
+    /// The time of all is over.
+    pub fn end_all(&mut self) {
+        self.ended.extend(self.valid.drain().map(|(token, _)| token));
+    }
+
+    /// All are taken back before their time.
+    pub fn revoke_all(&mut self) {
         self.valid.clear();
     }
 
@@ -106,16 +180,22 @@ impl Tokens {
             Ok(user) => user,
             Err(()) => return Response::json(401, &json!({"details": "incorrect username or password"})),
         };
+        if request.path == OTHER_REALM && user.is_empty() {
+            return Response::json(401, &json!({"details": "anonymous clients get no token here"}));
+        }
         let scopes =
             if request.method == "POST" { form_values(request, "scope") } else { request.query_values("scope") };
         let repositories: HashSet<String> = scopes
             .iter()
             .flat_map(|scopes| scopes.split(' '))
-            .filter_map(|scope| scope.strip_prefix("repository:")?.rsplit_once(':'))
-            .filter(|(name, actions)| {
-                actions.split(',').any(|action| action == "pull") && may_read(options, &user, name)
+            .filter_map(|scope| service.told_scope.name_in(scope))
+            .filter(|told| {
+                let mut private = options.private.iter().map(|(name, _)| name.as_str());
+                let is_refused =
+                    |name: &str| service.told_scope.told_name(name) == *told && !may_read(options, &user, name);
+                !private.any(is_refused)
             })
-            .map(|(name, _)| name.to_owned())
+            .map(str::to_owned)
             .collect();
         self.issued += 1;
         let token = format!("hub-token-{}", self.issued);
@@ -126,8 +206,10 @@ impl Tokens {
         if service.field != TokenField::AccessToken {
             body["token"] = token.clone().into();
         }
-        if service.field != TokenField::Token {
-            body["access_token"] = token.into();
+        match service.field {
+            TokenField::Token => {}
+            TokenField::TokenAndEmpty => body["access_token"] = "".into(),
+            TokenField::AccessToken | TokenField::Both => body["access_token"] = token.into(),
         }
         if let Some(odd) = &service.odd_life {
             body["expires_in"] = odd.clone();
@@ -146,44 +228,102 @@ impl Tokens {
         }
     }
 
-    /// `None` if the request may go on, else the 401.
-    pub fn check(&self, request: &Request, options: &Options, realm: &str) -> Option<Response> {
-        let denied = || Response::error(401, "UNAUTHORIZED", "authentication required");
+    /// `None` if the request may go on, else the refusal.
+    pub fn check(&self, request: &Request, options: &Options, realm: &Realm) -> Option<Response> {
         match &options.auth {
             Auth::None => None,
             Auth::Basic => match user_of(request, options) {
                 Ok(user) if !user.is_empty() && may_read(options, &user, &request.name) => None,
-                _ => Some(denied().header("www-authenticate", r#"Basic realm="hub""#)),
+                _ => Some(challenge(request, options, realm, "")),
+            },
+            Auth::BasicThatEnds(status) => match user_of(request, options) {
+                Ok(user) if !user.is_empty() => None,
+                Ok(_) => Some(challenge(request, options, realm, "")),
+                Err(()) => {
+                    let words = "Your authorization token has expired. Reauthenticate and try again.";
+                    Some(Response::error(*status, "DENIED", words))
+                }
             },
             Auth::Token(service) => {
                 let token = request.header("authorization").and_then(|value| value.strip_prefix("Bearer "));
-                let grant = token.and_then(|token| self.valid.get(token)).filter(|grant| Instant::now() < grant.until);
+                let known = token.and_then(|token| self.valid.get(token));
+                let grant = known.filter(|grant| Instant::now() < grant.until);
+                let is_ended =
+                    grant.is_none() && (known.is_some() || token.is_some_and(|token| self.ended.contains(token)));
                 let error = match (token, grant) {
-                    (_, Some(grant)) if request.name.is_empty() || grant.repositories.contains(&request.name) => {
-                        return None;
-                    }
+                    (_, Some(grant)) if grant.is_for(service.told_scope.told_name(&request.name)) => return None,
                     (None, _) => "",
                     (Some(_), None) => r#",error="invalid_token""#,
                     (Some(_), Some(_)) => r#",error="insufficient_scope""#,
                 };
-                let scope = match request.name.as_str() {
-                    "" => String::new(),
-                    name => format!("repository:{name}:pull"),
-                };
-                let challenges = service.challenges.iter().map(|template| {
-                    let filled = template.replace("{realm}", realm).replace("{service}", SERVICE);
-                    match scope.as_str() {
-                        "" => filled.replace(r#",scope="{scope}""#, ""),
-                        scope => filled.replace("{scope}", scope),
+                Some(match service.ended {
+                    EndedToken::Status(status) if is_ended => {
+                        Response::error(status, "DENIED", "Your Authorization Token is invalid.")
                     }
-                });
-                Some(challenges.fold(denied(), |response, challenge| {
-                    let error = if challenge.starts_with("Bearer") { error } else { "" };
-                    response.header("www-authenticate", format!("{challenge}{error}"))
-                }))
+                    EndedToken::OtherRealm if is_ended => {
+                        let scope = service.told_scope.of(&request.name);
+                        let told = format!(
+                            r#"Bearer realm="{}",service="registry",scope="{scope}",error="invalid_token""#,
+                            realm.other
+                        );
+                        denied().header("www-authenticate", told)
+                    }
+                    _ => challenge(request, options, realm, error),
+                })
             }
         }
     }
+}
+
+impl Grant {
+    fn is_for(&self, name: &str) -> bool {
+        name.is_empty() || self.repositories.contains(name) || self.repositories.contains("*")
+    }
+}
+
+/// Where challenges lead.
+pub(super) struct Realm {
+    pub usual: String,
+    /// For tokens whose time is over, at some.
+    pub other: String,
+}
+
+impl Realm {
+    /// At a registry and a token service with these origins.
+    pub fn of(options: &Options, registry: &str, token: &str) -> Self {
+        let other = format!("{registry}{OTHER_REALM}");
+        let usual = match &options.auth {
+            Auth::Token(TokenService { place: TokenPlace::Registry, path, .. }) => format!("{registry}{path}"),
+            Auth::Token(TokenService { path, .. }) => format!("{token}{path}"),
+            _ => format!("{token}/token"),
+        };
+        Self { usual, other }
+    }
+}
+
+fn denied() -> Response {
+    Response::error(401, "UNAUTHORIZED", "authentication required")
+}
+
+/// The 401 that asks who it is.
+pub(super) fn challenge(request: &Request, options: &Options, realm: &Realm, error: &str) -> Response {
+    let service = match &options.auth {
+        Auth::None => return denied(),
+        Auth::Basic | Auth::BasicThatEnds(_) => return denied().header("www-authenticate", r#"Basic realm="hub""#),
+        Auth::Token(service) => service,
+    };
+    let scope = service.told_scope.of(&request.name);
+    let challenges = service.challenges.iter().map(|template| {
+        let filled = template.replace("{realm}", &realm.usual).replace("{service}", SERVICE);
+        match scope.as_str() {
+            "" => filled.replace(r#",scope="{scope}""#, ""),
+            scope => filled.replace("{scope}", scope),
+        }
+    });
+    challenges.fold(denied(), |response, challenge| {
+        let error = if challenge.starts_with("Bearer") { error } else { "" };
+        response.header("www-authenticate", format!("{challenge}{error}"))
+    })
 }
 
 /// The user of the Basic credentials, empty without any; `Err` if they are wrong.

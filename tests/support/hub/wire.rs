@@ -35,7 +35,7 @@ pub enum Kind {
     Tags,
     Referrers,
     Token,
-    /// A blob on the host that blob redirects point to.
+    /// Whatever is on the host that redirects point to.
     Storage,
     /// `/v2/` and whatever else.
     Other,
@@ -99,12 +99,23 @@ impl Request {
     }
 }
 
+/// Where registries have their token services.
+const TOKEN_PATHS: [&str; 8] =
+    ["/token", "/token/", "/v2/token", "/v2/auth", "/service/token", "/jwt/auth", "/proxy_auth", OTHER_REALM];
+/// A token service that gives anonymous clients none.
+pub(super) const OTHER_REALM: &str = "/authn/token";
+
 fn classify(listener: Listener, path: &str) -> (Kind, &str, &str) {
-    if path == "/token" {
+    if TOKEN_PATHS.contains(&path) {
         return (Kind::Token, "", "");
     }
     if let Some(digest) = path.strip_prefix("/storage/") {
         return (Kind::Storage, "", digest);
+    }
+    if let (Listener::Storage, Some(rest)) = (listener, path.strip_prefix("/v2/"))
+        && let Some((name, reference)) = rest.rsplit_once("/manifests/")
+    {
+        return (Kind::Storage, name, reference);
     }
     let Some(rest) = path.strip_prefix("/v2/").filter(|_| listener == Listener::Registry) else {
         return (Kind::Other, "", "");
