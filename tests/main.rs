@@ -21,6 +21,7 @@ mod disk_bound;
 mod file_modes;
 mod full_disk;
 mod growth;
+mod hogs;
 mod house;
 mod late;
 mod lists;

@@ -251,6 +251,23 @@ mod tests {
     }
 
     #[test]
+    fn only_hosts_that_are_named_one_by_one_are_believed() {
+        let door = door(
+            "[proxy]\nintercept = [\"*\", \"*.example.com\", \"one.example.org\"]\n[headers.\"two.example.org\".set]\nx = \"y\"\n[headers.\"*.example.net\".set]\nx = \"y\"",
+        );
+        for (url, expected) in [
+            ("https://one.example.org/", true),
+            ("https://two.example.org/", true),
+            ("http://one.example.org/", false),
+            ("https://a.example.com/", false),
+            ("https://a.example.net/", false),
+            ("https://other.example/", false),
+        ] {
+            assert_eq!(door.trusts(&Url::parse(url).expect("a URL")), expected, "{url}");
+        }
+    }
+
+    #[test]
     fn an_allowlist_shuts_out_all_others() {
         let door = door(
             "[proxy]\n[allowlist]\nenabled = true\ndomains = [\"*.docker.io\", \"ghcr.io\", \"x.corp:8443\", \"10.0.0.0/8\", \"::1\"]",

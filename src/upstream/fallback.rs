@@ -54,6 +54,16 @@ pub struct Shared {
     pub documents: Arc<Semaphore>,
 }
 
+/// Large documents at once from upstreams that only clients name.
+const LARGE_DOCUMENTS_OF_OTHERS: usize = 4;
+
+impl Shared {
+    /// For upstreams that only clients name: these take nothing of what the others need.
+    pub fn of_others(&self) -> Self {
+        Self { documents: Arc::new(Semaphore::new(LARGE_DOCUMENTS_OF_OTHERS)), ..self.clone() }
+    }
+}
+
 impl Default for Shared {
     fn default() -> Self {
         let documents = Arc::new(Semaphore::new(LARGE_DOCUMENTS));

@@ -42,7 +42,7 @@ const LIMITS_REMEMBERED: Duration = Duration::from_secs(120);
 /// A document that is larger waits for one of [`LARGE_DOCUMENTS`].
 const SMALL_DOCUMENT: usize = 256 << 10;
 /// Large documents in memory at once, on their way from all upstreams.
-pub const LARGE_DOCUMENTS: usize = 16;
+pub const LARGE_DOCUMENTS: usize = 8;
 /// Clients with credentials of their own whose rate limits are remembered.
 const MAX_LIMITED: usize = 10_000;
 /// The same of an upstream that only clients name.

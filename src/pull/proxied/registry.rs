@@ -70,7 +70,7 @@ impl Registries {
         let made = Made {
             door: door.clone(),
             taken: config.repositories.iter().map(|repository| repository.prefix.clone()).collect(),
-            clients: Clients::new(clients.shared().clone()),
+            clients: Clients::new(clients.shared().of_others()),
             metrics: metrics.clone(),
         };
         Ok(Self { known, ways, others: Mutex::default(), made })
