@@ -233,8 +233,9 @@ async fn a_lying_upstream_gets_a_truthful_error_or_a_way_round() {
                 assert_eq!(&answer.body, right, "{fault:?}");
             }
             if expected == 429 {
+                // Only what the upstream stated.
                 let after = answer.header("retry-after").to_owned();
-                assert!(["7", "60"].contains(&after.as_str()), "{after}");
+                assert!(["7", "6", ""].contains(&after.as_str()), "{after}");
             }
         }
         hub.clear_faults();

@@ -60,7 +60,11 @@ async fn a_second_pull_needs_no_storage_of_the_registry() {
         // It is asked whether it has them, and each led to it before: that will do while it is down.
         assert_eq!(scene.hub.count_on(On::storage().get()), 0, "{}", scene.hub.summary());
         assert!(scene.hub.count_on(On::blob().head()) <= objects.len(), "{}", scene.hub.summary());
-        assert_eq!(scene.hub.count_on(On::blob().get()), 0, "{}", scene.hub.summary());
+        // What is refused by HEAD may be given by GET: its first byte tells. Nothing is downloaded.
+        let is_download = |request: &crate::support::Request| {
+            On::blob().get().matches(request) && request.header("range") != Some("bytes=0-0")
+        };
+        assert_eq!(scene.hub.count(is_download), 0, "{}", scene.hub.summary());
         scene.hub.clear_faults();
     }
 }

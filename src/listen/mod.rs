@@ -101,52 +101,25 @@ pub async fn serve(
         };
         match accepted {
             Ok((stream, address)) => {
-                if !places.admits(address.ip()) {
-                    tracing::debug!(client = %address, "this address has many connections, and few more may be open");
-                    continue;
-                }
-                let Some(counted) = crowd.enter(address.ip()) else {
-                    tracing::debug!(client = %address, "too many connections from this address");
-                    continue;
+                let served = Served {
+                    door: door.clone(),
+                    pull: pull.clone(),
+                    places: places.clone(),
+                    crowd: crowd.clone(),
+                    stop: stop.clone(),
+                    held: open_connection.clone(),
                 };
-                // Answers are written whole; waiting for more would only delay their last segment.
-                if let Err(error) = stream.set_nodelay(true) {
-                    tracing::debug!(%error, "cannot set TCP_NODELAY");
-                }
-                let (pull, stop, held) = (pull.clone(), stop.clone(), open_connection.clone());
-                let pace = Arc::<Pace>::default();
-                let load = counted.load();
-                let held: Held = Arc::new((places.enter(address.ip(), pace.clone()), counted, held));
-                match &door {
-                    Door::Registry(tls) => {
-                        let ends = Ends { stop, renewed: Some(tls.renewed()) };
-                        let tls = tls.handshakes();
-                        tokio::spawn(async move {
-                            open(stream, Peer { address, pace, load }, tls, pull, ends).await;
-                            drop(held);
-                        });
-                    }
-                    Door::Admin(handler) => {
-                        let (handler, metrics, ends) =
-                            (handler.clone(), pull.metrics().clone(), Ends { stop, renewed: None });
-                        tokio::spawn(async move {
-                            let answer = move |request| handler(request, address);
-                            let builder = Builder::new(TokioExecutor::new()).http1_only();
-                            connection(stream, Peer { address, pace, load }, builder, &metrics, answer, ends).await;
-                            drop(held);
-                        });
-                    }
-                    Door::Proxy(ca) => {
-                        let ends = Ends { stop, renewed: None };
-                        let way = Arc::new(proxy::Way {
-                            pull,
-                            ca: ca.clone(),
-                            peer: Peer { address, pace, load },
-                            ends,
-                            held,
-                        });
-                        tokio::spawn(proxy::open(stream, way));
-                    }
+                if places.admits(address.ip()) {
+                    served.open(stream, address);
+                } else if let Some(waiting) = places.wait() {
+                    // The last places are for other addresses.
+                    tokio::spawn(async move {
+                        if waiting.until_admitted(address.ip()).await {
+                            served.open(stream, address);
+                        }
+                    });
+                } else {
+                    tracing::debug!(client = %address, "this address has many connections, and few more may be open");
                 }
             }
             Err(error) => {
@@ -161,6 +134,57 @@ pub async fn serve(
     let grace = if matches!(door, Door::Admin(_)) { grace.min(LAST_ANSWERS) } else { grace };
     if tokio::time::timeout(grace, all_closed.recv()).await.is_err() {
         tracing::warn!("some transfers did not end within server.shutdown_grace and were cut off");
+    }
+}
+
+/// What a connection needs that was accepted.
+struct Served {
+    door: Door,
+    pull: Arc<Pull>,
+    places: Arc<Places>,
+    crowd: Arc<Crowd>,
+    stop: watch::Receiver<Option<Duration>>,
+    held: mpsc::Sender<()>,
+}
+
+impl Served {
+    /// Serves a connection, in a task of its own.
+    fn open(self, stream: TcpStream, address: SocketAddr) {
+        let Self { door, pull, places, crowd, stop, held } = self;
+        let Some(counted) = crowd.enter(address.ip()) else {
+            return tracing::debug!(client = %address, "too many connections from this address");
+        };
+        // Answers are written whole; waiting for more would only delay their last segment.
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "cannot set TCP_NODELAY");
+        }
+        let pace = Arc::<Pace>::default();
+        let load = counted.load();
+        let held: Held = Arc::new((places.enter(address.ip(), pace.clone()), counted, held));
+        let peer = Peer { address, pace, load };
+        match door {
+            Door::Registry(tls) => {
+                let ends = Ends { stop, renewed: Some(tls.renewed()) };
+                let tls = tls.handshakes();
+                tokio::spawn(async move {
+                    open(stream, peer, tls, pull, ends).await;
+                    drop(held);
+                });
+            }
+            Door::Admin(handler) => {
+                let (metrics, ends) = (pull.metrics().clone(), Ends { stop, renewed: None });
+                tokio::spawn(async move {
+                    let answer = move |request| handler(request, address);
+                    let builder = Builder::new(TokioExecutor::new()).http1_only();
+                    connection(stream, peer, builder, &metrics, answer, ends).await;
+                    drop(held);
+                });
+            }
+            Door::Proxy(ca) => {
+                let ends = Ends { stop, renewed: None };
+                tokio::spawn(proxy::open(stream, Arc::new(proxy::Way { pull, ca, peer, ends, held })));
+            }
+        }
     }
 }
 

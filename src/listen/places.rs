@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -21,6 +22,9 @@ const JUST_MADE: Duration = Duration::from_secs(1);
 const SILENT_TUNNEL: Duration = Duration::from_secs(30);
 /// A client that takes nothing of its answer for this long yields.
 const STUCK: Duration = Duration::from_secs(10);
+/// Connections that wait at most, of all addresses, and for how long.
+const MOST_WAITING: usize = 256;
+const PATIENCE: Duration = Duration::from_secs(20);
 /// How often a newcomer looks whether a connection may be closed for it.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -28,6 +32,8 @@ const LOOK: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub struct Places {
     most: usize,
+    /// Connections that were accepted and wait, because their address has many.
+    waiting: AtomicUsize,
     open: Mutex<HashMap<u64, Open>>,
     freed: Notify,
 }
@@ -47,7 +53,7 @@ pub struct Place {
 
 impl Places {
     pub fn new(most: usize) -> Arc<Self> {
-        Arc::new(Self { most: most.max(1), open: Mutex::default(), freed: Notify::new() })
+        Arc::new(Self { most: most.max(1), waiting: AtomicUsize::new(0), open: Mutex::default(), freed: Notify::new() })
     }
 
     /// Waits until one more connection may be open, closing one that does nothing if need be.
@@ -75,6 +81,13 @@ impl Places {
         !is_scarce || own < self.most.div_ceil(16) || self.relieve()
     }
 
+    /// Has a connection wait whose address is not admitted now; `None`: too many wait.
+    pub fn wait(self: &Arc<Self>) -> Option<Waiting> {
+        let before = self.waiting.fetch_add(1, Ordering::Relaxed);
+        let waiting = Waiting(self.clone());
+        (before < self.most.div_ceil(8).min(MOST_WAITING)).then_some(waiting)
+    }
+
     /// Tells the connection that is missed least to close; returns whether there was one.
     pub fn relieve(&self) -> bool {
         let now = Instant::now();
@@ -97,6 +110,30 @@ impl Places {
 
     fn open(&self) -> MutexGuard<'_, HashMap<u64, Open>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A connection that waits until its address is admitted.
+#[derive(Debug)]
+pub struct Waiting(Arc<Places>);
+
+impl Waiting {
+    /// Waits for a while; returns whether the address is admitted.
+    pub async fn until_admitted(self, address: IpAddr) -> bool {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.0.admits(address) {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        true
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
