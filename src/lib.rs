@@ -29,6 +29,7 @@ pub mod listen;
 pub mod oci;
 mod program;
 pub mod pull;
+pub mod sent;
 pub mod store;
 pub mod telemetry;
 mod text;

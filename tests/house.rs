@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use crate::support::Larder;
 
 /// Each room and the rooms it may import from.
-const ROOMS: [(&str, &[&str]); 23] = [
+const ROOMS: [(&str, &[&str]); 24] = [
     ("oci", &[]),
     ("descriptors", &[]),
     ("failure", &[]),
     ("files", &[]),
     ("fingerprint", &[]),
     ("program", &["text"]),
+    ("sent", &[]),
     ("text", &[]),
     ("tunnel", &[]),
     ("x509", &[]),
@@ -26,9 +27,9 @@ const ROOMS: [(&str, &[&str]); 23] = [
     ("index", &["files", "oci"]),
     ("cache", &["config", "descriptors", "failure", "files", "index", "oci", "store", "telemetry"]),
     ("upstream", &["config", "failure", "fingerprint", "oci", "program", "telemetry", "web"]),
-    ("pull", &["auth", "cache", "config", "failure", "index", "oci", "telemetry", "tunnel", "upstream", "web"]),
-    ("listen", &["acme", "auth", "ca", "config", "pull", "telemetry", "tunnel"]),
-    ("admin", &["cache", "failure", "index", "oci", "pull", "telemetry", "upstream"]),
+    ("pull", &["auth", "cache", "config", "failure", "index", "oci", "sent", "telemetry", "tunnel", "upstream", "web"]),
+    ("listen", &["acme", "auth", "ca", "config", "pull", "sent", "telemetry", "tunnel"]),
+    ("admin", &["cache", "failure", "index", "oci", "pull", "sent", "telemetry", "upstream"]),
     ("cli", &["acme", "admin", "ca", "cache", "config", "descriptors", "listen", "pull", "telemetry", "text", "x509"]),
 ];
 

@@ -17,6 +17,7 @@ mod proxied;
 mod rejected;
 pub mod respond;
 pub mod routing;
+mod token_form;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -26,7 +27,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HOST};
 use http::request::Parts;
-use http::{HeaderName, HeaderValue, Method, Response};
+use http::{HeaderName, HeaderValue, Method, Request, Response};
 use tokio::sync::{Semaphore, watch};
 
 pub use crate::auth::NotNow;
@@ -46,6 +47,7 @@ use crate::failure::{Failure, FailureKind};
 use crate::index::{ListKey, Listing, TagKey};
 use crate::oci::route::{Object, Route};
 use crate::oci::{Digest, Name, Reference};
+use crate::sent::Sent;
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::{Kind, Outcome};
 use crate::upstream::{BuildError, Clients, Proof, WhoId};
@@ -216,7 +218,14 @@ impl Pull {
 
     /// Answers one request. Where the body is made of pages of a mapped file, its [`Mapping`] is among
     /// the extensions of the response.
-    pub async fn handle(self: &Arc<Self>, mut request: Parts, client: Client) -> Response<Body> {
+    pub async fn handle(self: &Arc<Self>, request: Request<Sent>, client: Client) -> Response<Body> {
+        let (mut request, body) = request.into_parts();
+        if request.method == Method::POST && request.uri.path() == "/token" {
+            let form = token_form::read(&mut request, body).await;
+            request.extensions.insert(form);
+        } else {
+            drop(body);
+        }
         let client = self.live.load().forwarding.client(client, &request.headers);
         let mut observation = self.observe(&request, client.clone());
         request.extensions.insert(client);
@@ -248,6 +257,10 @@ impl Pull {
         let routing = live.routing.clone();
         let door = Door::of(&live, request)?;
         let (path, object) = match Route::parse(request.uri.path())? {
+            Route::Token if request.method == Method::POST => {
+                let answer = self.give_token(request, &door).await?;
+                return door.is_meant().map(|()| answer);
+            }
             Route::Base { .. } | Route::Catalog | Route::Token if !is_read => return Err(Refusal::Unsupported),
             Route::Base { prefix } if routing.knows_prefix(&prefix) => {
                 let answer = self.base(request, &door, query.namespace.as_deref(), &prefix).await?;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use quick_cache::sync::Cache;
 use tokio::sync::Semaphore;
 
-use crate::config::{self, Config};
+use crate::config::{self, Config, plain_host};
 use crate::oci::Name;
 use crate::oci::name::InvalidName;
 use crate::telemetry::Metrics;
@@ -138,7 +138,7 @@ impl Routing {
     /// The first of namespace, host, longest prefix, scope and default that knows the request.
     pub fn route(&self, asked: Asked<'_>) -> Result<Target, RoutingError> {
         if let Some(namespace) = asked.namespace {
-            let at = self.by_namespace.get(namespace);
+            let at = self.by_namespace.get(&plain_host(namespace));
             let at = at.ok_or_else(|| RoutingError::UnknownNamespace(namespace.to_owned()))?;
             return self.target(*at, self.without_prefix(*at, asked.path));
         }
@@ -239,7 +239,7 @@ impl Routing {
 
     /// The repository that `/v2/` is about, where the request tells one.
     pub fn selected(&self, asked: Asked<'_>) -> Option<&Arc<Repository>> {
-        let by_namespace = asked.namespace.and_then(|namespace| self.by_namespace.get(namespace).copied());
+        let by_namespace = asked.namespace.and_then(|namespace| self.by_namespace.get(&plain_host(namespace)).copied());
         let at = by_namespace.or_else(|| self.at_host(asked.host?)).or_else(|| self.by_prefix.get(asked.path).copied());
         at.map(|at| &self.repositories[at])
     }

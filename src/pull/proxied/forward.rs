@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST, UPGRADE};
 use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::BodyExt;
-use hyper::body::{Body as _, Frame, Incoming, SizeHint};
+use hyper::body::{Body as _, Frame, SizeHint};
 use hyper_util::rt::TokioIo;
 use tokio::time::{Instant, Sleep, sleep_until};
 use url::Url;
@@ -20,6 +20,7 @@ use super::{Kept, Proxying, Tunnel, headers};
 use crate::failure::{Failure, FailureKind};
 use crate::pull::Pull;
 use crate::pull::respond::{self, Body};
+use crate::sent::Sent;
 use crate::tunnel;
 use crate::upstream::{PassError, Place};
 
@@ -32,7 +33,7 @@ impl Pull {
     pub(super) async fn forward(
         self: &Arc<Self>,
         proxying: &Proxying,
-        mut request: Request<Incoming>,
+        mut request: Request<Sent>,
         tunnel: Tunnel,
         url: &Url,
         secrets: &Secrets,
