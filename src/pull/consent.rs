@@ -103,7 +103,7 @@ impl Consents {
     }
 
     /// Whether the upstream showed the object itself just now, or so lately that it need not be asked again.
-    fn is_shown(&self, target: &Target, digest: &Digest) -> bool {
+    pub fn is_shown(&self, target: &Target, digest: &Digest) -> bool {
         let life = target.repository.config.client_consent.unwrap_or_default().max(JUST_NOW);
         let counts = self.0.get(&key(target, digest)).and_then(|given| given.counts());
         counts.is_some_and(|(proof, age)| proof == Proof::Shown && age < life)

@@ -37,7 +37,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Which list of a name.
 #[derive(Clone)]
-enum Page {
+pub(super) enum Page {
     Tags { query: String },
     Referrers { subject: Digest, artifact_type: Option<String> },
 }
@@ -77,7 +77,9 @@ impl Pull {
     ) -> Result<Answer, Refusal> {
         let artifact_type = query.artifact_type.clone();
         let is_kept = artifact_type.as_deref().is_none_or(is_media_type);
-        self.list(request, target, Page::Referrers { subject, artifact_type }, is_kept, query).await
+        let answer = self.list(request, target, Page::Referrers { subject, artifact_type }, is_kept, query).await?;
+        self.will_ask_for_fallback(request, target, &subject);
+        Ok(answer)
     }
 
     /// A list: while fresh from the cache, else the upstream's, else as it last was. Without `is_kept` it only passes:
@@ -92,11 +94,12 @@ impl Pull {
     ) -> Result<Answer, Refusal> {
         let policy = &target.repository.config.tags;
         let key = page.key(target);
-        // What one client is shown is not for others.
+        // What one client is shown is not for others, unless it is for everybody.
+        let public = Self::public_key(target, &key).filter(|_| is_kept);
         let is_kept = is_kept && !target.who.is_client();
-        let cached = match is_kept {
-            false => None,
-            true => match self.cache.listing(&key).await {
+        let cached = match public.as_ref().or(is_kept.then_some(&key)) {
+            None => None,
+            Some(key) => match self.cache.listing(key).await {
                 Err(failure) if failure.kind == FailureKind::Busy => return Err(Refusal::of(Wanted::Name)(failure)),
                 // An index that cannot be read is as good as an empty one.
                 found => found.ok().flatten(),
@@ -110,22 +113,34 @@ impl Pull {
                 let since = listing.checked_at.to_system_time();
                 (listing, CacheState::Hit { since })
             }
-            cached => match (self.fetch_once(target, page, key, is_kept).await, cached) {
-                (Ok((listing, is_first)), _) => (listing, CacheState::Miss { collapsed: !is_first }),
+            cached => match (self.fetch_once(target, page.clone(), key.clone(), is_kept).await, cached) {
+                (Ok((listing, is_first)), cached) => {
+                    if let Some(public) = public {
+                        self.learn_public_list(target, page.clone(), (key, public), &listing, cached.as_ref());
+                    }
+                    (listing, CacheState::Miss { collapsed: !is_first })
+                }
                 (Err(failure), Some(listing))
-                    if freshness::may_serve_stale(policy, failure.kind, listing.checked_at.age()) =>
+                    if freshness::may_serve_stale(policy, failure.kind, listing.checked_at.age())
+                        && Self::may_stand_in(target, &failure) =>
                 {
                     let since = listing.checked_at.to_system_time();
                     (listing, CacheState::Stale { since, why: failure })
                 }
-                (Err(failure), _) => return Err(Refusal::of(Wanted::Name)(failure)),
+                (Err(failure), _) => match self.fallback_in_outage(target, &page, &failure).await {
+                    Some(listing) => {
+                        let since = listing.checked_at.to_system_time();
+                        (listing, CacheState::Stale { since, why: failure })
+                    }
+                    None => return Err(Refusal::of(Wanted::Name)(failure)),
+                },
             },
         };
         Ok(Answer { response: respond_list(request, query, &listing, &state), state })
     }
 
     /// The upstream's list, asked for once for all who want it now. The second value tells whether it was for this one.
-    async fn fetch_once(
+    pub(super) async fn fetch_once(
         self: &Arc<Self>,
         target: &Target,
         page: Page,
@@ -174,8 +189,16 @@ impl Pull {
                     url::form_urlencoded::Serializer::new(String::new()).append_pair("artifactType", wanted).finish()
                 });
                 let ask = async |at: usize| upstreams[at].referrers(&target.who, &target.name, subject, &query).await;
-                match upstreams.first(None, ask).await {
+                let page = format!("referrers/{subject}");
+                let asked = match self.negative.recall(target, &page) {
+                    Ok(()) => upstreams.first(None, ask).await,
+                    Err(absent) => Err(absent),
+                };
+                let life = target.repository.config.tags.negative_max_age;
+                match asked.inspect_err(|failure| self.negative.remember(target, &page, life, failure)) {
                     Ok((_, answer)) => into_listing(answer),
+                    // At the proxy door the registry says so itself.
+                    Err(failure) if target.repository.learns_public => return Err(failure),
                     // An upstream with the API answers an empty list; this one does not have it.
                     Err(failure) if failure.kind == FailureKind::NotFound => {
                         self.referrers_by_tag(target, subject, artifact_type.as_deref()).await?
@@ -187,7 +210,7 @@ impl Pull {
     }
 
     /// The referrers of an upstream without the API: what its fallback tag lists.
-    async fn referrers_by_tag(
+    pub(super) async fn referrers_by_tag(
         self: &Arc<Self>,
         target: &Target,
         subject: &Digest,

@@ -46,7 +46,7 @@ impl Pull {
         reference: Reference,
     ) -> Result<Answer, Refusal> {
         let found = match reference {
-            Reference::Tag(tag) => self.by_tag(target, &tag).await,
+            Reference::Tag(tag) => self.by_tag_in_a_pull(request, target, &tag).await,
             Reference::Digest(digest) => {
                 if request.method == Method::HEAD
                     && let Some(answer) = self.head_uncached(target, &digest).await.map_err(manifest_refusal)?
@@ -67,12 +67,7 @@ impl Pull {
     /// A tag: from the cache while it is fresh, else as the upstream says, else as it last was.
     pub(super) async fn by_tag(self: &Arc<Self>, target: &Target, tag: &Tag) -> Result<Found, Failure> {
         let policy = target.repository.config.policy_of(tag.as_str());
-        let key = TagKey {
-            repository: target.repository.prefix().to_owned(),
-            shelf: target.repository.config.shelf(),
-            name: target.name.to_string(),
-            tag: tag.to_string(),
-        };
+        let key = target.tag_key(tag);
         let cached = self.cached_tag(target, &key).await;
         if let Some((entry, manifest)) = &cached
             && let freshness = freshness::of_tag(policy, tag.as_str(), entry.checked_at.age(), spread(&key, entry))
@@ -146,7 +141,7 @@ impl Pull {
 
     /// A tag whose manifest is there too, and may be shown here. An index or store that cannot be read counts as an empty
     /// one: the upstream may still answer.
-    async fn cached_tag(&self, target: &Target, key: &TagKey) -> Option<(TagEntry, Arc<Manifest>)> {
+    pub(super) async fn cached_tag(&self, target: &Target, key: &TagKey) -> Option<(TagEntry, Arc<Manifest>)> {
         if let Some(entry) = self.cache.tag(key).await.ok().flatten() {
             // It may have been brought in by clients' own credentials, when these decided.
             let owner = target.repository.owner();

@@ -10,10 +10,12 @@ mod forwarded;
 mod heads;
 mod listing;
 mod manifest;
+mod moments;
 mod names;
 mod negative;
 mod observed;
 mod proxied;
+mod public_lists;
 mod rejected;
 pub mod respond;
 pub mod routing;
@@ -57,6 +59,7 @@ use consent::Consents;
 use credentials::{NoRandomness, Sealer};
 use forwarded::Forwarding;
 use heads::{Heads, Said};
+use moments::Moments;
 use negative::Negative;
 use proxied::{Copies, Proxying};
 use rejected::Rejected;
@@ -81,6 +84,8 @@ pub struct Pull {
     negative: Negative,
     /// Answers to HEADs of a moment ago.
     heads: Heads,
+    /// Pulls that ask again for what they just asked for.
+    moments: Moments,
     /// Upstreams that sent wrong content.
     rejected: Arc<Rejected>,
     checks: Flights<(TagKey, WhoId), manifest::Checked>,
@@ -152,6 +157,7 @@ impl Pull {
             consents: Consents::default(),
             negative: Negative::default(),
             heads: Heads::default(),
+            moments: Moments::default(),
             asked_heads: Flights::default(),
             rejected: Arc::default(),
             checks: Flights::default(),
@@ -205,6 +211,7 @@ impl Pull {
         self.consents.clear();
         self.negative.clear();
         self.heads.clear();
+        self.moments.clear();
         self.rejected.clear();
         self.private.clear();
         self.changes.send_replace(());

@@ -57,8 +57,11 @@ impl Negative {
     /// again at once, in other ways and with another token: that changes nothing upstream.
     pub fn remember(&self, target: &Target, page: &str, life: Duration, failure: &Failure) {
         let is_final = matches!(failure.kind, FailureKind::NotFound | FailureKind::Denied);
-        if is_final && life > Duration::ZERO {
-            self.0.insert(key(target, page), (Instant::now() + life, failure.clone()));
+        let (key, now) = (key(target, page), Instant::now());
+        // What is told from memory does not renew it.
+        let is_known = self.0.get(&key).is_some_and(|(until, _)| now < until);
+        if is_final && life > Duration::ZERO && !is_known {
+            self.0.insert(key, (now + life, failure.clone()));
         }
     }
 }

@@ -7,8 +7,9 @@ use quick_cache::sync::Cache;
 use tokio::sync::Semaphore;
 
 use crate::config::{self, Config, plain_host};
-use crate::oci::Name;
+use crate::index::TagKey;
 use crate::oci::name::InvalidName;
+use crate::oci::{Name, Tag};
 use crate::telemetry::Metrics;
 use crate::upstream::{BuildError, Clients, OTHER_HOSTS, Upstreams, Who};
 
@@ -50,6 +51,18 @@ pub struct Target {
     pub who: Who,
     /// Whether only a scope and the tag led here.
     pub is_by_tag: bool,
+}
+
+impl Target {
+    /// Under what a tag of the name is kept.
+    pub fn tag_key(&self, tag: &Tag) -> TagKey {
+        TagKey {
+            repository: self.repository.prefix().to_owned(),
+            shelf: self.repository.config.shelf(),
+            name: self.name.to_string(),
+            tag: tag.to_string(),
+        }
+    }
 }
 
 /// What of a request decides where it goes.

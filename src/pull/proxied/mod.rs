@@ -343,11 +343,17 @@ enum Asked {
 impl Asked {
     fn of(request: &Parts, url: &Url) -> Self {
         let is_read = request.method == Method::GET || request.method == Method::HEAD;
-        // A query may mean anything to a registry, and so may a path before /v2/.
-        if !is_read || url.query().is_some() || !url.path().starts_with("/v2/") {
+        // A query may mean anything to a registry but for those of lists, and so may a path before /v2/.
+        if !is_read || !url.path().starts_with("/v2/") {
             return Self::Other;
         }
         match Route::parse(url.path()) {
+            Ok(Route::Object { path: name, object: object @ (Object::Tags | Object::Referrers(_)) })
+                if url.query_pairs().all(|(key, _)| ["n", "last", "artifactType"].contains(&&*key)) =>
+            {
+                Self::Object { name, object }
+            }
+            _ if url.query().is_some() => Self::Other,
             Ok(Route::Base { prefix }) if prefix.is_empty() => Self::Base,
             Ok(Route::Object { path: name, object: object @ (Object::Manifest(_) | Object::Blob(_)) }) => {
                 Self::Object { name, object }

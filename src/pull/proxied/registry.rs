@@ -21,7 +21,7 @@ use crate::pull::error::Refusal;
 use crate::pull::observed::Observation;
 use crate::pull::respond::{self, Body};
 use crate::pull::routing::{Repository, Target};
-use crate::pull::{API_VERSION, Answer, Pull, kind_of};
+use crate::pull::{API_VERSION, Answer, Pull, Query, kind_of};
 use crate::telemetry::Metrics;
 use crate::upstream::{Anywhere, BuildError, Clients, Place, Upstream, Upstreams, Who};
 
@@ -246,7 +246,9 @@ impl Pull {
         let answer = match object {
             Object::Manifest(reference) => self.manifest(request, &target, reference.clone()).await,
             Object::Blob(digest) => self.blob(request, &target, *digest).await,
-            Object::Tags | Object::Referrers(_) | Object::Upload => return Ok(None),
+            Object::Tags => self.tags(request, &target, &Query::read(url.query())).await,
+            Object::Referrers(subject) => self.referrers(request, &target, *subject, &Query::read(url.query())).await,
+            Object::Upload => return Ok(None),
         };
         let Answer { mut response, state } = match answer {
             Ok(answer) => answer,
