@@ -21,6 +21,7 @@ mod file_modes;
 mod full_disk;
 mod growth;
 mod house;
+mod http_rules;
 mod login_forms;
 mod manage;
 mod named_hosts;

@@ -106,7 +106,9 @@ impl Pull {
             },
         };
         // A list grows with each push, so it is fresh for `max_age` and never immutable.
-        let is_fresh = cached.as_ref().is_some_and(|listing| listing.checked_at.age() < policy.max_age);
+        let is_fresh = cached.as_ref().is_some_and(|listing| {
+            listing.checked_at.age() < policy.max_age && !self.was_written(target, listing.checked_at)
+        });
 
         let (listing, state) = match cached {
             Some(listing) if is_fresh => {

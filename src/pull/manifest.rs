@@ -45,12 +45,14 @@ impl Pull {
         target: &Target,
         reference: Reference,
     ) -> Result<Answer, Refusal> {
+        let asked_by = reference.to_string();
         let found = match reference {
             Reference::Tag(tag) => self.by_tag_in_a_pull(request, target, &tag).await,
             Reference::Digest(digest) => {
                 if request.method == Method::HEAD
-                    && let Some(answer) = self.head_uncached(target, &digest).await.map_err(manifest_refusal)?
+                    && let Some(mut answer) = self.head_uncached(target, &digest).await.map_err(manifest_refusal)?
                 {
+                    self.warnings.add_to(answer.response.headers_mut(), target, &[&asked_by]);
                     return Ok(answer);
                 }
                 self.by_digest(target, &digest).await
@@ -60,7 +62,9 @@ impl Pull {
         if found.is_of_name {
             self.cache.note_manifest(target.repository.prefix(), &target.name, found.manifest.digest);
         }
-        let response = respond::manifest(&request.method, &request.headers, &found.manifest, &found.state);
+        let mut response = respond::manifest(&request.method, &request.headers, &found.manifest, &found.state);
+        let digest = found.manifest.digest.to_string();
+        self.warnings.add_to(response.headers_mut(), target, &[&asked_by, &digest]);
         Ok(Answer { response, state: found.state })
     }
 
@@ -142,7 +146,8 @@ impl Pull {
     /// A tag whose manifest is there too, and may be shown here. An index or store that cannot be read counts as an empty
     /// one: the upstream may still answer.
     pub(super) async fn cached_tag(&self, target: &Target, key: &TagKey) -> Option<(TagEntry, Arc<Manifest>)> {
-        if let Some(entry) = self.cache.tag(key).await.ok().flatten() {
+        let is_of_now = |entry: &TagEntry| !self.was_tag_written(key, entry.checked_at);
+        if let Some(entry) = self.cache.tag(key).await.ok().flatten().filter(is_of_now) {
             // It may have been brought in by clients' own credentials, when these decided.
             let owner = target.repository.owner();
             let is_visible = self.cache.is_visible(&owner, &entry.digest).await.unwrap_or(false);
@@ -152,7 +157,7 @@ impl Pull {
         }
         // What is for everybody was shown by the same upstreams, whoever asked.
         let other = TagKey { shelf: target.repository.config.other_shelf(), ..key.clone() };
-        let entry = self.cache.tag(&other).await.ok().flatten()?;
+        let entry = self.cache.tag(&other).await.ok().flatten().filter(is_of_now)?;
         match self.is_public(target, &entry.digest).await {
             true => self.with_manifest(entry).await,
             false => None,
@@ -169,7 +174,9 @@ impl Pull {
         let upstreams = &target.repository.upstreams;
         let reference = Reference::Tag(tag);
         let head = async |at: usize| upstreams[at].head_manifest(&target.who, &target.name, &reference).await;
-        let (at, head) = upstreams.first(None, head).await?;
+        let (at, mut head) = upstreams.first(None, head).await?;
+        let warnings = head.as_mut().map(|head| std::mem::take(&mut head.warnings)).unwrap_or_default();
+        self.warnings.note(target, &reference.to_string(), warnings);
 
         let checked = match head.and_then(|head| head.digest) {
             Some(digest) => match self.cache.manifest(&digest).await.ok().flatten() {
@@ -242,7 +249,8 @@ impl Pull {
     }
 
     async fn keep(&self, target: &Target, answer: ManifestAnswer) -> Arc<Manifest> {
-        let ManifestAnswer { digest, media_type, bytes } = answer;
+        let ManifestAnswer { digest, media_type, bytes, warnings } = answer;
+        self.warnings.note(target, &digest.to_string(), warnings);
         let (size, repository) = (bytes.len(), target.repository.prefix());
         self.metrics.fetched(target.repository.metrics_label(), size as u64);
         tracing::info!(path = format!("/v2/{}/manifests/{digest}", target.name), size, repository, "cached response");
@@ -281,6 +289,9 @@ impl Pull {
             let head = upstreams.first(None, head).await;
             let life = asked.repository.config.tags.negative_max_age;
             let (_, head) = head.inspect_err(|failure| pull.negative.remember(&asked, &page, life, failure))?;
+            if let Some(head) = &head {
+                pull.warnings.note(&asked, &reference.to_string(), head.warnings.clone());
+            }
             let said = head.map(|head| Said { media_type: head.media_type, size: head.size });
             if let Some(said) = &said {
                 pull.heads.remember(&asked, &page, said.clone());

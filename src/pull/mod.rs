@@ -20,6 +20,7 @@ mod rejected;
 pub mod respond;
 pub mod routing;
 mod token_form;
+mod warnings;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -65,6 +66,7 @@ use proxied::{Copies, Proxying};
 use rejected::Rejected;
 use respond::CacheState;
 use routing::{Asked, Routing};
+use warnings::Warnings;
 
 const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
 const OCI_NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
@@ -86,6 +88,8 @@ pub struct Pull {
     heads: Heads,
     /// Pulls that ask again for what they just asked for.
     moments: Moments,
+    /// What upstreams warn of.
+    warnings: Warnings,
     /// Upstreams that sent wrong content.
     rejected: Arc<Rejected>,
     checks: Flights<(TagKey, WhoId), manifest::Checked>,
@@ -158,6 +162,7 @@ impl Pull {
             negative: Negative::default(),
             heads: Heads::default(),
             moments: Moments::default(),
+            warnings: Warnings::default(),
             asked_heads: Flights::default(),
             rejected: Arc::default(),
             checks: Flights::default(),
@@ -212,6 +217,7 @@ impl Pull {
         self.negative.clear();
         self.heads.clear();
         self.moments.clear();
+        self.warnings.clear();
         self.rejected.clear();
         self.private.clear();
         self.changes.send_replace(());

@@ -17,6 +17,7 @@ use super::fallback::Shared;
 use super::storages::{Storage, Storages};
 use super::token::{self, TokenAnswer};
 use super::transport::{Ask, Led, Transport, is_storage_of};
+use super::warning;
 use super::who::Who;
 use crate::config::{self, Credentials};
 use crate::failure::{Failure, FailureKind};
@@ -85,6 +86,8 @@ pub struct ManifestHead {
     pub digest: Option<Digest>,
     pub media_type: Option<MediaType>,
     pub size: Option<u64>,
+    /// For people who pull.
+    pub warnings: Vec<HeaderValue>,
 }
 
 /// How an upstream showed that it gives an object to whom it was asked for.
@@ -109,6 +112,8 @@ pub struct ManifestAnswer {
     pub digest: Digest,
     pub media_type: MediaType,
     pub bytes: Bytes,
+    /// For people who pull.
+    pub warnings: Vec<HeaderValue>,
 }
 
 /// A list of tags or referrers, as the upstream wrote it.
@@ -241,6 +246,7 @@ impl Upstream {
             digest: content_digest(headers),
             media_type: media_type(headers).filter(MediaType::may_be_manifest),
             size: content_length(headers),
+            warnings: warning::of(headers),
         }))
     }
 
@@ -253,6 +259,7 @@ impl Upstream {
         let response = self.transport.successful(response)?;
         let stated = content_digest(response.headers());
         let media_type = media_type(response.headers());
+        let warnings = warning::of(response.headers());
         let bytes = self.transport.read(response, MAX_DOCUMENT).await?;
 
         // With a digest that is right it is what was meant, whatever it looks like.
@@ -274,7 +281,7 @@ impl Upstream {
                 .wrong(format!("sent a manifest for {name}:{reference} whose digest is {digest}")));
         }
         let media_type = media_type.unwrap_or_else(|| manifest::media_type_of(&bytes));
-        Ok(ManifestAnswer { digest, media_type, bytes })
+        Ok(ManifestAnswer { digest, media_type, bytes, warnings })
     }
 
     /// The size of a blob, without fetching it; `None` when the upstream knows the blob and does not

@@ -17,6 +17,7 @@ mod reach;
 mod storages;
 mod token;
 mod transport;
+mod warning;
 mod who;
 
 pub use anywhere::{Anywhere, OTHER_HOSTS, PassError};

@@ -10,6 +10,7 @@ mod refused;
 mod registry;
 mod secrets;
 mod standing;
+mod written;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -235,9 +236,15 @@ impl Pull {
         {
             return Ok(response);
         }
+        let method = parts.method.clone();
         let request = Request::from_parts(parts, body);
         let tunnel = Tunnel { standing: standing.clone(), place, address: None };
-        match self.forward(&proxying, request, tunnel, &url, &secrets).await {
+        let forwarded = self.forward(&proxying, request, tunnel, &url, &secrets).await;
+        let changed = forwarded.as_ref().map(|answer| written::changed_by(&method, &url, answer)).unwrap_or_default();
+        for url in changed {
+            self.forget(&proxying, url).await;
+        }
+        match forwarded {
             // Clients ask this first, and go no further without an answer.
             Err(PassError::Failure(failure)) if matches!(asked, Asked::Base) => {
                 let found = proxying.registries.find(&url, "any", &proxying.anywhere)?;
@@ -323,7 +330,7 @@ fn shown(headers: &HeaderMap) -> Option<HeaderMap> {
 /// Tells the log how the cache stood to a request.
 fn tell(state: &CacheState, path: &str) {
     match state {
-        CacheState::Hit { .. } => tracing::info!(path, "cache hit"),
+        CacheState::Hit { .. } | CacheState::Confirmed { .. } => tracing::info!(path, "cache hit"),
         CacheState::Miss { .. } => tracing::info!(path, "cache miss"),
         CacheState::Stale { why, .. } => tracing::info!(path, %why, "cache hit, of an old copy"),
     }

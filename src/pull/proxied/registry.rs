@@ -242,6 +242,8 @@ impl Pull {
             }
         };
         observation.found(repository.metrics_label(), kind_of(object));
+        // What a server has there that is no registry is its own.
+        let is_list = matches!(object, Object::Tags | Object::Referrers(_));
         let target = Target { repository, name, who, is_by_tag: false };
         let answer = match object {
             Object::Manifest(reference) => self.manifest(request, &target, reference.clone()).await,
@@ -254,7 +256,8 @@ impl Pull {
             Ok(answer) => answer,
             // In its own words, and with what it wants to see.
             Err(Refusal::Failure { failure, .. })
-                if matches!(failure.kind, FailureKind::NotFound | FailureKind::Denied) =>
+                if matches!(failure.kind, FailureKind::NotFound | FailureKind::Denied)
+                    || (is_list && failure.kind == FailureKind::WrongContent) =>
             {
                 return Ok(None);
             }

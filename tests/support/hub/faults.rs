@@ -34,6 +34,8 @@ pub enum Fault {
     NoAcceptRanges,
     /// 200 with a login page, as captive portals and proxies send it.
     HtmlInstead,
+    /// A further header, whatever else the answer is.
+    Header(String, String),
     /// `Content-Encoding: gzip`, unless the client asked for `identity`.
     Gzip,
     /// `Content-Encoding: gzip`, even if the client asked for `identity`.
@@ -105,6 +107,7 @@ impl Fault {
                 response.body = gzip(&response.body);
                 response.headers.push(("content-encoding".to_owned(), "gzip".to_owned()));
             }
+            Self::Header(name, value) => response.headers.push((name.clone(), value.clone())),
             Self::HeadRefused => {
                 response.replace(Response::error(405, "UNSUPPORTED", "HEAD is not allowed").header("allow", "GET"));
             }
@@ -185,6 +188,11 @@ impl On {
 
     pub fn head(self) -> Self {
         Self { method: Some("HEAD".to_owned()), ..self }
+    }
+
+    /// Only this method.
+    pub fn method(self, method: &str) -> Self {
+        Self { method: Some(method.to_owned()), ..self }
     }
 
     /// Only this repository.
