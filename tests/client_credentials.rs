@@ -367,11 +367,11 @@ async fn a_denial_is_told_in_a_way_that_ends_the_asking_and_is_remembered_for_wh
     let keys = "negative_max_age = \"1h\"";
     let Scene { hub, mut larder, image, .. } = scene(Options::with_tokens(), keys).await;
     let (name, tag) = ("hub/team/private", larder.manifest_url("hub/team/private", "1"));
-    let layer = larder.blob_url(name, &image.layer_digests()[0]);
+    let digest = larder.manifest_url(name, &image.manifest.digest);
     let (nobodys, yours, mine) =
         (own_token(&larder, "").await, own_token(&larder, YOU).await, own_token(&larder, ME).await);
     for who in [&nobodys, &yours] {
-        for url in [&tag, &layer] {
+        for url in [&tag, &digest] {
             hub.take_requests();
             // As containerd does: each try is a HEAD and a GET, and each with a fresh token.
             for method in ["HEAD", "HEAD", "GET", "HEAD", "HEAD", "GET"] {

@@ -7,6 +7,7 @@ mod asked_by_name;
 mod bad_input;
 mod behind_a_proxy;
 mod breaking;
+mod by_name;
 mod canaries;
 mod changed_rules;
 mod client_credentials;

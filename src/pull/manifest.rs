@@ -59,6 +59,7 @@ impl Pull {
             }
         };
         let found = found.map_err(manifest_refusal)?;
+        self.manifest_was_shown(target, &found.manifest);
         if found.is_of_name {
             self.cache.note_manifest(target.repository.prefix(), &target.name, found.manifest.digest);
         }

@@ -3,6 +3,7 @@
 mod admission;
 mod asked_host;
 mod blob;
+mod by_name;
 mod consent;
 mod credentials;
 mod error;
@@ -56,6 +57,7 @@ use crate::telemetry::metrics::{Kind, Outcome};
 use crate::upstream::{BuildError, Clients, Proof, WhoId};
 use crate::web::WebError;
 use admission::Door;
+use by_name::ByName;
 use consent::Consents;
 use credentials::{NoRandomness, Sealer};
 use forwarded::Forwarding;
@@ -82,6 +84,8 @@ pub struct Pull {
     metrics: Arc<Metrics>,
     sealer: Sealer,
     consents: Consents,
+    /// What follows from what was shown of a name.
+    by_name: ByName,
     /// Confirmed absences.
     negative: Negative,
     /// Answers to HEADs of a moment ago.
@@ -159,6 +163,7 @@ impl Pull {
             metrics,
             sealer: Sealer::new()?,
             consents: Consents::default(),
+            by_name: ByName::default(),
             negative: Negative::default(),
             heads: Heads::default(),
             moments: Moments::default(),
@@ -214,6 +219,7 @@ impl Pull {
     pub fn apply(&self, prepared: Prepared) {
         self.live.store(Arc::new(prepared.0));
         self.consents.clear();
+        self.by_name.clear();
         self.negative.clear();
         self.heads.clear();
         self.moments.clear();

@@ -56,7 +56,9 @@ impl Negative {
     /// Remembers a failure that is a confirmed absence or a denial for `life`; others pass. A client that is denied asks
     /// again at once, in other ways and with another token: that changes nothing upstream.
     pub fn remember(&self, target: &Target, page: &str, life: Duration, failure: &Failure) {
-        let is_final = matches!(failure.kind, FailureKind::NotFound | FailureKind::Denied);
+        // A blob may be refused by the storage behind the registry, where a signature ended: that is over with the next.
+        let is_denial = failure.kind == FailureKind::Denied && !page.starts_with("blobs/");
+        let is_final = failure.kind == FailureKind::NotFound || is_denial;
         let (key, now) = (key(target, page), Instant::now());
         // What is told from memory does not renew it.
         let is_known = self.0.get(&key).is_some_and(|(until, _)| now < until);

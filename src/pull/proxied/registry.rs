@@ -19,7 +19,7 @@ use crate::oci::{Digest, Name, Reference};
 use crate::pull::consent::Stored;
 use crate::pull::error::Refusal;
 use crate::pull::observed::Observation;
-use crate::pull::respond::{self, Body};
+use crate::pull::respond::{self, Body, CacheState};
 use crate::pull::routing::{Repository, Target};
 use crate::pull::{API_VERSION, Answer, Pull, Query, kind_of};
 use crate::telemetry::Metrics;
@@ -265,7 +265,9 @@ impl Pull {
         };
         observation.answered(state.outcome());
         super::tell(&state, url.path());
-        if let Some((what, digest)) = shown(object, &response) {
+        // A transfer of its own is looked at when it is at its end.
+        let is_coming = matches!((object, &state), (Object::Blob(_), CacheState::Miss { collapsed: false }));
+        if let Some((what, digest)) = shown(object, &response).filter(|_| !is_coming) {
             self.learn_whether_public(&target, what, digest).await;
         }
         response.headers_mut().insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
