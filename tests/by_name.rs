@@ -4,7 +4,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 
 use crate::support::content::{OCI_MANIFEST, sha256};
-use crate::support::{Auth, Hub, Image, Manifest, On, Options, Proxied, eventually};
+use crate::support::{Auth, Hub, Image, Larder, Manifest, On, Options, Proxied, RepositoryConfig, eventually, request};
 
 const PRIVATE: &str = "team/private";
 
@@ -145,5 +145,37 @@ async fn what_no_manifest_named_to_a_client_is_asked_for_and_a_refusal_ends_it()
     assert_eq!(refused.status, 401, "what no manifest named is asked for");
     for digest in &layers[5..] {
         assert_eq!(browser.get_as(&also_me, scene.blob(PRIVATE, digest)).await.status, 401);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_upstream_of_several_shows_says_nothing_of_the_same_name_at_another() {
+    const NAME: &str = "team/app";
+    // Whoever likes pushes to the first, and the name is private at the second.
+    let first = Hub::start(Options::default()).await;
+    let second = Hub::start(options().private(NAME, "me")).await;
+    let (image, own) = (large_image(1), large_image(2));
+    second.push_image(NAME, "1", &image);
+    let config = RepositoryConfig::new("hub").set("client_credentials = \"pass\"").upstream(&first).upstream(&second);
+    let larder = Larder::start(config).await;
+    let name = format!("hub/{NAME}");
+    let get_as = async |pair: &str, url: String| request("GET", url).header("authorization", login(pair)).send().await;
+    assert_eq!(get_as("me:mine", larder.manifest_url(&name, "1")).await.status, 200);
+    for digest in image.layer_digests() {
+        assert_eq!(get_as("me:mine", larder.blob_url(&name, &digest)).await.status, 200);
+        eventually("it is stored", async || larder.object(&digest).exists()).await;
+    }
+    first.push_image(NAME, "2", &own);
+    let entry = |digest: &str| serde_json::json!({"mediaType": "x/y", "digest": digest, "size": 1});
+    let layers: Vec<_> = image.layer_digests().iter().map(|digest| entry(digest)).collect();
+    let evil = serde_json::json!({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": entry(&own.config_digest()), "layers": layers});
+    first.push_manifest(NAME, Some("evil"), &Manifest::new(evil.to_string(), OCI_MANIFEST));
+    assert_eq!(get_as("you:yours", larder.manifest_url(&name, "evil")).await.status, 200);
+    for digest in &own.layer_digests()[..3] {
+        assert_eq!(get_as("you:yours", larder.blob_url(&name, digest)).await.status, 200);
+    }
+    for digest in image.layer_digests() {
+        let stolen = get_as("you:yours", larder.blob_url(&name, &digest)).await;
+        assert_eq!(stolen.status, 403, "{}", stolen.text());
     }
 }

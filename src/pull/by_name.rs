@@ -7,7 +7,7 @@
 //! - the upstream sent the blob, or showed that it has it, to somebody under that very name within a day.
 //!
 //! A manifest alone gives no right: its author may name what he may not read. But the upstream has the blob under the name
-//! only if whoever put it there could read it. All of it is known of trusted upstreams alone, in memory, and nothing that
+//! only if whoever put it there could read it. All of it is known of trusted upstreams alone, where there is one, in memory, and nothing that
 //! follows from it is a proof of its own, so that no consent renews itself. That a day is the limit is for names that are
 //! given to somebody else.
 
@@ -74,7 +74,7 @@ impl Default for ByName {
 impl ByName {
     /// The upstream gave a blob to who asked, or showed that it has it.
     pub fn blob_shown(&self, target: &Target, digest: &Digest) {
-        if !target.repository.is_trusted || !target.who.is_client() {
+        if !is_usable(target) {
             return;
         }
         let (repository, name, who) = key(target);
@@ -90,7 +90,7 @@ impl ByName {
 
     /// The upstream gave a manifest to who asked, or showed that it has it, at this time.
     pub fn manifest_shown(&self, target: &Target, manifest: &Manifest, at: Instant) {
-        if !target.repository.is_trusted || !target.who.is_client() {
+        if !is_usable(target) {
             return;
         }
         let key = key(target);
@@ -120,7 +120,7 @@ impl ByName {
 
     /// Whether who asks may read a blob, as it follows from what it was shown of the name.
     pub fn follows(&self, target: &Target, digest: &Digest) -> bool {
-        let Some(life) = target.repository.config.client_consent.filter(|_| target.repository.is_trusted) else {
+        let Some(life) = target.repository.config.client_consent.filter(|_| is_usable(target)) else {
             return false;
         };
         let (repository, name, who) = key(target);
@@ -138,6 +138,12 @@ impl ByName {
         self.blobs.clear();
         self.shown.clear();
     }
+}
+
+/// Whether one upstream alone, which is trusted, decides for a client: what one of several shows says nothing of the same
+/// name at another.
+fn is_usable(target: &Target) -> bool {
+    target.repository.is_trusted && target.who.is_client() && target.repository.upstreams.len() == 1
 }
 
 fn key(target: &Target) -> Key {
