@@ -340,6 +340,7 @@ async fn who_sends_no_login_is_asked_for_one_whatever_keeps_the_upstream_from_an
         for url in [&tag, &digest, &layer] {
             assert_eq!(get_as(ME, url).await.status, 200);
         }
+        eventually("it is stored", async || larder.object(&image.layer_digests()[0]).exists()).await;
         hub.fault(On::any().before_auth(), fault.clone());
         let nobodys = own_token(&larder, "").await;
         let mine = own_token(&larder, ME).await;
