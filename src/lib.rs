@@ -30,6 +30,7 @@ pub mod oci;
 mod places;
 mod program;
 pub mod pull;
+pub mod sent;
 pub mod store;
 pub mod telemetry;
 mod text;

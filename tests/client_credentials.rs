@@ -115,7 +115,8 @@ async fn naming_somebody_elses_content_in_a_manifest_gives_no_right_to_it() {
             larder.blob_url("hub/you/evil", &image.layer_digests()[0]),
             larder.blob_url("hub/you/evil", &image.config_digest()),
         ] {
-            assert_eq!(get_as(who, &url).await.status, 404, "{url}");
+            let status = if who.is_empty() { 401 } else { 404 };
+            assert_eq!(get_as(who, &url).await.status, status, "{url}");
         }
     }
 }
@@ -249,7 +250,8 @@ async fn what_is_still_coming_in_when_larders_own_credentials_are_to_decide_stay
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_upstream_hides_from_one_client_stays_there_for_others() {
-    let Scene { mut hub, larder, image, .. } = scene(Options::with_tokens(), "on_upstream_404 = \"drop\"").await;
+    let Scene { mut hub, larder, image, .. } =
+        scene(Options::with_tokens(), "on_upstream_404 = \"drop\"\nnegative_max_age = \"0s\"").await;
     let tag = larder.manifest_url("hub/team/private", "1");
     assert_eq!(get_as(ME, &tag).await.status, 200);
     hub.fault(On::manifest().head().times(1), Fault::status(404));
@@ -310,8 +312,94 @@ async fn with_the_upstream_gone_those_it_agreed_to_are_served_and_nobody_else() 
     assert_eq!((stale.status, stale.header("x-cache")), (200, "STALE"));
     assert_eq!(get_as(ME, &layer).await.status, 200);
     for url in [&tag, &layer] {
-        assert_eq!((get_as(YOU, url).await.status, get_as("", url).await.status), (502, 502), "{url}");
+        assert_eq!((get_as(YOU, url).await.status, get_as("", url).await.status), (502, 401), "{url}");
     }
+}
+
+/// The token of our own service for who comes with this login.
+async fn own_token(larder: &Larder, pair: &str) -> String {
+    let given = get_as(pair, &format!("{}/token?service=larder", larder.url())).await;
+    format!("Bearer {}", given.json()["token"].as_str().expect("a token"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_sends_no_login_is_asked_for_one_whatever_keeps_the_upstream_from_answering() {
+    let keys = "consent_max_age = \"1h\"";
+    for fault in [
+        Fault::reply(429, &[("retry-after", "1")], "slow down"),
+        Fault::status(500),
+        Fault::status(404),
+        Fault::status(403),
+        Fault::Drop,
+        Fault::HtmlInstead,
+    ] {
+        let Scene { hub, larder, image, .. } = scene(Options::with_tokens(), keys).await;
+        let tag = larder.manifest_url("hub/team/private", "1");
+        let digest = larder.manifest_url("hub/team/private", &image.manifest.digest);
+        let layer = larder.blob_url("hub/team/private", &image.layer_digests()[0]);
+        for url in [&tag, &digest, &layer] {
+            assert_eq!(get_as(ME, url).await.status, 200);
+        }
+        eventually("it is stored", async || larder.object(&image.layer_digests()[0]).exists()).await;
+        hub.fault(On::any().before_auth(), fault.clone());
+        let nobodys = own_token(&larder, "").await;
+        let mine = own_token(&larder, ME).await;
+        for url in [&tag, &digest, &layer] {
+            for method in ["HEAD", "GET"] {
+                let asked = request(method, url).send().await;
+                assert_eq!(asked.status, 401, "{method} {url} {fault:?}: {}", asked.text());
+                let challenge = asked.header("www-authenticate");
+                assert!(challenge.starts_with("Bearer realm=") && !challenge.contains("error="), "{challenge}");
+            }
+            // Who has said that it has no login is told the truth.
+            let told = request("GET", url).header("authorization", &nobodys).send().await;
+            assert!(told.status > 401 || matches!(fault, Fault::Status(403, ..)), "{url} {fault:?}: {}", told.status);
+        }
+        // What the upstream agreed to a moment ago is there for the login.
+        for url in [&digest, &layer] {
+            let served = request("GET", url).header("authorization", &mine).send().await;
+            assert_eq!(served.status, 200, "{url} {fault:?}: {}", served.text());
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_denial_is_told_in_a_way_that_ends_the_asking_and_is_remembered_for_who_got_it() {
+    let keys = "negative_max_age = \"1h\"";
+    let Scene { hub, mut larder, image, .. } = scene(Options::with_tokens(), keys).await;
+    let (name, tag) = ("hub/team/private", larder.manifest_url("hub/team/private", "1"));
+    let digest = larder.manifest_url(name, &image.manifest.digest);
+    let (nobodys, yours, mine) =
+        (own_token(&larder, "").await, own_token(&larder, YOU).await, own_token(&larder, ME).await);
+    for who in [&nobodys, &yours] {
+        for url in [&tag, &digest] {
+            hub.take_requests();
+            // As containerd does: each try is a HEAD and a GET, and each with a fresh token.
+            for method in ["HEAD", "HEAD", "GET", "HEAD", "HEAD", "GET"] {
+                let denied = request(method, url).header("authorization", who).send().await;
+                assert!(matches!(denied.status, 401 | 403), "{method} {url}: {}", denied.status);
+                if denied.status == 401 {
+                    let challenge = denied.header("www-authenticate");
+                    assert!(challenge.contains(",error=\"insufficient_scope\""), "{challenge}");
+                }
+            }
+            let (asked, tokens) = (hub.count(|request| !request.name.is_empty()), hub.count_on(On::token()));
+            assert!(asked <= 4 && tokens <= 2, "{}", hub.summary());
+        }
+    }
+    // Nobody else is denied for it.
+    let served = request("GET", &tag).header("authorization", &mine).send().await;
+    assert_eq!(served.status, 200, "{}", served.text());
+    // Nor is it remembered when the configuration was read again.
+    hub.configure(|options| options.private.clear());
+    hub.expire_tokens();
+    assert_eq!(request("GET", &tag).header("authorization", &nobodys).send().await.status, 401);
+    let config = RepositoryConfig::new("hub").set("client_credentials = \"pass\"").set("max_age = \"1s\"").set(keys);
+    larder.write_config(config.upstream(&hub));
+    eventually("it is forgotten", async || {
+        request("GET", &tag).header("authorization", &nobodys).send().await.status == 200
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -134,7 +134,7 @@ async fn what_a_gateway_shows_to_everybody_is_not_learnt_to_be_public() {
             assert_eq!(cleared.status, 200);
         }
     }
-    assert!(!scene.larder.log().contains("is for everybody"));
+    assert!(!scene.larder.log().contains("\"an object is for everybody"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use crate::support::Larder;
 
 /// Each room and the rooms it may import from.
-const ROOMS: [(&str, &[&str]); 23] = [
+const ROOMS: [(&str, &[&str]); 25] = [
     ("oci", &[]),
     ("descriptors", &[]),
     ("failure", &[]),
     ("files", &[]),
     ("fingerprint", &[]),
     ("program", &["text"]),
+    ("sent", &[]),
     ("text", &[]),
     ("tunnel", &[]),
     ("x509", &[]),
@@ -38,14 +39,15 @@ const ROOMS: [(&str, &[&str]); 23] = [
             "index",
             "oci",
             "places",
+            "sent",
             "telemetry",
             "tunnel",
             "upstream",
             "web",
         ],
     ),
-    ("listen", &["acme", "auth", "ca", "config", "pull", "telemetry", "tunnel"]),
-    ("admin", &["cache", "failure", "index", "oci", "pull", "telemetry", "upstream"]),
+    ("listen", &["acme", "auth", "ca", "config", "pull", "sent", "telemetry", "tunnel"]),
+    ("admin", &["cache", "failure", "index", "oci", "pull", "sent", "telemetry", "upstream"]),
     ("cli", &["acme", "admin", "ca", "cache", "config", "descriptors", "listen", "pull", "telemetry", "text", "x509"]),
 ];
 

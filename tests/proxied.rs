@@ -373,6 +373,14 @@ async fn a_registry_of_the_clients_own_choice_leads_to_no_other_ports() {
     let answer = scene.browser().get(format!("{}/v2/x/blobs/{digest}", evil.url())).await;
     assert!(answer.status != 200 && answer.text() != "inside", "{}", answer.text());
     assert!(scene.browser().get(&there).await.status == 403 && inside.connections() == 0);
+    // It says why, and names a key that helps.
+    let text = answer.text();
+    assert!(text.contains("leads to ports 80 and 443 only") && !text.contains("redirect_hosts"), "{text}");
+    assert!(text.contains("name 127.0.0.1 in allowlist.domains"), "{text}");
+    let allow = format!("[allowlist]\ndomains = [\"127.0.0.1\", \"127.0.0.1:{}\"]", evil.address().port());
+    let scene = Proxied::start_with(Options::default(), "", ["", ""], &allow).await;
+    let answer = scene.browser().get(format!("{}/v2/x/blobs/{digest}", evil.url())).await;
+    assert_eq!((answer.status, answer.text().as_str()), (200, "inside"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

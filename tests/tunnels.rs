@@ -216,7 +216,7 @@ async fn opened_tunnels_pass_requests_on_over_either_http() {
             (moved.status, moved.header("location"), moved.header("x-own")),
             (302, "http://elsewhere.invalid/", "1")
         );
-        browser.send("GET", origin.url("/v2/team/app/tags/list"), &headers, "").await;
+        browser.send("GET", origin.url("/v2/_catalog"), &headers, "").await;
         let asked = origin.take_requests();
         assert_eq!((asked[0].path.as_str(), asked[0].body.len()), ("/x%20y?q=%2F", 300_000));
         // A write is the client's own.

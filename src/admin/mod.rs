@@ -16,17 +16,17 @@ use axum::routing::{delete, get, post};
 use axum::{Router, middleware};
 use futures_util::future::BoxFuture;
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use serde_json::json;
 use tower_service::Service;
 
 use crate::failure::{Failure, FailureKind};
 use crate::pull::{Body, Pull};
+use crate::sent::Sent;
 
 /// Answers the requests that come by the admin door: each with the address of its client.
 pub fn handler(
     pull: Arc<Pull>,
-) -> impl Fn(Request<Incoming>, SocketAddr) -> BoxFuture<'static, Response<Body>> + Send + Sync {
+) -> impl Fn(Request<Sent>, SocketAddr) -> BoxFuture<'static, Response<Body>> + Send + Sync {
     let router = router(pull);
     move |mut request, client| {
         request.extensions_mut().insert(ConnectInfo(client));

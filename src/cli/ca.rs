@@ -80,6 +80,8 @@ On the whole machine:
   Alpine           cp {file} /usr/local/share/ca-certificates/larder.crt && update-ca-certificates
 
 Docker: as above, or for one registry only: cp {file} /etc/docker/certs.d/REGISTRY/ca.crt
+  With the classic store Docker Hub is asked with the system's authorities alone. With the containerd store (Docker 28
+  and later) it is docker.io/, and `ca` in /etc/docker/certs.d/_default/hosts.toml is for all registries.
   Then in /etc/docker/daemon.json, and restart it (the variables of your own shell do not reach dockerd):
   {{ "proxies": {{ "http-proxy": "{proxy}", "https-proxy": "{proxy}", "no-proxy": "localhost" }} }}
   Before Docker 23:  systemctl edit docker:  [Service]
@@ -88,6 +90,9 @@ Docker: as above, or for one registry only: cp {file} /etc/docker/certs.d/REGIST
 containerd: as above for the whole machine, or `ca` in /etc/containerd/certs.d/REGISTRY/hosts.toml
   systemctl edit containerd:  [Service]
                               Environment=HTTP_PROXY={proxy} HTTPS_PROXY={proxy}
+
+BuildKit and programs in Go (crane, cosign, oras, helm, apptainer): as above. They read one file of authorities, the
+  system's or SSL_CERT_FILE=FILE: with that, FILE has to hold the others too (cat the two)
 
 Podman, Skopeo, Buildah: as above, or cp {file} /etc/containers/certs.d/REGISTRY/larder.crt
   HTTPS_PROXY={proxy} HTTP_PROXY={proxy} podman pull …

@@ -78,9 +78,40 @@ impl fmt::Display for HostPattern {
     }
 }
 
+/// A host with or without a port, written in one way: hosts have no case, and need no dot at their end; of usual ports
+/// nothing is said.
+pub fn plain_host(text: &str) -> String {
+    let text = text.to_ascii_lowercase();
+    let without_port = match text.rsplit_once(':') {
+        // The colons of an IPv6 address without brackets are none before a port.
+        Some((host, "443" | "80")) if !host.contains(':') || host.ends_with(']') => host,
+        _ => &text,
+    };
+    match without_port.rsplit_once(':') {
+        Some((host, port)) => format!("{}:{port}", host.strip_suffix('.').unwrap_or(host)),
+        None => without_port.strip_suffix('.').unwrap_or(without_port).to_owned(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_host_is_written_in_one_way() {
+        for (text, plain) in [
+            ("Docker.IO", "docker.io"),
+            ("docker.io.", "docker.io"),
+            ("docker.io:443", "docker.io"),
+            ("docker.io.:80", "docker.io"),
+            ("docker.io.:5000", "docker.io:5000"),
+            ("[::1]:443", "[::1]"),
+            ("fe80::443", "fe80::443"),
+            ("team", "team"),
+        ] {
+            assert_eq!(plain_host(text), plain, "{text}");
+        }
+    }
 
     #[test]
     fn a_pattern_is_for_its_hosts_alone() {

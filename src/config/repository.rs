@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::auth::{self, Allow};
 use super::error::ConfigError;
+use super::host::plain_host;
 use super::raw::{self, ClientCredentials, OnUpstream404, OneOrMany, Pattern};
 use super::units::Limit;
 use super::upstream::{self, Around, Upstream};
@@ -248,6 +249,9 @@ fn check_one(
         .map(|(at, upstream)| upstream::check(check, &prefix, at, upstream, passes, around))
         .collect::<Result<Vec<_>, _>>()?;
     let OneOrMany(namespaces) = written.namespace.take().unwrap_or(OneOrMany(Vec::new()));
+    let mut namespaces: Vec<String> = namespaces.iter().map(|name| plain_host(name)).collect();
+    namespaces.sort();
+    namespaces.dedup();
     if namespaces.iter().any(String::is_empty) {
         return Err(invalid("namespace", "it is empty; write namespace = [] for none".to_owned()));
     }

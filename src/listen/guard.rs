@@ -45,6 +45,8 @@ pub struct Watched {
     mapping: Mutex<Option<Arc<Mapping>>>,
     /// Whether the client may speak while it reads.
     is_http2: AtomicBool,
+    /// Whether the client may still be sending what is not read any more.
+    may_speak: AtomicBool,
 }
 
 impl Watched {
@@ -55,6 +57,12 @@ impl Watched {
 
     pub fn is_http2(&self) -> bool {
         self.is_http2.load(Ordering::Relaxed)
+    }
+
+    /// The client may still be sending what is not read any more: it is heard out when the socket is closed, as RFC 9112,
+    /// section 9.6, has it.
+    pub fn may_still_speak(&self) {
+        self.may_speak.store(true, Ordering::Relaxed);
     }
 
     /// A request has arrived; from now on the HTTP library keeps the time.
@@ -211,7 +219,7 @@ impl<S: Socket> AsyncWrite for Guard<S> {
         if self.closing.is_none() {
             ready!(Pin::new(&mut self.inner).poll_shutdown(context))?;
         }
-        if !self.watched.is_http2() {
+        if !self.watched.is_http2() && !self.watched.may_speak.load(Ordering::Relaxed) {
             return Poll::Ready(Ok(()));
         }
         let this = &mut *self;

@@ -13,7 +13,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use http::{Request, Response, Version};
+use http::header::{CONNECTION, EXPECT};
+use http::{HeaderValue, Request, Response, Version};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -23,6 +24,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::ca::Ca;
 use crate::pull::{Body, Client, Pull};
+use crate::sent::{self, Sent};
 use crate::telemetry::Metrics;
 pub use crowd::Crowd;
 use crowd::Load;
@@ -75,7 +77,7 @@ pub enum Door {
 }
 
 /// Answers a request of the client at an address.
-pub type Handler = Arc<dyn Fn(Request<Incoming>, SocketAddr) -> BoxFuture<'static, Response<Body>> + Send + Sync>;
+pub type Handler = Arc<dyn Fn(Request<Sent>, SocketAddr) -> BoxFuture<'static, Response<Body>> + Send + Sync>;
 
 /// How long requests at the admin door may go on after a request to stop.
 const LAST_ANSWERS: Duration = Duration::from_secs(5);
@@ -256,13 +258,9 @@ fn local_address(stream: &TcpStream) -> Option<IpAddr> {
 /// Serves one connection of the registry door to its end.
 async fn registry(stream: impl Socket + Send + 'static, client: Client, peer: Peer, pull: Arc<Pull>, ends: Ends) {
     let (metrics, of) = (pull.metrics().clone(), client.clone());
-    let answer = move |request: Request<Incoming>| {
+    let answer = move |request: Request<Sent>| {
         let (pull, client) = (pull.clone(), of.clone());
-        async move {
-            // Bodies are for writes, which are refused; hyper closes on what is left unread.
-            let (parts, _body) = request.into_parts();
-            pull.handle(parts, client).await
-        }
+        async move { pull.handle(request, client).await }
     };
     connection(stream, peer, Builder::new(TokioExecutor::new()), &metrics, answer, ends).await;
 }
@@ -273,7 +271,7 @@ async fn connection<S, A>(
     peer: Peer,
     mut builder: Builder<TokioExecutor>,
     metrics: &Metrics,
-    answer: impl Fn(Request<Incoming>) -> A,
+    answer: impl Fn(Request<Sent>) -> A,
     mut ends: Ends,
 ) where
     S: Socket + Send + 'static,
@@ -288,6 +286,10 @@ async fn connection<S, A>(
             watched.speaks_http2();
         }
         let (watched, running, counted) = (watched.clone(), paced.begin(), load.begin());
+        // Other streams of HTTP/2 go on whatever is left of one; and who asks before it sends is told not to.
+        let is_heard_out = request.version() == Version::HTTP_2;
+        let may_be_heard = counted.is_some() && !request.headers().contains_key(EXPECT);
+        let (request, left) = sent::watched(request);
         // Where too many requests are under way the answer is short, and nothing is begun for it.
         let answered = counted.is_some().then(|| answer(request));
         async move {
@@ -295,6 +297,11 @@ async fn connection<S, A>(
                 Some(answered) => answered.await,
                 None => crate::pull::busy(),
             };
+            let is_heard_out = is_heard_out || if may_be_heard { left.hear_out().await } else { left.is_none() };
+            if !is_heard_out {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                watched.may_still_speak();
+            }
             let running = running.counted(counted);
             watched.answers_with(response.extensions_mut().remove());
             Ok::<_, std::convert::Infallible>(response.map(|body| running.answer(body)))

@@ -66,7 +66,7 @@ impl AskedHost {
                 let (name, port) = text.split_at(text.find(':').unwrap_or(text.len()));
                 let name = name.strip_suffix('.').unwrap_or(name);
                 let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
-                if name.is_empty() || name.len() > MAX_NAME || !name.bytes().all(is_name) {
+                if name.is_empty() || name.ends_with('.') || name.len() > MAX_NAME || !name.bytes().all(is_name) {
                     return Err(WrongHost::Malformed);
                 }
                 (name.to_ascii_lowercase(), port)
@@ -151,6 +151,15 @@ mod tests {
         }
         assert_eq!(super::tests::of(Version::HTTP_10, "/", &[]).as_deref(), Ok("none"));
         assert_eq!(super::tests::of(Version::HTTP_2, "/", &[]), Err(WrongHost::Missing));
+    }
+
+    #[test]
+    fn one_dot_may_stand_at_the_end_of_a_name() {
+        let host = |text: &str| AskedHost::parse(text.as_bytes()).map(|host| host.to_string());
+        assert_eq!(host("larder.corp.:5000").as_deref(), Ok("larder.corp:5000"));
+        for text in ["..", ".", "larder.corp..", "...:5000"] {
+            assert!(host(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -405,6 +405,7 @@ impl Origin for BlobOrigin {
         // Of what began with another's bytes the upstream has shown little.
         if self.pull.cache.running_fill(&self.digest).is_none_or(|fill| !fill.is_resumed()) {
             self.pull.consents.given(&self.target, &self.digest);
+            self.pull.by_name.blob_shown(&self.target, &self.digest);
         }
     }
 

@@ -103,10 +103,16 @@ impl Consents {
     }
 
     /// Whether the upstream showed the object itself just now, or so lately that it need not be asked again.
-    fn is_shown(&self, target: &Target, digest: &Digest) -> bool {
+    pub fn is_shown(&self, target: &Target, digest: &Digest) -> bool {
         let life = target.repository.config.client_consent.unwrap_or_default().max(JUST_NOW);
         let counts = self.0.get(&key(target, digest)).and_then(|given| given.counts());
         counts.is_some_and(|(proof, age)| proof == Proof::Shown && age < life)
+    }
+
+    /// How long ago the upstream showed the object itself.
+    pub fn age_of_proof(&self, target: &Target, digest: &Digest) -> Option<Duration> {
+        let (proof, age) = self.0.get(&key(target, digest)).and_then(|given| given.counts())?;
+        (proof == Proof::Shown).then_some(age)
     }
 
     /// While the upstream cannot say, what it said before to the same credential holds, for as long as
@@ -173,18 +179,28 @@ impl Pull {
             true => self.consents.is_fresh(target, digest),
             false => self.cache.is_visible(repository, digest).await.unwrap_or(false),
         };
-        if is_known || self.is_public(target, digest).await {
+        let is_blob = matches!(what, Stored::Blob(_));
+        let follows = is_blob && self.by_name.follows(target, digest);
+        if is_known || follows || self.is_public(target, digest).await {
             return Ok(());
         }
         let page = what.page(digest);
         self.negative.recall(target, &page)?;
         match self.ask_for_proof(target, what, digest, &page).await {
-            Ok(proof) if passes => self.consents.note(target, digest, Given::By(proof, Instant::now())),
+            Ok(proof) if passes => {
+                self.consents.note(target, digest, Given::By(proof, Instant::now()));
+                if is_blob && proof == Proof::Shown {
+                    self.by_name.blob_shown(target, digest);
+                }
+            }
             Ok(Proof::Shown) => self.cache.mark_visible(repository, *digest),
             // For now; a redirect alone is nothing to remember for good.
             Ok(Proof::Redirect) => {}
             Err(failure) if passes && self.consents.holds_through(&failure, target, digest) => {}
             Err(failure) => {
+                if failure.was_refused {
+                    self.by_name.refused(target);
+                }
                 let life = target.repository.config.tags.negative_max_age;
                 self.negative.remember(target, &page, life, &failure);
                 return Err(failure);
@@ -280,16 +296,31 @@ impl Pull {
             return;
         };
         let (pull, everybody) = (self.clone(), Target { who: Who::Anonymous, ..target.clone() });
+        if matches!(what, Stored::Blob(_)) && self.by_name.follows(&everybody, &digest) {
+            self.cache.mark_visible(&public, digest);
+            tracing::debug!(%digest, repository = public, "an object is for everybody, as others of its name are");
+            return;
+        }
         let page = what.page(&digest);
         tokio::spawn(async move {
             match pull.ask_for_proof(&everybody, what, &digest, &page).await {
                 // Of a redirect alone nothing is learnt for good.
                 Ok(Proof::Redirect) => {}
                 Ok(Proof::Shown) => {
+                    match (what, pull.cache.manifest(&digest).await) {
+                        (Stored::Blob(_), _) => pull.by_name.blob_shown(&everybody, &digest),
+                        (Stored::Manifest, Ok(Some(manifest))) => {
+                            pull.by_name.manifest_shown(&everybody, &manifest, Instant::now());
+                        }
+                        _ => {}
+                    }
                     pull.cache.mark_visible(&public, digest);
                     tracing::debug!(%digest, repository = public, "an object is for everybody");
                 }
-                Err(failure) if failure.was_refused => pull.private.insert(name, Instant::now() + PRIVATE),
+                Err(failure) if failure.was_refused => {
+                    pull.by_name.refused(&everybody);
+                    pull.private.insert(name, Instant::now() + PRIVATE);
+                }
                 Err(failure) => tracing::debug!(%failure, "it cannot be told whether an object is for everybody"),
             }
             drop(permit);

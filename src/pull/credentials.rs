@@ -21,6 +21,7 @@ use super::admission::Door;
 use super::error::{Challenge, Refusal};
 use super::respond::{self, Body};
 use super::routing::{Asked, Repository};
+use super::token_form::{Form, WrongForm};
 use super::{Pull, host, is_secure};
 use crate::config::{Login, Secret};
 use crate::failure::{Failure, FailureKind};
@@ -172,8 +173,9 @@ impl Pull {
         }
     }
 
-    /// Of a client that the upstream turned away, the credentials are asked for if it gave none that
-    /// could be looked at.
+    /// What a client is told that gets no content. Who sends no credentials is asked for them, whatever keeps the
+    /// upstream from answering it: with them it may be another, or what is stored is for who has them. Many clients send
+    /// what they have only when they are asked. Who sent some is told the truth.
     pub(super) fn ask_who_it_is(
         &self,
         refusal: Refusal,
@@ -182,25 +184,36 @@ impl Pull {
         who: &Who,
         path: &str,
     ) -> Refusal {
-        match (&refusal, who) {
-            (Refusal::Failure { failure, .. }, Who::Anonymous) if failure.kind == FailureKind::Denied => {
-                self.challenge(request, door, Challenge::Missing, Some(path))
+        let Refusal::Failure { failure, .. } = &refusal else {
+            return refusal;
+        };
+        let is_of_upstream = !matches!(failure.kind, FailureKind::Busy | FailureKind::NoRoom | FailureKind::Storage);
+        let has_sent = request.headers.contains_key(AUTHORIZATION);
+        let why = match who {
+            Who::Anonymous if !has_sent && is_of_upstream => Challenge::Missing,
+            // It has a token of ours for nobody: asking for one again would change nothing, and it is to know that.
+            Who::Anonymous if failure.kind == FailureKind::Denied => Challenge::Insufficient,
+            Who::Header(_) if failure.kind == FailureKind::Denied => Challenge::Invalid,
+            _ => return refusal,
+        };
+        match self.challenge(request, door, why, Some(path)) {
+            Refusal::Unauthenticated { why, challenge, .. } => {
+                let tried = (failure.kind != FailureKind::Denied).then(|| failure.clone());
+                Refusal::Unauthenticated { why, challenge, tried }
             }
-            (Refusal::Failure { failure, .. }, Who::Header(_)) if failure.kind == FailureKind::Denied => {
-                self.challenge(request, door, Challenge::Invalid, Some(path))
-            }
-            _ => refusal,
+            other => other,
         }
     }
 
-    /// `GET /token`: a token for what the client comes with. Of an upstream's account the upstream says
-    /// what it is worth, when the token is used.
+    /// `/token`: a token for what the client comes with, by GET or by a form. Of an upstream's account the upstream
+    /// says what it is worth, when the token is used. There are no refresh tokens: they would end with this process.
     pub(super) async fn give_token(&self, request: &Parts, door: &Door) -> Result<Response<Body>, Refusal> {
         let mut repositories = door.live.routing.repositories().iter();
         let passes = repositories.any(|repository| repository.config.client_consent.is_some());
         if !passes && !door.has_logins() {
             return Err(InvalidRoute::NotFound.into());
         }
+        let form = request.extensions.get::<Result<Form, WrongForm>>().cloned().transpose()?;
         if !passes {
             self.identify(request, door, None).await?;
         }
@@ -211,7 +224,13 @@ impl Pull {
         };
         let sealed = self.sealer.seal(login.as_deref(), SystemTime::now());
         let token = sealed.ok_or_else(|| self.challenge(request, door, Challenge::Invalid, None))?;
-        let document = json!({ "token": token, "access_token": token, "expires_in": LIFE.as_secs() });
+        let issued_at = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+        let mut document = json!({
+            "token": token, "access_token": token, "expires_in": LIFE.as_secs(), "issued_at": issued_at
+        });
+        if let Some(scope) = form.and_then(|form| form.scope) {
+            document["scope"] = scope.into();
+        }
         let mut response = Response::new(respond::full(document.to_string().into()));
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -223,19 +242,24 @@ impl Pull {
     /// wrote it.
     pub(super) fn challenge(&self, request: &Parts, door: &Door, why: Challenge, path: Option<&str>) -> Refusal {
         if let Some(basic) = door.basic() {
-            return Refusal::Unauthenticated { why, challenge: Some(basic) };
+            return Refusal::Unauthenticated { why, challenge: Some(basic), tried: None };
         }
         let is_plain = |host: &&str| host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_:[]".contains(&byte));
         let header = match host(request).filter(is_plain) {
             Some(host) => {
                 let scope = path.map_or_else(String::new, |path| format!(",scope=\"repository:{path}:pull\""));
-                let error = if why == Challenge::Invalid { ",error=\"invalid_token\"" } else { "" };
+                // As RFC 6750, section 3.1, has it. containerd asks again and again where it finds none.
+                let error = match why {
+                    Challenge::Missing => "",
+                    Challenge::Invalid => ",error=\"invalid_token\"",
+                    Challenge::Insufficient => ",error=\"insufficient_scope\"",
+                };
                 let scheme = if is_secure(request) { "https" } else { "http" };
                 format!("Bearer realm=\"{scheme}://{host}/token\",service=\"{SERVICE}\"{scope}{error}")
             }
             None => format!("Basic realm=\"{SERVICE}\""),
         };
-        Refusal::Unauthenticated { why, challenge: HeaderValue::try_from(header).ok() }
+        Refusal::Unauthenticated { why, challenge: HeaderValue::try_from(header).ok(), tried: None }
     }
 }
 

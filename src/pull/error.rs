@@ -8,6 +8,7 @@ use serde_json::json;
 use super::asked_host::WrongHost;
 use super::respond::{self, Body};
 use super::routing::RoutingError;
+use super::token_form::WrongForm;
 use crate::failure::{Failure, FailureKind};
 use crate::oci::reference::InvalidReference;
 use crate::oci::route::InvalidRoute;
@@ -43,8 +44,12 @@ pub enum Refusal {
     Failure { failure: Failure, wanted: Wanted },
     #[error("this client may not pull here; see `allow` and `allow_cidrs` of the configuration")]
     Forbidden,
-    #[error("{why}")]
-    Unauthenticated { why: Challenge, challenge: Option<HeaderValue> },
+    /// Where nothing else is the reason than that there was no login, that is said; `tried` is what came of asking the
+    /// upstream without one.
+    #[error("{why}{}", .tried.as_ref().map_or_else(String::new, |tried| format!("; without a login: {tried}")))]
+    Unauthenticated { why: Challenge, challenge: Option<HeaderValue>, tried: Option<Failure> },
+    #[error("{0}")]
+    Form(#[from] WrongForm),
 }
 
 /// Why a client is asked who it is.
@@ -54,6 +59,9 @@ pub enum Challenge {
     Missing,
     #[error("the credentials or the token are not accepted; log in again")]
     Invalid,
+    /// It is known as whom it comes, and that is not enough.
+    #[error("this login may not pull this; log in with another one (docker login)")]
+    Insufficient,
 }
 
 impl Refusal {
@@ -79,7 +87,7 @@ impl Refusal {
                 (StatusCode::NOT_FOUND, Code::NameUnknown)
             }
             Self::Unsupported => (StatusCode::METHOD_NOT_ALLOWED, Code::Unsupported),
-            Self::Host(_) => (StatusCode::BAD_REQUEST, Code::Unsupported),
+            Self::Host(_) | Self::Form(_) => (StatusCode::BAD_REQUEST, Code::Unsupported),
             Self::Forbidden | Self::StrangeName(_) => (StatusCode::FORBIDDEN, Code::Denied),
             Self::Unauthenticated { .. } => (StatusCode::UNAUTHORIZED, Code::Unauthorized),
             Self::Range { .. } => (StatusCode::RANGE_NOT_SATISFIABLE, Code::RangeInvalid),
@@ -97,7 +105,12 @@ impl Refusal {
 
     pub fn into_response(self) -> Response<Body> {
         let (status, code) = self.status_and_code();
-        let document = error::document(code, &self.to_string(), json!(self.detail()));
+        let document = match &self {
+            Self::Form(wrong) => {
+                json!({ "error": wrong.code(), "error_description": wrong.to_string() }).to_string().into()
+            }
+            _ => error::document(code, &self.to_string(), json!(self.detail())),
+        };
         let mut response = Response::new(respond::full(document));
         *response.status_mut() = status;
         let headers = response.headers_mut();

@@ -33,7 +33,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Which list of a name.
 #[derive(Clone, Copy)]
-enum List {
+pub(super) enum List {
     Tags,
     ReferrersOf(Digest),
 }
@@ -80,7 +80,9 @@ impl Pull {
         subject: Digest,
         query: &Query,
     ) -> Result<Answer, Refusal> {
-        self.list(request, target, List::ReferrersOf(subject), query).await
+        let answer = self.list(request, target, List::ReferrersOf(subject), query).await?;
+        self.will_ask_for_fallback(request, target, &subject);
+        Ok(answer)
     }
 
     /// A list: while fresh from the cache, else the upstream's, else as it last was. A page that no client of a
@@ -95,33 +97,49 @@ impl Pull {
         let policy = &target.repository.config.tags;
         let page = Page::read(list.kind(), &query.page);
         let key = list.key(&page, target);
-        // What one client is shown is not for others.
-        let is_kept = page.kept_as.is_some() && !target.who.is_client();
-        let cached = match is_kept {
-            false => None,
-            true => match self.cache.listing(&key).await {
+        // What one client is shown is not for others, unless it is for everybody.
+        let may_be_kept = page.kept_as.is_some();
+        let public = Self::public_key(target, &key).filter(|_| may_be_kept);
+        let is_kept = may_be_kept && !target.who.is_client();
+        let cached = match public.as_ref().or(is_kept.then_some(&key)) {
+            None => None,
+            Some(key) => match self.cache.listing(key).await {
                 Err(failure) if failure.kind == FailureKind::Busy => return Err(Refusal::of(Wanted::Name)(failure)),
                 // An index that cannot be read is as good as an empty one.
                 found => found.ok().flatten(),
             },
         };
         // A list grows with each push, so it is fresh for `max_age` and never immutable.
-        let is_fresh = cached.as_ref().is_some_and(|listing| listing.checked_at.age() < policy.max_age);
+        let is_fresh = cached.as_ref().is_some_and(|listing| {
+            listing.checked_at.age() < policy.max_age && !self.was_written(target, listing.checked_at)
+        });
 
         let (listing, state) = match cached {
             Some(listing) if is_fresh => {
                 let since = listing.checked_at.to_system_time();
                 (listing, CacheState::Hit { since })
             }
-            cached => match (self.fetch_in_time(target, list, &page, key, cached.as_ref()).await, cached) {
-                (Ok((listing, is_first)), _) => (listing, CacheState::Miss { collapsed: !is_first }),
+            cached => match (self.fetch_in_time(target, (list, &page), key.clone(), cached.as_ref()).await, cached) {
+                (Ok((listing, is_first)), cached) => {
+                    if let Some(public) = public {
+                        self.learn_public_list(target, (list, &page), (key, public), &listing, cached.as_ref());
+                    }
+                    (listing, CacheState::Miss { collapsed: !is_first })
+                }
                 (Err(failure), Some(listing))
-                    if freshness::may_serve_stale(policy, failure.kind, listing.checked_at.age()) =>
+                    if freshness::may_serve_stale(policy, failure.kind, listing.checked_at.age())
+                        && Self::may_stand_in(target, &failure) =>
                 {
                     let since = listing.checked_at.to_system_time();
                     (listing, CacheState::Stale { since, why: failure })
                 }
-                (Err(failure), _) => return Err(Refusal::of(Wanted::Name)(failure)),
+                (Err(failure), _) => match self.fallback_in_outage(target, list, &page, &failure).await {
+                    Some(listing) => {
+                        let since = listing.checked_at.to_system_time();
+                        (listing, CacheState::Stale { since, why: failure })
+                    }
+                    None => return Err(Refusal::of(Wanted::Name)(failure)),
+                },
             },
         };
         Ok(Answer { response: respond_list(request, query, &page, &listing, &state), state })
@@ -131,8 +149,7 @@ impl Pull {
     async fn fetch_in_time(
         self: &Arc<Self>,
         target: &Target,
-        list: List,
-        page: &Page,
+        (list, page): (List, &Page),
         key: ListKey,
         cached: Option<&Listing>,
     ) -> Result<(Listing, bool), Failure> {
@@ -152,7 +169,7 @@ impl Pull {
     }
 
     /// The upstream's list, asked for once for all who want it now. The second value tells whether it was for this one.
-    async fn fetch_once(
+    pub(super) async fn fetch_once(
         self: &Arc<Self>,
         target: &Target,
         list: List,
@@ -200,10 +217,16 @@ impl Pull {
         };
         let path = list.path();
         let named_by = self.named_by.recall(target, &path, query);
+        // Whether a registry has the API of referrers does not depend on the page.
+        let may_lack = matches!(list, List::ReferrersOf(_)) && !page.is_opaque;
         let answer = match named_by {
             Some(at) if page.is_opaque => upstreams.only(at, ask).await,
+            _ if may_lack && let Err(absent) = self.negative.recall(target, &path) => Err(absent),
             named_by => upstreams.first(named_by, ask).await,
         };
+        if let (true, Err(failure)) = (may_lack, &answer) {
+            self.negative.remember(target, &path, target.repository.config.tags.negative_max_age, failure);
+        }
         match (answer, list) {
             (Ok((at, answer)), _) => {
                 if let Some(next) = answer.link.as_deref().and_then(|link| page.next(link)) {
@@ -211,6 +234,8 @@ impl Pull {
                 }
                 Ok(into_listing(answer))
             }
+            // At the proxy door the registry says so itself.
+            (Err(failure), List::ReferrersOf(_)) if target.repository.learns_public => Err(failure),
             // An upstream with the API answers an empty list; this one does not have it. Who named a page has it.
             (Err(failure), List::ReferrersOf(subject)) if failure.kind == FailureKind::NotFound && !page.is_opaque => {
                 self.referrers_by_tag(target, &subject, &page.filters).await
@@ -220,7 +245,7 @@ impl Pull {
     }
 
     /// The referrers of an upstream without the API: what its fallback tag lists.
-    async fn referrers_by_tag(
+    pub(super) async fn referrers_by_tag(
         self: &Arc<Self>,
         target: &Target,
         subject: &Digest,

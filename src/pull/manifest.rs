@@ -48,22 +48,27 @@ impl Pull {
         target: &Target,
         reference: Reference,
     ) -> Result<Answer, Refusal> {
+        let asked_by = reference.to_string();
         let found = match reference {
-            Reference::Tag(tag) => self.by_tag(target, &tag, request.method == Method::GET).await,
+            Reference::Tag(tag) => self.by_tag_in_a_pull(request, target, &tag).await,
             Reference::Digest(digest) => {
                 if request.method == Method::HEAD
-                    && let Some(answer) = self.head_uncached(target, &digest).await.map_err(manifest_refusal)?
+                    && let Some(mut answer) = self.head_uncached(target, &digest).await.map_err(manifest_refusal)?
                 {
+                    self.warnings.add_to(answer.response.headers_mut(), target, &[&asked_by]);
                     return Ok(answer);
                 }
                 self.by_digest(target, &digest).await
             }
         };
         let found = found.map_err(manifest_refusal)?;
+        self.manifest_was_shown(target, &found.manifest);
         if found.is_of_name {
             self.cache.note_manifest(target.repository.prefix(), &target.name, found.manifest.digest);
         }
         let mut response = respond::manifest(&request.method, &request.headers, &found.manifest, &found.state);
+        let digest = found.manifest.digest.to_string();
+        self.warnings.add_to(response.headers_mut(), target, &[&asked_by, &digest]);
         let size = found.manifest.bytes.len();
         if size > LARGE && response.status() == StatusCode::OK && request.method == Method::GET {
             // A slow reader would keep all of it in memory.
@@ -87,12 +92,7 @@ impl Pull {
         may_fetch: bool,
     ) -> Result<Found, Failure> {
         let policy = target.repository.config.policy_of(tag.as_str());
-        let key = TagKey {
-            repository: target.repository.prefix().to_owned(),
-            shelf: target.repository.config.shelf(),
-            name: target.name.to_string(),
-            tag: tag.to_string(),
-        };
+        let key = target.tag_key(tag);
         let cached = self.cached_tag(target, &key).await;
         if let Some((entry, manifest)) = &cached
             && let freshness = freshness::of_tag(policy, tag.as_str(), entry.checked_at.age(), spread(&key, entry))
@@ -187,8 +187,9 @@ impl Pull {
 
     /// A tag whose manifest is there too, and may be shown here. An index or store that cannot be read counts as an empty
     /// one: the upstream may still answer.
-    async fn cached_tag(&self, target: &Target, key: &TagKey) -> Option<(TagEntry, Arc<Manifest>)> {
-        if let Some(entry) = self.cache.tag(key).await.ok().flatten() {
+    pub(super) async fn cached_tag(&self, target: &Target, key: &TagKey) -> Option<(TagEntry, Arc<Manifest>)> {
+        let is_of_now = |entry: &TagEntry| !self.was_tag_written(key, entry.checked_at);
+        if let Some(entry) = self.cache.tag(key).await.ok().flatten().filter(is_of_now) {
             // It may have been brought in by clients' own credentials, when these decided.
             let owner = target.repository.owner();
             let is_visible = self.cache.is_visible(&owner, &entry.digest).await.unwrap_or(false);
@@ -198,7 +199,7 @@ impl Pull {
         }
         // What is for everybody was shown by the same upstreams, whoever asked.
         let other = TagKey { shelf: target.repository.config.other_shelf(), ..key.clone() };
-        let entry = self.cache.tag(&other).await.ok().flatten()?;
+        let entry = self.cache.tag(&other).await.ok().flatten().filter(is_of_now)?;
         match self.is_public(target, &entry.digest).await {
             true => self.with_manifest(entry).await,
             false => None,
@@ -224,6 +225,9 @@ impl Pull {
         let head =
             async |at: usize| upstreams[at].head_manifest(&target.who, &target.name, &reference, may_fetch).await;
         let (at, head) = upstreams.first(None, head).await?;
+        if let HeadSaid::Manifest(head) = &head {
+            self.warnings.note(target, &reference.to_string(), head.warnings.clone());
+        }
 
         let checked = match head {
             HeadSaid::Manifest(ManifestHead { digest, .. }) => {
@@ -300,7 +304,8 @@ impl Pull {
     }
 
     async fn keep(&self, target: &Target, answer: ManifestAnswer) -> Arc<Manifest> {
-        let ManifestAnswer { digest, media_type, bytes, is_signed } = answer;
+        let ManifestAnswer { digest, media_type, bytes, is_signed, warnings } = answer;
+        self.warnings.note(target, &digest.to_string(), warnings);
         let (size, repository) = (bytes.len(), target.repository.prefix());
         self.metrics.fetched(target.repository.metrics_label(), size as u64);
         tracing::info!(path = format!("/v2/{}/manifests/{digest}", target.name), size, repository, "cached response");
@@ -346,6 +351,7 @@ impl Pull {
             let (_, head) = head.inspect_err(|failure| pull.negative.remember(&asked, &page, life, failure))?;
             let said = match head {
                 HeadSaid::Manifest(head) if !head.digest.contradicts(&wanted) => {
+                    pull.warnings.note(&asked, &reference.to_string(), head.warnings);
                     Some(Said { media_type: head.media_type, size: head.size })
                 }
                 _ => None,

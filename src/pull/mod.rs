@@ -3,6 +3,7 @@
 mod admission;
 mod asked_host;
 mod blob;
+mod by_name;
 mod consent;
 mod credentials;
 mod error;
@@ -10,15 +11,19 @@ mod forwarded;
 mod heads;
 mod listing;
 mod manifest;
+mod moments;
 mod names;
 mod negative;
 mod observed;
 mod pages;
 mod patience;
 mod proxied;
+mod public_lists;
 mod rejected;
 pub mod respond;
 pub mod routing;
+mod token_form;
+mod warnings;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -28,7 +33,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HOST};
 use http::request::Parts;
-use http::{HeaderName, HeaderValue, Method, Response};
+use http::{HeaderName, HeaderValue, Method, Request, Response};
 use tokio::sync::{Semaphore, watch};
 
 pub use crate::auth::NotNow;
@@ -50,16 +55,19 @@ use crate::index::{ListKey, Listing, TagKey};
 use crate::oci::route::{Object, Route};
 use crate::oci::{Digest, Name, Reference};
 use crate::places::Places;
+use crate::sent::Sent;
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::{Kind, Outcome};
 use crate::upstream::{BuildError, Clients, Proof, WhoId};
 use crate::web::WebError;
 use admission::Door;
+use by_name::ByName;
 use consent::Consents;
 use credentials::{NoRandomness, Sealer};
 use error::Wanted;
 use forwarded::Forwarding;
 use heads::{Heads, Said};
+use moments::Moments;
 use negative::Negative;
 use pages::NamedBy;
 use patience::Lagging;
@@ -67,6 +75,7 @@ use proxied::{Copies, Proxying};
 use rejected::Rejected;
 use respond::CacheState;
 use routing::{Asked, Routing};
+use warnings::Warnings;
 
 const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
 const OCI_NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
@@ -82,10 +91,16 @@ pub struct Pull {
     metrics: Arc<Metrics>,
     sealer: Sealer,
     consents: Consents,
+    /// What follows from what was shown of a name.
+    by_name: ByName,
     /// Confirmed absences.
     negative: Negative,
     /// Answers to HEADs of a moment ago.
     heads: Heads,
+    /// Pulls that ask again for what they just asked for.
+    moments: Moments,
+    /// What upstreams warn of.
+    warnings: Warnings,
     /// Upstreams that sent wrong content.
     rejected: Arc<Rejected>,
     /// Repositories whose upstreams took too long lately.
@@ -163,8 +178,11 @@ impl Pull {
             metrics,
             sealer: Sealer::new()?,
             consents: Consents::default(),
+            by_name: ByName::default(),
             negative: Negative::default(),
             heads: Heads::default(),
+            moments: Moments::default(),
+            warnings: Warnings::default(),
             asked_heads: Flights::default(),
             lagging: Lagging::default(),
             rejected: Arc::default(),
@@ -220,10 +238,13 @@ impl Pull {
     pub fn apply(&self, prepared: Prepared) {
         self.live.store(Arc::new(prepared.0));
         self.consents.clear();
+        self.by_name.clear();
         self.negative.clear();
         self.heads.clear();
         self.lagging.clear();
         self.named_by.clear();
+        self.moments.clear();
+        self.warnings.clear();
         self.rejected.clear();
         self.private.clear();
         self.changes.send_replace(());
@@ -237,7 +258,14 @@ impl Pull {
 
     /// Answers one request. Where the body is made of pages of a mapped file, its [`Mapping`] is among
     /// the extensions of the response.
-    pub async fn handle(self: &Arc<Self>, mut request: Parts, client: Client) -> Response<Body> {
+    pub async fn handle(self: &Arc<Self>, request: Request<Sent>, client: Client) -> Response<Body> {
+        let (mut request, body) = request.into_parts();
+        if request.method == Method::POST && request.uri.path() == "/token" {
+            let form = token_form::read(&mut request, body).await;
+            request.extensions.insert(form);
+        } else {
+            drop(body);
+        }
         let client = self.live.load().forwarding.client(client, &request.headers);
         let mut observation = self.observe(&request, client.clone());
         request.extensions.insert(client);
@@ -269,6 +297,10 @@ impl Pull {
         let routing = live.routing.clone();
         let door = Door::of(&live, request)?;
         let (path, object) = match Route::parse(request.uri.path())? {
+            Route::Token if request.method == Method::POST => {
+                let answer = self.give_token(request, &door).await?;
+                return door.is_meant().map(|()| answer);
+            }
             Route::Base { .. } | Route::Catalog | Route::Token if !is_read => return Err(Refusal::Unsupported),
             Route::Base { prefix } if routing.knows_prefix(&prefix) => {
                 let answer = self.base(request, &door, query.namespace.as_deref(), &prefix).await?;

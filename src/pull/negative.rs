@@ -1,4 +1,4 @@
-//! Remembering for a short while that something does not exist.
+//! Remembering for a short while that something does not exist, or is not for who asked.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ const ENTRIES: usize = 10_000;
 /// And the memory for them: names are as long as clients make them, and messages as upstreams do.
 const BYTES: u64 = 8 << 20;
 
-/// Confirmed absences, by repository, page and who was told.
+/// Confirmed absences and denials, by repository, page and who was told.
 pub struct Negative(Cache<Key, (Instant, Failure), ByLength>);
 
 type Key = (String, String, WhoId);
@@ -53,10 +53,17 @@ impl Negative {
         }
     }
 
-    /// Remembers a failure that is a confirmed absence for `life`; others pass.
+    /// Remembers a failure that is a confirmed absence or a denial for `life`; others pass. A client that is denied asks
+    /// again at once, in other ways and with another token: that changes nothing upstream.
     pub fn remember(&self, target: &Target, page: &str, life: Duration, failure: &Failure) {
-        if failure.kind == FailureKind::NotFound && life > Duration::ZERO {
-            self.0.insert(key(target, page), (Instant::now() + life, failure.clone()));
+        // A blob may be refused by the storage behind the registry, where a signature ended: that is over with the next.
+        let is_denial = failure.kind == FailureKind::Denied && !page.starts_with("blobs/");
+        let is_final = failure.kind == FailureKind::NotFound || is_denial;
+        let (key, now) = (key(target, page), Instant::now());
+        // What is told from memory does not renew it.
+        let is_known = self.0.get(&key).is_some_and(|(until, _)| now < until);
+        if is_final && life > Duration::ZERO && !is_known {
+            self.0.insert(key, (now + life, failure.clone()));
         }
     }
 }

@@ -48,6 +48,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub enum CacheState {
     /// From the cache; since when it has been there or was last found true.
     Hit { since: SystemTime },
+    /// From the cache, after its server said that it is still so.
+    Confirmed { at: SystemTime },
     /// From upstream, by this request's transfer or by one it joined.
     Miss { collapsed: bool },
     /// An old copy, because of a failure.
@@ -57,7 +59,7 @@ pub enum CacheState {
 impl CacheState {
     pub fn outcome(&self) -> Outcome {
         match self {
-            Self::Hit { .. } => Outcome::Hit,
+            Self::Hit { .. } | Self::Confirmed { .. } => Outcome::Hit,
             Self::Miss { .. } => Outcome::Miss,
             Self::Stale { .. } => Outcome::Stale,
         }
@@ -67,6 +69,7 @@ impl CacheState {
     pub fn write(&self, headers: &mut HeaderMap) {
         let (status, word, since) = match self {
             Self::Hit { since } => ("larder; hit".to_owned(), "HIT", Some(since)),
+            Self::Confirmed { at } => ("larder; fwd=stale; fwd-status=304".to_owned(), "HIT", Some(at)),
             Self::Miss { collapsed: false } => ("larder; fwd=miss".to_owned(), "MISS", None),
             Self::Miss { collapsed: true } => ("larder; fwd=miss; collapsed".to_owned(), "MISS", None),
             Self::Stale { since, why } => {

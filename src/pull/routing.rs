@@ -7,9 +7,10 @@ use std::sync::Arc;
 use quick_cache::sync::Cache;
 use tokio::sync::Semaphore;
 
-use crate::config::{self, Config};
-use crate::oci::Name;
+use crate::config::{self, Config, plain_host};
+use crate::index::TagKey;
 use crate::oci::name::InvalidName;
+use crate::oci::{Name, Tag};
 use crate::telemetry::Metrics;
 use crate::upstream::{BuildError, Clients, OTHER_HOSTS, Upstreams, Who};
 
@@ -53,6 +54,18 @@ pub struct Target {
     pub is_by_tag: bool,
     /// The address that the client is counted by.
     pub client: Option<IpAddr>,
+}
+
+impl Target {
+    /// Under what a tag of the name is kept.
+    pub fn tag_key(&self, tag: &Tag) -> TagKey {
+        TagKey {
+            repository: self.repository.prefix().to_owned(),
+            shelf: self.repository.config.shelf(),
+            name: self.name.to_string(),
+            tag: tag.to_string(),
+        }
+    }
 }
 
 /// What of a request decides where it goes.
@@ -141,7 +154,7 @@ impl Routing {
     /// The first of namespace, host, longest prefix, scope and default that knows the request.
     pub fn route(&self, asked: Asked<'_>) -> Result<Target, RoutingError> {
         if let Some(namespace) = asked.namespace {
-            let at = self.by_namespace.get(namespace);
+            let at = self.by_namespace.get(&plain_host(namespace));
             let at = at.ok_or_else(|| RoutingError::UnknownNamespace(namespace.to_owned()))?;
             return self.target(*at, self.without_prefix(*at, asked.path));
         }
@@ -242,7 +255,7 @@ impl Routing {
 
     /// The repository that `/v2/` is about, where the request tells one.
     pub fn selected(&self, asked: Asked<'_>) -> Option<&Arc<Repository>> {
-        let by_namespace = asked.namespace.and_then(|namespace| self.by_namespace.get(namespace).copied());
+        let by_namespace = asked.namespace.and_then(|namespace| self.by_namespace.get(&plain_host(namespace)).copied());
         let at = by_namespace.or_else(|| self.at_host(asked.host?)).or_else(|| self.by_prefix.get(asked.path).copied());
         at.map(|at| &self.repositories[at])
     }

@@ -21,6 +21,7 @@ use super::questions::{self, Questions};
 use super::storages::{Storage, Storages};
 use super::token::{self, TokenAnswer};
 use super::transport::{Ask, Led, Transport};
+use super::warning;
 use super::who::Who;
 use crate::config::{self, Credentials};
 use crate::failure::{Failure, FailureKind};
@@ -108,6 +109,8 @@ pub struct ManifestHead {
     pub size: Option<u64>,
     /// Whether it came as a page for people.
     pub is_page: bool,
+    /// For people who pull.
+    pub warnings: Vec<HeaderValue>,
 }
 
 impl ManifestHead {
@@ -135,6 +138,8 @@ pub struct ManifestAnswer {
     pub bytes: Bytes,
     /// Whether the digest is that of the signed part and not of the bytes, as of signed manifests of the first format.
     pub is_signed: bool,
+    /// For people who pull.
+    pub warnings: Vec<HeaderValue>,
 }
 
 /// A list of tags or referrers, as the upstream wrote it.
@@ -258,6 +263,7 @@ impl Upstream {
         let response = self.transport.successful(response).await?;
         let (stated, stated_type) = (content_digest(response.headers()), media_type(response.headers()));
         let is_page = questions::is_page(response.headers());
+        let warnings = warning::of(response.headers());
         let bytes = self.transport.read(response, MAX_DOCUMENT).await?;
 
         let expected = match reference {
@@ -286,7 +292,7 @@ impl Upstream {
         let named = stated_type.as_ref().filter(|named| !named.says_nothing()).cloned();
         let media_type = named.or_else(|| manifest::own_media_type(&bytes)).or(stated_type);
         let media_type = media_type.unwrap_or_else(|| manifest::media_type_of(&bytes));
-        Ok(ManifestAnswer { digest, media_type, bytes, is_signed: digest != found })
+        Ok(ManifestAnswer { digest, media_type, bytes, is_signed: digest != found, warnings })
     }
 
     /// Opens a blob from offset `range.0` to `range.1` or its end. Nothing of it is verified yet. `address`: where a

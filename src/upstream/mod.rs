@@ -21,6 +21,7 @@ mod reason;
 mod storages;
 mod token;
 mod transport;
+mod warning;
 mod who;
 
 pub use anywhere::{Anywhere, OTHER_HOSTS, PassError};

@@ -21,6 +21,7 @@ use super::client::{
 use super::habits::Habit;
 use super::storages::Storage;
 use super::transport::{Ask, Led, is_storage_of};
+use super::warning;
 use super::who::Who;
 use crate::failure::{Failure, FailureKind};
 use crate::oci::media_type::{self, MediaType};
@@ -125,7 +126,13 @@ impl Upstream {
             }
             Some(digest) => {
                 self.questions.manifests().served();
-                Ok(HeadSaid::Manifest(ManifestHead { digest, media_type, size, is_page }))
+                Ok(HeadSaid::Manifest(ManifestHead {
+                    digest,
+                    media_type,
+                    size,
+                    is_page,
+                    warnings: warning::of(headers),
+                }))
             }
         }
     }

@@ -57,14 +57,39 @@ impl Reach {
     /// Whether to go to the host of `url`, as far as the URL itself tells; names are judged when they
     /// are resolved.
     pub fn permits(&self, url: &Url) -> bool {
-        // Nobody vouches for where a client's own choice leads: not to other ports than the door itself does.
-        let is_usual = matches!(url.port_or_known_default(), Some(80 | 443));
-        let is_at_home = url.origin() == self.origin.origin();
-        if self.confined_to.is_some() && !is_usual && !is_at_home {
+        if self.is_port_refused(url) {
             return false;
         }
         let host = url.host_str().unwrap_or_default();
         self.is_own(host) || self.is_trusted(host) || literal(url).is_none_or(|address| self.allows(address))
+    }
+
+    /// Nobody vouches for where a client's own choice leads: not to other ports than the door itself does.
+    fn is_port_refused(&self, url: &Url) -> bool {
+        let is_usual = matches!(url.port_or_known_default(), Some(80 | 443));
+        self.confined_to.is_some() && !is_usual && url.origin() != self.origin.origin()
+    }
+
+    /// Why not to go where [`Reach::permits`] does not, and what to do about it.
+    pub fn refusal(&self, url: &Url) -> String {
+        let host = url.host_str().unwrap_or_default();
+        match url.port_or_known_default().filter(|_| self.is_port_refused(url)) {
+            Some(port) => format!(
+                "it leads to {host}:{port}, and a registry that the configuration does not name leads to ports 80 and 443 only; if that is meant, name {} in allowlist.domains",
+                self.own_host
+            ),
+            None => self.inside(host),
+        }
+    }
+
+    /// What to say of a host whose addresses we are not to go to.
+    fn inside(&self, host: &str) -> String {
+        // Who is named by a client alone has no table of its own.
+        let what = match self.confined_to {
+            Some(_) => "add that network to allowlist.domains",
+            None => "name the host in redirect_hosts",
+        };
+        format!("it leads to {host}, an address inside another network than its own; if that is meant, {what}")
     }
 
     fn is_trusted(&self, host: &str) -> bool {
@@ -150,7 +175,7 @@ impl Reach {
         let allowed: Vec<_> = addresses.into_iter().filter(may_have).collect();
         match (first, is_own) {
             (Some(first), true) if allowed.is_empty() => refuse(self.moved(first)),
-            (_, false) if allowed.is_empty() => refuse(refusal(host)),
+            (_, false) if allowed.is_empty() => refuse(self.inside(host)),
             (_, is_own) => {
                 if is_own {
                     self.note(&allowed);
@@ -159,13 +184,6 @@ impl Reach {
             }
         }
     }
-}
-
-/// What to say of a host that we are not to go to.
-pub fn refusal(host: &str) -> String {
-    format!(
-        "it leads to {host}, an address inside another network than its own; if that is meant, name the host in redirect_hosts"
-    )
 }
 
 fn literal(url: &Url) -> Option<IpAddr> {

@@ -22,7 +22,7 @@ use super::health::{Health, Limits, limited_for};
 use super::ours::{Circle, Ours};
 use super::pool::{Pool, client};
 use super::probing::Probing;
-use super::reach::{self, Reach, Resolver};
+use super::reach::{Reach, Resolver};
 use super::reason;
 use super::storages::{Storage, Storages};
 use super::who::{Who, WhoId};
@@ -299,7 +299,7 @@ impl Transport {
     ) -> Result<Response, Failure> {
         let TokenCall { url, form, authorization } = request;
         if !self.permits(&url) {
-            return Err(self.wrong(reach::refusal(url.host_str().unwrap_or_default())));
+            return Err(self.wrong(self.reach.refusal(&url)));
         }
         let mut headers = HeaderMap::new();
         // Headers for another server would get this upstream a token of that one.
@@ -495,7 +495,7 @@ impl Transport {
         let target = target.filter(|target| matches!(target.scheme(), "http" | "https"));
         let target = target.ok_or_else(|| self.wrong("redirected without a usable Location".to_owned()))?;
         if !self.permits(&target) {
-            return Err(self.wrong(reach::refusal(target.host_str().unwrap_or_default())));
+            return Err(self.wrong(self.reach.refusal(&target)));
         }
         Ok(target)
     }

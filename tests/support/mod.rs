@@ -10,6 +10,7 @@ pub mod hub;
 pub mod issuer;
 pub mod larder;
 pub mod origin;
+pub mod player;
 pub mod proxied;
 pub mod proxy;
 pub mod tls;

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::{Request, Response};
-use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::{Builder, upgrade};
 use rustls::ServerConfig;
@@ -25,6 +24,7 @@ use crate::listen::Ends;
 use crate::listen::connection;
 use crate::listen::guard::{Guard, Socket};
 use crate::pull::{Body, Came, Lead, Tunnel};
+use crate::sent::Sent;
 use crate::tunnel;
 
 /// For a client to begin; longer waits who expects the server to speak first.
@@ -37,7 +37,7 @@ const TLS: u8 = 22;
 const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
 
 /// Answers a CONNECT and sees to what comes through it.
-pub async fn answer(way: Arc<Way>, mut request: Request<Incoming>) -> Response<Body> {
+pub async fn answer(way: Arc<Way>, mut request: Request<Sent>) -> Response<Body> {
     let upgraded = hyper::upgrade::on(&mut request);
     let (parts, _body) = request.into_parts();
     let (response, lead) = way.pull.connect(&parts, way.client()).await;

@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Method, Request, Response};
-use hyper::body::Incoming;
 use hyper_util::rt::TokioExecutor;
 use hyper_util::server::conn::auto::Builder;
 use tokio::net::TcpStream;
@@ -19,6 +18,7 @@ use tokio::net::TcpStream;
 use super::{Ends, Held, Peer, connection};
 use crate::ca::Ca;
 use crate::pull::{Body, Came, Client, Kept, Pull, full, usage};
+use crate::sent::Sent;
 
 /// A client has this long to say its first word.
 const FIRST: Duration = Duration::from_secs(30);
@@ -66,7 +66,7 @@ pub async fn open(stream: TcpStream, way: Arc<Way>) {
     connection(stream, peer, Builder::new(TokioExecutor::new()).http1_only(), &metrics, answer, ends).await;
 }
 
-async fn answer(way: Arc<Way>, request: Request<Incoming>) -> Response<Body> {
+async fn answer(way: Arc<Way>, request: Request<Sent>) -> Response<Body> {
     if request.method() == Method::CONNECT {
         return connect::answer(way, request).await;
     }

@@ -2,19 +2,19 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt};
 use http::header::{
-    AGE, AUTHORIZATION, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, COOKIE, ETAG,
-    IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, LAST_MODIFIED, RANGE, SET_COOKIE, VARY,
+    AGE, AUTHORIZATION, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, COOKIE, DATE,
+    ETAG, EXPIRES, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, LAST_MODIFIED, RANGE, SET_COOKIE, VARY,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode};
 use http_body_util::{BodyDataStream, BodyExt};
-use http_cache_semantics::CachePolicy;
+use http_cache_semantics::{BeforeRequest, CachePolicy};
 use quick_cache::sync::Cache as Bounded;
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +23,7 @@ use super::forward::Held;
 use super::forward::{Limited, broken, in_time};
 use super::headers;
 use super::secrets::Secrets;
+use super::written::Written;
 use crate::cache::flight::Flights;
 use crate::cache::{Cache, FillReader, Origin, Party, Source, Standing, Transfer};
 use crate::failure::{Failure, FailureKind};
@@ -39,6 +40,8 @@ const OPENED: usize = 1_024;
 const MAX_HEAD: usize = 16 * 1024;
 /// An `Age` beyond this is nonsense; more than the library can add up.
 const MAX_AGE: u64 = 100 * 365 * 24 * 3600;
+/// How long an answer is fresh at most whose server does not say how long.
+const LONGEST_GUESS: Duration = Duration::from_secs(24 * 3600);
 
 /// What is on its way in.
 pub struct Copies {
@@ -46,18 +49,20 @@ pub struct Copies {
     pub openings: Flights<(Digest, [u8; 32]), Opened>,
     /// By URL.
     opened: Bounded<Digest, Weak<Copy>>,
+    /// What was written since.
+    pub written: Arc<Written>,
 }
 
 impl Default for Copies {
     fn default() -> Self {
-        Self { openings: Flights::default(), opened: Bounded::new(OPENED) }
+        Self { openings: Flights::default(), opened: Bounded::new(OPENED), written: Arc::default() }
     }
 }
 
 impl Copies {
     /// The copy of a URL that is on its way, with what reads it.
     pub fn running(&self, key: &Digest, cache: &Cache) -> Option<(Arc<Copy>, FillReader)> {
-        let copy = self.opened.get(key)?.upgrade()?;
+        let copy = self.opened.get(key)?.upgrade().filter(|copy| !copy.is_outdated())?;
         let fill = cache.running_fill(&copy.name)?;
         Some((copy, fill))
     }
@@ -133,6 +138,15 @@ impl Head {
         variant(request.headers(), &self.headers)
     }
 
+    /// Whether it may be used at `now` without asking its server. Where the server does not say how long, that is guessed
+    /// from how long it did not change, and no guess is good for longer than a day.
+    pub fn is_fresh(&self, request: &Request<()>, now: SystemTime) -> bool {
+        let says_how_long = |directive: &String| directive.starts_with("max-age") || directive.starts_with("s-maxage");
+        let is_guess = !self.headers.contains_key(EXPIRES) && !self.directives().any(|said| says_how_long(&said));
+        let is_too_old = is_guess && self.policy.age(now) >= LONGEST_GUESS;
+        !is_too_old && matches!(self.policy.before_request(request, now), BeforeRequest::Fresh(_))
+    }
+
     /// What it says about being stored and used again.
     pub fn directives(&self) -> impl Iterator<Item = String> {
         directives(&self.headers)
@@ -169,13 +183,21 @@ pub fn is_storable(request: &Request<()>, answer: &http::Response<()>, policy: &
         && policy.is_storable()
 }
 
-/// The headers of an answer, without what the library cannot reckon with.
+/// The headers of an answer as the library can reckon with them: for its rules, not for clients.
 pub fn sane(headers: &HeaderMap) -> HeaderMap {
     let mut headers = headers.clone();
-    let age = headers.get(AGE).and_then(|age| age.to_str().ok()).and_then(|age| age.trim().parse::<u64>().ok());
+    // Of several the first counts (RFC 9111, section 5.1).
+    let age = headers.get(AGE).and_then(|age| age.to_str().ok()?.split(',').next()?.trim().parse::<u64>().ok());
     match age {
         Some(age) => drop(headers.insert(AGE, HeaderValue::from(age.min(MAX_AGE)))),
         None => drop(headers.remove(AGE)),
+    }
+    // The library reads one of the three forms of dates that there are (RFC 9110, section 5.6.7).
+    for name in [DATE, EXPIRES, LAST_MODIFIED] {
+        let date = headers.get(&name).and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok());
+        if let Some(Ok(date)) = date.map(|date| HeaderValue::try_from(httpdate::fmt_http_date(date))) {
+            headers.insert(name, date);
+        }
     }
     lower_directives(&mut headers);
     headers
@@ -248,6 +270,9 @@ pub struct Copy {
     pub total: Option<u64>,
     first: Mutex<Option<BoxStream<'static, Result<Bytes, Failure>>>>,
     asked: Asked,
+    /// When it was asked for.
+    since: SystemTime,
+    written: Arc<Written>,
     standing: Mutex<Standing>,
     cache: Arc<Cache>,
     metrics: Arc<Metrics>,
@@ -267,6 +292,7 @@ pub struct Asked {
     pub party: Party,
     /// Its place among the requests that are passed on, once it has one.
     pub held: Option<Held>,
+    pub since: SystemTime,
 }
 
 impl Asked {
@@ -297,6 +323,7 @@ impl Copy {
         asked: Asked,
         head: Head,
         response: reqwest::Response,
+        written: Arc<Written>,
         cache: Arc<Cache>,
         metrics: Arc<Metrics>,
     ) -> Self {
@@ -312,11 +339,18 @@ impl Copy {
             head,
             headers,
             first: Mutex::new(Some(body_of(response, &asked.place))),
+            since: asked.since,
             asked,
+            written,
             standing: Mutex::new(Standing::new(1)),
             cache,
             metrics,
         }
+    }
+
+    /// Whether something was written there since it was asked for.
+    pub fn is_outdated(&self) -> bool {
+        self.written.since(self.asked.url.as_str(), self.since)
     }
 
     /// What came is for the client alone, since it cannot be stored.
@@ -398,7 +432,7 @@ impl Origin for Copy {
     }
 
     fn stored<'a>(&'a self, digest: &'a Digest, size: u64) -> BoxFuture<'a, ()> {
-        let Some(head) = self.head.write() else {
+        let Some(head) = self.head.write().filter(|_| !self.is_outdated()) else {
             return std::future::ready(()).boxed();
         };
         tracing::info!(path = self.asked.path(), size, "cached response");

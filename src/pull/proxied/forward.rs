@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST, UPGRADE};
 use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::BodyExt;
-use hyper::body::{Body as _, Frame, Incoming, SizeHint};
+use hyper::body::{Body as _, Frame, SizeHint};
 use hyper_util::rt::TokioIo;
 use tokio::time::{Instant, Sleep, sleep_until};
 use url::Url;
@@ -21,6 +21,7 @@ use crate::failure::{Failure, FailureKind};
 use crate::places::{self, Party};
 use crate::pull::respond::{self, Body};
 use crate::pull::{Pull, counted_client};
+use crate::sent::Sent;
 use crate::tunnel;
 use crate::upstream::{PassError, Place};
 
@@ -37,7 +38,7 @@ impl Pull {
     pub(super) async fn forward(
         self: &Arc<Self>,
         proxying: &Proxying,
-        mut request: Request<Incoming>,
+        mut request: Request<Sent>,
         tunnel: Tunnel,
         url: &Url,
         secrets: &Secrets,

@@ -4,11 +4,13 @@
 mod copies;
 mod forward;
 mod headers;
+mod names;
 mod other;
 mod refused;
 mod registry;
 mod secrets;
 mod standing;
+mod written;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -17,7 +19,7 @@ use std::time::Duration;
 use http::header::{AUTHORIZATION, HOST, PROXY_AUTHORIZATION};
 use http::request::Parts;
 use http::{HeaderMap, Method, Request, Response};
-use hyper::body::{Body as _, Incoming};
+use hyper::body::Body as _;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use url::Url;
@@ -37,8 +39,10 @@ use crate::auth::{Identity, Known};
 use crate::config::{Config, Forbidden, Pattern, ProxyDoor};
 use crate::failure::{Failure, FailureKind};
 use crate::oci::route::{Object, Route};
+use crate::sent::Sent;
 use crate::telemetry::Metrics;
 use crate::upstream::{Anywhere, BuildError, Clients, PassError};
+use names::Names;
 pub(super) use refused::Refused;
 use registry::Registries;
 use secrets::Secrets;
@@ -49,6 +53,8 @@ pub struct Proxying {
     /// Of paths that are cached beside content of registries.
     patterns: Vec<Pattern>,
     registries: Registries,
+    /// Hosts by which they are known beside those of their upstreams.
+    names: Names,
     anywhere: Anywhere,
 }
 
@@ -85,10 +91,25 @@ impl Proxying {
         };
         Ok(Some(Self {
             registries: Registries::new(config, door, clients, metrics)?,
+            names: Names::new(config),
             anywhere: Anywhere::new(door, metrics.clone(), &clients.shared().ours)?,
             door: door.clone(),
             patterns: config.cache.patterns.clone(),
         }))
+    }
+
+    /// Whether a tunnel may lead to a place, as far as it is known already: by a repository's name it leads to the
+    /// upstream, too, and each request in it is looked at by itself.
+    fn permit_tunnel(&self, place: &Place, address: Option<IpAddr>) -> Result<(), Forbidden> {
+        match self.names.behind(place) {
+            Some(behind) if address.is_none() && self.anywhere.permit(behind).is_ok() => Ok(()),
+            _ => self.anywhere.permit_connection(place, address),
+        }
+    }
+
+    /// Whether TLS with a place is opened.
+    fn intercepts(&self, place: &Place) -> bool {
+        self.door.intercepts(&place.host, place.port) || self.names.behind(place).is_some()
     }
 
     /// Whether `cache.patterns` match a URL.
@@ -118,8 +139,8 @@ impl Pull {
         let standing = self.let_through(&live, &proxying, request, client).await?;
         observation.admitted(&standing.identity);
         let place = Place::parse(text, None).map_err(|_| Refused::Malformed("CONNECT needs a host and a port"))?;
-        proxying.anywhere.permit(&place)?;
-        if proxying.door.intercepts(&place.host, place.port) {
+        proxying.permit_tunnel(&place, None)?;
+        if proxying.intercepts(&place) {
             return Ok(Lead::Open(Tunnel { standing, place, address: None }));
         }
         let (server, address) = proxying.anywhere.dial(&place).await?;
@@ -137,7 +158,7 @@ impl Pull {
     /// Answers one request.
     pub async fn pass(
         self: &Arc<Self>,
-        request: Request<Incoming>,
+        request: Request<Sent>,
         came: Came,
         client: Client,
         kept: Kept,
@@ -159,7 +180,7 @@ impl Pull {
 
     async fn passed(
         self: &Arc<Self>,
-        request: Request<Incoming>,
+        request: Request<Sent>,
         came: &Came,
         client: &Client,
         kept: Kept,
@@ -172,8 +193,9 @@ impl Pull {
             return Err(Refused::Tunnel);
         }
         let (place, url) = destination(&parts, came)?;
-        let path = &url[..url::Position::AfterPath];
-        observation.goes_to(path.to_owned());
+        let path = url[..url::Position::AfterPath].to_owned();
+        observation.goes_to(path.clone());
+        let (place, url) = proxying.names.page(&place, &url).unwrap_or((place, url));
         headers::check(&parts)?;
         let standing = match came {
             Came::Open => self.let_through(&live, &proxying, &parts, client).await?,
@@ -214,14 +236,20 @@ impl Pull {
         {
             return Ok(response);
         }
+        let method = parts.method.clone();
         let request = Request::from_parts(parts, body);
         let tunnel = Tunnel { standing: standing.clone(), place, address: None };
-        match self.forward(&proxying, request, tunnel, &url, &secrets).await {
+        let forwarded = self.forward(&proxying, request, tunnel, &url, &secrets).await;
+        let changed = forwarded.as_ref().map(|answer| written::changed_by(&method, &url, answer)).unwrap_or_default();
+        for url in changed {
+            self.forget(&proxying, url).await;
+        }
+        match forwarded {
             // Clients ask this first, and go no further without an answer.
             Err(PassError::Failure(failure)) if matches!(asked, Asked::Base) => {
                 let found = proxying.registries.find(&url, "any", &proxying.anywhere)?;
                 let repository = found.map(|(repository, _)| repository).filter(|repository| may_pull(repository));
-                self.base_without(repository.as_deref(), failure, path).await
+                self.base_without(repository.as_deref(), failure, &path).await
             }
             forwarded => Ok(forwarded?),
         }
@@ -302,7 +330,7 @@ fn shown(headers: &HeaderMap) -> Option<HeaderMap> {
 /// Tells the log how the cache stood to a request.
 fn tell(state: &CacheState, path: &str) {
     match state {
-        CacheState::Hit { .. } => tracing::info!(path, "cache hit"),
+        CacheState::Hit { .. } | CacheState::Confirmed { .. } => tracing::info!(path, "cache hit"),
         CacheState::Miss { .. } => tracing::info!(path, "cache miss"),
         CacheState::Stale { why, .. } => tracing::info!(path, %why, "cache hit, of an old copy"),
     }
@@ -322,11 +350,17 @@ enum Asked {
 impl Asked {
     fn of(request: &Parts, url: &Url) -> Self {
         let is_read = request.method == Method::GET || request.method == Method::HEAD;
-        // A query may mean anything to a registry, and so may a path before /v2/.
-        if !is_read || url.query().is_some() || !url.path().starts_with("/v2/") {
+        // A query may mean anything to a registry but for those of lists, and so may a path before /v2/.
+        if !is_read || !url.path().starts_with("/v2/") {
             return Self::Other;
         }
         match Route::parse(url.path()) {
+            Ok(Route::Object { path: name, object: object @ (Object::Tags | Object::Referrers(_)) })
+                if url.query_pairs().all(|(key, _)| ["n", "last", "artifactType"].contains(&&*key)) =>
+            {
+                Self::Object { name, object }
+            }
+            _ if url.query().is_some() => Self::Other,
             Ok(Route::Base { prefix }) if prefix.is_empty() => Self::Base,
             Ok(Route::Object { path: name, object: object @ (Object::Manifest(_) | Object::Blob(_)) }) => {
                 Self::Object { name, object }

@@ -79,12 +79,11 @@ impl Pull {
         let (asked, further) = asked(proxying, request, place, url, secrets);
         // What the configuration's headers brought in is for those who get them, and what a client says that no other
         // says makes an answer of its own.
-        let by = if secrets.is_empty() { "" } else { " as the configuration says" };
-        let key = Digest::of(Algorithm::Sha256, format!("GET {url}{by}{further}").as_bytes());
+        let key = key_of(url, !secrets.is_empty(), &further);
         let whole = asked_for_whole(&asked)?;
         let now = SystemTime::now();
 
-        let stored = self.stored_answer(&key, &whole, now).await;
+        let stored = self.stored_answer(&key, url, &whole, now).await;
         let stored = match stored {
             Some((stored, true)) => {
                 let state = CacheState::Hit { since: stored.entry.stored_at.to_system_time() };
@@ -95,7 +94,7 @@ impl Pull {
         };
         if let Some((copy, fill)) = self.copies.running(&key, self.cache())
             && copy.fits(&whole)
-            && matches!(copy.head.policy.before_request(&whole, now), BeforeRequest::Fresh(_))
+            && copy.head.is_fresh(&whole, now)
         {
             let found = coming(&copy, fill, now, true).await;
             return self.answer_with(request, url, found, observation).await.map(Some);
@@ -118,7 +117,7 @@ impl Pull {
                 self.answer_with(request, url, found, observation).await.map(Some)
             }
             (Opened::Renewed(head, variant), Some(stored)) if variant == stored.entry.variant => {
-                let found = stored.found(head.headers(now), CacheState::Hit { since: now });
+                let found = stored.found(head.headers(now), CacheState::Confirmed { at: now });
                 self.answer_with(request, url, found, observation).await.map(Some)
             }
             (Opened::Failed(PassError::Failure(why)), Some(stored)) if may_be_stale(&stored.head) => {
@@ -137,16 +136,26 @@ impl Pull {
     }
 
     /// The stored answer that fits a request, and whether it need not be checked.
-    async fn stored_answer(&self, key: &Digest, request: &Request<()>, now: SystemTime) -> Option<(Stored, bool)> {
+    async fn stored_answer(
+        &self,
+        key: &Digest,
+        url: &Url,
+        request: &Request<()>,
+        now: SystemTime,
+    ) -> Option<(Stored, bool)> {
         // An index that cannot be read knows nothing; the server does.
         let entries = self.cache().urls(key).await.unwrap_or_default();
         for entry in entries.iter() {
             let Some(head) = Head::read(&entry.head) else {
                 continue;
             };
+            if self.copies.written.since(url.as_str(), entry.stored_at.to_system_time()) {
+                self.cache().drop_url(*key, entry.variant).await;
+                continue;
+            }
             let is_fresh = match head.policy.before_request(request, now) {
                 _ if head.variant_of(request) != entry.variant => continue,
-                BeforeRequest::Fresh(_) => true,
+                BeforeRequest::Fresh(_) => head.is_fresh(request, now),
                 BeforeRequest::Stale { matches: true, .. } => false,
                 BeforeRequest::Stale { .. } => continue,
             };
@@ -203,15 +212,16 @@ impl Pull {
             Err(error) => return Opened::Failed(error),
         };
         let mut seen = seen_of(&response);
+        let told = response.headers();
         if let (StatusCode::NOT_MODIFIED, Some((entry, head))) = (response.status(), &stored) {
             // A 304 of something else: asked again it sends what it has.
-            let Some(renewed) = head.renewed_by(seen.headers()) else {
+            let Some(renewed) = head.renewed_by(told) else {
                 return self.ask_for_whole(key, asked, whole).await;
             };
-            *seen.headers_mut() = renewed;
+            *seen.headers_mut() = sane(&renewed);
             *seen.status_mut() = StatusCode::OK;
             let essence = essence(&whole, seen.headers());
-            let head = Head::new(CachePolicy::new(&essence, &seen), seen.headers().clone());
+            let head = Head::new(CachePolicy::new(&essence, &seen), renewed);
             let may_be_kept = |request: &Request<()>| is_storable(request, &seen, &head.policy);
             match head.write().filter(|_| may_be_kept(&whole)) {
                 Some(bytes) => {
@@ -249,7 +259,7 @@ impl Pull {
         let policy = CachePolicy::new(whole, &seen);
         let place = asked.place.clone();
         let kept = CachePolicy::new(&essence(whole, seen.headers()), &seen);
-        let head = Head::new(kept, seen.headers().clone());
+        let head = Head::new(kept, response.headers().clone());
         // Where it does not fit it is asked for once more, and has to be the same.
         let can_be_asked_again = seen.headers().contains_key(CONTENT_LENGTH) || has_strong_etag(seen.headers());
         let is_kept = can_be_asked_again && is_storable(whole, &seen, &policy);
@@ -257,7 +267,8 @@ impl Pull {
             return Opened::Own(Arc::new(Mutex::new(Some(forward::returned(response, &place, asked.held)))));
         }
         let party = asked.party.clone();
-        let copy = Copy::new(key, asked, head, response, self.cache().clone(), self.metrics().clone());
+        let written = self.copies.written.clone();
+        let copy = Copy::new(key, asked, head, response, written, self.cache().clone(), self.metrics().clone());
         let copy = Arc::new(copy);
         let origin = copy.clone();
         match self.cache().fill_url(copy.name, party, || origin) {
@@ -306,6 +317,13 @@ impl Pull {
     }
 }
 
+/// Under what an answer to GET is kept: for those who get the configuration's headers apart, and for each set of headers
+/// that are not plain.
+pub fn key_of(url: &Url, is_secret: bool, further: &str) -> Digest {
+    let by = if is_secret { " as the configuration says" } else { "" };
+    Digest::of(Algorithm::Sha256, format!("GET {url}{by}{further}").as_bytes())
+}
+
 /// A server's answer as the rules see it.
 fn seen_of(response: &reqwest::Response) -> Response<()> {
     let mut seen = Response::new(());
@@ -344,7 +362,7 @@ fn asked(proxying: &Arc<Proxying>, request: &Parts, place: &Place, url: &Url, se
     let further = headers::make_shared(&mut asked);
     let secrets = Arc::new(secrets.clone());
     let (proxying, place, url) = (proxying.clone(), place.clone(), url.clone());
-    (Asked { proxying, place, url, headers: asked, secrets, party, held: None }, further)
+    (Asked { proxying, place, url, headers: asked, secrets, party, held: None, since: SystemTime::now() }, further)
 }
 
 /// The same for the whole of it.

@@ -19,9 +19,9 @@ use crate::oci::{Digest, Name, Reference};
 use crate::pull::consent::Stored;
 use crate::pull::error::Refusal;
 use crate::pull::observed::Observation;
-use crate::pull::respond::{self, Body};
+use crate::pull::respond::{self, Body, CacheState};
 use crate::pull::routing::{Repository, Target};
-use crate::pull::{API_VERSION, Answer, Pull, counted_client, kind_of, patience, wanted_of};
+use crate::pull::{API_VERSION, Answer, Pull, Query, counted_client, kind_of, patience, wanted_of};
 use crate::telemetry::Metrics;
 use crate::upstream::{Anywhere, BuildError, Clients, Place, Upstream, Upstreams, Who};
 
@@ -242,15 +242,20 @@ impl Pull {
             }
         };
         observation.found(repository.metrics_label(), kind_of(object));
+        // What a server has there that is no registry is its own.
+        let is_list = matches!(object, Object::Tags | Object::Referrers(_));
         let target = Target { repository, name, who, is_by_tag: false, client: counted_client(request) };
-        if matches!(object, Object::Tags | Object::Referrers(_) | Object::Upload) {
+        if matches!(object, Object::Upload) {
             return Ok(None);
         }
+        let query = Query::read(url.query());
         let answer = async {
             match object {
                 Object::Manifest(reference) => self.manifest(request, &target, reference.clone()).await,
                 Object::Blob(digest) => self.blob(request, &target, *digest).await,
-                Object::Tags | Object::Referrers(_) | Object::Upload => Err(Refusal::Unsupported),
+                Object::Tags => self.tags(request, &target, &query).await,
+                Object::Referrers(subject) => self.referrers(request, &target, *subject, &query).await,
+                Object::Upload => Err(Refusal::Unsupported),
             }
         };
         let is_waiting = self.waits_for_a_place(object);
@@ -259,7 +264,8 @@ impl Pull {
             Ok(answer) => answer,
             // In its own words, and with what it wants to see.
             Err(Refusal::Failure { failure, .. })
-                if matches!(failure.kind, FailureKind::NotFound | FailureKind::Denied) =>
+                if matches!(failure.kind, FailureKind::NotFound | FailureKind::Denied)
+                    || (is_list && failure.kind == FailureKind::WrongContent) =>
             {
                 return Ok(None);
             }
@@ -267,7 +273,9 @@ impl Pull {
         };
         observation.answered(state.outcome());
         super::tell(&state, url.path());
-        if let Some((what, digest)) = shown(object, &response) {
+        // A transfer of its own is looked at when it is at its end.
+        let is_coming = matches!((object, &state), (Object::Blob(_), CacheState::Miss { collapsed: false }));
+        if let Some((what, digest)) = shown(object, &response).filter(|_| !is_coming) {
             self.learn_whether_public(&target, what, digest).await;
         }
         response.headers_mut().insert(API_VERSION, HeaderValue::from_static("registry/2.0"));

@@ -69,6 +69,6 @@ impl Pull {
     fn judge(&self, tunnel: &Tunnel) -> Result<(), Refused> {
         let (live, proxying) = self.proxying()?;
         tunnel.standing.judge(&live, &proxying)?;
-        Ok(proxying.anywhere.permit_connection(&tunnel.place, tunnel.address)?)
+        Ok(proxying.permit_tunnel(&tunnel.place, tunnel.address)?)
     }
 }

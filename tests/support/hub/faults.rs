@@ -29,13 +29,15 @@ pub enum Fault {
     /// The body is sent chunked.
     NoContentLength,
     /// One header has another value.
-    Header(String, String),
+    OtherValue(String, String),
     /// No `Docker-Content-Digest` and no `ETag`.
     NoDigestHeader,
     /// `Range` is ignored: 200 with everything.
     NoAcceptRanges,
     /// 200 with a login page, as captive portals and proxies send it.
     HtmlInstead,
+    /// A further header, whatever else the answer is.
+    Header(String, String),
     /// `Content-Encoding: gzip`, unless the client asked for `identity`.
     Gzip,
     /// `Content-Encoding: gzip`, even if the client asked for `identity`.
@@ -71,7 +73,7 @@ impl Fault {
 
     /// Another value of one header.
     pub fn header(name: &str, value: &str) -> Self {
-        Self::Header(name.to_owned(), value.to_owned())
+        Self::OtherValue(name.to_owned(), value.to_owned())
     }
 
     /// Whether the request's method lets it show: a fault of the body must not be used up by a HEAD.
@@ -99,7 +101,7 @@ impl Fault {
             Self::WrongBytes => response.body = flip_a_byte(&response.body),
             Self::Short { after } => response.delivery.cut_after = Some(*after),
             Self::NoContentLength => response.delivery.chunked = true,
-            Self::Header(name, value) => {
+            Self::OtherValue(name, value) => {
                 response.remove_header(name);
                 response.headers.push((name.clone(), value.clone()));
             }
@@ -116,6 +118,7 @@ impl Fault {
                 response.body = gzip(&response.body);
                 response.headers.push(("content-encoding".to_owned(), "gzip".to_owned()));
             }
+            Self::Header(name, value) => response.headers.push((name.clone(), value.clone())),
             Self::HeadRefused => {
                 response.replace(Response::error(405, "UNSUPPORTED", "HEAD is not allowed").header("allow", "GET"));
             }
@@ -196,6 +199,11 @@ impl On {
 
     pub fn head(self) -> Self {
         Self { method: Some("HEAD".to_owned()), ..self }
+    }
+
+    /// Only this method.
+    pub fn method(self, method: &str) -> Self {
+        Self { method: Some(method.to_owned()), ..self }
     }
 
     /// Only this repository.

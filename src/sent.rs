@@ -1,0 +1,97 @@
+//! What a client sends with its request, and what becomes of it where nobody reads it.
+
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Request;
+use http_body_util::BodyExt;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+
+/// Most bytes that are read though nobody wants them.
+const MOST: u64 = 1 << 20;
+/// And the longest that they are waited for.
+const LONGEST: Duration = Duration::from_secs(2);
+
+/// The body of a request. Dropped before its end, it goes back to where it came from.
+pub struct Sent {
+    body: Option<Incoming>,
+    left: Left,
+}
+
+/// What was left unread of a request's body.
+#[derive(Clone, Default)]
+pub struct Left(Arc<Mutex<Option<Incoming>>>);
+
+/// Makes a request whose body comes back if nobody reads it.
+pub fn watched(request: Request<Incoming>) -> (Request<Sent>, Left) {
+    let left = Left::default();
+    let watched = request.map(|body| Sent { body: Some(body), left: left.clone() });
+    (watched, left)
+}
+
+impl Left {
+    /// Reads what was left, so that the next request of the connection can be told from it (RFC 9112, section 9.3).
+    /// Returns whether all of it was read: a connection where some is left has to end.
+    pub async fn hear_out(&self) -> bool {
+        let Some(mut body) = self.take() else {
+            return true;
+        };
+        let heard = async {
+            let mut bytes = 0;
+            while let Some(frame) = body.frame().await {
+                let Ok(frame) = frame else {
+                    return false;
+                };
+                bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
+                if bytes > MOST {
+                    return false;
+                }
+            }
+            true
+        };
+        tokio::time::timeout(LONGEST, heard).await.unwrap_or(false)
+    }
+
+    /// Whether nothing is left; what is left is given up.
+    pub fn is_none(&self) -> bool {
+        self.take().is_none()
+    }
+
+    fn take(&self) -> Option<Incoming> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl Drop for Sent {
+    fn drop(&mut self) {
+        if let Some(body) = self.body.take().filter(|body| !body.is_end_stream()) {
+            *self.left.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(body);
+        }
+    }
+}
+
+impl Body for Sent {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match &mut self.body {
+            Some(body) => Pin::new(body).poll_frame(context),
+            None => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.as_ref().is_none_or(Incoming::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.as_ref().map_or_else(|| SizeHint::with_exact(0), Incoming::size_hint)
+    }
+}
