@@ -39,8 +39,8 @@ impl Shares {
     /// The shares of a process that may have `limit` descriptors.
     pub fn of(limit: u64) -> Self {
         let limit = limit.min(ENOUGH);
-        // A quarter is for objects, transfers and everything else.
-        let reserve = (limit / 4).max(LEAST_RESERVE).min(limit / 2);
+        // The rest is for objects, transfers, questions and what waits to be let in.
+        let reserve = (limit * 5 / 16).max(LEAST_RESERVE).min(limit / 2);
         let doors = limit - reserve;
         let admin = (doors / 10).clamp(1, MOST_ADMIN);
         // Half of the rest for clients of the registry door, half for the proxy door: its connections, those that they are
@@ -105,7 +105,7 @@ mod tests {
                 "{limit}: {rest} are left"
             );
         }
-        let few = Shares { registry: 352, proxy: 117, admin: 64, fills: 32, questions: 64, forwards: 117 };
+        let few = Shares { registry: 320, proxy: 106, admin: 64, fills: 40, questions: 80, forwards: 106 };
         assert_eq!(Shares::of(1024), few);
         assert_eq!(Shares::of(1 << 20).fills, 256);
     }

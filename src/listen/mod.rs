@@ -113,15 +113,16 @@ pub async fn serve(
                 };
                 if places.admits(address.ip()) {
                     served.open(stream, address);
-                } else if let Some(waiting) = places.wait() {
+                } else {
                     // The last places are for other addresses.
+                    let waiting = places.wait();
                     tokio::spawn(async move {
                         if waiting.until_admitted(address.ip()).await {
                             served.open(stream, address);
+                        } else {
+                            tracing::debug!(client = %address, "this address has many connections, and few more may be open");
                         }
                     });
-                } else {
-                    tracing::debug!(client = %address, "this address has many connections, and few more may be open");
                 }
             }
             Err(error) => {

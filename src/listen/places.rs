@@ -4,9 +4,9 @@
 //! among these the one that has been idle longest. A connection with an answer under way is left alone, unless its
 //! client has taken nothing of it for a while.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ const SILENT_TUNNEL: Duration = Duration::from_secs(30);
 /// A client that takes nothing of its answer for this long yields.
 const STUCK: Duration = Duration::from_secs(10);
 /// Connections that wait at most, of all addresses, and for how long.
-const MOST_WAITING: usize = 256;
+const MOST_WAITING: usize = 64;
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How often a newcomer looks whether a connection may be closed for it.
 const LOOK: Duration = Duration::from_millis(100);
@@ -33,7 +33,7 @@ const LOOK: Duration = Duration::from_millis(100);
 pub struct Places {
     most: usize,
     /// Connections that were accepted and wait, because their address has many.
-    waiting: AtomicUsize,
+    waiting: Mutex<VecDeque<Arc<AtomicBool>>>,
     open: Mutex<HashMap<u64, Open>>,
     freed: Notify,
 }
@@ -53,7 +53,7 @@ pub struct Place {
 
 impl Places {
     pub fn new(most: usize) -> Arc<Self> {
-        Arc::new(Self { most: most.max(1), waiting: AtomicUsize::new(0), open: Mutex::default(), freed: Notify::new() })
+        Arc::new(Self { most: most.max(1), waiting: Mutex::default(), open: Mutex::default(), freed: Notify::new() })
     }
 
     /// Waits until one more connection may be open, closing one that does nothing if need be.
@@ -69,23 +69,33 @@ impl Places {
         }
     }
 
-    /// Whether an address may have one more connection. When most places are taken, an address that has many gets no
-    /// further ones, whatever it does with them: the last places are for others. What does nothing yields first.
+    /// Whether an address may have one more connection. When most places are taken by what does not yield now, an address
+    /// that has many of these gets no further ones: the last places are for others.
     pub fn admits(&self, address: IpAddr) -> bool {
-        let address = counted_as(address);
-        let (all, own) = {
-            let open = self.open();
-            (open.len(), open.values().filter(|open| open.address == address).count())
-        };
-        let is_scarce = all >= (self.most * 3).div_ceil(4);
-        !is_scarce || own < self.most.div_ceil(16) || self.relieve()
+        let (address, now) = (counted_as(address), Instant::now());
+        let open = self.open();
+        let is_scarce = open.len() >= (self.most * 3).div_ceil(4);
+        let busy = || open.values().filter(|open| yields_for(&open.pace, now).is_none());
+        !is_scarce
+            || busy().count() < (self.most * 3).div_ceil(4)
+            || busy().filter(|open| open.address == address).count() < self.most.div_ceil(16)
     }
 
-    /// Has a connection wait whose address is not admitted now; `None`: too many wait.
-    pub fn wait(self: &Arc<Self>) -> Option<Waiting> {
-        let before = self.waiting.fetch_add(1, Ordering::Relaxed);
-        let waiting = Waiting(self.clone());
-        (before < self.most.div_ceil(8).min(MOST_WAITING)).then_some(waiting)
+    /// Has a connection wait whose address is not admitted now. When too many wait, the one that has waited longest goes.
+    pub fn wait(self: &Arc<Self>) -> Waiting {
+        let has_to_go = Arc::<AtomicBool>::default();
+        let mut waiting = self.waiting();
+        waiting.push_back(has_to_go.clone());
+        if waiting.len() > self.most.div_ceil(2).min(MOST_WAITING)
+            && let Some(longest) = waiting.pop_front()
+        {
+            longest.store(true, Ordering::Relaxed);
+        }
+        Waiting { places: self.clone(), has_to_go }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, VecDeque<Arc<AtomicBool>>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tells the connection that is missed least to close; returns whether there was one.
@@ -115,14 +125,17 @@ impl Places {
 
 /// A connection that waits until its address is admitted.
 #[derive(Debug)]
-pub struct Waiting(Arc<Places>);
+pub struct Waiting {
+    places: Arc<Places>,
+    has_to_go: Arc<AtomicBool>,
+}
 
 impl Waiting {
     /// Waits for a while; returns whether the address is admitted.
     pub async fn until_admitted(self, address: IpAddr) -> bool {
         let deadline = Instant::now() + PATIENCE;
-        while !self.0.admits(address) {
-            if Instant::now() >= deadline {
+        while !self.places.admits(address) {
+            if Instant::now() >= deadline || self.has_to_go.load(Ordering::Relaxed) {
                 return false;
             }
             tokio::time::sleep(LOOK).await;
@@ -133,7 +146,7 @@ impl Waiting {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.places.waiting().retain(|waiting| !Arc::ptr_eq(waiting, &self.has_to_go));
     }
 }
 
@@ -211,10 +224,8 @@ mod tests {
             let one = connect(&places, 2);
             open.push((one.pace.begin(), one));
         }
-        let (running, idle) = open.swap_remove(0);
-        drop(running);
-        tokio::time::advance(JUST_MADE).await;
-        assert!(places.admits(address(1)) && idle.pace.is_closing(), "in the place of an idle one");
+        open.drain(..4).for_each(drop);
+        assert!(places.admits(address(1)), "some have left");
     }
 
     #[tokio::test(start_paused = true)]

@@ -58,6 +58,8 @@ const MAX_TOKENS: usize = 4096;
 /// And per upstream that only clients name: there may be many, and their tokens are as long as somebody likes.
 const FEW_TOKENS: usize = 16;
 
+/// A token that is younger has the rights of now.
+const YOUNG: Duration = Duration::from_secs(5);
 /// How long no further token is fetched for a scope because of a 400 or 403: most of these are meant.
 const DOUBT_LIFE: Duration = Duration::from_secs(60);
 
@@ -67,7 +69,9 @@ pub struct Authorization {
     pub header: HeaderValue,
     token: Option<TokenRequest>,
     basic: Option<Arc<Login>>,
-    /// Whether the token was fetched for this request, and not kept from an earlier one.
+    /// When the token was fetched.
+    since: Option<Instant>,
+    /// Whether it was fetched for this request, and not kept from an earlier one.
     is_fresh: bool,
 }
 
@@ -120,6 +124,14 @@ struct Told {
     scope: String,
 }
 
+impl Told {
+    /// The same request for another token, with what this asks for.
+    fn request(&self, before: &TokenRequest) -> TokenRequest {
+        let Self { realm, service, scope } = self.clone();
+        TokenRequest { realm, service, scope, ..before.clone() }
+    }
+}
+
 #[derive(Clone)]
 enum Scheme {
     Unknown,
@@ -168,7 +180,13 @@ impl Auth {
         fetch: &impl FetchToken,
     ) -> Result<Option<Authorization>, Failure> {
         if let Who::Header(header) = who {
-            return Ok(Some(Authorization { header: header.clone(), token: None, basic: None, is_fresh: false }));
+            return Ok(Some(Authorization {
+                header: header.clone(),
+                token: None,
+                basic: None,
+                since: None,
+                is_fresh: false,
+            }));
         }
         if let Some(Told { realm, service, scope: told }) = self.told.get(scope) {
             let token = self.token(who, realm, service, &told, fetch).await;
@@ -242,6 +260,12 @@ impl Auth {
             if let Some(refused) = refused
                 && let Some(token) = &refused.token
             {
+                // It is known to be good, and was given just now: another one would give no more rights.
+                let is_young = refused.since.is_some_and(|since| since.elapsed() < YOUNG);
+                if is_young && bearer.parameter("error") == Some("insufficient_scope") && *token == asked.request(token)
+                {
+                    return Err(self.denied("says that the token gives no right to this"));
+                }
                 self.forget(token, &refused.header);
                 // The realm for an ended token may be another than that for none: nvcr.io tells the right one only to who
                 // comes without (nvidia-container-toolkit#1945).
@@ -365,14 +389,15 @@ impl Auth {
         // wait of all is bounded by the deadline of one fetch.
         let asked_at = Instant::now();
         let mut kept = slot.lock().await;
-        let authorization = |header: &HeaderValue, is_fresh| Authorization {
+        let authorization = |header: &HeaderValue, since: Instant| Authorization {
             header: header.clone(),
             token: Some(request.clone()),
             basic: None,
-            is_fresh,
+            since: Some(since),
+            is_fresh: since >= asked_at,
         };
         if let Some(token) = kept.token.as_ref().filter(|token| Instant::now() < token.renew_at) {
-            return Ok(authorization(&token.header, token.fetched_at >= asked_at));
+            return Ok(authorization(&token.header, token.fetched_at));
         }
         if let Some((at, failure)) = &kept.failed {
             let is_refused = failure.kind == FailureKind::Denied && request.login.is_some();
@@ -386,7 +411,7 @@ impl Auth {
             token.ok_or_else(|| self.denied("its token service gave no usable token"))
         });
         let token = token.inspect_err(|failure| kept.failed = Some((Instant::now(), failure.clone())))?;
-        let authorization = authorization(&token.header, true);
+        let authorization = authorization(&token.header, token.fetched_at);
         *kept = Kept { token: Some(token), failed: None, doubted: kept.doubted };
         Ok(authorization)
     }
@@ -420,8 +445,13 @@ impl Auth {
 }
 
 impl Authorization {
+    /// Whether it was made for the request that it goes with.
+    pub fn is_fresh(&self) -> bool {
+        self.is_fresh
+    }
+
     fn basic(login: Arc<Login>) -> Self {
-        Self { header: basic_header(&login), token: None, basic: Some(login), is_fresh: false }
+        Self { header: basic_header(&login), token: None, basic: Some(login), since: None, is_fresh: false }
     }
 }
 

@@ -13,7 +13,7 @@ use reqwest::Response;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use url::Url;
 
-use super::auth::{Auth, FetchToken, TokenRequest};
+use super::auth::{Auth, Authorization, FetchToken, TokenRequest};
 use super::budget::Budget;
 use super::errors;
 use super::fallback::Shared;
@@ -473,6 +473,10 @@ impl Upstream {
                 response => return (response, led),
             };
             let status = refused.status();
+            if login.as_ref().is_some_and(Authorization::is_fresh) {
+                // A login that was just given is refused because of what is asked for.
+                return (Ok(refused), None);
+            }
             let next = if status == StatusCode::UNAUTHORIZED {
                 let challenges = challenges(refused.headers());
                 self.auth.answer(ask.who, &challenges, scope, login.as_ref(), self).await

@@ -135,6 +135,8 @@ pub async fn hiccup(profile: Profile) {
 pub async fn limit(profile: Profile) {
     let scene = Scene::warm(profile).await;
     scene.hub.push_image(scene.name, "2", &image(2));
+    // The pull that began with a HEAD is over.
+    assert_eq!(get(scene.tag("1")).await.status, 200);
     scene.hub.fault(On::any(), Fault::reply(429, scene.limit.headers, scene.limit.body));
     let refused = get(scene.tag("2")).await;
     assert_eq!((refused.status, refused.error_code().as_str()), (429, "TOOMANYREQUESTS"), "{}", refused.text());
