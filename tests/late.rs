@@ -11,9 +11,24 @@ use crate::support::{
     repository_config, request,
 };
 
-/// For an answer with a copy to begin, and without one.
+/// For an answer with a copy to begin, and without one: as docs/outages.md tells.
 const WITH_COPY: Duration = Duration::from_secs(3);
 const WITHOUT: Duration = Duration::from_secs(25);
+
+#[test]
+fn the_document_tells_the_deadlines_that_are_tested_here() {
+    let document = include_str!("../docs/outages.md");
+    for (row, within) in [
+        ("| yes | hung |", WITH_COPY),
+        ("| yes | dripping |", WITH_COPY),
+        ("| no | hung |", WITHOUT),
+        ("| no | dripping |", WITHOUT),
+        ("| no | resting |", WITH_COPY),
+    ] {
+        let told = format!("{row} {} s |", within.as_secs());
+        assert!(document.lines().any(|line| line == told), "{told}");
+    }
+}
 
 async fn timed(url: String) -> (Answer, Duration) {
     let since = Instant::now();

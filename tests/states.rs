@@ -6,7 +6,9 @@ use crate::support::{Fault, Hub, Image, Larder, On, Options, RepositoryConfig, e
 
 /// The rows of the table: how the upstream does, and an answer for each column.
 fn rows() -> Vec<(String, Vec<String>)> {
-    let lines = include_str!("../docs/outages.md").lines().filter(|line| line.starts_with('|'));
+    // The first table of the document.
+    let document = include_str!("../docs/outages.md").split("\n## ").next().unwrap_or_default();
+    let lines = document.lines().filter(|line| line.starts_with('|'));
     let rows = lines.skip(2).map(|line| {
         let mut cells = line.trim_matches('|').split('|').map(|cell| cell.trim().to_owned());
         (cells.next().expect("a state"), cells.collect())

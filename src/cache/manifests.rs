@@ -193,3 +193,27 @@ fn load_manifest(space: &Space, digest: &Digest) -> Result<Option<Manifest>, io:
     };
     Ok(media_type.map(|media_type| Manifest { digest: *digest, media_type, bytes, stored_at }))
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::oci::{Algorithm, MediaType};
+
+    #[test]
+    fn manifests_that_wait_for_the_disk_are_bounded_by_bytes() {
+        let pending = Pending::default();
+        let manifest = |number: u8| {
+            let digest = Digest::of(Algorithm::Sha256, &[number]);
+            let bytes = Bytes::from(vec![number; 8 << 20]);
+            Arc::new(Manifest { digest, media_type: MediaType::new("m"), bytes, stored_at: Timestamp(1) })
+        };
+        let taken = (0..20).filter(|number| pending.add(&manifest(*number))).count();
+        assert_eq!(taken, MOST_PENDING / (8 << 20));
+        let first = Digest::of(Algorithm::Sha256, &[0]);
+        assert!(pending.get(&first).is_some());
+        pending.remove(&first);
+        assert!(pending.get(&first).is_none() && pending.add(&manifest(30)), "there is room again");
+    }
+}
