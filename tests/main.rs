@@ -13,6 +13,7 @@ mod client_credentials;
 mod clients;
 mod comes_through;
 mod config_commands;
+mod conformance;
 mod connect;
 mod consent;
 mod credentials;

@@ -138,9 +138,8 @@ impl Pull {
     ) -> Result<(Listing, bool), Failure> {
         let policy = &target.repository.config.tags;
         let is_kept = page.kept_as.is_some() && !target.who.is_client();
-        let has_copy = |listing: &Listing| {
-            freshness::may_serve_stale(policy, FailureKind::Timeout, listing.checked_at.age())
-        };
+        let has_copy =
+            |listing: &Listing| freshness::may_serve_stale(policy, FailureKind::Timeout, listing.checked_at.age());
         let fetch = self.fetch_once(target, list, page, key, is_kept);
         if !cached.is_some_and(has_copy) {
             return fetch.await;
