@@ -42,6 +42,7 @@ mod resume;
 mod secrets;
 mod serving;
 mod shares;
+mod slow_disk;
 mod sources;
 mod states;
 mod support;
