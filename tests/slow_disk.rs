@@ -255,3 +255,27 @@ async fn a_sync_that_never_ends_fails_no_pull_and_no_stop() {
     assert!(stopped_at.elapsed() < Duration::from_secs(12), "it took {:?}", stopped_at.elapsed());
     assert!(exit.log.contains("could be stored in time"), "it says so");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_ends_where_the_index_cannot_be_synced() {
+    let disk = SlowDisk::new();
+    let mut hub = Hub::start(Options::default()).await;
+    let content = blob(1, 100_000);
+    let digest = hub.push_blob("team/app", content.clone());
+    let mut larder = disk.under(&hub).config("[server]\nshutdown_grace = \"1s\"").start().await;
+    let url = |larder: &Larder| larder.blob_url("hub/team/app", &digest);
+    assert!(get(url(&larder)).await.body == content);
+    eventually("it is stored", async || larder.stats().await["stores"] == 1).await;
+    disk.hold();
+    let stopped_at = Instant::now();
+    assert_eq!(larder.stop().await.code, Some(0));
+    assert!(stopped_at.elapsed() < Duration::from_secs(15), "it took {:?}", stopped_at.elapsed());
+    assert!(disk.calls().0 > 0, "the index is synced when it is closed");
+    assert_eq!(disk.calls().1, 0);
+
+    // What it knew is not lost by that.
+    disk.let_go();
+    hub.stop().await;
+    larder.restart().await;
+    expect_hit(&url(&larder), &content).await;
+}
