@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use tempfile::TempDir;
 
 use crate::support::larder::Builder;
@@ -278,4 +279,33 @@ async fn a_stop_ends_where_the_index_cannot_be_synced() {
     hub.stop().await;
     larder.restart().await;
     expect_hit(&url(&larder), &content).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn any_number_of_syncs_that_never_end_fail_no_pull() {
+    let disk = SlowDisk::new();
+    let hub = Hub::start(Options::default()).await;
+    let larder = disk.under(&hub).start().await;
+    disk.hold();
+    // More than there are threads for work that blocks.
+    let manifests: Vec<_> = (0..600).map(|number| Image::with_layers(number, &[10]).manifest).collect();
+    for some in manifests.chunks(50) {
+        let pulls = some.iter().map(async |manifest| {
+            hub.push_manifest("team/app", None, manifest);
+            let answer = get(larder.manifest_url("hub/team/app", &manifest.digest)).await;
+            assert_eq!((answer.status, &answer.body), (200, &manifest.bytes));
+        });
+        join_all(pulls).await;
+    }
+    let blobs: Vec<_> = (0..60).map(|number| blob(number, 100_000)).collect();
+    for some in blobs.chunks(30) {
+        let pulls = some.iter().map(async |content| {
+            let digest = hub.push_blob("team/app", content.clone());
+            let answer = get(larder.blob_url("hub/team/app", &digest)).await;
+            assert!(answer.complete() && answer.body == content, "{} {:?}", answer.status, answer.error);
+        });
+        join_all(pulls).await;
+    }
+    // And what was verified is a hit, as long as it is remembered.
+    expect_hit(&larder.manifest_url("hub/team/app", &manifests[0].digest), &manifests[0].bytes).await;
 }
