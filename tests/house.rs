@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use crate::support::Larder;
 
 /// Each room and the rooms it may import from.
-const ROOMS: [(&str, &[&str]); 23] = [
+const ROOMS: [(&str, &[&str]); 24] = [
     ("oci", &[]),
     ("descriptors", &[]),
     ("failure", &[]),
     ("files", &[]),
     ("fingerprint", &[]),
+    ("places", &[]),
     ("program", &["text"]),
     ("text", &[]),
     ("tunnel", &[]),
@@ -24,9 +25,25 @@ const ROOMS: [(&str, &[&str]); 23] = [
     ("telemetry", &["config"]),
     ("store", &["oci"]),
     ("index", &["files", "oci"]),
-    ("cache", &["config", "descriptors", "failure", "files", "index", "oci", "store", "telemetry"]),
-    ("upstream", &["config", "failure", "fingerprint", "oci", "program", "telemetry", "web"]),
-    ("pull", &["auth", "cache", "config", "failure", "index", "oci", "telemetry", "tunnel", "upstream", "web"]),
+    ("cache", &["config", "descriptors", "failure", "files", "index", "oci", "places", "store", "telemetry"]),
+    ("upstream", &["config", "failure", "fingerprint", "oci", "places", "program", "telemetry", "web"]),
+    (
+        "pull",
+        &[
+            "auth",
+            "cache",
+            "config",
+            "descriptors",
+            "failure",
+            "index",
+            "oci",
+            "places",
+            "telemetry",
+            "tunnel",
+            "upstream",
+            "web",
+        ],
+    ),
     ("listen", &["acme", "auth", "ca", "config", "pull", "telemetry", "tunnel"]),
     ("admin", &["cache", "failure", "index", "oci", "pull", "telemetry", "upstream"]),
     ("cli", &["acme", "admin", "ca", "cache", "config", "descriptors", "listen", "pull", "telemetry", "text", "x509"]),
