@@ -12,6 +12,7 @@ const ROOMS: [(&str, &[&str]); 25] = [
     ("failure", &[]),
     ("files", &[]),
     ("fingerprint", &[]),
+    ("places", &[]),
     ("program", &["text"]),
     ("sent", &[]),
     ("text", &[]),
@@ -25,7 +26,6 @@ const ROOMS: [(&str, &[&str]); 25] = [
     ("telemetry", &["config"]),
     ("store", &["oci"]),
     ("index", &["files", "oci"]),
-    ("places", &[]),
     ("cache", &["config", "descriptors", "failure", "files", "index", "oci", "places", "store", "telemetry"]),
     ("upstream", &["config", "failure", "fingerprint", "oci", "places", "program", "telemetry", "web"]),
     (

@@ -148,7 +148,12 @@ impl Cache {
             }
             reserved => reserved?,
         };
-        let result = blocking(move || disk.put(&stored.digest, &stored.bytes)).await?;
+        let turn = disk.turn().await;
+        let put = move || {
+            let _turn = turn;
+            disk.put(&stored.digest, &stored.bytes)
+        };
+        let result = blocking(put).await?;
         Ok((result.map_err(|error| self.broken("cannot store a manifest", &error))?, reservation))
     }
 

@@ -54,7 +54,7 @@ use manifests::Pending;
 use passes::Passes;
 use space::Space;
 
-/// How long a stop waits for what is verified to be on disk.
+/// How long a stop waits for what is verified to be on disk, and for the index.
 const LAST_STORES: Duration = Duration::from_secs(5);
 
 /// Everything kept between requests.
@@ -351,8 +351,12 @@ impl Cache {
         if tokio::time::timeout(LAST_STORES, stored).await.is_err() {
             tracing::warn!("not everything that came in could be stored in time; it is fetched again");
         }
-        if let Err(error) = self.index.flush().await {
-            tracing::error!(%error, "the last changes to the index were lost");
+        match tokio::time::timeout(LAST_STORES, self.index.flush()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(%error, "the last changes to the index were lost"),
+            Err(_) => {
+                tracing::warn!("the last changes to the index could not be written in time; they are learnt again")
+            }
         }
     }
 

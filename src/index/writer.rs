@@ -1,7 +1,9 @@
 //! The writing thread.
 
+use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -25,11 +27,15 @@ const WAITS: Duration = Duration::from_secs(60);
 /// The same for what is done while nothing else is to be done, and how long it then rests.
 const IDLE_PATIENCE: Duration = Duration::from_millis(100);
 const REST: Duration = Duration::from_secs(1);
+/// How long the end of the process waits for the thread: a disk that hangs would keep it for ever.
+const LAST_WRITES: Duration = Duration::from_secs(5);
 
 /// The way to the writing thread, which writes what is queued before it ends.
 pub struct Queue {
     tasks: Arc<Tasks>,
     thread: Option<JoinHandle<()>>,
+    /// Closed when the thread has ended.
+    ended: Mutex<Receiver<Infallible>>,
     pub shared: Arc<Shared>,
 }
 
@@ -85,9 +91,13 @@ impl Queue {
     pub fn start(writer: Writer) -> Result<Self, IndexError> {
         let tasks = Arc::<Tasks>::default();
         let (shared, closing) = (writer.shared.clone(), Closing(tasks.clone()));
-        let run = move || writer.run(&closing.0);
+        let (ending, ended) = channel();
+        let run = move || {
+            let _ending = ending;
+            writer.run(&closing.0);
+        };
         let thread = std::thread::Builder::new().name("larder-index".to_owned()).spawn(run)?;
-        Ok(Self { tasks, thread: Some(thread), shared })
+        Ok(Self { tasks, thread: Some(thread), ended: Mutex::new(ended), shared })
     }
 
     /// Queues a write of a request. Never waits: what does not fit is dropped and counted, since the index is a help and
@@ -117,12 +127,15 @@ impl Queue {
 }
 
 impl Drop for Queue {
-    /// Writes what is queued and ends the thread.
+    /// Writes what is queued and ends the thread. What is not written in time, the next start learns again.
     fn drop(&mut self) {
-        if self.tasks.add(Task::Close).is_ok()
-            && let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
+        let (Ok(()), Some(thread)) = (self.tasks.add(Task::Close), self.thread.take()) else {
+            return;
+        };
+        let ended = self.ended.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if ended.recv_timeout(LAST_WRITES) == Err(RecvTimeoutError::Timeout) {
+            tracing::warn!("the index could not be closed in time; the next start takes in its log");
+        } else if thread.join().is_err() {
             tracing::error!("the index's thread panicked");
         }
     }

@@ -23,6 +23,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use rustix::fs::OFlags;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::mapped::Mapping;
 use super::open::OpenObjects;
@@ -42,6 +43,7 @@ pub struct Disk {
     blobs: PathBuf,
     partial: PathBuf,
     next_temporary: AtomicU64,
+    syncs: Arc<Semaphore>,
     /// Whether the filesystem keeps times as finely as seals need.
     can_seal: bool,
     /// Objects that are open, so that many readers of one need one descriptor.
@@ -49,6 +51,9 @@ pub struct Disk {
     /// Held until the process ends, however it ends; `None` where it could not even be made.
     _lock: Option<File>,
 }
+
+/// Objects that are stored at once. A disk that hangs keeps the threads that sync, which must not be all that there are.
+const SYNCS: usize = 16;
 
 /// Less free space than this is as good as none.
 const LITTLE: u64 = 1 << 20;
@@ -144,6 +149,7 @@ impl Disk {
             blobs,
             partial,
             next_temporary: AtomicU64::new(0),
+            syncs: Arc::new(Semaphore::new(SYNCS)),
             can_seal,
             open: OpenObjects::default(),
             _lock: lock,
@@ -266,6 +272,12 @@ impl Disk {
     /// Removes a partial download that no fill goes on with.
     pub fn remove_partial(&self, digest: &Digest) -> io::Result<()> {
         Partial::remove(&self.partial_path(digest))
+    }
+
+    /// A turn to [store](Self::put) or [publish](Self::publish), to be kept by the thread that does it until it is done.
+    /// Does not block; on a disk that hangs it never comes.
+    pub async fn turn(&self) -> Option<OwnedSemaphorePermit> {
+        self.syncs.clone().acquire_owned().await.ok()
     }
 
     /// Makes a verified download of `size` bytes the object `digest`: on disk first, then under its name, so that

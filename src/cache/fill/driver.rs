@@ -33,6 +33,8 @@ const MEASURE: Duration = Duration::from_millis(250);
 const WORTH_IT: Duration = Duration::from_secs(1);
 /// Smaller objects come over one connection.
 const MIN_PARALLEL: u64 = 16 << 20;
+/// How long an object that is verified waits for its turn to be stored. Until then it keeps its place among the transfers.
+const STORE_PATIENCE: Duration = Duration::from_secs(5);
 /// Bytes hashed at a time.
 const HASHED: u64 = 1 << 20;
 
@@ -120,12 +122,23 @@ async fn bring_in(
 /// Moves a verified copy to the complete objects.
 async fn publish(copy: Copy<'_>, digest: Digest, size: u64, disk: &Arc<Disk>) -> Outcome {
     let (disk, partial) = (disk.clone(), copy.partial);
-    let reserved = copy.reserved.cover(size).await;
-    let published = match &reserved {
-        Ok(()) => blocking(move || disk.publish(&partial, &digest, size)).await.map_err(|error| storage(&error)),
+    let turn = match copy.reserved.cover(size).await {
+        Ok(()) => tokio::time::timeout(STORE_PATIENCE, disk.turn())
+            .await
+            .map_err(|_| Failure::new(FailureKind::Storage, "the disk takes too long over what came before")),
+        Err(failure) => Err(failure),
+    };
+    let published = match turn {
+        Ok(turn) => {
+            let publish = move || {
+                let _turn = turn;
+                disk.publish(&partial, &digest, size)
+            };
+            blocking(publish).await.map_err(|error| storage(&error))
+        }
         Err(failure) => {
             let discarded = blocking(move || partial.discard()).await;
-            Err(discarded.map_or_else(|error| storage(&error), |()| failure.clone()))
+            Err(discarded.map_or_else(|error| storage(&error), |()| failure))
         }
     };
     if let Err(failure) = &published {

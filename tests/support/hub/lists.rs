@@ -31,6 +31,9 @@ impl Content {
         if !options.referrers {
             return Response::new(404).body("text/plain", "404 page not found\n");
         }
+        if !is_digest(&request.reference) {
+            return Response::error(400, "DIGEST_INVALID", "the digest is none");
+        }
         let mut wanted = request.query_values("artifactType");
         wanted.retain(|_| options.filters_referrers);
         let manifests = self.get(&request.name).map(|repository| &repository.manifests);
@@ -60,13 +63,25 @@ fn referrer(manifest: &Manifest, subject: &str) -> Option<Value> {
         Value::Null => &document["config"]["mediaType"],
         artifact_type => artifact_type,
     };
-    Some(json!({
+    let mut entry = json!({
         "mediaType": manifest.media_type,
         "digest": manifest.digest,
         "size": manifest.bytes.len(),
-        "artifactType": artifact_type,
-        "annotations": document["annotations"],
-    }))
+    });
+    for (key, value) in [("artifactType", artifact_type), ("annotations", &document["annotations"])] {
+        if !value.is_null() {
+            entry[key] = value.clone();
+        }
+    }
+    Some(entry)
+}
+
+/// Whether it has the form of a digest (OCI Image Specification, "Digests") of an algorithm that is registered.
+fn is_digest(text: &str) -> bool {
+    let is_hex = |hex: &str| hex.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
+    let length = |algorithm: &str| [("sha256", 64), ("sha512", 128)].into_iter().find(|(name, _)| *name == algorithm);
+    text.split_once(':')
+        .is_some_and(|(algorithm, hex)| is_hex(hex) && length(algorithm).is_some_and(|(_, length)| length == hex.len()))
 }
 
 /// One page of sorted entries, and the `Link` to the next one.
