@@ -96,7 +96,7 @@ pub struct Auth {
 enum Own {
     Anonymous,
     Login(Arc<Login>),
-    Helper(Helper),
+    Helper(Box<Helper>),
 }
 
 type Slot = tokio::sync::Mutex<Kept>;
@@ -149,7 +149,7 @@ impl Auth {
         let own = match credentials {
             None => Own::Anonymous,
             Some(Credentials::Login(login)) => Own::Login(Arc::new(login)),
-            Some(Credentials::Helper(helper)) => Own::Helper(Helper::new(helper)),
+            Some(Credentials::Helper(helper)) => Own::Helper(Box::new(Helper::new(helper))),
         };
         Self {
             upstream,

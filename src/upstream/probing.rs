@@ -29,10 +29,7 @@ impl Probing {
 
 /// Asks after each rest, until the upstream answers or nobody asks for it any more.
 async fn look(transport: Weak<Transport>) {
-    loop {
-        let Some(until) = transport.upgrade().and_then(|transport| transport.health().watch()) else {
-            break;
-        };
+    while let Some(until) = transport.upgrade().and_then(|transport| transport.health().watch()) {
         tokio::time::sleep_until(until.into()).await;
         let Some(transport) = transport.upgrade() else {
             return;
