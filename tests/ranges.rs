@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use crate::support::{
-    Fault, Hub, Larder, On, Options, RepositoryConfig, blob, client, eventually, get, repository_config, request,
+    Fault, Hub, Larder, On, Options, RepositoryConfig, blob, client, eventually, get, head, repository_config, request,
 };
 
 const MIB: u64 = 1 << 20;
@@ -194,4 +194,45 @@ async fn an_upstream_without_ranges_still_serves_ranges_here() {
     assert_eq!((answer.status, &answer.body[..]), (206, &scene.content[15_000_000..15_000_010]));
     let answer = get(scene.url()).await;
     assert!(answer.complete() && answer.body == scene.content);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn parts_that_are_near_each_other_are_one_question_upstream() {
+    let hub = Hub::start(Options::default()).await;
+    let bytes = blob(77, 8 << 20);
+    let digest = hub.push_blob("team/app", bytes.clone());
+    let larder = Larder::start(repository_config("hub", &[&hub])).await;
+    // The transfer of the whole stands still near the beginning.
+    let gate = hub.gate(On::blob().get().times(1), 1000);
+    let first = request("GET", larder.blob_url("hub/team/app", &digest)).open().await;
+    gate.reached().await;
+    // As podman asks for the parts of a zstd:chunked layer that it does not have: with some bytes between them.
+    let at = 6 << 20;
+    let parts = [(at, at + 22_317), (at + 22_326, at + 22_598), (at + 22_607, at + 22_615), (at + 22_624, at + 22_696)];
+    let range = parts.map(|(start, end)| format!("{start}-{}", end - 1)).join(",");
+    let answer =
+        request("GET", larder.blob_url("hub/team/app", &digest)).header("range", format!("bytes={range}")).send().await;
+    assert_eq!((answer.status, answer.complete()), (206, true));
+    for (start, end) in parts {
+        let part = &bytes[start..end];
+        assert!(answer.body.windows(part.len()).any(|window| window == part), "{start}-{end} is there");
+    }
+    assert_eq!(hub.count_on(On::blob().get().ranged()), 1, "{}", hub.summary());
+    gate.open();
+    assert_eq!(first.read_to_end().await.body, bytes);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_size_that_is_known_from_what_comes_in_is_told_without_a_question() {
+    let hub = Hub::start(Options::default()).await;
+    let digest = hub.push_blob("team/app", blob(78, 1 << 20));
+    let larder = Larder::start(repository_config("hub", &[&hub])).await;
+    let gate = hub.gate(On::blob().get(), 100_000);
+    // As stargz asks: two bytes, then for the size.
+    let probe = request("GET", larder.blob_url("hub/team/app", &digest)).header("range", "bytes=0-1").send().await;
+    assert_eq!((probe.status, probe.body.len()), (206, 2));
+    let size = head(larder.blob_url("hub/team/app", &digest)).await;
+    assert_eq!((size.status, size.header("content-length")), (200, "1048576"));
+    assert_eq!(hub.count_on(On::blob().head()), 0, "{}", hub.summary());
+    gate.open();
 }

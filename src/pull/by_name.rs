@@ -153,6 +153,9 @@ fn key(target: &Target) -> Key {
 impl Pull {
     /// A manifest was answered with on the upstream's own word to this client.
     pub(super) fn manifest_was_shown(&self, target: &Target, manifest: &Manifest) {
+        if !is_usable(target) {
+            return;
+        }
         let shown_at =
             self.consents.age_of_proof(target, &manifest.digest).and_then(|age| Instant::now().checked_sub(age));
         if let Some(at) = shown_at {

@@ -37,8 +37,8 @@ pub(super) struct Fetched(Arc<Manifest>);
 pub(super) struct Found {
     pub manifest: Arc<Manifest>,
     pub state: CacheState,
-    /// Whether the upstream has said that the name has it, or is known to.
-    pub is_of_name: bool,
+    /// Whether it is news that the upstream has it under this name.
+    pub is_news_of_name: bool,
 }
 
 impl Pull {
@@ -63,7 +63,7 @@ impl Pull {
         };
         let found = found.map_err(manifest_refusal)?;
         self.manifest_was_shown(target, &found.manifest);
-        if found.is_of_name {
+        if found.is_news_of_name {
             self.cache.note_manifest(target.repository.prefix(), &target.name, found.manifest.digest);
         }
         let mut response = respond::manifest(&request.method, &request.headers, &found.manifest, &found.state);
@@ -103,7 +103,7 @@ impl Pull {
                 self.check_behind(target, tag, &key);
             }
             let state = CacheState::Hit { since: entry.checked_at.to_system_time() };
-            return Ok(Found { manifest: manifest.clone(), state, is_of_name: true });
+            return Ok(Found { manifest: manifest.clone(), state, is_news_of_name: true });
         }
 
         let page = format!("manifests/{tag}");
@@ -135,11 +135,11 @@ impl Pull {
         };
         match (checked, cached) {
             ((Ok(Checked { manifest, is_fetched: true }), is_first), _) => {
-                Ok(Found { manifest, state: CacheState::Miss { collapsed: !is_first }, is_of_name: true })
+                Ok(Found { manifest, state: CacheState::Miss { collapsed: !is_first }, is_news_of_name: true })
             }
             ((Ok(Checked { manifest, .. }), _), _) => {
                 let since = manifest.stored_at.to_system_time();
-                Ok(Found { manifest, state: CacheState::Hit { since }, is_of_name: true })
+                Ok(Found { manifest, state: CacheState::Hit { since }, is_news_of_name: true })
             }
             ((Err(failure), _), Some((entry, manifest)))
                 if freshness::may_serve_stale(policy, failure.kind, entry.checked_at.age())
@@ -148,7 +148,7 @@ impl Pull {
             {
                 self.negative.remember(target, &page, policy.negative_max_age, &failure);
                 let since = entry.checked_at.to_system_time();
-                Ok(Found { manifest, state: CacheState::Stale { since, why: failure }, is_of_name: true })
+                Ok(Found { manifest, state: CacheState::Stale { since, why: failure }, is_news_of_name: true })
             }
             ((Err(failure), _), cached) => {
                 self.negative.remember(target, &page, policy.negative_max_age, &failure);
@@ -271,9 +271,9 @@ impl Pull {
     async fn by_digest(self: &Arc<Self>, target: &Target, digest: &Digest) -> Result<Found, Failure> {
         let stored = self.cache.manifest(digest).await.ok().flatten();
         if let Some(manifest) = stored {
-            let is_of_name = self.confirm_manifest(target, digest).await?;
+            let is_news_of_name = self.confirm_manifest(target, digest).await?;
             let since = manifest.stored_at.to_system_time();
-            return Ok(Found { manifest, state: CacheState::Hit { since }, is_of_name });
+            return Ok(Found { manifest, state: CacheState::Hit { since }, is_news_of_name });
         }
         let page = format!("manifests/{digest}");
         self.negative.recall(target, &page)?;
@@ -287,7 +287,7 @@ impl Pull {
         let life = target.repository.config.tags.negative_max_age;
         let Fetched(manifest) = fetched.inspect_err(|failure| self.negative.remember(target, &page, life, failure))?;
         self.consents.given(target, digest);
-        Ok(Found { manifest, state: CacheState::Miss { collapsed: !is_first }, is_of_name: true })
+        Ok(Found { manifest, state: CacheState::Miss { collapsed: !is_first }, is_news_of_name: true })
     }
 
     async fn fetch_manifest(

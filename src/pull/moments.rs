@@ -88,6 +88,6 @@ impl Pull {
             return None;
         }
         let state = CacheState::Hit { since: entry.checked_at.to_system_time() };
-        Some(Found { manifest, state, is_of_name: true })
+        Some(Found { manifest, state, is_news_of_name: true })
     }
 }

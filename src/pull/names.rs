@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 impl Pull {
     /// Makes sure that a stored manifest may be served to who asks under this name, by one HEAD upstream if need be.
-    /// Returns whether the name is known to have it.
+    /// Returns whether it is news that the name has it.
     pub(super) async fn confirm_manifest(self: &Arc<Self>, target: &Target, digest: &Digest) -> Result<bool, Failure> {
         if target.repository.config.client_consent.is_some() {
             self.confirm(target, Stored::Manifest, digest).await?;
@@ -29,7 +29,7 @@ impl Pull {
         let repository = target.repository.prefix();
         if self.cache.knows_name(repository, &target.name, *digest).await {
             self.confirm(target, Stored::Manifest, digest).await?;
-            return Ok(true);
+            return Ok(false);
         }
         self.confirm_name(target, digest).await
     }

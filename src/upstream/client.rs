@@ -237,6 +237,11 @@ impl Upstream {
         is_free && self.transport.budget().is_none_or(|budget| !budget.is_below_floor(now))
     }
 
+    /// There was no time left for it to answer in.
+    pub(super) fn had_no_time(&self, after: Duration) -> Failure {
+        errors::timeout(self.label(), "an answer as a whole", after)
+    }
+
     /// It answered, if at all, so slowly that it is not waited for any longer.
     pub(super) fn took_too_long(&self, after: Duration) -> Failure {
         let failure = errors::timeout(self.label(), "an answer as a whole", after);

@@ -18,6 +18,8 @@ use crate::telemetry::Metrics;
 const BUDGET: Duration = Duration::from_secs(24);
 /// What is added where an upstream is configured to take longer than that: for the token, and a second try.
 const MARGIN: Duration = Duration::from_secs(4);
+/// An upstream that was given less time is not taken for one that hangs.
+const FAIR: Duration = Duration::from_secs(5);
 /// The pause before those are asked again whose failure may be over.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -199,9 +201,12 @@ impl Upstreams {
         let mut failed: Option<Failure> = None;
         let mut passing = Vec::new();
         for &at in order {
-            let limit = self.limits[at].min(deadline.saturating_duration_since(tokio::time::Instant::now()));
+            let left = deadline.saturating_duration_since(tokio::time::Instant::now());
+            let limit = self.limits[at].min(left);
             let answer = match tokio::time::timeout(limit, ask(at)).await {
                 Ok(answer) => answer,
+                // Those before it left it too little time: that is no fault of its own.
+                Err(_) if left < self.limits[at] && left < FAIR => Err(self[at].had_no_time(limit)),
                 Err(_) => Err(self[at].took_too_long(limit)),
             };
             match answer {

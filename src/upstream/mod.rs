@@ -18,6 +18,7 @@ mod probing;
 mod questions;
 mod reach;
 mod reason;
+mod refusals;
 mod storages;
 mod token;
 mod transport;
