@@ -83,7 +83,7 @@ fn cache(mut document: Foreign, draft: &mut Draft) -> Result<(Repository, Origin
     let mut upstream = vec![line("url", url)];
     match draft.time(&mut document, &["spec", "upstream", "timeout"])? {
         Some(none) if none == "0s" => {
-            draft.warn_at(&here, "`spec.upstream.timeout`: Larder always has one; the default of 60s applies");
+            draft.warn_at(&here, "`spec.upstream.timeout`: Larder always has one; the default of 20s applies");
         }
         timeout => upstream.extend(
             timeout.map(|timeout| line("timeout", timeout).why("without an answer, not for the whole of a blob")),
