@@ -2,15 +2,18 @@
 //!
 //! Each client keeps all its state in a temporary directory and can reach nothing but this machine: where it would turn
 //! to Docker Hub after a failure of the mirror, it finds a closed port. The rig needs root, as dockerd does, and the
-//! Debian packages in `packages.txt`; without them the tests fail and say what to install.
+//! Debian packages in `packages.txt`, and what `./test` installs of the lists in `python` and `node`; without them the tests
+//! fail and say what to install.
 
 mod acme;
+mod artifacts;
 mod buildah;
 mod containerd;
 mod docker;
 mod http;
 mod images;
 mod logins;
+mod newer;
 mod nginx;
 mod pebble;
 mod podman;

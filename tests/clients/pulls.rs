@@ -17,7 +17,7 @@ use super::{
 use crate::support::Larder;
 
 /// A Larder in front of a registry that holds the images.
-struct Scene {
+pub(super) struct Scene {
     larder: Larder,
     registry: Registry,
     images: Images,
@@ -26,7 +26,7 @@ struct Scene {
 impl Scene {
     /// `default_repository` is who serves names that neither `?ns=` nor a prefix routes: `""` for a client that must
     /// not need it.
-    async fn set(default_repository: &str) -> Self {
+    pub(super) async fn set(default_repository: &str) -> Self {
         let mut registry = Registry::start().await;
         let images = Images::push_to(&registry).await;
         registry.clear_requests().await;
@@ -41,14 +41,19 @@ impl Scene {
         Self { larder, registry, images }
     }
 
+    /// The upstream.
+    pub(super) fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
     /// The mirror's `127.0.0.1:PORT`.
-    fn mirror(&self) -> String {
+    pub(super) fn mirror(&self) -> String {
         self.larder.url().trim_start_matches("http://").trim_end_matches('/').to_owned()
     }
 
     /// The promise itself, and that nothing is left broken when the upstream is back. `pull` begins and ends with an empty client; `tag` is the upstream's path of the tag that it
     /// pulls.
-    async fn pull_cold_then_warm_then_without_upstream(&mut self, tag: &str, pull: impl AsyncFn()) {
+    pub(super) async fn pull_cold_then_warm_then_without_upstream(&mut self, tag: &str, pull: impl AsyncFn()) {
         pull().await;
         let cold = self.registry.requests().await;
         let gets: Vec<&str> = cold.iter().filter(|(method, _)| method == "GET").map(|(_, uri)| uri.as_str()).collect();

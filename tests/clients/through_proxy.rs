@@ -20,7 +20,7 @@ use crate::support::{Authority, Browser, Larder, Origin, Page, TlsFront, eventua
 const HOST: &str = "registry.larder.test";
 
 /// A registry behind TLS, by a name that only Larder knows.
-struct Scene {
+pub(super) struct Scene {
     larder: Larder,
     registry: Registry,
     front: TlsFront,
@@ -28,7 +28,7 @@ struct Scene {
 }
 
 impl Scene {
-    async fn set() -> Self {
+    pub(super) async fn set() -> Self {
         let made = TempDir::new().expect("a temporary directory");
         let registry = Registry::start().await;
         Images::push_to(&registry).await;
@@ -46,23 +46,28 @@ impl Scene {
         Self { larder, registry, front, _made: made }
     }
 
-    fn proxy(&self) -> String {
+    /// The upstream.
+    pub(super) fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    pub(super) fn proxy(&self) -> String {
         format!("http://{}", self.larder.door("proxy"))
     }
 
     /// The registry's own name, with its port.
-    fn host(&self) -> String {
+    pub(super) fn host(&self) -> String {
         format!("{HOST}:{}", self.front.port())
     }
 
     /// A directory in which our authority is what a client trusts.
-    fn trust(&self, directory: &Path) {
+    pub(super) fn trust(&self, directory: &Path) {
         fs::create_dir_all(directory).expect("made");
         fs::copy(self.larder.home().join("ca/ca.crt"), directory.join("ca.crt")).expect("copied");
     }
 
     /// Pulls with all there, then without fetching anything again, and then with the registry gone.
-    async fn pull_cold_then_warm_then_without_upstream(&mut self, pull: impl AsyncFn()) {
+    pub(super) async fn pull_cold_then_warm_then_without_upstream(&mut self, pull: impl AsyncFn()) {
         pull().await;
         let cold = self.registry.requests().await;
         assert!(cold.iter().any(|(method, uri)| method == "GET" && uri.contains("/blobs/")), "{cold:?}");
