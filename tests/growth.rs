@@ -113,10 +113,10 @@ async fn a_flood_of_lists_keeps_to_max_size_and_gives_the_room_back() {
     }
     let watching = Watching::begin(larder.dir());
     flood((1..=528).map(|n| tags_url(&larder, "team/app", &format!("?n={n}"))).collect(), 200).await;
-    // The limit, and what configuration.md says of the index: its first 2 MiB do not count, and it gives back soon what
-    // it no longer needs.
+    // The limit, and what configuration.md says of the index: its first 2 MiB do not count, it gives back soon what
+    // it no longer needs, and its log grows while readers hold it, on a busy machine up to 16 MiB.
     let most = watching.end();
-    assert!(most <= LIMIT + 6 * MIB, "{most} bytes");
+    assert!(most <= LIMIT + 20 * MIB, "{most} bytes");
     eventually("it keeps to the limit", async || all_on_disk(&larder.dir()) <= LIMIT + 4 * MIB).await;
     eventually("so does the index", async || index_on_disk(&larder.dir()) <= 4 * MIB).await;
     let peak = larder.resident_memory().peak;

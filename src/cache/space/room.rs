@@ -2,18 +2,25 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use tokio::time::Instant;
 
 use super::{Made, Space, on_disk};
 use crate::cache::fill::{Reservation, Room};
 use crate::failure::{Failure, FailureKind};
 
+/// How long room is waited for that objects being stored will leave, and how often it is looked for.
+const FOR_STORES: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_millis(20);
+
 impl Space {
     async fn reserve_bytes(self: Arc<Self>, bytes: u64) -> Result<Reservation, Failure> {
         let failed = |why: String| Failure::new(FailureKind::Storage, why);
         let bytes = on_disk(bytes);
+        let deadline = Instant::now() + FOR_STORES;
         loop {
             // The wait is for one read of the index, at the start or after a change; the sender lives as
             // long as `self`.
@@ -26,6 +33,11 @@ impl Space {
                 Ok(Ok(Made::Room)) => Ok(Reservation::new(move || {
                     self.reserved.fetch_sub(bytes, Ordering::Relaxed);
                 })),
+                // What is verified counts, and can be evicted, only when it is stored.
+                Ok(Ok(Made::None | Made::More)) if self.fills.are_storing() && Instant::now() < deadline => {
+                    tokio::time::sleep(LOOK).await;
+                    continue;
+                }
                 Ok(Ok(Made::None | Made::More)) => {
                     let message = format!("{bytes} bytes do not fit into cache.max_size and cache.min_free");
                     Err(Failure::new(FailureKind::NoRoom, message))
