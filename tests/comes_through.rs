@@ -50,16 +50,31 @@ async fn the_reason_for_a_refusal_reaches_the_client() {
 async fn a_reason_that_repeats_a_login_stays_here() {
     let hub = Hub::start(Options::default()).await;
     hub.push_image("team/app", "1", &Image::new(1));
-    let config = RepositoryConfig::new("hub").upstream_with(&hub, "headers = { x-key = \"geheim-1234\" }");
+    let keys = "headers = { x-key = \"geheim-1234\", cookie = \"session=geheimer-keks\" }\nusername = \"u\"\npassword = \"geheim!wort\"";
+    let config = RepositoryConfig::new("hub").set("max_age = \"0s\"").upstream_with(&hub, keys);
     let larder = Larder::start(config).await;
-    for echo in ["you sent X-Key: geheim-1234", "Authorization: Basic dTpw", "your token was Bearer abc"] {
+    for echo in [
+        "you sent X-Key: geheim-1234",
+        "Authorization: Basic dTpw",
+        "your token was Bearer abc",
+        "bad credentials u:geheim!wort",
+        "no session geheimer-keks",
+        "what is dTpnZWhlaW0hd29ydA==",
+    ] {
         hub.fault(On::any(), Fault::reply(403, &[("content-type", "text/plain")], echo));
         let answer = get(larder.manifest_url("hub/team/app", "1")).await;
         assert_eq!(answer.status, 403);
-        for secret in ["geheim", "dTpw", "Bearer abc"] {
+        for secret in ["geheim", "dTp", "Bearer abc"] {
             assert!(!answer.text().contains(secret), "{}", answer.text());
         }
         hub.clear_faults();
+        // Nor by a warning.
+        hub.fault(On::manifest(), Fault::Header("warning".to_owned(), format!("299 - \"{echo}\"")));
+        hub.fault(On::manifest(), Fault::Header("warning".to_owned(), "299 - \"old\"".to_owned()));
+        let answer = get(larder.manifest_url("hub/team/app", "1")).await;
+        assert_eq!((answer.status, answer.header("warning")), (200, "299 - \"old\""), "{echo}");
+        hub.clear_faults();
+        request("DELETE", format!("{}/api/cache", larder.admin_url())).send().await;
     }
     assert!(!larder.log().contains("geheim"));
 }
@@ -160,6 +175,14 @@ async fn a_signed_manifest_of_the_first_format_passes() {
         assert_eq!(answer.header("docker-content-digest"), manifest.digest);
     }
     assert!(!larder.object(&manifest.digest).exists(), "what lies in the store has its digest");
+
+    // It is not kept under the digest for others: they get what their own upstream has.
+    let other = Hub::start(Options::default()).await;
+    let plain = Manifest::new(payload, "application/vnd.docker.distribution.manifest.v1+json");
+    other.push_manifest("team/app", None, &plain);
+    let two = Larder::start(repository_config("hub", &[&hub]) + &repository_config("other", &[&other])).await;
+    assert_eq!(get(two.manifest_url("hub/team/app", "old")).await.body, signed);
+    assert_eq!(get(two.manifest_url("other/team/app", &manifest.digest)).await.body, payload);
 }
 
 #[tokio::test(flavor = "multi_thread")]

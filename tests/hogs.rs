@@ -206,9 +206,12 @@ async fn a_page_that_names_a_manifests_digest_is_no_consent() {
     hub.push_image("team/app", "1", &image);
     let config = RepositoryConfig::new("hub").set("client_credentials = \"pass\"").upstream(&hub);
     let larder = Larder::start(config).await;
-    let url = larder.manifest_url("hub/team/app", &image.manifest.digest);
+    let (url, tag) =
+        (larder.manifest_url("hub/team/app", &image.manifest.digest), larder.manifest_url("hub/team/app", "1"));
     let alice = format!("Basic {}", BASE64_STANDARD.encode("alice:secret"));
-    assert_eq!(request("GET", &url).header("authorization", &alice).send().await.status, 200);
+    for url in [&url, &tag] {
+        assert_eq!(request("GET", url).header("authorization", &alice).send().await.status, 200);
+    }
     // A gateway in front shows its page to everybody, and says which digest was asked for.
     let digest = image.manifest.digest.as_str();
     for media_type in ["text/html", "application/vnd.oci.image.manifest.v1+json"] {
@@ -216,10 +219,12 @@ async fn a_page_that_names_a_manifests_digest_is_no_consent() {
             Fault::reply(200, &[("content-type", media_type), ("docker-content-digest", digest)], "<p>Log in</p>");
         let struck = hub.fault(On::manifest().before_auth(), page);
         for authorization in ["", "Basic Ym9iOng="] {
-            let asked = request("GET", &url);
-            let asked = if authorization.is_empty() { asked } else { asked.header("authorization", authorization) };
-            let answer = asked.send().await;
-            assert_ne!(answer.status, 200, "{media_type} {authorization}: {}", answer.text());
+            for url in [&url, &tag] {
+                let asked = request("GET", url);
+                let asked = if authorization.is_empty() { asked } else { asked.header("authorization", authorization) };
+                let answer = asked.send().await;
+                assert_ne!(answer.status, 200, "{media_type} {authorization} {url}: {}", answer.text());
+            }
         }
         struck.lift();
     }

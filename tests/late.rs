@@ -223,6 +223,22 @@ async fn large_layers_on_a_slow_line_keep_no_small_blob_waiting() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn one_slow_name_makes_no_outage_of_an_upstream_that_answers_others() {
+    let hub = Hub::start(Options::default()).await;
+    for tag in ["slow", "a", "b"] {
+        hub.push_image("team/app", tag, &Image::new(1));
+    }
+    let larder = Larder::start(RepositoryConfig::new("hub").upstream_with(&hub, "timeout = \"2s\"")).await;
+    let gate = hub.hold(On::manifest().reference("slow"));
+    let slow = tokio::spawn(timed(larder.manifest_url("hub/team/app", "slow")));
+    gate.reached().await;
+    assert_eq!(get(larder.manifest_url("hub/team/app", "a")).await.status, 200);
+    let (refused, _) = slow.await.expect("no panic");
+    assert_eq!(refused.status, 504, "{}", refused.text());
+    assert_eq!(get(larder.manifest_url("hub/team/app", "b")).await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn many_checks_at_once_share_few_connections() {
     let hub = Hub::start(Options::default()).await;
     let tags = tags(&hub, 600);

@@ -107,15 +107,6 @@ impl Cache {
         manifest
     }
 
-    /// Keeps a manifest that cannot lie in the store, for as long as there is memory for it.
-    pub fn keep_in_memory(&self, repository: &str, manifest: Manifest) -> Arc<Manifest> {
-        let manifest = Arc::new(manifest);
-        self.hot.manifests.insert(manifest.digest, manifest.clone());
-        self.mark_visible(repository, manifest.digest);
-        self.metrics.unstored.inc();
-        manifest
-    }
-
     async fn store_manifest(&self, repository: &str, manifest: &Arc<Manifest>) {
         match self.store(manifest).await {
             // The reservation lives until the object is counted.

@@ -242,7 +242,9 @@ impl Pull {
                 Stored::Manifest => {
                     let reference = Reference::Digest(digest);
                     match upstreams[at].head_manifest(who, name, &reference, false).await? {
-                        HeadSaid::Manifest(head) if head.shows(&digest, known_size) && !must_send_it => {
+                        HeadSaid::Manifest(head)
+                            if known_size.is_some_and(|size| head.shows(&digest, size)) && !must_send_it =>
+                        {
                             Ok(Proof::Shown)
                         }
                         // It does not say: the manifest itself, which is verified, is the proof.

@@ -230,10 +230,13 @@ impl Pull {
         }
 
         let checked = match head {
-            HeadSaid::Manifest(ManifestHead { digest, .. }) => {
+            HeadSaid::Manifest(head) => {
+                let digest = head.digest;
                 match self.cache.manifest(&digest).await.ok().flatten() {
                     // Whom we do not trust has to send what it says that it has.
-                    Some(manifest) if self.is_believed(target, &digest).await => {
+                    Some(manifest)
+                        if self.is_believed(target, &digest).await && self.suffices(target, &head, &manifest) =>
+                    {
                         self.cache.mark_visible(&target.repository.owner(), digest);
                         Checked { manifest, is_fetched: false }
                     }
@@ -258,6 +261,12 @@ impl Pull {
         self.cache.put_tag(key, entry);
         self.consents.given(target, &checked.manifest.digest);
         Ok(checked)
+    }
+
+    /// Whether a HEAD shows enough for a client to be served with a stored manifest. Where its own credentials decide, a
+    /// page that names the digest is no consent.
+    fn suffices(&self, target: &Target, head: &ManifestHead, manifest: &Manifest) -> bool {
+        target.repository.config.client_consent.is_none() || head.shows(&manifest.digest, manifest.bytes.len() as u64)
     }
 
     async fn fetch_tag(&self, target: &Target, tag: &Reference, preferred: usize) -> Result<Checked, Failure> {
@@ -311,8 +320,8 @@ impl Pull {
         tracing::info!(path = format!("/v2/{}/manifests/{digest}", target.name), size, repository, "cached response");
         let manifest = Manifest { digest, media_type, bytes, stored_at: Timestamp::now() };
         match is_signed {
-            // What lies in the store has to have its digest.
-            true => self.cache.keep_in_memory(&target.repository.owner(), manifest),
+            // What is kept under a digest, for whoever asks for it, has that digest itself.
+            true => Arc::new(manifest),
             false => self.cache.put_manifest(&target.repository.owner(), manifest).await,
         }
     }

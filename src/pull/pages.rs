@@ -145,7 +145,14 @@ fn is_media_type(filter: &str) -> bool {
 fn is_plausible(name: &str, part: &str) -> bool {
     let is_of_names = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-');
     let is_of_queries = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~!$'()*+,;=:@/?%".contains(&byte);
-    (1..=MAX_NAME).contains(&name.len()) && name.bytes().all(is_of_names) && part.bytes().all(is_of_queries)
+    let lower = name.to_ascii_lowercase();
+    // What may log somebody in is not written to disk. Registries call their pages `nextToken`.
+    let is_secret = lower != "nexttoken"
+        && ["token", "auth", "key", "secret", "sig", "pass"].iter().any(|word| lower.contains(word));
+    !is_secret
+        && (1..=MAX_NAME).contains(&name.len())
+        && name.bytes().all(is_of_names)
+        && part.bytes().all(is_of_queries)
 }
 
 /// Which upstream of a repository named which page: another one would not understand it, or give a page of another list.

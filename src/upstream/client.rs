@@ -20,7 +20,7 @@ use super::fallback::Shared;
 use super::questions::{self, Questions};
 use super::storages::{Storage, Storages};
 use super::token::{self, TokenAnswer};
-use super::transport::{Ask, Led, Transport};
+use super::transport::{Ask, Led, Reached, Transport};
 use super::warning;
 use super::who::Who;
 use crate::config::{self, Credentials};
@@ -114,10 +114,10 @@ pub struct ManifestHead {
 }
 
 impl ManifestHead {
-    /// Whether this is about a manifest that has `digest` and, where that is known, `size` bytes.
-    pub fn shows(&self, digest: &Digest, size: Option<u64>) -> bool {
-        let is_other_size = self.size.zip(size).is_some_and(|(said, size)| said != size);
-        self.digest == *digest && !is_other_size && !self.is_page
+    /// Whether this shows that the upstream has a manifest which is known to have `digest` and `size`: it says so of a
+    /// manifest of that size. A page may name any digest.
+    pub fn shows(&self, digest: &Digest, size: u64) -> bool {
+        self.digest == *digest && self.size == Some(size) && self.media_type.is_some() && !self.is_page
     }
 }
 
@@ -245,7 +245,9 @@ impl Upstream {
     /// It answered, if at all, so slowly that it is not waited for any longer.
     pub(super) fn took_too_long(&self, after: Duration) -> Failure {
         let failure = errors::timeout(self.label(), "an answer as a whole", after);
-        self.transport.note_failure(&failure, false, Instant::now());
+        let now = Instant::now();
+        let since = now.checked_sub(after).unwrap_or(now);
+        self.transport.note_failure(&failure, Reached { was_reached: false, since }, now);
         failure
     }
 
@@ -258,6 +260,11 @@ impl Upstream {
         self.transport.successful(response).await.map(drop)
     }
 
+    /// Whether it may send signed manifests, whose bytes do not have their digest: not if only a client names it.
+    fn may_sign(&self) -> bool {
+        self.config.confined_to.is_none()
+    }
+
     /// Fetches a manifest and verifies it: against the digest asked for, else against the one that
     /// the upstream names.
     pub async fn manifest(&self, who: &Who, name: &Name, reference: &Reference) -> Result<ManifestAnswer, Failure> {
@@ -268,7 +275,7 @@ impl Upstream {
         let response = self.transport.successful(response).await?;
         let (stated, stated_type) = (content_digest(response.headers()), media_type(response.headers()));
         let is_page = questions::is_page(response.headers());
-        let warnings = warning::of(response.headers());
+        let warnings = self.transport.without_secrets(warning::of(response.headers()));
         let bytes = self.transport.read(response, MAX_DOCUMENT).await?;
 
         let expected = match reference {
@@ -278,14 +285,15 @@ impl Upstream {
         let came = || stated_type.as_ref().map_or("something", MediaType::as_str);
         // Under its digest it is what was meant, whatever it looks like. Without one it has to look like a manifest:
         // any page of a web service may come with 200.
-        if expected.is_none() && (is_page || !manifest::says_so(&bytes)) {
+        let is_by_tag = matches!(reference, Reference::Tag(_));
+        if (is_by_tag && is_page) || (expected.is_none() && !manifest::says_so(&bytes)) {
             return Err(self.transport.wrong(format!("sent {} that is no manifest for {name}:{reference}", came())));
         }
         let algorithm = expected.map_or(crate::oci::Algorithm::Sha256, |digest| digest.algorithm());
         let found = Digest::of(algorithm, &bytes);
         let digest = match expected {
             // Signed manifests of the first format are named by the digest of what was signed.
-            Some(expected) if expected != found && signed::is_named(&bytes, &expected) => expected,
+            Some(expected) if expected != found && self.may_sign() && signed::is_named(&bytes, &expected) => expected,
             Some(expected) if expected != found => {
                 let what = if is_page { "a page" } else { "a manifest" };
                 let message = format!("sent {what} for {name}:{reference} whose digest is {found}");
@@ -294,10 +302,14 @@ impl Upstream {
             _ => found,
         };
         self.gave_manifest(name, reference);
+        if digest != found {
+            let media_type = MediaType::new(media_type::SIGNED_SCHEMA1);
+            return Ok(ManifestAnswer { digest, media_type, bytes, is_signed: true, warnings });
+        }
         let named = stated_type.as_ref().filter(|named| !named.says_nothing()).cloned();
         let media_type = named.or_else(|| manifest::own_media_type(&bytes)).or(stated_type);
         let media_type = media_type.unwrap_or_else(|| manifest::media_type_of(&bytes));
-        Ok(ManifestAnswer { digest, media_type, bytes, is_signed: digest != found, warnings })
+        Ok(ManifestAnswer { digest, media_type, bytes, is_signed: false, warnings })
     }
 
     /// Opens a blob from offset `range.0` to `range.1` or its end. Nothing of it is verified yet. `address`: where a

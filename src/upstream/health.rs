@@ -31,6 +31,8 @@ pub struct Health {
     pull_limits: Limits,
     /// Requests were turned away since the last probe.
     is_missed: bool,
+    /// When it last answered something.
+    answered_at: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -105,7 +107,7 @@ impl Health {
     /// It answered, if only that it does not have what was asked for. A rate limit goes on all the same:
     /// the answer may be to what was asked before.
     pub fn answered(&mut self, now: Instant) {
-        (self.unreached, self.errors) = (0, 0);
+        (self.unreached, self.errors, self.answered_at) = (0, 0, Some(now));
         let is_limit = |rest: &Rest| rest.why.kind == FailureKind::RateLimited && now < rest.until;
         if !self.rest.as_ref().is_some_and(is_limit) {
             (self.rest, self.limits) = (None, Limits::default());
@@ -116,6 +118,14 @@ impl Health {
     pub fn gave_pull(&mut self, now: Instant) {
         if self.pulls_resting(now).is_none() {
             self.pull_limits = Limits::default();
+        }
+    }
+
+    /// A request that began at `since` got no answer in time. An upstream that answered others meanwhile does not hang:
+    /// it is slow about this one, and nobody else is to suffer for that.
+    pub fn timed_out(&mut self, failure: &Failure, since: Instant, now: Instant, spread: f64) {
+        if self.answered_at.is_none_or(|at| at <= since) {
+            self.failed(failure, false, now, spread);
         }
     }
 
@@ -288,6 +298,17 @@ mod tests {
         health.gave_pull(now);
         health.pulls_limited(&failure(FailureKind::RateLimited), now);
         assert_eq!(health.pulls_resting(now).map(|(left, _)| left.as_secs()), Some(1));
+    }
+
+    #[test]
+    fn an_upstream_that_answered_others_meanwhile_does_not_rest_for_one_that_is_slow() {
+        let (mut health, begun) = (Health::default(), Instant::now());
+        let now = begun + Duration::from_secs(20);
+        health.answered(begun + Duration::from_secs(1));
+        health.timed_out(&failure(FailureKind::Timeout), begun, now, MIDDLE);
+        assert!(health.may_ask(now, PATIENCE, false).is_ok());
+        health.timed_out(&failure(FailureKind::Timeout), begun + Duration::from_secs(2), now, MIDDLE);
+        assert!(health.may_ask(now, PATIENCE, false).is_err(), "nothing came since that one began");
     }
 
     #[test]

@@ -19,6 +19,7 @@ mod questions;
 mod reach;
 mod reason;
 mod refusals;
+mod sent;
 mod storages;
 mod token;
 mod transport;

@@ -109,7 +109,7 @@ impl Upstream {
         if is_absent && !(says_why && self.transport.budget().is_none()) {
             return Err(self.transport.refused(response).await);
         }
-        if !status.is_success() {
+        if status != StatusCode::OK {
             self.questions.manifests().suspect(self.hash(name, reference), status);
             return Ok(HeadSaid::Nothing);
         }
@@ -119,6 +119,7 @@ impl Upstream {
         let size = content_length(headers).filter(|size| *size > 0);
         let media_type = media_type(headers).filter(MediaType::names_a_manifest);
         let is_page = is_page(headers);
+        let warnings = self.transport.without_secrets(warning::of(headers));
         match content_digest(headers) {
             None => {
                 self.questions.manifests().suspect(self.hash(name, reference), status);
@@ -126,13 +127,7 @@ impl Upstream {
             }
             Some(digest) => {
                 self.questions.manifests().served();
-                Ok(HeadSaid::Manifest(ManifestHead {
-                    digest,
-                    media_type,
-                    size,
-                    is_page,
-                    warnings: warning::of(headers),
-                }))
+                Ok(HeadSaid::Manifest(ManifestHead { digest, media_type, size, is_page, warnings }))
             }
         }
     }

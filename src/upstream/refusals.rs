@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::BytesMut;
+use http::HeaderValue;
 use reqwest::Response;
 
 use super::transport::Transport;
@@ -12,8 +13,6 @@ use crate::failure::Failure;
 /// Most that is read of a refusal: which limit it is of, and why.
 const MAX_REFUSAL: usize = 4096;
 const REFUSAL_PATIENCE: Duration = Duration::from_secs(2);
-/// A configured value that is shorter is in any text.
-const MIN_SECRET: usize = 4;
 
 impl Transport {
     /// An answer that gives what was asked for; another one is a failure with the reason that it states.
@@ -45,14 +44,12 @@ impl Transport {
         };
         // What came in time may be enough.
         let _ = tokio::time::timeout(REFUSAL_PATIENCE, read).await;
-        reason::of(&headers, &body).filter(|reason| !self.repeats_secrets(reason))
+        reason::of(&headers, &body).filter(|reason| !self.sent.is_in(reason))
     }
 
-    fn repeats_secrets(&self, text: &str) -> bool {
-        let configured = self.host_headers.iter().flat_map(|rule| rule.set.iter().chain(&rule.append));
-        let mut configured = self.headers.iter().chain(configured).filter_map(|(_, value)| value.to_str().ok());
-        let lower = text.to_ascii_lowercase();
-        let names_login = ["authorization", "bearer ", "basic "].iter().any(|word| lower.contains(word));
-        names_login || configured.any(|value| value.len() >= MIN_SECRET && text.contains(value))
+    /// Warnings without those that repeat what was sent to log in.
+    pub fn without_secrets(&self, mut warnings: Vec<HeaderValue>) -> Vec<HeaderValue> {
+        warnings.retain(|warning| !self.sent.is_in(&String::from_utf8_lossy(warning.as_bytes())));
+        warnings
     }
 }

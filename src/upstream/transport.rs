@@ -23,9 +23,10 @@ use super::ours::{Circle, Ours};
 use super::pool::{Pool, client};
 use super::probing::Probing;
 use super::reach::{Reach, Resolver};
+use super::sent::Sent;
 use super::storages::{Storage, Storages};
 use super::who::{Who, WhoId};
-use crate::config::{self, ClientTls, HostHeaders, Proxy};
+use crate::config::{self, ClientTls, Credentials, HostHeaders, Proxy};
 use crate::failure::{Failure, FailureKind};
 use crate::oci::Digest;
 use crate::oci::route::Route;
@@ -51,8 +52,10 @@ pub struct Transport {
     /// For other hosts, where a client certificate is for the upstream: without it.
     elsewhere: Option<Pool>,
     ours: Ours,
-    pub(super) headers: Vec<(HeaderName, HeaderValue)>,
-    pub(super) host_headers: Arc<[HostHeaders]>,
+    headers: Vec<(HeaderName, HeaderValue)>,
+    host_headers: Arc<[HostHeaders]>,
+    /// What logs in there.
+    pub(super) sent: Sent,
     max_redirect: u8,
     /// Whether the configuration names it.
     is_known: bool,
@@ -85,6 +88,15 @@ pub struct Ask<'a> {
     /// The object that is asked about: a storage that sent it before need not be waited for.
     pub of: Option<Digest>,
     pub headers: HeaderMap,
+}
+
+/// How far a request got that failed.
+#[derive(Clone, Copy, Debug)]
+pub struct Reached {
+    /// Whether the upstream was there, and answered or broke off.
+    pub was_reached: bool,
+    /// When the request began.
+    pub since: Instant,
 }
 
 /// Where a redirect first led away from an upstream.
@@ -125,6 +137,12 @@ impl Transport {
             Pool::new(ours.clone(), make).map_err(fail)
         };
         let without = config.tls.identity.as_ref().map(|_| ClientTls { identity: None, ..config.tls.clone() });
+        let login = match &config.credentials {
+            Some(Credentials::Login(login)) => Some(login),
+            Some(Credentials::Helper(_)) | None => None,
+        };
+        let of_hosts = config.host_headers.iter().flat_map(|rule| rule.set.iter().chain(&rule.append));
+        let sent = Sent::new(login, config.headers.iter().chain(of_hosts).map(|(_, value)| value));
         let (http, elsewhere) = (pool(config.tls.clone())?, without.map(pool).transpose()?);
         Ok(Arc::new_cyclic(|me| Self {
             http,
@@ -136,6 +154,7 @@ impl Transport {
             origin: config.url.origin.clone(),
             headers: config.headers.clone(),
             host_headers: config.host_headers.clone(),
+            sent,
             max_redirect: config.max_redirect,
             is_known: config.confined_to.is_none(),
             patience,
@@ -268,6 +287,7 @@ impl Transport {
     /// configuration has for it. A client that comes with its own credentials gets no others beside them.
     fn add_secrets(&self, headers: &mut HeaderMap, url: &Url, authorization: Option<&HeaderValue>, who: &Who) {
         let (is_own, is_larder) = (self.is_own(url), !who.is_client());
+        authorization.into_iter().for_each(|value| self.sent.note(value));
         if is_own && is_larder {
             headers.extend(self.headers.iter().cloned());
         }
@@ -300,8 +320,10 @@ impl Transport {
         if self.is_own(&url) {
             self.add_secrets(&mut headers, &url, authorization.as_ref(), who);
         } else {
+            authorization.iter().for_each(|value| self.sent.note(value));
             headers.extend(authorization.map(|value| (AUTHORIZATION, value)));
         }
+        form.into_iter().for_each(|form| self.sent.note_form(form));
         let http = self.client(&url, is_trusted)?;
         let call = match form {
             None => http.get(url.clone()),
@@ -358,6 +380,7 @@ impl Transport {
     ) -> Result<Response, Failure> {
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         let request = request.headers(headers);
+        let since = Instant::now();
         // One that breaks a connection off may do better at once; one that cannot be reached, or hangs,
         // costs whoever asks next as much again.
         let (result, was_reached) = match tokio::time::timeout(patience, request.send()).await {
@@ -377,7 +400,7 @@ impl Transport {
                 Err(self.rate_limited(response, ask, who).await)
             }
             result => {
-                self.take_note(&result, was_reached, who, ask.is_pull);
+                self.take_note(&result, Reached { was_reached, since }, who, ask.is_pull);
                 result
             }
         }
@@ -404,12 +427,12 @@ impl Transport {
                 tracing::warn!(upstream = %self.label, %failure, "an upstream is not asked for what counts as a pull for a while");
             }
         } else {
-            self.note_failure(&failure, true, now);
+            self.note_failure(&failure, Reached { was_reached: true, since: now }, now);
         }
         failure
     }
 
-    fn take_note(&self, result: &Result<Response, Failure>, was_reached: bool, who: &Who, is_pull: bool) {
+    fn take_note(&self, result: &Result<Response, Failure>, reached: Reached, who: &Who, is_pull: bool) {
         let now = Instant::now();
         match result {
             Ok(response) => {
@@ -418,7 +441,7 @@ impl Transport {
                 }
                 if is_own_trouble(response.status()) {
                     let failure = errors::status(&self.label, response.status(), response.headers(), None);
-                    self.note_failure(&failure, was_reached, now);
+                    self.note_failure(&failure, reached, now);
                 } else {
                     let mut health = self.health();
                     health.answered(now);
@@ -429,14 +452,18 @@ impl Transport {
             }
             // What we are short of ourselves says nothing of the upstream.
             Err(failure) if failure.kind == FailureKind::Busy => {}
-            Err(failure) => self.note_failure(failure, was_reached, now),
+            Err(failure) => self.note_failure(failure, reached, now),
         }
     }
 
-    pub fn note_failure(&self, failure: &Failure, was_reached: bool, now: Instant) {
+    pub fn note_failure(&self, failure: &Failure, reached: Reached, now: Instant) {
+        let Reached { was_reached, since } = reached;
         let mut health = self.health();
         let was_resting = health.resting(now).is_some();
-        health.failed(failure, was_reached, now, spread());
+        match failure.kind {
+            FailureKind::Timeout if !was_reached => health.timed_out(failure, since, now, spread()),
+            _ => health.failed(failure, was_reached, now, spread()),
+        }
         if let (false, Some((left, why))) = (was_resting, health.resting(now)) {
             tracing::warn!(upstream = %self.label, kind = why.kind.as_str(), %why, "an upstream is left alone for {left:.1?}");
             // Of hosts that only clients name there may be any number: nobody looks after these.

@@ -5,6 +5,8 @@ use http::{HeaderMap, HeaderValue};
 
 /// Most bytes of an answer's warnings that are passed on: as many as the specification lets clients look at.
 const MOST: usize = 4096;
+/// And most lines: clients take about a hundred headers in all.
+const LINES: usize = 8;
 
 /// The warnings of an answer that are for whoever pulls: all others are of caches on the way.
 pub fn of(headers: &HeaderMap) -> Vec<HeaderValue> {
@@ -15,7 +17,7 @@ pub fn of(headers: &HeaderMap) -> Vec<HeaderValue> {
         left = rest.unwrap_or(left);
         rest.is_some()
     };
-    warnings.filter(fits).cloned().collect()
+    warnings.filter(fits).take(LINES).cloned().collect()
 }
 
 #[cfg(test)]
