@@ -51,7 +51,7 @@ async fn a_reason_that_repeats_a_login_stays_here() {
     let hub = Hub::start(Options::default()).await;
     hub.push_image("team/app", "1", &Image::new(1));
     let keys = "headers = { x-key = \"geheim-1234\", cookie = \"session=geheimer-keks\" }\nusername = \"u\"\npassword = \"geheim!wort\"";
-    let config = RepositoryConfig::new("hub").set("max_age = \"0s\"").upstream_with(&hub, keys);
+    let config = RepositoryConfig::new("hub").set("negative_max_age = \"0s\"").upstream_with(&hub, keys);
     let larder = Larder::start(config).await;
     for echo in [
         "you sent X-Key: geheim-1234",
