@@ -3,6 +3,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use http::Method;
@@ -24,18 +25,22 @@ const MOMENT: Duration = Duration::from_secs(1);
 const ENTRIES: usize = 4_096;
 
 /// Pulls that will ask again for a tag: of which tag, as whom, from where.
-pub struct Moments(Cache<(TagKey, WhoId, Option<IpAddr>), Instant>);
+pub struct Moments {
+    pulls: Cache<(TagKey, WhoId, Option<IpAddr>), Instant>,
+    /// Whether there ever was one: some clients never ask twice.
+    has_any: AtomicBool,
+}
 
 impl Default for Moments {
     fn default() -> Self {
-        Self(Cache::new(ENTRIES))
+        Self { pulls: Cache::new(ENTRIES), has_any: AtomicBool::new(false) }
     }
 }
 
 impl Moments {
     /// Forgets all: the upstreams may be others now.
     pub fn clear(&self) {
-        self.0.clear();
+        self.pulls.clear();
     }
 }
 
@@ -70,12 +75,16 @@ impl Pull {
 
     fn will_go_on(&self, request: &Parts, target: &Target, tag: &Tag) {
         let key = (target.tag_key(tag), target.who.id(), counted_client(request));
-        self.moments.0.insert(key, Instant::now());
+        self.moments.pulls.insert(key, Instant::now());
+        self.moments.has_any.store(true, Ordering::Release);
     }
 
     fn goes_on(&self, request: &Parts, target: &Target, tag: &Tag) -> bool {
+        if !self.moments.has_any.load(Ordering::Acquire) {
+            return false;
+        }
         let key = (target.tag_key(tag), target.who.id(), counted_client(request));
-        self.moments.0.remove(&key).is_some_and(|(_, since)| since.elapsed() < MOMENT)
+        self.moments.pulls.remove(&key).is_some_and(|(_, since)| since.elapsed() < MOMENT)
     }
 
     /// What the upstream said of a tag a moment ago, to this very client where its own credentials decide. After a failure

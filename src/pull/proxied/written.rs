@@ -1,6 +1,7 @@
 //! What was written through the door is not served as it was before (RFC 9111, section 4.4).
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 use http::header::{CONTENT_LOCATION, LOCATION};
@@ -25,22 +26,32 @@ const ENTRIES: usize = 8_192;
 const SAFE: [&str; 8] = ["GET", "HEAD", "OPTIONS", "TRACE", "PROPFIND", "REPORT", "SEARCH", "QUERY"];
 
 /// When something was written, by what stands for it.
-pub struct Written(Cache<[u8; 32], SystemTime>);
+pub struct Written {
+    by_page: Cache<[u8; 32], SystemTime>,
+    /// Whether anything was: caches are for reading, and each hit looks here.
+    has_any: AtomicBool,
+}
 
 impl Default for Written {
     fn default() -> Self {
-        Self(Cache::new(ENTRIES))
+        Self { by_page: Cache::new(ENTRIES), has_any: AtomicBool::new(false) }
     }
 }
 
 impl Written {
     fn note(&self, what: &str) {
-        self.0.insert(super::copies::digest_of(what.as_bytes()), SystemTime::now());
+        self.by_page.insert(super::copies::digest_of(what.as_bytes()), SystemTime::now());
+        self.has_any.store(true, Ordering::Release);
+    }
+
+    fn has_any(&self) -> bool {
+        self.has_any.load(Ordering::Acquire)
     }
 
     /// Whether something was written at a time or later.
     pub fn since(&self, what: &str, time: SystemTime) -> bool {
-        self.0.get(&super::copies::digest_of(what.as_bytes())).is_some_and(|written| time <= written)
+        self.has_any()
+            && self.by_page.get(&super::copies::digest_of(what.as_bytes())).is_some_and(|written| time <= written)
     }
 }
 
@@ -70,7 +81,8 @@ pub fn changed_by(method: &Method, url: &Url, answer: &Response<Body>) -> Vec<Ur
 impl Pull {
     /// Whether a tag was pushed or deleted through the proxy door since it was looked at.
     pub(in crate::pull) fn was_tag_written(&self, key: &TagKey, at: Timestamp) -> bool {
-        self.copies.written.since(&tag_of(&key.repository, &key.name, &key.tag), at.to_system_time())
+        let written = &self.copies.written;
+        written.has_any() && written.since(&tag_of(&key.repository, &key.name, &key.tag), at.to_system_time())
     }
 
     /// Whether a list of a name may be another by now, since something was pushed or deleted through the proxy door.
