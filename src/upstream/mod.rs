@@ -4,6 +4,7 @@
 mod addresses;
 mod anywhere;
 mod auth;
+mod bodies;
 mod budget;
 mod client;
 mod errors;

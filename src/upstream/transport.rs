@@ -4,8 +4,6 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
-use futures_util::stream::{self, BoxStream, StreamExt};
 use http::header::{ACCEPT_ENCODING, AUTHORIZATION, LOCATION};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use quick_cache::sync::Cache;
@@ -34,8 +32,6 @@ use crate::telemetry::Metrics;
 
 /// How long it is remembered that a client was limited in a row.
 const LIMITS_REMEMBERED: Duration = Duration::from_secs(120);
-/// A document that is larger waits for one of [`LARGE_DOCUMENTS`].
-const SMALL_DOCUMENT: usize = 256 << 10;
 /// Large documents in memory at once, on their way from all upstreams.
 pub const LARGE_DOCUMENTS: usize = 8;
 /// Clients with credentials of their own whose rate limits are remembered.
@@ -60,11 +56,11 @@ pub struct Transport {
     /// Whether the configuration names it.
     is_known: bool,
     /// To an answer's headers.
-    patience: Duration,
+    pub(super) patience: Duration,
     /// Between two reads of a blob.
-    read_timeout: Duration,
+    pub(super) read_timeout: Duration,
     /// Bounds the large documents in memory.
-    documents: Arc<Semaphore>,
+    pub(super) documents: Arc<Semaphore>,
     reach: Arc<Reach>,
     health: Mutex<Health>,
     /// Looks whether it is back after it did not answer.
@@ -523,47 +519,6 @@ impl Transport {
 
     pub fn wrong(&self, what: String) -> Failure {
         Failure::new(FailureKind::WrongContent, format!("{}: {what}", self.label))
-    }
-
-    /// Reads a whole body of at most `limit` bytes.
-    pub async fn read(&self, mut response: Response, limit: usize) -> Result<Bytes, Failure> {
-        let (mut bytes, mut place) = (BytesMut::new(), None);
-        // For the whole: one that drips is as bad as one that hangs.
-        let deadline = tokio::time::Instant::now() + self.patience;
-        loop {
-            let chunk = tokio::time::timeout_at(deadline, response.chunk()).await;
-            let chunk = chunk.map_err(|_| errors::timeout(&self.label, "the rest of an answer", self.patience))?;
-            match chunk.map_err(|error| errors::network(&self.label, &error))? {
-                Some(chunk) if bytes.len() + chunk.len() > limit => {
-                    return Err(self.wrong(format!("sent a document of more than {limit} bytes")));
-                }
-                Some(chunk) => bytes.extend_from_slice(&chunk),
-                None => return Ok(bytes.freeze()),
-            }
-            if place.is_none() && bytes.len() > SMALL_DOCUMENT {
-                let taken = tokio::time::timeout_at(deadline, self.documents.clone().acquire_owned()).await;
-                let message = "too many large documents are on their way; try again soon";
-                let taken = taken.ok().and_then(Result::ok);
-                place = Some(taken.ok_or_else(|| Failure::new(FailureKind::Busy, message))?);
-            }
-        }
-    }
-
-    /// A body piece by piece; `guard` is held until its end.
-    pub fn stream(&self, response: Response, guard: impl Send + 'static) -> BoxStream<'static, Result<Bytes, Failure>> {
-        let (label, timeout) = (self.label.clone(), self.read_timeout);
-        stream::try_unfold((response, guard), move |(mut response, guard)| {
-            let label = label.clone();
-            async move {
-                match tokio::time::timeout(timeout, response.chunk()).await {
-                    Ok(Ok(Some(chunk))) => Ok(Some((chunk, (response, guard)))),
-                    Ok(Ok(None)) => Ok(None),
-                    Ok(Err(error)) => Err(errors::network(&label, &error)),
-                    Err(_) => Err(errors::timeout(&label, "the rest of a blob", timeout)),
-                }
-            }
-        })
-        .boxed()
     }
 }
 
