@@ -2,7 +2,9 @@
 
 use std::time::{Duration, SystemTime};
 
-use crate::support::{Answer, Fault, Image, Larder, On, Options, Origin, Page, Proxied, eventually, get, request};
+use crate::support::{
+    Answer, Fault, Image, Larder, On, Options, Origin, Page, Proxied, eventually, get, keeps_archives_of, request,
+};
 
 struct Scene {
     origin: Origin,
@@ -13,10 +15,7 @@ const FRESH: &str = "max-age=3600";
 
 async fn scene() -> Scene {
     let origin = Origin::http().await;
-    let config = format!(
-        "[proxy]\nlisten = \"127.0.0.1:0\"\nca_dir = \"ca\"\n[allowlist]\ndomains = [\"{}\"]\n[cache]\npatterns = [\"\\\\.tgz$\"]",
-        origin.address()
-    );
+    let config = keeps_archives_of(&origin);
     Scene { larder: Larder::start(config).await, origin }
 }
 

@@ -1,14 +1,12 @@
 //! Promise: clients that log in by a form (OAuth 2) get their token, and a body that nobody wants does no harm to the
 //! request behind it.
 
-use std::time::Duration;
-
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::support::{
-    Answer, Auth, DEADLINE, Hub, Image, Larder, Options, RepositoryConfig, TokenService, get, request,
+    Answer, Auth, DEADLINE, Hub, Image, Larder, Options, RepositoryConfig, TokenService, eventually, get, request,
 };
 
 const PRIVATE: &str = "team/private";
@@ -122,9 +120,19 @@ async fn answer(stream: &mut TcpStream) -> (u16, bool, String) {
 /// Sends a head, and its body once the head has been looked at.
 async fn in_two_parts(stream: &mut TcpStream, head: &str, body: &[u8]) {
     stream.write_all(head.as_bytes()).await.expect("sent");
-    // Nothing tells from outside that a head was read; a moment is more than enough.
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    eventually("the head is read", async || unread(stream) == 0).await;
     stream.write_all(body).await.expect("sent");
+}
+
+/// Bytes of a connection within this machine that wait at its other end to be read, as the kernel counts them.
+fn unread(stream: &TcpStream) -> u64 {
+    let ends = [stream.peer_addr(), stream.local_addr()].map(|end| format!(":{:04X}", end.expect("connected").port()));
+    let table = std::fs::read_to_string("/proc/net/tcp").expect("the kernel's table of connections");
+    let columns = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let mut found = columns.filter(|line| line.len() > 4 && line[1].ends_with(&ends[0]) && line[2].ends_with(&ends[1]));
+    let queues = found.next().expect("the connection is there")[4].to_owned();
+    let (_, unread) = queues.split_once(':').expect("two queues");
+    u64::from_str_radix(unread, 16).expect("a number")
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,7 +4,9 @@
 use bytes::Bytes;
 use tempfile::TempDir;
 
-use crate::support::{Answer, Authority, Browser, Larder, Origin, Page, blob, eventually, head, request};
+use crate::support::{
+    Answer, Authority, Browser, Larder, Origin, Page, blob, eventually, head, keeps_archives_of, request,
+};
 
 struct Scene {
     origin: Origin,
@@ -15,10 +17,7 @@ const FRESH: &str = "max-age=3600";
 
 async fn scene() -> Scene {
     let origin = Origin::http().await;
-    let config = format!(
-        "[proxy]\nlisten = \"127.0.0.1:0\"\nca_dir = \"ca\"\n[allowlist]\ndomains = [\"{}\"]\n[cache]\npatterns = [\"\\\\.tgz$\"]",
-        origin.address()
-    );
+    let config = keeps_archives_of(&origin);
     let larder = Larder::builder().config(config).keep_ports().start().await;
     Scene { origin, larder }
 }

@@ -75,6 +75,11 @@ impl Content {
         }
     }
 
+    /// Whether all of it is there, and has this size.
+    pub fn is_complete_with(&self, size: u64) -> bool {
+        matches!(self, Self::Complete { stored, .. } if stored.size == size)
+    }
+
     /// The same, to be read into buffers: for who looks at the bytes before they go to a socket, as HTTP/2
     /// and TLS do, and must not meet a page that a file cut short no longer has.
     pub fn unmapped(mut self) -> Self {

@@ -72,10 +72,11 @@ impl Pull {
         let size = found.manifest.bytes.len();
         if size > LARGE && response.status() == StatusCode::OK && request.method == Method::GET {
             // A slow reader would keep all of it in memory.
-            let (digest, state) = (found.manifest.digest, found.state);
+            let (digest, state, size) = (found.manifest.digest, found.state, size as u64);
             drop(found.manifest);
-            if let Ok(Some(content)) = self.cache.stored(&digest).await {
-                let size = size as u64;
+            // Under the digest of a signed one its plain form may be stored.
+            let stored = self.cache.stored(&digest).await.ok().flatten();
+            if let Some(content) = stored.filter(|content| content.is_complete_with(size)) {
                 *response.body_mut() = respond::streamed(content.unmapped().stream(0, Some(size), Some(size), false));
             }
             return Ok(Answer { response, state });

@@ -269,7 +269,7 @@ impl Auth {
                 self.forget(token, &refused.header);
                 // The realm for an ended token may be another than that for none: nvcr.io tells the right one only to who
                 // comes without (nvidia-container-toolkit#1945).
-                if token.realm != asked.realm && !refused.is_fresh {
+                if token.realm != asked.realm {
                     self.told.remove(scope);
                     self.remember(Scheme::Unknown);
                     return Ok(None);

@@ -26,12 +26,24 @@ impl Transport {
     /// The failure that an answer stands for.
     pub async fn refused(&self, response: Response) -> Failure {
         let (status, headers) = (response.status(), response.headers().clone());
-        let reason = self.reason(response).await;
-        errors::status(&self.label, status, &headers, reason.as_deref())
+        let said = self.said(response).await;
+        let failure = errors::status(&self.label, status, &headers, said.as_deref());
+        failure.told(self.tellable(said).as_deref())
     }
 
-    /// The reason in an error's body. One that repeats what was sent to log in is left out.
-    pub async fn reason(&self, mut response: Response) -> Option<String> {
+    /// The reason in an error's body, for clients and logs.
+    pub async fn reason(&self, response: Response) -> Option<String> {
+        let said = self.said(response).await;
+        self.tellable(said)
+    }
+
+    /// A reason, unless it repeats what was sent to log in.
+    pub fn tellable(&self, said: Option<String>) -> Option<String> {
+        said.filter(|said| !self.logins_sent.are_in(said))
+    }
+
+    /// What an error's body says. It may repeat what was sent to log in.
+    pub async fn said(&self, mut response: Response) -> Option<String> {
         let headers = response.headers().clone();
         let mut body = BytesMut::new();
         let read = async {
@@ -44,12 +56,12 @@ impl Transport {
         };
         // What came in time may be enough.
         let _ = tokio::time::timeout(REFUSAL_PATIENCE, read).await;
-        reason::of(&headers, &body).filter(|reason| !self.sent.is_in(reason))
+        reason::of(&headers, &body)
     }
 
     /// Warnings without those that repeat what was sent to log in.
     pub fn without_secrets(&self, mut warnings: Vec<HeaderValue>) -> Vec<HeaderValue> {
-        warnings.retain(|warning| !self.sent.is_in(&String::from_utf8_lossy(warning.as_bytes())));
+        warnings.retain(|warning| !self.logins_sent.are_in(&String::from_utf8_lossy(warning.as_bytes())));
         warnings
     }
 }

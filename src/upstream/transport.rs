@@ -17,11 +17,11 @@ use super::budget::Budget;
 use super::errors::{self, Limited};
 use super::fallback::Shared;
 use super::health::{Health, Limits, limited_for};
+use super::logins_sent::LoginsSent;
 use super::ours::{Circle, Ours};
 use super::pool::{Pool, client};
 use super::probing::Probing;
 use super::reach::{Reach, Resolver};
-use super::sent::Sent;
 use super::storages::{Storage, Storages};
 use super::who::{Who, WhoId};
 use crate::config::{self, ClientTls, Credentials, HostHeaders, Proxy};
@@ -51,7 +51,7 @@ pub struct Transport {
     headers: Vec<(HeaderName, HeaderValue)>,
     host_headers: Arc<[HostHeaders]>,
     /// What logs in there.
-    pub(super) sent: Sent,
+    pub(super) logins_sent: LoginsSent,
     max_redirect: u8,
     /// Whether the configuration names it.
     is_known: bool,
@@ -138,7 +138,7 @@ impl Transport {
             Some(Credentials::Helper(_)) | None => None,
         };
         let of_hosts = config.host_headers.iter().flat_map(|rule| rule.set.iter().chain(&rule.append));
-        let sent = Sent::new(login, config.headers.iter().chain(of_hosts).map(|(_, value)| value));
+        let logins_sent = LoginsSent::new(login, config.headers.iter().chain(of_hosts).map(|(_, value)| value));
         let (http, elsewhere) = (pool(config.tls.clone())?, without.map(pool).transpose()?);
         Ok(Arc::new_cyclic(|me| Self {
             http,
@@ -150,7 +150,7 @@ impl Transport {
             origin: config.url.origin.clone(),
             headers: config.headers.clone(),
             host_headers: config.host_headers.clone(),
-            sent,
+            logins_sent,
             max_redirect: config.max_redirect,
             is_known: config.confined_to.is_none(),
             patience,
@@ -283,7 +283,7 @@ impl Transport {
     /// configuration has for it. A client that comes with its own credentials gets no others beside them.
     fn add_secrets(&self, headers: &mut HeaderMap, url: &Url, authorization: Option<&HeaderValue>, who: &Who) {
         let (is_own, is_larder) = (self.is_own(url), !who.is_client());
-        authorization.into_iter().for_each(|value| self.sent.note(value));
+        authorization.into_iter().for_each(|value| self.logins_sent.note(value));
         if is_own && is_larder {
             headers.extend(self.headers.iter().cloned());
         }
@@ -316,10 +316,10 @@ impl Transport {
         if self.is_own(&url) {
             self.add_secrets(&mut headers, &url, authorization.as_ref(), who);
         } else {
-            authorization.iter().for_each(|value| self.sent.note(value));
+            authorization.iter().for_each(|value| self.logins_sent.note(value));
             headers.extend(authorization.map(|value| (AUTHORIZATION, value)));
         }
-        form.into_iter().for_each(|form| self.sent.note_form(form));
+        form.into_iter().for_each(|form| self.logins_sent.note_form(form));
         let http = self.client(&url, is_trusted)?;
         let call = match form {
             None => http.get(url.clone()),
@@ -405,8 +405,9 @@ impl Transport {
     /// Reads which limit a 429 is of, and remembers it.
     async fn rate_limited(&self, response: Response, ask: &Ask<'_>, who: &Who) -> Failure {
         let headers = response.headers().clone();
-        let reason = self.reason(response).await;
-        let (failure, limited) = errors::rate_limit(&self.label, &headers, reason.as_deref());
+        let said = self.said(response).await;
+        let (limited, failure) = errors::rate_limit(&self.label, &headers, said.as_deref());
+        let failure = failure.told(self.tellable(said).as_deref());
         let now = Instant::now();
         if who.is_client() {
             let mut limits = self.limited.get(&who.id()).map_or_else(Limits::default, |(_, _, limits)| limits);
@@ -558,57 +559,4 @@ pub fn spread() -> f64 {
 }
 
 #[cfg(test)]
-pub mod tests {
-    use super::*;
-
-    pub fn upstream(toml: &str) -> config::Upstream {
-        let file = tempfile::NamedTempFile::new().expect("a file");
-        std::fs::write(file.path(), format!("[[repository.hub.upstream]]\n{toml}")).expect("written");
-        let config = config::Config::load(&[file.path().to_owned()], std::iter::empty()).expect("valid");
-        config.repositories[0].upstreams[0].clone()
-    }
-
-    #[test]
-    fn a_redirect_into_another_network_is_refused_before_it_is_dialled() {
-        let transport = |toml: &str| {
-            let patience = Duration::from_secs(1);
-            Transport::new(&upstream(toml), String::new(), patience, Arc::default(), &Shared::default())
-                .expect("a client")
-        };
-        let public = transport("url = \"https://1.1.1.1\"\nredirect_hosts = [\"10.0.0.9\"]");
-        let from = Url::parse("https://1.1.1.1/v2/x/blobs/y").expect("a URL");
-        let redirect = |transport: &Transport, location: &str| {
-            let mut headers = HeaderMap::new();
-            headers.insert(LOCATION, location.parse().expect("a header"));
-            transport.redirect_target(&from, &headers).map(|url| url.to_string())
-        };
-        assert!(redirect(&public, "/elsewhere").is_ok() && redirect(&public, "https://8.8.8.8/x").is_ok());
-        for inside in [
-            "http://127.0.0.1/",
-            "http://169.254.169.254/latest/",
-            "http://[::1]/",
-            "http://10.0.0.1/",
-            "http://0x7f.1/",
-        ] {
-            assert!(redirect(&public, inside).is_err(), "{inside}");
-        }
-        assert!(redirect(&public, "http://10.0.0.9/").is_ok(), "the configuration names it");
-        let here = transport("url = \"http://127.0.0.1:5000\"");
-        assert!(redirect(&here, "http://127.0.0.3:80/").is_ok() && redirect(&here, "http://169.254.169.254/").is_err());
-    }
-
-    #[test]
-    fn only_a_storage_is_where_a_blob_is() {
-        let digest: Digest = format!("sha256:{}", "ab".repeat(32)).parse().expect("a digest");
-        let hex = "ab".repeat(32);
-        for (url, expected) in [
-            (format!("https://cdn.example/registry-v2/docker/registry/v2/blobs/sha256/ab/{hex}/data?sig=x"), true),
-            (format!("https://s3.example/{hex}"), true),
-            (format!("https://other.example/v2/team/app/blobs/sha256:{hex}"), false),
-            (format!("https://login.example/?back=/sha256/{hex}"), false),
-            ("https://login.example/".to_owned(), false),
-        ] {
-            assert_eq!(is_storage_of(&digest, &Url::parse(&url).expect("a URL")), expected, "{url}");
-        }
-    }
-}
+pub mod tests;

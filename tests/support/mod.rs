@@ -26,7 +26,7 @@ pub use self::hub::{
 };
 pub use self::larder::{Larder, RepositoryConfig, repository_config};
 pub use self::origin::{Origin, Page, Seen};
-pub use self::proxied::{Browser, Proxied};
+pub use self::proxied::{Browser, Proxied, keeps_archives_of};
 pub use self::proxy::ForwardProxy;
 pub use self::tls::{Authority, Certificate, TlsFront, https, https_over, trust};
 

@@ -8,6 +8,7 @@ use tempfile::TempDir;
 use super::client::Answer;
 use super::hub::{Hub, Options};
 use super::larder::{Larder, RepositoryConfig};
+use super::origin::Origin;
 use super::tls::{Authority, TlsFront, https_over};
 
 /// A hub that is asked over TLS, as a repository `hub` of a Larder with a proxy door.
@@ -17,6 +18,13 @@ pub struct Proxied {
     pub larder: Larder,
     pub authority: Authority,
     _dir: TempDir,
+}
+
+/// The configuration of a proxy door that keeps the archives of a server (`*.tgz`).
+pub fn keeps_archives_of(origin: &Origin) -> String {
+    let door = "[proxy]\nlisten = \"127.0.0.1:0\"\nca_dir = \"ca\"";
+    let patterns = "[cache]\npatterns = [\"\\\\.tgz$\"]";
+    format!("{door}\n[allowlist]\ndomains = [\"{}\"]\n{patterns}", origin.address())
 }
 
 /// A client with the proxy door for its proxy.

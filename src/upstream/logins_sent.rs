@@ -23,13 +23,13 @@ const PART: usize = 16;
 
 /// Secrets of one upstream.
 #[derive(Default)]
-pub struct Sent {
+pub struct LoginsSent {
     /// Of the configuration.
     fixed: Vec<String>,
     lately: Mutex<VecDeque<String>>,
 }
 
-impl Sent {
+impl LoginsSent {
     /// What the configuration has to log in with: a name and password, and headers.
     pub fn new<'a>(login: Option<&Login>, headers: impl Iterator<Item = &'a HeaderValue>) -> Self {
         let mut fixed: Vec<_> = headers.filter_map(|value| value.to_str().ok()).flat_map(of_header).collect();
@@ -64,9 +64,8 @@ impl Sent {
     }
 
     /// Whether a text repeats some of it.
-    pub fn is_in(&self, text: &str) -> bool {
-        let lower = text.to_ascii_lowercase();
-        if ["authorization", "bearer ", "basic "].iter().any(|word| lower.contains(word)) {
+    pub fn are_in(&self, text: &str) -> bool {
+        if shows_a_login(text) {
             return true;
         }
         let decoded = percent_decode_str(text).decode_utf8_lossy();
@@ -83,11 +82,29 @@ impl Sent {
     }
 }
 
+/// Words that follow the name of a scheme where no login does: `bearer token required`.
+const NO_LOGIN: [&str; 8] =
+    ["token", "tokens", "auth", "authentication", "authorization", "credentials", "realm", "challenge"];
+
+/// Whether a text shows a login of whoever's: a header `Authorization`, or what follows the name of a scheme.
+fn shows_a_login(text: &str) -> bool {
+    let lower = text.to_ascii_lowercase();
+    let words: Vec<_> = lower.split(|c: char| c.is_whitespace() || matches!(c, '"' | '\'' | ',' | ';')).collect();
+    words.windows(2).any(|pair| {
+        let is_header = pair[0] == "authorization:" || pair[0] == "authorization=";
+        let next = pair[1].trim_end_matches(['.', '!', '?', ':', ')']);
+        let is_login = matches!(pair[0], "bearer" | "basic") && !next.is_empty() && !NO_LOGIN.contains(&next);
+        is_header || is_login
+    })
+}
+
 /// The secrets in a header's value: the whole, what follows a scheme, a name and password behind it, and the values of
 /// cookies and parameters.
 fn of_header(value: &str) -> Vec<String> {
     let mut secrets = vec![value.to_owned()];
-    secrets.extend(value.split([' ', ';', ',', '=']).filter(|part| part.len() >= 6).map(str::to_owned));
+    let parts = value.split([' ', ';', ',']).map(|part| part.split_once('=').map_or(part, |(_, value)| value));
+    let parts = parts.filter(|part| part.len() >= 6 && !part.eq_ignore_ascii_case("bearer"));
+    secrets.extend(parts.map(str::to_owned));
     if let Some((scheme, rest)) = value.split_once(' ') {
         secrets.push(rest.trim().to_owned());
         let pair = BASE64_STANDARD.decode(rest.trim()).ok().and_then(|pair| String::from_utf8(pair).ok());
@@ -114,7 +131,7 @@ mod tests {
     fn a_text_that_repeats_a_secret_in_whatever_form_is_found() {
         let headers =
             [HeaderValue::from_static("session=c00kie-value; theme=dark"), HeaderValue::from_static("key-123")];
-        let sent = Sent::new(Some(&Login::new("svc-user", Secret::new("Tr0ub4dor/3xyz"))), headers.iter());
+        let sent = LoginsSent::new(Some(&Login::new("svc-user", Secret::new("Tr0ub4dor/3xyz"))), headers.iter());
         let token = format!("eyJhbGciOi{}", "x".repeat(300));
         sent.note(&HeaderValue::try_from(format!("Bearer {token}")).expect("a value"));
         sent.note(&HeaderValue::from_static("Basic Ym9iOmh1bnRlcjI="));
@@ -134,21 +151,34 @@ mod tests {
             "Ym9iOmh1bnRlcjI=",
             "password s&cret",
             "you sent Authorization: …",
+            "got Bearer abc",
+            "got Basic ab",
         ] {
-            assert!(sent.is_in(echo), "{echo}");
+            assert!(sent.are_in(echo), "{echo}");
         }
-        for harmless in ["you need a licence", "svc-user may not pull this", "denied: requested access", ""] {
-            assert!(!sent.is_in(harmless), "{harmless}");
+        for harmless in [
+            "you need a licence",
+            "svc-user may not pull this",
+            "denied: requested access to the resource is denied",
+            // Amazon ECR, Azure ACR
+            "Your authorization token has expired. Reauthenticate and try again.",
+            "authentication required, visit https://aka.ms/acr/authorization for more information.",
+            "a bearer token is required",
+            "basic auth failed",
+            "the session has expired",
+            "",
+        ] {
+            assert!(!sent.are_in(harmless), "{harmless}");
         }
     }
 
     #[test]
     fn few_are_remembered_however_many_are_sent() {
-        let sent = Sent::default();
+        let sent = LoginsSent::default();
         for number in 0..1000 {
             sent.note(&HeaderValue::try_from(format!("Bearer token-{number:05}")).expect("a value"));
         }
         assert!(sent.lately.lock().expect("not poisoned").len() <= LATELY);
-        assert!(sent.is_in("token-00999") && !sent.is_in("token-00001"));
+        assert!(sent.are_in("token-00999") && !sent.are_in("token-00001"));
     }
 }
