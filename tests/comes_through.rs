@@ -186,6 +186,19 @@ async fn a_signed_manifest_of_the_first_format_passes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_page_that_names_its_own_digest_does_not_become_a_tag() {
+    let (hub, larder, image) = scene(Options::default()).await;
+    let page = "<!doctype html><title>Log in</title>";
+    let headers = [("content-type", "text/html; charset=utf-8"), ("docker-content-digest", &sha256(page.as_bytes()))];
+    let struck = hub.fault(On::manifest(), Fault::reply(200, &headers, page));
+    let url = larder.manifest_url("hub/team/app", "1");
+    let refused = get(&url).await;
+    assert_eq!((refused.status, refused.error_code().as_str()), (502, "UNAVAILABLE"), "{}", refused.text());
+    struck.lift();
+    assert_eq!(get(&url).await.body, image.manifest.bytes);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_canonical_digest_of_another_algorithm_contradicts_nothing() {
     let hub = Hub::start(Options::default()).await;
     let bytes = blob(7, 200_000);

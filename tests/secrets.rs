@@ -90,6 +90,12 @@ fn requests() -> Vec<Sent> {
         "/files/a.tgz?scope=repository:team/app:push",
         "/files/a.tgz?x=1;Scope=repository:team/app:push",
         "/files/a.tgz?%73cope=repository:team/app:push",
+        // Paths that match the pattern and hide another one.
+        "/files/..%2fadmin%2fa.tgz",
+        "/files/..%5cadmin/a.tgz",
+        "/files/..;/admin/a.tgz",
+        "/admin%3fx=.tgz",
+        "/admin%23x.tgz",
     ] {
         for method in ["GET", "HEAD", "OPTIONS", "POST"] {
             all.push((method, path.to_owned(), vec![], "", false));

@@ -225,6 +225,10 @@ mod tests {
             ("nextToken=a/b+c=&maxResults=1000", Some("nextToken=a/b+c=&maxResults=1000")),
             ("page=2&page_size=100", Some("page=2&page_size=100")),
             ("_nextPage=x", Some("_nextPage=x")),
+            // What may log somebody in is not written to disk.
+            ("access_token=geheim", None),
+            ("n=5&X-Amz-Signature=geheim", None),
+            ("apiKey=geheim", None),
             ("page=2&page=3", Some("page=2&page=3")),
             ("%00=1", None),
             ("a b=1", None),

@@ -107,17 +107,15 @@ pub struct ManifestHead {
     pub digest: Digest,
     pub media_type: Option<MediaType>,
     pub size: Option<u64>,
-    /// Whether it came as a page for people.
-    pub is_page: bool,
     /// For people who pull.
     pub warnings: Vec<HeaderValue>,
 }
 
 impl ManifestHead {
     /// Whether this shows that the upstream has a manifest which is known to have `digest` and `size`: it says so of a
-    /// manifest of that size. A page may name any digest.
+    /// manifest of that size.
     pub fn shows(&self, digest: &Digest, size: u64) -> bool {
-        self.digest == *digest && self.size == Some(size) && self.media_type.is_some() && !self.is_page
+        self.digest == *digest && self.size == Some(size) && self.media_type.is_some()
     }
 }
 

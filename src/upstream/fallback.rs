@@ -258,6 +258,20 @@ impl std::ops::Index<usize> for Upstreams {
 mod tests {
     use super::*;
 
+    #[tokio::test(start_paused = true)]
+    async fn an_upstream_for_which_no_time_was_left_is_not_taken_for_one_that_hangs() {
+        let config =
+            |port: u16| crate::upstream::transport::tests::upstream(&format!("url = \"http://127.0.0.1:{port}\""));
+        let configs: Vec<_> = (1..=6).map(config).collect();
+        let upstreams = Upstreams::new(&configs, &Clients::default(), &Arc::default()).expect("clients");
+        let begun = tokio::time::Instant::now();
+        let answer = upstreams.first(None, |_| std::future::pending::<Result<(), Failure>>()).await;
+        assert_eq!(answer.expect_err("none").kind, FailureKind::Timeout);
+        assert!(begun.elapsed() <= BUDGET + Duration::from_secs(1), "{:?}", begun.elapsed());
+        let resting: Vec<_> = upstreams.iter().map(|upstream| upstream.status().resting.is_some()).collect();
+        assert_eq!(resting, [true, true, true, true, true, false]);
+    }
+
     #[test]
     fn accounts_at_one_registry_take_turns_by_what_is_left() {
         // 0, 1 and 3 are accounts at one registry, 2 is another.

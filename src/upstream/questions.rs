@@ -118,16 +118,16 @@ impl Upstream {
         // (wharf#11, LightMirrors#9). The digest that it names may be right all the same.
         let size = content_length(headers).filter(|size| *size > 0);
         let media_type = media_type(headers).filter(MediaType::names_a_manifest);
-        let is_page = is_page(headers);
         let warnings = self.transport.without_secrets(warning::of(headers));
-        match content_digest(headers) {
+        // A page may name any digest, also its own.
+        match content_digest(headers).filter(|_| !is_page(headers)) {
             None => {
                 self.questions.manifests().suspect(self.hash(name, reference), status);
                 Ok(HeadSaid::Nothing)
             }
             Some(digest) => {
                 self.questions.manifests().served();
-                Ok(HeadSaid::Manifest(ManifestHead { digest, media_type, size, is_page, warnings }))
+                Ok(HeadSaid::Manifest(ManifestHead { digest, media_type, size, warnings }))
             }
         }
     }
@@ -207,11 +207,8 @@ impl Upstream {
 
     /// A page for people, such as one to log in, is no answer about a blob.
     fn refuse_pages(&self, response: &Response, digest: &Digest) -> Result<(), Failure> {
-        let is_page = media_type(response.headers()).is_some_and(|media_type| {
-            ["text/html", "application/xhtml+xml"].iter().any(|page| media_type.as_str().starts_with(page))
-        });
         let is_other = content_digest(response.headers()).is_some_and(|stated| stated.contradicts(digest));
-        if is_page || is_other {
+        if is_page(response.headers()) || is_other {
             return Err(self.transport.wrong(format!("answered with something else than {digest}")));
         }
         Ok(())

@@ -32,5 +32,11 @@ mod tests {
         let mut map = HeaderMap::new();
         headers.for_each(|(name, value)| assert!(map.append(name, value) || map.len() == 1));
         assert_eq!(of(&map), ["299 - \"one\"", "299 - \"two\""]);
+        let many: HeaderMap = HeaderMap::from_iter([(WARNING, HeaderValue::from_static("299 - \"x\""))]);
+        let many = (0..50).fold(many, |mut many, _| {
+            many.append(WARNING, HeaderValue::from_static("299 - \"x\""));
+            many
+        });
+        assert_eq!(of(&many).len(), LINES);
     }
 }
