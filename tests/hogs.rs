@@ -69,7 +69,9 @@ async fn large_manifests_that_drip_in_are_few_at_a_time() {
     for asked in asking {
         assert!(matches!(asked.await.expect("no panic"), 200 | 503 | 504));
     }
-    assert!(grown(&larder, before) < 150 * MIB, "{} MiB", grown(&larder, before) / MIB);
+    // Eight of 7 MiB, and of each of the others its first 256 KiB and what its connection has read ahead (up to 400 KiB).
+    // All 60 as a whole would be 420 MiB.
+    assert!(grown(&larder, before) < 220 * MIB, "{} MiB", grown(&larder, before) / MIB);
 }
 
 #[tokio::test(flavor = "multi_thread")]
