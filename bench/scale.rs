@@ -12,10 +12,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use larder::cache::evict::Evictor;
 use larder::index::{Index, ObjectEntry, Timestamp, Write};
 use larder::oci::{Algorithm, Digest};
 use larder::store::Disk;
+use larder::upkeep::evict::Evictor;
+use larder::work::Pool;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -88,7 +89,7 @@ fn digest(number: u64) -> Digest {
 
 /// Files and rows as Larder leaves them.
 fn fill(cache: &Path, count: u64) -> Result<()> {
-    drop(Disk::open(cache)?);
+    drop(Disk::open(cache, Pool::new("reading the cache directory", 1, Duration::from_secs(60)))?);
     let index = Index::open(cache)?;
     for first in 0..=255u8 {
         fs::create_dir_all(cache.join(format!("blobs/sha256/{first:02x}")))?;

@@ -31,12 +31,15 @@ mod places;
 mod program;
 pub mod pull;
 pub mod sent;
+pub mod spool;
 pub mod store;
 pub mod telemetry;
 mod text;
 mod tunnel;
+pub mod upkeep;
 pub mod upstream;
 mod web;
+pub mod work;
 mod x509;
 
 pub use cli::run;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::support::Larder;
 
 /// Each room and the rooms it may import from.
-const ROOMS: [(&str, &[&str]); 25] = [
+const ROOMS: [(&str, &[&str]); 28] = [
     ("oci", &[]),
     ("descriptors", &[]),
     ("failure", &[]),
@@ -24,9 +24,28 @@ const ROOMS: [(&str, &[&str]); 25] = [
     ("auth", &["config", "fingerprint", "text", "web", "x509"]),
     ("config", &["oci", "telemetry", "text"]),
     ("telemetry", &["config"]),
-    ("store", &["oci"]),
+    ("work", &["oci"]),
+    ("spool", &["files", "oci", "work"]),
+    ("store", &["files", "oci", "spool", "work"]),
     ("index", &["files", "oci"]),
-    ("cache", &["config", "descriptors", "failure", "files", "index", "oci", "places", "store", "telemetry"]),
+    ("upkeep", &["config", "failure", "index", "oci", "spool", "store", "telemetry", "work"]),
+    (
+        "cache",
+        &[
+            "config",
+            "descriptors",
+            "failure",
+            "files",
+            "index",
+            "oci",
+            "places",
+            "spool",
+            "store",
+            "telemetry",
+            "upkeep",
+            "work",
+        ],
+    ),
     ("upstream", &["config", "failure", "fingerprint", "oci", "places", "program", "telemetry", "web"]),
     (
         "pull",
@@ -47,8 +66,24 @@ const ROOMS: [(&str, &[&str]); 25] = [
         ],
     ),
     ("listen", &["acme", "auth", "ca", "config", "pull", "sent", "telemetry", "tunnel"]),
-    ("admin", &["cache", "failure", "index", "oci", "pull", "sent", "telemetry", "upstream"]),
-    ("cli", &["acme", "admin", "ca", "cache", "config", "descriptors", "listen", "pull", "telemetry", "text", "x509"]),
+    ("admin", &["cache", "failure", "index", "oci", "pull", "sent", "telemetry", "upkeep", "upstream"]),
+    (
+        "cli",
+        &[
+            "acme",
+            "admin",
+            "ca",
+            "cache",
+            "config",
+            "descriptors",
+            "listen",
+            "pull",
+            "telemetry",
+            "text",
+            "upkeep",
+            "x509",
+        ],
+    ),
 ];
 
 fn sources(path: PathBuf) -> Vec<PathBuf> {

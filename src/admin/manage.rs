@@ -4,12 +4,12 @@
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
-use crate::cache::scrub::Report;
 use crate::failure::Failure;
 use crate::index::{ImageName, Purge};
 use crate::oci::Reference;
 use crate::pull::Pull;
 use crate::pull::routing::{Routing, RoutingError};
+use crate::upkeep::scrub::Report;
 
 /// Images a page when the caller does not say.
 pub const PAGE: usize = 1_000;

@@ -15,8 +15,8 @@ use tokio::sync::mpsc;
 
 use super::Problem;
 use super::manage::{self, Images, ManageError, PinDone, Pins, PurgeDone};
-use crate::cache::scrub::Report;
 use crate::pull::Pull;
+use crate::upkeep::scrub::Report;
 
 /// How often a verification says how far it is.
 const PROGRESS: Duration = Duration::from_millis(500);

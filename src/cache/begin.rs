@@ -133,7 +133,8 @@ impl Cache {
         self.metrics.fills_started.inc();
         let running = Running::new(self.metrics.clone());
         // The reservation in the result lives until the object is counted.
-        let result = fill::drive(&registered, wanted, &origin, &self.disk, &self.room, &self.places).await;
+        let into = fill::Destination { spool: &self.spool, store: &self.store, room: &self.room, places: &self.places };
+        let result = fill::drive(&registered, wanted, &origin, into).await;
         let stored = result.as_ref().ok().filter(|outcome| outcome.is_stored);
         let stored = stored.map(|outcome| (outcome.digest, outcome.size, outcome.is_new));
         if let Some((found, size, is_new)) = stored {
@@ -148,7 +149,9 @@ impl Cache {
             }
             Err(failure) if failure.kind == FailureKind::NoRoom => {
                 self.metrics.unstored.inc();
-                self.note_if_unfit(&registered, digest).await;
+                if self.upkeep.never_fits(registered.stated_size()) {
+                    self.unfit.0.insert(digest, Instant::now() + UNFIT);
+                }
                 tracing::info!(%digest, repository, %failure, "a blob passes uncached");
             }
             Err(failure) if failure.kind == FailureKind::Storage => {
@@ -163,15 +166,6 @@ impl Cache {
         // The rows are queued before the fill leaves the map, so that no request falls between.
         drop(registered);
         drop((running, place));
-    }
-}
-
-impl Cache {
-    async fn note_if_unfit(&self, registered: &Registered, digest: Digest) {
-        let (space, size) = (self.space.clone(), registered.stated_size());
-        if super::blocking(move || space.never_fits(size)).await.unwrap_or(false) {
-            self.unfit.0.insert(digest, Instant::now() + UNFIT);
-        }
     }
 }
 

@@ -2,9 +2,6 @@
 //! full or broken. The pull goes on; nothing is kept and nothing is shared.
 
 use std::collections::VecDeque;
-use std::fs::File;
-use std::io;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -236,21 +233,4 @@ fn pump(mut body: BoxStream<'static, Result<Bytes, Failure>>) -> mpsc::Receiver<
         }
     });
     receiver
-}
-
-/// The hash of the first `length` bytes of a file that can no longer be written but still be read.
-pub async fn hash_of(file: Arc<File>, length: u64, digest: Digest) -> io::Result<Hasher> {
-    let hash = move || {
-        let mut hasher = digest.algorithm().hasher();
-        let mut buffer = vec![0; 1 << 20];
-        let mut at = 0;
-        while at < length {
-            let part = &mut buffer[..(length - at).min(1 << 20) as usize];
-            file.read_exact_at(part, at)?;
-            hasher.update(part);
-            at += part.len() as u64;
-        }
-        Ok(hasher)
-    };
-    tokio::task::spawn_blocking(hash).await.unwrap_or_else(|error| Err(io::Error::other(error)))
 }

@@ -1,5 +1,6 @@
 //! What is asked for again and again, kept in memory: bounded, and never the only copy.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -62,6 +63,13 @@ impl Default for Hot {
 }
 
 impl Hot {
+    /// Objects are gone. Their tags and names went with them, and are noted again.
+    pub fn forget(&self, gone: &HashSet<Digest>) {
+        gone.iter().for_each(|digest| drop(self.manifests.remove(digest)));
+        self.tags.retain(|_, entry| !gone.contains(&entry.digest));
+        self.names.retain(|(_, _, digest), ()| !gone.contains(digest));
+    }
+
     pub fn clear(&self) {
         self.manifests.clear();
         self.tags.clear();

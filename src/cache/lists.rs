@@ -91,8 +91,7 @@ impl Cache {
 
     async fn read_listing(&self, key: &ListKey, room: u64) -> Result<Option<Listing>, IndexError> {
         let (index, key) = (self.index.clone(), key.clone());
-        let read = tokio::task::spawn_blocking(move || index.listing(&key, room)).await;
-        read.unwrap_or(Err(IndexError::Closed))
+        self.index_reads.run(move || index.listing(&key, room)).await.map_err(std::io::Error::from)?
     }
 
     /// Takes a list in, to be handed out and perhaps kept; fails where there is no room for it in memory for long.

@@ -8,16 +8,17 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::fill::Reservation;
-use super::hot::{MAX_MANIFEST, Manifest};
-use super::read::{Content, read_at};
-use super::space::Space;
-use super::{Cache, blocking};
+use super::Cache;
+use super::hot::{Hot, MAX_MANIFEST, Manifest};
+use super::read::Content;
 use crate::failure::{Failure, FailureKind};
-use crate::index::{Timestamp, Write};
+use crate::index::{Index, IndexError, ObjectEntry, Timestamp, Write};
 use crate::oci::Digest;
 use crate::oci::manifest::{self, Outline};
-use crate::store::Body;
+use crate::store::{Body, Store};
+use crate::upkeep::Upkeep;
+use crate::upkeep::room::Reservation;
+use crate::work::Pool;
 
 /// How long an answer waits for a manifest to be stored. A disk in good health takes a few milliseconds.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -61,28 +62,17 @@ impl Cache {
     /// A manifest from memory or the store.
     pub async fn manifest(&self, digest: &Digest) -> Result<Option<Arc<Manifest>>, Failure> {
         if let Some(manifest) = self.hot.manifests.get(digest).or_else(|| self.pending.get(digest)) {
-            self.space.used(digest);
+            self.upkeep.used(digest);
             return Ok(Some(manifest));
         }
         // Once for all who ask: a large one is in memory once.
-        let (space, hot, wanted) = (self.space.clone(), self.hot.clone(), *digest);
-        let load = || async move {
-            let loaded = blocking(move || load_manifest(&space, &wanted)).await?;
-            let loaded = loaded.map_err(|error| {
-                tracing::error!(%error, "cannot read a manifest");
-                Failure::new(FailureKind::Storage, format!("cannot read a manifest: {error}"))
-            });
-            let manifest = loaded?.map(Arc::new);
-            if let Some(manifest) = &manifest {
-                hot.manifests.insert(wanted, manifest.clone());
-            }
-            Ok(manifest)
-        };
+        let (loader, wanted) = (self.manifest_loader(), *digest);
+        let load = || async move { loader.load(&wanted).await };
         let loaded = self.loads.run(*digest, load).await.0.inspect_err(|_| {
             self.metrics.errors.inc();
         })?;
         if loaded.is_some() {
-            self.space.used(digest);
+            self.upkeep.used(digest);
         }
         Ok(loaded)
     }
@@ -117,7 +107,7 @@ impl Cache {
                 let children = Outline::read(&manifest.bytes).children;
                 let children = children.iter().map(|child| child.digest).collect();
                 self.index.write(Write::Edges { parent: manifest.digest, children });
-                self.space.edges_changed(&manifest.digest);
+                self.upkeep.edges_changed(&manifest.digest);
             }
             Err(failure) => {
                 self.metrics.unstored.inc();
@@ -128,33 +118,37 @@ impl Cache {
 
     /// Stores a small object, in room that is made for it as for any other.
     async fn store(&self, manifest: &Arc<Manifest>) -> Result<(bool, Reservation), Failure> {
-        let (disk, stored) = (self.disk.clone(), manifest.clone());
         let reservation = match self.room.reserve(manifest.bytes.len() as u64).await {
             Err(failure) => {
                 // Limits that are reached are no failure of the cache; a disk that is full is.
-                if blocking(move || disk.is_full()).await? {
+                if self.store.capacity().await.is_ok_and(|capacity| capacity.is_full()) {
                     self.metrics.errors.inc();
                 }
                 return Err(failure);
             }
             reserved => reserved?,
         };
-        let turn = disk.turn().await;
-        let put = move || {
-            let _turn = turn;
-            disk.put(&stored.digest, &stored.bytes)
-        };
-        let result = blocking(put).await?;
-        Ok((result.map_err(|error| self.broken("cannot store a manifest", &error))?, reservation))
+        let stored = self.store.put(&manifest.digest, manifest.bytes.clone()).await;
+        Ok((stored.map_err(|error| self.broken("cannot store a manifest", &error))?, reservation))
+    }
+
+    fn manifest_loader(&self) -> Loader {
+        Loader {
+            store: self.store.clone(),
+            index: self.index.clone(),
+            index_reads: self.index_reads.clone(),
+            upkeep: self.upkeep.clone(),
+            hot: self.hot.clone(),
+        }
     }
 
     /// Whether a stored object came as a manifest and not as a blob.
     pub async fn is_only_a_manifest(&self, digest: &Digest, content: &Content) -> bool {
         // Larger ones are no manifests, and need no look.
-        let Content::Complete { stored, .. } = content else {
+        let Content::Complete { object, .. } = content else {
             return false;
         };
-        let is_json = matches!(&stored.body, Body::Read(bytes) if bytes.first() == Some(&b'{'));
+        let is_json = matches!(&object.body, Body::Read(bytes, _) if bytes.first() == Some(&b'{'));
         if !is_json {
             return false;
         }
@@ -164,30 +158,55 @@ impl Cache {
     }
 }
 
-fn load_manifest(space: &Space, digest: &Digest) -> Result<Option<Manifest>, io::Error> {
-    let Some(stored) = space.disk().get(digest)? else {
-        return Ok(None);
-    };
-    if stored.size > MAX_MANIFEST {
-        return Ok(None);
+/// Reads manifests from the store into memory.
+struct Loader {
+    store: Arc<dyn Store>,
+    index: Arc<Index>,
+    index_reads: Pool,
+    upkeep: Arc<Upkeep>,
+    hot: Arc<Hot>,
+}
+
+impl Loader {
+    async fn load(&self, digest: &Digest) -> Result<Option<Arc<Manifest>>, Failure> {
+        let loaded = self.read(digest).await.map_err(|error| {
+            tracing::error!(%error, "cannot read a manifest");
+            Failure::new(FailureKind::Storage, format!("cannot read a manifest: {error}"))
+        });
+        let manifest = loaded?.map(Arc::new);
+        if let Some(manifest) = &manifest {
+            self.hot.manifests.insert(*digest, manifest.clone());
+        }
+        Ok(manifest)
     }
-    let bytes = read_at(&stored.file, 0, stored.size)?;
-    if Digest::of(digest.algorithm(), &bytes) != *digest {
-        tracing::error!(%digest, "a stored manifest is damaged; it was removed and is fetched again");
-        space.discard(digest)?;
-        return Ok(None);
+
+    async fn read(&self, digest: &Digest) -> io::Result<Option<Manifest>> {
+        let Some(object) = self.store.open(digest).await?.filter(|object| object.size <= MAX_MANIFEST) else {
+            return Ok(None);
+        };
+        let bytes = object.read(0, object.size).await?;
+        if Digest::of(digest.algorithm(), &bytes) != *digest {
+            tracing::error!(%digest, "a stored manifest is damaged; it was removed and is fetched again");
+            self.upkeep.discard(digest).await?;
+            return Ok(None);
+        }
+        let entry = self.known(digest).await.unwrap_or_else(|error| {
+            tracing::warn!(%digest, %error, "cannot read what the index knows of a manifest");
+            None
+        });
+        let stored_at = entry.as_ref().map_or_else(Timestamp::now, |entry| entry.stored_at);
+        // What came as a blob has no type. Without a row, nothing is known of how it came.
+        let media_type = match entry {
+            Some(entry) => entry.media_type,
+            None => manifest::is_one(&bytes).then(|| manifest::media_type_of(&bytes)),
+        };
+        Ok(media_type.map(|media_type| Manifest { digest: *digest, media_type, bytes, stored_at }))
     }
-    let entry = space.index().object(digest).unwrap_or_else(|error| {
-        tracing::warn!(%digest, %error, "cannot read what the index knows of a manifest");
-        None
-    });
-    let stored_at = entry.as_ref().map_or_else(Timestamp::now, |entry| entry.stored_at);
-    // What came as a blob has no type. Without a row, nothing is known of how it came.
-    let media_type = match entry {
-        Some(entry) => entry.media_type,
-        None => manifest::is_one(&bytes).then(|| manifest::media_type_of(&bytes)),
-    };
-    Ok(media_type.map(|media_type| Manifest { digest: *digest, media_type, bytes, stored_at }))
+
+    async fn known(&self, digest: &Digest) -> Result<Option<ObjectEntry>, IndexError> {
+        let (index, digest) = (self.index.clone(), *digest);
+        self.index_reads.run(move || index.object(&digest)).await.map_err(io::Error::from)?
+    }
 }
 
 #[cfg(test)]

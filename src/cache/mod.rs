@@ -4,27 +4,24 @@
 
 mod begin;
 mod breaks;
-mod classes;
 mod direct;
-pub mod evict;
 mod fill;
 pub mod flight;
 pub mod freshness;
 pub mod hot;
-mod limits;
 mod lists;
 mod manifests;
 mod modes;
 mod names;
 mod passes;
-mod pins;
 pub mod ranges;
 mod read;
-pub mod scrub;
-mod space;
+mod readiness;
 mod standing;
 mod urls;
 
+use std::collections::HashSet;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -42,28 +39,35 @@ use crate::index::{
 };
 use crate::oci::{Digest, MediaType};
 use crate::places::Places;
+use crate::spool::Spool;
 pub use crate::store::Mapping;
-use crate::store::{Disk, StoreError, Stored};
+use crate::store::{Disk, LocalStore, Object, Store, StoreError};
 use crate::telemetry::Metrics;
+use crate::upkeep::room::Room;
+use crate::upkeep::{self, Upkeep, scrub};
+use crate::work::Pool;
 use begin::Unfit;
-use fill::{Fills, Room};
+use fill::Fills;
 use flight::Flights;
 use hot::Hot;
 use lists::Lists;
 use manifests::Pending;
 use passes::Passes;
-use space::Space;
+use readiness::Readiness;
 
 /// How long a stop waits for what is verified to be on disk, and for the index.
 const LAST_STORES: Duration = Duration::from_secs(5);
 
 /// Everything kept between requests.
 pub struct Cache {
-    disk: Arc<Disk>,
+    store: Arc<dyn Store>,
+    spool: Spool,
     index: Arc<Index>,
+    /// For reads of the index.
+    index_reads: Pool,
     hot: Arc<Hot>,
     lists: Lists,
-    space: Arc<Space>,
+    upkeep: Arc<Upkeep>,
     room: Arc<dyn Room>,
     fills: Fills,
     places: Places,
@@ -74,8 +78,29 @@ pub struct Cache {
     loads: Flights<Digest, Option<Arc<Manifest>>>,
     /// Objects being looked at because their seal is broken.
     inspections: Flights<Digest, bool>,
+    readiness: Readiness,
     verifying: tokio::sync::Mutex<()>,
     metrics: Arc<Metrics>,
+}
+
+/// What upkeep asks of the cache, and tells it.
+struct Watched {
+    fills: Fills,
+    hot: Arc<Hot>,
+}
+
+impl upkeep::Cached for Watched {
+    fn is_coming_in(&self, digest: &Digest) -> bool {
+        self.fills.running(digest).is_some()
+    }
+
+    fn is_storing(&self) -> bool {
+        self.fills.are_storing()
+    }
+
+    fn gone(&self, digests: &HashSet<Digest>) {
+        self.hot.forget(digests);
+    }
 }
 
 /// Why a cache directory cannot be opened.
@@ -88,41 +113,60 @@ pub enum OpenError {
 }
 
 impl Cache {
-    /// Opens a cache directory, making it where it is missing.
+    /// Opens a cache directory, making it where it is missing. Blocks.
     pub fn open(config: &Config, metrics: Arc<Metrics>) -> Result<Self, OpenError> {
-        let disk = Disk::open(&config.cache.dir)?;
+        let pools = Pools::default();
+        let disk = Disk::open(&config.cache.dir, pools.reads.clone())?;
         modes::tighten(&config.cache.dir);
+        let spool = Spool::new(config.cache.dir.join("partial"), pools.spool);
         // On a full disk, downloads that were broken off are worth less than all else.
-        let partial_ttl = if disk.is_full() { Duration::ZERO } else { config.cache.partial_ttl };
-        if let Err(error) = disk.clear_partials(partial_ttl) {
-            tracing::warn!(%error, "cannot clear abandoned partial downloads");
+        let is_full = disk.capacity().is_ok_and(|capacity| capacity.is_full());
+        let max_age = if is_full { Duration::ZERO } else { config.cache.partial_ttl };
+        if let Err(error) = spool.clear_blocking(max_age) {
+            tracing::warn!(%error, "cannot clear abandoned downloads");
         }
-        let index = Index::open(&config.cache.dir)?;
-        let (disk, index, hot) = (Arc::new(disk), Arc::new(index), Arc::new(Hot::default()));
-        let fills = Fills::default();
-        let space = Space::new(config, disk.clone(), index.clone(), hot.clone(), fills.clone(), metrics.clone());
-        let space = Arc::new(space);
+        let index = Arc::new(Index::open(&config.cache.dir)?);
+        let store: Arc<dyn Store> = Arc::new(LocalStore::new(disk, pools.reads, pools.syncs, pools.upkeep.clone()));
+        let (hot, fills) = (Arc::new(Hot::default()), Fills::default());
+        let parts = upkeep::Parts {
+            store: store.clone(),
+            spool: spool.clone(),
+            index: index.clone(),
+            cached: Arc::new(Watched { fills: fills.clone(), hot: hot.clone() }),
+            pool: pools.upkeep,
+            metrics: metrics.clone(),
+        };
+        let upkeep = Arc::new(Upkeep::new(config, parts));
         Ok(Self {
-            disk,
+            store,
+            spool,
             index,
+            index_reads: pools.index_reads,
             hot,
             lists: Lists::default(),
-            room: Arc::new(space.clone()),
-            space,
+            room: Arc::new(upkeep.clone()),
+            upkeep,
             fills,
             places: Places::new(Shares::now().fills),
             unfit: Unfit::default(),
             pending: Pending::default(),
             loads: Flights::default(),
             inspections: Flights::default(),
+            readiness: Readiness::default(),
             verifying: tokio::sync::Mutex::default(),
             metrics,
         })
     }
 
     /// Takes in what is stored and keeps the cache within its limits; runs until the process ends.
-    pub async fn look_after_space(self: Arc<Self>) {
-        self.space.clone().run().await;
+    pub async fn look_after(self: Arc<Self>) {
+        self.upkeep.clone().run().await;
+    }
+
+    /// Takes in what the index knows and does what is asked, and nothing of its own accord: for a command on a stopped
+    /// cache. Runs until the process ends.
+    pub async fn attend(self: Arc<Self>) {
+        self.upkeep.clone().run_when_asked().await;
     }
 
     /// Forgets what came in by clients' own credentials where `config` has Larder's own decide instead. To
@@ -143,62 +187,64 @@ impl Cache {
         Ok(())
     }
 
-    /// Keeps within other limits from now on. May block for as long as a start takes.
-    pub fn configure(&self, config: &Config) {
+    /// Keeps within other limits from now on. Takes as long as a start where that changes how long what is kept.
+    pub async fn configure(&self, config: &Config) {
         self.unfit.clear();
-        self.space.configure(config);
+        self.upkeep.configure(config).await;
     }
 
     /// A complete object from the store.
     pub async fn stored(&self, digest: &Digest) -> Result<Option<Content>, Failure> {
         // Before it is looked for, so that it is not evicted in between.
-        let lease = self.space.lease(digest);
-        let (disk, wanted) = (self.disk.clone(), *digest);
-        let found = blocking(move || disk.get(&wanted)).await?;
-        let Some(stored) = found.map_err(|error| self.broken("cannot read an object", &error))? else {
+        let lease = self.upkeep.lease(digest);
+        let found = self.store.open(digest).await;
+        let Some(object) = found.map_err(|error| self.broken("cannot read an object", &error))? else {
             return Ok(None);
         };
-        if !stored.is_sealed && !self.inspect(&stored, digest).await? {
+        if !object.is_sealed && !self.inspect(&object, digest).await? {
             return Ok(None);
         }
-        self.space.used(digest);
-        Ok(Some(Content::Complete { stored, lease }))
+        self.upkeep.used(digest);
+        Ok(Some(Content::Complete { object, lease }))
     }
 
     /// Hashes an object whose file was touched since it was verified, once for all who ask. Returns
     /// whether it is intact; one that is not is gone.
-    async fn inspect(&self, stored: &Stored, digest: &Digest) -> Result<bool, Failure> {
-        let (stored, digest, disk, space) = (stored.clone(), *digest, self.disk.clone(), self.space.clone());
+    async fn inspect(&self, object: &Object, digest: &Digest) -> Result<bool, Failure> {
+        let (object, digest, store, upkeep) = (object.clone(), *digest, self.store.clone(), self.upkeep.clone());
         let metrics = self.metrics.clone();
-        let inspect = || {
-            blocking(move || {
-                match Disk::is_intact(&stored, &digest, |_| true) {
-                    Ok(true) => {
-                        disk.seal(&stored, &digest)
-                            .unwrap_or_else(|error| tracing::warn!(%digest, %error, "an object cannot be sealed"));
-                        return true;
+        let inspect = || async move {
+            match object.is_intact(&digest, |_| true).await {
+                Ok(true) => {
+                    if let Err(error) = store.seal(&object, &digest).await {
+                        tracing::warn!(%digest, %error, "an object cannot be sealed");
                     }
-                    Ok(false) => {
-                        tracing::error!(%digest, "a stored object was damaged; it was removed and is fetched again");
-                    }
-                    Err(error) => {
-                        tracing::error!(%digest, %error, "a stored object cannot be read; it was removed and is fetched again");
-                    }
+                    return Ok(true);
                 }
-                metrics.errors.inc();
-                // Even if it cannot be removed it is not served: its seal is broken.
-                if let Err(error) = space.discard(&digest) {
-                    tracing::error!(%digest, %error, "a damaged object cannot be removed");
+                // It may be as good as ever.
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                    return Err(Failure::new(FailureKind::Storage, error));
                 }
-                false
-            })
+                Ok(false) => {
+                    tracing::error!(%digest, "a stored object was damaged; it was removed and is fetched again");
+                }
+                Err(error) => {
+                    tracing::error!(%digest, %error, "a stored object cannot be read; it was removed and is fetched again");
+                }
+            }
+            metrics.errors.inc();
+            // Even if it cannot be removed it is not served: its seal is broken.
+            if let Err(error) = upkeep.discard(&digest).await {
+                tracing::error!(%digest, %error, "a damaged object cannot be removed");
+            }
+            Ok(false)
         };
         self.inspections.run(digest, inspect).await.0
     }
 
     /// An object to read while it comes in. `told`: how long its upstream says that it is, where the transfer does not.
     pub fn growing(&self, fill: FillReader, aside: Aside, told: Option<u64>) -> Content {
-        let lease = self.space.lease(&aside.digest);
+        let lease = self.upkeep.lease(&aside.digest);
         Content::Growing { fill, aside, told, _lease: Some(lease) }
     }
 
@@ -213,7 +259,7 @@ impl Cache {
         if is_new {
             self.metrics.stores.inc();
         }
-        self.space.stored(digest, size, repository);
+        self.upkeep.stored(digest, size, repository);
     }
 
     pub async fn tag(&self, key: &TagKey) -> Result<Option<TagEntry>, Failure> {
@@ -233,14 +279,14 @@ impl Cache {
         self.hot.tags.insert(key.clone(), entry.clone());
         self.index.write(Write::Tag { key: key.clone(), entry });
         if is_news {
-            self.space.tag_changed(&key);
+            self.upkeep.tag_changed(&key);
         }
     }
 
     pub fn drop_tag(&self, key: TagKey) {
         self.hot.tags.remove(&key);
         self.index.write(Write::DropTag { key: key.clone() });
-        self.space.tag_changed(&key);
+        self.upkeep.tag_changed(&key);
     }
 
     /// Whether the upstream of `repository` is known to have the object.
@@ -259,7 +305,7 @@ impl Cache {
 
     pub fn mark_visible(&self, repository: &str, digest: Digest) {
         self.hot.visible.insert((repository.to_owned(), digest), ());
-        self.space.seen_by(&digest, repository);
+        self.upkeep.seen_by(&digest, repository);
         self.index.write(Write::Visible { repository: repository.to_owned(), digest });
     }
 
@@ -274,43 +320,49 @@ impl Cache {
         let mut purged = self.index.purge(purge.clone()).await;
         if is_all && purged.is_err() {
             // On a full disk not even rows can be removed until something else was.
-            let disk = self.disk.clone();
-            let removed = blocking(move || disk.clear()).await?;
-            removed.map_err(|error| self.broken("cannot remove an object", &error))?;
+            let cleared = self.store.clear().await;
+            cleared.map_err(|error| self.broken("cannot remove an object", &error))?;
             purged = self.index.purge(purge).await;
         }
         let purged = purged.map_err(|error| self.broken("cannot purge", &error))?;
         self.hot.clear();
-        self.space.removed(&purged.digests, is_all);
-        let (disk, objects) = (self.disk.clone(), purged.digests.clone());
-        let removed = blocking(move || remove_files(&disk, &objects, is_all)).await?;
+        self.upkeep.removed(&purged.digests, is_all);
+        let removed = match is_all {
+            true => self.store.clear().await,
+            false => self.remove_files(&purged.digests).await,
+        };
         removed.map_err(|error| self.broken("cannot remove an object", &error))?;
         Ok(purged)
     }
 
+    async fn remove_files(&self, objects: &[Digest]) -> io::Result<()> {
+        // In pieces, each of which a slow disk removes in time.
+        for some in objects.chunks(1000) {
+            self.store.remove(some).await?;
+        }
+        Ok(())
+    }
+
     /// Images in the order of their references behind `last`, and whether each is pinned.
     pub async fn images(&self, last: String, count: usize) -> Result<Vec<(Image, bool)>, Failure> {
-        let space = self.space.clone();
-        self.read(move |index| {
+        let refreshed = self.upkeep.refresh_pins().await;
+        refreshed.map_err(|error| self.broken("cannot read the index", &error))?;
+        let images = self.read(move |index| {
             index.flush_blocking()?;
-            space.refresh_pins()?;
-            let images = index.images(&last, count)?;
-            Ok(images
-                .into_iter()
-                .map(|image| {
-                    let is_pinned = space.is_pinned(&image.digest);
-                    (image, is_pinned)
-                })
-                .collect())
-        })
-        .await
+            index.images(&last, count)
+        });
+        let with_pin = |image: Image| {
+            let is_pinned = self.upkeep.is_pinned(&image.digest);
+            (image, is_pinned)
+        };
+        Ok(images.await?.into_iter().map(with_pin).collect())
     }
 
     /// Pins an image, cached or not, or takes that back. Returns whether that changed anything.
     pub async fn set_pin(&self, image: ImageName, is_pinned: bool) -> Result<bool, Failure> {
         let changed = self.index.set_pin(image, is_pinned).await;
         let changed = changed.map_err(|error| self.broken("cannot write a pin", &error))?;
-        self.space.pins_changed();
+        self.upkeep.pins_changed();
         Ok(changed)
     }
 
@@ -324,21 +376,24 @@ impl Cache {
         self.verifying.try_lock().ok().map(|turn| Verification { cache: self, _turn: turn })
     }
 
-    /// Takes in what the index knows, for who does not [look after](Self::look_after_space) the cache.
-    pub async fn load(&self) -> Result<(), Failure> {
-        let space = self.space.clone();
-        let loaded = blocking(move || space.load()).await?;
-        loaded.map_err(|error| self.broken("cannot read the index", &error))
+    /// Waits until what the index knows was taken in.
+    pub async fn loaded(&self) {
+        self.upkeep.loaded().await;
     }
 
-    /// Whether content can be stored and looked up now.
+    /// Whether content can be stored and looked up now. Answers soon, whatever the disk does.
     pub async fn check(&self) -> Result<(), Failure> {
-        let disk = self.disk.clone();
-        let written = blocking(move || disk.check()).await?;
-        written.map_err(|error| {
-            Failure::new(FailureKind::Storage, format!("the cache directory cannot be written: {error}"))
-        })?;
-        self.read(|index| index.check()).await
+        let (store, index) = (self.store.clone(), self.index.clone());
+        let reads = self.index_reads.clone();
+        let probe = || async move {
+            store.check().await.map_err(|error| {
+                Failure::new(FailureKind::Storage, format!("the cache directory cannot be written: {error}"))
+            })?;
+            let read =
+                reads.run(move || index.check()).await.map_err(|error| Failure::new(FailureKind::Storage, error))?;
+            read.map_err(|error| Failure::new(FailureKind::Storage, format!("cannot read the index: {error}")))
+        };
+        self.readiness.check(probe).await
     }
 
     /// Stores what is verified, and writes what the index still has queued.
@@ -365,7 +420,9 @@ impl Cache {
         read: impl FnOnce(&Index) -> Result<T, IndexError> + Send + 'static,
     ) -> Result<T, Failure> {
         let index = self.index.clone();
-        blocking(move || read(&index)).await?.map_err(|error| self.broken("cannot read the index", &error))
+        let read = self.index_reads.run(move || read(&index)).await;
+        let read = read.map_err(|error| self.broken("cannot read the index", &error))?;
+        read.map_err(|error| self.broken("cannot read the index", &error))
     }
 
     fn broken(&self, what: &str, error: &dyn std::error::Error) -> Failure {
@@ -389,21 +446,38 @@ impl Verification<'_> {
         is_repair: bool,
         progress: impl FnMut(&scrub::Report) -> bool + Send + 'static,
     ) -> Result<scrub::Report, Failure> {
-        let space = self.cache.space.clone();
-        space.loaded().await;
-        let verified = blocking(move || scrub::verify(&space, is_repair, progress)).await?;
+        let upkeep = self.cache.upkeep.clone();
+        upkeep.loaded().await;
+        let verified = scrub::verify(&upkeep, is_repair, progress).await;
         verified.map_err(|error| self.cache.broken("cannot verify the store", &error))
     }
 }
 
-fn remove_files(disk: &Disk, objects: &[Digest], is_all: bool) -> std::io::Result<()> {
-    if is_all {
-        return disk.clear();
-    }
-    objects.iter().try_for_each(|digest| disk.remove(digest).map(drop))
+/// The pools of a cache. Together they have fewer places than the runtime has threads for what blocks (512), so that none
+/// waits for another.
+struct Pools {
+    reads: Pool,
+    spool: Pool,
+    syncs: Pool,
+    index_reads: Pool,
+    upkeep: Pool,
 }
 
-/// Runs what blocks off the async threads.
+impl Default for Pools {
+    fn default() -> Self {
+        // A client waits for a read, and for a write that is behind what it reads; it gives up after half a minute.
+        let (soon, long) = (Duration::from_secs(3), Duration::from_secs(30));
+        Self {
+            reads: Pool::new("reading the cache directory", 128, soon),
+            spool: Pool::new("writing to the cache directory", 128, Duration::from_secs(5)),
+            syncs: Pool::new("storing an object", 16, long),
+            index_reads: Pool::new("reading the index", 32, soon),
+            upkeep: Pool::new("upkeep of the cache directory", 16, long),
+        }
+    }
+}
+
+/// Runs what blocks and comes once in a while off the async threads.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
     let result = tokio::task::spawn_blocking(work).await;
     result.map_err(|error| Failure::new(FailureKind::Storage, format!("a storage task failed: {error}")))

@@ -1,7 +1,7 @@
 //! Which names have which manifests, as their upstreams have said: what the catalog and the list of images show.
 
-use super::{Cache, blocking};
-use crate::index::{IndexError, Timestamp, Write};
+use super::Cache;
+use crate::index::{Timestamp, Write};
 use crate::oci::{Digest, Name};
 
 impl Cache {
@@ -23,8 +23,8 @@ impl Cache {
         if self.hot.names.get(&key).is_some() {
             return true;
         }
-        let (index, (prefix, path, digest)) = (self.index.clone(), key);
-        let found = blocking(move || {
+        let (prefix, path, digest) = key;
+        let found = self.read(move |index| {
             if index.knows_name(&prefix, &path, &digest)? {
                 return Ok(true);
             }
@@ -32,7 +32,7 @@ impl Cache {
             index.flush_blocking()?;
             index.knows_name(&prefix, &path, &digest)
         });
-        let is_known = matches!(found.await, Ok(Ok::<_, IndexError>(true)));
+        let is_known = matches!(found.await, Ok(true));
         if is_known {
             // Next time it is known without the index.
             self.note_manifest(repository, name, digest);

@@ -1,21 +1,19 @@
 //! Reading content: a complete object, one that is still coming and one that cannot be kept look
 //! alike to who reads.
 
-use std::fs::File;
-use std::io::{self, IoSliceMut};
-use std::os::unix::fs::FileExt;
+use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::stream::{self, Stream};
-use rustix::io::ReadWriteFlags;
 
-use super::direct::{self, Direct};
+use super::direct::Direct;
 use super::fill::{FillReader, Origin, Reading};
-use super::space::Lease;
 use crate::failure::{Failure, FailureKind};
 use crate::oci::Digest;
-use crate::store::{Body, Mapping, Stored};
+use crate::store::{Body, Mapping, Object};
+use crate::upkeep::Lease;
+use crate::work::{Hashing, ReadFile};
 
 /// Most bytes read, and so buffered, at a time for one reader.
 const WINDOW: u64 = 256 * 1024;
@@ -28,7 +26,7 @@ const FRAME: u64 = 1 << 20;
 #[derive(Clone)]
 pub enum Content {
     Complete {
-        stored: Stored,
+        object: Object,
         lease: Arc<Lease>,
     },
     Growing {
@@ -60,7 +58,7 @@ impl Content {
     /// The size as soon as it is known; `None` when only the end will tell.
     pub async fn size(&self) -> Result<Option<u64>, Failure> {
         match self {
-            Self::Complete { stored, .. } => Ok(Some(stored.size)),
+            Self::Complete { object, .. } => Ok(Some(object.size)),
             Self::Growing { fill, told, .. } => fill.size().await.map(|size| size.or(*told)),
             Self::Uncached { size, .. } => Ok(*size),
         }
@@ -77,27 +75,22 @@ impl Content {
 
     /// Whether all of it is there, and has this size.
     pub fn is_complete_with(&self, size: u64) -> bool {
-        matches!(self, Self::Complete { stored, .. } if stored.size == size)
+        matches!(self, Self::Complete { object, .. } if object.size == size)
     }
 
     /// The same, to be read into buffers: for who looks at the bytes before they go to a socket, as HTTP/2
     /// and TLS do, and must not meet a page that a file cut short no longer has.
-    pub fn unmapped(mut self) -> Self {
-        if let Self::Complete { stored, .. } = &mut self
-            && matches!(stored.body, Body::Mapped(_))
-        {
-            stored.body = Body::ToRead;
+    pub fn unmapped(self) -> Self {
+        match self {
+            Self::Complete { object, lease } => Self::Complete { object: object.unmapped(), lease },
+            other => other,
         }
-        self
     }
 
     /// The mapping that the frames of [`Self::stream`] are cut from.
     pub fn mapping(&self) -> Option<&Arc<Mapping>> {
         match self {
-            Self::Complete { stored, .. } => match &stored.body {
-                Body::Mapped(mapping) => Some(mapping),
-                Body::Read(_) | Body::ToRead => None,
-            },
+            Self::Complete { object, .. } => object.mapping(),
             Self::Growing { .. } | Self::Uncached { .. } => None,
         }
     }
@@ -130,7 +123,7 @@ struct Reader {
     window: u64,
     reading: Reading,
     /// What was read of last.
-    last_file: Option<Arc<File>>,
+    last_file: Option<ReadFile>,
     /// Once the store is out of the way.
     direct: Option<Direct>,
 }
@@ -145,19 +138,20 @@ impl Reader {
             return Ok(Bytes::new());
         }
         let (file, until) = match self.content.clone() {
-            Content::Complete { stored, lease } => {
-                let end = self.reading.end.unwrap_or(stored.size).min(stored.size);
-                match stored.body {
-                    Body::Mapped(mapping) if end > self.at => {
-                        let frame = self.next_frame(&mapping, end).await;
-                        return frame.inspect_err(|_| give_up(lease));
+            Content::Complete { object, lease } => {
+                let end = self.reading.end.unwrap_or(object.size).min(object.size);
+                match object.body {
+                    Body::Mapped(mapping, file) => {
+                        let frame = self.next_frame(&mapping, &file, end).await;
+                        return frame.map_err(|error| unreadable(&error, Some(&lease)));
                     }
-                    Body::Read(bytes) if end > self.at => {
-                        let from = std::mem::replace(&mut self.at, end);
+                    Body::Read(bytes, _) => {
+                        let from = self.at.min(end);
+                        self.at = self.at.max(end);
                         // Both are at most the length of the bytes.
                         return Ok(bytes.slice(from as usize..end as usize));
                     }
-                    _ => (stored.file, stored.size),
+                    Body::ToRead(file) => (file, object.size),
                 }
             }
             Content::Growing { fill, aside, .. } => match fill.readable(self.at, self.reading).await {
@@ -180,26 +174,18 @@ impl Reader {
         if length == 0 && self.reading.end.is_some() {
             return Err(Failure::new(FailureKind::Storage, "the object ended before its stated size"));
         }
-        let bytes = match read_cached(&file, at, length) {
-            Some(bytes) => bytes,
-            None => {
-                let source = file.clone();
-                let bytes = tokio::task::spawn_blocking(move || read_at(&source, at, length)).await;
-                bytes.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(|error| unreadable(&error))?
-            }
-        };
+        let bytes = file.read(at, length).await.map_err(|error| unreadable(&error, None))?;
         self.last_file = Some(file);
         self.at += length;
         Ok(bytes)
     }
 
     /// The next pages of a complete object.
-    async fn next_frame(&mut self, mapping: &Arc<Mapping>, end: u64) -> Result<Bytes, Failure> {
-        let (at, length) = (self.at, (end - self.at).min(FRAME));
-        if !mapping.is_resident(at, length) {
+    async fn next_frame(&mut self, mapping: &Arc<Mapping>, file: &ReadFile, end: u64) -> io::Result<Bytes> {
+        let (at, length) = (self.at, end.saturating_sub(self.at).min(FRAME));
+        if length > 0 && !mapping.is_resident(at, length) {
             let loading = mapping.clone();
-            let loaded = tokio::task::spawn_blocking(move || loading.load(at, length)).await;
-            loaded.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(|error| unreadable(&error))?;
+            file.pool().run_io(move || loading.load(at, length)).await?;
         }
         self.at += length;
         Ok(mapping.frame(at, length))
@@ -211,8 +197,8 @@ impl Reader {
         let hasher = match &self.last_file {
             None if self.at == 0 && !self.reading.may_read_unverified => Some(aside.digest.algorithm().hasher()),
             Some(file) if self.start == 0 && !self.reading.may_read_unverified => {
-                let hasher = direct::hash_of(file.clone(), self.at, aside.digest).await;
-                Some(hasher.map_err(|error| unreadable(&error))?)
+                let hashing = file.hash(Hashing::new(aside.digest.algorithm()), self.at).await;
+                Some(hashing.map_err(|error| unreadable(&error, None))?.into_hasher())
             }
             _ => None,
         };
@@ -221,29 +207,12 @@ impl Reader {
     }
 }
 
-/// What the disk cannot read is not to fail the next client too. Who reads now is not kept waiting.
-fn give_up(lease: Arc<Lease>) {
-    tokio::task::spawn_blocking(move || lease.give_up());
-}
-
-fn unreadable(error: &io::Error) -> Failure {
+/// What is told of an object that the disk cannot read. It is not to fail the next client, too: it is taken out, unless the
+/// disk only took too long.
+fn unreadable(error: &io::Error, lease: Option<&Arc<Lease>>) -> Failure {
     tracing::error!(%error, "cannot read an object");
+    if let Some(lease) = lease.filter(|_| error.kind() != io::ErrorKind::TimedOut) {
+        lease.give_up();
+    }
     Failure::new(FailureKind::Storage, format!("cannot read an object: {error}"))
-}
-
-/// Reads exactly `length` bytes at `at` if they are in the page cache, as what has just been written
-/// is; never waits for a disk.
-fn read_cached(file: &File, at: u64, length: u64) -> Option<Bytes> {
-    let mut buffer = vec![0; usize::try_from(length).ok()?];
-    let into = &mut [IoSliceMut::new(&mut buffer)];
-    let read = rustix::io::preadv2(file, into, at, ReadWriteFlags::NOWAIT).ok()?;
-    (read as u64 == length).then(|| buffer.into())
-}
-
-/// Reads exactly `length` bytes at `at`.
-pub fn read_at(file: &File, at: u64, length: u64) -> io::Result<Bytes> {
-    let length = usize::try_from(length).map_err(io::Error::other)?;
-    let mut buffer = vec![0; length];
-    file.read_exact_at(&mut buffer, at)?;
-    Ok(buffer.into())
 }

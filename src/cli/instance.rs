@@ -13,11 +13,11 @@ use url::Url;
 
 use super::CommandError;
 use crate::admin::manage::{self, Images, PinDone, PurgeDone};
-use crate::cache::scrub::Report;
 use crate::cache::{Cache, OpenError};
 use crate::config::{self, Config};
 use crate::pull::Pull;
 use crate::telemetry::Metrics;
+use crate::upkeep::scrub::Report;
 
 const CONNECT: Duration = Duration::from_secs(5);
 /// For each answer to begin, and between two pieces of it.
@@ -44,7 +44,8 @@ fn admin_url(text: &str) -> Result<Url, String> {
 
 pub enum Instance {
     Running(Api),
-    Stopped(Arc<Pull>),
+    /// Its directory, and the task that looks after it meanwhile.
+    Stopped(Arc<Pull>, tokio::task::JoinHandle<()>),
 }
 
 impl Instance {
@@ -76,8 +77,10 @@ impl Instance {
         let metrics = Arc::<Metrics>::default();
         match Cache::open(&config, metrics.clone()) {
             Ok(cache) => {
-                let pull = Pull::new(&config, Arc::new(cache), metrics);
-                pull.map(Self::Stopped).map_err(|error| CommandError::Failed(error.to_string()))
+                let cache = Arc::new(cache);
+                let attending = tokio::spawn(cache.clone().attend());
+                let pull = Pull::new(&config, cache, metrics);
+                pull.map(|pull| Self::Stopped(pull, attending)).map_err(|error| CommandError::Failed(error.to_string()))
             }
             Err(OpenError::Store(error)) if error.is_in_use() => {
                 let none = || CommandError::Failed("admin.listen names no address".to_owned());
@@ -93,7 +96,7 @@ impl Instance {
         let mut last = String::new();
         loop {
             let Images { images, next } = match self {
-                Self::Stopped(pull) => manage::images(pull, &last, manage::PAGE).await?,
+                Self::Stopped(pull, _) => manage::images(pull, &last, manage::PAGE).await?,
                 Self::Running(api) => api.ask(reqwest::Method::GET, "api/images", &[("last", &last)]).await?,
             };
             all.extend(images);
@@ -107,7 +110,7 @@ impl Instance {
     /// Takes out everything (`None`) or one repository, name, tag or digest.
     pub async fn purge(&self, which: Option<&str>) -> Result<PurgeDone, CommandError> {
         match self {
-            Self::Stopped(pull) => Ok(manage::purge(pull, which).await?),
+            Self::Stopped(pull, _) => Ok(manage::purge(pull, which).await?),
             Self::Running(api) => {
                 let parameters: Vec<_> = which.map(|which| ("reference", which)).into_iter().collect();
                 api.ask(reqwest::Method::DELETE, "api/cache", &parameters).await
@@ -117,7 +120,7 @@ impl Instance {
 
     pub async fn set_pin(&self, reference: &str, is_pinned: bool) -> Result<PinDone, CommandError> {
         match self {
-            Self::Stopped(pull) => Ok(manage::set_pin(pull, reference, is_pinned).await?),
+            Self::Stopped(pull, _) => Ok(manage::set_pin(pull, reference, is_pinned).await?),
             Self::Running(api) => {
                 let method = if is_pinned { reqwest::Method::PUT } else { reqwest::Method::DELETE };
                 api.ask(method, "api/pins", &[("reference", reference)]).await
@@ -132,11 +135,7 @@ impl Instance {
         mut progress: impl FnMut(&Report) + Send + 'static,
     ) -> Result<Report, CommandError> {
         match self {
-            Self::Stopped(pull) => {
-                if let Err(failure) = pull.cache().load().await {
-                    // The report says so too, and a repair goes on from the files.
-                    tracing::warn!(%failure, "the index cannot be read");
-                }
+            Self::Stopped(pull, _) => {
                 let (begun, _) = tokio::sync::oneshot::channel();
                 let tell = move |report: &Report| {
                     progress(report);
@@ -158,9 +157,12 @@ impl Instance {
         }
     }
 
-    /// Writes what the index still has queued.
+    /// Writes what the index still has queued, and leaves the directory to others.
     pub async fn close(self) {
-        if let Self::Stopped(pull) = self {
+        if let Self::Stopped(pull, attending) = self {
+            attending.abort();
+            // It ends because it is told to.
+            let _ = attending.await;
             pull.cache().close().await;
         }
     }

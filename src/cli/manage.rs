@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::CommandError;
 use super::instance::{Instance, Where};
 use crate::admin::manage::Image;
-use crate::cache::scrub::{INDEX_IS_FINE, Report, Trouble};
+use crate::upkeep::scrub::{INDEX_IS_FINE, Report, Trouble};
 
 /// How often the progress of a verification is shown.
 const PROGRESS: Duration = Duration::from_millis(200);
@@ -110,7 +110,7 @@ pub async fn verify(files: &[PathBuf], arguments: &Verify) -> Result<(), Command
     let mut instance = Instance::find(files, &arguments.common.place)?;
     let mut report = instance.verify(arguments.repair, progress()).await?;
     let is_index_damaged = report.index != INDEX_IS_FINE;
-    let is_stopped = matches!(instance, Instance::Stopped(_));
+    let is_stopped = matches!(instance, Instance::Stopped(..));
     instance.close().await;
     if is_index_damaged && arguments.repair && is_stopped {
         // It was marked: to open the cache again sets it aside and builds it from the files.

@@ -122,7 +122,7 @@ impl Reload {
         count_certificates(&config, pull.metrics());
         runtime.block_on(certificates.apply(acme, occasion));
         tls.set(handshakes);
-        pull.cache().configure(&config);
+        runtime.block_on(pull.cache().configure(&config));
         log.set(&config.logging.level);
         let mut current = self.config.lock().unwrap_or_else(PoisonError::into_inner);
         for key in needs_restart(&current, &config) {

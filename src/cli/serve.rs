@@ -109,7 +109,7 @@ async fn serve(config: Config, pull: Arc<Pull>, files: Files, log: LogLevel) -> 
     let (stop, stopped) = channel::channel(None);
     let shares = Shares::now();
     let (places, crowd) = limits(&config.server, shares.registry);
-    let space = tokio::spawn(pull.cache().clone().look_after_space());
+    let upkeep = tokio::spawn(pull.cache().clone().look_after());
     let current = Arc::new(Mutex::new(config));
     let Files { sources, begun_with, watch } = files;
     let keeping = tokio::spawn(certificates.clone().run(stopped.clone()));
@@ -147,7 +147,7 @@ async fn serve(config: Config, pull: Arc<Pull>, files: Files, log: LogLevel) -> 
     if ended.is_err() {
         tracing::warn!("not everything ended in time");
     }
-    space.abort();
+    upkeep.abort();
     pull.cache().close().await;
     Ok(())
 }

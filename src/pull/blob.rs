@@ -116,7 +116,7 @@ impl Pull {
     /// An object that is stored, or verified and about to be, and its size.
     async fn at_hand(self: &Arc<Self>, target: &Target, digest: &Digest) -> Option<Result<(u64, Content), Failure>> {
         let stored = |content: Content| match &content {
-            Content::Complete { stored, .. } => Some(Ok((stored.size, content))),
+            Content::Complete { object, .. } => Some(Ok((object.size, content))),
             _ => None,
         };
         if let Ok(Some(content)) = self.cache.stored(digest).await {
@@ -145,7 +145,7 @@ impl Pull {
             self.has_as_blob(target, digest).await.map_err(Refusal::of(Wanted::Blob))?;
         }
         let since = match &content {
-            Content::Complete { stored, .. } => stored.since,
+            Content::Complete { object, .. } => object.since,
             Content::Growing { .. } | Content::Uncached { .. } => SystemTime::now(),
         };
         let state = CacheState::Hit { since };

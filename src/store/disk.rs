@@ -13,37 +13,36 @@
 //!
 //! All functions block; callers run them off the async threads.
 
-use std::fs::{self, DirBuilder, File, FileTimes, OpenOptions, TryLockError};
+use std::fs::{self, File, FileTimes, OpenOptions, TryLockError};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
 use rustix::fs::OFlags;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::mapped::Mapping;
 use super::open::OpenObjects;
-use super::partial::{Partial, Resumed};
+use super::{Body, Capacity, Listed, Object};
+use crate::files::make_folder;
 use crate::oci::{Algorithm, Digest};
-
-/// A small object is written in much less than this; a file that is older was left behind.
-const TEMPORARY: Duration = Duration::from_secs(300);
+use crate::spool::{Partial, TEMPORARY_NAME};
+use crate::work::{Pool, ReadFile};
 
 /// What is stored may be private. A stricter umask makes it stricter still.
-const FOLDER_MODE: u32 = 0o700;
-pub(super) const FILE_MODE: u32 = 0o640;
+const FILE_MODE: u32 = 0o640;
 
-/// The directories of complete and partial content.
+/// The directory of complete objects.
 #[derive(Debug)]
 pub struct Disk {
+    dir: PathBuf,
     blobs: PathBuf,
     partial: PathBuf,
     next_temporary: AtomicU64,
-    syncs: Arc<Semaphore>,
+    /// For those who read objects.
+    reads: Pool,
     /// Whether the filesystem keeps times as finely as seals need.
     can_seal: bool,
     /// Objects that are open, so that many readers of one need one descriptor.
@@ -52,46 +51,8 @@ pub struct Disk {
     _lock: Option<File>,
 }
 
-/// Objects that are stored at once. A disk that hangs keeps the threads that sync, which must not be all that there are.
-const SYNCS: usize = 16;
-
-/// Less free space than this is as good as none.
-const LITTLE: u64 = 1 << 20;
-
 /// What is smaller is read when it is opened: to map it would cost more than to copy it.
 const MIN_MAPPED: u64 = 64 * 1024;
-
-/// A complete object.
-#[derive(Clone, Debug)]
-pub struct Stored {
-    pub file: Arc<File>,
-    pub body: Body,
-    pub size: u64,
-    /// When it was stored.
-    pub since: SystemTime,
-    /// Whether its file is as it was when it was verified, as far as its seal tells.
-    pub is_sealed: bool,
-}
-
-/// How the content of a complete object is had.
-#[derive(Clone, Debug)]
-pub enum Body {
-    /// A small object, read.
-    Read(Bytes),
-    Mapped(Arc<Mapping>),
-    /// It is not mapped, because the filesystem cannot or the reader must not.
-    ToRead,
-}
-
-/// A partial download on disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PartialFile {
-    pub digest: Digest,
-    /// Disk that it takes.
-    pub bytes: u64,
-    /// When it was last written to.
-    pub since: SystemTime,
-}
 
 /// Why a cache directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -113,7 +74,7 @@ impl Disk {
     /// Opens the store, making its directories where they are missing. Takes the same time whatever
     /// it holds. A disk that is full, or not to be written to, is no reason to fail: what is stored can
     /// be read, and more can be stored when that has changed.
-    pub fn open(dir: &Path) -> Result<Self, StoreError> {
+    pub fn open(dir: &Path, reads: Pool) -> Result<Self, StoreError> {
         let unusable = |source| StoreError::Unusable { path: dir.to_owned(), source };
         let blobs = dir.join("blobs");
         let partial = dir.join("partial");
@@ -146,10 +107,11 @@ impl Disk {
             );
         }
         Ok(Self {
+            dir: dir.to_owned(),
             blobs,
             partial,
             next_temporary: AtomicU64::new(0),
-            syncs: Arc::new(Semaphore::new(SYNCS)),
+            reads,
             can_seal,
             open: OpenObjects::default(),
             _lock: lock,
@@ -157,12 +119,12 @@ impl Disk {
     }
 
     /// Opens a complete object; `None` when it is not there.
-    pub fn get(&self, digest: &Digest) -> io::Result<Option<Stored>> {
+    pub fn get(&self, digest: &Digest) -> io::Result<Option<Object>> {
         // What is open already need not be opened again, unless the name stands for another file by now.
         if let Some((file, mapping)) = self.open.find(digest) {
             let metadata = file.metadata()?;
             if metadata.nlink() > 0 {
-                return self.stored(digest, file, mapping, &metadata).map(Some);
+                return self.object(digest, file, mapping, &metadata).map(Some);
             }
         }
         // What is no file at all must not make anybody wait.
@@ -175,116 +137,58 @@ impl Disk {
                     self.remove(digest)?;
                     return Ok(None);
                 }
-                self.stored(digest, Arc::new(file), None, &metadata).map(Some)
+                self.object(digest, Arc::new(file), None, &metadata).map(Some)
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
     }
 
-    fn stored(
+    fn object(
         &self,
         digest: &Digest,
         file: Arc<File>,
         mapping: Option<Arc<Mapping>>,
         metadata: &fs::Metadata,
-    ) -> io::Result<Stored> {
-        let size = metadata.len();
+    ) -> io::Result<Object> {
+        let (size, to_read) = (metadata.len(), ReadFile::new(file.clone(), self.reads.clone()));
         let body = if size < MIN_MAPPED {
             let mut bytes = vec![0; usize::try_from(size).map_err(io::Error::other)?];
             file.read_exact_at(&mut bytes, 0)?;
-            Body::Read(bytes.into())
+            Body::Read(bytes.into(), Some(to_read))
         } else {
             let mapping = mapping.filter(|mapping| mapping.length() == size);
-            let mapping = mapping.map_or_else(|| Mapping::new(file.clone(), size), Ok);
-            mapping.map_or(Body::ToRead, Body::Mapped)
-        };
-        if size >= MIN_MAPPED {
-            let mapping = if let Body::Mapped(mapping) = &body { Some(mapping) } else { None };
-            self.open.keep(digest, &file, mapping);
-        }
-        let is_sealed = !self.can_seal || metadata.mtime_nsec() == i64::from(seal_of(digest));
-        Ok(Stored { file, body, size, since: metadata.modified()?, is_sealed })
-    }
-
-    /// Reads an object to its end and tells whether it has the digest that it is named by. `progress` is
-    /// told of each piece read, and says whether to go on; it fails if not.
-    pub fn is_intact(stored: &Stored, digest: &Digest, mut progress: impl FnMut(u64) -> bool) -> io::Result<bool> {
-        let mut hasher = digest.algorithm().hasher();
-        let mut buffer = vec![0; 1 << 20];
-        let mut at = 0;
-        loop {
-            match stored.file.read_at(&mut buffer, at)? {
-                0 => return Ok(hasher.finish() == *digest),
-                read => {
-                    hasher.update(&buffer[..read]);
-                    at += read as u64;
-                    if !progress(read as u64) {
-                        return Err(io::ErrorKind::Interrupted.into());
-                    }
-                }
+            let mapping = mapping.map_or_else(|| Mapping::new(file.clone(), size), Ok).ok();
+            self.open.keep(digest, &file, mapping.as_ref());
+            match mapping {
+                Some(mapping) => Body::Mapped(mapping, to_read),
+                None => Body::ToRead(to_read),
             }
-        }
+        };
+        let is_sealed = !self.can_seal || metadata.mtime_nsec() == i64::from(seal_of(digest));
+        Ok(Object { size, since: metadata.modified()?, is_sealed, body })
     }
 
     /// Seals an object that was found intact; it keeps the second in which it was stored.
-    pub fn seal(&self, stored: &Stored, digest: &Digest) -> io::Result<()> {
-        if self.can_seal { seal(&stored.file, digest, stored.since) } else { Ok(()) }
+    pub fn seal(&self, object: &Object, digest: &Digest) -> io::Result<()> {
+        match file_of(object) {
+            Some(file) if self.can_seal => seal(file, digest, object.since),
+            _ => Ok(()),
+        }
     }
 
     /// Breaks the seal of a damaged object, so that it is not served.
-    pub fn unseal(&self, stored: &Stored) -> io::Result<()> {
+    pub fn unseal(&self, object: &Object) -> io::Result<()> {
         // That now happens to be the right nanosecond is as unlikely as that a write hits it.
-        stored.file.set_times(FileTimes::new().set_modified(SystemTime::now()))
-    }
-
-    /// The partial download of `digest`: a new one, or what an earlier one left.
-    pub fn open_partial(&self, digest: &Digest) -> io::Result<(Partial, Resumed)> {
-        // Somebody may have removed the folder.
-        make_folder(&self.partial)?;
-        Partial::open(self.partial_path(digest))
-    }
-
-    fn partial_path(&self, digest: &Digest) -> PathBuf {
-        self.partial.join(format!("{}-{}", digest.algorithm().as_str(), digest.hex()))
-    }
-
-    /// All partial downloads, those of running fills among them.
-    pub fn partials(&self) -> io::Result<Vec<PartialFile>> {
-        let mut partials = Vec::new();
-        for entry in entries(&self.partial)? {
-            let entry = entry?;
-            let name = entry.file_name().to_string_lossy().replacen('-', ":", 1);
-            match (name.parse(), entry.metadata()) {
-                (Ok(digest), Ok(metadata)) => {
-                    // A block is 512 bytes here, whatever the filesystem's own are.
-                    let journal = fs::metadata(entry.path().with_extension("have"));
-                    let bytes = (metadata.blocks() + journal.map_or(0, |journal| journal.blocks())) * 512;
-                    partials.push(PartialFile { digest, bytes, since: metadata.modified()? });
-                }
-                (Ok(_), Err(error)) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-        }
-        Ok(partials)
-    }
-
-    /// Removes a partial download that no fill goes on with.
-    pub fn remove_partial(&self, digest: &Digest) -> io::Result<()> {
-        Partial::remove(&self.partial_path(digest))
-    }
-
-    /// A turn to [store](Self::put) or [publish](Self::publish), to be kept by the thread that does it until it is done.
-    /// Does not block; on a disk that hangs it never comes.
-    pub async fn turn(&self) -> Option<OwnedSemaphorePermit> {
-        self.syncs.clone().acquire_owned().await.ok()
+        let times = FileTimes::new().set_modified(SystemTime::now());
+        file_of(object).map_or(Ok(()), |file| file.set_times(times))
     }
 
     /// Makes a verified download of `size` bytes the object `digest`: on disk first, then under its name, so that
     /// after a power cut the name never stands for less than the content. Returns whether the object
     /// is new.
     pub fn publish(&self, partial: &Partial, digest: &Digest, size: u64) -> io::Result<bool> {
-        let file = &partial.data().file;
+        let file = partial.file();
         // What was verified and no more, whoever wrote behind it.
         if file.metadata()?.len() != size {
             file.set_len(size)?;
@@ -306,7 +210,7 @@ impl Disk {
     /// Stores small verified content. Returns whether the object is new.
     pub fn put(&self, digest: &Digest, bytes: &[u8]) -> io::Result<bool> {
         let number = self.next_temporary.fetch_add(1, Ordering::Relaxed);
-        let temporary = self.partial.join(format!("put-{number}"));
+        let temporary = self.partial.join(format!("{TEMPORARY_NAME}{number}"));
         let written = (|| {
             make_folder(&self.partial)?;
             let mut file = new_file(&temporary)?;
@@ -352,18 +256,24 @@ impl Disk {
         }
     }
 
-    /// Walks all objects: digest, size, when it was stored. What is no object is left alone.
-    pub fn for_each(&self, mut each: impl FnMut(Digest, u64, SystemTime)) -> io::Result<()> {
-        self.walk(|digest, entry| match entry.metadata() {
+    /// Walks all objects, as long as `each` says to go on. What is no object is left alone.
+    pub fn for_each(&self, mut each: impl FnMut(Listed) -> bool) -> io::Result<()> {
+        let walked = self.walk(|digest, entry| match entry.metadata() {
             Ok(metadata) if metadata.is_file() => {
-                each(digest, metadata.len(), metadata.modified()?);
-                Ok(())
+                match each(Listed { digest, size: metadata.len(), since: metadata.modified()? }) {
+                    true => Ok(()),
+                    false => Err(io::ErrorKind::Interrupted.into()),
+                }
             }
             // What stands in an object's place goes when the object is asked for.
             Ok(_) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(error),
-        })
+        });
+        match walked {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+            walked => walked,
+        }
     }
 
     /// Walks all that is named like an object.
@@ -389,15 +299,16 @@ impl Disk {
         let path = self.partial.join("check");
         new_file(&path)?.write_all(b"larder")?;
         fs::remove_file(&path)?;
-        match self.is_full() {
+        match self.capacity()?.is_full() {
             true => Err(io::Error::new(io::ErrorKind::StorageFull, "no space left on it")),
             false => Ok(()),
         }
     }
 
-    /// Whether there is as good as no space left.
-    pub fn is_full(&self) -> bool {
-        rustix::fs::statvfs(&self.partial).is_ok_and(|found| found.f_bavail * found.f_frsize < LITTLE)
+    /// The room on the filesystem.
+    pub fn capacity(&self) -> io::Result<Capacity> {
+        let found = rustix::fs::statvfs(&self.dir)?;
+        Ok(Capacity { total: found.f_blocks * found.f_frsize, free: found.f_bavail * found.f_frsize })
     }
 
     /// Removes all objects, known to the index or not.
@@ -413,24 +324,6 @@ impl Disk {
     fn path(&self, digest: &Digest) -> PathBuf {
         let hex = digest.hex();
         self.blobs.join(digest.algorithm().as_str()).join(&hex[..2]).join(&hex)
-    }
-
-    /// Removes the partial downloads that nobody has gone on with for `max_age`, and what an earlier
-    /// process was just writing when it was killed.
-    pub fn clear_partials(&self, max_age: Duration) -> io::Result<()> {
-        for entry in entries(&self.partial)? {
-            let entry = entry?;
-            let is_temporary = entry.file_name().to_string_lossy().starts_with("put-");
-            let age = entry.metadata()?.modified()?.elapsed().unwrap_or_default();
-            let limit = if is_temporary { TEMPORARY.min(max_age) } else { max_age };
-            if age <= limit {
-                continue;
-            }
-            if let Err(error) = fs::remove_file(entry.path()) {
-                tracing::warn!(path = %entry.path().display(), %error, "cannot remove an abandoned partial download");
-            }
-        }
-        Ok(())
     }
 }
 
@@ -457,6 +350,14 @@ fn entries(folder: &Path) -> io::Result<impl Iterator<Item = io::Result<fs::DirE
     Ok(found.into_iter().flatten())
 }
 
+/// The file of an object of this store.
+fn file_of(object: &Object) -> Option<&File> {
+    match &object.body {
+        Body::Read(_, file) => file.as_ref().map(|file| &**file.file()),
+        Body::Mapped(_, file) | Body::ToRead(file) => Some(file.file()),
+    }
+}
+
 /// The nanoseconds that seal an object.
 fn seal_of(digest: &Digest) -> u32 {
     let raw = digest.as_raw();
@@ -478,11 +379,6 @@ fn keeps_nanoseconds(probe: &Path) -> bool {
         io::Result::Ok(metadata.mtime_nsec() == i64::from(seal_of(&digest)))
     })();
     probed.unwrap_or(false)
-}
-
-/// Makes a folder with all above it that are missing, for our own user alone.
-fn make_folder(path: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(path)
 }
 
 fn new_file(path: &Path) -> io::Result<File> {

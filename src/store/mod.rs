@@ -1,10 +1,187 @@
-//! Where the bytes are.
+//! The store: complete, verified objects by their digests.
+//!
+//! [`Store`] is what the cache needs of it. [`LocalStore`] keeps objects on a filesystem. Each call has a deadline of its
+//! own, and a caller for whom it passed goes on without the store.
 
-pub mod disk;
-pub mod mapped;
+mod disk;
+mod local;
+mod mapped;
 mod open;
-pub mod partial;
+#[cfg(test)]
+pub mod simulated;
+#[cfg(test)]
+mod suite;
 
-pub use disk::{Body, Disk, PartialFile, StoreError, Stored};
+use std::io;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use tokio::sync::mpsc;
+
+pub use disk::{Disk, StoreError};
+pub use local::LocalStore;
 pub use mapped::Mapping;
-pub use partial::{Partial, PartialData, Resumed};
+
+use crate::oci::Digest;
+use crate::spool::Partial;
+use crate::work::{Hashing, ReadFile};
+
+/// Where complete objects are kept. An object that is there is complete and was verified; it never changes.
+///
+/// Errors are those of the disk or server behind it; [`io::ErrorKind::TimedOut`] where it did not answer in time. A call
+/// that timed out may still take effect.
+pub trait Store: Send + Sync + 'static {
+    /// Opens an object; `None` where it is not there.
+    fn open<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, io::Result<Option<Object>>>;
+
+    /// Stores small verified content, durably. Returns whether the object is new. Waits for its turn as long as that takes.
+    fn put<'a>(&'a self, digest: &'a Digest, content: Bytes) -> BoxFuture<'a, io::Result<bool>>;
+
+    /// Makes a verified download of `size` bytes the object `digest`, durably: after a power cut the name never stands for
+    /// less than the content. Returns whether the object is new.
+    fn publish<'a>(&'a self, from: Partial, digest: &'a Digest, size: u64) -> BoxFuture<'a, io::Result<bool>>;
+
+    /// Removes objects; readers that have one open go on. What is not there is no error. Removes as many as it can, and
+    /// returns the first error.
+    fn remove<'a>(&'a self, digests: &'a [Digest]) -> BoxFuture<'a, io::Result<()>>;
+
+    /// Removes all objects, known to the index or not.
+    fn clear(&self) -> BoxFuture<'_, io::Result<()>>;
+
+    /// Whether an object is there, whole or not.
+    fn contains<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, io::Result<bool>>;
+
+    /// All objects, in no order. Those that come or go meanwhile may be listed or not.
+    fn list(&self) -> Listing;
+
+    /// The room that there is.
+    fn capacity(&self) -> BoxFuture<'_, io::Result<Capacity>>;
+
+    /// Fails where nothing can be stored now.
+    fn check(&self) -> BoxFuture<'_, io::Result<()>>;
+
+    /// Marks an object that was found intact as one that needs not be hashed before it is served.
+    fn seal<'a>(&'a self, object: &'a Object, digest: &'a Digest) -> BoxFuture<'a, io::Result<()>>;
+
+    /// Takes the mark from a damaged object, so that it is not served.
+    fn unseal<'a>(&'a self, object: &'a Object) -> BoxFuture<'a, io::Result<()>>;
+}
+
+/// A complete object, open.
+#[derive(Clone, Debug)]
+pub struct Object {
+    /// In bytes.
+    pub size: u64,
+    /// When it was stored.
+    pub since: SystemTime,
+    /// Whether it is as it was when it was verified, as far as its seal tells. What is not sealed is hashed before it is
+    /// served.
+    pub is_sealed: bool,
+    pub body: Body,
+}
+
+/// How the content of an object is had.
+#[derive(Clone, Debug)]
+pub enum Body {
+    /// A small object, read when it was opened, and its file where there is one.
+    Read(Bytes, Option<ReadFile>),
+    /// A file that is mapped into memory, and the same file to read from.
+    Mapped(Arc<Mapping>, ReadFile),
+    /// A file that is not mapped, because the filesystem cannot or the reader must not.
+    ToRead(ReadFile),
+}
+
+/// An object in a list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listed {
+    pub digest: Digest,
+    /// In bytes.
+    pub size: u64,
+    /// When it was stored.
+    pub since: SystemTime,
+}
+
+/// A list that comes piece by piece, from a task that ends when this is dropped.
+pub struct Listing(mpsc::Receiver<io::Result<Listed>>);
+
+impl Listing {
+    /// The next object; `None` at the end. Nothing comes behind an error.
+    pub async fn next(&mut self) -> Option<io::Result<Listed>> {
+        self.0.recv().await
+    }
+}
+
+/// Bytes of the filesystem that a store is on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Capacity {
+    pub total: u64,
+    pub free: u64,
+}
+
+/// Less free space than this is as good as none.
+const LITTLE: u64 = 1 << 20;
+
+impl Capacity {
+    /// Whether there is as good as no space left.
+    pub fn is_full(&self) -> bool {
+        self.free < LITTLE
+    }
+}
+
+impl Object {
+    /// The bytes `[at, at + length)`, which must lie within the object.
+    pub async fn read(&self, at: u64, length: u64) -> io::Result<Bytes> {
+        match &self.body {
+            Body::Read(bytes, _) => {
+                let range = usize::try_from(at).ok().zip(usize::try_from(at + length).ok());
+                let range = range.filter(|&(from, until)| from <= until && until <= bytes.len());
+                let (from, until) = range.ok_or(io::ErrorKind::UnexpectedEof)?;
+                Ok(bytes.slice(from..until))
+            }
+            Body::Mapped(_, file) | Body::ToRead(file) => file.read(at, length).await,
+        }
+    }
+
+    /// Reads all of it and tells whether it has the digest that it is named by. `progress` is told of each piece read, in
+    /// bytes, and says whether to go on; the reading fails with [`io::ErrorKind::Interrupted`] if not.
+    pub async fn is_intact(&self, digest: &Digest, mut progress: impl FnMut(u64) -> bool + Send) -> io::Result<bool> {
+        const PIECE: u64 = 8 << 20;
+        let file = match &self.body {
+            Body::Read(bytes, _) => {
+                return match progress(self.size) {
+                    true => Ok(Digest::of(digest.algorithm(), bytes) == *digest),
+                    false => Err(io::ErrorKind::Interrupted.into()),
+                };
+            }
+            Body::Mapped(_, file) | Body::ToRead(file) => file,
+        };
+        let mut hashing = Hashing::new(digest.algorithm());
+        while hashing.at() < self.size {
+            let before = hashing.at();
+            hashing = file.hash(hashing, (before + PIECE).min(self.size)).await?;
+            if !progress(hashing.at() - before) {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+        }
+        Ok(hashing.finish() == *digest)
+    }
+
+    /// The same, to be read into buffers: for readers that look at the bytes before they go to a socket, as HTTP/2 and TLS
+    /// do, and must not meet a page that a file cut short no longer has.
+    pub fn unmapped(mut self) -> Self {
+        if let Body::Mapped(_, file) = self.body {
+            self.body = Body::ToRead(file);
+        }
+        self
+    }
+
+    /// The mapping that its frames are cut from.
+    pub fn mapping(&self) -> Option<&Arc<Mapping>> {
+        match &self.body {
+            Body::Mapped(mapping, _) => Some(mapping),
+            Body::Read(..) | Body::ToRead(_) => None,
+        }
+    }
+}

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -14,13 +13,16 @@ use tokio::time::Instant;
 use super::plan::{self, Claim, View};
 use super::supervision::Supervision;
 use super::transfer::{self, End, Sink, Span};
-use super::{Fill, Origin, Phase, Registered, Reservation, Reserved, Room, Source, Wanted, blocking};
+use super::{Fill, Origin, Phase, Registered, Reserved, Source, Wanted};
 use crate::cache::breaks::Breaks;
 use crate::cache::ranges::RangeSet;
 use crate::failure::{Failure, FailureKind};
 use crate::oci::{Algorithm, Digest};
 use crate::places::Places;
-use crate::store::{Disk, Partial};
+use crate::spool::{Partial, Spool};
+use crate::store::Store;
+use crate::upkeep::room::{Reservation, Room};
+use crate::work::{Hashing, ReadFile};
 
 /// How often a transfer that had begun is reopened when no source answers, before the fill fails.
 const REOPEN_ATTEMPTS: u32 = 6;
@@ -33,10 +35,6 @@ const MEASURE: Duration = Duration::from_millis(250);
 const WORTH_IT: Duration = Duration::from_secs(1);
 /// Smaller objects come over one connection.
 const MIN_PARALLEL: u64 = 16 << 20;
-/// How long an object that is verified waits for its turn to be stored. Until then it keeps its place among the transfers.
-const STORE_PATIENCE: Duration = Duration::from_secs(5);
-/// Bytes hashed at a time.
-const HASHED: u64 = 1 << 20;
 
 /// What a finished fill left in the store.
 #[derive(Debug)]
@@ -51,17 +49,25 @@ pub struct Outcome {
     pub _reserved: Vec<Reservation>,
 }
 
+/// Where an object goes to.
+#[derive(Clone, Copy)]
+pub struct Destination<'a> {
+    pub spool: &'a Spool,
+    pub store: &'a Arc<dyn Store>,
+    pub room: &'a Arc<dyn Room>,
+    /// The transfers at once.
+    pub places: &'a Places,
+}
+
 /// Brings `digest` in: tries one copy after the other until one has the right digest, tells the
 /// readers, and publishes the file.
 pub async fn drive(
     registered: &Registered,
     wanted: Wanted,
     origin: &Arc<dyn Origin>,
-    disk: &Arc<Disk>,
-    room: &Arc<dyn Room>,
-    places: &Places,
+    into: Destination<'_>,
 ) -> Result<Outcome, Failure> {
-    let result = bring_in(registered, wanted, origin, disk, room, places).await;
+    let result = bring_in(registered, wanted, origin, into).await;
     if let Err(failure) = &result {
         registered.fill().update(|state| state.phase = Phase::Failed(failure.clone()));
     }
@@ -72,14 +78,12 @@ async fn bring_in(
     registered: &Registered,
     wanted: Wanted,
     origin: &Arc<dyn Origin>,
-    disk: &Arc<Disk>,
-    room: &Arc<dyn Room>,
-    places: &Places,
+    into: Destination<'_>,
 ) -> Result<Outcome, Failure> {
     let digest = wanted.key();
     let mut is_alone = false;
     for _ in 0..MAX_COPIES {
-        let mut copy = Copy::open(registered, wanted, origin, disk, room, places).await?;
+        let mut copy = Copy::open(registered, wanted, origin, into).await?;
         // A single stream is of one source, unless that breaks.
         copy.serves_ranges = !is_alone;
         match copy.fetch().await {
@@ -89,7 +93,7 @@ async fn bring_in(
                     state.phase = Phase::Verified;
                     state.size = Some(size);
                 });
-                return Ok(publish(copy, found, size, disk).await);
+                return Ok(publish(copy, found, size, &**into.store).await);
             }
             Ok(_) => {
                 let sources = lock(&copy.sources).clone();
@@ -100,17 +104,14 @@ async fn bring_in(
                     Some(first) if is_alone || (sources.len() == 1 && !copy.is_resumed) => origin.reject(*first),
                     _ => is_alone = true,
                 }
-                let partial = copy.partial;
-                blocking(move || partial.discard()).await.map_err(|error| storage(&error))?;
+                copy.partial.discard().await.map_err(|error| storage(&error))?;
             }
             Err(failure) => {
                 // What has arrived is kept to go on with, unless it cannot be written.
                 let is_worth_it = wanted.may_resume() && !copy.fill.present().is_empty();
                 if failure.kind.is_of_the_store() || !is_worth_it {
-                    let partial = copy.partial;
-                    let discarded = blocking(move || partial.discard()).await;
-                    discarded
-                        .unwrap_or_else(|error| tracing::warn!(%digest, %error, "cannot remove a partial download"));
+                    let discarded = copy.partial.discard().await;
+                    discarded.unwrap_or_else(|error| tracing::warn!(%digest, %error, "cannot remove a download"));
                 }
                 return Err(failure);
             }
@@ -120,24 +121,11 @@ async fn bring_in(
 }
 
 /// Moves a verified copy to the complete objects.
-async fn publish(copy: Copy<'_>, digest: Digest, size: u64, disk: &Arc<Disk>) -> Outcome {
-    let (disk, partial) = (disk.clone(), copy.partial);
-    let turn = match copy.reserved.cover(size).await {
-        Ok(()) => tokio::time::timeout(STORE_PATIENCE, disk.turn())
-            .await
-            .map_err(|_| Failure::new(FailureKind::Storage, "the disk takes too long over what came before")),
-        Err(failure) => Err(failure),
-    };
-    let published = match turn {
-        Ok(turn) => {
-            let publish = move || {
-                let _turn = turn;
-                disk.publish(&partial, &digest, size)
-            };
-            blocking(publish).await.map_err(|error| storage(&error))
-        }
+async fn publish(copy: Copy<'_>, digest: Digest, size: u64, store: &dyn Store) -> Outcome {
+    let published = match copy.reserved.cover(size).await {
+        Ok(()) => store.publish(copy.partial, &digest, size).await.map_err(|error| storage(&error)),
         Err(failure) => {
-            let discarded = blocking(move || partial.discard()).await;
+            let discarded = copy.partial.discard().await;
             Err(discarded.map_or_else(|error| storage(&error), |()| failure))
         }
     };
@@ -201,18 +189,10 @@ impl<'a> Copy<'a> {
         registered: &Registered,
         wanted: Wanted,
         origin: &'a Arc<dyn Origin>,
-        disk: &Arc<Disk>,
-        room: &Arc<dyn Room>,
-        places: &'a Places,
+        into: Destination<'a>,
     ) -> Result<Self, Failure> {
-        let (disk, digest) = (disk.clone(), wanted.key());
-        let opened = blocking(move || {
-            if !wanted.may_resume() {
-                disk.remove_partial(&digest)?;
-            }
-            disk.open_partial(&digest)
-        });
-        let opened = opened.await;
+        let digest = wanted.key();
+        let opened = into.spool.open(&digest, wanted.may_resume()).await;
         let (partial, resumed) = opened.map_err(|error| storage(&error))?;
         let mut present = RangeSet::default();
         resumed.ranges.iter().for_each(|&(start, end)| present.insert(start, end));
@@ -220,11 +200,11 @@ impl<'a> Copy<'a> {
             // The upstream is to say that it has the object: the last byte is asked for once more.
             present.remove_last();
         }
-        let reserved = Reserved::new(room.clone());
+        let reserved = Reserved::new(into.room.clone());
         if let Some(size) = resumed.size.filter(|_| !present.is_empty()) {
             reserved.cover(size).await?;
         }
-        registered.fill().begin_copy(partial.data().file.clone(), present.clone());
+        registered.fill().begin_copy(partial.reader(), present.clone());
         Ok(Self {
             fill: registered.fill().clone(),
             digest,
@@ -244,14 +224,13 @@ impl<'a> Copy<'a> {
             running: Vec::new(),
             speed: Speed::default(),
             is_vouched_for: wanted.is_vouched_for(),
-            supervision: Supervision::new(places, wanted.is_vouched_for()),
+            supervision: Supervision::new(into.places, wanted.is_vouched_for()),
         })
     }
 
     /// Transfers what is missing, over as many connections as help, and hashes it as it comes.
     async fn fetch(&mut self) -> Result<Fetched, Failure> {
-        let hashing =
-            AbortOnDrop(tokio::spawn(hash(self.fill.clone(), self.partial.data().file.clone(), self.algorithm)));
+        let hashing = AbortOnDrop(tokio::spawn(hash(self.fill.clone(), self.partial.reader(), self.algorithm)));
         let mut transfers: FuturesUnordered<BoxFuture<'static, Finished>> = FuturesUnordered::new();
         let fill = self.fill.clone();
         let mut measuring = tokio::time::interval(MEASURE);
@@ -340,12 +319,11 @@ impl<'a> Copy<'a> {
         let (origin, fill, size) = (self.origin.clone(), self.fill.clone(), self.size);
         let sink = Sink {
             fill: fill.clone(),
-            file: self.partial.data().file.clone(),
-            slot: Arc::new(self.partial.data().new_slot()),
+            partial: self.partial.clone(),
+            slot: self.partial.new_slot(),
             reserved: self.reserved.clone(),
             has_room_for_all: self.is_vouched_for,
         };
-        let data = self.partial.data().clone();
         let sources = self.sources.clone();
         let is_vouched_for = self.is_vouched_for;
         async move {
@@ -367,13 +345,13 @@ impl<'a> Copy<'a> {
                 if let Err(failure) = sink.reserved.cover(total).await {
                     return (span, Some(source), End::NoRoom(failure));
                 }
-                let allocated = blocking(move || data.allocate(total)).await;
+                let allocated = sink.partial.allocate(total).await;
                 if let Err(error) = allocated {
                     return (span, Some(source), End::Storage(error));
                 }
             }
             if let (None, Some(total)) = (size, transfer.total) {
-                if !is_vouched_for && let Err(failure) = sink.reserved.may_fit(total).await {
+                if !is_vouched_for && let Err(failure) = sink.reserved.may_fit(total) {
                     return (span, Some(source), End::NoRoom(failure));
                 }
                 span.set_until(total);
@@ -518,24 +496,12 @@ impl Speed {
 }
 
 /// Hashes the object as far as it is there in order, reading back from the page cache.
-async fn hash(fill: Arc<Fill>, file: Arc<std::fs::File>, algorithm: Algorithm) -> io::Result<Digest> {
-    let mut hasher = algorithm.hasher();
-    let mut buffer = Vec::new();
-    let mut at = 0;
-    while let Some(until) = fill.hashable(at).await {
-        let (file, length) = (file.clone(), (until - at).min(HASHED));
-        (hasher, buffer) = blocking(move || {
-            // Fits: it is at most `HASHED`.
-            buffer.resize(buffer.len().max(length as usize), 0);
-            let part = &mut buffer[..length as usize];
-            file.read_exact_at(part, at)?;
-            hasher.update(part);
-            Ok((hasher, buffer))
-        })
-        .await?;
-        at += length;
+async fn hash(fill: Arc<Fill>, file: ReadFile, algorithm: Algorithm) -> io::Result<Digest> {
+    let mut hashing = Hashing::new(algorithm);
+    while let Some(until) = fill.hashable(hashing.at()).await {
+        hashing = file.hash(hashing, until).await?;
     }
-    Ok(hasher.finish())
+    Ok(hashing.finish())
 }
 
 /// A task that ends with its owner.

@@ -7,11 +7,10 @@ use std::time::Duration;
 use futures_util::{FutureExt, StreamExt, stream};
 use proptest::prelude::*;
 
-use super::tests::{Endless, places};
+use super::tests::Place;
 use super::*;
 use crate::cache::standing::Standing;
 use crate::oci::Algorithm;
-use crate::store::Disk;
 
 const MIB: u64 = 1 << 20;
 
@@ -123,14 +122,14 @@ fn openings_of(size: u64, says_size: bool, parallel: usize, ways: &[Way]) -> (u6
         standing: Mutex::new(Standing::new(ways.len())),
         openings: Mutex::default(),
     });
-    let (origin, room): (Arc<dyn Origin>, Arc<dyn Room>) = (world.clone(), Arc::new(Endless));
+    let origin: Arc<dyn Origin> = world.clone();
     let filled = async {
-        let disk = Arc::new(Disk::open(dir.path()).expect("a store"));
+        let place = Place::new(dir.path());
         let digest = Digest::of(Algorithm::Sha256, b"what nobody has");
         let Joined::New(_fill, registered) = Fills::default().join(&digest, "r") else {
             panic!("a new fill");
         };
-        drive(&registered, Wanted::Digest(digest), &origin, &disk, &room, &places()).await
+        drive(&registered, Wanted::Digest(digest), &origin, place.destination()).await
     };
     let result = runtime.block_on(async { tokio::time::timeout(Duration::from_secs(3600), filled).await });
     assert!(result.expect("it ends").is_err(), "nobody has it");

@@ -13,8 +13,6 @@ mod transfer;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::fs::File;
-use std::io;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
@@ -29,9 +27,10 @@ use self::plan::Want;
 use super::ranges::RangeSet;
 use crate::failure::{Failure, FailureKind};
 use crate::oci::Digest;
+use crate::work::ReadFile;
 
-pub(super) use driver::drive;
-pub use reserved::{Reservation, Reserved, Room};
+pub(super) use driver::{Destination, drive};
+pub use reserved::Reserved;
 
 /// Where a fill gets its bytes; what `pull` hands the cache so that the cache knows no upstream.
 pub trait Origin: Send + Sync + 'static {
@@ -186,7 +185,7 @@ struct State {
     phase: Phase,
     /// Counts the files begun: bytes of one attempt are never mixed with those of another.
     attempt: u32,
-    file: Option<Arc<File>>,
+    file: Option<ReadFile>,
     size: Option<u64>,
     present: RangeSet,
     /// Whether it goes on from what an earlier transfer left.
@@ -231,7 +230,7 @@ impl Drop for Waiting<'_> {
 /// What a reader may have next.
 #[derive(Clone, Debug)]
 pub struct Readable {
-    pub file: Arc<File>,
+    pub file: ReadFile,
     /// Bytes up to here may be read; equal to the offset asked for at the end of the object.
     pub until: u64,
     pub attempt: u32,
@@ -352,7 +351,7 @@ impl Fill {
     // The functions below are for who drives the fill.
 
     /// A new copy is brought in; readers of another one are told.
-    fn begin_copy(&self, file: Arc<File>, present: RangeSet) {
+    fn begin_copy(&self, file: ReadFile, present: RangeSet) {
         self.update(|state| {
             state.attempt += 1;
             state.phase = Phase::Opening;
@@ -533,11 +532,6 @@ impl Drop for Registered {
             }
         }
     }
-}
-
-/// Runs file operations off the async threads.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)))
 }
 
 #[cfg(test)]

@@ -17,11 +17,10 @@ use tokio::time::sleep;
 use self::case::{Case, Visit, cases};
 use self::sources::World;
 use super::driver::Outcome;
-use super::tests::{Endless, places};
+use super::tests::Place;
 use super::*;
 use crate::cache::{Aside, Content};
 use crate::oci::Algorithm;
-use crate::store::Disk;
 
 const MIB: u64 = 1 << 20;
 /// A source that breaks so often in a row without bringing anything is asked no more: `cache::standing`.
@@ -115,17 +114,14 @@ async fn visit(visit: Visit, size: u64, fill: FillReader, digest: Digest) -> Got
 
 impl World {
     /// Brings the object in, with its readers; `None` if the process was killed on the way.
-    async fn run(self: &Arc<Self>, disk: &Arc<Disk>, killed_after: Option<u64>) -> Option<Result<Outcome, Failure>> {
+    async fn run(self: &Arc<Self>, place: &Arc<Place>, killed_after: Option<u64>) -> Option<Result<Outcome, Failure>> {
         let digest = Digest::of(Algorithm::Sha256, &self.right);
         let Joined::New(fill, registered) = Fills::default().join(&digest, "r") else {
             panic!("a new fill");
         };
-        let (origin, room): (Arc<dyn Origin>, Arc<dyn Room>) = (self.clone(), Arc::new(Endless));
-        let disk = disk.clone();
+        let (origin, place): (Arc<dyn Origin>, _) = (self.clone(), place.clone());
         let mut driver =
-            tokio::spawn(
-                async move { drive(&registered, Wanted::Digest(digest), &origin, &disk, &room, &places()).await },
-            );
+            tokio::spawn(async move { drive(&registered, Wanted::Digest(digest), &origin, place.destination()).await });
         let visits = self.case.readers.iter().cloned();
         let readers: Vec<_> =
             visits.map(|reader| tokio::spawn(visit(reader, self.case.size, fill.clone(), digest))).collect();
@@ -179,7 +175,7 @@ impl World {
             let mut at = seen.run_end(start).max(start);
             while at < end {
                 let mut bytes = vec![0; (end - at).min(MIB) as usize];
-                file.read_exact_at(&mut bytes, at).expect("present bytes are in the file");
+                file.file().read_exact_at(&mut bytes, at).expect("present bytes are in the file");
                 assert!(self.allows(at, &bytes), "no source holds what is in the file from {at}");
                 at += bytes.len() as u64;
             }
@@ -220,24 +216,25 @@ impl World {
     }
 
     async fn play(self: Arc<Self>, dir: &Path) {
-        let disk = Arc::new(Disk::open(dir).expect("a store"));
-        let mut outcome = self.run(&disk, self.case.killed_after).await;
+        let place = Arc::new(Place::new(dir));
+        let mut outcome = self.run(&place, self.case.killed_after).await;
         let was_killed = outcome.is_none();
         if was_killed {
             self.restart();
-            outcome = self.run(&disk, None).await;
+            outcome = self.run(&place, None).await;
         }
         let outcome = outcome.expect("killed once at most");
         if !self.case.may_be_whole() || (outcome.is_err() && !self.case.has_right()) {
-            let stored = disk.get(&Digest::of(Algorithm::Sha256, &self.right)).expect("readable");
+            let digest = Digest::of(Algorithm::Sha256, &self.right);
+            let stored = place.store.open(&digest).await.expect("readable");
             assert!(outcome.is_err() && stored.is_none(), "nobody has it, and yet: {outcome:?}");
             // Whatever is left of that is in the way of nobody.
             let mended = World::new(&self.case.mended());
             mended.restart();
-            let outcome = mended.run(&disk, None).await.expect("not killed");
-            return mended.check_stored(outcome, &disk, dir);
+            let outcome = mended.run(&place, None).await.expect("not killed");
+            return mended.check_stored(outcome, &place, dir).await;
         }
-        self.check_stored(outcome, &disk, dir);
+        self.check_stored(outcome, &place, dir).await;
         let told = self.told();
         assert_eq!(told.received, told.delivered);
         if self.case.is_thrifty() {
@@ -247,13 +244,13 @@ impl World {
         }
     }
 
-    fn check_stored(&self, outcome: Result<Outcome, Failure>, disk: &Disk, dir: &Path) {
+    async fn check_stored(&self, outcome: Result<Outcome, Failure>, place: &Place, dir: &Path) {
         let outcome = outcome.expect("a source has it");
         assert!(outcome.is_stored && outcome.size == self.case.size, "{outcome:?}");
-        let stored = disk.get(&Digest::of(Algorithm::Sha256, &self.right)).expect("readable").expect("stored");
+        let digest = Digest::of(Algorithm::Sha256, &self.right);
+        let stored = place.store.open(&digest).await.expect("readable").expect("stored");
         assert_eq!(stored.size, self.case.size);
-        let mut bytes = vec![0; self.right.len()];
-        stored.file.read_exact_at(&mut bytes, 0).expect("readable");
+        let bytes = stored.read(0, stored.size).await.expect("readable");
         assert!(bytes == self.right, "what is stored is wrong");
         assert_eq!(std::fs::read_dir(dir.join("partial")).expect("readable").count(), 0);
     }

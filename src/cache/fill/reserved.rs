@@ -2,41 +2,8 @@
 
 use std::sync::Arc;
 
-use futures_util::future::BoxFuture;
-
 use crate::failure::{Failure, FailureKind};
-
-/// Room on disk for what is coming.
-pub trait Room: Send + Sync + 'static {
-    /// Makes room for an object; fails with [`FailureKind::Storage`] when there is none to be made.
-    fn reserve(&self, bytes: u64) -> BoxFuture<'static, Result<Reservation, Failure>>;
-
-    /// Whether so many bytes would not fit even if nothing else were there.
-    fn never_fits(&self, bytes: u64) -> BoxFuture<'static, bool>;
-}
-
-/// Room that is kept until this is dropped.
-pub struct Reservation(Option<Box<dyn FnOnce() + Send>>);
-
-impl Reservation {
-    pub fn new(give_back: impl FnOnce() + Send + 'static) -> Self {
-        Self(Some(Box::new(give_back)))
-    }
-}
-
-impl std::fmt::Debug for Reservation {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Reservation")
-    }
-}
-
-impl Drop for Reservation {
-    fn drop(&mut self) {
-        if let Some(give_back) = self.0.take() {
-            give_back();
-        }
-    }
-}
+use crate::upkeep::room::{Reservation, Room};
 
 /// What one object has reserved so far; clones share it.
 #[derive(Clone)]
@@ -67,8 +34,8 @@ impl Reserved {
     }
 
     /// Fails for an object that is larger than all the room there is; reserves nothing.
-    pub async fn may_fit(&self, bytes: u64) -> Result<(), Failure> {
-        match self.room.never_fits(bytes).await {
+    pub fn may_fit(&self, bytes: u64) -> Result<(), Failure> {
+        match self.room.never_fits(bytes) {
             true => Err(Failure::new(FailureKind::NoRoom, format!("{bytes} bytes are more than the cache may hold"))),
             false => Ok(()),
         }

@@ -8,7 +8,10 @@ use super::driver::Outcome;
 use super::*;
 use crate::oci::Algorithm;
 use crate::places::Places;
-use crate::store::Disk;
+use crate::spool::Spool;
+use crate::store::{Disk, LocalStore, Store};
+use crate::upkeep::room::{Reservation, Room};
+use crate::work::Pool;
 
 /// What a scripted source does when it is opened.
 pub enum Step {
@@ -94,8 +97,37 @@ impl Room for Endless {
         std::future::ready(Ok(Reservation::new(|| {}))).boxed()
     }
 
-    fn never_fits(&self, _: u64) -> BoxFuture<'static, bool> {
-        std::future::ready(false).boxed()
+    fn never_fits(&self, _: u64) -> bool {
+        false
+    }
+}
+
+/// Waits for the disk as long as it takes: the tests' own disk is not the promise.
+pub fn pool() -> Pool {
+    Pool::new("a test", 64, Duration::from_secs(3600))
+}
+
+/// A directory that objects go to.
+pub struct Place {
+    pub spool: Spool,
+    pub store: Arc<dyn Store>,
+    room: Arc<dyn Room>,
+    places: Places,
+}
+
+impl Place {
+    pub fn new(dir: &std::path::Path) -> Self {
+        let disk = Disk::open(dir, pool()).expect("a store");
+        Self {
+            spool: Spool::new(dir.join("partial"), pool()),
+            store: Arc::new(LocalStore::new(disk, pool(), pool(), pool())),
+            room: Arc::new(Endless),
+            places: places(),
+        }
+    }
+
+    pub fn destination(&self) -> Destination<'_> {
+        Destination { spool: &self.spool, store: &self.store, room: &self.room, places: &self.places }
     }
 }
 
@@ -108,27 +140,26 @@ fn whole(bytes: &[u8]) -> Step {
 }
 
 /// A fill of `right`, to be driven.
-fn begin(dir: &std::path::Path, right: &[u8]) -> (FillReader, Registered, Digest, Arc<Disk>) {
-    let disk = Arc::new(Disk::open(dir).expect("a store"));
+fn begin(dir: &std::path::Path, right: &[u8]) -> (FillReader, Registered, Digest, Place) {
+    let place = Place::new(dir);
     let digest = Digest::of(Algorithm::Sha256, right);
     let Joined::New(fill, registered) = Fills::default().join(&digest, "r") else {
         panic!("a new fill");
     };
-    (fill, registered, digest, disk)
+    (fill, registered, digest, place)
 }
 
 /// Drives a fill of `right` over the script and returns what came of it, with the store's content.
 async fn run(right: &[u8], script: &Arc<Script>) -> (Result<Outcome, Failure>, FillReader, Option<Vec<u8>>) {
     let dir = tempfile::tempdir().expect("a directory");
-    let disk = Arc::new(Disk::open(dir.path()).expect("a store"));
+    let place = Place::new(dir.path());
     let digest = Digest::of(Algorithm::Sha256, right);
     let fills = Fills::default();
     let Joined::New(fill, registered) = fills.join(&digest, "r") else {
         panic!("a new fill");
     };
     let origin: Arc<dyn Origin> = script.clone();
-    let room: Arc<dyn Room> = Arc::new(Endless);
-    let outcome = drive(&registered, Wanted::Digest(digest), &origin, &disk, &room, &places()).await;
+    let outcome = drive(&registered, Wanted::Digest(digest), &origin, place.destination()).await;
     drop(registered);
     assert_eq!(fills.count(), 0);
     let path = dir.path().join("blobs/sha256").join(&digest.hex()[..2]).join(digest.hex());
@@ -168,12 +199,11 @@ async fn what_has_arrived_is_read_while_nothing_more_comes() {
     let right = content(200_000);
     let script = Script::new([Step::Stall { bytes: right[..50_000].to_vec(), total: 200_000 }]);
     let dir = tempfile::tempdir().expect("a directory");
-    let (fill, registered, digest, disk) = begin(dir.path(), &right);
-    let (origin, room): (Arc<dyn Origin>, Arc<dyn Room>) = (script, Arc::new(Endless));
+    let (fill, registered, digest, place) = begin(dir.path(), &right);
+    let origin: Arc<dyn Origin> = script;
     let reads = tokio::time::timeout(Duration::from_secs(20), fill.readable(0, Reading::default()));
-    let places = places();
     tokio::select! {
-        outcome = drive(&registered, Wanted::Digest(digest), &origin, &disk, &room, &places) => panic!("it goes on: {outcome:?}"),
+        outcome = drive(&registered, Wanted::Digest(digest), &origin, place.destination()) => panic!("it goes on: {outcome:?}"),
         readable = reads => assert_eq!(readable.expect("in time").expect("no failure").until, 50_000),
     }
 }
@@ -224,10 +254,9 @@ async fn who_disagrees_on_the_size_is_not_blamed_alone() {
         whole(&right),
     ]);
     let dir = tempfile::tempdir().expect("a directory");
-    let (fill, registered, digest, disk) = begin(dir.path(), &right);
-    let (origin, room): (Arc<dyn Origin>, Arc<dyn Room>) = (script.clone(), Arc::new(Endless));
-    let places = places();
-    let drive = drive(&registered, Wanted::Digest(digest), &origin, &disk, &room, &places);
+    let (fill, registered, digest, place) = begin(dir.path(), &right);
+    let origin: Arc<dyn Origin> = script.clone();
+    let drive = drive(&registered, Wanted::Digest(digest), &origin, place.destination());
     let (outcome, read) = tokio::join!(drive, fill.readable(at, Reading::default()));
     assert!(outcome.is_ok() && read.is_ok(), "{outcome:?} {read:?}");
     assert_eq!(*script.rejected.lock().expect("lock"), []);
@@ -254,7 +283,8 @@ async fn a_refusal_before_the_first_byte_fails_at_once() {
 fn the_last_piece_is_held_back_until_the_whole_is_verified() {
     let mut present = RangeSet::default();
     present.insert(0, 100_000);
-    let file = Some(Arc::new(tempfile::tempfile().expect("a file")));
+    let file = Arc::new(tempfile::tempfile().expect("a file"));
+    let file = Some(ReadFile::new(file, pool()));
     let mut state = State { phase: Phase::Growing, attempt: 1, file, size: Some(100_000), present, is_resumed: false };
     let until =
         |state: &State, at| state.answer(at, Reading::default()).map(|answer| answer.expect("no failure").until);

@@ -1,8 +1,6 @@
 //! One connection's worth of a fill: bytes from an origin into the file, noted as they are there.
 
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -15,7 +13,7 @@ use tokio::time::Instant;
 use super::plan::{self, Claim};
 use super::{Fill, Origin, Reserved, Transfer};
 use crate::failure::{Failure, FailureKind};
-use crate::store::partial::Slot;
+use crate::spool::{Partial, Slot};
 
 /// Most bytes taken off the network before they are written, and so a transfer's buffer (twice). Not
 /// more than a reader waits for: what is being written is never taken off a transfer again.
@@ -73,8 +71,8 @@ pub enum End {
 #[derive(Clone, Debug)]
 pub struct Sink {
     pub fill: Arc<Fill>,
-    pub file: Arc<File>,
-    pub slot: Arc<Slot>,
+    pub partial: Partial,
+    pub slot: Slot,
     pub reserved: Reserved,
     /// Whether room was made for the size that is stated.
     pub has_room_for_all: bool,
@@ -108,7 +106,7 @@ pub async fn run(transfer: Transfer, span: &Span, sink: &Sink, origin: &dyn Orig
             truncate(&mut batch, until.saturating_sub(at));
         }
         let write = async {
-            let end = write(sink.clone(), from, at, batch).await?;
+            let end = sink.partial.write(&sink.slot, from, at, batch).await?;
             // Said at once: the next bytes may be long in coming.
             span.at.store(end, Ordering::Relaxed);
             sink.fill.arrived(at, end);
@@ -142,20 +140,6 @@ fn truncate(batch: &mut Vec<Bytes>, mut left: u64) {
         left -= keep;
         keep > 0
     });
-}
-
-/// Writes a batch at `at` and notes that `[from, end)` is there; returns the end.
-async fn write(sink: Sink, from: u64, at: u64, batch: Vec<Bytes>) -> io::Result<u64> {
-    super::blocking(move || {
-        let mut at = at;
-        for chunk in &batch {
-            sink.file.write_all_at(chunk, at)?;
-            at += chunk.len() as u64;
-        }
-        sink.slot.write(from, at)?;
-        Ok(at)
-    })
-    .await
 }
 
 /// A body cut into batches.

@@ -191,18 +191,20 @@ impl Evictor {
         victims
     }
 
-    /// Takes out the objects of a class that were last used before `since`.
+    /// Takes out at most `most` objects of a class that were last used before `since`.
     pub fn expire(
         &mut self,
         class: Class,
         since: Seconds,
         now: Seconds,
+        most: usize,
         is_busy: impl Fn(&Digest) -> bool,
     ) -> Vec<Digest> {
         let mut expired = Vec::new();
         // What is busy becomes newer than this.
         let since = since.min(now);
-        while let Some(entry) = self.entries.get(self.lists[usize::from(class)].oldest as usize)
+        while expired.len() < most
+            && let Some(entry) = self.entries.get(self.lists[usize::from(class)].oldest as usize)
             && entry.last_use < since
         {
             let digest = entry.digest;
@@ -307,7 +309,7 @@ mod tests {
         Raise(u8, Class),
         Pin(u8, bool),
         MakeRoom(u64, usize),
-        Expire(Class, u32),
+        Expire(Class, u32, usize),
     }
 
     const CLASSES: Class = 3;
@@ -325,7 +327,7 @@ mod tests {
             (number.clone(), class.clone()).prop_map(|(number, class)| Step::Raise(number, class)),
             (number, any::<bool>()).prop_map(|(number, is_pinned)| Step::Pin(number, is_pinned)),
             (0u64..30_000, 0usize..8).prop_map(|(bytes, most)| Step::MakeRoom(bytes, most)),
-            (class, 0u32..60).prop_map(|(class, since)| Step::Expire(class, since)),
+            (class, 0u32..60, 0usize..8).prop_map(|(class, since, most)| Step::Expire(class, since, most)),
         ]
     }
 
@@ -415,10 +417,16 @@ mod tests {
                         });
                         prop_assert_eq!(victims, expected);
                     }
-                    Step::Expire(class, since) => {
+                    Step::Expire(class, since, most) => {
                         let since = since.min(now);
-                        let expired = evictor.expire(class, since, now, is_busy);
-                        prop_assert_eq!(expired, go(&mut model, now, Some(class), |entry| entry.last_use < since));
+                        let expired = evictor.expire(class, since, now, most, is_busy);
+                        let mut count = 0;
+                        let expected = go(&mut model, now, Some(class), |entry| {
+                            let goes = entry.last_use < since && count < most;
+                            count += usize::from(goes && !BUSY.contains(&entry.number));
+                            goes
+                        });
+                        prop_assert_eq!(expired, expected);
                     }
                 }
                 prop_assert_eq!(evictor.objects(), model.len());

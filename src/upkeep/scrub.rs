@@ -7,11 +7,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::read::read_at;
-use super::space::Space;
+use super::Upkeep;
 use crate::oci::manifest::{self, Outline};
 use crate::oci::{Digest, MediaType};
-use crate::store::Disk;
+use crate::store::{Object, Store};
 
 /// Objects named in a report, of each kind of trouble; all are counted.
 const MAX_NAMED: usize = 1000;
@@ -90,25 +89,31 @@ impl Report {
     }
 }
 
-/// Reads everything. `progress` is told now and then how far it is, and says whether to go on. Blocks
-/// for as long as it takes to read the store.
-pub fn verify(space: &Arc<Space>, is_repair: bool, mut progress: impl FnMut(&Report) -> bool) -> io::Result<Report> {
+/// Reads everything. `progress` is told now and then how far it is, and says whether to go on. Takes as long as it takes to
+/// read the store.
+pub async fn verify(
+    upkeep: &Arc<Upkeep>,
+    is_repair: bool,
+    mut progress: impl FnMut(&Report) -> bool + Send,
+) -> io::Result<Report> {
     let mut report = Report { is_repaired: is_repair, index: INDEX_IS_FINE.to_owned(), ..Report::default() };
-    if space.index().was_damaged() && !is_repair {
+    if upkeep.parts.index.was_damaged() && !is_repair {
         report.index = "it was damaged when it was opened, and was built anew from the files".to_owned();
     }
-    if let Err(error) = space.index().flush_blocking().and_then(|()| space.index().verify()) {
+    let index = upkeep.parts.index.clone();
+    let place = upkeep.parts.pool.place().await?;
+    let verified = move || Ok(index.flush_blocking().and_then(|()| index.verify()));
+    if let Err(error) = upkeep.parts.pool.run_at(place, verified).await? {
         report.index = error.to_string();
     }
-    let census = space.census(is_repair)?;
+    let census = upkeep.census(is_repair).await?;
     census.unknown.iter().for_each(|digest| report.unknown.add(digest));
     census.missing.iter().for_each(|digest| report.missing.add(digest));
     report.bytes_in_all = census.bytes;
 
-    let mut found = Vec::new();
-    space.disk().for_each(|digest, _, _| found.push(digest))?;
-    for digest in found {
-        verify_one(space, &digest, &mut report, &mut progress);
+    let mut files = upkeep.parts.store.list();
+    while let Some(listed) = files.next().await {
+        verify_one(upkeep, &listed?.digest, &mut report, &mut progress).await;
         if !progress(&report) {
             return Ok(report);
         }
@@ -117,47 +122,41 @@ pub fn verify(space: &Arc<Space>, is_repair: bool, mut progress: impl FnMut(&Rep
     Ok(report)
 }
 
-fn verify_one(space: &Arc<Space>, digest: &Digest, report: &mut Report, progress: &mut impl FnMut(&Report) -> bool) {
-    let disk = space.disk();
+async fn verify_one(
+    upkeep: &Arc<Upkeep>,
+    digest: &Digest,
+    report: &mut Report,
+    progress: &mut (impl FnMut(&Report) -> bool + Send),
+) {
     let before = report.bytes;
     let mut is_left = false;
-    let mut read = |report: &mut Report| match disk.get(digest)? {
-        Some(stored) => {
-            let is_intact = Disk::is_intact(&stored, digest, |read| {
-                report.bytes += read;
-                is_left = !progress(report);
-                !is_left
-            });
-            is_intact.map(|is_intact| Some((stored, is_intact)))
-        }
-        // Evicted or purged meanwhile.
-        None => Ok(None),
-    };
-    let mut result = read(report);
-    if result.is_err() {
-        std::thread::sleep(AGAIN);
+    let mut result = read(upkeep, digest, report, &mut is_left, progress).await;
+    if result.is_err() && !is_left {
+        tokio::time::sleep(AGAIN).await;
         report.bytes = before;
-        result = read(report);
+        result = read(upkeep, digest, report, &mut is_left, progress).await;
     }
     if is_left {
         return;
     }
+    let store = &upkeep.parts.store;
     match result {
+        // Evicted or purged meanwhile.
         Ok(None) => return,
-        Ok(Some((stored, true))) => {
+        Ok(Some((object, true))) => {
             report.objects += 1;
-            if !stored.is_sealed
-                && let Err(error) = disk.seal(&stored, digest)
+            if !object.is_sealed
+                && let Err(error) = store.seal(&object, digest).await
             {
                 tracing::warn!(%digest, %error, "an intact object could not be sealed");
             }
             return;
         }
-        Ok(Some((stored, false))) => {
+        Ok(Some((object, false))) => {
             report.objects += 1;
             report.damaged.add(digest);
             tracing::error!(%digest, "an object is damaged");
-            if let Err(error) = disk.unseal(&stored) {
+            if let Err(error) = store.unseal(&object).await {
                 tracing::warn!(%digest, %error, "a damaged object's seal could not be broken");
             }
         }
@@ -167,33 +166,45 @@ fn verify_one(space: &Arc<Space>, digest: &Digest, report: &mut Report, progress
         }
     }
     if report.is_repaired
-        && let Err(error) = space.discard(digest)
+        && let Err(error) = upkeep.discard(digest).await
     {
         tracing::error!(%digest, %error, "a bad object cannot be removed");
         report.unrepaired += 1;
     }
 }
 
+/// Reads one object and tells whether it is intact; `None` where it is not there. `is_left` is set when `progress` says
+/// not to go on.
+async fn read(
+    upkeep: &Upkeep,
+    digest: &Digest,
+    report: &mut Report,
+    is_left: &mut bool,
+    progress: &mut (impl FnMut(&Report) -> bool + Send),
+) -> io::Result<Option<(Object, bool)>> {
+    let Some(object) = upkeep.parts.store.open(digest).await? else {
+        return Ok(None);
+    };
+    let is_intact = object.is_intact(digest, |read| {
+        report.bytes += read;
+        *is_left = !progress(report);
+        !*is_left
+    });
+    let is_intact = is_intact.await?;
+    Ok(Some((object, is_intact)))
+}
+
 /// What a stored object is if it is a manifest: its media type and what it refers to.
-pub fn read_outline(disk: &Disk, digest: &Digest, size: u64) -> Option<(MediaType, Vec<Digest>)> {
+pub async fn read_outline(store: &dyn Store, digest: &Digest, size: u64) -> Option<(MediaType, Vec<Digest>)> {
     if size > MAX_OUTLINE {
         return None;
     }
-    let stored = disk.get(digest).ok().flatten()?;
-    if read_at(&stored.file, 0, 1).ok()?[..] != b"{"[..] {
+    let object = store.open(digest).await.ok().flatten()?;
+    if object.read(0, 1).await.ok()?[..] != b"{"[..] {
         return None;
     }
-    let bytes = read_at(&stored.file, 0, stored.size).ok()?;
+    let bytes = object.read(0, object.size).await.ok()?;
     let children = Outline::read(&bytes).children;
     let media_type = manifest::media_type_of(&bytes);
     manifest::is_one(&bytes).then(|| (media_type, children.iter().map(|child| child.digest).collect()))
-}
-
-impl Space {
-    /// Takes a bad object out: row, then file.
-    pub fn discard(&self, digest: &Digest) -> io::Result<()> {
-        self.removed(std::slice::from_ref(digest), false);
-        self.gone(std::slice::from_ref(digest));
-        self.disk().remove(digest).map(drop)
-    }
 }

@@ -1,0 +1,146 @@
+//! The files compared with what is known of them.
+
+use std::io;
+
+use tokio::sync::oneshot;
+
+use super::scrub::read_outline;
+use super::{Upkeep, now};
+use crate::index::{ObjectEntry, Timestamp, Write};
+use crate::oci::Digest;
+use crate::store::{Listed, Listing};
+
+/// Files that are looked at in one step.
+const STEP: usize = 64;
+/// Rows without a file that are dropped in one step.
+const DROPPED: usize = 256;
+
+/// How the files compare with what is known of them.
+#[derive(Debug, Default)]
+pub struct Census {
+    /// Of all files.
+    pub bytes: u64,
+    /// Files that were not known.
+    pub unknown: Vec<Digest>,
+    /// Known objects without a file.
+    pub missing: Vec<Digest>,
+}
+
+/// A comparison under way.
+pub(super) struct Counting {
+    is_repair: bool,
+    done: Option<oneshot::Sender<io::Result<Census>>>,
+    /// The files that are still to come; `None` before it has begun.
+    files: Option<Listing>,
+    census: Census,
+    /// How many of the missing were dropped, once all files were seen.
+    dropped: Option<usize>,
+}
+
+impl Counting {
+    pub fn new(is_repair: bool, done: Option<oneshot::Sender<io::Result<Census>>>) -> Self {
+        Self { is_repair, done, files: None, census: Census::default(), dropped: None }
+    }
+
+    /// One that repairs and that nobody waits for.
+    pub fn of_our_own() -> Self {
+        Self::new(true, None)
+    }
+
+    /// Looks at some more files. Returns whether that was all.
+    pub async fn step(&mut self, upkeep: &Upkeep) -> bool {
+        if let Some(dropped) = self.dropped {
+            return self.drop_missing(upkeep, dropped).await;
+        }
+        let files = self.files.get_or_insert_with(|| {
+            upkeep.ledger().begin_census();
+            upkeep.parts.store.list()
+        });
+        for _ in 0..STEP {
+            match files.next().await {
+                Some(Ok(listed)) => {
+                    self.census.bytes += listed.size;
+                    let known = upkeep.ledger().seen(&listed.digest);
+                    if known.is_none() {
+                        self.census.unknown.push(listed.digest);
+                    }
+                    // With another size it is damaged, which shows when it is read; it counts as what it is.
+                    if self.is_repair && known != Some(listed.size) {
+                        upkeep.adopt(listed).await;
+                    }
+                }
+                Some(Err(error)) => {
+                    self.end(upkeep, Err(error));
+                    return true;
+                }
+                None => {
+                    self.census.missing = upkeep.ledger().end_census(self.is_repair);
+                    self.dropped = Some(0);
+                    return false;
+                }
+            }
+        }
+        false
+    }
+
+    async fn drop_missing(&mut self, upkeep: &Upkeep, dropped: usize) -> bool {
+        let until = if self.is_repair { (dropped + DROPPED).min(self.census.missing.len()) } else { usize::MAX };
+        if self.is_repair {
+            upkeep.forget(&self.census.missing[dropped..until]).await;
+        }
+        self.dropped = Some(until);
+        let is_end = until >= self.census.missing.len();
+        if is_end {
+            let census = std::mem::take(&mut self.census);
+            self.end(upkeep, Ok(census));
+        }
+        is_end
+    }
+
+    fn end(&mut self, upkeep: &Upkeep, result: io::Result<Census>) {
+        match &result {
+            Ok(census) if self.is_repair => {
+                let (adopted, gone) = (census.unknown.len(), census.missing.len());
+                if adopted > 0 || gone > 0 {
+                    tracing::info!(adopted, gone, "the index was brought in line with the files");
+                }
+                upkeep.publish_totals();
+            }
+            Err(error) if self.done.is_none() => {
+                upkeep.parts.metrics.errors.inc();
+                tracing::error!(%error, "the files cannot be compared with the index");
+            }
+            _ => {}
+        }
+        if let Some(done) = self.done.take() {
+            // Who has gone away needs no answer.
+            let _ = done.send(result);
+        }
+    }
+}
+
+impl Upkeep {
+    /// Takes in a file that the index does not know, or knows with another size.
+    async fn adopt(&self, listed: Listed) {
+        let Listed { digest, size, since } = listed;
+        let store = &*self.parts.store;
+        // It may have been removed since it was listed.
+        if !store.contains(&digest).await.unwrap_or(false) {
+            return;
+        }
+        let stored_at = Timestamp::from_system_time(since);
+        let outline = read_outline(store, &digest, size).await;
+        let media_type = outline.as_ref().map(|(media_type, _)| media_type.clone());
+        let entry = ObjectEntry { size, media_type, stored_at };
+        let mut writes = vec![Write::Object { digest, entry }, Write::Used { digest, at: Timestamp::now() }];
+        if let Some((_, children)) = outline {
+            writes.push(Write::Edges { parent: digest, children });
+        }
+        self.apply(writes).await;
+        self.edges_changed(&digest);
+        // Nobody knows who used it and when: it is kept as long as anything is.
+        let mut ledger = self.ledger();
+        let class = ledger.limits().classes.count() - 1;
+        ledger.stored(digest, size, class, now());
+    }
+}

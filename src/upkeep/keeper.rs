@@ -1,0 +1,378 @@
+//! The task that keeps the limits, step by step.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::sync::mpsc::{self, error::TryRecvError};
+use tokio::time::{Instant, Interval, MissedTickBehavior};
+
+use super::census::Counting;
+use super::ledger::{Look, Step};
+use super::room::Ask;
+use super::{Message, Upkeep, now, seconds};
+use crate::index::IndexError;
+use crate::oci::Digest;
+use crate::spool::Download;
+
+/// How often uses are taken in and the limits looked at.
+const TICK: Duration = Duration::from_secs(1);
+/// How often abandoned downloads are looked for.
+const DOWNLOADS: Duration = Duration::from_secs(600);
+/// How often the files are compared with what is known of them: somebody else may have removed some.
+const CENSUS: Duration = Duration::from_secs(6 * 3600);
+/// Objects that go in one step. A slow disk removes some 370 files a second, and a step is to take less than 50 ms, since
+/// others wait for it.
+const STEP: usize = 16;
+/// Objects that go at most beyond what is needed, each time that something has to go.
+const MAX_SPARE: usize = 500;
+
+/// The upkeep task.
+pub(super) struct Keeper {
+    upkeep: Arc<Upkeep>,
+    /// Those who wait for room, the next one first.
+    asks: VecDeque<Ask>,
+    /// Comparisons with the files: the first is under way.
+    countings: VecDeque<Counting>,
+    /// Whether objects may have to expire.
+    is_expiring: bool,
+    /// Whether there may be more than the limits allow.
+    is_shrinking: bool,
+    /// Bytes and objects that are to go beyond what was needed.
+    spare: (u64, usize),
+}
+
+impl Keeper {
+    pub fn new(upkeep: Arc<Upkeep>) -> Self {
+        Self {
+            upkeep,
+            asks: VecDeque::new(),
+            countings: VecDeque::new(),
+            is_expiring: false,
+            is_shrinking: false,
+            spare: (0, 0),
+        }
+    }
+
+    /// Works until nobody can ask any more. With `is_keeping` also of its own accord.
+    pub async fn run(mut self, mut mailbox: mpsc::Receiver<Message>, is_keeping: bool) {
+        self.load().await;
+        if is_keeping {
+            self.countings.push_back(Counting::of_our_own());
+        }
+        let mut ticks = every(TICK, Duration::ZERO);
+        let mut downloads = every(DOWNLOADS, Duration::ZERO);
+        let mut censuses = every(CENSUS, CENSUS);
+        loop {
+            loop {
+                match mailbox.try_recv() {
+                    Ok(message) => self.take(message).await,
+                    Err(TryRecvError::Empty) => break,
+                    Err(TryRecvError::Disconnected) => return,
+                }
+            }
+            if is_keeping && is_due(&mut ticks) {
+                self.tick().await;
+            }
+            if is_keeping && is_due(&mut downloads) {
+                self.clear_downloads().await;
+            }
+            if is_keeping && is_due(&mut censuses) {
+                self.countings.push_back(Counting::of_our_own());
+            }
+            if let Some(ask) = self.asks.pop_front() {
+                self.serve(ask).await;
+            }
+            if !self.step().await && self.asks.is_empty() {
+                tokio::select! {
+                    message = mailbox.recv() => match message {
+                        Some(message) => self.take(message).await,
+                        None => return,
+                    },
+                    () = tokio::time::sleep(TICK), if is_keeping => {}
+                }
+            }
+        }
+    }
+
+    async fn take(&mut self, message: Message) {
+        match message {
+            Message::Reserve(ask) => self.asks.push_back(ask),
+            Message::Census { is_repair, done } => self.countings.push_back(Counting::new(is_repair, Some(done))),
+            // Who has gone away needs no answer.
+            Message::RefreshPins { done } => drop(done.send(self.refresh_pins().await)),
+            Message::Load { done } => {
+                self.load().await;
+                self.countings.push_back(Counting::of_our_own());
+                let _ = done.send(());
+            }
+        }
+    }
+
+    /// Reads the objects of the index, in the order of their last use. What is not read is found by the census.
+    async fn load(&self) {
+        let read = async {
+            self.refresh_pins().await?;
+            // What was written a moment ago is to be read, too.
+            let upkeep = self.upkeep.clone();
+            let place = self.upkeep.parts.pool.place().await.map_err(io::Error::from)?;
+            let read = move || {
+                let index = &upkeep.parts.index;
+                Ok(index.flush_blocking().and_then(|()| upkeep.read_objects(index)))
+            };
+            self.upkeep.parts.pool.run_at(place, read).await?
+        };
+        if let Err(error) = read.await {
+            self.failed("what is stored cannot be read from the index", &error);
+        }
+        self.upkeep.ledger().set_loaded();
+        self.upkeep.publish_totals();
+        self.look_again().await;
+        self.upkeep.loaded.send_replace(true);
+    }
+
+    async fn tick(&mut self) {
+        let uses = self.upkeep.take_in_uses();
+        if !uses.is_empty() {
+            self.upkeep.apply(uses).await;
+        }
+        if let Err(error) = self.refresh_pins().await {
+            self.failed("what is pinned cannot be found out", &error);
+        }
+        self.look_again().await;
+        self.publish_index();
+        self.is_expiring = true;
+        self.is_shrinking = true;
+    }
+
+    /// One step of what is to be done of its own accord. Returns whether there may be more.
+    async fn step(&mut self) -> bool {
+        if self.is_expiring {
+            self.is_expiring = self.expire().await;
+            return true;
+        }
+        if self.is_shrinking || self.spare != (0, 0) {
+            if let Err(error) = self.shrink().await {
+                self.failed("the cache cannot be kept within its limits", &error);
+                (self.is_shrinking, self.spare) = (false, (0, 0));
+            }
+            return true;
+        }
+        let Some(counting) = self.countings.front_mut() else {
+            return false;
+        };
+        if counting.step(&self.upkeep).await {
+            self.countings.pop_front();
+        }
+        true
+    }
+
+    /// Takes a step towards the room that somebody waits for, who then goes to the end of the queue: an object for which
+    /// very many others have to go keeps no small one waiting.
+    async fn serve(&mut self, mut ask: Ask) {
+        if ask.done.is_closed() {
+            return;
+        }
+        match self.make_room(&mut ask).await {
+            Ok(Some(true)) => drop(ask.done.send(Ok(Some(ask.held)))),
+            Ok(Some(false)) => drop(ask.done.send(Ok(None))),
+            Ok(None) => self.asks.push_back(ask),
+            Err(error) => drop(ask.done.send(Err(error))),
+        }
+    }
+
+    /// Whether there is room now; `None`: not yet.
+    async fn make_room(&mut self, ask: &mut Ask) -> io::Result<Option<bool>> {
+        if !self.upkeep.ledger().is_loaded() {
+            // A change of the configuration has what is stored read anew; the message is on its way.
+            tokio::task::yield_now().await;
+            return Ok(None);
+        }
+        // What was just asked for is not to be the first to go. A fill does not wait until that is written.
+        self.upkeep.take_in_uses().into_iter().for_each(|used| self.upkeep.parts.index.write(used));
+        let (mut look, abandoned) = self.look().await?;
+        look.free = look.free.max(*ask.free.get_or_insert(look.free) + ask.freed);
+        let rest = ask.wanted - ask.held.bytes;
+        self.relieve(rest, &mut look, abandoned).await?;
+        let step = {
+            let leases = self.upkeep.leases();
+            let mut ledger = self.upkeep.ledger();
+            ledger.step(ask.wanted, &mut ask.held.bytes, &look, STEP, now(), |digest| leases.contains_key(digest))
+        };
+        match step {
+            Step::Reserved => {
+                if ask.freed > 0 {
+                    self.spare = (self.upkeep.ledger().spare(look.total), MAX_SPARE);
+                }
+                Ok(Some(true))
+            }
+            Step::NoRoom => Ok(Some(false)),
+            Step::Evict(victims, freed) => {
+                self.evict(&victims).await;
+                ask.freed += freed;
+                Ok(None)
+            }
+        }
+    }
+
+    /// What is worth less than any object goes first: a damaged index that was kept for people to look at, downloads that
+    /// nobody goes on with.
+    async fn relieve(&self, wanted: u64, look: &mut Look, mut abandoned: Vec<Download>) -> io::Result<()> {
+        let needed = |look: &Look| self.upkeep.ledger().needed(wanted, look);
+        if needed(look) == 0 {
+            return Ok(());
+        }
+        look.free += self.upkeep.on_index(|index| Ok(index.remove_aside()?)).await.map_err(io::Error::other)?;
+        abandoned.sort_by_key(|download| std::cmp::Reverse(download.since));
+        while needed(look) > 0
+            && let Some(download) = abandoned.pop()
+        {
+            self.upkeep.parts.spool.remove(&download.digest).await?;
+            look.abandoned -= download.bytes;
+            look.free += download.bytes;
+        }
+        if needed(look) > 0 && self.refresh_pins().await.is_err() {
+            tracing::warn!("what is pinned could not be found out; what is known of it holds");
+        }
+        Ok(())
+    }
+
+    /// Takes a step down to the limits, and below them where something had to go.
+    async fn shrink(&mut self) -> io::Result<()> {
+        let (mut look, abandoned) = self.look().await?;
+        self.relieve(0, &mut look, abandoned).await?;
+        let needed = self.upkeep.ledger().needed(0, &look);
+        if needed > 0 && self.spare == (0, 0) {
+            self.spare = (self.upkeep.ledger().spare(look.total), MAX_SPARE);
+        }
+        let most = if needed > 0 { STEP } else { STEP.min(self.spare.1) };
+        let (victims, freed) = self.victims(needed.max(self.spare.0), most);
+        self.evict(&victims).await;
+        let beyond = freed.saturating_sub(needed);
+        self.spare = (self.spare.0.saturating_sub(beyond), self.spare.1.saturating_sub(victims.len()));
+        if self.spare.0 == 0 || self.spare.1 == 0 || victims.is_empty() {
+            self.spare = (0, 0);
+        }
+        self.is_shrinking = needed > freed && !victims.is_empty();
+        Ok(())
+    }
+
+    /// Takes a step of what expires. Returns whether there may be more.
+    async fn expire(&mut self) -> bool {
+        let expired = {
+            let leases = self.upkeep.leases();
+            self.upkeep.ledger().expire(STEP, now(), |digest| leases.contains_key(digest))
+        };
+        self.evict(&expired).await;
+        expired.len() == STEP
+    }
+
+    fn victims(&self, bytes: u64, most: usize) -> (Vec<Digest>, u64) {
+        let leases = self.upkeep.leases();
+        self.upkeep.ledger().evict(bytes, most, now(), |digest| leases.contains_key(digest))
+    }
+
+    /// Rows first, then files; who has a file open goes on reading.
+    async fn evict(&self, victims: &[Digest]) {
+        if victims.is_empty() {
+            return;
+        }
+        self.upkeep.forget(victims).await;
+        if let Err(error) = self.upkeep.parts.store.remove(victims).await {
+            self.upkeep.parts.metrics.errors.inc();
+            tracing::error!(%error, "cannot remove an object; the next comparison with the files takes it in again");
+        }
+        tracing::debug!(count = victims.len(), "objects were evicted");
+        self.upkeep.parts.metrics.evictions.inc_by(victims.len() as u64);
+        self.upkeep.publish_totals();
+    }
+
+    /// What the disk looks like, and the downloads that nobody goes on with.
+    async fn look(&self) -> io::Result<(Look, Vec<Download>)> {
+        let parts = &self.upkeep.parts;
+        let capacity = parts.store.capacity().await?;
+        let downloads = parts.spool.list().await?;
+        let index = self.upkeep.on_index(|index| Ok(index.bytes())).await.map_err(io::Error::other)?;
+        let is_running = |download: &Download| parts.cached.is_coming_in(&download.digest);
+        let (running, abandoned): (Vec<_>, Vec<_>) = downloads.into_iter().partition(is_running);
+        let bytes = |downloads: &[Download]| downloads.iter().map(|download| download.bytes).sum();
+        let look = Look {
+            total: capacity.total,
+            free: capacity.free,
+            index,
+            running: bytes(&running),
+            abandoned: bytes(&abandoned),
+        };
+        self.upkeep.bound_index(look.total);
+        Ok((look, abandoned))
+    }
+
+    /// Notes what the disk looks like for those who find plenty of room.
+    async fn look_again(&self) {
+        match self.look().await {
+            Ok((look, _)) => self.upkeep.ledger().looked(look),
+            Err(error) => self.failed("cannot tell how full the disk is", &error),
+        }
+    }
+
+    async fn clear_downloads(&self) {
+        let max_age = self.upkeep.ledger().limits().partial_ttl.max(DOWNLOADS);
+        if let Err(error) = self.upkeep.parts.spool.clear(max_age).await {
+            self.failed("abandoned downloads cannot be removed", &error);
+        }
+    }
+
+    /// Finds out anew what is pinned, if that may have changed.
+    async fn refresh_pins(&self) -> Result<(), IndexError> {
+        if !self.upkeep.pins_changed.swap(false, Ordering::AcqRel) {
+            return Ok(());
+        }
+        let limits = self.upkeep.ledger().limits().clone();
+        let found = self.upkeep.on_index(move |index| {
+            index.flush_blocking()?;
+            let named = index.pins()?;
+            Ok((limits.rules.closure(index, &named)?, !named.is_empty()))
+        });
+        let (pinned, has_named_pins) = found.await.inspect_err(|_| self.upkeep.pins_changed())?;
+        self.upkeep.ledger().set_pinned(pinned, has_named_pins, now());
+        Ok(())
+    }
+
+    fn publish_index(&self) {
+        let (parts, look) = (&self.upkeep.parts, self.upkeep.ledger().last_look());
+        parts.metrics.index_bytes.set(i64::try_from(look.index).unwrap_or(i64::MAX));
+        let dropped = parts.index.dropped();
+        parts.metrics.index_writes_dropped.inc_by(dropped.saturating_sub(parts.metrics.index_writes_dropped.get()));
+    }
+
+    fn failed(&self, what: &str, error: &dyn std::error::Error) {
+        self.upkeep.parts.metrics.errors.inc();
+        tracing::error!(error = %error, "{what}");
+    }
+}
+
+impl Upkeep {
+    /// Reads all objects of the index. Blocks.
+    fn read_objects(&self, index: &crate::index::Index) -> Result<(), IndexError> {
+        let by_repository = self.ledger().limits().classes.count() > 1;
+        index.objects_by_use(by_repository, |digest, size, last_use, repositories| {
+            let mut ledger = self.ledger();
+            let class = ledger.limits().classes.longest(repositories);
+            ledger.known(digest, size, class, seconds(last_use));
+        })
+    }
+}
+
+fn every(period: Duration, first: Duration) -> Interval {
+    let mut interval = tokio::time::interval_at(Instant::now() + first, period);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    interval
+}
+
+/// Whether an interval has come to its next tick.
+fn is_due(interval: &mut Interval) -> bool {
+    use futures_util::FutureExt;
+    interval.tick().now_or_never().is_some()
+}

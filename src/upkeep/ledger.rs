@@ -1,0 +1,300 @@
+//! The ledger: what is stored, what is reserved and what the limits are. Pure arithmetic; it touches no disk.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use super::evict::{Class, Evictor, Seconds};
+use super::limits::Limits;
+use crate::config::Limit;
+use crate::oci::Digest;
+
+/// When objects have to go, this share (in hundredths) of the limit goes beyond what is needed, so that not each object
+/// that comes in has to wait for one to go.
+const SPARE: u64 = 5;
+/// Bytes of the index that do not count: an empty one with its log takes about as much.
+const INDEX_FOR_FREE: u64 = 2 << 20;
+/// Space that no object is given, so that the index can be written on a disk that is full. Less on a small one.
+const FOR_THE_INDEX: u64 = 1 << 20;
+
+/// The disk as it was when it was last looked at, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Look {
+    pub total: u64,
+    pub free: u64,
+    /// What the index takes.
+    pub index: u64,
+    /// What the files of running fills take already.
+    pub running: u64,
+    /// What downloads take that no fill goes on with.
+    pub abandoned: u64,
+}
+
+/// What is stored, reserved and allowed.
+pub struct Ledger {
+    evictor: Evictor,
+    /// Objects that are never to go, stored or not.
+    pinned: HashSet<Digest>,
+    /// Whether images are pinned by name, known or not.
+    has_named_pins: bool,
+    limits: Arc<Limits>,
+    /// Whether the index was read: before that nobody knows what is stored.
+    is_loaded: bool,
+    /// Bytes that running fills will need in all.
+    reserved: u64,
+    look: Option<Look>,
+    /// Bytes that were reserved since that look, given back or not.
+    granted: u64,
+}
+
+/// A step towards room for one object.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Step {
+    /// The rest is reserved.
+    Reserved,
+    /// These objects have to go first; their bytes on disk.
+    Evict(Vec<Digest>, u64),
+    /// What may go is not enough.
+    NoRoom,
+}
+
+impl Ledger {
+    pub fn new(limits: Arc<Limits>) -> Self {
+        Self {
+            evictor: Evictor::new(limits.classes.count()),
+            pinned: HashSet::new(),
+            has_named_pins: false,
+            limits,
+            is_loaded: false,
+            reserved: 0,
+            look: None,
+            granted: 0,
+        }
+    }
+
+    pub fn limits(&self) -> &Arc<Limits> {
+        &self.limits
+    }
+
+    /// Takes other limits. Returns whether what is stored has to be read anew, because it is kept for other times.
+    pub fn set_limits(&mut self, limits: Arc<Limits>) -> bool {
+        let is_read_anew = self.limits.classes != limits.classes;
+        if is_read_anew {
+            self.is_loaded = false;
+            self.evictor = Evictor::new(limits.classes.count());
+        }
+        self.limits = limits;
+        is_read_anew
+    }
+
+    pub fn is_loaded(&self) -> bool {
+        self.is_loaded
+    }
+
+    pub fn set_loaded(&mut self) {
+        self.is_loaded = true;
+    }
+
+    /// Count and bytes of what is stored.
+    pub fn totals(&self) -> (usize, u64) {
+        (self.evictor.objects(), self.evictor.bytes())
+    }
+
+    // What is stored.
+
+    /// An object came in for a repository.
+    pub fn stored(&mut self, digest: Digest, size: u64, class: Class, now: Seconds) {
+        let is_pinned = self.pinned.contains(&digest);
+        self.evictor.insert(digest, size, now, class, is_pinned);
+    }
+
+    /// An object that the index knows. What was stored since the start is newer than what the index says.
+    pub fn known(&mut self, digest: Digest, size: u64, class: Class, last_use: Seconds) {
+        if !self.evictor.contains(&digest) {
+            self.stored(digest, size, class, last_use);
+        }
+    }
+
+    /// An object is to be kept at least as long as `class` says.
+    pub fn raise(&mut self, digest: &Digest, class: Class, now: Seconds) {
+        self.evictor.raise(digest, class, now);
+    }
+
+    /// An object was used. Returns when it was used before; `None` if it is not known.
+    pub fn touch(&mut self, digest: &Digest, now: Seconds) -> Option<Seconds> {
+        self.evictor.touch(digest, now)
+    }
+
+    pub fn remove(&mut self, digests: &[Digest]) {
+        for digest in digests {
+            self.evictor.remove(digest);
+        }
+    }
+
+    pub fn clear(&mut self) {
+        self.evictor.clear();
+    }
+
+    pub fn begin_census(&mut self) {
+        self.evictor.begin_census();
+    }
+
+    /// An object's file was found. Returns the size that the object was known with.
+    pub fn seen(&mut self, digest: &Digest) -> Option<u64> {
+        self.evictor.seen(digest)
+    }
+
+    /// What was not found since the census began; it is taken out if `is_removed`.
+    pub fn end_census(&mut self, is_removed: bool) -> Vec<Digest> {
+        self.evictor.end_census(is_removed)
+    }
+
+    // What is pinned.
+
+    pub fn is_pinned(&self, digest: &Digest) -> bool {
+        self.pinned.contains(digest)
+    }
+
+    pub fn has_named_pins(&self) -> bool {
+        self.has_named_pins
+    }
+
+    pub fn set_pinned(&mut self, pinned: HashSet<Digest>, has_named_pins: bool, now: Seconds) {
+        let before = std::mem::replace(&mut self.pinned, pinned);
+        self.has_named_pins = has_named_pins;
+        let Self { evictor, pinned, .. } = self;
+        before.difference(pinned).for_each(|digest| evictor.set_pinned(digest, false, now));
+        pinned.difference(&before).for_each(|digest| evictor.set_pinned(digest, true, now));
+    }
+
+    // Room.
+
+    /// Notes what the disk looks like now.
+    pub fn looked(&mut self, look: Look) {
+        self.look = Some(look);
+        self.granted = 0;
+    }
+
+    /// What the disk looked like last; nothing before the first look.
+    pub fn last_look(&self) -> Look {
+        self.look.unwrap_or_default()
+    }
+
+    /// Whether so many bytes would not fit even into an empty cache.
+    pub fn never_fits(&self, bytes: u64) -> bool {
+        let Some(Look { total, .. }) = self.look else {
+            return false;
+        };
+        let min_free = self.limits.min_free.of(total).unwrap_or(0).min(total);
+        bytes > self.limits.max_size.of(total).unwrap_or(total).min(total - min_free)
+    }
+
+    /// Bytes that have to go before `wanted` more fit, by what the disk looked like.
+    pub fn needed(&self, wanted: u64, look: &Look) -> u64 {
+        let Look { total, free, index, running, abandoned } = *look;
+        let index = index.saturating_sub(INDEX_FOR_FREE);
+        let used = self.evictor.taken() + self.reserved + abandoned;
+        // The index keeps to less by itself; objects never make room for more than this of it.
+        let over_size = self.limits.max_size.of(total).map_or(0, |max| {
+            let index = index.min(max / 2);
+            (used + wanted + index).saturating_sub(max)
+        });
+        let for_the_index = if wanted > 0 { FOR_THE_INDEX.min(total / 16) } else { 0 };
+        let min_free = self.limits.min_free.of(total).unwrap_or(0).max(for_the_index);
+        // What is reserved and not allocated yet (a filesystem may not know how) is free only for now.
+        let promised = self.reserved.saturating_sub(running);
+        over_size.max((min_free + wanted + promised).saturating_sub(free))
+    }
+
+    /// Reserves `wanted` bytes where there is plenty of room by the last look, without a new one: all that was granted
+    /// since counts twice. `false` says nothing about whether there is room.
+    pub fn reserve_at_once(&mut self, wanted: u64) -> bool {
+        let Some(look) = self.look.filter(|_| self.is_loaded) else {
+            return false;
+        };
+        let pessimistic = Look {
+            free: look.free.saturating_sub(self.granted),
+            running: 0,
+            abandoned: look.abandoned + self.granted,
+            ..look
+        };
+        let fits = self.needed(wanted, &pessimistic) == 0;
+        if fits {
+            self.reserve(wanted);
+        }
+        fits
+    }
+
+    fn reserve(&mut self, bytes: u64) {
+        self.reserved += bytes;
+        self.granted += bytes;
+    }
+
+    /// Gives back what was reserved.
+    pub fn release(&mut self, bytes: u64) {
+        self.reserved = self.reserved.saturating_sub(bytes);
+    }
+
+    /// The next step towards room for `wanted` bytes, of which `held` (which this changes) are reserved. At most `most`
+    /// objects go in one step. What is busy stays.
+    pub fn step(
+        &mut self,
+        wanted: u64,
+        held: &mut u64,
+        look: &Look,
+        most: usize,
+        now: Seconds,
+        is_busy: impl Fn(&Digest) -> bool,
+    ) -> Step {
+        let rest = wanted.saturating_sub(*held);
+        let needs = self.needed(rest, look);
+        // What is there already is taken at once, so that no other takes it meanwhile.
+        let part = rest.saturating_sub(needs);
+        self.reserve(part);
+        *held += part;
+        if needs == 0 {
+            return Step::Reserved;
+        }
+        // What cannot fit is no reason to lose what is there.
+        if self.evictor.evictable() < needs {
+            return Step::NoRoom;
+        }
+        let (victims, freed) = self.evict(needs, most, now, is_busy);
+        match victims.is_empty() {
+            true => Step::NoRoom,
+            false => Step::Evict(victims, freed),
+        }
+    }
+
+    /// Takes out the least recently used objects until `bytes` of disk are free, but at most `most` of them. Returns them
+    /// and their bytes on disk.
+    pub fn evict(
+        &mut self,
+        bytes: u64,
+        most: usize,
+        now: Seconds,
+        is_busy: impl Fn(&Digest) -> bool,
+    ) -> (Vec<Digest>, u64) {
+        let before = self.evictor.taken();
+        let victims = self.evictor.make_room(bytes, most, now, is_busy);
+        (victims, before - self.evictor.taken())
+    }
+
+    /// Bytes that are to go beyond what is needed, once something has to go.
+    pub fn spare(&self, total: u64) -> u64 {
+        self.limits.max_size.of(total).unwrap_or(total).min(self.evictor.taken()) / 100 * SPARE
+    }
+
+    /// Takes out at most `most` objects that were not used for as long as their class keeps them.
+    pub fn expire(&mut self, most: usize, now: Seconds, is_busy: impl Fn(&Digest) -> bool) -> Vec<Digest> {
+        let mut expired = Vec::new();
+        let limits = self.limits.clone();
+        for (class, ttl) in limits.classes.iter() {
+            let Limit::Span(ttl) = ttl else {
+                continue;
+            };
+            let since = now.saturating_sub(Seconds::try_from(ttl.as_secs()).unwrap_or(Seconds::MAX));
+            expired.extend(self.evictor.expire(class, since, now, most - expired.len(), &is_busy));
+        }
+        expired
+    }
+}

@@ -1,0 +1,124 @@
+//! Room for objects: what a fill asks for before it writes.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::evict::on_disk;
+use super::{Message, Upkeep, closed};
+use crate::failure::{Failure, FailureKind};
+
+/// How long a fill waits for room: for objects to go, and for those that are being stored and can go only then. A client
+/// waits for it; past it the object passes uncached.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How often it is looked whether what is being stored has left room.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Room on disk for what is coming.
+pub trait Room: Send + Sync + 'static {
+    /// Makes room for an object; fails with [`FailureKind::NoRoom`] when there is none to be made.
+    fn reserve(&self, bytes: u64) -> BoxFuture<'static, Result<Reservation, Failure>>;
+
+    /// Whether so many bytes would not fit even if nothing else were there.
+    fn never_fits(&self, bytes: u64) -> bool;
+}
+
+/// Room that is kept until this is dropped.
+pub struct Reservation(Option<Box<dyn FnOnce() + Send>>);
+
+impl Reservation {
+    pub fn new(give_back: impl FnOnce() + Send + 'static) -> Self {
+        Self(Some(Box::new(give_back)))
+    }
+}
+
+impl std::fmt::Debug for Reservation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Reservation")
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if let Some(give_back) = self.0.take() {
+            give_back();
+        }
+    }
+}
+
+/// Somebody waits for room.
+pub(super) struct Ask {
+    /// In bytes.
+    pub wanted: u64,
+    /// What is reserved already.
+    pub held: Held,
+    /// Free bytes when it was asked, and what has gone since: some filesystems count what was removed only later.
+    pub free: Option<u64>,
+    pub freed: u64,
+    pub done: oneshot::Sender<io::Result<Option<Held>>>,
+}
+
+/// Bytes that are reserved until this is dropped.
+pub(super) struct Held {
+    pub upkeep: Arc<Upkeep>,
+    pub bytes: u64,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.upkeep.ledger().release(self.bytes);
+    }
+}
+
+impl Upkeep {
+    async fn reserve_bytes(self: Arc<Self>, bytes: u64) -> Result<Reservation, Failure> {
+        let wanted = on_disk(bytes);
+        if self.ledger().reserve_at_once(wanted) {
+            let held = Held { upkeep: self, bytes: wanted };
+            return Ok(Reservation::new(move || drop(held)));
+        }
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let asked = tokio::time::timeout_at(deadline, self.clone().ask_for_room(wanted)).await;
+            let late = || Failure::new(FailureKind::Storage, "room could not be made in time; the disk is slow");
+            match asked.map_err(|_| late())? {
+                Ok(Some(held)) => return Ok(Reservation::new(move || drop(held))),
+                // What is verified counts, and can be evicted, only when it is stored.
+                Ok(None) if self.parts.cached.is_storing() && Instant::now() < deadline => {
+                    tokio::time::sleep(LOOK).await;
+                }
+                Ok(None) => {
+                    let message = format!("{wanted} bytes do not fit into cache.max_size and cache.min_free");
+                    return Err(Failure::new(FailureKind::NoRoom, message));
+                }
+                Err(error) => {
+                    let message = format!("cannot tell how full the disk is: {error}");
+                    return Err(Failure::new(FailureKind::Storage, message));
+                }
+            }
+        }
+    }
+
+    async fn ask_for_room(self: Arc<Self>, wanted: u64) -> io::Result<Option<Held>> {
+        let (done, answer) = oneshot::channel();
+        let held = Held { upkeep: self.clone(), bytes: 0 };
+        let ask = Ask { wanted, held, free: None, freed: 0, done };
+        self.mailbox.send(Message::Reserve(ask)).await.map_err(|_| closed())?;
+        answer.await.map_err(|_| closed())?
+    }
+}
+
+impl Room for Arc<Upkeep> {
+    fn reserve(&self, bytes: u64) -> BoxFuture<'static, Result<Reservation, Failure>> {
+        self.clone().reserve_bytes(bytes).boxed()
+    }
+
+    fn never_fits(&self, bytes: u64) -> bool {
+        Upkeep::never_fits(self, bytes)
+    }
+}
