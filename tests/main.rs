@@ -26,6 +26,7 @@ mod growth;
 mod hogs;
 mod house;
 mod http_rules;
+mod hung_disk;
 mod late;
 mod lists;
 mod login_forms;

@@ -367,6 +367,6 @@ impl Check<'_> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 #[cfg(test)]
 mod wrong;

@@ -229,6 +229,12 @@ impl Ledger {
         self.granted += bytes;
     }
 
+    /// Bytes that are reserved in all.
+    #[cfg(test)]
+    pub fn reserved(&self) -> u64 {
+        self.reserved
+    }
+
     /// Gives back what was reserved.
     pub fn release(&mut self, bytes: u64) {
         self.reserved = self.reserved.saturating_sub(bytes);
@@ -296,5 +302,139 @@ impl Ledger {
             expired.extend(self.evictor.expire(class, since, now, most - expired.len(), &is_busy));
         }
         expired
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::evict::on_disk;
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn ledger(keys: &str) -> Ledger {
+        let config = crate::config::tests::parse(&format!("[cache]\n{keys}\n")).expect("a configuration");
+        let mut ledger = Ledger::new(Arc::new(Limits::new(&config)));
+        ledger.set_loaded();
+        ledger
+    }
+
+    fn digest(number: u32) -> Digest {
+        Digest::Sha256(std::array::from_fn(|at| (number >> (8 * (at % 4))) as u8))
+    }
+
+    /// On a filesystem that cannot allocate ahead (ext2, ZFS, some NFS) what is reserved is still counted as free.
+    #[test]
+    fn what_is_reserved_and_not_written_yet_is_not_free() {
+        let mut ledger = ledger("max_size = \"none\"\nmin_free = \"100 MiB\"");
+        let mut look = Look { total: 1000 * MIB, free: 300 * MIB, ..Look::default() };
+        let mut reserve = |bytes: u64, look: &Look| {
+            let mut held = 0;
+            (ledger.step(bytes, &mut held, look, 16, 1, |_| false), held)
+        };
+        assert_eq!(reserve(150 * MIB, &look), (Step::Reserved, 150 * MIB));
+        assert_eq!(reserve(51 * MIB, &look), (Step::NoRoom, 50 * MIB), "only as much as is left");
+        // Once it is written, it is not free any more, and not counted twice.
+        look = Look { free: 100 * MIB, running: 200 * MIB, ..look };
+        assert_eq!(ledger.needed(0, &look), 0);
+        assert_eq!(ledger.needed(MIB, &look), MIB);
+    }
+
+    #[test]
+    fn plenty_of_room_is_found_without_a_look_and_only_as_often_as_it_is_there() {
+        let mut ledger = ledger("max_size = \"100 MiB\"\nmin_free = \"0\"");
+        assert!(!ledger.reserve_at_once(1), "nothing is known of the disk yet");
+        let look = Look { total: 1000 * MIB, free: 500 * MIB, ..Look::default() };
+        ledger.looked(look);
+        let granted = (0..100).take_while(|_| ledger.reserve_at_once(MIB)).count() as u64;
+        assert!((40..=100).contains(&granted), "{granted}");
+        // What was granted and given back may be on disk all the same, until it is looked again.
+        ledger.release(granted * MIB);
+        assert!(!ledger.reserve_at_once(90 * MIB));
+        ledger.looked(look);
+        assert!(ledger.reserve_at_once(90 * MIB));
+    }
+
+    #[derive(Clone, Debug)]
+    enum Event {
+        Ask(u64),
+        AskAtOnce(u64),
+        /// The fill that asked first writes all of it and is stored.
+        Store,
+        /// Or it ends without.
+        GiveUp,
+        Look,
+    }
+
+    fn event() -> impl Strategy<Value = Event> {
+        prop_oneof![
+            3 => (1u64..40 * MIB).prop_map(|bytes| Event::Ask(on_disk(bytes))),
+            3 => (1u64..40 * MIB).prop_map(|bytes| Event::AskAtOnce(on_disk(bytes))),
+            3 => Just(Event::Store),
+            1 => Just(Event::GiveUp),
+            2 => Just(Event::Look),
+        ]
+    }
+
+    proptest! {
+        /// Whatever comes and goes: what is stored and what may still be written stay within `max_size`, and leave
+        /// `min_free`, on a disk that allocates nothing ahead.
+        #[test]
+        fn the_limits_hold_whatever_comes(events in prop::collection::vec(event(), 0..200)) {
+            let mut ledger = ledger("max_size = \"100 MiB\"\nmin_free = \"50 MiB\"");
+            let total = 300 * MIB;
+            // Somebody else takes 100 MiB.
+            let free_for_us = 200 * MIB;
+            let (mut fills, mut stored): (Vec<u64>, Vec<(Digest, u64)>) = (Vec::new(), Vec::new());
+            let mut number = 0;
+            let look = |stored: &[(Digest, u64)]| Look {
+                total,
+                free: free_for_us - stored.iter().map(|(_, bytes)| bytes).sum::<u64>(),
+                ..Look::default()
+            };
+            for event in events {
+                match event {
+                    Event::Ask(bytes) => {
+                        let mut held = 0;
+                        loop {
+                            match ledger.step(bytes, &mut held, &look(&stored), 4, 1, |_| false) {
+                                Step::Reserved => {
+                                    prop_assert_eq!(held, bytes);
+                                    fills.push(bytes);
+                                    break;
+                                }
+                                Step::NoRoom => {
+                                    ledger.release(held);
+                                    break;
+                                }
+                                Step::Evict(victims, _) => stored.retain(|(digest, _)| !victims.contains(digest)),
+                            }
+                        }
+                    }
+                    Event::AskAtOnce(bytes) => {
+                        if ledger.reserve_at_once(bytes) {
+                            fills.push(bytes);
+                        }
+                    }
+                    Event::Store if !fills.is_empty() => {
+                        let bytes = fills.remove(0);
+                        number += 1;
+                        ledger.stored(digest(number), bytes, 0, number);
+                        stored.push((digest(number), bytes));
+                        ledger.release(bytes);
+                    }
+                    Event::GiveUp if !fills.is_empty() => ledger.release(fills.remove(0)),
+                    Event::Store | Event::GiveUp => {}
+                    Event::Look => ledger.looked(look(&stored)),
+                }
+                let kept: u64 = stored.iter().map(|(_, bytes)| bytes).sum();
+                let coming: u64 = fills.iter().sum();
+                prop_assert_eq!(ledger.reserved(), coming);
+                prop_assert!(kept + coming <= 100 * MIB, "{} + {}", kept, coming);
+                prop_assert!(kept + coming + 50 * MIB <= free_for_us);
+            }
+        }
     }
 }

@@ -386,3 +386,6 @@ fn now() -> Seconds {
 fn seconds(time: Timestamp) -> Seconds {
     Seconds::try_from(time.0 / 1000).unwrap_or(0)
 }
+
+#[cfg(test)]
+mod tests;

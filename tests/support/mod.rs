@@ -5,6 +5,7 @@
 
 pub mod client;
 pub mod content;
+pub mod disk;
 pub mod helper;
 pub mod hub;
 pub mod issuer;

@@ -1,0 +1,174 @@
+//! Upkeep on a store that does as told, in virtual time.
+
+use std::collections::HashSet;
+use std::sync::atomic::AtomicBool;
+
+use tokio::time::Instant;
+
+use super::room::Room;
+use super::*;
+use crate::failure::FailureKind;
+use crate::oci::Algorithm;
+use crate::store::simulated::{Health, Simulated};
+
+/// A cache in which nothing comes in, unless it is said so.
+#[derive(Default)]
+struct Quiet {
+    is_storing: AtomicBool,
+    gone: Mutex<HashSet<Digest>>,
+}
+
+impl Cached for Quiet {
+    fn is_coming_in(&self, _: &Digest) -> bool {
+        false
+    }
+
+    fn is_storing(&self) -> bool {
+        self.is_storing.load(Ordering::Relaxed)
+    }
+
+    fn gone(&self, digests: &HashSet<Digest>) {
+        self.gone.lock().expect("no panic while held").extend(digests);
+    }
+}
+
+struct Scene {
+    _dir: tempfile::TempDir,
+    store: Simulated,
+    cached: Arc<Quiet>,
+    upkeep: Arc<Upkeep>,
+}
+
+/// An upkeep with these keys of `[cache]`, which runs.
+async fn scene(keys: &str) -> Scene {
+    let dir = tempfile::tempdir().expect("a directory");
+    let text = format!("[cache]\ndir = {:?}\n{keys}\n", dir.path().join("cache"));
+    let config = crate::config::tests::parse(&text).expect("a configuration");
+    let pool = Pool::new("a test", 8, Duration::from_secs(3600));
+    let (store, cached) = (Simulated::default(), Arc::new(Quiet::default()));
+    std::fs::create_dir(dir.path().join("cache")).expect("made");
+    let parts = Parts {
+        store: Arc::new(store.clone()),
+        spool: Spool::new(dir.path().join("partial"), pool.clone()),
+        index: Arc::new(Index::open(&dir.path().join("cache")).expect("an index")),
+        cached: cached.clone(),
+        pool,
+        metrics: Arc::default(),
+    };
+    let upkeep = Arc::new(Upkeep::new(&config, parts));
+    tokio::spawn(upkeep.clone().run());
+    upkeep.loaded().await;
+    // Behind the comparison with the files that each start makes.
+    upkeep.census(true).await.expect("counted");
+    Scene { _dir: dir, store, cached, upkeep }
+}
+
+fn digest(number: u32) -> Digest {
+    Digest::of(Algorithm::Sha256, &number.to_le_bytes())
+}
+
+impl Scene {
+    fn objects(&self) -> usize {
+        self.upkeep.ledger().totals().0
+    }
+
+    async fn reserve(&self, bytes: u64) -> Result<room::Reservation, crate::failure::Failure> {
+        self.upkeep.reserve(bytes).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_expires_keeps_nobody_waiting_who_needs_room() {
+    // As large as what is stored, so that each object that comes needs another to go.
+    let scene = scene("ttl = \"1h\"\nmax_size = \"614400000\"").await;
+    {
+        let mut ledger = scene.upkeep.ledger();
+        (0..150_000).for_each(|number| ledger.stored(digest(number), 4_000, 0, 1));
+    }
+    // 370 files a second: 16 of them take 43 ms.
+    scene.store.set(Health::Slow(Duration::from_millis(43)));
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!((1..150_000).contains(&scene.objects()), "they have begun to go: {}", scene.objects());
+    for _ in 0..10 {
+        let asked = Instant::now();
+        let _reserved = scene.reserve(1_000).await.expect("room");
+        assert!(asked.elapsed() < Duration::from_secs(1), "it waited {:?}", asked.elapsed());
+    }
+    assert!(scene.objects() > 100_000, "most are still there: {}", scene.objects());
+    tokio::time::sleep(Duration::from_secs(3_000)).await;
+    assert_eq!(scene.objects(), 0);
+    assert_eq!(scene.cached.gone.lock().expect("no panic").len(), 150_000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn room_for_a_large_object_keeps_no_small_one_waiting() {
+    let scene = scene("max_size = \"614400000\"").await;
+    {
+        let mut ledger = scene.upkeep.ledger();
+        (0..150_000).for_each(|number| ledger.stored(digest(number), 4_000, 0, 1));
+    }
+    scene.store.set(Health::Slow(Duration::from_millis(43)));
+    let large = scene.reserve(400 << 20);
+    let small = async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let asked = Instant::now();
+        let reserved = scene.reserve(1_000).await;
+        assert!(asked.elapsed() < Duration::from_secs(1), "it waited {:?}", asked.elapsed());
+        reserved
+    };
+    let (large, small) = tokio::join!(large, small);
+    assert!(small.is_ok());
+    // It would take minutes: the object passes uncached, and what was reserved for it is given back.
+    assert_eq!(large.expect_err("too slow").kind, FailureKind::Storage);
+    drop(small);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(scene.upkeep.ledger().reserved(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_does_not_answer_keeps_nobody_waiting_for_long() {
+    let scene = scene("max_size = \"1000000\"").await;
+    scene.upkeep.stored(digest(1), 999_000, "r");
+    scene.store.set(Health::Hanging);
+    let asked = Instant::now();
+    let failure = scene.reserve(900_000).await.expect_err("no room can be made");
+    assert_eq!(failure.kind, FailureKind::Storage);
+    assert!(asked.elapsed() < Duration::from_secs(10), "{:?}", asked.elapsed());
+    scene.store.set(Health::Well);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    scene.reserve(900_000).await.expect("room again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_being_stored_is_waited_for_as_long_as_it_may_leave_room() {
+    let scene = scene("max_size = \"1000000\"").await;
+    let held = scene.reserve(900_000).await.expect("room");
+    let denied = scene.reserve(900_000).await.expect_err("no room");
+    assert_eq!(denied.kind, FailureKind::NoRoom);
+    scene.cached.is_storing.store(true, Ordering::Relaxed);
+    let storing = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        scene.upkeep.stored(digest(1), 900_000, "r");
+        drop(held);
+    };
+    let (reserved, ()) = tokio::join!(scene.reserve(900_000), storing);
+    reserved.expect("the other can go once it is stored");
+    assert_eq!(scene.objects(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn files_and_ledger_are_brought_in_line() {
+    let scene = scene("").await;
+    scene.store.put(&digest(1), bytes::Bytes::from_static(b"unknown")).await.expect("stored");
+    scene.upkeep.stored(digest(2), 10, "r");
+    let seen = scene.upkeep.census(false).await.expect("counted");
+    assert_eq!((seen.unknown, seen.missing, seen.bytes), (vec![digest(1)], vec![digest(2)], 7));
+    let mended = scene.upkeep.census(true).await.expect("counted");
+    assert_eq!((mended.unknown, mended.missing), (vec![digest(1)], vec![digest(2)]));
+    let after = scene.upkeep.census(false).await.expect("counted");
+    assert!(after.unknown.is_empty() && after.missing.is_empty());
+    scene.store.set(Health::Failing(io::ErrorKind::Other));
+    scene.upkeep.census(true).await.expect_err("the disk fails");
+    scene.store.set(Health::Well);
+    assert!(scene.upkeep.census(false).await.expect("counted").missing.is_empty(), "nothing was taken for missing");
+}
