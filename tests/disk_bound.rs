@@ -30,27 +30,32 @@ fn used(dir: &Path) -> u64 {
     files.values().sum()
 }
 
-/// Counts again and again what is on disk.
+/// Looks again and again at a disk.
 struct Watching {
     is_over: Arc<AtomicBool>,
     counting: std::thread::JoinHandle<u64>,
 }
 
 impl Watching {
+    /// Counts what objects and downloads take; the end tells the most.
     fn begin(dir: std::path::PathBuf) -> Self {
+        Self::keep(0, move |most| most.max(used(&dir)))
+    }
+
+    fn keep(first: u64, look: impl Fn(u64) -> u64 + Send + 'static) -> Self {
         let is_over = Arc::<AtomicBool>::default();
         let ends = is_over.clone();
         let counting = std::thread::spawn(move || {
-            let mut most = 0;
+            let mut kept = first;
             while !ends.load(Ordering::Relaxed) {
-                most = most.max(used(&dir));
+                kept = look(kept);
             }
-            most
+            kept
         });
         Self { is_over, counting }
     }
 
-    /// The most there ever was.
+    /// What was kept of all looks.
     fn end(self) -> u64 {
         self.is_over.store(true, Ordering::Relaxed);
         self.counting.join().expect("counted")
@@ -296,4 +301,86 @@ async fn tiny_objects_count_with_the_disk_that_they_take() {
     })
     .await;
     assert!(larder.stats().await["evictions"].as_u64() > Some(400));
+}
+
+/// A filesystem that cannot set space aside (ext2 has no `fallocate`; nor have ZFS and some NFS servers), in a file.
+/// Needs root, as the real clients do.
+struct Ext2(tempfile::TempDir);
+
+impl Ext2 {
+    /// `None` where no file can be mounted: not as root, or without a loop device.
+    fn mount(megabytes: u64) -> Option<Self> {
+        let disk = Self(tempfile::tempdir().expect("a directory"));
+        let image = disk.0.path().join("image");
+        std::fs::File::create(&image).and_then(|file| file.set_len(megabytes << 20)).expect("made");
+        std::fs::create_dir(disk.path()).expect("made");
+        let run = |program: &str, arguments: &[&str], path: Option<&Path>| {
+            let done = std::process::Command::new(program).args(arguments).arg(&image).args(path).output();
+            let done = done.unwrap_or_else(|error| panic!("{program} is there: {error}"));
+            let said = String::from_utf8_lossy(&done.stderr).into_owned();
+            done.status.success().then_some(()).ok_or(said)
+        };
+        // None of its blocks are for root alone: Larder may be root here.
+        run("mkfs.ext2", &["-q", "-m", "0"], None).expect("a filesystem");
+        match run("mount", &["-o", "loop"], Some(&disk.path())) {
+            Ok(()) => Some(disk),
+            Err(why) => {
+                eprintln!("no file can be mounted here: {why}");
+                std::mem::forget(disk);
+                None
+            }
+        }
+    }
+
+    fn path(&self) -> std::path::PathBuf {
+        self.0.path().join("disk")
+    }
+
+    /// Looks again and again how much is free; the end tells the least.
+    fn watch(&self) -> Watching {
+        let path = self.path();
+        Watching::keep(u64::MAX, move |least| {
+            let found = rustix::fs::statvfs(&path).expect("mounted");
+            least.min(found.f_bavail * found.f_frsize)
+        })
+    }
+}
+
+impl Drop for Ext2 {
+    fn drop(&mut self) {
+        let ended = std::process::Command::new("umount").arg("-l").arg(self.path()).status();
+        assert!(ended.is_ok_and(|status| status.success()), "umount failed");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn min_free_is_left_also_where_no_space_can_be_set_aside() {
+    const MIB: usize = 1 << 20;
+    let Some(disk) = Ext2::mount(96) else {
+        return;
+    };
+    let hub = Hub::start(Options::default()).await;
+    let config = format!("[cache]\nmax_size = \"none\"\nmin_free = \"40MiB\"\n{}", repository_config("hub", &[&hub]));
+    let dir = disk.path().join("cache").display().to_string();
+    let larder = Larder::builder().config(config).env("LARDER_CACHE__DIR", &dir).start().await;
+    let blobs: Vec<_> = (0..8).map(|number| blob(number, 12 * MIB)).collect();
+    // All of them have begun, and asked for room, before any has written much.
+    let gate = hub.gate(On::blob(), 1000);
+    let pulls: Vec<_> = blobs
+        .iter()
+        .map(|content| {
+            let url = larder.blob_url("hub/team/app", &hub.push_blob("team/app", content.clone()));
+            tokio::spawn(async move { get(url).await })
+        })
+        .collect();
+    eventually("all are under way", async || hub.requests().len() >= 8).await;
+    let least = disk.watch();
+    gate.open();
+    for (pull, content) in pulls.into_iter().zip(&blobs) {
+        let answer = pull.await.expect("no panic");
+        assert!(answer.complete() && answer.body == content, "{} {:?}", answer.status, answer.error);
+    }
+    let least = least.end();
+    assert!(least >= 40 << 20, "{} MiB were left", least >> 20);
+    assert!(larder.stats().await["stores"].as_u64() > Some(0), "what fits is stored");
 }
