@@ -20,6 +20,7 @@ mod ca;
 pub mod cache;
 mod cli;
 pub mod config;
+pub mod convert;
 mod descriptors;
 pub mod failure;
 mod files;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::support::Larder;
 
 /// Each room and the rooms it may import from.
-const ROOMS: [(&str, &[&str]); 28] = [
+const ROOMS: [(&str, &[&str]); 29] = [
     ("oci", &[]),
     ("descriptors", &[]),
     ("failure", &[]),
@@ -22,7 +22,8 @@ const ROOMS: [(&str, &[&str]); 28] = [
     ("web", &["config"]),
     ("acme", &["config", "files", "program", "telemetry", "text", "web", "x509"]),
     ("auth", &["config", "fingerprint", "text", "web", "x509"]),
-    ("config", &["oci", "telemetry", "text"]),
+    ("config", &["oci", "text"]),
+    ("convert", &["config"]),
     ("telemetry", &["config"]),
     ("work", &["oci"]),
     ("spool", &["files", "oci", "work"]),
@@ -75,6 +76,7 @@ const ROOMS: [(&str, &[&str]); 28] = [
             "ca",
             "cache",
             "config",
+            "convert",
             "descriptors",
             "listen",
             "pull",

@@ -15,7 +15,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::AbortHandle;
 
-use super::Shown;
+use super::shown::Shown;
 
 const PREFIX: &str = "/.well-known/acme-challenge/";
 /// A connection is for one request, and over after this long.

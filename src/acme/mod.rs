@@ -4,22 +4,22 @@
 //! reported and tried again, at once when the configuration is read again (SIGHUP).
 
 mod door;
+mod error;
 mod kept;
 mod order;
 mod proof;
+mod shown;
 
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use arc_swap::ArcSwapOption;
-use rustls::sign::CertifiedKey;
 use tokio::sync::{Mutex, watch};
 
 pub use door::DoorError;
-pub use order::AcmeError;
-use proof::Proofs;
+pub use error::AcmeError;
+pub use shown::Shown;
 
 use crate::config;
 use crate::telemetry::Metrics;
@@ -36,32 +36,6 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
 const LOOK: Duration = Duration::from_secs(3600);
 /// And the disk, while it does not take a certificate.
 const LONGEST_UNWRITTEN: Duration = Duration::from_secs(300);
-
-/// What the registry door shows; changes while it runs.
-#[derive(Clone, Debug, Default)]
-pub struct Shown(Arc<Inner>);
-
-#[derive(Debug, Default)]
-struct Inner {
-    certificate: ArcSwapOption<CertifiedKey>,
-    proofs: Proofs,
-}
-
-impl Shown {
-    /// The certificate, once there is one.
-    pub fn certificate(&self) -> Option<Arc<CertifiedKey>> {
-        self.0.certificate.load_full()
-    }
-
-    /// What an ACME server wants to see that asks for `domain` (tls-alpn-01), if it was told to.
-    pub fn proof(&self, domain: &str) -> Option<Arc<CertifiedKey>> {
-        self.0.proofs.certificate(domain)
-    }
-
-    fn proofs(&self) -> &Proofs {
-        &self.0.proofs
-    }
-}
 
 /// Sees to it that there is a certificate as the configuration wants it.
 pub struct Certificates {
@@ -124,7 +98,7 @@ impl Certificates {
         self.doors.lock().await.apply(prepared.doors, &self.shown);
         match &prepared.acme {
             Some(acme) => drop(self.show_kept(acme).await),
-            None => self.shown.0.certificate.store(None),
+            None => self.shown.set(None),
         }
         self.wanted.send_if_modified(|wanted| {
             let is_other = *wanted != prepared.acme;
@@ -253,7 +227,7 @@ impl Certificates {
     }
 
     fn show(&self, acme: &config::Acme, kept: &Kept) {
-        self.shown.0.certificate.store(Some(kept.certified.clone()));
+        self.shown.set(Some(kept.certified.clone()));
         self.metrics.certificate(acme.domains.first().map_or("", String::as_str), kept.until());
     }
 

@@ -13,11 +13,12 @@ use instant_acme::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::Shown;
+use super::error::AcmeError;
 use super::kept::{Files, Kept};
 use super::proof::{self, Given};
+use super::shown::Shown;
 use crate::config::Acme;
-use crate::web::{Client, WebError};
+use crate::web::Client;
 
 /// For all of an order.
 const PATIENCE: Duration = Duration::from_secs(900);
@@ -25,45 +26,6 @@ const PATIENCE: Duration = Duration::from_secs(900);
 const POLLS: RetryPolicy = RetryPolicy::new().timeout(Duration::from_secs(180));
 /// The account is not one of the server's, any more or because it is another server now.
 const NO_ACCOUNT: &str = "urn:ietf:params:acme:error:accountDoesNotExist";
-
-/// Why there is no certificate.
-#[derive(Debug, thiserror::Error)]
-pub enum AcmeError {
-    #[error("the ACME server {directory}: {}", explained(error))]
-    Server { directory: String, error: Error },
-    #[error("the ACME server {0}")]
-    Web(#[from] WebError),
-    #[error("{0}")]
-    Protocol(String),
-    #[error("server.tls.acme.dns_hook: {0}")]
-    Hook(String),
-    #[error("the certificate cannot be used: {0}")]
-    Certificate(String),
-    #[error("cannot keep it: {0}")]
-    Disk(#[from] std::io::Error),
-    #[error("the order was not done within {} s", PATIENCE.as_secs())]
-    Late,
-    /// By another configuration, or the end.
-    #[error("it was interrupted")]
-    Interrupted,
-}
-
-impl AcmeError {
-    /// Whether the server knows nothing of the try.
-    pub fn is_unreached(&self) -> bool {
-        let Self::Server { error: Error::Other(cause), .. } = self else {
-            return false;
-        };
-        matches!(cause.downcast_ref(), Some(WebError::Network(_)))
-    }
-}
-
-fn explained(error: &Error) -> String {
-    match error {
-        Error::Json(error) => format!("its answer is not what the protocol says ({error})"),
-        other => other.to_string(),
-    }
-}
 
 /// An account as it is kept.
 #[derive(Serialize, Deserialize)]
@@ -95,7 +57,7 @@ pub async fn obtain(
         () = interrupted => Ok(Err(AcmeError::Interrupted)),
     };
     shown.proofs().take_back(&acme.challenge, given).await;
-    let pem = obtained.unwrap_or(Err(AcmeError::Late))?;
+    let pem = obtained.unwrap_or(Err(AcmeError::Late(PATIENCE)))?;
     let kept = Kept::read(pem.as_bytes()).map_err(AcmeError::Certificate)?;
     if !kept.is_for(&acme.domains) {
         return Err(AcmeError::Certificate("it is not for the domains that were ordered".to_owned()));

@@ -11,7 +11,7 @@ use rustls::sign::CertifiedKey;
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::process::Command;
 
-use super::order::AcmeError;
+use super::error::AcmeError;
 use crate::config::{AcmeChallenge, Hook};
 use crate::program::{self, Reads};
 

@@ -8,7 +8,7 @@ use axum::http::{Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-use super::Problem;
+use super::problem::Problem;
 use crate::pull::{AskedHost, Manager, NotNow, Pull};
 
 /// Lets in who `admin.allow` names. Whether the process is well may be asked by anybody.

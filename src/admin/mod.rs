@@ -3,6 +3,7 @@
 mod door;
 pub mod manage;
 mod pages;
+mod problem;
 mod stats;
 mod upstreams;
 
@@ -22,6 +23,7 @@ use tower_service::Service;
 use crate::failure::{Failure, FailureKind};
 use crate::pull::{Body, Pull};
 use crate::sent::Sent;
+use problem::Problem;
 
 /// Answers the requests that come by the admin door: each with the address of its client.
 pub fn handler(
@@ -74,20 +76,5 @@ async fn metrics(State(pull): State<Arc<Pull>>) -> axum::response::Response {
     match pull.metrics().encode() {
         Ok(text) => ([(header::CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
         Err(error) => Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error).into_response(),
-    }
-}
-
-/// An error of the API: `{"error": "…"}`.
-struct Problem(StatusCode, String);
-
-impl Problem {
-    fn new(status: StatusCode, message: impl std::fmt::Display) -> Self {
-        Self(status, message.to_string())
-    }
-}
-
-impl IntoResponse for Problem {
-    fn into_response(self) -> axum::response::Response {
-        (self.0, Json(json!({ "error": self.1 }))).into_response()
     }
 }

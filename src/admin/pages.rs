@@ -13,8 +13,8 @@ use futures_util::stream;
 use serde::Deserialize;
 use tokio::sync::mpsc;
 
-use super::Problem;
 use super::manage::{self, Images, ManageError, PinDone, Pins, PurgeDone};
+use super::problem::Problem;
 use crate::pull::Pull;
 use crate::upkeep::scrub::Report;
 

@@ -160,13 +160,13 @@ impl Cache {
 
     /// Takes in what is stored and keeps the cache within its limits; runs until the process ends.
     pub async fn look_after(self: Arc<Self>) {
-        self.upkeep.clone().run().await;
+        upkeep::run(self.upkeep.clone(), true).await;
     }
 
     /// Takes in what the index knows and does what is asked, and nothing of its own accord: for a command on a stopped
     /// cache. Runs until the process ends.
     pub async fn attend(self: Arc<Self>) {
-        self.upkeep.clone().run_when_asked().await;
+        upkeep::run(self.upkeep.clone(), false).await;
     }
 
     /// Forgets what came in by clients' own credentials where `config` has Larder's own decide instead. To

@@ -6,8 +6,8 @@ use std::time::SystemTime;
 
 use serde::Serialize;
 
-use super::CommandError;
-use super::manage::{print, print_json};
+use super::error::CommandError;
+use super::output::{print, print_json};
 use crate::ca::Ca as Authority;
 use crate::config::{self, Config, ProxyDoor};
 

@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::CommandError;
-use super::manage::{print, print_json};
-use crate::config::convert::{self, Kind};
+use super::error::CommandError;
+use super::output::{print, print_json};
 use crate::config::{self, ConfigError, Sources};
+use crate::convert::{self, Kind};
 use crate::text::printable;
 
 #[derive(Debug, clap::Args)]

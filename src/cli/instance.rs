@@ -11,7 +11,7 @@ use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
 use url::Url;
 
-use super::CommandError;
+use super::error::CommandError;
 use crate::admin::manage::{self, Images, PinDone, PurgeDone};
 use crate::cache::{Cache, OpenError};
 use crate::config::{self, Config};

@@ -4,10 +4,9 @@ use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
-
-use super::CommandError;
+use super::error::CommandError;
 use super::instance::{Instance, Where};
+use super::output::{print, print_json};
 use crate::admin::manage::Image;
 use crate::upkeep::scrub::{INDEX_IS_FINE, Report, Trouble};
 
@@ -193,19 +192,6 @@ fn size(bytes: u64) -> String {
         (value, unit) = (value / 1024.0, larger);
     }
     if unit == "B" { format!("{bytes} B") } else { format!("{value:.1} {unit}") }
-}
-
-pub fn print_json(value: &impl Serialize) -> Result<(), CommandError> {
-    let text = serde_json::to_string_pretty(value).map_err(|error| CommandError::Failed(error.to_string()))?;
-    print(&(text + "\n"))
-}
-
-pub fn print(text: &str) -> Result<(), CommandError> {
-    match std::io::stdout().write_all(text.as_bytes()) {
-        // Whoever reads has seen enough, as `larder ls | head` has.
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        result => result.map_err(|error| CommandError::Failed(error.to_string())),
-    }
 }
 
 #[cfg(test)]

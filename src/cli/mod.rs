@@ -2,8 +2,10 @@
 
 mod ca;
 mod config;
+mod error;
 mod instance;
 mod manage;
+mod output;
 mod reload;
 mod serve;
 
@@ -12,12 +14,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::admin::manage::ManageError;
 use crate::config::{LogFormat, Logging};
 use crate::telemetry;
-
-/// Exit code for wrong usage or configuration.
-const WRONG_CONFIGURATION: u8 = 2;
+use error::{CommandError, WRONG_CONFIGURATION};
 
 /// A pull-through cache for container registries.
 #[derive(Debug, Parser)]
@@ -49,30 +48,6 @@ enum Command {
     Ca(ca::Ca),
     /// Check, show or convert a configuration
     Config(config::Config),
-}
-
-/// Why a command did not do what it was asked for.
-#[derive(Debug, thiserror::Error)]
-enum CommandError {
-    #[error("{0}")]
-    Usage(String),
-    #[error("{0}")]
-    Failed(String),
-    /// What there is to say was said.
-    #[error("failed")]
-    Quiet,
-    /// As `Quiet`, and it was wrong usage or configuration.
-    #[error("failed")]
-    QuietUsage,
-}
-
-impl From<ManageError> for CommandError {
-    fn from(error: ManageError) -> Self {
-        match error {
-            ManageError::Wrong(_) | ManageError::Unknown(_) => Self::Usage(error.to_string()),
-            ManageError::Busy | ManageError::Failed(_) => Self::Failed(error.to_string()),
-        }
-    }
 }
 
 /// Runs the command that the arguments name.

@@ -10,7 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch as channel;
 use tokio::task::JoinSet;
 
-use super::WRONG_CONFIGURATION;
+use super::error::WRONG_CONFIGURATION;
 use super::reload::{Reached, Reload, acme_door, count_certificates};
 use crate::acme::{Certificates, Occasion};
 use crate::ca::Ca;

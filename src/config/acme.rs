@@ -7,12 +7,13 @@ use base64::Engine;
 use base64::prelude::{BASE64_STANDARD_NO_PAD, BASE64_URL_SAFE_NO_PAD};
 use url::{Host, Url};
 
+use super::check::Check;
+use super::credentials;
 use super::error::ConfigError;
 use super::proxy::Proxies;
 use super::raw::{self, AcmeChallengeType};
 use super::secret::Secret;
 use super::web::{WebAccess, trusted_url};
-use super::{Check, credentials};
 
 /// Certificates from an ACME server (RFC 8555).
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -8,11 +8,12 @@ use std::path::Path;
 
 use ipnet::IpNet;
 
+use super::check::Check;
 use super::error::{ConfigError, nearest};
 use super::oidc::{self, ClaimRule, Issuer};
 use super::proxy::Proxies;
+use super::raw;
 use super::secret::Secret;
-use super::{Check, raw};
 
 /// Who may come in.
 #[derive(Clone, Debug, Default)]

@@ -10,7 +10,7 @@ use base64::prelude::BASE64_STANDARD;
 use serde::Deserialize;
 use url::Url;
 
-use super::Check;
+use super::check::Check;
 use super::raw;
 use super::secret::Secret;
 
@@ -145,7 +145,7 @@ pub fn program(name: &str) -> Result<PathBuf, String> {
 /// The name under which tools keep the credentials of a registry.
 fn server_name(origin: &Url) -> String {
     let host = origin.host_str().unwrap_or_default();
-    if super::repository::DOCKER_HUB.contains(&host) {
+    if super::built_in::DOCKER_HUB.contains(&host) {
         return DOCKER_HUB.to_owned();
     }
     origin.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))

@@ -6,7 +6,8 @@ use serde::de::{self, DeserializeSeed, IntoDeserializer, Visitor};
 use serde::forward_to_deserialize_any;
 
 use super::error::{ConfigError, nearest};
-use super::tree::{Node, Origin, Value};
+use super::origin::Origin;
+use super::tree::{Node, Value};
 
 /// Reads `T` from the tree; a key that `T` does not know is an error.
 pub fn from_tree<T: de::DeserializeOwned>(tree: &Node) -> Result<T, ConfigError> {

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use super::tree::Origin;
+use super::origin::Origin;
 
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]

@@ -5,24 +5,27 @@
 
 mod acme;
 mod auth;
-pub mod convert;
+pub(crate) mod built_in;
+mod check;
 mod credentials;
 mod de;
-mod document;
-mod error;
+pub(crate) mod document;
+pub(crate) mod error;
 mod host;
+mod log_filter;
 mod oidc;
+pub(crate) mod origin;
 mod pem;
 mod proxy;
 mod proxy_door;
-mod raw;
-mod repository;
+pub(crate) mod raw;
+pub(crate) mod repository;
 mod secret;
 mod shapes;
 mod show;
 mod tls;
-mod tree;
-mod units;
+pub(crate) mod tree;
+pub(crate) mod units;
 mod upstream;
 mod watch;
 mod web;
@@ -50,6 +53,9 @@ pub use upstream::{ClientTls, HostHeaders, Upstream, UpstreamUrl};
 pub use watch::Watch;
 pub use web::WebAccess;
 
+use built_in::BUILT_IN_DEFAULT;
+use check::Check;
+pub use log_filter::{FilterError, parse_filter};
 use tree::Node;
 
 /// A checked configuration.
@@ -184,7 +190,7 @@ impl Config {
     }
 
     /// Whether a text is a configuration; the files it names may be missing.
-    fn check_text(text: &str) -> Result<(), ConfigError> {
+    pub(crate) fn check_text(text: &str) -> Result<(), ConfigError> {
         let tree = Node::parse(Path::new("larder.toml"), text)?;
         let mut file: raw::File = de::from_tree(&tree)?;
         file.forget_files();
@@ -227,7 +233,7 @@ impl Config {
             let message = "it is empty; write for example dir = \"/var/lib/larder\"";
             return Err(check.invalid(&["cache", "dir"], message));
         }
-        if let Err(error) = crate::telemetry::log::parse_filter(&file.logging.level) {
+        if let Err(error) = parse_filter(&file.logging.level) {
             let message = format!(
                 "{error}; write error, warn, info, debug, trace, or a filter such as \"larder::upstream=debug,info\""
             );
@@ -315,8 +321,6 @@ fn check_doors(
     Ok(())
 }
 
-const BUILT_IN_DEFAULT: &str = "docker.io";
-
 fn check_default(
     check: &Check<'_>,
     named: Option<String>,
@@ -336,33 +340,6 @@ fn check_default(
             let message = format!("there is no [repository.\"{prefix}\"]; {hint}");
             Err(check.invalid(&["server", "default_repository"], message))
         }
-    }
-}
-
-/// Names the place of a mistake found after reading, and notes what else was read.
-struct Check<'a> {
-    tree: &'a Node,
-    /// The files that the configuration depends on.
-    files: &'a RefCell<Vec<PathBuf>>,
-}
-
-impl Check<'_> {
-    /// Notes a file before it is read, so that it is known even if it is not there.
-    fn depends_on(&self, path: &Path) {
-        self.files.borrow_mut().push(path.to_owned());
-    }
-
-    fn invalid(&self, path: &[&str], message: impl Into<String>) -> ConfigError {
-        let mut key = String::new();
-        for (at, part) in path.iter().enumerate() {
-            let is_position = at == 3 && matches!(path[2], "upstream" | "tag");
-            key += &match part {
-                position if is_position => format!("[{position}]"),
-                part if part.contains('.') => format!("{}\"{part}\"", if at > 0 { "." } else { "" }),
-                part => format!("{}{part}", if at > 0 { "." } else { "" }),
-            };
-        }
-        ConfigError::Invalid { origin: self.tree.origin(path), key, message: message.into() }
     }
 }
 

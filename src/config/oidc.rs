@@ -2,7 +2,7 @@
 
 use url::Url;
 
-use super::Check;
+use super::check::Check;
 use super::error::ConfigError;
 use super::proxy::Proxies;
 use super::raw;

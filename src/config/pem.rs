@@ -5,7 +5,7 @@ use std::path::Path;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
-use super::Check;
+use super::check::Check;
 
 /// All certificates of a file; at least one.
 pub fn certificates(check: &Check<'_>, path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {

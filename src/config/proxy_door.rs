@@ -10,11 +10,12 @@ use rustls_pki_types::CertificateDer;
 use url::Url;
 
 use super::auth::{self, Allow};
+use super::check::Check;
 use super::error::ConfigError;
 use super::host::HostPattern;
 use super::raw::{self, ClientCredentials};
 use super::upstream::{Around, HostHeaders};
-use super::{Check, Proxies, Repository, pem};
+use super::{Proxies, Repository, pem};
 
 /// The proxy door.
 #[derive(Clone, Debug)]

@@ -4,12 +4,13 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use super::auth::{self, Allow};
+use super::built_in::{BUILT_IN, DOCKER_HUB};
+use super::check::Check;
 use super::error::ConfigError;
 use super::host::plain_host;
 use super::raw::{self, ClientCredentials, OnUpstream404, OneOrMany, Pattern};
 use super::units::Limit;
 use super::upstream::{self, Around, Upstream};
-use super::{BUILT_IN_DEFAULT, Check};
 
 /// A local repository: a prefix of names, how requests find it and where its content comes from.
 #[derive(Clone, Debug)]
@@ -149,23 +150,6 @@ impl TagPolicy {
         self.immutable && !self.immutable_exclusions.iter().any(|pattern| pattern.is_match(tag))
     }
 }
-
-/// Repositories that exist when the file names none: prefix, upstream and values of `?ns=`.
-const BUILT_IN: [(&str, &str, &[&str]); 10] = [
-    (BUILT_IN_DEFAULT, "https://registry-1.docker.io", &["docker.io", "index.docker.io", "registry-1.docker.io"]),
-    ("ghcr.io", "https://ghcr.io", &["ghcr.io"]),
-    ("quay.io", "https://quay.io", &["quay.io"]),
-    ("registry.k8s.io", "https://registry.k8s.io", &["registry.k8s.io"]),
-    ("gcr.io", "https://gcr.io", &["gcr.io"]),
-    ("mcr.microsoft.com", "https://mcr.microsoft.com", &["mcr.microsoft.com"]),
-    ("public.ecr.aws", "https://public.ecr.aws", &["public.ecr.aws"]),
-    ("registry.gitlab.com", "https://registry.gitlab.com", &["registry.gitlab.com"]),
-    ("lscr.io", "https://lscr.io", &["lscr.io"]),
-    ("nvcr.io", "https://nvcr.io", &["nvcr.io"]),
-];
-
-/// Host names under which Docker Hub serves its registry.
-pub const DOCKER_HUB: [&str; 4] = ["docker.io", "index.docker.io", "registry-1.docker.io", "registry.hub.docker.com"];
 
 /// Adds what a file need not say: the built-in repositories where it names none, the upstream and the
 /// namespace of one whose key is a host.

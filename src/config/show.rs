@@ -6,11 +6,13 @@ use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 use toml::Value;
 
+use super::built_in::BUILT_IN_DEFAULT;
 use super::document::Document;
 use super::error::ConfigError;
+use super::origin::Origin;
 use super::secret::HIDDEN;
-use super::tree::{self, Node, Origin};
-use super::{BUILT_IN_DEFAULT, Sources, de, raw, repository};
+use super::tree::{self, Node};
+use super::{Sources, de, raw, repository};
 
 /// All keys with their values, in the order of the documentation; secrets are hidden.
 ///

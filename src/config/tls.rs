@@ -8,10 +8,11 @@ use rustls::sign::CertifiedKey;
 use rustls_pki_types::CertificateDer;
 
 use super::acme::{self, Acme};
+use super::check::Check;
 use super::error::ConfigError;
+use super::pem;
 use super::proxy::Proxies;
 use super::raw::{self, ClientAuth};
-use super::{Check, pem};
 
 /// TLS on a door of ours.
 #[derive(Clone, Debug)]

@@ -2,37 +2,13 @@
 //! every value knows where it came from.
 
 use std::borrow::Cow;
-use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use toml::de::{DeTable, DeValue};
 
 use super::error::ConfigError;
-
-/// Where a value was written.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Origin {
-    File {
-        path: Arc<Path>,
-        line: usize,
-    },
-    Environment {
-        variable: Arc<str>,
-    },
-    /// Nowhere: a default.
-    Default,
-}
-
-impl fmt::Display for Origin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::File { path, line } => write!(f, "{}:{line}", path.display()),
-            Self::Environment { variable } => write!(f, "environment variable {variable}"),
-            Self::Default => f.write_str("built-in default"),
-        }
-    }
-}
+use super::origin::Origin;
 
 /// A value and its origin.
 #[derive(Clone, Debug)]
@@ -66,7 +42,7 @@ impl Node {
         Self::parse(path, &text)
     }
 
-    pub(super) fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+    pub(crate) fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
         let reader = FileReader { path: path.into(), text };
         let table = DeTable::parse(text).map_err(|error| {
             let at = error.span().map_or(0, |span| span.start);

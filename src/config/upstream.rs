@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use url::Url;
 
-use super::Check;
+use super::check::Check;
 use super::credentials::{self, Credentials};
 use super::error::ConfigError;
 use super::host::HostPattern;

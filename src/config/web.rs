@@ -5,8 +5,9 @@ use std::path::Path;
 use rustls_pki_types::CertificateDer;
 use url::Url;
 
+use super::check::Check;
+use super::pem;
 use super::proxy::{Proxies, is_loopback};
-use super::{Check, pem};
 
 /// How a server is reached.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -18,8 +18,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::admission::Door;
+use super::body::{self, Body};
 use super::error::{Challenge, Refusal};
-use super::respond::{self, Body};
 use super::routing::{Asked, Repository};
 use super::token_form::{Form, WrongForm};
 use super::{Pull, host, is_secure};
@@ -231,7 +231,7 @@ impl Pull {
         if let Some(scope) = form.and_then(|form| form.scope) {
             document["scope"] = scope.into();
         }
-        let mut response = Response::new(respond::full(document.to_string().into()));
+        let mut response = Response::new(body::full(document.to_string().into()));
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));

@@ -6,7 +6,7 @@ use http::{HeaderValue, Response, StatusCode};
 use serde_json::json;
 
 use super::asked_host::WrongHost;
-use super::respond::{self, Body};
+use super::body::{self, Body};
 use super::routing::RoutingError;
 use super::token_form::WrongForm;
 use crate::failure::{Failure, FailureKind};
@@ -111,7 +111,7 @@ impl Refusal {
             }
             _ => error::document(code, &self.to_string(), json!(self.detail())),
         };
-        let mut response = Response::new(respond::full(document));
+        let mut response = Response::new(body::full(document));
         *response.status_mut() = status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));

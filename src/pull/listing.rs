@@ -11,9 +11,10 @@ use serde_json::json;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::admission::Door;
+use super::body::{self, Body};
 use super::error::{Refusal, Wanted};
 use super::pages::{self, Page};
-use super::respond::{self, Body, CacheState};
+use super::respond::CacheState;
 use super::routing::{Repository, Target};
 use super::{Answer, Pull, Query, patience};
 use crate::auth::Identity;
@@ -325,7 +326,7 @@ fn respond_list(request: &Parts, query: &Query, page: &Page, listing: &Listing, 
 
 fn json_response(body: Bytes, media_type: &str) -> Response<Body> {
     let length = body.len();
-    let mut response = Response::new(respond::full(body));
+    let mut response = Response::new(body::full(body));
     let headers = response.headers_mut();
     headers.extend(HeaderValue::from_str(media_type).ok().map(|value| (CONTENT_TYPE, value)));
     headers.insert(CONTENT_LENGTH, HeaderValue::from(length));

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use http::request::Parts;
 use http::{Method, StatusCode};
 
+use super::body;
 use super::error::{Refusal, Wanted};
 use super::heads::Said;
 use super::respond::{self, CacheState};
@@ -77,7 +78,7 @@ impl Pull {
             // Under the digest of a signed one its plain form may be stored.
             let stored = self.cache.stored(&digest).await.ok().flatten();
             if let Some(content) = stored.filter(|content| content.is_complete_with(size)) {
-                *response.body_mut() = respond::streamed(content.unmapped().stream(0, Some(size), Some(size), false));
+                *response.body_mut() = body::streamed(content.unmapped().stream(0, Some(size), Some(size), false));
             }
             return Ok(Answer { response, state });
         }

@@ -3,6 +3,7 @@
 mod admission;
 mod asked_host;
 mod blob;
+mod body;
 mod by_name;
 mod consent;
 mod credentials;
@@ -40,10 +41,10 @@ pub use crate::auth::NotNow;
 pub use crate::cache::Mapping;
 pub use admission::Manager;
 pub use asked_host::AskedHost;
+pub use body::{Body, full};
 pub use error::Refusal;
 pub use observed::Client;
 pub use proxied::{Came, Kept, Lead, Place, Tunnel, usage};
-pub use respond::{Body, full};
 
 use crate::auth::{ClientAddress, Logins, counted_as};
 use crate::cache::Cache;
@@ -277,7 +278,7 @@ impl Pull {
             }
         };
         if request.method == Method::HEAD {
-            *response.body_mut() = respond::empty();
+            *response.body_mut() = body::empty();
         }
         response.headers_mut().insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
         observation.watch(response)
@@ -398,7 +399,7 @@ impl Live {
 }
 
 fn base() -> Response<Body> {
-    let mut response = Response::new(respond::full(Bytes::from_static(b"{}")));
+    let mut response = Response::new(body::full(Bytes::from_static(b"{}")));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }

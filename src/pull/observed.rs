@@ -13,9 +13,9 @@ use http::{Response, Version};
 use http_body_util::BodyExt;
 use hyper::body::{Body as _, Frame, SizeHint};
 
+use super::body::Body;
 use super::error::{Refusal, Wanted};
 use super::proxied::Refused;
-use super::respond::Body;
 use super::{Kind, Outcome, Pull};
 use crate::auth::{CertificateNames, ClientAddress, Identity};
 use crate::failure::Failure;

@@ -8,10 +8,8 @@ use http::header::{
     ACCEPT_RANGES, AGE, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_NONE_MATCH, IF_RANGE, RANGE, WARNING,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
-use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Empty, Full, StreamBody};
-use hyper::body::Frame;
 
+use super::body::{Body, empty, full, streamed};
 use super::error::{Refusal, Wanted};
 use crate::cache::{Content, Manifest};
 use crate::failure::Failure;
@@ -19,26 +17,10 @@ use crate::oci::Digest;
 use crate::oci::range::{ByteRange, RangeHeader, Selection};
 use crate::telemetry::metrics::Outcome;
 
-/// A response's body. An error in it aborts the response, so that the client cannot take what it got
-/// for the whole.
-pub type Body = UnsyncBoxBody<Bytes, Failure>;
-
 const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 const X_CACHE: HeaderName = HeaderName::from_static("x-cache");
 const X_CACHE_DATE: HeaderName = HeaderName::from_static("x-cache-date");
-
-pub fn empty() -> Body {
-    Empty::new().map_err(|never| match never {}).boxed_unsync()
-}
-
-pub fn full(bytes: Bytes) -> Body {
-    Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
-}
-
-pub fn streamed(stream: impl Stream<Item = Result<Bytes, Failure>> + Send + 'static) -> Body {
-    StreamBody::new(stream.map(|item| item.map(Frame::data))).boxed_unsync()
-}
 
 /// How long a part of content of unknown size is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -6,13 +6,13 @@
 //! ```
 
 mod partial;
+mod taint;
 
-use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 pub use partial::{Partial, Resumed, Slot};
@@ -20,13 +20,12 @@ pub use partial::{Partial, Resumed, Slot};
 use crate::files::make_folder;
 use crate::oci::Digest;
 use crate::work::Pool;
+use taint::Taint;
 
 /// A small object is written in much less than this; a file that is older was left behind.
 const TEMPORARY: Duration = Duration::from_secs(300);
 /// The beginning of the names of files that the store writes small objects to, before it renames them.
 pub const TEMPORARY_NAME: &str = "put-";
-/// Downloads that are remembered to have writes under way that nobody waits for. While there are more, none is begun.
-const MAX_TAINTED: usize = 1024;
 
 /// The directory of downloads; clones share it.
 #[derive(Clone, Debug)]
@@ -36,9 +35,7 @@ pub struct Spool(Arc<Shared>);
 struct Shared {
     dir: PathBuf,
     pool: Pool,
-    /// Downloads that a write may still change which took too long and was given up. The next download of the same object
-    /// gets a file of its own.
-    tainted: Mutex<HashSet<Digest>>,
+    tainted: Taint,
 }
 
 /// A download on disk.
@@ -54,7 +51,7 @@ pub struct Download {
 impl Spool {
     /// The spool in `dir`, which is made when it is needed.
     pub fn new(dir: PathBuf, pool: Pool) -> Self {
-        Self(Arc::new(Shared { dir, pool, tainted: Mutex::default() }))
+        Self(Arc::new(Shared { dir, pool, tainted: Taint::default() }))
     }
 
     /// The download of `digest`: a new one or, with `may_resume`, what an earlier one left.
@@ -64,15 +61,15 @@ impl Spool {
     }
 
     fn open_blocking(&self, digest: Digest, may_resume: bool) -> io::Result<(Partial, Resumed)> {
-        let is_tainted = self.tainted().contains(&digest);
+        let is_tainted = self.0.tainted.contains(&digest);
         // Somebody may have removed the folder.
         make_folder(&self.0.dir)?;
         let path = self.path(&digest);
         if is_tainted || !may_resume {
             partial::remove(&path)?;
         }
-        let opened = Partial::open(self.clone(), digest, path)?;
-        self.tainted().remove(&digest);
+        let opened = Partial::open(digest, path, self.0.pool.clone(), self.0.tainted.clone())?;
+        self.0.tainted.remove(&digest);
         Ok(opened)
     }
 
@@ -114,23 +111,6 @@ impl Spool {
 
     fn path(&self, digest: &Digest) -> PathBuf {
         self.0.dir.join(format!("{}-{}", digest.algorithm().as_str(), digest.hex()))
-    }
-
-    /// A write to the download was given up and may still be done.
-    fn taint(&self, digest: Digest) {
-        self.tainted().insert(digest);
-    }
-
-    /// Fails while very many writes hang.
-    fn check_taint(&self) -> io::Result<()> {
-        match self.tainted().len() < MAX_TAINTED {
-            true => Ok(()),
-            false => Err(io::Error::new(io::ErrorKind::TimedOut, "too many writes to the cache directory hang")),
-        }
-    }
-
-    fn tainted(&self) -> MutexGuard<'_, HashSet<Digest>> {
-        self.0.tainted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -210,7 +190,7 @@ mod tests {
         let (first, _) = spool.open(&digest, true).await.expect("a file");
         first.allocate(10).await.expect("allocated");
         first.write(&first.new_slot(), 0, 0, vec![bytes::Bytes::from_static(b"12345")]).await.expect("written");
-        spool.taint(digest);
+        spool.0.tainted.add(digest);
         let (second, resumed) = spool.open(&digest, true).await.expect("a file");
         assert_eq!(resumed, Resumed::default());
         first.file().write_all_at(b"late", 0).expect("written");

@@ -14,9 +14,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 
-use super::Spool;
+use super::taint::Taint;
 use crate::oci::Digest;
-use crate::work::ReadFile;
+use crate::work::{Pool, ReadFile};
 
 const SLOT: u64 = 16;
 const MARK: [u8; 8] = *b"larder1\0";
@@ -30,9 +30,10 @@ const FILE_MODE: u32 = 0o640;
 /// published or discarded.
 #[derive(Clone, Debug)]
 pub struct Partial {
-    spool: Spool,
     digest: Digest,
     path: PathBuf,
+    pool: Pool,
+    tainted: Taint,
     file: Arc<File>,
     journal: Arc<Journal>,
 }
@@ -53,15 +54,15 @@ struct Journal {
 
 impl Partial {
     /// Opens the download at `path`, new or as it was left. Blocks.
-    pub(super) fn open(spool: Spool, digest: Digest, path: PathBuf) -> io::Result<(Self, Resumed)> {
+    pub(super) fn open(digest: Digest, path: PathBuf, pool: Pool, tainted: Taint) -> io::Result<(Self, Resumed)> {
         let (file, journal, resumed) = open(&path)?;
-        let partial = Self { spool, digest, path, file: Arc::new(file), journal: Arc::new(journal) };
+        let partial = Self { digest, path, pool, tainted, file: Arc::new(file), journal: Arc::new(journal) };
         Ok((partial, resumed))
     }
 
     /// The file, for those who read what is there already.
     pub fn reader(&self) -> ReadFile {
-        ReadFile::new(self.file.clone(), self.spool.0.pool.clone())
+        ReadFile::new(self.file.clone(), self.pool.clone())
     }
 
     pub fn file(&self) -> &Arc<File> {
@@ -109,10 +110,10 @@ impl Partial {
         &self,
         change: impl FnOnce() -> io::Result<T> + Send + 'static,
     ) -> io::Result<T> {
-        self.spool.check_taint()?;
-        let changed = self.spool.0.pool.run_io(change).await;
+        self.tainted.check()?;
+        let changed = self.pool.run_io(change).await;
         if changed.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::TimedOut) {
-            self.spool.taint(self.digest);
+            self.tainted.add(self.digest);
         }
         changed
     }
@@ -125,7 +126,7 @@ impl Partial {
 
     /// Removes what was downloaded. Readers that have the file open go on.
     pub async fn discard(self) -> io::Result<()> {
-        self.spool.remove(&self.digest).await
+        self.pool.run_io(move || remove(&self.path)).await
     }
 }
 
@@ -222,7 +223,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::work::Pool;
+    use crate::spool::Spool;
 
     fn path() -> (tempfile::TempDir, PathBuf) {
         let dir = tempfile::tempdir().expect("a directory");

@@ -5,33 +5,13 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Mutex;
 
-use tracing_subscriber::filter::{LevelFilter, ParseError};
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::{EnvFilter, reload};
 
-use crate::config::{LogFormat, Logging};
+use crate::config::{FilterError, LogFormat, Logging, parse_filter};
 
 /// Of a log file that is made: names of images and users are not for everybody.
 const MODE: u32 = 0o640;
-
-/// Reads `logging.level`: a level, or a filter per module. A word alone must be a level: the library
-/// would take a misspelt one for the name of a module and log nothing.
-pub fn parse_filter(text: &str) -> Result<EnvFilter, FilterError> {
-    let is_module = |part: &str| part.contains(['=', '[', ':']);
-    for word in text.split(',').map(str::trim).filter(|part| !is_module(part)) {
-        word.parse::<LevelFilter>().map_err(|_| FilterError::Level(word.to_owned()))?;
-    }
-    Ok(EnvFilter::builder().parse(text)?)
-}
-
-/// Why a text is no filter for the log.
-#[derive(Debug, thiserror::Error)]
-pub enum FilterError {
-    #[error("`{0}` is no level")]
-    Level(String),
-    #[error(transparent)]
-    Filter(#[from] ParseError),
-}
 
 /// Why logging could not be set up.
 #[derive(Debug, thiserror::Error)]

@@ -4,27 +4,17 @@ use std::io;
 
 use tokio::sync::oneshot;
 
-use super::scrub::read_outline;
-use super::{Upkeep, now};
+use super::clock::now;
+use super::desk::Upkeep;
+use super::mail::Census;
+use super::outline::read_outline;
 use crate::index::{ObjectEntry, Timestamp, Write};
-use crate::oci::Digest;
 use crate::store::{Listed, Listing};
 
 /// Files that are looked at in one step.
 const STEP: usize = 64;
 /// Rows without a file that are dropped in one step.
 const DROPPED: usize = 256;
-
-/// How the files compare with what is known of them.
-#[derive(Debug, Default)]
-pub struct Census {
-    /// Of all files.
-    pub bytes: u64,
-    /// Files that were not known.
-    pub unknown: Vec<Digest>,
-    /// Known objects without a file.
-    pub missing: Vec<Digest>,
-}
 
 /// A comparison under way.
 pub(super) struct Counting {
@@ -54,7 +44,7 @@ impl Counting {
         }
         let files = self.files.get_or_insert_with(|| {
             upkeep.ledger().begin_census();
-            upkeep.parts.store.list()
+            upkeep.parts().store.list()
         });
         for _ in 0..STEP {
             match files.next().await {
@@ -107,7 +97,7 @@ impl Counting {
                 upkeep.publish_totals();
             }
             Err(error) if self.done.is_none() => {
-                upkeep.parts.metrics.errors.inc();
+                upkeep.parts().metrics.errors.inc();
                 tracing::error!(%error, "the files cannot be compared with the index");
             }
             _ => {}
@@ -123,7 +113,7 @@ impl Upkeep {
     /// Takes in a file that the index does not know, or knows with another size.
     async fn adopt(&self, listed: Listed) {
         let Listed { digest, size, since } = listed;
-        let store = &*self.parts.store;
+        let store = &*self.parts().store;
         // It may have been removed since it was listed.
         if !store.contains(&digest).await.unwrap_or(false) {
             return;

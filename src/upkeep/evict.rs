@@ -8,10 +8,8 @@
 
 use hashbrown::HashTable;
 
+use super::clock::Seconds;
 use crate::oci::Digest;
-
-/// Seconds since 1970: enough for the order of use.
-pub type Seconds = u32;
 
 /// How long objects are kept unused, as a rank: a higher one is kept longer.
 pub type Class = u8;

@@ -3,16 +3,16 @@
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::mpsc::{self, error::TryRecvError};
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
 use super::census::Counting;
+use super::clock::{now, seconds};
+use super::desk::Upkeep;
 use super::ledger::{Look, Step};
-use super::room::Ask;
-use super::{Message, Upkeep, now, seconds};
+use super::mail::{Ask, Message};
 use crate::index::IndexError;
 use crate::oci::Digest;
 use crate::spool::Download;
@@ -117,12 +117,12 @@ impl Keeper {
             self.refresh_pins().await?;
             // What was written a moment ago is to be read, too.
             let upkeep = self.upkeep.clone();
-            let place = self.upkeep.parts.pool.place().await.map_err(io::Error::from)?;
+            let place = self.upkeep.parts().pool.place().await.map_err(io::Error::from)?;
             let read = move || {
-                let index = &upkeep.parts.index;
+                let index = &upkeep.parts().index;
                 Ok(index.flush_blocking().and_then(|()| upkeep.read_objects(index)))
             };
-            self.upkeep.parts.pool.run_at(place, read).await?
+            self.upkeep.parts().pool.run_at(place, read).await?
         };
         if let Err(error) = read.await {
             self.failed("what is stored cannot be read from the index", &error);
@@ -130,7 +130,7 @@ impl Keeper {
         self.upkeep.ledger().set_loaded();
         self.upkeep.publish_totals();
         self.look_again().await;
-        self.upkeep.loaded.send_replace(true);
+        self.upkeep.set_loaded(true);
     }
 
     async fn tick(&mut self) {
@@ -191,7 +191,7 @@ impl Keeper {
             return Ok(None);
         }
         // What was just asked for is not to be the first to go. A fill does not wait until that is written.
-        self.upkeep.take_in_uses().into_iter().for_each(|used| self.upkeep.parts.index.write(used));
+        self.upkeep.take_in_uses().into_iter().for_each(|used| self.upkeep.parts().index.write(used));
         let (mut look, abandoned) = self.look().await?;
         look.free = look.free.max(*ask.free.get_or_insert(look.free) + ask.freed);
         let rest = ask.wanted - ask.held.bytes;
@@ -229,7 +229,7 @@ impl Keeper {
         while needed(look) > 0
             && let Some(download) = abandoned.pop()
         {
-            self.upkeep.parts.spool.remove(&download.digest).await?;
+            self.upkeep.parts().spool.remove(&download.digest).await?;
             look.abandoned -= download.bytes;
             look.free += download.bytes;
         }
@@ -280,18 +280,18 @@ impl Keeper {
             return;
         }
         self.upkeep.forget(victims).await;
-        if let Err(error) = self.upkeep.parts.store.remove(victims).await {
-            self.upkeep.parts.metrics.errors.inc();
+        if let Err(error) = self.upkeep.parts().store.remove(victims).await {
+            self.upkeep.parts().metrics.errors.inc();
             tracing::error!(%error, "cannot remove an object; the next comparison with the files takes it in again");
         }
         tracing::debug!(count = victims.len(), "objects were evicted");
-        self.upkeep.parts.metrics.evictions.inc_by(victims.len() as u64);
+        self.upkeep.parts().metrics.evictions.inc_by(victims.len() as u64);
         self.upkeep.publish_totals();
     }
 
     /// What the disk looks like, and the downloads that nobody goes on with.
     async fn look(&self) -> io::Result<(Look, Vec<Download>)> {
-        let parts = &self.upkeep.parts;
+        let parts = self.upkeep.parts();
         let capacity = parts.store.capacity().await?;
         let downloads = parts.spool.list().await?;
         let index = self.upkeep.on_index(|index| Ok(index.bytes())).await.map_err(io::Error::other)?;
@@ -319,14 +319,14 @@ impl Keeper {
 
     async fn clear_downloads(&self) {
         let max_age = self.upkeep.ledger().limits().partial_ttl.max(DOWNLOADS);
-        if let Err(error) = self.upkeep.parts.spool.clear(max_age).await {
+        if let Err(error) = self.upkeep.parts().spool.clear(max_age).await {
             self.failed("abandoned downloads cannot be removed", &error);
         }
     }
 
     /// Finds out anew what is pinned, if that may have changed.
     async fn refresh_pins(&self) -> Result<(), IndexError> {
-        if !self.upkeep.pins_changed.swap(false, Ordering::AcqRel) {
+        if !self.upkeep.take_pins_changed() {
             return Ok(());
         }
         let limits = self.upkeep.ledger().limits().clone();
@@ -341,14 +341,14 @@ impl Keeper {
     }
 
     fn publish_index(&self) {
-        let (parts, look) = (&self.upkeep.parts, self.upkeep.ledger().last_look());
+        let (parts, look) = (self.upkeep.parts(), self.upkeep.ledger().last_look());
         parts.metrics.index_bytes.set(i64::try_from(look.index).unwrap_or(i64::MAX));
         let dropped = parts.index.dropped();
         parts.metrics.index_writes_dropped.inc_by(dropped.saturating_sub(parts.metrics.index_writes_dropped.get()));
     }
 
     fn failed(&self, what: &str, error: &dyn std::error::Error) {
-        self.upkeep.parts.metrics.errors.inc();
+        self.upkeep.parts().metrics.errors.inc();
         tracing::error!(error = %error, "{what}");
     }
 }

@@ -3,7 +3,8 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::evict::{Class, Evictor, Seconds};
+use super::clock::Seconds;
+use super::evict::{Class, Evictor};
 use super::limits::Limits;
 use crate::config::Limit;
 use crate::oci::Digest;

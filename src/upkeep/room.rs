@@ -9,8 +9,9 @@ use futures_util::future::BoxFuture;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::desk::Upkeep;
 use super::evict::on_disk;
-use super::{Message, Upkeep, closed};
+use super::mail::{Ask, Held, Message, closed};
 use crate::failure::{Failure, FailureKind};
 
 /// How long a fill waits for room: for objects to go, and for those that are being stored and can go only then. A client
@@ -51,35 +52,11 @@ impl Drop for Reservation {
     }
 }
 
-/// Somebody waits for room.
-pub(super) struct Ask {
-    /// In bytes.
-    pub wanted: u64,
-    /// What is reserved already.
-    pub held: Held,
-    /// Free bytes when it was asked, and what has gone since: some filesystems count what was removed only later.
-    pub free: Option<u64>,
-    pub freed: u64,
-    pub done: oneshot::Sender<io::Result<Option<Held>>>,
-}
-
-/// Bytes that are reserved until this is dropped.
-pub(super) struct Held {
-    pub upkeep: Arc<Upkeep>,
-    pub bytes: u64,
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.upkeep.ledger().release(self.bytes);
-    }
-}
-
 impl Upkeep {
     async fn reserve_bytes(self: Arc<Self>, bytes: u64) -> Result<Reservation, Failure> {
         let wanted = on_disk(bytes);
         if self.ledger().reserve_at_once(wanted) {
-            let held = Held { upkeep: self, bytes: wanted };
+            let held = self.held(wanted);
             return Ok(Reservation::new(move || drop(held)));
         }
         let deadline = Instant::now() + PATIENCE;
@@ -89,7 +66,7 @@ impl Upkeep {
             match asked.map_err(|_| late())? {
                 Ok(Some(held)) => return Ok(Reservation::new(move || drop(held))),
                 // What is verified counts, and can be evicted, only when it is stored.
-                Ok(None) if self.parts.cached.is_storing() && Instant::now() < deadline => {
+                Ok(None) if self.parts().cached.is_storing() && Instant::now() < deadline => {
                     tokio::time::sleep(LOOK).await;
                 }
                 Ok(None) => {
@@ -104,11 +81,18 @@ impl Upkeep {
         }
     }
 
+    /// Bytes that are reserved, as something that gives them back.
+    fn held(self: &Arc<Self>, bytes: u64) -> Held {
+        let upkeep = self.clone();
+        let mut held = Held::new(move |bytes| upkeep.ledger().release(bytes));
+        held.bytes = bytes;
+        held
+    }
+
     async fn ask_for_room(self: Arc<Self>, wanted: u64) -> io::Result<Option<Held>> {
         let (done, answer) = oneshot::channel();
-        let held = Held { upkeep: self.clone(), bytes: 0 };
-        let ask = Ask { wanted, held, free: None, freed: 0, done };
-        self.mailbox.send(Message::Reserve(ask)).await.map_err(|_| closed())?;
+        let ask = Ask { wanted, held: self.held(0), free: None, freed: 0, done };
+        self.send(Message::Reserve(ask)).await?;
         answer.await.map_err(|_| closed())?
     }
 }

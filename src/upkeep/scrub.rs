@@ -7,15 +7,13 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::Upkeep;
-use crate::oci::manifest::{self, Outline};
-use crate::oci::{Digest, MediaType};
-use crate::store::{Object, Store};
+use super::desk::Upkeep;
+use crate::oci::Digest;
+use crate::store::Object;
 
 /// Objects named in a report, of each kind of trouble; all are counted.
 const MAX_NAMED: usize = 1000;
-/// Larger files are not looked into for a manifest when the index is rebuilt.
-const MAX_OUTLINE: u64 = 4 << 20;
+
 /// An object that an unlucky moment hides (it is being replaced) is looked at once more after this.
 const AGAIN: Duration = Duration::from_millis(50);
 
@@ -97,13 +95,13 @@ pub async fn verify(
     mut progress: impl FnMut(&Report) -> bool + Send,
 ) -> io::Result<Report> {
     let mut report = Report { is_repaired: is_repair, index: INDEX_IS_FINE.to_owned(), ..Report::default() };
-    if upkeep.parts.index.was_damaged() && !is_repair {
+    if upkeep.parts().index.was_damaged() && !is_repair {
         report.index = "it was damaged when it was opened, and was built anew from the files".to_owned();
     }
-    let index = upkeep.parts.index.clone();
-    let place = upkeep.parts.pool.place().await?;
+    let index = upkeep.parts().index.clone();
+    let place = upkeep.parts().pool.place().await?;
     let verified = move || Ok(index.flush_blocking().and_then(|()| index.verify()));
-    if let Err(error) = upkeep.parts.pool.run_at(place, verified).await? {
+    if let Err(error) = upkeep.parts().pool.run_at(place, verified).await? {
         report.index = error.to_string();
     }
     let census = upkeep.census(is_repair).await?;
@@ -111,7 +109,7 @@ pub async fn verify(
     census.missing.iter().for_each(|digest| report.missing.add(digest));
     report.bytes_in_all = census.bytes;
 
-    let mut files = upkeep.parts.store.list();
+    let mut files = upkeep.parts().store.list();
     while let Some(listed) = files.next().await {
         verify_one(upkeep, &listed?.digest, &mut report, &mut progress).await;
         if !progress(&report) {
@@ -139,7 +137,7 @@ async fn verify_one(
     if is_left {
         return;
     }
-    let store = &upkeep.parts.store;
+    let store = &upkeep.parts().store;
     match result {
         // Evicted or purged meanwhile.
         Ok(None) => return,
@@ -182,7 +180,7 @@ async fn read(
     is_left: &mut bool,
     progress: &mut (impl FnMut(&Report) -> bool + Send),
 ) -> io::Result<Option<(Object, bool)>> {
-    let Some(object) = upkeep.parts.store.open(digest).await? else {
+    let Some(object) = upkeep.parts().store.open(digest).await? else {
         return Ok(None);
     };
     let is_intact = object.is_intact(digest, |read| {
@@ -192,19 +190,4 @@ async fn read(
     });
     let is_intact = is_intact.await?;
     Ok(Some((object, is_intact)))
-}
-
-/// What a stored object is if it is a manifest: its media type and what it refers to.
-pub async fn read_outline(store: &dyn Store, digest: &Digest, size: u64) -> Option<(MediaType, Vec<Digest>)> {
-    if size > MAX_OUTLINE {
-        return None;
-    }
-    let object = store.open(digest).await.ok().flatten()?;
-    if object.read(0, 1).await.ok()?[..] != b"{"[..] {
-        return None;
-    }
-    let bytes = object.read(0, object.size).await.ok()?;
-    let children = Outline::read(&bytes).children;
-    let media_type = manifest::media_type_of(&bytes);
-    manifest::is_one(&bytes).then(|| (media_type, children.iter().map(|child| child.digest).collect()))
 }

@@ -1,15 +1,23 @@
 //! Upkeep on a store that does as told, in virtual time.
 
 use std::collections::HashSet;
-use std::sync::atomic::AtomicBool;
+use std::io;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::room::Room;
+use super::room::{Reservation, Room};
 use super::*;
-use crate::failure::FailureKind;
-use crate::oci::Algorithm;
+use crate::config::tests::parse;
+use crate::failure::{Failure, FailureKind};
+use crate::index::Index;
+use crate::oci::{Algorithm, Digest};
+use crate::spool::Spool;
+use crate::store::Store;
 use crate::store::simulated::{Health, Simulated};
+use crate::work::Pool;
 
 /// A cache in which nothing comes in, unless it is said so.
 #[derive(Default)]
@@ -43,7 +51,7 @@ struct Scene {
 async fn scene(keys: &str) -> Scene {
     let dir = tempfile::tempdir().expect("a directory");
     let text = format!("[cache]\ndir = {:?}\n{keys}\n", dir.path().join("cache"));
-    let config = crate::config::tests::parse(&text).expect("a configuration");
+    let config = parse(&text).expect("a configuration");
     let pool = Pool::new("a test", 8, Duration::from_secs(3600));
     let (store, cached) = (Simulated::default(), Arc::new(Quiet::default()));
     std::fs::create_dir(dir.path().join("cache")).expect("made");
@@ -56,7 +64,7 @@ async fn scene(keys: &str) -> Scene {
         metrics: Arc::default(),
     };
     let upkeep = Arc::new(Upkeep::new(&config, parts));
-    tokio::spawn(upkeep.clone().run());
+    tokio::spawn(run(upkeep.clone(), true));
     upkeep.loaded().await;
     // Behind the comparison with the files that each start makes.
     upkeep.census(true).await.expect("counted");
@@ -72,7 +80,7 @@ impl Scene {
         self.upkeep.ledger().totals().0
     }
 
-    async fn reserve(&self, bytes: u64) -> Result<room::Reservation, crate::failure::Failure> {
+    async fn reserve(&self, bytes: u64) -> Result<Reservation, Failure> {
         self.upkeep.reserve(bytes).await
     }
 }

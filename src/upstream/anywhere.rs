@@ -18,12 +18,13 @@ use reqwest::dns::{Addrs, Resolve, Resolving};
 use tokio::net::TcpStream;
 use tower_service::Service;
 
-use super::BuildError;
 use super::addresses::is_open;
+use super::answers::BuildError;
 use super::errors;
 use super::ours::{Circle, Ours};
 use super::place::Place;
 use super::pool::Pool;
+use super::shared::OTHER_HOSTS;
 use crate::config::{Allowlist, ClientTls, Forbidden, Permission, Proxies, ProxyDoor};
 use crate::failure::{Failure, FailureKind};
 use crate::telemetry::Metrics;
@@ -32,8 +33,6 @@ use crate::web::{self, tls};
 const CONNECT: Duration = Duration::from_secs(10);
 /// For a name, a connection and a proxy's answer together.
 const DIAL: Duration = Duration::from_secs(30);
-/// What all these servers are in the metrics: there may be any number of them.
-pub const OTHER_HOSTS: &str = "other hosts";
 
 /// Reaches servers.
 pub struct Anywhere {

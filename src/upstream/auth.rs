@@ -12,32 +12,11 @@ use quick_cache::sync::Cache;
 use url::Url;
 
 use super::helper::Helper;
-use super::token::{TokenAnswer, basic_header};
+use super::token::{TokenAnswer, TokenRequest, basic_header};
 use super::who::Who;
 use crate::config::{Credentials, Login};
 use crate::failure::{Failure, FailureKind};
-use crate::fingerprint;
 use crate::oci::challenge::Challenge;
-
-/// What the token service is asked for.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct TokenRequest {
-    pub realm: Url,
-    pub service: Option<String>,
-    pub scope: String,
-    /// Sent only where the realm may see it; `None`: anonymous.
-    pub login: Option<Arc<Login>>,
-    /// Whether the realm may see the upstream's credentials.
-    pub is_trusted: bool,
-}
-
-impl TokenRequest {
-    fn id(&self) -> [u8; 32] {
-        let who = self.login.clone().map_or(Who::Anonymous, Who::Login).id();
-        let service = self.service.as_deref().unwrap_or_default();
-        fingerprint::of(&[who.as_bytes(), self.realm.as_str().as_bytes(), service.as_bytes(), self.scope.as_bytes()])
-    }
-}
 
 /// Fetches a token; the client's HTTP side, kept apart so that this module decides and does not dial.
 pub trait FetchToken {

@@ -4,22 +4,25 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use futures_util::FutureExt;
-use futures_util::stream::{self, BoxStream, StreamExt};
-use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, LINK, RANGE};
+use futures_util::stream::{self, StreamExt};
+use http::header::{ACCEPT, LINK, RANGE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use reqwest::Response;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use url::Url;
 
-use super::auth::{Auth, Authorization, FetchToken, TokenRequest};
+use super::answers::{
+    BlobAnswer, BuildError, Lane, ListAnswer, ManifestAnswer, content_digest, content_length, content_range, is_page,
+    length_behind_which_nothing_is, media_type as media_type_of,
+};
+use super::asked::Questions;
+use super::auth::{Auth, Authorization, FetchToken};
 use super::budget::Budget;
 use super::errors;
-use super::fallback::Shared;
-use super::questions::{self, Questions};
+use super::shared::Shared;
 use super::storages::{Storage, Storages};
-use super::token::{self, TokenAnswer};
+use super::token::{self, TokenAnswer, TokenRequest};
 use super::transport::{Ask, Led, Reached, Transport};
 use super::warning;
 use super::who::Who;
@@ -39,7 +42,6 @@ const PERMIT_PATIENCE: Duration = Duration::from_secs(20);
 /// Logins that one request is sent with at most: none or an old one, one that is refused although it was kept, a new one.
 const MAX_LOGINS: usize = 3;
 
-const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 const OCI_FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
 
 /// One upstream registry and what is known of it.
@@ -64,29 +66,10 @@ pub struct Permit {
     _all: Place,
 }
 
-/// For whom a blob is transferred.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lane {
-    /// For the cache and all clients that read along.
-    Fill,
-    /// A further one of a blob that is coming in: it waits for nothing, and the last places are not for these.
-    Part,
-    /// For one client alone, which may take as long as it likes: only a share of the connections is for these.
-    Aside,
-}
-
 /// The share of an upstream's connections that single clients may have.
 const ASIDE_SHARE: usize = 4;
 /// The share that further transfers of large blobs may have: first ones, small blobs among them, have the rest.
 const PART_SHARE: usize = 2;
-
-/// Why a client could not be made.
-#[derive(Debug, thiserror::Error)]
-#[error("upstream {upstream}: {reason}")]
-pub struct BuildError {
-    pub(super) upstream: Arc<str>,
-    pub(super) reason: String,
-}
 
 /// How an upstream does.
 #[derive(Clone, Debug)]
@@ -99,71 +82,6 @@ pub struct Status {
     pub budget: Option<Budget>,
     /// As whom it is asked.
     pub account: String,
-}
-
-/// What a HEAD says of a manifest.
-#[derive(Clone, Debug)]
-pub struct ManifestHead {
-    pub digest: Digest,
-    pub media_type: Option<MediaType>,
-    pub size: Option<u64>,
-    /// For people who pull.
-    pub warnings: Vec<HeaderValue>,
-}
-
-impl ManifestHead {
-    /// Whether this shows that the upstream has a manifest which is known to have `digest` and `size`: it says so of a
-    /// manifest of that size.
-    pub fn shows(&self, digest: &Digest, size: u64) -> bool {
-        self.digest == *digest && self.size == Some(size) && self.media_type.is_some()
-    }
-}
-
-/// How an upstream showed that it gives an object to whom it was asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Proof {
-    /// By what only the object has: its bytes, its digest, or its length where that cannot be guessed.
-    Shown,
-    /// By a redirect to the storage that sent this very object before, which cannot be asked now.
-    Redirect,
-}
-
-/// A manifest, verified against its digest.
-#[derive(Clone, Debug)]
-pub struct ManifestAnswer {
-    pub digest: Digest,
-    pub media_type: MediaType,
-    pub bytes: Bytes,
-    /// Whether the digest is that of the signed part and not of the bytes, as of signed manifests of the first format.
-    pub is_signed: bool,
-    /// For people who pull.
-    pub warnings: Vec<HeaderValue>,
-}
-
-/// A list of tags or referrers, as the upstream wrote it.
-#[derive(Clone, Debug)]
-pub struct ListAnswer {
-    pub bytes: Bytes,
-    pub media_type: Option<MediaType>,
-    /// The `Link` headers, as one: where the list goes on.
-    pub link: Option<String>,
-    /// `OCI-Filters-Applied`
-    pub filters_applied: Option<String>,
-}
-
-/// A blob on its way.
-pub struct BlobAnswer {
-    /// The offset of the first byte that comes: less than what was asked for when the upstream does
-    /// not serve ranges.
-    pub start: u64,
-    /// Length of the whole blob, where the upstream said it.
-    pub total: Option<u64>,
-    /// Each wait for the next bytes has a deadline.
-    pub body: BoxStream<'static, Result<Bytes, Failure>>,
-    /// The storage that it comes from, where that is not the upstream itself.
-    pub storage: Option<Storage>,
-    /// Where a redirect led: more of the blob may be had there without asking the registry again.
-    pub address: Option<Url>,
 }
 
 impl Upstream {
@@ -271,8 +189,8 @@ impl Upstream {
         ask.is_pull = true;
         let response = self.send(&ask, &self.scope(name)).await?;
         let response = self.transport.successful(response).await?;
-        let (stated, stated_type) = (content_digest(response.headers()), media_type(response.headers()));
-        let is_page = questions::is_page(response.headers());
+        let (stated, stated_type) = (content_digest(response.headers()), media_type_of(response.headers()));
+        let is_page = is_page(response.headers());
         let warnings = self.transport.without_secrets(warning::of(response.headers()));
         let bytes = self.transport.read(response, MAX_DOCUMENT).await?;
 
@@ -428,7 +346,7 @@ impl Upstream {
             (!values.is_empty()).then(|| String::from_utf8_lossy(&values.join(&b", "[..])).into_owned())
         };
         let (link, filters_applied) = (text(LINK), text(OCI_FILTERS_APPLIED));
-        let media_type = media_type(response.headers());
+        let media_type = media_type_of(response.headers());
         let bytes = self.transport.read(response, MAX_DOCUMENT).await?;
         if !is_one(&bytes) {
             return Err(self.transport.wrong("sent something else than the list asked for".to_owned()));
@@ -526,30 +444,4 @@ impl FetchToken for Upstream {
 fn challenges(headers: &HeaderMap) -> Vec<challenge::Challenge> {
     let values = headers.get_all(http::header::WWW_AUTHENTICATE).iter();
     values.filter_map(|value| value.to_str().ok()).flat_map(challenge::parse).collect()
-}
-
-pub(super) fn content_digest(headers: &HeaderMap) -> Option<Digest> {
-    headers.get(DOCKER_CONTENT_DIGEST)?.to_str().ok()?.trim().parse().ok()
-}
-
-pub(super) fn media_type(headers: &HeaderMap) -> Option<MediaType> {
-    MediaType::of_others(headers.get(CONTENT_TYPE)?.to_str().ok()?.trim())
-}
-
-pub(super) fn content_length(headers: &HeaderMap) -> Option<u64> {
-    headers.get(CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
-}
-
-/// The whole length of `Content-Range: bytes */LENGTH`, which comes with 416.
-pub(super) fn length_behind_which_nothing_is(headers: &HeaderMap) -> Option<u64> {
-    let text = headers.get(CONTENT_RANGE)?.to_str().ok()?;
-    text.trim().strip_prefix("bytes")?.trim().strip_prefix("*/")?.trim().parse().ok()
-}
-
-/// The first byte and the whole length of `Content-Range: bytes FIRST-LAST/LENGTH`.
-pub(super) fn content_range(headers: &HeaderMap) -> Option<(u64, Option<u64>)> {
-    let text = headers.get(CONTENT_RANGE)?.to_str().ok()?;
-    let (range, length) = text.trim().strip_prefix("bytes")?.trim().split_once('/')?;
-    let (first, _) = range.split_once('-')?;
-    Some((first.trim().parse().ok()?, length.trim().parse().ok()))
 }

@@ -3,12 +3,10 @@
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use tokio::sync::Semaphore;
-
-use super::client::{BuildError, Upstream};
-use super::ours::Ours;
-use super::storages::Storages;
-use super::transport::{LARGE_DOCUMENTS, spread};
+use super::answers::BuildError;
+use super::client::Upstream;
+use super::shared::Shared;
+use super::transport::spread;
 use crate::config;
 use crate::failure::{Failure, FailureKind};
 use crate::telemetry::Metrics;
@@ -44,33 +42,6 @@ pub struct Upstreams {
 pub struct Clients {
     known: Mutex<Vec<(Duration, Weak<Upstream>)>>,
     shared: Shared,
-}
-
-/// What all clients of a process have in common.
-#[derive(Clone)]
-pub struct Shared {
-    /// Where the process itself listens.
-    pub ours: Ours,
-    pub storages: Arc<Storages>,
-    /// Bounds the large documents in memory.
-    pub documents: Arc<Semaphore>,
-}
-
-/// Large documents at once from upstreams that only clients name.
-const LARGE_DOCUMENTS_OF_OTHERS: usize = 4;
-
-impl Shared {
-    /// For upstreams that only clients name: these take nothing of what the others need.
-    pub fn of_others(&self) -> Self {
-        Self { documents: Arc::new(Semaphore::new(LARGE_DOCUMENTS_OF_OTHERS)), ..self.clone() }
-    }
-}
-
-impl Default for Shared {
-    fn default() -> Self {
-        let documents = Arc::new(Semaphore::new(LARGE_DOCUMENTS));
-        Self { ours: Ours::default(), storages: Arc::default(), documents }
-    }
 }
 
 impl Clients {

@@ -2,7 +2,9 @@
 //! order in which several are tried.
 
 mod addresses;
+mod answers;
 mod anywhere;
+mod asked;
 mod auth;
 mod bodies;
 mod budget;
@@ -21,20 +23,20 @@ mod questions;
 mod reach;
 mod reason;
 mod refusals;
+mod shared;
 mod storages;
 mod token;
 mod transport;
 mod warning;
 mod who;
 
-pub use anywhere::{Anywhere, OTHER_HOSTS, PassError};
+pub use answers::{BlobAnswer, BuildError, HeadSaid, Lane, ListAnswer, ManifestAnswer, ManifestHead, Proof};
+pub use anywhere::{Anywhere, PassError};
 pub use budget::Budget;
-pub use client::{
-    BlobAnswer, BuildError, Lane, ListAnswer, ManifestAnswer, ManifestHead, Permit, Proof, Status, Upstream,
-};
-pub use fallback::{Clients, Shared, Upstreams, pause};
+pub use client::{Permit, Status, Upstream};
+pub use fallback::{Clients, Upstreams, pause};
 pub use ours::Ours;
 pub use place::{NoPlace, Place};
-pub use questions::HeadSaid;
+pub use shared::{OTHER_HOSTS, Shared};
 pub use storages::Storage;
 pub use who::{Who, WhoId};

@@ -5,10 +5,20 @@ use std::sync::Weak;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::transport::Transport;
+use super::health::Health;
 
 /// For an upstream to answer a look.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What is looked at.
+pub trait Watched: Send + Sync + 'static {
+    fn health(&self) -> std::sync::MutexGuard<'_, Health>;
+
+    fn probing(&self) -> &Probing;
+
+    /// Asks something; the answer, or that there is none in time, goes to the health.
+    fn look(&self, patience: Duration) -> impl Future<Output = ()> + Send;
+}
 
 /// Whether somebody looks.
 #[derive(Debug, Default)]
@@ -16,9 +26,9 @@ pub struct Probing(AtomicBool);
 
 impl Probing {
     /// Begins to look, if nobody does yet.
-    pub fn begin(&self, transport: &Weak<Transport>) {
+    pub fn begin<T: Watched>(&self, watched: &Weak<T>) {
         if !self.0.swap(true, Ordering::AcqRel) {
-            tokio::spawn(look(transport.clone()));
+            tokio::spawn(look(watched.clone()));
         }
     }
 
@@ -28,21 +38,21 @@ impl Probing {
 }
 
 /// Asks after each rest, until the upstream answers or nobody asks for it any more.
-async fn look(transport: Weak<Transport>) {
-    while let Some(until) = transport.upgrade().and_then(|transport| transport.health().watch()) {
+async fn look<T: Watched>(watched: Weak<T>) {
+    while let Some(until) = watched.upgrade().and_then(|watched| watched.health().watch()) {
         tokio::time::sleep_until(until.into()).await;
-        let Some(transport) = transport.upgrade() else {
+        let Some(watched) = watched.upgrade() else {
             return;
         };
-        if !transport.health().goes_on_watching() {
+        if !watched.health().goes_on_watching() {
             break;
         }
-        transport.look(PATIENCE).await;
-        if transport.health().resting(Instant::now()).is_none() {
+        watched.look(PATIENCE).await;
+        if watched.health().resting(Instant::now()).is_none() {
             break;
         }
     }
-    if let Some(transport) = transport.upgrade() {
-        transport.probing.end();
+    if let Some(watched) = watched.upgrade() {
+        watched.probing().end();
     }
 }

@@ -4,21 +4,20 @@
 //! followed), and where that says too little as a whole. A manifest is asked for by HEAD, then by GET. What HEAD is worth
 //! at this registry is remembered ([`Habit`]).
 
-use std::hash::{BuildHasher, RandomState};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::hash::BuildHasher;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
-use http::header::{CONTENT_TYPE, ETAG, RANGE};
-use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use http::header::{ETAG, RANGE};
+use http::{HeaderValue, Method, StatusCode};
 use reqwest::Response;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 
-use super::client::{
-    Lane, ManifestHead, Proof, Upstream, content_digest, content_length, content_range, length_behind_which_nothing_is,
-    media_type,
+use super::answers::{
+    HeadSaid, Lane, ManifestHead, Proof, content_digest, content_length, content_range, is_page,
+    length_behind_which_nothing_is, media_type,
 };
-use super::habits::Habit;
+use super::client::Upstream;
 use super::storages::Storage;
 use super::transport::{Ask, Led, is_storage_of};
 use super::warning;
@@ -33,46 +32,11 @@ const GUESSABLE: u64 = 64 * 1024;
 /// How long a question waits for its turn.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What is known of how a registry answers, and the bound on the questions under way.
-pub struct Questions {
-    blobs: Mutex<Habit>,
-    manifests: Mutex<Habit>,
-    turns: Arc<Semaphore>,
-    hasher: RandomState,
-}
-
-impl Questions {
-    pub fn new(at_once: usize) -> Self {
-        Self {
-            blobs: Mutex::default(),
-            manifests: Mutex::default(),
-            turns: Arc::new(Semaphore::new(at_once)),
-            hasher: RandomState::new(),
-        }
-    }
-
-    fn blobs(&self) -> MutexGuard<'_, Habit> {
-        self.blobs.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn manifests(&self) -> MutexGuard<'_, Habit> {
-        self.manifests.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// What an upstream says of a blob that it has.
 struct Told {
     size: Option<u64>,
     /// Whether the answer names the digest.
     is_named: bool,
-}
-
-/// What a HEAD for a manifest is answered with.
-#[derive(Clone, Debug)]
-pub enum HeadSaid {
-    Manifest(ManifestHead),
-    /// Nothing that can be believed: only the manifest itself tells.
-    Nothing,
 }
 
 impl Upstream {
@@ -265,11 +229,4 @@ fn is_long_refusal(response: &Response, name: &Name, reference: &Reference) -> b
     const USUAL: u64 = 90;
     let names = name.as_str().len() + 2 * reference.to_string().len();
     content_length(response.headers()).is_some_and(|length| length > USUAL + names as u64)
-}
-
-/// Whether a document is a page for people.
-pub(super) fn is_page(headers: &HeaderMap) -> bool {
-    let value = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let essence = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    matches!(essence.as_str(), "text/html" | "application/xhtml+xml")
 }

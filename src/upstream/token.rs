@@ -1,19 +1,42 @@
 //! Asking a token service for a token.
 
+use std::sync::Arc;
+
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use http::{HeaderValue, StatusCode};
 use serde::Deserialize;
+use url::Url;
 
-use super::auth::TokenRequest;
 use super::transport::{TokenCall, Transport};
 use super::who::Who;
 use crate::config::Login;
 use crate::failure::Failure;
+use crate::fingerprint;
 
 const MAX_ANSWER: usize = 256 << 10;
 /// Who asks, for the token service's own records.
 const CLIENT_ID: &str = "larder";
+
+/// What the token service is asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct TokenRequest {
+    pub realm: Url,
+    pub service: Option<String>,
+    pub scope: String,
+    /// Sent only where the realm may see it; `None`: anonymous.
+    pub login: Option<Arc<Login>>,
+    /// Whether the realm may see the upstream's credentials.
+    pub is_trusted: bool,
+}
+
+impl TokenRequest {
+    pub fn id(&self) -> [u8; 32] {
+        let who = self.login.clone().map_or(Who::Anonymous, Who::Login).id();
+        let service = self.service.as_deref().unwrap_or_default();
+        fingerprint::of(&[who.as_bytes(), self.realm.as_str().as_bytes(), service.as_bytes(), self.scope.as_bytes()])
+    }
+}
 
 /// A token service's answer. Registries differ in the field's name and in the type of its life.
 #[derive(Deserialize)]

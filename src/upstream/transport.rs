@@ -11,17 +11,16 @@ use reqwest::Response;
 use tokio::sync::Semaphore;
 use url::Url;
 
-use super::BuildError;
-use super::anywhere::OTHER_HOSTS;
+use super::answers::BuildError;
 use super::budget::Budget;
 use super::errors::{self, Limited};
-use super::fallback::Shared;
 use super::health::{Health, Limits, limited_for};
 use super::logins_sent::LoginsSent;
 use super::ours::{Circle, Ours};
 use super::pool::{Pool, client};
-use super::probing::Probing;
+use super::probing::{Probing, Watched};
 use super::reach::{Reach, Resolver};
+use super::shared::{OTHER_HOSTS, Shared};
 use super::storages::{Storage, Storages};
 use super::who::{Who, WhoId};
 use crate::config::{self, ClientTls, Credentials, HostHeaders, Proxy};
@@ -32,8 +31,7 @@ use crate::telemetry::Metrics;
 
 /// How long it is remembered that a client was limited in a row.
 const LIMITS_REMEMBERED: Duration = Duration::from_secs(120);
-/// Large documents in memory at once, on their way from all upstreams.
-pub const LARGE_DOCUMENTS: usize = 8;
+
 /// Clients with credentials of their own whose rate limits are remembered.
 const MAX_LIMITED: usize = 10_000;
 /// The same of an upstream that only clients name.
@@ -64,7 +62,7 @@ pub struct Transport {
     reach: Arc<Reach>,
     health: Mutex<Health>,
     /// Looks whether it is back after it did not answer.
-    pub probing: Probing,
+    probing: Probing,
     me: Weak<Self>,
     /// Rate limits that are a client's own.
     limited: Cache<WhoId, (Instant, Failure, Limits)>,
@@ -520,6 +518,20 @@ impl Transport {
 
     pub fn wrong(&self, what: String) -> Failure {
         Failure::new(FailureKind::WrongContent, format!("{}: {what}", self.label))
+    }
+}
+
+impl Watched for Transport {
+    fn health(&self) -> MutexGuard<'_, Health> {
+        Self::health(self)
+    }
+
+    fn probing(&self) -> &Probing {
+        &self.probing
+    }
+
+    async fn look(&self, patience: Duration) {
+        Self::look(self, patience).await;
     }
 }
 

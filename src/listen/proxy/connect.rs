@@ -17,11 +17,10 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio_rustls::StartHandshake;
 
-use super::Way;
 use super::rewound::Rewound;
+use super::way::Way;
 use crate::ca::Ca;
-use crate::listen::Ends;
-use crate::listen::connection;
+use crate::listen::connection::{Ends, connection};
 use crate::listen::guard::{Guard, Socket};
 use crate::pull::{Body, Came, Lead, Tunnel};
 use crate::sent::Sent;

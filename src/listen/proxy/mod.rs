@@ -4,8 +4,8 @@
 mod connect;
 mod rewound;
 mod socks;
+mod way;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,36 +15,13 @@ use hyper_util::rt::TokioExecutor;
 use hyper_util::server::conn::auto::Builder;
 use tokio::net::TcpStream;
 
-use super::{Ends, Held, Peer, connection};
-use crate::ca::Ca;
-use crate::pull::{Body, Came, Client, Kept, Pull, full, usage};
+use super::connection::connection;
+use crate::pull::{Body, Came, full, usage};
 use crate::sent::Sent;
+pub use way::Way;
 
 /// A client has this long to say its first word.
 const FIRST: Duration = Duration::from_secs(30);
-
-/// One client's way through the door.
-pub struct Way {
-    pub pull: Arc<Pull>,
-    pub ca: Arc<Ca>,
-    pub(super) peer: Peer,
-    pub ends: Ends,
-    pub held: Held,
-}
-
-impl Way {
-    fn kept(&self) -> Kept {
-        Kept { place: self.held.clone(), stop: self.ends.stop.clone() }
-    }
-
-    fn address(&self) -> SocketAddr {
-        self.peer.address
-    }
-
-    fn client(&self) -> Client {
-        Client::connected(self.address())
-    }
-}
 
 /// Serves one connection to its end.
 pub async fn open(stream: TcpStream, way: Arc<Way>) {

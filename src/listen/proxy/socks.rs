@@ -13,7 +13,8 @@ use http::{HeaderValue, Method, Request, StatusCode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::{Way, connect};
+use super::connect;
+use super::way::Way;
 use crate::pull::Lead;
 
 /// The first byte of all that a client sends.

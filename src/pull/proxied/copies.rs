@@ -29,7 +29,7 @@ use crate::cache::{Cache, FillReader, Origin, Party, Source, Standing, Transfer}
 use crate::failure::{Failure, FailureKind};
 use crate::index::{Timestamp, UrlEntry};
 use crate::oci::{Algorithm, Digest};
-use crate::pull::respond::{self, Body};
+use crate::pull::body::{self, Body};
 use crate::telemetry::Metrics;
 use crate::upstream::{OTHER_HOSTS, PassError, Place};
 
@@ -356,7 +356,7 @@ impl Copy {
     /// What came is for the client alone, since it cannot be stored.
     pub fn pass_on(&self) -> Option<http::Response<Body>> {
         let first = self.first.lock().unwrap_or_else(PoisonError::into_inner).take()?;
-        let mut response = http::Response::new(respond::streamed(first));
+        let mut response = http::Response::new(body::streamed(first));
         *response.headers_mut() = self.headers.clone();
         headers::pass_on(response.headers_mut(), http::Version::HTTP_11);
         Some(response)

@@ -19,7 +19,7 @@ use super::secrets::Secrets;
 use super::{Kept, Proxying, Tunnel, headers};
 use crate::failure::{Failure, FailureKind};
 use crate::places::{self, Party};
-use crate::pull::respond::{self, Body};
+use crate::pull::body::{self, Body};
 use crate::pull::{Pull, counted_client};
 use crate::sent::Sent;
 use crate::tunnel;
@@ -104,7 +104,7 @@ impl Pull {
         through: Tunnel,
         (kept, held): (Option<Kept>, Held),
     ) -> Response<Body> {
-        let mut answer = Response::new(respond::empty());
+        let mut answer = Response::new(body::empty());
         *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
         *answer.headers_mut() = response.headers().clone();
         let pull = self.clone();

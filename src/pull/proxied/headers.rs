@@ -9,7 +9,7 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version};
 
 use super::refused::Refused;
-use crate::pull::respond::{self, Body};
+use crate::pull::body::{self, Body};
 
 /// Between two hops (RFC 9110, section 7.6.1), beside what `Connection` names.
 const OF_THE_HOP: [HeaderName; 9] = [
@@ -131,7 +131,7 @@ pub fn count_down(request: &mut Parts) -> bool {
 
 /// What is said to such a request by who is the last that it may reach.
 pub fn last_hop() -> Response<Body> {
-    let mut response = Response::new(respond::empty());
+    let mut response = Response::new(body::empty());
     *response.status_mut() = StatusCode::NO_CONTENT;
     response
 }

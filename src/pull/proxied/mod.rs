@@ -30,9 +30,10 @@ pub use refused::usage;
 pub use standing::{Standing, Tunnel};
 
 use super::admission::{Door, Wrong};
+use super::body::{self, Body};
 use super::error::Refusal;
 use super::observed::Observation;
-use super::respond::{self, Body, CacheState};
+use super::respond::CacheState;
 use super::routing::Repository;
 use super::{Client, Live, Pull};
 use crate::auth::{Identity, Known};
@@ -123,7 +124,7 @@ impl Pull {
     pub async fn connect(&self, request: &Parts, client: Client) -> (Response<Body>, Option<Lead>) {
         let mut observation = self.observe(request, client.clone());
         match self.lead(request, &client, &mut observation).await {
-            Ok(lead) => (observation.watch(Response::new(respond::empty())), Some(lead)),
+            Ok(lead) => (observation.watch(Response::new(body::empty())), Some(lead)),
             Err(refused) => {
                 observation.not_passed(&refused);
                 (observation.watch(refused.into_response()), None)
@@ -173,7 +174,7 @@ impl Pull {
             refused.into_response()
         });
         if is_head {
-            *response.body_mut() = respond::empty();
+            *response.body_mut() = body::empty();
         }
         observation.watch(response)
     }

@@ -25,9 +25,10 @@ use crate::failure::{Failure, FailureKind};
 use crate::index::{Timestamp, UrlEntry};
 use crate::oci::range::RangeHeader;
 use crate::oci::{Algorithm, Digest};
+use crate::pull::body::{self, Body};
 use crate::pull::error::Refusal;
 use crate::pull::observed::Observation;
-use crate::pull::respond::{self, About, Body, CacheState};
+use crate::pull::respond::{self, About, CacheState};
 use crate::pull::{Kind, Pull, counted_client, is_secure};
 use crate::upstream::{OTHER_HOSTS, PassError, Place};
 
@@ -333,7 +334,7 @@ fn seen_of(response: &reqwest::Response) -> Response<()> {
 }
 
 fn out_of_range(size: u64) -> Response<Body> {
-    let mut response = Response::new(respond::empty());
+    let mut response = Response::new(body::empty());
     *response.status_mut() = StatusCode::RANGE_NOT_SATISFIABLE;
     let range = HeaderValue::try_from(format!("bytes */{size}"));
     response.headers_mut().extend(range.ok().map(|range| (CONTENT_RANGE, range)));

@@ -5,8 +5,8 @@ use http::{HeaderName, HeaderValue, Response, StatusCode};
 
 use crate::config::Forbidden;
 use crate::failure::{Failure, FailureKind};
+use crate::pull::body::{Body, full};
 use crate::pull::error::Refusal;
-use crate::pull::respond::{Body, full};
 
 /// RFC 9209
 const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");

@@ -16,10 +16,11 @@ use crate::config::{self, ClientTls, Config, Proxy, ProxyDoor, UpstreamUrl};
 use crate::failure::{Failure, FailureKind};
 use crate::oci::route::Object;
 use crate::oci::{Digest, Name, Reference};
+use crate::pull::body::{self, Body};
 use crate::pull::consent::Stored;
 use crate::pull::error::Refusal;
 use crate::pull::observed::Observation;
-use crate::pull::respond::{self, Body, CacheState};
+use crate::pull::respond::{self, CacheState};
 use crate::pull::routing::{Repository, Target};
 use crate::pull::{API_VERSION, Answer, Pull, Query, counted_client, kind_of, patience, wanted_of};
 use crate::telemetry::Metrics;
@@ -303,7 +304,7 @@ fn shown(object: &Object, response: &Response<Body>) -> Option<(Stored, Digest)>
 
 /// What a registry says at `/v2/` to who needs no login, in the place of one that cannot be reached.
 pub fn base(failure: &Failure) -> Response<Body> {
-    let mut response = Response::new(respond::full(Bytes::from_static(b"{}")));
+    let mut response = Response::new(body::full(Bytes::from_static(b"{}")));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(API_VERSION, HeaderValue::from_static("registry/2.0"));

@@ -16,7 +16,7 @@ use crate::index::{TagKey, Timestamp};
 use crate::oci::Reference;
 use crate::oci::route::{Object, Route};
 use crate::pull::Pull;
-use crate::pull::respond::Body;
+use crate::pull::body::Body;
 use crate::pull::routing::Target;
 use crate::upstream::Who;
 

@@ -4,11 +4,13 @@ use toml::Value;
 use url::Url;
 
 use super::foreign::Foreign;
-use super::{ConvertError, Converted, Kind, values};
+use super::kind::{ConvertError, Converted, Kind};
+use super::values;
+use crate::config::built_in::DOCKER_HUB;
 use crate::config::document::Document;
+use crate::config::origin::Origin;
 use crate::config::raw::Pattern;
-use crate::config::repository::{DOCKER_HUB, is_prefix};
-use crate::config::tree::Origin;
+use crate::config::repository::is_prefix;
 
 #[derive(Debug, Default)]
 pub struct Draft {

@@ -1,7 +1,8 @@
 //! A foreign configuration while it is taken apart: what is left in the end was not taken over.
 
-use super::ConvertError;
-use crate::config::tree::{Node, Origin, Value};
+use super::kind::ConvertError;
+use crate::config::origin::Origin;
+use crate::config::tree::{Node, Value};
 
 /// A table of which values are taken.
 #[derive(Clone, Debug)]

@@ -7,6 +7,7 @@ mod discobot;
 mod distribution;
 mod draft;
 mod foreign;
+mod kind;
 mod manifests;
 mod simple_toml;
 mod values;
@@ -14,70 +15,15 @@ mod yaml;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
-use super::Config;
-use super::tree::{Node, Origin, Value};
+use crate::config::Config;
+use crate::config::tree::{Node, Value};
 use draft::Draft;
 use foreign::Foreign;
+pub use kind::{ConvertError, Converted, Kind};
 
 /// Larger files are no configuration.
 const MAX_FILE: u64 = 4 << 20;
-
-/// Whose configuration it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// The YAML manifests of simple-registry (Go).
-    Manifests,
-    /// The TOML of simple-registry (Rust), now angos.
-    SimpleToml,
-    /// `config.yml` of Docker's registry, used as a cache.
-    Distribution,
-    /// `config.yaml` of discobot's proxy.
-    Discobot,
-}
-
-impl Kind {
-    pub const ALL: [Self; 4] = [Self::Manifests, Self::SimpleToml, Self::Distribution, Self::Discobot];
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Manifests => "simple-registry-yaml",
-            Self::SimpleToml => "simple-registry-toml",
-            Self::Distribution => "distribution",
-            Self::Discobot => "discobot",
-        }
-    }
-}
-
-impl FromStr for Kind {
-    type Err = ConvertError;
-
-    fn from_str(name: &str) -> Result<Self, ConvertError> {
-        let found = Self::ALL.into_iter().find(|kind| kind.name() == name);
-        found.ok_or_else(|| ConvertError(format!("`{name}` is no kind of configuration")))
-    }
-}
-
-/// A configuration that was converted.
-#[derive(Clone, Debug)]
-pub struct Converted {
-    /// A `larder.toml`.
-    pub toml: String,
-    /// What was not taken over.
-    pub warnings: Vec<String>,
-}
-
-/// Why a configuration cannot be converted.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct ConvertError(String);
-
-impl ConvertError {
-    fn at(origin: &Origin, message: impl std::fmt::Display) -> Self {
-        Self(format!("{origin}: {message}"))
-    }
-}
 
 /// Reads the files, and those in the folders, and writes what they say as a `larder.toml`.
 pub fn convert(paths: &[PathBuf], kind: Option<Kind>) -> Result<Converted, ConvertError> {

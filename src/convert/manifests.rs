@@ -4,11 +4,11 @@ use regex::Regex;
 use toml::Value;
 use url::Url;
 
-use super::ConvertError;
 use super::draft::{Draft, Repository, line, login, patterns};
 use super::foreign::Foreign;
+use super::kind::ConvertError;
+use crate::config::origin::Origin;
 use crate::config::repository::is_prefix;
-use crate::config::tree::Origin;
 
 const NO_LOGIN: &str = "make an htpasswd file of the users for [auth.htpasswd], and say who may pull in `allow`";
 

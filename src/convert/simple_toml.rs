@@ -2,9 +2,9 @@
 
 use toml::Value;
 
-use super::ConvertError;
 use super::draft::{Draft, Line, Repository, line, login, patterns};
 use super::foreign::Foreign;
+use super::kind::ConvertError;
 use crate::config::raw;
 use crate::config::tree::{self, Node};
 

@@ -2,11 +2,11 @@
 
 use url::Url;
 
-use super::ConvertError;
 use super::draft::{Draft, Line, Repository, line, login, prefix_of};
 use super::foreign::Foreign;
+use super::kind::ConvertError;
 use super::values;
-use crate::config::tree::Origin;
+use crate::config::origin::Origin;
 
 const OTHER_LOGIN: &str = "clients log in with [auth.htpasswd] or a certificate; say who may pull in `allow`";
 const ONLY_FILES: &str = "there is no other store than the filesystem yet";

@@ -1,15 +1,15 @@
 use super::*;
 
 /// simple-registry's documentation of its manifests.
-const MANIFESTS: &str = include_str!("../../../tests/documents/simple-registry.yaml");
+const MANIFESTS: &str = include_str!("../../tests/documents/simple-registry.yaml");
 
 /// The blocks of simple-registry's documentation of its TOML.
 const SIMPLE_TOML: [&str; 5] = [
-    include_str!("../../../tests/documents/simple-registry-basic.toml"),
-    include_str!("../../../tests/documents/simple-registry-fallback.toml"),
-    include_str!("../../../tests/documents/simple-registry-immutable.toml"),
-    include_str!("../../../tests/documents/simple-registry-private.toml"),
-    include_str!("../../../tests/documents/simple-registry-mtls.toml"),
+    include_str!("../../tests/documents/simple-registry-basic.toml"),
+    include_str!("../../tests/documents/simple-registry-fallback.toml"),
+    include_str!("../../tests/documents/simple-registry-immutable.toml"),
+    include_str!("../../tests/documents/simple-registry-private.toml"),
+    include_str!("../../tests/documents/simple-registry-mtls.toml"),
 ];
 
 /// The example deployment of discobot's documentation, and its example of headers.
@@ -403,7 +403,7 @@ fn what_cannot_be_converted_says_why() {
         ("x.yaml", "- a".to_owned(), "x.yaml:1: this is no table of keys and values"),
         (
             "x.toml",
-            include_str!("../../../larder.example.toml").to_owned(),
+            include_str!("../../larder.example.toml").to_owned(),
             "x.toml: this is a configuration of Larder already",
         ),
         ("x.toml", "[server\n".to_owned(), "x.toml:1: not valid TOML: unclosed table, expected `]`"),

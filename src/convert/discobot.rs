@@ -1,9 +1,10 @@
 //! `config.yaml` of discobot's proxy.
 
-use super::ConvertError;
 use super::draft::{self, Draft, line};
 use super::foreign::Foreign;
-use crate::config::tree::{Node, Origin, Value};
+use super::kind::ConvertError;
+use crate::config::origin::Origin;
+use crate::config::tree::{Node, Value};
 use crate::config::units::Amount;
 
 /// What discobot does where its file says nothing.

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, Span, Tag};
 
-use super::ConvertError;
-use crate::config::tree::{Node, Origin, Value};
+use super::kind::ConvertError;
+use crate::config::origin::Origin;
+use crate::config::tree::{Node, Value};
 
 /// Tables and lists within each other.
 const MAX_DEPTH: usize = 64;

@@ -1,0 +1,30 @@
+//! Why a command did not do what it was asked for, and its exit code.
+
+use crate::admin::manage::ManageError;
+
+/// Exit code for wrong usage or configuration.
+pub const WRONG_CONFIGURATION: u8 = 2;
+
+/// Why a command did not do what it was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    #[error("{0}")]
+    Usage(String),
+    #[error("{0}")]
+    Failed(String),
+    /// What there is to say was said.
+    #[error("failed")]
+    Quiet,
+    /// As `Quiet`, and it was wrong usage or configuration.
+    #[error("failed")]
+    QuietUsage,
+}
+
+impl From<ManageError> for CommandError {
+    fn from(error: ManageError) -> Self {
+        match error {
+            ManageError::Wrong(_) | ManageError::Unknown(_) => Self::Usage(error.to_string()),
+            ManageError::Busy | ManageError::Failed(_) => Self::Failed(error.to_string()),
+        }
+    }
+}

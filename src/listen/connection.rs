@@ -1,0 +1,152 @@
+//! One connection that speaks HTTP, from its first byte to its end: limits, deadlines, draining. All doors use it.
+
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::{CONNECTION, EXPECT};
+use http::{HeaderValue, Request, Response, Version};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use tokio::sync::watch;
+
+use super::crowd::Load;
+use super::guard::{CLOSING, Guard, Socket};
+use super::pace::Pace;
+use crate::pull::{Body, busy};
+use crate::sent::{self, Sent};
+use crate::telemetry::Metrics;
+
+/// A client has this long for a request's head, and between two requests.
+pub const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Most bytes of a request's head.
+const MAX_HEAD: usize = 64 * 1024;
+
+/// Most requests at once on one HTTP/2 connection: as many as clients may count on (RFC 9113, section 6.5.2). Of
+/// each answer about 100 KiB are in memory while the client takes none of it.
+const MAX_STREAMS: u32 = 100;
+
+/// A connection's place among all others, for as long as anything of it is left.
+pub type Held = Arc<dyn Send + Sync>;
+
+/// What ends a connection as soon as its running requests are answered.
+#[derive(Clone)]
+pub struct Ends {
+    pub stop: watch::Receiver<Option<Duration>>,
+    /// Who may connect is decided otherwise than when it was made; `None`: that never changes.
+    pub renewed: Option<watch::Receiver<()>>,
+}
+
+impl Ends {
+    pub async fn come(&mut self) {
+        let renewed = async {
+            match &mut self.renewed {
+                Some(renewed) => drop(renewed.changed().await),
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            // Without its sender the process is at its end, too.
+            _ = self.stop.wait_for(Option::is_some) => {}
+            () = renewed => {}
+        }
+    }
+}
+
+/// The other side of a connection.
+#[derive(Clone)]
+pub struct Peer {
+    pub address: SocketAddr,
+    pub pace: Arc<Pace>,
+    pub load: Arc<Load>,
+}
+
+/// Serves one connection to its end, or to where it speaks something else than HTTP.
+pub async fn connection<S, A>(
+    stream: S,
+    peer: Peer,
+    mut builder: Builder<TokioExecutor>,
+    metrics: &Metrics,
+    answer: impl Fn(Request<Sent>) -> A,
+    mut ends: Ends,
+) where
+    S: Socket + Send + 'static,
+    A: Future<Output = Response<Body>> + Send + 'static,
+{
+    let (guarded, watched) = Guard::new(stream);
+    let Peer { address: client, pace, load } = peer;
+    let (paced, written) = (pace.clone(), watched.clone());
+    let service = service_fn(move |request: Request<Incoming>| {
+        watched.arrived();
+        if request.version() == Version::HTTP_2 {
+            watched.speaks_http2();
+        }
+        let (watched, running, counted) = (watched.clone(), paced.begin(), load.begin());
+        // Other streams of HTTP/2 go on whatever is left of one; and who asks before it sends is told not to.
+        let is_heard_out = request.version() == Version::HTTP_2;
+        let may_be_heard = counted.is_some() && !request.headers().contains_key(EXPECT);
+        let (request, left) = sent::watched(request);
+        // Where too many requests are under way the answer is short, and nothing is begun for it.
+        let answered = counted.is_some().then(|| answer(request));
+        async move {
+            let mut response = match answered {
+                Some(answered) => answered.await,
+                None => busy(),
+            };
+            let is_heard_out = is_heard_out || if may_be_heard { left.hear_out().await } else { left.is_none() };
+            if !is_heard_out {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                watched.may_still_speak();
+            }
+            let running = running.counted(counted);
+            watched.answers_with(response.extensions_mut().remove());
+            Ok::<_, std::convert::Infallible>(response.map(|body| running.answer(body)))
+        }
+    });
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_buf_size(MAX_HEAD);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(MAX_HEAD as u32)
+        .keep_alive_interval(Some(HEADER_TIMEOUT))
+        .keep_alive_timeout(HEADER_TIMEOUT);
+    let mut connection = pin!(builder.serve_connection_with_upgrades(TokioIo::new(guarded), service));
+    metrics.connections.inc();
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = pace.stalls() => {
+            tracing::debug!(%client, "a client takes nothing of what it asked for");
+            Ok(())
+        }
+        () = pace.closed() => {
+            tracing::debug!(%client, "a connection that does nothing makes room for another");
+            Ok(())
+        }
+        () = ends.come() => {
+            connection.as_mut().graceful_shutdown();
+            let ended = tokio::select! {
+                ended = connection.as_mut() => Some(ended),
+                () = pace.stalls() => Some(Ok(())),
+                // The library would wait for the rest of a head, or for the answer to a ping.
+                () = pace.rests(|| written.is_writing()) => None,
+            };
+            match ended {
+                Some(ended) => ended,
+                // That may come, behind what is still on its way.
+                None if written.is_http2() => {
+                    tokio::time::timeout(CLOSING, connection).await.unwrap_or(Ok(()))
+                }
+                None => Ok(()),
+            }
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%client, %error, "a connection ended with an error");
+    }
+    metrics.connections.dec();
+}

@@ -1,0 +1,31 @@
+//! One connection at the proxy door, and what serving it needs.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use crate::ca::Ca;
+use crate::listen::connection::{Ends, Held, Peer};
+use crate::pull::{Client, Kept, Pull};
+
+/// One client's way through the door.
+pub struct Way {
+    pub pull: Arc<Pull>,
+    pub ca: Arc<Ca>,
+    pub peer: Peer,
+    pub ends: Ends,
+    pub held: Held,
+}
+
+impl Way {
+    pub fn kept(&self) -> Kept {
+        Kept { place: self.held.clone(), stop: self.ends.stop.clone() }
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.peer.address
+    }
+
+    pub fn client(&self) -> Client {
+        Client::connected(self.address())
+    }
+}

@@ -1,0 +1,41 @@
+//! Downloads that a write may still change which took too long and was given up.
+
+use std::collections::HashSet;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::oci::Digest;
+
+/// While there are as many, nothing is written: a disk on which so many writes hang takes no others.
+const MOST: usize = 1024;
+
+/// Such downloads. The next download of the same object gets a file of its own, which the late write does not reach.
+/// Clones share them.
+#[derive(Clone, Debug, Default)]
+pub struct Taint(Arc<Mutex<HashSet<Digest>>>);
+
+impl Taint {
+    pub fn add(&self, digest: Digest) {
+        self.lock().insert(digest);
+    }
+
+    pub fn contains(&self, digest: &Digest) -> bool {
+        self.lock().contains(digest)
+    }
+
+    pub fn remove(&self, digest: &Digest) {
+        self.lock().remove(digest);
+    }
+
+    /// Fails while very many writes hang.
+    pub fn check(&self) -> io::Result<()> {
+        match self.lock().len() < MOST {
+            true => Ok(()),
+            false => Err(io::Error::new(io::ErrorKind::TimedOut, "too many writes to the cache directory hang")),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashSet<Digest>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,18 @@
+//! The time as the order of use needs it.
+
+use std::time::SystemTime;
+
+use crate::index::Timestamp;
+
+/// Seconds since 1970.
+pub type Seconds = u32;
+
+/// Now.
+pub fn now() -> Seconds {
+    seconds(Timestamp::from_system_time(SystemTime::now()))
+}
+
+/// A time of the index.
+pub fn seconds(time: Timestamp) -> Seconds {
+    Seconds::try_from(time.0 / 1000).unwrap_or(0)
+}

@@ -1,0 +1,344 @@
+//! What the rest of Larder has of upkeep: the ledger and the leases, and the mailbox of the task.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::clock::{Seconds, now};
+use super::ledger::Ledger;
+use super::limits::Limits;
+use super::mail::{Census, Message, closed};
+use crate::config::Config;
+use crate::index::{Bounds, Index, IndexError, TagKey, Timestamp, Write};
+use crate::oci::Digest;
+use crate::spool::Spool;
+use crate::store::Store;
+use crate::telemetry::Metrics;
+use crate::work::Pool;
+
+/// Uses kept between two ticks; further ones are not counted.
+const MAX_USES: usize = 1 << 16;
+/// A use is written to the index when the one written before is older than this.
+const USE_RESOLUTION: Seconds = 60;
+/// Messages that wait in the mailbox; who sends more waits.
+const MESSAGES: usize = 1024;
+/// How long others wait for the upkeep to do something, beside making room.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What upkeep needs to know of the cache, and tells it.
+pub trait Cached: Send + Sync + 'static {
+    /// Whether a fill of the object is under way.
+    fn is_coming_in(&self, digest: &Digest) -> bool;
+
+    /// Whether a fill has all of its object and only has to store it.
+    fn is_storing(&self) -> bool;
+
+    /// Objects are gone: nothing that is known of them holds any more.
+    fn gone(&self, digests: &HashSet<Digest>);
+}
+
+/// What upkeep works on.
+pub struct Parts {
+    pub store: Arc<dyn Store>,
+    pub spool: Spool,
+    pub index: Arc<Index>,
+    pub cached: Arc<dyn Cached>,
+    /// For what blocks.
+    pub pool: Pool,
+    pub metrics: Arc<Metrics>,
+}
+
+/// Keeps the cache within its limits.
+pub struct Upkeep {
+    parts: Parts,
+    ledger: Mutex<Ledger>,
+    /// Objects that are being read, and by how many.
+    leases: Mutex<HashMap<Digest, usize>>,
+    uses: Mutex<Vec<Digest>>,
+    /// What leads to pinned objects may have changed.
+    pins_changed: AtomicBool,
+    loaded: watch::Sender<bool>,
+    mailbox: mpsc::Sender<Message>,
+    /// Until the task takes it.
+    received: Mutex<Option<mpsc::Receiver<Message>>>,
+}
+
+/// Keeps an object from being evicted until this is dropped.
+pub struct Lease {
+    upkeep: Arc<Upkeep>,
+    digest: Digest,
+}
+
+impl Lease {
+    /// The object cannot be read: it is taken out, to be fetched again. Returns at once.
+    pub fn give_up(&self) {
+        let (upkeep, digest) = (self.upkeep.clone(), self.digest);
+        tokio::spawn(async move {
+            if let Err(error) = upkeep.discard(&digest).await {
+                tracing::error!(%digest, %error, "an object that cannot be read cannot be removed either");
+            }
+        });
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let mut leases = self.upkeep.leases();
+        if let Some(readers) = leases.get_mut(&self.digest) {
+            *readers -= 1;
+            if *readers == 0 {
+                leases.remove(&self.digest);
+            }
+        }
+    }
+}
+
+impl Upkeep {
+    pub fn new(config: &Config, parts: Parts) -> Self {
+        let limits = Arc::new(Limits::new(config));
+        let (mailbox, received) = mpsc::channel(MESSAGES);
+        Self {
+            parts,
+            ledger: Mutex::new(Ledger::new(limits)),
+            leases: Mutex::default(),
+            uses: Mutex::default(),
+            pins_changed: AtomicBool::new(true),
+            loaded: watch::Sender::new(false),
+            mailbox,
+            received: Mutex::new(Some(received)),
+        }
+    }
+
+    /// The mailbox, for the task that serves it; `None` once it was taken.
+    pub(super) fn mailbox(&self) -> Option<mpsc::Receiver<Message>> {
+        self.received.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Puts a message into the mailbox; waits while it is full.
+    pub(super) async fn send(&self, message: Message) -> io::Result<()> {
+        self.mailbox.send(message).await.map_err(|_| closed())
+    }
+
+    pub(super) fn parts(&self) -> &Parts {
+        &self.parts
+    }
+
+    /// What is stored was read, or has to be read anew.
+    pub(super) fn set_loaded(&self, is_loaded: bool) {
+        self.loaded.send_replace(is_loaded);
+    }
+
+    /// Whether what is pinned has to be found out anew; it is up to the caller then.
+    pub(super) fn take_pins_changed(&self) -> bool {
+        self.pins_changed.swap(false, Ordering::AcqRel)
+    }
+
+    // What has happened.
+
+    /// An object came in for a repository.
+    pub fn stored(&self, digest: Digest, size: u64, repository: &str) {
+        let mut ledger = self.ledger();
+        let class = ledger.limits().classes.of(repository);
+        ledger.stored(digest, size, class, now());
+        drop(ledger);
+        self.publish_totals();
+    }
+
+    /// A repository may see an object, and wants it kept as long as its own.
+    pub fn seen_by(&self, digest: &Digest, repository: &str) {
+        let mut ledger = self.ledger();
+        if ledger.limits().classes.count() > 1 {
+            let class = ledger.limits().classes.of(repository);
+            ledger.raise(digest, class, now());
+        }
+    }
+
+    /// An object was read.
+    pub fn used(&self, digest: &Digest) {
+        let mut uses = self.uses.lock().unwrap_or_else(PoisonError::into_inner);
+        if uses.len() < MAX_USES {
+            uses.push(*digest);
+        }
+    }
+
+    /// An object is being read.
+    pub fn lease(self: &Arc<Self>, digest: &Digest) -> Arc<Lease> {
+        *self.leases().entry(*digest).or_default() += 1;
+        Arc::new(Lease { upkeep: self.clone(), digest: *digest })
+    }
+
+    /// A tag names another manifest than before.
+    pub fn tag_changed(&self, key: &TagKey) {
+        let is_pinned = {
+            let ledger = self.ledger();
+            ledger.has_named_pins() || ledger.limits().rules.match_tag(key)
+        };
+        if is_pinned {
+            self.pins_changed();
+        }
+    }
+
+    /// What is pinned has to be found out anew.
+    pub fn pins_changed(&self) {
+        self.pins_changed.store(true, Ordering::Release);
+    }
+
+    /// What a manifest refers to has become known.
+    pub fn edges_changed(&self, manifest: &Digest) {
+        if self.is_pinned(manifest) {
+            self.pins_changed();
+        }
+    }
+
+    /// Objects were removed by others.
+    pub fn removed(&self, digests: &[Digest], is_all: bool) {
+        let mut ledger = self.ledger();
+        if is_all {
+            ledger.clear();
+        }
+        ledger.remove(digests);
+        drop(ledger);
+        self.pins_changed();
+        self.publish_totals();
+    }
+
+    // What is asked.
+
+    /// Whether an object is never to go, as far as [`Self::refresh_pins`] has found out.
+    pub fn is_pinned(&self, digest: &Digest) -> bool {
+        self.ledger().is_pinned(digest)
+    }
+
+    /// Whether so many bytes would not fit even into an empty cache.
+    pub fn never_fits(&self, bytes: u64) -> bool {
+        self.ledger().never_fits(bytes)
+    }
+
+    /// Finds out anew what is pinned, if that may have changed.
+    pub async fn refresh_pins(&self) -> Result<(), IndexError> {
+        self.ask(|done| Message::RefreshPins { done }).await?
+    }
+
+    /// Compares with the files. With `is_repair` those without a row are adopted, and rows without a file dropped.
+    pub async fn census(&self, is_repair: bool) -> io::Result<Census> {
+        // Takes as long as there are files.
+        let (done, result) = oneshot::channel();
+        self.send(Message::Census { is_repair, done }).await?;
+        result.await.map_err(|_| closed())?
+    }
+
+    /// Keeps within other limits from now on. Where that changes how long what is kept, everything is read anew, as at the
+    /// start; returns when that is done.
+    pub async fn configure(&self, config: &Config) {
+        let is_read_anew = {
+            let mut ledger = self.ledger();
+            let is_read_anew = ledger.set_limits(Arc::new(Limits::new(config)));
+            if is_read_anew {
+                self.loaded.send_replace(false);
+            }
+            is_read_anew
+        };
+        self.pins_changed();
+        if is_read_anew {
+            let (done, result) = oneshot::channel();
+            let asked = self.send(Message::Load { done }).await.is_ok() && result.await.is_ok();
+            if !asked {
+                tracing::error!("what is stored could not be sorted by the new configuration");
+            }
+        }
+    }
+
+    async fn ask<T>(&self, message: impl FnOnce(oneshot::Sender<T>) -> Message) -> io::Result<T> {
+        let (done, result) = oneshot::channel();
+        let asked = async {
+            self.send(message(done)).await?;
+            result.await.map_err(|_| closed())
+        };
+        let late = || io::Error::new(io::ErrorKind::TimedOut, "the disk takes too long");
+        tokio::time::timeout(PATIENCE, asked).await.map_err(|_| late())?
+    }
+
+    /// Waits until what the index knows was read.
+    pub async fn loaded(&self) {
+        // The sender lives as long as `self`.
+        let _ = self.loaded.subscribe().wait_for(|loaded| *loaded).await;
+    }
+
+    /// Takes a bad object out: row, then file.
+    pub async fn discard(&self, digest: &Digest) -> io::Result<()> {
+        self.removed(std::slice::from_ref(digest), false);
+        self.forget(std::slice::from_ref(digest)).await;
+        self.parts.store.remove(std::slice::from_ref(digest)).await
+    }
+
+    /// Forgets all that is known of objects whose files go or are gone.
+    pub(super) async fn forget(&self, digests: &[Digest]) {
+        if digests.is_empty() {
+            return;
+        }
+        self.apply(digests.iter().map(|digest| Write::DropObject { digest: *digest }).collect()).await;
+        let gone: HashSet<Digest> = digests.iter().copied().collect();
+        self.parts.cached.gone(&gone);
+        let is_any_pinned = {
+            let ledger = self.ledger();
+            gone.iter().any(|digest| ledger.is_pinned(digest))
+        };
+        if is_any_pinned {
+            self.pins_changed();
+        }
+    }
+
+    /// Queues changes to the index that must not be dropped; waits while too many wait.
+    pub(super) async fn apply(&self, writes: Vec<Write>) {
+        let index = self.parts.index.clone();
+        if let Err(error) = self.parts.pool.run(move || index.apply(writes)).await {
+            tracing::warn!(%error, "the index takes long over what upkeep has changed");
+        }
+    }
+
+    /// Runs what blocks on the index.
+    pub(super) async fn on_index<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Index) -> Result<T, IndexError> + Send + 'static,
+    ) -> Result<T, IndexError> {
+        let index = self.parts.index.clone();
+        self.parts.pool.run(move || work(&index)).await.map_err(io::Error::from)?
+    }
+
+    pub(super) fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn leases(&self) -> MutexGuard<'_, HashMap<Digest, usize>> {
+        self.leases.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes in what was used. Returns what the index is to know of it.
+    pub(super) fn take_in_uses(&self) -> Vec<Write> {
+        let uses = std::mem::take(&mut *self.uses.lock().unwrap_or_else(PoisonError::into_inner));
+        let now = now();
+        let mut ledger = self.ledger();
+        let touch = |digest: Digest| {
+            let before = ledger.touch(&digest, now)?;
+            let is_due = now.saturating_sub(before) >= USE_RESOLUTION;
+            is_due.then(|| Write::Used { digest, at: Timestamp::now() })
+        };
+        uses.into_iter().filter_map(touch).collect()
+    }
+
+    /// What the index may hold follows from the room that there is for all.
+    pub(super) fn bound_index(&self, total: u64) {
+        let max_size = self.ledger().limits().max_size.of(total);
+        self.parts.index.keep_within(Bounds::of(max_size.unwrap_or(total).min(total)));
+    }
+
+    pub(super) fn publish_totals(&self) {
+        let (objects, bytes) = self.ledger().totals();
+        self.parts.metrics.cache_objects.set(i64::try_from(objects).unwrap_or(i64::MAX));
+        self.parts.metrics.cache_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+}
