@@ -46,7 +46,7 @@ pub use crate::store::Mapping;
 use crate::store::{Disk, StoreError, Stored};
 use crate::telemetry::Metrics;
 use begin::Unfit;
-use fill::{Fills, Room};
+use fill::{Fills, Room, Windows};
 use flight::Flights;
 use hot::Hot;
 use lists::Lists;
@@ -68,6 +68,8 @@ pub struct Cache {
     fills: Fills,
     places: Places,
     unfit: Unfit,
+    /// For what cannot be stored.
+    windows: Windows,
     /// Manifests that are verified and not stored yet.
     pending: Pending,
     /// Manifests on their way from the store into memory.
@@ -112,6 +114,7 @@ impl Cache {
             fills,
             places: Places::new(Shares::now().fills),
             unfit: Unfit::default(),
+            windows: Windows::default(),
             pending: Pending::default(),
             loads: Flights::default(),
             inspections: Flights::default(),

@@ -47,8 +47,8 @@ impl Pull {
         let page = format!("blobs/{digest}");
         self.negative.recall(target, &page).map_err(&refuse)?;
 
-        // A transfer would only find out once more that it does not fit.
-        if self.cache.is_unfit(&digest) && target.repository.is_trusted {
+        // Of what passes, parts are not waited for: they are got by themselves.
+        if self.cache.is_unfit(&digest) && target.repository.is_trusted && request.headers.contains_key(RANGE) {
             self.metrics.unstored.inc();
             return self.uncached(request, target, digest).await;
         }
@@ -73,7 +73,11 @@ impl Pull {
             // What was begun for others is ours if our upstream says so.
             Ok(_) if is_foreign => {
                 // Where the upstream of those others does not tell the size, the end of the transfer does.
-                let size = fill.final_size().await.map_err(&refuse)?;
+                let size = match fill.final_size().await {
+                    Ok(size) => size,
+                    Err(failure) if failure.kind.is_of_the_store() => return self.uncached(request, target, digest).await,
+                    Err(failure) => return Err(refuse(failure)),
+                };
                 self.confirm(target, Stored::Blob(size), &digest).await.map_err(&refuse)?;
             }
             _ => {}

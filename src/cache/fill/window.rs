@@ -1,0 +1,218 @@
+//! The most recent bytes of an object that cannot be stored, in memory, for all who read it at about the same time.
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+
+use crate::cache::direct::{PIECE, Piece};
+
+/// Most bytes in one window: what a reader may be behind, some hundredths of a second at the speed of a fast network.
+const WINDOW: usize = 4 << 20;
+/// Most bytes in all windows: sixteen of them, or more of small objects. What gets none is transferred for each reader.
+const ALL: usize = 64 << 20;
+/// A piece counts as no less than this: what is kept beside its bytes takes memory, too.
+const LEAST: usize = 4 << 10;
+
+/// Room for all windows; clones share it.
+#[derive(Clone, Debug)]
+pub struct Windows(Arc<Semaphore>);
+
+impl Default for Windows {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(ALL / LEAST)))
+    }
+}
+
+impl Windows {
+    /// A window on an object of `size` that begins at `from`; `None`: all room is taken. Sources that only clients name
+    /// do not get the second half.
+    pub fn open(&self, from: u64, size: Option<u64>, is_vouched_for: bool) -> Option<Window> {
+        let whole = size.and_then(|size| usize::try_from(size.saturating_sub(from)).ok());
+        // With the room that is waited for before the end is known.
+        let most = whole.map_or(WINDOW, |whole| whole.saturating_add(PIECE + LEAST).min(WINDOW));
+        let places = most.div_ceil(LEAST);
+        let spared = if is_vouched_for { 0 } else { ALL / LEAST / 2 };
+        if self.0.available_permits() < places + spared {
+            return None;
+        }
+        let room = self.0.clone().try_acquire_many_owned(u32::try_from(places).ok()?).ok()?;
+        let inside = Inside { ring: Ring::new(from, most), seats: HashMap::new(), next: 0 };
+        Some(Window { inside: Mutex::new(inside), taken: Notify::new(), _room: room })
+    }
+}
+
+/// Which bytes passed and are in a window.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Passed {
+    /// Where the window began.
+    pub from: u64,
+    pub start: u64,
+    pub end: u64,
+}
+
+impl Passed {
+    /// Whether none of what passed has left the window.
+    pub fn is_all_there(self) -> bool {
+        self.start == self.from
+    }
+}
+
+/// A window and who reads from it.
+pub struct Window {
+    inside: Mutex<Inside>,
+    /// A reader got on, came or left.
+    pub taken: Notify,
+    _room: OwnedSemaphorePermit,
+}
+
+struct Inside {
+    ring: Ring,
+    /// The next byte of each reader.
+    seats: HashMap<u64, u64>,
+    next: u64,
+}
+
+/// What is in the way of the next bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Look {
+    /// Nothing.
+    Room,
+    /// Some reader has to take what is there. `is_held_up`: another has all of it and waits.
+    Full { is_held_up: bool },
+}
+
+impl Window {
+    /// A seat for a reader whose next byte is `at`.
+    pub fn sit(self: &Arc<Self>, at: u64) -> Seat {
+        let mut inside = self.inside();
+        let number = inside.next;
+        inside.next += 1;
+        inside.seats.insert(number, at);
+        Seat { window: self.clone(), number }
+    }
+
+    /// Whether `needs` more bytes may come without any of `readers` losing what it did not have yet.
+    pub fn look(&self, needs: usize, readers: usize) -> Look {
+        let inside = self.inside();
+        let (start, end) = inside.ring.span();
+        let keeps = inside.ring.start_with(needs);
+        // Who has no seat yet begins where the window does.
+        let has_all_sat_down = inside.seats.len() >= readers;
+        let is_read = has_all_sat_down && inside.seats.values().all(|&at| at >= keeps);
+        if keeps == start || is_read {
+            return Look::Room;
+        }
+        Look::Full { is_held_up: inside.seats.values().any(|&at| at >= end) }
+    }
+
+    /// Adds the next piece. The first ones go where there is no room.
+    pub fn push(&self, piece: Piece) -> (u64, u64) {
+        let mut inside = self.inside();
+        inside.ring.push(piece);
+        inside.ring.span()
+    }
+
+    fn inside(&self) -> MutexGuard<'_, Inside> {
+        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Window {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Window({:?})", self.inside().ring.span())
+    }
+}
+
+/// A reader's place at a window, until it is dropped.
+#[derive(Debug)]
+pub struct Seat {
+    window: Arc<Window>,
+    number: u64,
+}
+
+impl Seat {
+    /// The reader's next byte is `at`.
+    pub fn is_at(&self, at: u64) {
+        self.window.inside().seats.insert(self.number, at);
+        self.window.taken.notify_waiters();
+    }
+
+    /// The bytes from `at` on, as far as they are one piece, none at the end; `None`: they are not there any more.
+    pub fn take(&self, at: u64) -> Option<Piece> {
+        self.window.inside().ring.piece(at)
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.window.inside().seats.remove(&self.number);
+        self.window.taken.notify_waiters();
+    }
+}
+
+/// Pieces in a row.
+struct Ring {
+    pieces: VecDeque<(u64, Piece)>,
+    end: u64,
+    /// Memory that they count as, and may.
+    cost: usize,
+    most: usize,
+}
+
+impl Ring {
+    fn new(from: u64, most: usize) -> Self {
+        Self { pieces: VecDeque::new(), end: from, cost: 0, most }
+    }
+
+    fn span(&self) -> (u64, u64) {
+        (self.pieces.front().map_or(self.end, |(start, _)| *start), self.end)
+    }
+
+    fn push(&mut self, piece: Piece) {
+        let cost = cost(&piece);
+        while self.cost + cost > self.most
+            && let Some((_, first)) = self.pieces.pop_front()
+        {
+            self.cost -= self::cost(&first);
+        }
+        let start = self.end;
+        self.end += piece.bytes.len() as u64;
+        self.cost += cost;
+        self.pieces.push_back((start, piece));
+    }
+
+    /// Where it begins once there is room for `needs` more bytes.
+    fn start_with(&self, needs: usize) -> u64 {
+        let mut left = (self.cost + needs).saturating_sub(self.most);
+        for (start, piece) in &self.pieces {
+            if left == 0 {
+                return *start;
+            }
+            left = left.saturating_sub(cost(piece));
+        }
+        self.end
+    }
+
+    fn piece(&self, at: u64) -> Option<Piece> {
+        let (start, end) = self.span();
+        if at < start || at > end {
+            return None;
+        }
+        let behind = self.pieces.partition_point(|(start, _)| *start <= at);
+        match self.pieces.get(behind.wrapping_sub(1)) {
+            Some((start, piece)) if at < self.end => {
+                let mut piece = piece.clone();
+                // Fits: it is at most the piece's length.
+                let _before = piece.bytes.split_to((at - start) as usize);
+                Some(piece)
+            }
+            _ => Some(Piece::default()),
+        }
+    }
+}
+
+fn cost(piece: &Piece) -> usize {
+    piece.bytes.len().max(LEAST)
+}
