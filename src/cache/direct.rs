@@ -326,3 +326,70 @@ pub async fn hash_of(file: Arc<File>, length: u64, digest: Digest) -> io::Result
     };
     tokio::task::spawn_blocking(hash).await.unwrap_or_else(|error| Err(io::Error::other(error)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::fill::tests::{Script, Step};
+    use crate::oci::Algorithm;
+
+    fn content(length: usize) -> Vec<u8> {
+        (0..length).map(|at| (at * 31 % 251) as u8).collect()
+    }
+
+    fn sent(bytes: &[u8]) -> Step {
+        Step::Send { start: 0, total: Some(bytes.len() as u64), bytes: bytes.to_vec(), breaks: false }
+    }
+
+    fn direct(right: &[u8], script: &Arc<Script>) -> Direct {
+        let digest = Digest::of(Algorithm::Sha256, right);
+        Direct::new(script.clone(), digest, 0, None, Some(digest.algorithm().hasher()))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pieces_are_of_one_size_and_each_comes_with_the_hash_of_all_before_its_end() {
+        let right = content(5 * PIECE + 7);
+        let mut direct = direct(&right, &Script::new([sent(&right)]));
+        let mut came = Vec::new();
+        loop {
+            let piece = direct.next().await.expect("right content");
+            if piece.bytes.is_empty() {
+                break;
+            }
+            came.extend_from_slice(&piece.bytes);
+            assert!(piece.bytes.len() == PIECE || came.len() == right.len());
+            let hash = piece.hasher.expect("a hash").finish();
+            assert_eq!(hash, Digest::of(Algorithm::Sha256, &right[..came.len()]));
+        }
+        assert!(came == right);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_last_bytes_of_wrong_content_do_not_come() {
+        for length in [1, PIECE, 5 * PIECE, 5 * PIECE + 7] {
+            let right = content(length);
+            let mut wrong = right.clone();
+            wrong[0] ^= 1;
+            let mut direct = direct(&right, &Script::new([sent(&wrong)]));
+            let mut came = 0;
+            let failure = loop {
+                match direct.next().await {
+                    Ok(piece) => came += piece.bytes.len(),
+                    Err(failure) => break failure,
+                }
+            };
+            assert_eq!(failure.kind, FailureKind::WrongContent);
+            assert!(came as u64 <= (length as u64).saturating_sub(HELD_BACK), "{came} of {length}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_was_promised_the_bytes_waits_for_a_connection_and_nobody_else() {
+        let right = content(1000);
+        let busy = || Script::new([Step::Refuse(FailureKind::Busy), Step::Refuse(FailureKind::Busy), sent(&right)]);
+        assert_eq!(direct(&right, &busy()).next().await.expect_err("told").kind, FailureKind::Busy);
+        assert!(direct(&right, &busy()).promised().next().await.expect("it came").bytes == right);
+        let gone = Script::new([Step::Refuse(FailureKind::NotFound), sent(&right)]);
+        assert_eq!(direct(&right, &gone).promised().next().await.expect_err("told").kind, FailureKind::NotFound);
+    }
+}

@@ -595,4 +595,4 @@ mod endless_tests;
 #[cfg(test)]
 mod model_tests;
 #[cfg(test)]
-mod tests;
+pub mod tests;

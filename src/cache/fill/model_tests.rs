@@ -71,7 +71,7 @@ enum Ended {
 }
 
 /// Reads as `pull` does for a client.
-async fn visit(visit: Visit, size: u64, fill: FillReader, digest: Digest) -> Got {
+async fn visit(visit: Visit, size: u64, fill: FillReader, aside: Aside) -> Got {
     sleep(Duration::from_millis(visit.comes_at)).await;
     let mut got =
         Got { told: None, start: 0, end: None, may_read_unverified: false, bytes: Vec::new(), ended: Ended::Left };
@@ -93,12 +93,7 @@ async fn visit(visit: Visit, size: u64, fill: FillReader, digest: Digest) -> Got
             return got;
         }
     }
-    let content = Content::Growing {
-        fill,
-        aside: Aside { digest, origin: Arc::new(NotNeeded), is_own: true },
-        told: None,
-        _lease: None,
-    };
+    let content = Content::Growing { fill, aside, told: None, _lease: None };
     let mut stream = content.stream(got.start, got.end, got.told, got.may_read_unverified).boxed();
     loop {
         match stream.next().await {
@@ -126,9 +121,7 @@ impl World {
             tokio::spawn(
                 async move { drive(&registered, Wanted::Digest(digest), &origin, &disk, &room, &places()).await },
             );
-        let visits = self.case.readers.iter().cloned();
-        let readers: Vec<_> =
-            visits.map(|reader| tokio::spawn(visit(reader, self.case.size, fill.clone(), digest))).collect();
+        let readers = self.visits(&fill, &Aside { digest, origin: Arc::new(NotNeeded), is_own: true });
         let watcher = tokio::spawn(self.clone().watch(fill.clone()));
 
         let killed = async {
@@ -152,11 +145,39 @@ impl World {
         assert!(!watcher.await.is_err_and(|error| error.is_panic()), "something was said to be there that was not");
         for reader in readers {
             match reader.await {
-                Ok(got) => self.check(&got),
+                Ok(got) => self.check(&got, false),
                 Err(error) => assert!(error.is_cancelled(), "{error}"),
             }
         }
         outcome
+    }
+
+    fn visits(&self, fill: &FillReader, aside: &Aside) -> Vec<tokio::task::JoinHandle<Got>> {
+        let visits = self.case.readers.iter().cloned();
+        visits.map(|reader| tokio::spawn(visit(reader, self.case.size, fill.clone(), aside.clone()))).collect()
+    }
+
+    /// Brings the object to its readers where there is only room for so many bytes.
+    async fn pass(self: Arc<Self>, dir: &Path, room: u64) {
+        let disk = Arc::new(Disk::open(dir).expect("a store"));
+        let digest = Digest::of(Algorithm::Sha256, &self.right);
+        let Joined::New(fill, registered) = Fills::default().join(&digest, "r") else {
+            panic!("a new fill");
+        };
+        let (origin, room): (Arc<dyn Origin>, Arc<dyn Room>) = (self.clone(), Arc::new(Full(room.into())));
+        let readers = self.visits(&fill, &Aside { digest, origin: origin.clone(), is_own: true });
+        drop(fill);
+        let wanted = Wanted::Digest(digest);
+        let outcome = drive(&registered, wanted, &origin, &disk, &room, &places()).await;
+        if outcome.as_ref().is_err_and(|failure| failure.kind.is_of_the_store()) {
+            let passed = pass(&registered, wanted, &origin, &Windows::default()).await;
+            assert_eq!(passed.is_ok(), registered.fill().state.borrow().phase.is_passed(), "{passed:?}");
+        }
+        assert_eq!(std::fs::read_dir(dir.join("partial")).expect("readable").count(), 0);
+        drop(registered);
+        for reader in readers {
+            self.check(&reader.await.expect("no panic"), true);
+        }
     }
 
     /// Looks again and again whether what is said to be there is there.
@@ -187,7 +208,8 @@ impl World {
         }
     }
 
-    fn check(&self, got: &Got) {
+    /// `has_passed`: it was not stored, so that there was one copy for all.
+    fn check(&self, got: &Got, has_passed: bool) {
         let size = self.case.size;
         let summary = format!("{:?} of {}..{:?} of {:?}", got.ended, got.start, got.end, got.told);
         assert!(self.allows(got.start, &got.bytes), "bytes that no source holds: {summary}");
@@ -205,7 +227,7 @@ impl World {
             }
             Ended::Failed(failure) => {
                 let may_fail = if self.case.has_wrong() {
-                    !self.case.has_right() || failure.kind == FailureKind::WrongContent
+                    has_passed || !self.case.has_right() || failure.kind == FailureKind::WrongContent
                 } else {
                     !self.case.has_right()
                 };
@@ -277,11 +299,54 @@ fn directory() -> tempfile::TempDir {
 }
 
 fn play(case: &Case) {
+    in_virtual_time(|dir| async move { World::new(case).play(&dir).await });
+}
+
+fn in_virtual_time<F: Future<Output = ()>>(play: impl FnOnce(std::path::PathBuf) -> F) {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = runtime.enable_time().start_paused(true).max_blocking_threads(1).build().expect("a runtime");
     let dir = directory();
-    let played = async { tokio::time::timeout(Duration::from_secs(3600), World::new(case).play(dir.path())).await };
+    let played = async { tokio::time::timeout(Duration::from_secs(3600), play(dir.path().to_owned())).await };
     runtime.block_on(played).expect("it ends");
+}
+
+/// What is there is room for so many bytes.
+struct Full(AtomicU64);
+
+impl Room for Full {
+    fn reserve(&self, bytes: u64) -> BoxFuture<'static, Result<Reservation, Failure>> {
+        let took = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(bytes));
+        let reserved = took.map(|_| Reservation::new(|| {})).map_err(|_| Failure::new(FailureKind::NoRoom, "full"));
+        Box::pin(std::future::ready(reserved))
+    }
+
+    fn never_fits(&self, _: u64) -> BoxFuture<'static, bool> {
+        Box::pin(std::future::ready(false))
+    }
+}
+
+impl Phase {
+    fn is_passed(&self) -> bool {
+        matches!(self, Self::Passing { is_verified: true })
+    }
+}
+
+proptest! {
+    #![proptest_config(config(128))]
+
+    #[test]
+    fn what_cannot_be_stored_reaches_readers_whole_or_they_are_told(case in cases(false), room in 0u64..9 * MIB) {
+        in_virtual_time(|dir| async move { World::new(&case).pass(&dir, room).await });
+    }
+}
+
+proptest! {
+    #![proptest_config(config(64))]
+
+    #[test]
+    fn what_cannot_be_stored_passes_whatever_breaks(case in cases(true), room in 0u64..9 * MIB) {
+        in_virtual_time(|dir| async move { World::new(&case).pass(&dir, room).await });
+    }
 }
 
 proptest! {

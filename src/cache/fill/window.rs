@@ -216,3 +216,103 @@ impl Ring {
 fn cost(piece: &Piece) -> usize {
     piece.bytes.len().max(LEAST)
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    fn piece(start: u64, length: usize) -> Piece {
+        let bytes: Vec<u8> = (start..start + length as u64).map(|at| (at % 251) as u8).collect();
+        Piece { bytes: bytes.into(), hasher: None }
+    }
+
+    fn at(window: &Window, at: u64) -> Option<Bytes> {
+        window.inside().ring.piece(at).map(|piece| piece.bytes)
+    }
+
+    #[test]
+    fn the_most_recent_bytes_are_there_and_no_others() {
+        let windows = Windows::default();
+        let window = windows.open(7, None, true).expect("room");
+        let mut end = 7;
+        for length in (1..3000).map(|at| at * 7919 % PIECE + 1) {
+            let (start, now) = window.push(piece(end, length));
+            assert_eq!(now, end + length as u64);
+            end = now;
+            assert!(end - start <= WINDOW as u64 && (start == 7 || end - start > WINDOW as u64 / 2));
+            for offset in [start, start + 1, u64::midpoint(start, end), end - 1] {
+                let bytes = at(&window, offset).expect("there");
+                assert!(!bytes.is_empty() && bytes == piece(offset, bytes.len()).bytes);
+            }
+            assert_eq!(at(&window, end), Some(Bytes::new()));
+            assert_eq!((at(&window, start - 1), at(&window, end + 1)), (None, None));
+        }
+    }
+
+    #[test]
+    fn pieces_of_a_byte_take_no_more_memory_than_large_ones() {
+        let window = Windows::default().open(0, None, true).expect("room");
+        for start in 0..5000 {
+            window.push(piece(start, 1));
+        }
+        assert_eq!(window.inside().ring.pieces.len(), WINDOW / LEAST);
+    }
+
+    #[test]
+    fn all_windows_together_are_bounded_and_half_is_for_sources_of_the_configuration() {
+        let windows = Windows::default();
+        let large = |is_vouched_for| windows.open(0, Some(1 << 40), is_vouched_for);
+        let of_strangers: Vec<_> = std::iter::from_fn(|| large(false)).collect();
+        assert_eq!(of_strangers.len(), ALL / WINDOW / 2);
+        let mut of_ours: Vec<_> = std::iter::from_fn(|| large(true)).collect();
+        assert_eq!(of_ours.len(), ALL / WINDOW / 2);
+        of_ours.pop();
+        assert!(large(false).is_none());
+        // Small objects take little.
+        let small: Vec<_> = std::iter::from_fn(|| windows.open(0, Some(1000), true)).collect();
+        assert_eq!(small.len(), WINDOW / (PIECE + 2 * LEAST));
+        drop((of_strangers, of_ours, small));
+        assert_eq!(windows.0.available_permits(), ALL / LEAST);
+    }
+
+    #[test]
+    fn it_waits_for_readers_who_are_behind_and_for_those_who_are_to_come() {
+        let window = Arc::new(Windows::default().open(0, None, true).expect("room"));
+        let (slow, fast) = (window.sit(0), window.sit(0));
+        let mut end = 0;
+        while window.look(PIECE, 2) == Look::Room {
+            end = window.push(piece(end, PIECE)).1;
+        }
+        assert_eq!(end, WINDOW as u64);
+        assert_eq!(window.look(PIECE, 2), Look::Full { is_held_up: false });
+        fast.is_at(end);
+        assert_eq!(window.look(PIECE, 2), Look::Full { is_held_up: true });
+        slow.is_at(PIECE as u64);
+        assert_eq!(window.look(PIECE, 2), Look::Room);
+        assert_eq!(window.look(PIECE + 1, 2), Look::Full { is_held_up: true });
+        assert_eq!(window.look(PIECE, 3), Look::Full { is_held_up: true }, "one has not sat down yet");
+        slow.is_at(0);
+        drop(slow);
+        assert_eq!(window.look(PIECE, 1), Look::Room, "who left is not waited for");
+        window.push(piece(end, PIECE));
+        assert!(fast.take(0).is_none() && fast.take(end).is_some());
+    }
+
+    #[test]
+    fn an_object_that_is_smaller_is_there_to_its_end() {
+        for size in [0, 1, PIECE - 1, PIECE, PIECE + 1, 5 * PIECE + 3] {
+            let window = Arc::new(Windows::default().open(0, Some(size as u64), true).expect("room"));
+            let seat = window.sit(0);
+            let mut end = 0;
+            while end < size as u64 {
+                assert_eq!(window.look(PIECE, 2), Look::Room);
+                end = window.push(piece(end, PIECE.min(size - end as usize))).1;
+            }
+            // It is looked once more before the end is known.
+            assert_eq!(window.look(PIECE, 2), Look::Room);
+            assert_eq!(seat.take(0).map(|piece| piece.bytes.len()), Some(size.min(PIECE)));
+        }
+    }
+}
