@@ -66,11 +66,14 @@ impl Content {
         }
     }
 
-    /// The size, however long it takes to learn it.
+    /// The size, however long it takes to learn it; `None`: not without taking the bytes.
     pub async fn final_size(&self) -> Result<Option<u64>, Failure> {
         match self {
             Self::Growing { told: Some(_), .. } => self.size().await,
-            Self::Growing { fill, .. } => fill.final_size().await.map(Some),
+            Self::Growing { fill, .. } => match fill.final_size().await {
+                Err(failure) if failure.kind.is_of_the_store() => Ok(None),
+                size => size.map(Some),
+            },
             Self::Complete { .. } | Self::Uncached { .. } => self.size().await,
         }
     }

@@ -75,7 +75,9 @@ impl Pull {
                 // Where the upstream of those others does not tell the size, the end of the transfer does.
                 let size = match fill.final_size().await {
                     Ok(size) => size,
-                    Err(failure) if failure.kind.is_of_the_store() => return self.uncached(request, target, digest).await,
+                    Err(failure) if failure.kind.is_of_the_store() => {
+                        return self.uncached(request, target, digest).await;
+                    }
                     Err(failure) => return Err(refuse(failure)),
                 };
                 self.confirm(target, Stored::Blob(size), &digest).await.map_err(&refuse)?;

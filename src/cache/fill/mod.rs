@@ -35,8 +35,8 @@ use crate::oci::Digest;
 
 pub(super) use driver::drive;
 pub(super) use passing::pass;
-pub(super) use window::{Seat, Windows};
 use window::{Passed, Window};
+pub(super) use window::{Seat, Windows};
 
 pub use reserved::{Reservation, Reserved, Room};
 

@@ -13,10 +13,13 @@ use super::{Fill, HELD_BACK, Origin, Phase, Readable, Reading, Registered, State
 use crate::cache::direct::{self, Direct, PIECE};
 use crate::failure::{Failure, FailureKind};
 
-/// How long the fastest readers wait for the slowest in all, beside [`HELD_UP`] of the time that it takes.
-const HELD: Duration = Duration::from_secs(1);
-/// The part of the time for which they may be held up: one that stops now and then is not lost at once.
-const HELD_UP: u32 = 8;
+/// How long the fastest readers wait for one that is slower, beside [`PART`] of the time: one that stops now and then is
+/// not lost at once.
+const HELD_UP: Duration = Duration::from_secs(1);
+const PART: u32 = 8;
+/// And for all that are slower, one after the other.
+const BY_ALL: Duration = Duration::from_secs(2);
+const PART_BY_ALL: u32 = 2;
 /// How often it is looked whether anybody reads, and whether others need the connection.
 const LOOK: Duration = Duration::from_millis(250);
 /// Readers who take nothing for this long do not come back: their connections have ended before.
@@ -111,8 +114,14 @@ impl Patience {
         Self { since: Instant::now(), held_up: Duration::ZERO }
     }
 
+    /// How long one reader may hold others up in all.
+    fn with_one(&self) -> Duration {
+        HELD_UP + self.since.elapsed() / PART
+    }
+
+    /// How long all may do so still.
     fn left(&self) -> Duration {
-        (HELD + self.since.elapsed() / HELD_UP).saturating_sub(self.held_up)
+        (BY_ALL + self.since.elapsed() / PART_BY_ALL).saturating_sub(self.held_up)
     }
 
     /// Waits until there is room for the next piece, or the readers who are in the way have been waited for long enough.
@@ -129,10 +138,11 @@ impl Patience {
             tokio::pin!(taken);
             taken.as_mut().enable();
             let needs = if direct.is_open() { PIECE } else { WORTH_OPENING };
-            let Look::Full { is_held_up } = window.look(needs, fill.readers()) else {
-                return Ok(());
+            let (wait, is_held_up) = match window.look(needs, fill.readers(), self.with_one()) {
+                Look::Room => return Ok(()),
+                Look::Full => (LOOK, false),
+                Look::HeldUp(wait) => (wait.min(self.left()), true),
             };
-            let wait = if is_held_up { self.left() } else { LOOK };
             if wait.is_zero() {
                 return Ok(());
             }
@@ -140,6 +150,7 @@ impl Patience {
             let has_moved = tokio::time::timeout(wait, taken).await.is_ok();
             if is_held_up {
                 self.held_up += began.elapsed();
+                window.waited(needs, fill.readers(), began.elapsed());
             }
             if has_moved {
                 last_taken = Instant::now();

@@ -272,8 +272,7 @@ fn the_last_piece_is_held_back_until_the_whole_is_verified() {
         is_resumed: false,
         passed: Passed::default(),
     };
-    let until =
-        |state: &State, at| state.answer(at, Reading::default()).map(|answer| until(answer).0);
+    let until = |state: &State, at| state.answer(at, Reading::default()).map(|answer| until(answer).0);
     assert_eq!(until(&state, 0), Some(100_000 - HELD_BACK));
     assert_eq!(until(&state, 100_000 - HELD_BACK), None);
     state.size = None;

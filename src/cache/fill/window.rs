@@ -3,6 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
@@ -38,7 +39,7 @@ impl Windows {
             return None;
         }
         let room = self.0.clone().try_acquire_many_owned(u32::try_from(places).ok()?).ok()?;
-        let inside = Inside { ring: Ring::new(from, most), seats: HashMap::new(), next: 0 };
+        let inside = Inside { ring: Ring::new(from, most), seats: HashMap::new(), next: 0, to_come: Duration::ZERO };
         Some(Window { inside: Mutex::new(inside), taken: Notify::new(), _room: room })
     }
 }
@@ -69,18 +70,30 @@ pub struct Window {
 
 struct Inside {
     ring: Ring,
-    /// The next byte of each reader.
-    seats: HashMap<u64, u64>,
+    seats: HashMap<u64, Reader>,
     next: u64,
+    /// For how long others waited for readers who have no seat yet.
+    to_come: Duration,
+}
+
+/// Who has a seat.
+#[derive(Clone, Copy)]
+struct Reader {
+    /// Its next byte.
+    at: u64,
+    /// For how long others waited for it.
+    held_up: Duration,
 }
 
 /// What is in the way of the next bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Look {
-    /// Nothing.
+    /// Nothing, or readers for whom others have waited for long enough.
     Room,
-    /// Some reader has to take what is there. `is_held_up`: another has all of it and waits.
-    Full { is_held_up: bool },
+    /// Some reader has to take what is there; nobody waits for that.
+    Full,
+    /// The same, and another has all that is there: it waits for so long at most.
+    HeldUp(Duration),
 }
 
 impl Window {
@@ -89,22 +102,41 @@ impl Window {
         let mut inside = self.inside();
         let number = inside.next;
         inside.next += 1;
-        inside.seats.insert(number, at);
+        inside.seats.insert(number, Reader { at, held_up: Duration::ZERO });
         Seat { window: self.clone(), number }
     }
 
-    /// Whether `needs` more bytes may come without any of `readers` losing what it did not have yet.
-    pub fn look(&self, needs: usize, readers: usize) -> Look {
+    /// Whether `needs` more bytes may come without any of `readers` losing what it did not have yet, if others have waited
+    /// less than `patience` for it.
+    pub fn look(&self, needs: usize, readers: usize, patience: Duration) -> Look {
         let inside = self.inside();
         let (start, end) = inside.ring.span();
         let keeps = inside.ring.start_with(needs);
-        // Who has no seat yet begins where the window does.
-        let has_all_sat_down = inside.seats.len() >= readers;
-        let is_read = has_all_sat_down && inside.seats.values().all(|&at| at >= keeps);
-        if keeps == start || is_read {
+        if keeps == start {
             return Look::Room;
         }
-        Look::Full { is_held_up: inside.seats.values().any(|&at| at >= end) }
+        // Who has no seat yet begins where the window does.
+        let to_come = (inside.seats.len() < readers).then_some(inside.to_come);
+        let behind = inside.seats.values().filter(|reader| reader.at < keeps).map(|reader| reader.held_up);
+        let Some(least) = behind.chain(to_come).min() else {
+            return Look::Room;
+        };
+        match (inside.seats.values().any(|reader| reader.at >= end), patience.saturating_sub(least)) {
+            (false, _) => Look::Full,
+            (true, Duration::ZERO) => Look::Room,
+            (true, left) => Look::HeldUp(left),
+        }
+    }
+
+    /// Notes that others waited for those who are in the way of `needs` more bytes.
+    pub fn waited(&self, needs: usize, readers: usize, waited: Duration) {
+        let mut inside = self.inside();
+        let keeps = inside.ring.start_with(needs);
+        if inside.seats.len() < readers {
+            inside.to_come += waited;
+        }
+        let behind = inside.seats.values_mut().filter(|reader| reader.at < keeps);
+        behind.for_each(|reader| reader.held_up += waited);
     }
 
     /// Adds the next piece. The first ones go where there is no room.
@@ -135,7 +167,9 @@ pub struct Seat {
 impl Seat {
     /// The reader's next byte is `at`.
     pub fn is_at(&self, at: u64) {
-        self.window.inside().seats.insert(self.number, at);
+        if let Some(reader) = self.window.inside().seats.get_mut(&self.number) {
+            reader.at = at;
+        }
         self.window.taken.notify_waiters();
     }
 
@@ -282,20 +316,28 @@ mod tests {
         let window = Arc::new(Windows::default().open(0, None, true).expect("room"));
         let (slow, fast) = (window.sit(0), window.sit(0));
         let mut end = 0;
-        while window.look(PIECE, 2) == Look::Room {
+        let patience = Duration::from_secs(2);
+        let look = |needs, readers| window.look(needs, readers, patience);
+        while look(PIECE, 2) == Look::Room {
             end = window.push(piece(end, PIECE)).1;
         }
         assert_eq!(end, WINDOW as u64);
-        assert_eq!(window.look(PIECE, 2), Look::Full { is_held_up: false });
+        assert_eq!(look(PIECE, 2), Look::Full);
         fast.is_at(end);
-        assert_eq!(window.look(PIECE, 2), Look::Full { is_held_up: true });
+        assert_eq!(look(PIECE, 2), Look::HeldUp(patience));
         slow.is_at(PIECE as u64);
-        assert_eq!(window.look(PIECE, 2), Look::Room);
-        assert_eq!(window.look(PIECE + 1, 2), Look::Full { is_held_up: true });
-        assert_eq!(window.look(PIECE, 3), Look::Full { is_held_up: true }, "one has not sat down yet");
+        assert_eq!(look(PIECE, 2), Look::Room);
+        assert_eq!(look(PIECE + 1, 2), Look::HeldUp(patience));
+        assert_eq!(look(PIECE, 3), Look::HeldUp(patience), "one has not sat down yet");
         slow.is_at(0);
-        drop(slow);
-        assert_eq!(window.look(PIECE, 1), Look::Room, "who left is not waited for");
+        window.waited(PIECE, 2, patience / 2);
+        assert_eq!(look(PIECE, 2), Look::HeldUp(patience / 2));
+        window.waited(PIECE, 2, patience / 2);
+        assert_eq!(look(PIECE, 2), Look::Room, "it was waited for long enough");
+        let other = window.sit(0);
+        assert_eq!(look(PIECE, 3), Look::HeldUp(patience), "not the other");
+        drop((slow, other));
+        assert_eq!(look(PIECE, 1), Look::Room, "who left is not waited for");
         window.push(piece(end, PIECE));
         assert!(fast.take(0).is_none() && fast.take(end).is_some());
     }
@@ -307,11 +349,11 @@ mod tests {
             let seat = window.sit(0);
             let mut end = 0;
             while end < size as u64 {
-                assert_eq!(window.look(PIECE, 2), Look::Room);
+                assert_eq!(window.look(PIECE, 2, Duration::ZERO), Look::Room);
                 end = window.push(piece(end, PIECE.min(size - end as usize))).1;
             }
             // It is looked once more before the end is known.
-            assert_eq!(window.look(PIECE, 2), Look::Room);
+            assert_eq!(window.look(PIECE, 2, Duration::ZERO), Look::Room);
             assert_eq!(seat.take(0).map(|piece| piece.bytes.len()), Some(size.min(PIECE)));
         }
     }
