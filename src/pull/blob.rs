@@ -47,8 +47,9 @@ impl Pull {
         let page = format!("blobs/{digest}");
         self.negative.recall(target, &page).map_err(&refuse)?;
 
+        let is_part = request.headers.contains_key(RANGE);
         // Of what passes, parts are not waited for: they are got by themselves.
-        if self.cache.is_unfit(&digest) && target.repository.is_trusted && request.headers.contains_key(RANGE) {
+        if self.cache.is_unfit(&digest) && target.repository.is_trusted && is_part {
             self.metrics.unstored.inc();
             return self.uncached(request, target, digest).await;
         }
@@ -61,6 +62,10 @@ impl Pull {
             begun = joined.0.size().await;
         }
         let (fill, is_first) = joined;
+        if is_part && fill.passes() {
+            drop(fill);
+            return self.uncached(request, target, digest).await;
+        }
         let is_foreign = match is_first {
             // What an earlier transfer left may have been for another client alone.
             true => target.repository.config.client_consent.is_some() && fill.is_resumed(),
@@ -86,7 +91,7 @@ impl Pull {
         }
         let content = match begun {
             Ok(size) => {
-                let told = match (size, request.headers.contains_key(RANGE)) {
+                let told = match (size, is_part) {
                     // A range cannot be answered without the size, and the transfer tells it only at its end.
                     (None, true) => self.size_at_upstream(target, &digest).await.ok().flatten(),
                     (size, _) => size,

@@ -35,19 +35,23 @@ pub async fn pass(
     windows: &Windows,
 ) -> Result<(), Failure> {
     let fill = registered.fill();
-    let unread = async {
+    let is_left = async {
         while fill.is_read() {
             tokio::time::sleep(LOOK).await;
         }
     };
     let passed = tokio::select! {
         passed = pass_through(registered, wanted, origin, windows) => passed,
-        () = unread => Err(Failure::new(FailureKind::Busy, "nobody reads it any more")),
+        () = is_left => Err(unread()),
     };
     if let Err(failure) = &passed {
         fill.update(|state| state.phase = Phase::Failed(failure.clone()));
     }
     passed
+}
+
+fn unread() -> Failure {
+    Failure::new(FailureKind::Busy, "nobody reads it any more")
 }
 
 async fn pass_through(
@@ -89,6 +93,9 @@ async fn pass_through(
     let mut patience = Patience::new();
     loop {
         patience.room(fill, window, &mut direct, &**origin).await?;
+        if !fill.is_read() {
+            return Err(unread());
+        }
         let piece = direct.next().await?;
         if piece.bytes.is_empty() {
             break;
@@ -164,6 +171,11 @@ impl Patience {
 }
 
 impl Fill {
+    /// Whether it passes and is not stored.
+    pub fn passes(&self) -> bool {
+        matches!(self.state.borrow().phase, Phase::Passing { .. })
+    }
+
     /// A seat at the window through which it passes, for a reader whose next byte is `at`.
     pub fn sit(&self, at: u64) -> Option<Seat> {
         self.window.get().map(|window| window.sit(at))
