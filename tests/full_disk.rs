@@ -1,43 +1,10 @@
 //! Promise: a disk that is full or broken never fails a pull, shows, and caching comes back by itself.
 
 use std::path::Path;
-use std::process::Command;
 
-use crate::support::{Fault, Hub, Image, Larder, On, Options, blob, eventually, get, head, repository_config, request};
-
-/// A small filesystem in memory, mounted for one test. Needs root, as the real clients do.
-struct SmallDisk(tempfile::TempDir);
-
-impl SmallDisk {
-    fn mount(size: &str) -> Self {
-        let dir = tempfile::tempdir().expect("a directory");
-        run("mount", &["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"], dir.path());
-        Self(dir)
-    }
-
-    fn path(&self) -> &Path {
-        self.0.path()
-    }
-
-    /// Takes all the space there is, but for what is rounded away.
-    fn fill_up(&self) -> std::path::PathBuf {
-        let filler = self.path().join("filler");
-        let mut file = std::fs::OpenOptions::new().create(true).append(true).open(&filler).expect("opened");
-        while std::io::Write::write_all(&mut file, &[1; 4096]).is_ok() {}
-        filler
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        run("umount", &["-l"], self.0.path());
-    }
-}
-
-fn run(program: &str, arguments: &[&str], path: &Path) {
-    let status = Command::new(program).args(arguments).arg(path).status().expect("mount and umount are there");
-    assert!(status.success(), "{program} failed");
-}
+use crate::support::{
+    Fault, Hub, Image, Larder, On, Options, SmallDisk, blob, eventually, get, head, repository_config, request,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pulls_go_on_when_the_disk_is_full_and_are_cached_again_when_it_is_not() {
@@ -159,7 +126,7 @@ async fn it_serves_from_a_directory_that_it_may_only_read() {
     expect_right_pull(&larder, &image).await;
     eventually("all is stored", async || larder.stats().await["objects"] == 4).await;
     larder.stop().await;
-    run("mount", &["-o", "remount,ro"], disk.path());
+    disk.only_for_reading();
     larder.restart().await;
     // Known to the index, which can be read; a tag that is not there passes through.
     let layer = larder.blob_url("hub/team/app", &image.layer_digests()[0]);

@@ -38,6 +38,7 @@ mod one_of_several;
 mod one_transfer;
 mod other_content;
 mod outage;
+mod passing;
 mod proxied;
 mod ranges;
 mod rate_limits;

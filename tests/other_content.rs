@@ -2,6 +2,7 @@
 //! another's, or older than its server lets it be.
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use tempfile::TempDir;
 
 use crate::support::{
@@ -383,6 +384,19 @@ async fn what_does_not_fit_into_the_cache_passes() {
         let answer = scene.get("/a.tgz").await;
         assert!(answer.status == 200 && answer.complete() && answer.body == tarball(1), "{:?}", answer.error);
     }
+    // Who asks while it is under way reads along.
+    let large = blob(2, 3 << 20);
+    let (page, open) = Page::new(large.clone()).header("cache-control", FRESH).gated();
+    scene.origin.put("/b.tgz", page);
+    scene.origin.take_requests();
+    let url = scene.origin.url("/b.tgz");
+    let ask = async |_| request("GET", &url).through_proxy(scene.larder.door("proxy")).open().await;
+    let clients = join_all((0..6).map(ask)).await;
+    open.send(true).expect("the page waits");
+    for client in clients {
+        assert_eq!(client.compare(large.clone()).await, (large.len() as u64, true));
+    }
+    assert_eq!(scene.origin.take_requests().len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

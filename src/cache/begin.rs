@@ -134,7 +134,11 @@ impl Cache {
         let running = Running::new(self.metrics.clone());
         // The reservation in the result lives until the object is counted.
         let into = fill::Destination { spool: &self.spool, store: &self.store, room: &self.room, places: &self.places };
-        let result = fill::drive(&registered, wanted, &origin, into).await;
+        let result = match self.is_unfit(&digest) {
+            // To ask for room would only tell once more that there is none.
+            true => Err(Failure::new(FailureKind::NoRoom, "it is larger than all of the cache")),
+            false => fill::drive(&registered, wanted, &origin, into).await,
+        };
         let stored = result.as_ref().ok().filter(|outcome| outcome.is_stored);
         let stored = stored.map(|outcome| (outcome.digest, outcome.size, outcome.is_new));
         if let Some((found, size, is_new)) = stored {
@@ -147,17 +151,8 @@ impl Cache {
                 self.metrics.unstored.inc();
                 self.metrics.errors.inc();
             }
-            Err(failure) if failure.kind == FailureKind::NoRoom => {
-                self.metrics.unstored.inc();
-                if self.upkeep.never_fits(registered.stated_size()) {
-                    self.unfit.0.insert(digest, Instant::now() + UNFIT);
-                }
-                tracing::info!(%digest, repository, %failure, "a blob passes uncached");
-            }
-            Err(failure) if failure.kind == FailureKind::Storage => {
-                self.metrics.unstored.inc();
-                self.metrics.errors.inc();
-                tracing::error!(%digest, %failure, "blobs are served uncached until the cache directory can be written again");
+            Err(failure) if failure.kind.is_of_the_store() => {
+                self.pass(&registered, wanted, &origin, repository, failure).await;
             }
             Err(failure) => {
                 tracing::info!(%digest, repository, kind = failure.kind.as_str(), %failure, "a blob could not be fetched");
@@ -166,6 +161,33 @@ impl Cache {
         // The rows are queued before the fill leaves the map, so that no request falls between.
         drop(registered);
         drop((running, place));
+    }
+}
+
+impl Cache {
+    /// Serves from memory, to all who read it, what cannot be stored for this reason.
+    async fn pass(
+        &self,
+        registered: &Registered,
+        wanted: Wanted,
+        origin: &Arc<dyn Origin>,
+        repository: &str,
+        why: Failure,
+    ) {
+        let digest = wanted.key();
+        self.metrics.unstored.inc();
+        if why.kind == FailureKind::NoRoom {
+            if self.upkeep.never_fits(registered.stated_size()) {
+                self.unfit.0.insert(digest, Instant::now() + UNFIT);
+            }
+            tracing::info!(%digest, repository, failure = %why, "a blob passes uncached");
+        } else {
+            self.metrics.errors.inc();
+            tracing::error!(%digest, failure = %why, "blobs are served uncached until the cache directory can be written again");
+        }
+        if let Err(failure) = fill::pass(registered, wanted, origin, &self.windows).await {
+            tracing::info!(%digest, repository, kind = failure.kind.as_str(), %failure, "a blob did not pass to its end");
+        }
     }
 }
 

@@ -1,5 +1,5 @@
-//! Past the store: an object streamed straight from its origin to one reader, for when the disk is
-//! full or broken. The pull goes on; nothing is kept and nothing is shared.
+//! Past the store: an object streamed straight from its origin, for when the disk is full or broken: to all who read it
+//! through the window of a fill (`fill/passing.rs`), or to one reader who cannot read along there.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::breaks::Breaks;
-use super::fill::{HELD_BACK, Origin, Source};
+use super::fill::{HELD_BACK, Origin, Source, Transfer};
 use crate::failure::{Failure, FailureKind};
 use crate::oci::{Digest, Hasher};
 
@@ -20,18 +20,33 @@ use crate::oci::{Digest, Hasher};
 const REOPEN_ATTEMPTS: u32 = 5;
 /// A reader that takes nothing for this long gives its connection to the origin away; it gets another one later.
 const UNTAKEN: Duration = Duration::from_secs(30);
+/// Bytes handed on at a time where they are verified. They are copied together, so that memory is bounded by bytes and
+/// not by the pieces that a source chooses.
+pub const PIECE: usize = 32 << 10;
 
-/// One reader's own transfer.
+/// Bytes in their order; none at the end.
+#[derive(Clone, Debug, Default)]
+pub struct Piece {
+    pub bytes: Bytes,
+    /// Over all bytes of the object up to the end of these, where it is verified.
+    pub hasher: Option<Hasher>,
+}
+
+/// One transfer of an object that is not stored.
 pub struct Direct {
     origin: Arc<dyn Origin>,
     digest: Digest,
     /// The next byte to come from the origin.
     at: u64,
     end: Option<u64>,
-    /// Over all bytes before `at`, when the whole is read.
+    /// Over all bytes before those in `filling`, when the whole is read.
     hasher: Option<Hasher>,
+    /// Bytes that make no whole piece yet.
+    filling: Vec<u8>,
     /// The last bytes, kept until the digest matched.
-    held: VecDeque<Bytes>,
+    held: VecDeque<Piece>,
+    /// Whether somebody was promised the bytes, so that no failure that may pass is an answer.
+    is_promised: bool,
     open: Option<Open>,
     /// Length of the whole, where it is known.
     total: Option<u64>,
@@ -46,7 +61,7 @@ pub struct Direct {
 /// A stream from the origin.
 struct Open {
     source: Source,
-    pieces: mpsc::Receiver<Piece>,
+    pieces: mpsc::Receiver<Came>,
     since: Instant,
     /// Bytes that this stream brought.
     brought: u64,
@@ -61,7 +76,9 @@ impl Direct {
             at,
             end,
             hasher,
+            filling: Vec::new(),
             held: VecDeque::new(),
+            is_promised: false,
             open: None,
             total: None,
             brought: 0,
@@ -71,14 +88,48 @@ impl Direct {
         }
     }
 
+    /// Of an object that is known to have `size` bytes, where that is known.
+    pub fn of_size(self, size: Option<u64>) -> Self {
+        Self { end: self.end.or(size), total: size, ..self }
+    }
+
+    /// For somebody who was promised the bytes.
+    pub fn promised(self) -> Self {
+        Self { is_promised: true, ..self }
+    }
+
+    /// Opens the stream, if it is not open.
+    pub async fn open(&mut self) -> Result<(), Failure> {
+        while self.open.is_none() {
+            if let Err(failure) = self.reopen().await {
+                self.not_opened(failure).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Length of the whole, where the origin told it.
+    pub fn total(&self) -> Option<u64> {
+        self.total
+    }
+
+    pub fn is_open(&self) -> bool {
+        self.open.is_some()
+    }
+
+    /// Gives the connection away; the next bytes are got over another one.
+    pub fn pause(&mut self) {
+        self.open = None;
+    }
+
     /// The next bytes; none at the end.
-    pub async fn next(&mut self) -> Result<Bytes, Failure> {
+    pub async fn next(&mut self) -> Result<Piece, Failure> {
         loop {
             if self.is_done {
                 return Ok(self.held.pop_front().unwrap_or_default());
             }
-            if let Some(bytes) = self.releasable() {
-                return Ok(bytes);
+            if let Some(piece) = self.releasable() {
+                return Ok(piece);
             }
             match self.receive().await? {
                 Some(bytes) => self.keep(bytes),
@@ -88,23 +139,40 @@ impl Direct {
     }
 
     /// Bytes that are not among the last.
-    fn releasable(&mut self) -> Option<Bytes> {
-        let first = self.held.front()?;
-        let others: u64 = self.held.iter().skip(1).map(|bytes| bytes.len() as u64).sum();
-        let may_go = self.hasher.is_none() || others >= HELD_BACK || first.is_empty();
+    fn releasable(&mut self) -> Option<Piece> {
+        let others = self.held.len().saturating_sub(1) * PIECE + self.filling.len();
+        let may_go = self.hasher.is_none() || others as u64 >= HELD_BACK;
         may_go.then(|| self.held.pop_front()).flatten()
     }
 
-    fn keep(&mut self, bytes: Bytes) {
-        if let Some(hasher) = &mut self.hasher {
-            hasher.update(&bytes);
-        }
+    fn keep(&mut self, mut bytes: Bytes) {
         self.at += bytes.len() as u64;
-        self.held.push_back(bytes);
+        if self.hasher.is_none() {
+            self.held.push_back(Piece { bytes, hasher: None });
+            return;
+        }
+        while !bytes.is_empty() {
+            self.filling.reserve_exact(PIECE - self.filling.len());
+            let part = bytes.split_to(bytes.len().min(PIECE - self.filling.len()));
+            self.filling.extend_from_slice(&part);
+            if self.filling.len() == PIECE {
+                self.seal();
+            }
+        }
+    }
+
+    /// Makes a piece of what came last.
+    fn seal(&mut self) {
+        let bytes = Bytes::from(std::mem::take(&mut self.filling));
+        if let Some(hasher) = self.hasher.as_mut().filter(|_| !bytes.is_empty()) {
+            hasher.update(&bytes);
+            self.held.push_back(Piece { hasher: Some(hasher.clone()), bytes });
+        }
     }
 
     fn finish(&mut self) -> Result<(), Failure> {
         self.is_done = true;
+        self.seal();
         let Some(hasher) = self.hasher.take() else {
             return Ok(());
         };
@@ -123,18 +191,14 @@ impl Direct {
             if self.end.is_some_and(|end| self.at >= end) {
                 return Ok(None);
             }
-            if self.open.is_none()
-                && let Err(failure) = self.reopen().await
-            {
-                self.not_opened(failure).await?;
-            }
+            self.open().await?;
             let Some(open) = &mut self.open else {
                 continue;
             };
             match open.pieces.recv().await {
                 // What is there already was read past; nothing would mean the end to the reader.
-                Some(Piece::Bytes(bytes)) if bytes.is_empty() => {}
-                Some(Piece::Bytes(mut bytes)) => {
+                Some(Came::Bytes(bytes)) if bytes.is_empty() => {}
+                Some(Came::Bytes(mut bytes)) => {
                     if let Some(end) = self.end {
                         bytes.truncate(usize::try_from(end - self.at).unwrap_or(usize::MAX));
                     }
@@ -144,9 +208,9 @@ impl Direct {
                 }
                 // The reader took nothing for long, and is back.
                 None => self.open = None,
-                Some(Piece::End) if self.end.is_none() => return Ok(None),
-                Some(Piece::Broke(failure)) => self.broke(failure).await?,
-                Some(Piece::End) => {
+                Some(Came::End) if self.end.is_none() => return Ok(None),
+                Some(Came::Broke(failure)) => self.broke(failure).await?,
+                Some(Came::End) => {
                     let message = format!("the upstream ended a blob after {} bytes", self.at);
                     self.broke(Failure::new(FailureKind::Unavailable, message)).await?;
                 }
@@ -158,6 +222,12 @@ impl Direct {
         // A range to the very end is asked for without its end: some storages dislike a last byte.
         let until = self.end.filter(|_| self.end != self.total);
         let transfer = self.origin.open(self.at, until, false).await?;
+        self.go_on_with(transfer);
+        Ok(())
+    }
+
+    /// Goes on with a transfer that was opened for the next byte.
+    pub fn go_on_with(&mut self, transfer: Transfer) {
         self.total = self.total.or(transfer.total);
         self.end = self.end.or(transfer.total);
         let mut skip = self.at - transfer.start.min(self.at);
@@ -173,13 +243,15 @@ impl Direct {
         });
         self.open =
             Some(Open { source: transfer.source, pieces: pump(body.boxed()), since: Instant::now(), brought: 0 });
-        Ok(())
     }
 
-    /// No source goes on with a transfer of which the reader has a part already: waits for one to come back.
+    /// No source goes on with a transfer of which the reader has a part already, or its head: waits for one to come back,
+    /// or for a connection.
     async fn not_opened(&mut self, why: Failure) -> Result<(), Failure> {
         self.strikes += 1;
-        if self.brought == 0 || self.strikes > REOPEN_ATTEMPTS {
+        let may_pass = matches!(why.kind, FailureKind::Busy | FailureKind::Unavailable | FailureKind::Timeout);
+        let is_waited_for = self.brought > 0 || (self.is_promised && may_pass);
+        if !is_waited_for || self.strikes > REOPEN_ATTEMPTS {
             return Err(why);
         }
         let broke = self.breaks.broke(0, self.brought, self.total, Duration::ZERO);
@@ -205,7 +277,7 @@ impl Direct {
 
 /// What comes of a stream.
 #[derive(Debug)]
-enum Piece {
+enum Came {
     Bytes(Bytes),
     Broke(Failure),
     End,
@@ -213,7 +285,7 @@ enum Piece {
 
 /// Reads a body a little ahead of its reader. Where the reader takes nothing for long the body is given up, and with
 /// it the connection that others may need; the channel then closes without an end.
-fn pump(mut body: BoxStream<'static, Result<Bytes, Failure>>) -> mpsc::Receiver<Piece> {
+fn pump(mut body: BoxStream<'static, Result<Bytes, Failure>>) -> mpsc::Receiver<Came> {
     let (sender, receiver) = mpsc::channel(1);
     tokio::spawn(async move {
         loop {
@@ -222,9 +294,9 @@ fn pump(mut body: BoxStream<'static, Result<Bytes, Failure>>) -> mpsc::Receiver<
                 () = sender.closed() => return,
             };
             let (piece, is_last) = match item {
-                Some(Ok(bytes)) => (Piece::Bytes(bytes), false),
-                Some(Err(failure)) => (Piece::Broke(failure), true),
-                None => (Piece::End, true),
+                Some(Ok(bytes)) => (Came::Bytes(bytes), false),
+                Some(Err(failure)) => (Came::Broke(failure), true),
+                None => (Came::End, true),
             };
             let is_taken = tokio::time::timeout(UNTAKEN, sender.send(piece)).await.is_ok_and(|sent| sent.is_ok());
             if is_last || !is_taken {
@@ -233,4 +305,71 @@ fn pump(mut body: BoxStream<'static, Result<Bytes, Failure>>) -> mpsc::Receiver<
         }
     });
     receiver
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::fill::tests::{Script, Step};
+    use crate::oci::Algorithm;
+
+    fn content(length: usize) -> Vec<u8> {
+        (0..length).map(|at| (at * 31 % 251) as u8).collect()
+    }
+
+    fn sent(bytes: &[u8]) -> Step {
+        Step::Send { start: 0, total: Some(bytes.len() as u64), bytes: bytes.to_vec(), breaks: false }
+    }
+
+    fn direct(right: &[u8], script: &Arc<Script>) -> Direct {
+        let digest = Digest::of(Algorithm::Sha256, right);
+        Direct::new(script.clone(), digest, 0, None, Some(digest.algorithm().hasher()))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pieces_are_of_one_size_and_each_comes_with_the_hash_of_all_before_its_end() {
+        let right = content(5 * PIECE + 7);
+        let mut direct = direct(&right, &Script::new([sent(&right)]));
+        let mut came = Vec::new();
+        loop {
+            let piece = direct.next().await.expect("right content");
+            if piece.bytes.is_empty() {
+                break;
+            }
+            came.extend_from_slice(&piece.bytes);
+            assert!(piece.bytes.len() == PIECE || came.len() == right.len());
+            let hash = piece.hasher.expect("a hash").finish();
+            assert_eq!(hash, Digest::of(Algorithm::Sha256, &right[..came.len()]));
+        }
+        assert!(came == right);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_last_bytes_of_wrong_content_do_not_come() {
+        for length in [1, PIECE, 5 * PIECE, 5 * PIECE + 7] {
+            let right = content(length);
+            let mut wrong = right.clone();
+            wrong[0] ^= 1;
+            let mut direct = direct(&right, &Script::new([sent(&wrong)]));
+            let mut came = 0;
+            let failure = loop {
+                match direct.next().await {
+                    Ok(piece) => came += piece.bytes.len(),
+                    Err(failure) => break failure,
+                }
+            };
+            assert_eq!(failure.kind, FailureKind::WrongContent);
+            assert!(came as u64 <= (length as u64).saturating_sub(HELD_BACK), "{came} of {length}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_was_promised_the_bytes_waits_for_a_connection_and_nobody_else() {
+        let right = content(1000);
+        let busy = || Script::new([Step::Refuse(FailureKind::Busy), Step::Refuse(FailureKind::Busy), sent(&right)]);
+        assert_eq!(direct(&right, &busy()).next().await.expect_err("told").kind, FailureKind::Busy);
+        assert!(direct(&right, &busy()).promised().next().await.expect("it came").bytes == right);
+        let gone = Script::new([Step::Refuse(FailureKind::NotFound), sent(&right)]);
+        assert_eq!(direct(&right, &gone).promised().next().await.expect_err("told").kind, FailureKind::NotFound);
+    }
 }

@@ -47,7 +47,7 @@ use crate::upkeep::room::Room;
 use crate::upkeep::{self, Upkeep, scrub};
 use crate::work::Pool;
 use begin::Unfit;
-use fill::Fills;
+use fill::{Fills, Windows};
 use flight::Flights;
 use hot::Hot;
 use lists::Lists;
@@ -72,6 +72,8 @@ pub struct Cache {
     fills: Fills,
     places: Places,
     unfit: Unfit,
+    /// For what cannot be stored.
+    windows: Windows,
     /// Manifests that are verified and not stored yet.
     pending: Pending,
     /// Manifests on their way from the store into memory.
@@ -149,6 +151,7 @@ impl Cache {
             fills,
             places: Places::new(Shares::now().fills),
             unfit: Unfit::default(),
+            windows: Windows::default(),
             pending: Pending::default(),
             loads: Flights::default(),
             inspections: Flights::default(),

@@ -8,9 +8,9 @@ use bytes::Bytes;
 use futures_util::stream::{self, Stream};
 
 use super::direct::Direct;
-use super::fill::{FillReader, Origin, Reading};
+use super::fill::{FillReader, Origin, Readable, Reading, Seat};
 use crate::failure::{Failure, FailureKind};
-use crate::oci::Digest;
+use crate::oci::{Digest, Hasher};
 use crate::store::{Body, Mapping, Object};
 use crate::upkeep::Lease;
 use crate::work::{Hashing, ReadFile};
@@ -64,11 +64,14 @@ impl Content {
         }
     }
 
-    /// The size, however long it takes to learn it.
+    /// The size, however long it takes to learn it; `None`: not without taking the bytes.
     pub async fn final_size(&self) -> Result<Option<u64>, Failure> {
         match self {
             Self::Growing { told: Some(_), .. } => self.size().await,
-            Self::Growing { fill, .. } => fill.final_size().await.map(Some),
+            Self::Growing { fill, .. } => match fill.final_size().await {
+                Err(failure) if failure.kind.is_of_the_store() => Ok(None),
+                size => size.map(Some),
+            },
             Self::Complete { .. } | Self::Uncached { .. } => self.size().await,
         }
     }
@@ -106,8 +109,17 @@ impl Content {
         may_read_unverified: bool,
     ) -> impl Stream<Item = Result<Bytes, Failure>> + Send + 'static {
         let reading = Reading { attempt: None, end, size, may_read_unverified };
-        let reader =
-            Reader { content: self, start, at: start, window: FIRST_WINDOW, reading, last_file: None, direct: None };
+        let reader = Reader {
+            content: self,
+            start,
+            at: start,
+            window: FIRST_WINDOW,
+            reading,
+            last_file: None,
+            seat: None,
+            hasher: None,
+            direct: None,
+        };
         stream::try_unfold(reader, |mut reader| async move {
             let bytes = reader.next().await?;
             Ok((!bytes.is_empty()).then_some((bytes, reader)))
@@ -124,21 +136,33 @@ struct Reader {
     reading: Reading,
     /// What was read of last.
     last_file: Option<ReadFile>,
+    /// At the window of a fill that passes.
+    seat: Option<Seat>,
+    /// Over all bytes of the object before `at`, when they came out of that window.
+    hasher: Option<Hasher>,
     /// Once the store is out of the way.
     direct: Option<Direct>,
+}
+
+/// Where a fill has the next bytes.
+enum Found {
+    InFile(ReadFile, u64),
+    Bytes(Bytes),
+    Nowhere,
 }
 
 impl Reader {
     /// The next bytes; none at the end.
     async fn next(&mut self) -> Result<Bytes, Failure> {
         if let Some(direct) = &mut self.direct {
-            return direct.next().await;
+            return direct.next().await.map(|piece| piece.bytes);
         }
         if self.reading.end.is_some_and(|end| self.at >= end) {
             return Ok(Bytes::new());
         }
-        let (file, until) = match self.content.clone() {
+        let (file, until) = match &self.content {
             Content::Complete { object, lease } => {
+                let (object, lease) = (object.clone(), lease.clone());
                 let end = self.reading.end.unwrap_or(object.size).min(object.size);
                 match object.body {
                     Body::Mapped(mapping, file) => {
@@ -154,20 +178,58 @@ impl Reader {
                     Body::ToRead(file) => (file, object.size),
                 }
             }
-            Content::Growing { fill, aside, .. } => match fill.readable(self.at, self.reading).await {
-                Ok(readable) => {
-                    self.reading.attempt = Some(readable.attempt);
-                    (readable.file, readable.until)
-                }
-                // Where it was begun for somebody else, their rights and limits are not ours.
-                Err(failure) if failure.kind.is_of_the_store() || (!aside.is_own && failure.is_of_who_asked()) => {
-                    tracing::warn!(digest = %aside.digest, %failure, "a transfer goes on uncached");
-                    return self.go_aside(aside).await;
-                }
-                Err(failure) => return Err(failure),
+            Content::Growing { .. } => match self.growing().await? {
+                Found::InFile(file, until) => (file, until),
+                Found::Bytes(bytes) => return Ok(bytes),
+                Found::Nowhere => return self.go_aside().await,
             },
-            Content::Uncached { aside, .. } => return self.go_aside(aside).await,
+            Content::Uncached { .. } => return self.go_aside().await,
         };
+        self.read(file, until).await
+    }
+
+    /// The next bytes of a fill.
+    async fn growing(&mut self) -> Result<Found, Failure> {
+        let Content::Growing { fill, aside, .. } = &self.content else {
+            return Ok(Found::Nowhere);
+        };
+        self.seat = self.seat.take().or_else(|| fill.sit(self.at));
+        if let Some(seat) = &self.seat {
+            seat.is_at(self.at);
+        }
+        match fill.readable(self.at, self.reading).await {
+            Ok(Readable::File { file, until, attempt }) => {
+                self.reading.attempt = Some(attempt);
+                Ok(Found::InFile(file, until))
+            }
+            Ok(Readable::InWindow) => {
+                self.seat = self.seat.take().or_else(|| fill.sit(self.at));
+                let Some(piece) = self.seat.as_ref().and_then(|seat| seat.take(self.at)) else {
+                    return Ok(Found::Nowhere);
+                };
+                let mut bytes = piece.bytes;
+                if let Some(end) = self.reading.end {
+                    bytes.truncate(usize::try_from(end - self.at).unwrap_or(usize::MAX));
+                }
+                self.at += bytes.len() as u64;
+                self.hasher = piece.hasher;
+                Ok(Found::Bytes(bytes))
+            }
+            Ok(Readable::Elsewhere) => {
+                tracing::debug!(digest = %aside.digest, at = self.at, "a client goes on by a transfer of its own");
+                Ok(Found::Nowhere)
+            }
+            // Where it was begun for somebody else, their rights and limits are not ours.
+            Err(failure) if failure.kind.is_of_the_store() || (!aside.is_own && failure.is_of_who_asked()) => {
+                tracing::warn!(digest = %aside.digest, %failure, "a transfer goes on uncached");
+                Ok(Found::Nowhere)
+            }
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// The next bytes of a file that has them up to `until`.
+    async fn read(&mut self, file: ReadFile, until: u64) -> Result<Bytes, Failure> {
         let until = until.min(self.reading.end.unwrap_or(u64::MAX)).min(self.at + self.window);
         self.window = (2 * self.window).min(WINDOW);
         let (at, length) = (self.at, until.saturating_sub(self.at));
@@ -192,18 +254,26 @@ impl Reader {
     }
 
     /// Goes on from the origin, past the store. A reader of the whole still gets its end only when
-    /// the digest matched: what it was given before is read back for that.
-    async fn go_aside(&mut self, aside: Aside) -> Result<Bytes, Failure> {
-        let hasher = match &self.last_file {
-            None if self.at == 0 && !self.reading.may_read_unverified => Some(aside.digest.algorithm().hasher()),
-            Some(file) if self.start == 0 && !self.reading.may_read_unverified => {
+    /// the digest matched: what it was given before was hashed or is read back for that.
+    async fn go_aside(&mut self) -> Result<Bytes, Failure> {
+        let (Content::Growing { aside, .. } | Content::Uncached { aside, .. }) = &self.content else {
+            return Err(Failure::new(FailureKind::Storage, "a stored object has no other place"));
+        };
+        let aside = aside.clone();
+        let is_whole = self.start == 0 && !self.reading.may_read_unverified;
+        let hasher = match (self.hasher.take(), &self.last_file) {
+            _ if !is_whole => None,
+            (Some(hasher), _) => Some(hasher),
+            (None, Some(file)) => {
                 let hashing = file.hash(Hashing::new(aside.digest.algorithm()), self.at).await;
                 Some(hashing.map_err(|error| unreadable(&error, None))?.into_hasher())
             }
-            _ => None,
+            (None, None) => Some(aside.digest.algorithm().hasher()),
         };
-        let direct = Direct::new(aside.origin, aside.digest, self.at, self.reading.end, hasher);
-        self.direct.insert(direct).next().await
+        let direct = Direct::new(aside.origin.clone(), aside.digest, self.at, self.reading.end, hasher).promised();
+        // The fill is not read any more.
+        (self.seat, self.content) = (None, Content::Uncached { aside, size: None });
+        self.direct.insert(direct).next().await.map(|piece| piece.bytes)
     }
 }
 

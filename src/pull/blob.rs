@@ -47,40 +47,29 @@ impl Pull {
         let page = format!("blobs/{digest}");
         self.negative.recall(target, &page).map_err(&refuse)?;
 
-        // A transfer would only find out once more that it does not fit.
-        if self.cache.is_unfit(&digest) && target.repository.is_trusted {
+        let is_part = request.headers.contains_key(RANGE);
+        // Of what passes, parts are not waited for: they are got by themselves.
+        if self.cache.is_unfit(&digest) && target.repository.is_trusted && is_part {
             self.metrics.unstored.inc();
             return self.uncached(request, target, digest).await;
         }
-        let party = party(target);
-        let mut joined = self.join(target, &digest, &party);
-        let mut begun = joined.0.size().await;
-        if begun.is_err() && !joined.1 {
-            // The fill was somebody else's, perhaps through another upstream; ours may do better.
-            joined = self.join(target, &digest, &party);
-            begun = joined.0.size().await;
+        let (fill, is_first, begun) = self.begun(target, &digest).await;
+        if is_part && fill.passes() {
+            drop(fill);
+            return self.uncached(request, target, digest).await;
         }
-        let (fill, is_first) = joined;
-        let is_foreign = match is_first {
-            // What an earlier transfer left may have been for another client alone.
-            true => target.repository.config.client_consent.is_some() && fill.is_resumed(),
-            false => self.is_foreign(target, &fill) && !self.consents.is_begun(target, &digest, &fill),
+        let agreed = match begun {
+            Ok(size) => self.agreed(target, &digest, &fill, is_first).await.map(|()| size),
+            Err(failure) => {
+                if !failure.kind.is_of_the_store() {
+                    self.negative.remember(target, &page, target.repository.config.tags.negative_max_age, &failure);
+                }
+                Err(failure)
+            }
         };
-        match &begun {
-            Ok(_) if is_first && !is_foreign && target.repository.is_trusted => {
-                self.consents.begun(target, &digest, &fill);
-            }
-            // What was begun for others is ours if our upstream says so.
-            Ok(_) if is_foreign => {
-                // Where the upstream of those others does not tell the size, the end of the transfer does.
-                let size = fill.final_size().await.map_err(&refuse)?;
-                self.confirm(target, Stored::Blob(size), &digest).await.map_err(&refuse)?;
-            }
-            _ => {}
-        }
-        let content = match begun {
+        let content = match agreed {
             Ok(size) => {
-                let told = match (size, request.headers.contains_key(RANGE)) {
+                let told = match (size, is_part) {
                     // A range cannot be answered without the size, and the transfer tells it only at its end.
                     (None, true) => self.size_at_upstream(target, &digest).await.ok().flatten(),
                     (size, _) => size,
@@ -89,14 +78,53 @@ impl Pull {
             }
             // Our own disk is no reason to fail a pull.
             Err(failure) if failure.kind.is_of_the_store() => return self.uncached(request, target, digest).await,
-            Err(failure) => {
-                self.negative.remember(target, &page, target.repository.config.tags.negative_max_age, &failure);
-                return Err(refuse(failure));
-            }
+            Err(failure) => return Err(refuse(failure)),
         };
         let state = CacheState::Miss { collapsed: !is_first };
         let response = respond::blob(&request.headers, &digest, content, &state).await?;
         Ok(Answer { response, state })
+    }
+
+    /// The fill of a blob, whether it was begun here, and how long the blob is once that is known.
+    async fn begun(
+        self: &Arc<Self>,
+        target: &Target,
+        digest: &Digest,
+    ) -> (FillReader, bool, Result<Option<u64>, Failure>) {
+        let party = party(target);
+        let (mut fill, mut is_first) = self.join(target, digest, &party);
+        let mut begun = fill.size().await;
+        if begun.is_err() && !is_first {
+            // The fill was somebody else's, perhaps through another upstream; ours may do better.
+            (fill, is_first) = self.join(target, digest, &party);
+            begun = fill.size().await;
+        }
+        (fill, is_first, begun)
+    }
+
+    /// Makes sure that a fill which has begun may be read by who asks.
+    async fn agreed(
+        self: &Arc<Self>,
+        target: &Target,
+        digest: &Digest,
+        fill: &FillReader,
+        is_first: bool,
+    ) -> Result<(), Failure> {
+        let is_foreign = match is_first {
+            // What an earlier transfer left may have been for another client alone.
+            true => target.repository.config.client_consent.is_some() && fill.is_resumed(),
+            false => self.is_foreign(target, fill) && !self.consents.is_begun(target, digest, fill),
+        };
+        if is_foreign {
+            // What was begun for others is ours if our upstream says so. Where the upstream of those others does not tell
+            // the size, the end of the transfer does.
+            let size = fill.final_size().await?;
+            return self.confirm(target, Stored::Blob(size), digest).await;
+        }
+        if is_first && target.repository.is_trusted {
+            self.consents.begun(target, digest, fill);
+        }
+        Ok(())
     }
 
     /// Answers past the store: the upstream says how long the blob is, and sends it to this client alone.

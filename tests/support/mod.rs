@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 
 pub use self::client::{Answer, Connection, Streaming, get, head, raw, request};
 pub use self::content::{Image, Index, Manifest, blob, sha256, sha512};
+pub use self::disk::SmallDisk;
 pub use self::hub::{
     Auth, EndedToken, Fault, Gate, HeadHabit, Hub, Injected, Kind, LinkForm, Listener, ManifestsAt, On, Options,
     PageToken, Paging, RateLimit, Redirect, Refusal, Request, Supply, TokenField, TokenPlace, TokenService, ToldScope,

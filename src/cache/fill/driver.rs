@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::plan::{self, Claim, View};
 use super::supervision::Supervision;
 use super::transfer::{self, End, Sink, Span};
-use super::{Fill, Origin, Phase, Registered, Reserved, Source, Wanted};
+use super::{Fill, Origin, Phase, Registered, Reserved, Source, Transfer, Wanted};
 use crate::cache::breaks::Breaks;
 use crate::cache::ranges::RangeSet;
 use crate::failure::{Failure, FailureKind};
@@ -60,7 +60,7 @@ pub struct Destination<'a> {
 }
 
 /// Brings `digest` in: tries one copy after the other until one has the right digest, tells the
-/// readers, and publishes the file.
+/// readers, and publishes the file. Where it cannot be stored the readers are told nothing: it may still pass.
 pub async fn drive(
     registered: &Registered,
     wanted: Wanted,
@@ -68,7 +68,9 @@ pub async fn drive(
     into: Destination<'_>,
 ) -> Result<Outcome, Failure> {
     let result = bring_in(registered, wanted, origin, into).await;
-    if let Err(failure) = &result {
+    if let Err(failure) = &result
+        && !failure.kind.is_of_the_store()
+    {
         registered.fill().update(|state| state.phase = Phase::Failed(failure.clone()));
     }
     result
@@ -107,6 +109,7 @@ async fn bring_in(
                 copy.partial.discard().await.map_err(|error| storage(&error))?;
             }
             Err(failure) => {
+                *lock(&registered.left) = copy.left.take();
                 // What has arrived is kept to go on with, unless it cannot be written.
                 let is_worth_it = wanted.may_resume() && !copy.fill.present().is_empty();
                 if failure.kind.is_of_the_store() || !is_worth_it {
@@ -141,7 +144,7 @@ async fn publish(copy: Copy<'_>, digest: Digest, size: u64, store: &dyn Store) -
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -180,6 +183,8 @@ struct Copy<'a> {
     speed: Speed,
     is_vouched_for: bool,
     supervision: Supervision<'a>,
+    /// A transfer of what cannot be stored, and where it begins.
+    left: Option<(u64, Transfer)>,
 }
 
 type Finished = (Arc<Span>, Option<Source>, End);
@@ -225,6 +230,7 @@ impl<'a> Copy<'a> {
             speed: Speed::default(),
             is_vouched_for: wanted.is_vouched_for(),
             supervision: Supervision::new(into.places, wanted.is_vouched_for()),
+            left: None,
         })
     }
 
@@ -343,16 +349,16 @@ impl<'a> Copy<'a> {
             }
             if let (None, Some(total), true) = (size, transfer.total, is_vouched_for) {
                 if let Err(failure) = sink.reserved.cover(total).await {
-                    return (span, Some(source), End::NoRoom(failure));
+                    return (span, Some(source), End::Unstored(failure, transfer.into()));
                 }
                 let allocated = sink.partial.allocate(total).await;
                 if let Err(error) = allocated {
-                    return (span, Some(source), End::Storage(error));
+                    return (span, Some(source), End::Unstored(storage(&error), transfer.into()));
                 }
             }
             if let (None, Some(total)) = (size, transfer.total) {
                 if !is_vouched_for && let Err(failure) = sink.reserved.may_fit(total) {
-                    return (span, Some(source), End::NoRoom(failure));
+                    return (span, Some(source), End::Unstored(failure, transfer.into()));
                 }
                 span.set_until(total);
             }
@@ -376,6 +382,10 @@ impl<'a> Copy<'a> {
             (End::Contradiction, _) => return Ok(Some(Fetched::Contradiction)),
             (End::Storage(error), _) => return Err(storage(&error)),
             (End::NoRoom(failure), _) => return Err(failure),
+            (End::Unstored(failure, transfer), _) => {
+                self.left = Some((span.claim().at, *transfer));
+                return Err(failure);
+            }
             (End::NoRanges, _) => self.one_stream(span),
             (End::Broke(failure), Some(source)) => {
                 tracing::debug!(digest = %self.digest, %failure, at = span.claim().at, "a transfer broke; going on from there");

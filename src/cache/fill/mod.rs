@@ -6,13 +6,16 @@
 //! content that is wrong.
 
 mod driver;
+mod passing;
 pub mod plan;
 mod reserved;
 mod supervision;
 mod transfer;
+mod window;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
@@ -30,7 +33,10 @@ use crate::oci::Digest;
 use crate::work::ReadFile;
 
 pub(super) use driver::{Destination, drive};
+pub(super) use passing::pass;
 pub use reserved::Reserved;
+use window::{Passed, Window};
+pub(super) use window::{Seat, Windows};
 
 /// Where a fill gets its bytes; what `pull` hands the cache so that the cache knows no upstream.
 pub trait Origin: Send + Sync + 'static {
@@ -119,6 +125,12 @@ pub struct Transfer {
     pub body: BoxStream<'static, Result<Bytes, Failure>>,
 }
 
+impl fmt::Debug for Transfer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Transfer({:?}, from {} of {:?})", self.source, self.start, self.total)
+    }
+}
+
 /// Bytes held back from readers until the whole is verified.
 pub const HELD_BACK: u64 = 64 * 1024;
 
@@ -136,6 +148,8 @@ pub struct Fill {
     readers: AtomicUsize,
     /// The size that a source stated last, believed or not; 0: none did.
     stated: AtomicU64,
+    /// What it is read from once it passes.
+    window: OnceLock<Arc<Window>>,
     /// When it was begun, and when it got a place among the transfers.
     begun: Instant,
     placed: OnceLock<Instant>,
@@ -190,6 +204,8 @@ struct State {
     present: RangeSet,
     /// Whether it goes on from what an earlier transfer left.
     is_resumed: bool,
+    /// How far it is once it passes.
+    passed: Passed,
 }
 
 #[derive(Clone, Debug)]
@@ -199,6 +215,11 @@ enum Phase {
     Growing,
     /// All of it is there and the digest matched.
     Verified,
+    /// It cannot be stored. Behind what is in the file it passes through a window; `is_verified`: all of it did, and the
+    /// digest matched.
+    Passing {
+        is_verified: bool,
+    },
     Failed(Failure),
 }
 
@@ -229,11 +250,17 @@ impl Drop for Waiting<'_> {
 
 /// What a reader may have next.
 #[derive(Clone, Debug)]
-pub struct Readable {
-    pub file: ReadFile,
-    /// Bytes up to here may be read; equal to the offset asked for at the end of the object.
-    pub until: u64,
-    pub attempt: u32,
+pub enum Readable {
+    File {
+        file: ReadFile,
+        /// Bytes up to here may be read; equal to the offset asked for at the end of the object.
+        until: u64,
+        attempt: u32,
+    },
+    /// It is in the window, unless it just left that.
+    InWindow,
+    /// It is to be had by a transfer of the reader's own alone.
+    Elsewhere,
 }
 
 impl Fill {
@@ -245,6 +272,7 @@ impl Fill {
             size: None,
             present: RangeSet::default(),
             is_resumed: false,
+            passed: Passed::default(),
         };
         Self {
             repository: repository.to_owned(),
@@ -254,6 +282,7 @@ impl Fill {
             wanted: Notify::new(),
             readers: AtomicUsize::new(0),
             stated: AtomicU64::new(0),
+            window: OnceLock::new(),
             begun: Instant::now(),
             placed: OnceLock::new(),
         }
@@ -295,15 +324,18 @@ impl Fill {
         }
     }
 
-    /// The size once all is there, for requests that cannot be answered without it.
+    /// The size once all is there, for requests that cannot be answered without it. Of what passes, readers have to take
+    /// the bytes before its end is known.
     pub async fn final_size(&self) -> Result<u64, Failure> {
         let mut state = self.state.subscribe();
         let has_size = |state: &State| state.size.is_some() && !state.is_maybe_empty();
-        let is_known = |state: &State| has_size(state) || matches!(state.phase, Phase::Failed(_));
+        let passes = |state: &State| state.size.is_none() && matches!(state.phase, Phase::Passing { .. });
+        let is_known = |state: &State| has_size(state) || passes(state) || matches!(state.phase, Phase::Failed(_));
         let state = state.wait_for(is_known).await.map_err(|_| gone())?;
         match (&state.phase, state.size) {
             (Phase::Failed(failure), _) => Err(failure.clone()),
             (_, Some(size)) => Ok(size),
+            (Phase::Passing { .. }, None) => Err(Failure::new(FailureKind::NoRoom, "its length is not known")),
             (_, None) => Err(gone()),
         }
     }
@@ -311,7 +343,7 @@ impl Fill {
     /// The size, if it is known already.
     pub fn size_so_far(&self) -> Option<u64> {
         let state = self.state.borrow();
-        let is_coming = matches!(state.phase, Phase::Growing | Phase::Verified) && !state.is_maybe_empty();
+        let is_coming = !matches!(state.phase, Phase::Opening | Phase::Failed(_)) && !state.is_maybe_empty();
         state.size.filter(|_| is_coming)
     }
 
@@ -341,7 +373,11 @@ impl Fill {
     }
 
     fn is_read(&self) -> bool {
-        self.readers.load(Ordering::Relaxed) > 0
+        self.readers() > 0
+    }
+
+    fn readers(&self) -> usize {
+        self.readers.load(Ordering::Relaxed)
     }
 
     fn wants(&self) -> Vec<Want> {
@@ -399,7 +435,12 @@ impl Fill {
 
     /// Whether a newcomer may join.
     fn is_joinable(&self) -> bool {
-        !matches!(self.state.borrow().phase, Phase::Failed(_))
+        let state = self.state.borrow();
+        match state.phase {
+            Phase::Failed(_) => false,
+            Phase::Passing { .. } => state.passed.is_all_there(),
+            Phase::Opening | Phase::Growing | Phase::Verified => true,
+        }
     }
 
     fn update(&self, change: impl FnOnce(&mut State)) {
@@ -415,7 +456,7 @@ fn gone() -> Failure {
 impl State {
     /// Whether an upstream says that there is nothing, and that is not verified yet.
     fn is_maybe_empty(&self) -> bool {
-        self.size == Some(0) && matches!(self.phase, Phase::Growing)
+        self.size == Some(0) && matches!(self.phase, Phase::Growing | Phase::Passing { is_verified: false })
     }
 
     /// What a reader at `at` is told now; `None`: it has to wait.
@@ -429,22 +470,27 @@ impl State {
             let message = "the upstream sent wrong content; ask again for the copy of another upstream";
             return Some(Err(Failure::new(FailureKind::WrongContent, message)));
         }
-        if matches!(self.phase, Phase::Opening) {
-            return None;
+        match self.phase {
+            Phase::Opening => return None,
+            Phase::Passing { is_verified } => return self.passing(at, reader, is_verified).map(Ok),
+            _ => {}
         }
         let file = self.file.clone()?;
         let until = match self.phase {
             Phase::Verified => self.size.unwrap_or_default().max(at),
-            _ => {
-                let run_end = self.present.run_end(at);
-                let held_back = if reader.may_read_unverified { 0 } else { HELD_BACK };
-                // Where the size is unknown, any byte may be one of the last.
-                let end = self.size.unwrap_or(run_end).min(reader.size.unwrap_or(u64::MAX));
-                run_end.min(end.saturating_sub(held_back))
-            }
+            _ => self.unverified_until(at, reader),
         };
         let is_done = matches!(self.phase, Phase::Verified);
-        (until > at || is_done).then(|| Ok(Readable { file, until, attempt: self.attempt }))
+        (until > at || is_done).then(|| Ok(Readable::File { file, until, attempt: self.attempt }))
+    }
+
+    /// How far a reader at `at` may read of what is in the file before all is verified.
+    fn unverified_until(&self, at: u64, reader: Reading) -> u64 {
+        let run_end = self.present.run_end(at);
+        let held_back = if reader.may_read_unverified { 0 } else { HELD_BACK };
+        // Where the size is unknown, any byte may be one of the last.
+        let end = self.size.unwrap_or(run_end).min(reader.size.unwrap_or(u64::MAX));
+        run_end.min(end.saturating_sub(held_back))
     }
 }
 
@@ -476,7 +522,8 @@ impl Fills {
         }
         let fill = Arc::new(Fill::new(repository));
         fills.insert(*digest, Arc::downgrade(&fill));
-        let registered = Registered { fills: self.clone(), digest: *digest, fill: fill.clone() };
+        let left = Mutex::default();
+        let registered = Registered { fills: self.clone(), digest: *digest, fill: fill.clone(), left };
         Joined::New(FillReader::new(fill), registered)
     }
 
@@ -499,6 +546,8 @@ pub struct Registered {
     fills: Fills,
     digest: Digest,
     fill: Arc<Fill>,
+    /// A transfer of what could not be stored, of which nothing was read, and where it begins.
+    left: Mutex<Option<(u64, Transfer)>>,
 }
 
 impl Registered {
@@ -520,7 +569,7 @@ impl Registered {
 impl Drop for Registered {
     fn drop(&mut self) {
         self.fill.update(|state| {
-            if matches!(state.phase, Phase::Opening | Phase::Growing) {
+            if matches!(state.phase, Phase::Opening | Phase::Growing | Phase::Passing { is_verified: false }) {
                 state.phase = Phase::Failed(Failure::new(FailureKind::Storage, "the transfer broke off unexpectedly"));
             }
         });
@@ -539,4 +588,4 @@ mod endless_tests;
 #[cfg(test)]
 mod model_tests;
 #[cfg(test)]
-mod tests;
+pub mod tests;

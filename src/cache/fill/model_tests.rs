@@ -21,6 +21,7 @@ use super::tests::Place;
 use super::*;
 use crate::cache::{Aside, Content};
 use crate::oci::Algorithm;
+use crate::upkeep::room::{Reservation, Room};
 
 const MIB: u64 = 1 << 20;
 /// A source that breaks so often in a row without bringing anything is asked no more: `cache::standing`.
@@ -70,7 +71,7 @@ enum Ended {
 }
 
 /// Reads as `pull` does for a client.
-async fn visit(visit: Visit, size: u64, fill: FillReader, digest: Digest) -> Got {
+async fn visit(visit: Visit, size: u64, fill: FillReader, aside: Aside) -> Got {
     sleep(Duration::from_millis(visit.comes_at)).await;
     let mut got =
         Got { told: None, start: 0, end: None, may_read_unverified: false, bytes: Vec::new(), ended: Ended::Left };
@@ -80,6 +81,8 @@ async fn visit(visit: Visit, size: u64, fill: FillReader, digest: Digest) -> Got
     };
     match told {
         Ok(told) => got.told = told,
+        // It would be given all, as it passes.
+        Err(failure) if failure.kind == FailureKind::NoRoom => return got,
         Err(failure) => return Got { ended: Ended::Failed(failure), ..got },
     }
     got.end = got.told;
@@ -92,12 +95,7 @@ async fn visit(visit: Visit, size: u64, fill: FillReader, digest: Digest) -> Got
             return got;
         }
     }
-    let content = Content::Growing {
-        fill,
-        aside: Aside { digest, origin: Arc::new(NotNeeded), is_own: true },
-        told: None,
-        _lease: None,
-    };
+    let content = Content::Growing { fill, aside, told: None, _lease: None };
     let mut stream = content.stream(got.start, got.end, got.told, got.may_read_unverified).boxed();
     loop {
         match stream.next().await {
@@ -122,9 +120,7 @@ impl World {
         let (origin, place): (Arc<dyn Origin>, _) = (self.clone(), place.clone());
         let mut driver =
             tokio::spawn(async move { drive(&registered, Wanted::Digest(digest), &origin, place.destination()).await });
-        let visits = self.case.readers.iter().cloned();
-        let readers: Vec<_> =
-            visits.map(|reader| tokio::spawn(visit(reader, self.case.size, fill.clone(), digest))).collect();
+        let readers = self.visits(&fill, || Aside { digest, origin: Arc::new(NotNeeded), is_own: true });
         let watcher = tokio::spawn(self.clone().watch(fill.clone()));
 
         let killed = async {
@@ -148,11 +144,39 @@ impl World {
         assert!(!watcher.await.is_err_and(|error| error.is_panic()), "something was said to be there that was not");
         for reader in readers {
             match reader.await {
-                Ok(got) => self.check(&got),
+                Ok(got) => self.check(&got, false),
                 Err(error) => assert!(error.is_cancelled(), "{error}"),
             }
         }
         outcome
+    }
+
+    fn visits(&self, fill: &FillReader, aside: impl Fn() -> Aside) -> Vec<tokio::task::JoinHandle<Got>> {
+        let visits = self.case.readers.iter().cloned();
+        visits.map(|reader| tokio::spawn(visit(reader, self.case.size, fill.clone(), aside()))).collect()
+    }
+
+    /// Brings the object to its readers where there is only room for so many bytes.
+    async fn pass(self: Arc<Self>, dir: &Path, room: u64) {
+        let place = Place::with_room(dir, Arc::new(Full(room.into())));
+        let digest = Digest::of(Algorithm::Sha256, &self.right);
+        let Joined::New(fill, registered) = Fills::default().join(&digest, "r") else {
+            panic!("a new fill");
+        };
+        let origin: Arc<dyn Origin> = self.clone();
+        let readers = self.visits(&fill, || Aside { digest, origin: self.to_another(), is_own: true });
+        drop(fill);
+        let wanted = Wanted::Digest(digest);
+        let outcome = drive(&registered, wanted, &origin, place.destination()).await;
+        if outcome.as_ref().is_err_and(|failure| failure.kind.is_of_the_store()) {
+            let passed = pass(&registered, wanted, &origin, &Windows::default()).await;
+            assert_eq!(passed.is_ok(), registered.fill().state.borrow().phase.is_passed(), "{passed:?}");
+            assert_eq!(std::fs::read_dir(dir.join("partial")).expect("readable").count(), 0);
+        }
+        drop(registered);
+        for reader in readers {
+            self.check(&reader.await.expect("no panic"), true);
+        }
     }
 
     /// Looks again and again whether what is said to be there is there.
@@ -183,7 +207,8 @@ impl World {
         }
     }
 
-    fn check(&self, got: &Got) {
+    /// `has_passed`: it was not stored, so that there was one copy for all.
+    fn check(&self, got: &Got, has_passed: bool) {
         let size = self.case.size;
         let summary = format!("{:?} of {}..{:?} of {:?}", got.ended, got.start, got.end, got.told);
         assert!(self.allows(got.start, &got.bytes), "bytes that no source holds: {summary}");
@@ -195,13 +220,15 @@ impl World {
                 let length = got.bytes.len() as u64;
                 assert!(got.end.is_none_or(|end| length == end - got.start), "{length} bytes: {summary}");
                 // What goes to the end is not given as a whole before it is verified.
-                if !got.may_read_unverified && got.end == got.told {
+                let is_verified = !got.may_read_unverified && got.end == got.told;
+                // By a transfer of its own the rest of what somebody has elsewhere cannot be.
+                if is_verified && (got.start == 0 || !has_passed) {
                     assert!(is_right() && got.start + length == size, "wrong, and taken for right: {summary}");
                 }
             }
             Ended::Failed(failure) => {
                 let may_fail = if self.case.has_wrong() {
-                    !self.case.has_right() || failure.kind == FailureKind::WrongContent
+                    has_passed || !self.case.has_right() || failure.kind == FailureKind::WrongContent
                 } else {
                     !self.case.has_right()
                 };
@@ -274,11 +301,55 @@ fn directory() -> tempfile::TempDir {
 }
 
 fn play(case: &Case) {
+    in_virtual_time(|dir| async move { World::new(case).play(&dir).await });
+}
+
+fn in_virtual_time<F: Future<Output = ()>>(play: impl FnOnce(std::path::PathBuf) -> F) {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = runtime.enable_time().start_paused(true).max_blocking_threads(1).build().expect("a runtime");
     let dir = directory();
-    let played = async { tokio::time::timeout(Duration::from_secs(3600), World::new(case).play(dir.path())).await };
+    let played = async { tokio::time::timeout(Duration::from_secs(3600), play(dir.path().to_owned())).await };
     runtime.block_on(played).expect("it ends");
+}
+
+/// What is there is room for so many bytes.
+struct Full(AtomicU64);
+
+impl Room for Full {
+    fn reserve(&self, bytes: u64) -> BoxFuture<'static, Result<Reservation, Failure>> {
+        let took = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(bytes));
+        let reserved = took.map(|_| Reservation::new(|| {})).map_err(|_| Failure::new(FailureKind::NoRoom, "full"));
+        Box::pin(std::future::ready(reserved))
+    }
+
+    fn never_fits(&self, _: u64) -> bool {
+        false
+    }
+}
+
+impl Phase {
+    fn is_passed(&self) -> bool {
+        matches!(self, Self::Passing { is_verified: true })
+    }
+}
+
+proptest! {
+    #![proptest_config(config(128))]
+
+    #[test]
+    fn what_cannot_be_stored_reaches_readers_whole_or_they_are_told(case in cases(false), room in 0u64..9 * MIB) {
+        in_virtual_time(|dir| async move { World::new(&case).pass(&dir, room).await });
+    }
+}
+
+proptest! {
+    #![proptest_config(config(64))]
+
+    #[test]
+    fn what_cannot_be_stored_passes_whatever_breaks(case in cases(true), room in 0u64..9 * MIB) {
+        let case = case.breaking_seldom();
+        in_virtual_time(|dir| async move { World::new(&case).pass(&dir, room).await });
+    }
 }
 
 proptest! {

@@ -65,6 +65,8 @@ pub enum End {
     Storage(io::Error),
     /// It does not fit into the cache.
     NoRoom(Failure),
+    /// It cannot be stored; nothing was read of the transfer yet.
+    Unstored(Failure, Box<Transfer>),
 }
 
 /// What a transfer writes to.

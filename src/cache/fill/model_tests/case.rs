@@ -187,6 +187,12 @@ impl Case {
         mended
     }
 
+    /// The same where no source breaks so often that it is asked no more.
+    pub fn breaking_seldom(mut self) -> Self {
+        self.sources.iter_mut().for_each(|script| script.breaks.truncate(usize::from(MAX_STRIKES) - 1));
+        self
+    }
+
     pub fn has_wrong(&self) -> bool {
         self.sources.iter().any(|script| !matches!(script.holds, Holds::Right | Holds::Nothing))
     }

@@ -55,9 +55,19 @@ impl World {
                 Some(flawed.into())
             }
         });
-        let state =
-            Told { scripts: case.sources.clone(), strikes: vec![Some(0); case.sources.len()], ..Told::default() };
-        Arc::new(Self { held: held.collect(), case: case.clone(), right, state: Arc::new(Mutex::new(state)) })
+        let held = held.collect();
+        Arc::new(Self { held, case: case.clone(), right, state: Self::untold(case) })
+    }
+
+    /// The same sources as they are to another client.
+    pub fn to_another(&self) -> Arc<Self> {
+        let (case, right, held) = (self.case.clone(), self.right.clone(), self.held.clone());
+        Arc::new(Self { state: Self::untold(&case), case, right, held })
+    }
+
+    fn untold(case: &Case) -> Arc<Mutex<Told>> {
+        let strikes = vec![Some(0); case.sources.len()];
+        Arc::new(Mutex::new(Told { scripts: case.sources.clone(), strikes, ..Told::default() }))
     }
 
     pub fn told(&self) -> MutexGuard<'_, Told> {

@@ -1,0 +1,205 @@
+//! An object that cannot be stored passes through a window in memory: one transfer for all who read it at about the same
+//! time, as far as they keep up. Who does not goes on by a transfer of its own, from where it stands.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::driver::lock;
+use super::plan::NEAR;
+use super::window::{Look, Passed, Seat, Window, Windows};
+use super::{Fill, HELD_BACK, Origin, Phase, Readable, Reading, Registered, State, Wanted};
+use crate::cache::direct::{Direct, PIECE};
+use crate::failure::{Failure, FailureKind};
+use crate::work::Hashing;
+
+/// How long the fastest readers wait for one that is slower, beside [`PART`] of the time: one that stops now and then is
+/// not lost at once.
+const HELD_UP: Duration = Duration::from_secs(1);
+const PART: u32 = 8;
+/// And for all that are slower, one after the other.
+const BY_ALL: Duration = Duration::from_secs(2);
+const PART_BY_ALL: u32 = 2;
+/// How often it is looked whether anybody reads, and whether others need the connection.
+const LOOK: Duration = Duration::from_millis(250);
+/// Readers who take nothing for this long do not come back: their connections have ended before.
+const UNTAKEN: Duration = Duration::from_secs(150);
+/// Where the connection was given away: bytes that readers have taken before the next one is opened.
+const WORTH_OPENING: usize = 2 << 20;
+
+/// Lets an object pass that cannot be stored, and tells its readers how that ends.
+pub async fn pass(
+    registered: &Registered,
+    wanted: Wanted,
+    origin: &Arc<dyn Origin>,
+    windows: &Windows,
+) -> Result<(), Failure> {
+    let fill = registered.fill();
+    let is_left = async {
+        while fill.is_read() {
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    let passed = tokio::select! {
+        passed = pass_through(registered, wanted, origin, windows) => passed,
+        () = is_left => Err(unread()),
+    };
+    if let Err(failure) = &passed {
+        fill.update(|state| state.phase = Phase::Failed(failure.clone()));
+    }
+    passed
+}
+
+fn unread() -> Failure {
+    Failure::new(FailureKind::Busy, "nobody reads it any more")
+}
+
+async fn pass_through(
+    registered: &Registered,
+    wanted: Wanted,
+    origin: &Arc<dyn Origin>,
+    windows: &Windows,
+) -> Result<(), Failure> {
+    let fill = registered.fill();
+    let (file, from) = {
+        let state = fill.state.borrow();
+        (state.file.clone(), state.present.run_end(0))
+    };
+    let hasher = match (wanted.digest(), file) {
+        (None, _) => None,
+        (Some(digest), Some(file)) if from > 0 => {
+            let hashing = file.hash(Hashing::new(digest.algorithm()), from).await;
+            Some(hashing.map_err(|error| Failure::new(FailureKind::Storage, error))?.into_hasher())
+        }
+        (Some(digest), _) => Some(digest.algorithm().hasher()),
+    };
+    let mut direct = Direct::new(origin.clone(), wanted.key(), from, None, hasher).of_size(fill.known_size());
+    let left = lock(&registered.left).take();
+    match left {
+        Some((at, transfer)) if at == from => direct.go_on_with(transfer),
+        _ if from > 0 => direct = direct.promised(),
+        _ => {}
+    }
+    direct.open().await?;
+    let size = direct.total();
+    let window = windows.open(from, size, wanted.is_vouched_for());
+    let window = window.ok_or_else(|| Failure::new(FailureKind::NoRoom, "too much passes already"))?;
+    let window = fill.window.get_or_init(|| Arc::new(window));
+    fill.update(|state| {
+        state.phase = Phase::Passing { is_verified: false };
+        state.size = size;
+        state.passed = Passed { from, start: from, end: from };
+    });
+    let mut patience = Patience::new();
+    loop {
+        patience.room(fill, window, &mut direct, &**origin).await?;
+        if !fill.is_read() {
+            return Err(unread());
+        }
+        let piece = direct.next().await?;
+        if piece.bytes.is_empty() {
+            break;
+        }
+        let (start, end) = window.push(piece);
+        fill.update(|state| state.passed = Passed { from, start, end });
+    }
+    fill.update(|state| {
+        state.phase = Phase::Passing { is_verified: true };
+        state.size = state.size.or(Some(state.passed.end));
+    });
+    Ok(())
+}
+
+/// For how long the fastest readers were held up by others.
+struct Patience {
+    since: Instant,
+    held_up: Duration,
+}
+
+impl Patience {
+    fn new() -> Self {
+        Self { since: Instant::now(), held_up: Duration::ZERO }
+    }
+
+    /// How long one reader may hold others up in all.
+    fn with_one(&self) -> Duration {
+        HELD_UP + self.since.elapsed() / PART
+    }
+
+    /// How long all may do so still.
+    fn left(&self) -> Duration {
+        (BY_ALL + self.since.elapsed() / PART_BY_ALL).saturating_sub(self.held_up)
+    }
+
+    /// Waits until there is room for the next piece, or the readers who are in the way have been waited for long enough.
+    async fn room(
+        &mut self,
+        fill: &Fill,
+        window: &Window,
+        direct: &mut Direct,
+        origin: &dyn Origin,
+    ) -> Result<(), Failure> {
+        let mut last_taken = Instant::now();
+        loop {
+            let taken = window.taken.notified();
+            tokio::pin!(taken);
+            taken.as_mut().enable();
+            let needs = if direct.is_open() { PIECE } else { WORTH_OPENING };
+            let (wait, is_held_up) = match window.look(needs, fill.readers(), self.with_one()) {
+                Look::Room => return Ok(()),
+                Look::Full => (LOOK, false),
+                Look::HeldUp(wait) => (wait.min(self.left()), true),
+            };
+            if wait.is_zero() {
+                return Ok(());
+            }
+            let began = Instant::now();
+            let has_moved = tokio::time::timeout(wait, taken).await.is_ok();
+            if is_held_up {
+                self.held_up += began.elapsed();
+                window.waited(needs, fill.readers(), began.elapsed());
+            }
+            if has_moved {
+                last_taken = Instant::now();
+            } else if last_taken.elapsed() > UNTAKEN {
+                return Err(Failure::new(FailureKind::NoRoom, "no reader takes what passes"));
+            } else if !is_held_up && origin.should_yield() {
+                direct.pause();
+            }
+        }
+    }
+}
+
+impl Fill {
+    /// Whether it passes and is not stored.
+    pub fn passes(&self) -> bool {
+        matches!(self.state.borrow().phase, Phase::Passing { .. })
+    }
+
+    /// A seat at the window through which it passes, for a reader whose next byte is `at`.
+    pub fn sit(&self, at: u64) -> Option<Seat> {
+        self.window.get().map(|window| window.sit(at))
+    }
+}
+
+impl State {
+    /// What a reader at `at` is told of what passes; `None`: it has to wait.
+    pub(super) fn passing(&self, at: u64, reader: Reading, is_verified: bool) -> Option<Readable> {
+        let Passed { start, end, .. } = self.passed;
+        let run_end = self.present.run_end(at);
+        if let Some(file) = self.file.clone().filter(|_| run_end > at) {
+            // What is in the window has more behind it that is not verified yet.
+            let is_before_the_last = is_verified || end > run_end;
+            let until = if is_before_the_last { run_end } else { self.unverified_until(at, reader) };
+            return (until > at).then_some(Readable::File { file, until, attempt: self.attempt });
+        }
+        if at < start || at > end + NEAR {
+            return Some(Readable::Elsewhere);
+        }
+        // Where the size is not known here, what the reader was told may be wrong.
+        let told = reader.size.filter(|_| self.size.is_none() && !reader.may_read_unverified);
+        let may_be_read = told.is_none_or(|told| at < told.saturating_sub(HELD_BACK));
+        (is_verified || (at < end && may_be_read)).then_some(Readable::InWindow)
+    }
+}
