@@ -39,7 +39,7 @@ async fn pull(scene: &Proxied, name: &str, image: &Image, who: &str) -> usize {
 
 async fn is_stored(scene: &Proxied, image: &Image) {
     let digests: Vec<_> = image.blobs().iter().map(|bytes| sha256(bytes)).collect();
-    eventually("all of it is stored", async || digests.iter().all(|digest| scene.larder.object(digest).exists())).await;
+    eventually("all of it is stored", async || scene.larder.has_stored(&digests).await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -50,7 +50,7 @@ async fn a_second_pull_needs_no_storage_of_the_registry() {
         let first = pull(&scene, name, &image, &token(&scene.hub, name, login).await).await;
         assert!(first.iter().all(|state| state == "MISS"), "{first:?}");
         let objects: Vec<_> = std::iter::once(image.config_digest()).chain(image.layer_digests()).collect();
-        let is_stored = async || objects.iter().all(|digest| scene.larder.object(digest).exists());
+        let is_stored = async || scene.larder.has_stored(&objects).await;
         eventually("all of it is stored", is_stored).await;
         scene.hub.fault(On::storage(), Fault::Drop);
         scene.hub.take_requests();
@@ -117,7 +117,7 @@ async fn what_came_by_one_door_is_a_hit_at_the_other() {
         assert!(get(scene.larder.blob_url(&format!("hub/{NAME}"), &digest)).await.complete());
     }
     let all = [first.layer_digests(), second.layer_digests()].concat();
-    let is_stored = async || all.iter().all(|digest| scene.larder.object(digest).exists());
+    let is_stored = async || scene.larder.has_stored(&all).await;
     eventually("all of it is stored", is_stored).await;
     scene.hub.fault(On::storage(), Fault::Drop);
     for digest in first.layer_digests() {
@@ -457,7 +457,7 @@ async fn hits_and_misses_are_counted_and_told() {
     scene.hub.push_image(NAME, "1", &image);
     pull(&scene, NAME, &image, "").await;
     let objects: Vec<_> = std::iter::once(image.config_digest()).chain(image.layer_digests()).collect();
-    let is_stored = async || objects.iter().all(|digest| scene.larder.object(digest).exists());
+    let is_stored = async || scene.larder.has_stored(&objects).await;
     eventually("all of it is stored", is_stored).await;
     let before = scene.larder.stats().await;
     pull(&scene, NAME, &image, "").await;

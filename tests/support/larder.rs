@@ -193,6 +193,11 @@ impl Larder {
         self.dir().join("blobs").join(algorithm).join(&hex[..2]).join(hex)
     }
 
+    /// Whether these objects are stored, and counted as such: their files are there before that.
+    pub async fn has_stored(&self, digests: &[String]) -> bool {
+        digests.iter().all(|digest| self.object(digest).exists()) && self.stats().await["fills_running"] == 0
+    }
+
     /// Everything logged so far, over all starts.
     pub fn log(&self) -> String {
         format!("{}{}", self.earlier_log, self.log.borrow().text)
