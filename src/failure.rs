@@ -19,6 +19,8 @@ pub struct Failure {
     pub was_refused: bool,
     /// The reason that the upstream gave, in its own words.
     told: Option<Arc<str>>,
+    /// The error that it was made of.
+    source: Option<Arc<dyn std::error::Error + Send + Sync>>,
 }
 
 /// In the order in which they are reported when several upstreams failed: what may still come right
@@ -75,7 +77,24 @@ impl Failure {
             is_passing: false,
             was_refused,
             told: None,
+            source: None,
         }
+    }
+
+    /// The failure that an error is: its message is `what`, a colon and the error's own.
+    pub fn of(
+        kind: FailureKind,
+        what: impl fmt::Display,
+        error: impl std::error::Error + Send + Sync + 'static,
+    ) -> Self {
+        Self::new(kind, format!("{what}: {error}")).caused_by(error)
+    }
+
+    /// With the error that it was made of, which [`std::error::Error::source`] gives back. The message holds what of it is
+    /// for people.
+    pub fn caused_by(mut self, error: impl std::error::Error + Send + Sync + 'static) -> Self {
+        self.source = Some(Arc::new(error));
+        self
     }
 
     pub fn with_retry_after(mut self, after: Option<Duration>) -> Self {
@@ -126,4 +145,26 @@ impl fmt::Display for Failure {
     }
 }
 
-impl std::error::Error for Failure {}
+impl std::error::Error for Failure {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source.as_deref().map(|source| source as _)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error;
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn a_failure_keeps_the_error_that_it_was_made_of() {
+        let failure = Failure::of(FailureKind::Storage, "cannot read an object", io::Error::from_raw_os_error(5));
+        assert_eq!(failure.message(), "cannot read an object: Input/output error (os error 5)");
+        let told = failure.clone().more_telling(Failure::new(FailureKind::NotFound, "elsewhere"));
+        let cause = told.source().and_then(|source| source.downcast_ref::<io::Error>());
+        assert_eq!(cause.and_then(io::Error::raw_os_error), Some(5));
+        assert!(Failure::new(FailureKind::Busy, "x").source().is_none());
+    }
+}

@@ -1,9 +1,7 @@
 //! Beginning a fill, or joining one that is under way.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-use quick_cache::sync::Cache as Bounded;
+use std::time::Duration;
 
 use super::Cache;
 use super::fill::{self, FillReader, Joined, Origin, Registered, Wanted};
@@ -14,25 +12,6 @@ use crate::telemetry::Metrics;
 
 /// How long a fill waits for a place. Clients wait about half a minute for the head of an answer.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// How long it is remembered that an object can never fit.
-const UNFIT: Duration = Duration::from_secs(60);
-const UNFIT_ENTRIES: usize = 1_024;
-
-/// Objects that are larger than all of the cache, so that no further transfer is begun only to find that out.
-pub struct Unfit(Bounded<Digest, Instant>);
-
-impl Default for Unfit {
-    fn default() -> Self {
-        Self(Bounded::new(UNFIT_ENTRIES))
-    }
-}
-
-impl Unfit {
-    /// Forgets all: the limits may be others now.
-    pub fn clear(&self) {
-        self.0.clear();
-    }
-}
 
 impl Cache {
     /// The fill of `digest` that is under way.
@@ -42,7 +21,7 @@ impl Cache {
 
     /// Whether an object was found to be larger than all of the cache a moment ago.
     pub fn is_unfit(&self, digest: &Digest) -> bool {
-        self.unfit.0.get(digest).is_some_and(|until| Instant::now() < until)
+        self.unfit.contains(digest)
     }
 
     /// Joins the fill of `digest` or begins it, in a task of its own that outlives the request. The second value tells
@@ -178,7 +157,7 @@ impl Cache {
         self.metrics.unstored.inc();
         if why.kind == FailureKind::NoRoom {
             if self.upkeep.never_fits(registered.stated_size()) {
-                self.unfit.0.insert(digest, Instant::now() + UNFIT);
+                self.unfit.add(digest);
             }
             tracing::info!(%digest, repository, failure = %why, "a blob passes uncached");
         } else {

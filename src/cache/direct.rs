@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::breaks::Breaks;
-use super::fill::{HELD_BACK, Origin, Source, Transfer};
+use super::origin::{HELD_BACK, Origin, Source, Transfer};
 use crate::failure::{Failure, FailureKind};
 use crate::oci::{Digest, Hasher};
 

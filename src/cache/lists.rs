@@ -1,75 +1,9 @@
-//! Lists of tags and referrers: kept for a while and for outages, and never more of them in memory than there is room
-//! for, whoever holds them.
-
-use std::sync::Arc;
-use std::time::Duration;
-
-use bytes::Bytes;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+//! Lists of tags and referrers: kept for a while and for outages.
 
 use super::Cache;
-use crate::failure::{Failure, FailureKind};
+use super::list_room::{SMALL, hold};
+use crate::failure::Failure;
 use crate::index::{IndexError, ListKey, Listing, Write};
-
-/// Lists up to this need no room: they are no larger than what a connection may hold anyway.
-const SMALL: u64 = 64 << 10;
-/// Memory for all larger ones: in memory for those who ask next, waiting to be written, on their way to clients.
-const ROOM: u64 = 128 << 20;
-/// The room is counted in these.
-const UNIT: u64 = 1 << 10;
-
-/// The memory for lists.
-pub struct Lists {
-    room: Arc<Semaphore>,
-}
-
-impl Default for Lists {
-    fn default() -> Self {
-        // A semaphore on 64-bit machines holds far more.
-        Self { room: Arc::new(Semaphore::new(usize::try_from(ROOM / UNIT).unwrap_or(usize::MAX))) }
-    }
-}
-
-/// How long a list waits for room.
-const PATIENCE: Duration = Duration::from_secs(5);
-
-/// The right to hold a list; `None` for a small one.
-type Right = Option<OwnedSemaphorePermit>;
-
-impl Lists {
-    /// Waits for the room that a list takes.
-    async fn admit(&self, bytes: u64) -> Result<Right, Failure> {
-        if bytes <= SMALL {
-            return Ok(None);
-        }
-        let units = u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX);
-        let room = tokio::time::timeout(PATIENCE, self.room.clone().acquire_many_owned(units)).await;
-        let too_many =
-            || Failure::new(FailureKind::Busy, "too many large lists are on their way to clients; try again soon");
-        room.ok().and_then(Result::ok).map(Some).ok_or_else(too_many)
-    }
-}
-
-/// A list whose room is free again when nobody holds it any more.
-struct Held {
-    bytes: Box<[u8]>,
-    _right: OwnedSemaphorePermit,
-}
-
-impl AsRef<[u8]> for Held {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes
-    }
-}
-
-fn hold(mut listing: Listing, right: Right) -> Listing {
-    if let Some(right) = right {
-        // No more of it than there is, whatever was set aside while it came in.
-        let bytes = Vec::from(listing.body).into_boxed_slice();
-        listing.body = Bytes::from_owner(Held { bytes, _right: right });
-    }
-    listing
-}
 
 impl Cache {
     /// A list as it was last seen.
@@ -81,11 +15,9 @@ impl Cache {
             Err(IndexError::TooLarge(bytes)) => {
                 let right = self.lists.admit(bytes).await?;
                 let found = self.read_listing(key, bytes).await;
-                Ok(found
-                    .map_err(|error| self.broken("cannot read a list", &error))?
-                    .map(|listing| hold(listing, right)))
+                Ok(found.map_err(|error| self.broken("cannot read a list", error))?.map(|listing| hold(listing, right)))
             }
-            found => found.map_err(|error| self.broken("cannot read a list", &error)),
+            found => found.map_err(|error| self.broken("cannot read a list", error)),
         }
     }
 
@@ -104,46 +36,5 @@ impl Cache {
     pub fn put_listing(&self, key: ListKey, listing: Listing) {
         self.hot.listings.insert(key.clone(), listing.clone());
         self.index.write(Write::Listing { key, listing });
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::index::Timestamp;
-
-    fn listing(bytes: u64) -> Listing {
-        Listing {
-            body: vec![b' '; usize::try_from(bytes).expect("small")].into(),
-            media_type: None,
-            link: None,
-            filters_applied: None,
-            checked_at: Timestamp(1),
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn large_lists_share_a_room_and_small_ones_need_none() {
-        let lists = Lists::default();
-        let take = async |bytes| lists.admit(bytes).await.map(|right| hold(listing(bytes), right));
-        let mut held = Vec::new();
-        while let Ok(list) = take(8 << 20).await {
-            held.push(list);
-        }
-        assert_eq!(held.len(), 16);
-        assert_eq!(take(SMALL + 1).await.expect_err("no room").kind, FailureKind::Busy);
-        assert!(take(SMALL).await.is_ok());
-        // A part of the body that somebody still reads is the body.
-        let part = held[0].body.slice(5..10);
-        held.remove(0);
-        assert!(take(SMALL + 1).await.is_err());
-        assert_eq!(&part[..], b"     ");
-        // Who waits gets the room when it is there.
-        let waiting = take(8 << 20);
-        let freed = async {
-            tokio::time::sleep(Duration::from_secs(1)).await;
-            drop(part);
-        };
-        assert!(tokio::join!(waiting, freed).0.is_ok());
     }
 }

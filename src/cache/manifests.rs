@@ -3,9 +3,8 @@
 //! A manifest is handed on when its digest has matched. It is stored behind that: a disk that is slow, or hangs, keeps no
 //! client waiting. Until then it is among those that are pending, and a hit.
 
-use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::Cache;
@@ -22,41 +21,6 @@ use crate::work::Pool;
 
 /// How long an answer waits for a manifest to be stored. A disk in good health takes a few milliseconds.
 const PATIENCE: Duration = Duration::from_millis(100);
-/// Most bytes of manifests that are pending; further ones are served uncached.
-const MOST_PENDING: usize = 64 << 20;
-
-/// Manifests that are verified and not stored yet.
-#[derive(Default)]
-pub struct Pending(Mutex<HashMap<Digest, Arc<Manifest>>>);
-
-impl Pending {
-    fn get(&self, digest: &Digest) -> Option<Arc<Manifest>> {
-        self.lock().get(digest).cloned()
-    }
-
-    /// Takes one in; `false`: too many wait already.
-    fn add(&self, manifest: &Arc<Manifest>) -> bool {
-        let mut pending = self.lock();
-        let bytes: usize = pending.values().map(|manifest| manifest.bytes.len()).sum();
-        let has_room = bytes + manifest.bytes.len() <= MOST_PENDING;
-        if has_room {
-            pending.insert(manifest.digest, manifest.clone());
-        }
-        has_room
-    }
-
-    fn remove(&self, digest: &Digest) {
-        self.lock().remove(digest);
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.lock().is_empty()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<Digest, Arc<Manifest>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 impl Cache {
     /// A manifest from memory or the store.
@@ -129,7 +93,7 @@ impl Cache {
             reserved => reserved?,
         };
         let stored = self.store.put(&manifest.digest, manifest.bytes.clone()).await;
-        Ok((stored.map_err(|error| self.broken("cannot store a manifest", &error))?, reservation))
+        Ok((stored.map_err(|error| self.broken("cannot store a manifest", error))?, reservation))
     }
 
     fn manifest_loader(&self) -> Loader {
@@ -171,7 +135,7 @@ impl Loader {
     async fn load(&self, digest: &Digest) -> Result<Option<Arc<Manifest>>, Failure> {
         let loaded = self.read(digest).await.map_err(|error| {
             tracing::error!(%error, "cannot read a manifest");
-            Failure::new(FailureKind::Storage, format!("cannot read a manifest: {error}"))
+            Failure::of(FailureKind::Storage, "cannot read a manifest", error)
         });
         let manifest = loaded?.map(Arc::new);
         if let Some(manifest) = &manifest {
@@ -206,29 +170,5 @@ impl Loader {
     async fn known(&self, digest: &Digest) -> Result<Option<ObjectEntry>, IndexError> {
         let (index, digest) = (self.index.clone(), *digest);
         self.index_reads.run(move || index.object(&digest)).await.map_err(io::Error::from)?
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use bytes::Bytes;
-
-    use super::*;
-    use crate::oci::{Algorithm, MediaType};
-
-    #[test]
-    fn manifests_that_wait_for_the_disk_are_bounded_by_bytes() {
-        let pending = Pending::default();
-        let manifest = |number: u8| {
-            let digest = Digest::of(Algorithm::Sha256, &[number]);
-            let bytes = Bytes::from(vec![number; 8 << 20]);
-            Arc::new(Manifest { digest, media_type: MediaType::new("m"), bytes, stored_at: Timestamp(1) })
-        };
-        let taken = (0..20).filter(|number| pending.add(&manifest(*number))).count();
-        assert_eq!(taken, MOST_PENDING / (8 << 20));
-        let first = Digest::of(Algorithm::Sha256, &[0]);
-        assert!(pending.get(&first).is_some());
-        pending.remove(&first);
-        assert!(pending.get(&first).is_none() && pending.add(&manifest(30)), "there is room again");
     }
 }

@@ -9,15 +9,19 @@ mod fill;
 pub mod flight;
 pub mod freshness;
 pub mod hot;
+mod list_room;
 mod lists;
 mod manifests;
 mod modes;
 mod names;
+mod origin;
 mod passes;
+mod pending;
 pub mod ranges;
 mod read;
 mod readiness;
 mod standing;
+mod unfit;
 mod urls;
 
 use std::collections::HashSet;
@@ -46,14 +50,14 @@ use crate::telemetry::Metrics;
 use crate::upkeep::room::Room;
 use crate::upkeep::{self, Upkeep, scrub};
 use crate::work::Pool;
-use begin::Unfit;
 use fill::{Fills, Windows};
 use flight::Flights;
 use hot::Hot;
-use lists::Lists;
-use manifests::Pending;
+use list_room::Lists;
 use passes::Passes;
+use pending::Pending;
 use readiness::Readiness;
+use unfit::Unfit;
 
 /// How long a stop waits for what is verified to be on disk, and for the index.
 const LAST_STORES: Duration = Duration::from_secs(5);
@@ -201,7 +205,7 @@ impl Cache {
         // Before it is looked for, so that it is not evicted in between.
         let lease = self.upkeep.lease(digest);
         let found = self.store.open(digest).await;
-        let Some(object) = found.map_err(|error| self.broken("cannot read an object", &error))? else {
+        let Some(object) = found.map_err(|error| self.broken("cannot read an object", error))? else {
             return Ok(None);
         };
         if !object.is_sealed && !self.inspect(&object, digest).await? {
@@ -226,7 +230,7 @@ impl Cache {
                 }
                 // It may be as good as ever.
                 Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-                    return Err(Failure::new(FailureKind::Storage, error));
+                    return Err(Failure::of(FailureKind::Storage, "an object cannot be read", error));
                 }
                 Ok(false) => {
                     tracing::error!(%digest, "a stored object was damaged; it was removed and is fetched again");
@@ -324,17 +328,17 @@ impl Cache {
         if is_all && purged.is_err() {
             // On a full disk not even rows can be removed until something else was.
             let cleared = self.store.clear().await;
-            cleared.map_err(|error| self.broken("cannot remove an object", &error))?;
+            cleared.map_err(|error| self.broken("cannot remove an object", error))?;
             purged = self.index.purge(purge).await;
         }
-        let purged = purged.map_err(|error| self.broken("cannot purge", &error))?;
+        let purged = purged.map_err(|error| self.broken("cannot purge", error))?;
         self.hot.clear();
         self.upkeep.removed(&purged.digests, is_all);
         let removed = match is_all {
             true => self.store.clear().await,
             false => self.remove_files(&purged.digests).await,
         };
-        removed.map_err(|error| self.broken("cannot remove an object", &error))?;
+        removed.map_err(|error| self.broken("cannot remove an object", error))?;
         Ok(purged)
     }
 
@@ -349,7 +353,7 @@ impl Cache {
     /// Images in the order of their references behind `last`, and whether each is pinned.
     pub async fn images(&self, last: String, count: usize) -> Result<Vec<(Image, bool)>, Failure> {
         let refreshed = self.upkeep.refresh_pins().await;
-        refreshed.map_err(|error| self.broken("cannot read the index", &error))?;
+        refreshed.map_err(|error| self.broken("cannot read the index", error))?;
         let images = self.read(move |index| {
             index.flush_blocking()?;
             index.images(&last, count)
@@ -364,7 +368,7 @@ impl Cache {
     /// Pins an image, cached or not, or takes that back. Returns whether that changed anything.
     pub async fn set_pin(&self, image: ImageName, is_pinned: bool) -> Result<bool, Failure> {
         let changed = self.index.set_pin(image, is_pinned).await;
-        let changed = changed.map_err(|error| self.broken("cannot write a pin", &error))?;
+        let changed = changed.map_err(|error| self.broken("cannot write a pin", error))?;
         self.upkeep.pins_changed();
         Ok(changed)
     }
@@ -389,12 +393,15 @@ impl Cache {
         let (store, index) = (self.store.clone(), self.index.clone());
         let reads = self.index_reads.clone();
         let probe = || async move {
-            store.check().await.map_err(|error| {
-                Failure::new(FailureKind::Storage, format!("the cache directory cannot be written: {error}"))
-            })?;
-            let read =
-                reads.run(move || index.check()).await.map_err(|error| Failure::new(FailureKind::Storage, error))?;
-            read.map_err(|error| Failure::new(FailureKind::Storage, format!("cannot read the index: {error}")))
+            store
+                .check()
+                .await
+                .map_err(|error| Failure::of(FailureKind::Storage, "the cache directory cannot be written", error))?;
+            let read = reads
+                .run(move || index.check())
+                .await
+                .map_err(|error| Failure::of(FailureKind::Storage, "the index", error))?;
+            read.map_err(|error| Failure::of(FailureKind::Storage, "cannot read the index", error))
         };
         self.readiness.check(probe).await
     }
@@ -424,14 +431,14 @@ impl Cache {
     ) -> Result<T, Failure> {
         let index = self.index.clone();
         let read = self.index_reads.run(move || read(&index)).await;
-        let read = read.map_err(|error| self.broken("cannot read the index", &error))?;
-        read.map_err(|error| self.broken("cannot read the index", &error))
+        let read = read.map_err(|error| self.broken("cannot read the index", error))?;
+        read.map_err(|error| self.broken("cannot read the index", error))
     }
 
-    fn broken(&self, what: &str, error: &dyn std::error::Error) -> Failure {
+    fn broken(&self, what: &str, error: impl std::error::Error + Send + Sync + 'static) -> Failure {
         self.metrics.errors.inc();
         tracing::error!(%error, "{what}");
-        Failure::new(FailureKind::Storage, format!("{what}: {error}"))
+        Failure::of(FailureKind::Storage, what, error)
     }
 }
 
@@ -452,7 +459,7 @@ impl Verification<'_> {
         let upkeep = self.cache.upkeep.clone();
         upkeep.loaded().await;
         let verified = scrub::verify(&upkeep, is_repair, progress).await;
-        verified.map_err(|error| self.cache.broken("cannot verify the store", &error))
+        verified.map_err(|error| self.cache.broken("cannot verify the store", error))
     }
 }
 
@@ -483,5 +490,5 @@ impl Default for Pools {
 /// Runs what blocks and comes once in a while off the async threads.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
     let result = tokio::task::spawn_blocking(work).await;
-    result.map_err(|error| Failure::new(FailureKind::Storage, format!("a storage task failed: {error}")))
+    result.map_err(|error| Failure::of(FailureKind::Storage, "a storage task failed", error))
 }

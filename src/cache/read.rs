@@ -167,7 +167,7 @@ impl Reader {
                 match object.body {
                     Body::Mapped(mapping, file) => {
                         let frame = self.next_frame(&mapping, &file, end).await;
-                        return frame.map_err(|error| unreadable(&error, Some(&lease)));
+                        return frame.map_err(|error| unreadable(error, Some(&lease)));
                     }
                     Body::Read(bytes, _) => {
                         let from = self.at.min(end);
@@ -236,7 +236,7 @@ impl Reader {
         if length == 0 && self.reading.end.is_some() {
             return Err(Failure::new(FailureKind::Storage, "the object ended before its stated size"));
         }
-        let bytes = file.read(at, length).await.map_err(|error| unreadable(&error, None))?;
+        let bytes = file.read(at, length).await.map_err(|error| unreadable(error, None))?;
         self.last_file = Some(file);
         self.at += length;
         Ok(bytes)
@@ -266,7 +266,7 @@ impl Reader {
             (Some(hasher), _) => Some(hasher),
             (None, Some(file)) => {
                 let hashing = file.hash(Hashing::new(aside.digest.algorithm()), self.at).await;
-                Some(hashing.map_err(|error| unreadable(&error, None))?.into_hasher())
+                Some(hashing.map_err(|error| unreadable(error, None))?.into_hasher())
             }
             (None, None) => Some(aside.digest.algorithm().hasher()),
         };
@@ -279,10 +279,10 @@ impl Reader {
 
 /// What is told of an object that the disk cannot read. It is not to fail the next client, too: it is taken out, unless the
 /// disk only took too long.
-fn unreadable(error: &io::Error, lease: Option<&Arc<Lease>>) -> Failure {
+fn unreadable(error: io::Error, lease: Option<&Arc<Lease>>) -> Failure {
     tracing::error!(%error, "cannot read an object");
     if let Some(lease) = lease.filter(|_| error.kind() != io::ErrorKind::TimedOut) {
         lease.give_up();
     }
-    Failure::new(FailureKind::Storage, format!("cannot read an object: {error}"))
+    Failure::of(FailureKind::Storage, "cannot read an object", error)
 }

@@ -119,14 +119,17 @@ impl Anywhere {
         let client = pool.client(request.url());
         let client = client.map_err(|error| Failure::new(FailureKind::Unavailable, format!("{place}: {error}")))?;
         let result = client.execute(request).await;
-        match &result {
-            Ok(response) => self.metrics.asked_upstream(OTHER_HOSTS, response.status().as_str()),
-            Err(error) => self.metrics.asked_upstream(OTHER_HOSTS, errors::network(OTHER_HOSTS, error).kind.as_str()),
-        }
-        result.map_err(|error| match forbidden(&error, place) {
-            Some(forbidden) => forbidden.into(),
-            None => errors::network(&place.to_string(), &error).into(),
-        })
+        let error = match result {
+            Ok(response) => {
+                self.metrics.asked_upstream(OTHER_HOSTS, response.status().as_str());
+                return Ok(response);
+            }
+            Err(error) => error,
+        };
+        let forbidden = forbidden(&error, place);
+        let failure = errors::network(&place.to_string(), error);
+        self.metrics.asked_upstream(OTHER_HOSTS, failure.kind.as_str());
+        Err(forbidden.map_or_else(|| failure.into(), PassError::from))
     }
 
     /// A connection for whatever the client has to say, and the address of the server, where no proxy is before it.

@@ -20,7 +20,7 @@ impl Transport {
         loop {
             let chunk = tokio::time::timeout_at(deadline, response.chunk()).await;
             let chunk = chunk.map_err(|_| errors::timeout(&self.label, "the rest of an answer", self.patience))?;
-            match chunk.map_err(|error| errors::network(&self.label, &error))? {
+            match chunk.map_err(|error| errors::network(&self.label, error))? {
                 Some(chunk) if bytes.len() + chunk.len() > limit => {
                     return Err(self.wrong(format!("sent a document of more than {limit} bytes")));
                 }
@@ -45,7 +45,7 @@ impl Transport {
                 match tokio::time::timeout(timeout, response.chunk()).await {
                     Ok(Ok(Some(chunk))) => Ok(Some((chunk, (response, guard)))),
                     Ok(Ok(None)) => Ok(None),
-                    Ok(Err(error)) => Err(errors::network(&label, &error)),
+                    Ok(Err(error)) => Err(errors::network(&label, error)),
                     Err(_) => Err(errors::timeout(&label, "the rest of a blob", timeout)),
                 }
             }

@@ -10,7 +10,7 @@ use crate::failure::{Failure, FailureKind};
 
 /// The failure behind an error of the HTTP client. The whole source chain is read: the cause that a
 /// person can act on is at its end.
-pub fn network(upstream: &str, error: &reqwest::Error) -> Failure {
+pub fn network(upstream: &str, error: reqwest::Error) -> Failure {
     let mut kind = if error.is_timeout() { FailureKind::Timeout } else { FailureKind::Unavailable };
     let mut cause = error.source();
     let mut message = None;
@@ -25,7 +25,7 @@ pub fn network(upstream: &str, error: &reqwest::Error) -> Failure {
     let message = message.unwrap_or_else(|| "the request failed".to_owned());
     // What was reached and broke off may be a server being restarted behind a load balancer.
     let is_passing = kind == FailureKind::Unavailable && !error.is_connect();
-    Failure::new(kind, format!("{upstream}: {message}")).passing(is_passing)
+    Failure::new(kind, format!("{upstream}: {message}")).passing(is_passing).caused_by(error.without_url())
 }
 
 /// Whether it is our own file descriptors that are short.

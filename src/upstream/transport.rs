@@ -335,7 +335,7 @@ impl Transport {
     pub async fn pass(&self, request: reqwest::Request) -> Result<Response, Failure> {
         let url = request.url().clone();
         let result = self.client(&url, true)?.execute(request).await;
-        let result = result.map_err(|error| errors::network(&self.label, &error));
+        let result = result.map_err(|error| errors::network(&self.label, error));
         let result = result.and_then(|response| self.take_note_of_address(&url, &response).map(|()| response));
         match &result {
             Ok(response) => self.metrics.asked_upstream(self.counted_as(), response.status().as_str()),
@@ -379,7 +379,10 @@ impl Transport {
         // costs whoever asks next as much again.
         let (result, was_reached) = match tokio::time::timeout(patience, request.send()).await {
             Ok(Ok(response)) => (Ok(response), true),
-            Ok(Err(error)) => (Err(errors::network(&self.label, &error)), !error.is_connect() && !error.is_timeout()),
+            Ok(Err(error)) => {
+                let was_reached = !error.is_connect() && !error.is_timeout();
+                (Err(errors::network(&self.label, error)), was_reached)
+            }
             Err(_) => (Err(errors::timeout(&self.label, "an answer", patience)), false),
         };
         match &result {

@@ -106,7 +106,7 @@ async fn bring_in(
                     Some(first) if is_alone || (sources.len() == 1 && !copy.is_resumed) => origin.reject(*first),
                     _ => is_alone = true,
                 }
-                copy.partial.discard().await.map_err(|error| storage(&error))?;
+                copy.partial.discard().await.map_err(storage)?;
             }
             Err(failure) => {
                 *lock(&registered.left) = copy.left.take();
@@ -126,10 +126,10 @@ async fn bring_in(
 /// Moves a verified copy to the complete objects.
 async fn publish(copy: Copy<'_>, digest: Digest, size: u64, store: &dyn Store) -> Outcome {
     let published = match copy.reserved.cover(size).await {
-        Ok(()) => store.publish(copy.partial, &digest, size).await.map_err(|error| storage(&error)),
+        Ok(()) => store.publish(copy.partial, &digest, size).await.map_err(storage),
         Err(failure) => {
             let discarded = copy.partial.discard().await;
-            Err(discarded.map_or_else(|error| storage(&error), |()| failure))
+            Err(discarded.map_or_else(storage, |()| failure))
         }
     };
     if let Err(failure) = &published {
@@ -198,7 +198,7 @@ impl<'a> Copy<'a> {
     ) -> Result<Self, Failure> {
         let digest = wanted.key();
         let opened = into.spool.open(&digest, wanted.may_resume()).await;
-        let (partial, resumed) = opened.map_err(|error| storage(&error))?;
+        let (partial, resumed) = opened.map_err(storage)?;
         let mut present = RangeSet::default();
         resumed.ranges.iter().for_each(|&(start, end)| present.insert(start, end));
         if resumed.size.is_some_and(|size| present.covers(0, size)) {
@@ -273,7 +273,7 @@ impl<'a> Copy<'a> {
             }
         }
         let size = self.fill.settle_size();
-        let found = hashing.join().await.map_err(|error| storage(&error))?;
+        let found = hashing.join().await.map_err(storage)?;
         Ok(Fetched::Whole { size, found })
     }
 
@@ -353,7 +353,7 @@ impl<'a> Copy<'a> {
                 }
                 let allocated = sink.partial.allocate(total).await;
                 if let Err(error) = allocated {
-                    return (span, Some(source), End::Unstored(storage(&error), transfer.into()));
+                    return (span, Some(source), End::Unstored(storage(error), transfer.into()));
                 }
             }
             if let (None, Some(total)) = (size, transfer.total) {
@@ -380,7 +380,7 @@ impl<'a> Copy<'a> {
                 }
             }
             (End::Contradiction, _) => return Ok(Some(Fetched::Contradiction)),
-            (End::Storage(error), _) => return Err(storage(&error)),
+            (End::Storage(error), _) => return Err(storage(error)),
             (End::NoRoom(failure), _) => return Err(failure),
             (End::Unstored(failure, transfer), _) => {
                 self.left = Some((span.claim().at, *transfer));
@@ -529,6 +529,6 @@ impl<T> Drop for AbortOnDrop<T> {
     }
 }
 
-fn storage(error: &io::Error) -> Failure {
-    Failure::new(FailureKind::Storage, format!("the cache directory cannot be written: {error}"))
+fn storage(error: io::Error) -> Failure {
+    Failure::of(FailureKind::Storage, "the cache directory cannot be written", error)
 }

@@ -11,6 +11,8 @@ use super::tests::Place;
 use super::*;
 use crate::cache::standing::Standing;
 use crate::oci::Algorithm;
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
 
 const MIB: u64 = 1 << 20;
 

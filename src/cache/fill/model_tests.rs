@@ -22,6 +22,7 @@ use super::*;
 use crate::cache::{Aside, Content};
 use crate::oci::Algorithm;
 use crate::upkeep::room::{Reservation, Room};
+use futures_util::future::BoxFuture;
 
 const MIB: u64 = 1 << 20;
 /// A source that breaks so often in a row without bringing anything is asked no more: `cache::standing`.

@@ -70,7 +70,11 @@ async fn pass_through(
         (None, _) => None,
         (Some(digest), Some(file)) if from > 0 => {
             let hashing = file.hash(Hashing::new(digest.algorithm()), from).await;
-            Some(hashing.map_err(|error| Failure::new(FailureKind::Storage, error))?.into_hasher())
+            Some(
+                hashing
+                    .map_err(|error| Failure::of(FailureKind::Storage, "what was written cannot be read back", error))?
+                    .into_hasher(),
+            )
         }
         (Some(digest), _) => Some(digest.algorithm().hasher()),
     };

@@ -12,6 +12,8 @@ use crate::spool::Spool;
 use crate::store::{Disk, LocalStore, Store};
 use crate::upkeep::room::{Reservation, Room};
 use crate::work::Pool;
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
 
 /// What a scripted source does when it is opened.
 pub enum Step {

@@ -1,0 +1,37 @@
+//! Objects that are larger than all of the cache.
+
+use std::time::{Duration, Instant};
+
+use quick_cache::sync::Cache as Bounded;
+
+use crate::oci::Digest;
+
+/// How long it is remembered that an object can never fit.
+const UNFIT: Duration = Duration::from_secs(60);
+
+const UNFIT_ENTRIES: usize = 1_024;
+
+/// Objects that are larger than all of the cache, so that no further transfer is begun only to find that out.
+pub struct Unfit(Bounded<Digest, Instant>);
+
+impl Default for Unfit {
+    fn default() -> Self {
+        Self(Bounded::new(UNFIT_ENTRIES))
+    }
+}
+
+impl Unfit {
+    /// Whether an object was found to be larger than all of the cache a moment ago.
+    pub fn contains(&self, digest: &Digest) -> bool {
+        self.0.get(digest).is_some_and(|until| Instant::now() < until)
+    }
+
+    pub fn add(&self, digest: Digest) {
+        self.0.insert(digest, Instant::now() + UNFIT);
+    }
+
+    /// Forgets all: the limits may be others now.
+    pub fn clear(&self) {
+        self.0.clear();
+    }
+}
