@@ -10,6 +10,7 @@ mod breaking;
 mod by_name;
 mod canaries;
 mod changed_rules;
+mod circles;
 mod client_credentials;
 mod clients;
 mod comes_through;
