@@ -104,3 +104,15 @@ async fn what_expires_on_a_slow_disk_keeps_no_pull_waiting() {
     assert_eq!(get(format!("{}/readyz", larder.admin_url())).await.status, 200);
     eventually("the others go, too", async || larder.stats().await["evictions"].as_u64() >= Some(OLD as u64)).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn probes_at_the_same_time_are_not_in_each_others_way() {
+    let hub = Hub::start(Options::default()).await;
+    let larder = Larder::start(RepositoryConfig::new("hub").upstream(&hub)).await;
+    for _ in 0..5 {
+        let probes = (0..40).map(|_| get(format!("{}/readyz", larder.admin_url())));
+        for answer in join_all(probes).await {
+            assert_eq!(answer.status, 200, "{}", answer.text());
+        }
+    }
+}
