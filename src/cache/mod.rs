@@ -38,7 +38,7 @@ use crate::config::Config;
 use crate::descriptors::Shares;
 use crate::failure::{Failure, FailureKind};
 use crate::index::{
-    Image, ImageName, Index, IndexError, ObjectEntry, Purge, Purged, TagEntry, TagKey, Timestamp, Write,
+    Image, ImageName, Index, IndexError, ObjectEntry, Purge, Purged, TagEntry, TagKey, Timestamp, Viewer, Write,
 };
 use crate::oci::{Digest, MediaType};
 use crate::places::Places;
@@ -206,14 +206,14 @@ impl Cache {
         self.fills.count()
     }
 
-    fn record_object(&self, repository: &str, digest: Digest, size: u64, media_type: Option<MediaType>, is_new: bool) {
+    fn record_object(&self, viewer: &Viewer, digest: Digest, size: u64, media_type: Option<MediaType>, is_new: bool) {
         let entry = ObjectEntry { size, media_type, stored_at: Timestamp::now() };
         self.index.write(Write::Object { digest, entry });
-        self.mark_visible(repository, digest);
+        self.mark_visible(viewer, digest);
         if is_new {
             self.metrics.stores.inc();
         }
-        self.space.stored(digest, size, repository);
+        self.space.stored(digest, size, &viewer.repository);
     }
 
     pub async fn tag(&self, key: &TagKey) -> Result<Option<TagEntry>, Failure> {
@@ -243,24 +243,24 @@ impl Cache {
         self.space.tag_changed(&key);
     }
 
-    /// Whether the upstream of `repository` is known to have the object.
-    pub async fn is_visible(&self, repository: &str, digest: &Digest) -> Result<bool, Failure> {
-        let key = (repository.to_owned(), *digest);
+    /// Whether a repository's upstream is known to have the object, in a scope.
+    pub async fn is_visible(&self, viewer: &Viewer, digest: &Digest) -> Result<bool, Failure> {
+        let key = (viewer.clone(), *digest);
         if self.hot.visible.get(&key).is_some() {
             return Ok(true);
         }
-        let (repository, digest) = key.clone();
-        let is_visible = self.read(move |index| index.is_visible(&repository, &digest)).await?;
+        let (viewer, digest) = key.clone();
+        let is_visible = self.read(move |index| index.is_visible(&viewer, &digest)).await?;
         if is_visible {
             self.hot.visible.insert(key, ());
         }
         Ok(is_visible)
     }
 
-    pub fn mark_visible(&self, repository: &str, digest: Digest) {
-        self.hot.visible.insert((repository.to_owned(), digest), ());
-        self.space.seen_by(&digest, repository);
-        self.index.write(Write::Visible { repository: repository.to_owned(), digest });
+    pub fn mark_visible(&self, viewer: &Viewer, digest: Digest) {
+        self.hot.visible.insert((viewer.clone(), digest), ());
+        self.space.seen_by(&digest, &viewer.repository);
+        self.index.write(Write::Visible { viewer: viewer.clone(), digest });
     }
 
     /// Names with cached content of these repositories behind `last`, in order.

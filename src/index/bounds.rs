@@ -157,7 +157,7 @@ mod tests {
 
     use super::super::{Index, TagEntry, TagKey, Timestamp};
     use super::*;
-    use crate::index::{ImageName, ObjectEntry};
+    use crate::index::{ImageName, ObjectEntry, Viewer};
     use crate::oci::{Algorithm, Digest, MediaType};
 
     fn digest(number: u64) -> Digest {
@@ -220,12 +220,12 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let index = Index::open(dir.path()).expect("an index");
         for number in 0..1_000 {
-            index.write(Write::Visible { repository: format!("host-{number}.example"), digest: digest(1) });
+            index.write(Write::Visible { viewer: Viewer::own(format!("host-{number}.example")), digest: digest(1) });
         }
-        index.write(Write::Visible { repository: "r".to_owned(), digest: digest(1) });
+        index.write(Write::Visible { viewer: Viewer::own("r"), digest: digest(1) });
         index.flush().await.expect("written");
         assert_eq!(count(&index, "SELECT count(*) FROM visibility"), u64::from(MAX_VISIBLE));
-        assert!(index.is_visible("r", &digest(1)).expect("read"), "the newest is among them");
+        assert!(index.is_visible(&Viewer::own("r"), &digest(1)).expect("read"), "the newest is among them");
     }
 
     #[tokio::test]

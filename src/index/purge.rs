@@ -90,7 +90,7 @@ fn all(transaction: &Transaction<'_>) -> rusqlite::Result<Purged> {
 
 fn one_repository(transaction: &Transaction<'_>, repository: &str) -> rusqlite::Result<Purged> {
     for table in ["tags", "manifests", "visibility", "listings"] {
-        let sql = format!("DELETE FROM {table} WHERE repository IN (?1, ?1 || ' by clients', ?1 || ' in public')");
+        let sql = format!("DELETE FROM {table} WHERE repository = ?1");
         transaction.execute(&sql, params![repository])?;
     }
     let purged =
@@ -126,7 +126,7 @@ fn unreachable_objects(transaction: &Transaction<'_>, repository: &str, name: &s
     forget(transaction, &purged)?;
     // What the repository no longer leads to is not shown there either, though another may keep it.
     transaction.execute(
-        "DELETE FROM visibility WHERE repository IN (?1, ?1 || ' by clients', ?1 || ' in public') AND digest IN (SELECT digest FROM temp.gone)
+        "DELETE FROM visibility WHERE repository = ?1 AND digest IN (SELECT digest FROM temp.gone)
          AND digest NOT IN (
             WITH RECURSIVE kept(digest) AS (
                 SELECT digest FROM tags WHERE repository = ?1

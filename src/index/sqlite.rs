@@ -12,7 +12,7 @@ use super::open::{self, identity, mark_damaged, mark_if_damaged};
 use super::purge::{self, Purge, Purged};
 use super::queue::{Change, Task};
 use super::writer::Queue;
-use super::{Bounds, IndexError, ObjectEntry, TagEntry, TagKey, Timestamp, Totals, Write};
+use super::{Bounds, IndexError, ObjectEntry, TagEntry, TagKey, Timestamp, Totals, Viewer, Write};
 use super::{listings, names, size, urls};
 use crate::oci::{Digest, MediaType};
 
@@ -151,9 +151,11 @@ impl Index {
         })
     }
 
-    pub fn is_visible(&self, repository: &str, digest: &Digest) -> Result<bool, IndexError> {
-        const SQL: &str = "SELECT 1 FROM visibility WHERE repository = ?1 AND digest = ?2";
-        self.readers.with(|connection| connection.prepare_cached(SQL)?.exists(params![repository, digest.as_raw()]))
+    pub fn is_visible(&self, viewer: &Viewer, digest: &Digest) -> Result<bool, IndexError> {
+        const SQL: &str = "SELECT 1 FROM visibility WHERE repository = ?1 AND scope = ?2 AND digest = ?3";
+        self.readers.with(|connection| {
+            connection.prepare_cached(SQL)?.exists(params![viewer.repository, viewer.scope, digest.as_raw()])
+        })
     }
 
     /// At most `count` names with cached content, as `repository/name` in byte order, behind `last`.
@@ -164,7 +166,7 @@ impl Index {
              SELECT DISTINCT repository || '/' || name AS path FROM named \
              WHERE path > ?1 AND repository IN (SELECT value FROM wanted) \
              AND EXISTS (SELECT 1 FROM visibility WHERE visibility.digest = named.digest \
-                AND visibility.repository IN (named.repository, named.repository || ' in public')) \
+                AND visibility.repository = named.repository AND visibility.scope <> 1) \
              ORDER BY path LIMIT ?2";
         let wanted = serde_json::to_string(repositories).unwrap_or_default();
         self.readers.with(|connection| {
@@ -304,7 +306,7 @@ pub(super) fn apply(transaction: &Transaction<'_>, write: Write) -> rusqlite::Re
             params![key.repository, key.name, key.tag, key.shelf],
         ),
         Write::Manifest { repository, name, digest, at } => names::put(transaction, &repository, &name, &digest, at),
-        Write::Visible { repository, digest } => put_visible(transaction, &repository, &digest),
+        Write::Visible { viewer, digest } => put_visible(transaction, &viewer, &digest),
         Write::Edges { parent, children } => children.iter().try_for_each(|child| {
             run("INSERT OR IGNORE INTO edges (parent, child) VALUES (?1, ?2)", params![parent.as_raw(), child.as_raw()])
         }),
@@ -329,13 +331,14 @@ const FORGET: [&str; 6] = [
 ];
 
 /// Notes that a repository may see an object; where very many may, another one has to ask its upstream again.
-fn put_visible(transaction: &Transaction<'_>, repository: &str, digest: &Digest) -> rusqlite::Result<()> {
-    const INSERT: &str = "INSERT OR IGNORE INTO visibility (repository, digest) VALUES (?1, ?2)";
-    const OTHERS: &str = "DELETE FROM visibility WHERE digest = ?2 AND repository IN \
-        (SELECT repository FROM visibility WHERE digest = ?2 AND repository <> ?1 ORDER BY random() \
-         LIMIT max(0, (SELECT count(*) FROM visibility WHERE digest = ?2) - ?3))";
-    if transaction.prepare_cached(INSERT)?.execute(params![repository, digest.as_raw()])? > 0 {
-        transaction.prepare_cached(OTHERS)?.execute(params![repository, digest.as_raw(), MAX_VISIBLE])?;
+fn put_visible(transaction: &Transaction<'_>, viewer: &Viewer, digest: &Digest) -> rusqlite::Result<()> {
+    const INSERT: &str = "INSERT OR IGNORE INTO visibility (repository, scope, digest) VALUES (?1, ?2, ?3)";
+    const OTHERS: &str = "DELETE FROM visibility WHERE digest = ?3 AND (repository, scope) IN \
+        (SELECT repository, scope FROM visibility WHERE digest = ?3 AND (repository, scope) <> (?1, ?2) \
+         ORDER BY random() LIMIT max(0, (SELECT count(*) FROM visibility WHERE digest = ?3) - ?4))";
+    let Viewer { repository, scope } = viewer;
+    if transaction.prepare_cached(INSERT)?.execute(params![repository, scope, digest.as_raw()])? > 0 {
+        transaction.prepare_cached(OTHERS)?.execute(params![repository, scope, digest.as_raw(), MAX_VISIBLE])?;
     }
     Ok(())
 }

@@ -28,6 +28,7 @@ use tokio::time::Instant;
 use self::plan::Want;
 use super::ranges::RangeSet;
 use crate::failure::{Failure, FailureKind};
+use crate::index::Viewer;
 use crate::oci::Digest;
 
 pub(super) use driver::drive;
@@ -126,8 +127,8 @@ pub const HELD_BACK: u64 = 64 * 1024;
 /// One object being brought in.
 #[derive(Debug)]
 pub struct Fill {
-    /// The repository it was begun for; others may join once their own upstream confirmed the object.
-    repository: String,
+    /// Whom it was begun for; others may join once their own upstream confirmed the object.
+    viewer: Viewer,
     state: watch::Sender<State>,
     /// What readers wait for, so that it can be fetched first.
     wants: Mutex<HashMap<u64, Want>>,
@@ -238,7 +239,7 @@ pub struct Readable {
 }
 
 impl Fill {
-    fn new(repository: &str) -> Self {
+    fn new(viewer: Viewer) -> Self {
         let state = State {
             phase: Phase::Opening,
             attempt: 0,
@@ -248,7 +249,7 @@ impl Fill {
             is_resumed: false,
         };
         Self {
-            repository: repository.to_owned(),
+            viewer,
             state: watch::Sender::new(state),
             wants: Mutex::default(),
             next_want: AtomicU64::new(0),
@@ -270,8 +271,9 @@ impl Fill {
         self.placed.get().copied().unwrap_or_else(Instant::now) - self.begun >= LONG_WAIT
     }
 
-    pub fn repository(&self) -> &str {
-        &self.repository
+    /// Whom it was begun for.
+    pub fn viewer(&self) -> &Viewer {
+        &self.viewer
     }
 
     /// Whether all of it is there and verified.
@@ -469,13 +471,13 @@ impl Fills {
     }
 
     /// Joins the fill of `digest`, or registers a new one.
-    pub fn join(&self, digest: &Digest, repository: &str) -> Joined {
+    pub fn join(&self, digest: &Digest, viewer: &Viewer) -> Joined {
         let mut fills = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let running = fills.get(digest).and_then(Weak::upgrade).filter(|fill| fill.is_joinable());
         if let Some(fill) = running {
             return Joined::Running(FillReader::new(fill));
         }
-        let fill = Arc::new(Fill::new(repository));
+        let fill = Arc::new(Fill::new(viewer.clone()));
         fills.insert(*digest, Arc::downgrade(&fill));
         let registered = Registered { fills: self.clone(), digest: *digest, fill: fill.clone() };
         Joined::New(FillReader::new(fill), registered)

@@ -117,7 +117,7 @@ impl World {
     /// Brings the object in, with its readers; `None` if the process was killed on the way.
     async fn run(self: &Arc<Self>, disk: &Arc<Disk>, killed_after: Option<u64>) -> Option<Result<Outcome, Failure>> {
         let digest = Digest::of(Algorithm::Sha256, &self.right);
-        let Joined::New(fill, registered) = Fills::default().join(&digest, "r") else {
+        let Joined::New(fill, registered) = Fills::default().join(&digest, &Viewer::own("r")) else {
             panic!("a new fill");
         };
         let (origin, room): (Arc<dyn Origin>, Arc<dyn Room>) = (self.clone(), Arc::new(Endless));

@@ -111,7 +111,7 @@ fn whole(bytes: &[u8]) -> Step {
 fn begin(dir: &std::path::Path, right: &[u8]) -> (FillReader, Registered, Digest, Arc<Disk>) {
     let disk = Arc::new(Disk::open(dir).expect("a store"));
     let digest = Digest::of(Algorithm::Sha256, right);
-    let Joined::New(fill, registered) = Fills::default().join(&digest, "r") else {
+    let Joined::New(fill, registered) = Fills::default().join(&digest, &Viewer::own("r")) else {
         panic!("a new fill");
     };
     (fill, registered, digest, disk)
@@ -123,7 +123,7 @@ async fn run(right: &[u8], script: &Arc<Script>) -> (Result<Outcome, Failure>, F
     let disk = Arc::new(Disk::open(dir.path()).expect("a store"));
     let digest = Digest::of(Algorithm::Sha256, right);
     let fills = Fills::default();
-    let Joined::New(fill, registered) = fills.join(&digest, "r") else {
+    let Joined::New(fill, registered) = fills.join(&digest, &Viewer::own("r")) else {
         panic!("a new fill");
     };
     let origin: Arc<dyn Origin> = script.clone();
@@ -272,10 +272,10 @@ fn the_last_piece_is_held_back_until_the_whole_is_verified() {
 fn a_fill_whose_task_vanished_has_failed() {
     let fills = Fills::default();
     let digest = Digest::Sha256([1; 32]);
-    let Joined::New(fill, registered) = fills.join(&digest, "r") else {
+    let Joined::New(fill, registered) = fills.join(&digest, &Viewer::own("r")) else {
         panic!("a new fill");
     };
-    assert!(matches!(fills.join(&digest, "r"), Joined::Running(_)));
+    assert!(matches!(fills.join(&digest, &Viewer::own("r")), Joined::Running(_)));
     drop(registered);
     assert!(!fill.is_joinable());
     assert_eq!(fills.count(), 0);
