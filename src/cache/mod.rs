@@ -38,7 +38,8 @@ use crate::config::Config;
 use crate::descriptors::Shares;
 use crate::failure::{Failure, FailureKind};
 use crate::index::{
-    Image, ImageName, Index, IndexError, ObjectEntry, Purge, Purged, TagEntry, TagKey, Timestamp, Viewer, Write,
+    Image, ImageName, ImagePage, Index, IndexError, ObjectEntry, Purge, Purged, TagEntry, TagKey, Timestamp, Viewer,
+    Write,
 };
 use crate::oci::{Digest, MediaType};
 use crate::places::Places;
@@ -268,40 +269,39 @@ impl Cache {
         self.read(move |index| index.catalog(&repositories, &last, count)).await
     }
 
-    /// Takes content out: rows first, then files. Readers that have a file open go on.
+    /// Takes content out, in steps: rows first, then files. Readers that have a file open go on. It is done to its end also
+    /// where who asked for it has left.
     pub async fn purge(&self, purge: Purge) -> Result<Purged, Failure> {
-        let is_all = purge == Purge::All;
-        let mut purged = self.index.purge(purge.clone()).await;
-        if is_all && purged.is_err() {
-            // On a full disk not even rows can be removed until something else was.
-            let disk = self.disk.clone();
-            let removed = blocking(move || disk.clear()).await?;
-            removed.map_err(|error| self.broken("cannot remove an object", &error))?;
-            purged = self.index.purge(purge).await;
-        }
-        let purged = purged.map_err(|error| self.broken("cannot purge", &error))?;
-        self.hot.clear();
-        self.space.removed(&purged.digests, is_all);
-        let (disk, objects) = (self.disk.clone(), purged.digests.clone());
-        let removed = blocking(move || remove_files(&disk, &objects, is_all)).await?;
-        removed.map_err(|error| self.broken("cannot remove an object", &error))?;
-        Ok(purged)
+        let (index, hot, space) = (self.index.clone(), self.hot.clone(), self.space.clone());
+        let purged = blocking(move || {
+            let is_all = purge == Purge::All;
+            match purge_steps(&index, &hot, &space, &purge) {
+                // On a full disk not even rows can be removed until something else was.
+                Err(PurgeError::Index(_)) if is_all => {
+                    space.disk().clear()?;
+                    purge_steps(&index, &hot, &space, &purge)
+                }
+                purged => purged,
+            }
+        });
+        purged.await?.map_err(|error| match error {
+            PurgeError::Index(error) => self.broken("cannot purge", &error),
+            PurgeError::Disk(error) => self.broken("cannot remove an object", &error),
+        })
     }
 
-    /// Images in the order of their references behind `last`, and whether each is pinned.
-    pub async fn images(&self, last: String, count: usize) -> Result<Vec<(Image, bool)>, Failure> {
+    /// Images in the order of their references behind `last`, whether each is pinned, and where the next page begins.
+    pub async fn images(&self, last: String, count: usize) -> Result<(Vec<(Image, bool)>, Option<String>), Failure> {
         let space = self.space.clone();
         self.read(move |index| {
             index.flush_blocking()?;
             space.refresh_pins()?;
-            let images = index.images(&last, count)?;
-            Ok(images
-                .into_iter()
-                .map(|image| {
-                    let is_pinned = space.is_pinned(&image.digest);
-                    (image, is_pinned)
-                })
-                .collect())
+            let ImagePage { images, next } = index.images(&last, count)?;
+            let with_pin = |image: Image| {
+                let is_pinned = space.is_pinned(&image.digest);
+                (image, is_pinned)
+            };
+            Ok((images.into_iter().map(with_pin).collect(), next))
         })
         .await
     }
@@ -396,11 +396,37 @@ impl Verification<'_> {
     }
 }
 
-fn remove_files(disk: &Disk, objects: &[Digest], is_all: bool) -> std::io::Result<()> {
+/// Why content was not taken out.
+#[derive(Debug, thiserror::Error)]
+enum PurgeError {
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    #[error(transparent)]
+    Disk(#[from] std::io::Error),
+}
+
+/// Blocks.
+fn purge_steps(index: &Index, hot: &Hot, space: &Space, purge: &Purge) -> Result<Purged, PurgeError> {
+    let is_all = *purge == Purge::All;
+    let (mut all, mut removed) = (Purged::default(), Ok(()));
+    index.purge(purge, |step| {
+        hot.clear();
+        space.removed(&step.digests, false);
+        if !is_all {
+            // The rows go on going: a file that cannot be removed is shown to nobody.
+            let files = step.digests.iter().try_for_each(|digest| space.disk().remove(digest).map(drop));
+            removed = std::mem::replace(&mut removed, Ok(())).and(files);
+        }
+        // Nobody asks which ones they were.
+        all.add(Purged { digests: Vec::new(), ..step });
+    })?;
+    hot.clear();
+    space.removed(&[], is_all);
     if is_all {
-        return disk.clear();
+        removed = space.disk().clear();
     }
-    objects.iter().try_for_each(|digest| disk.remove(digest).map(drop))
+    removed?;
+    Ok(all)
 }
 
 /// Runs what blocks off the async threads.

@@ -54,101 +54,107 @@ impl Default for Bounds {
     }
 }
 
-/// Rows written since a table was last measured: that takes a look at all of it, so it is done now and then.
-#[derive(Debug)]
-pub struct Since {
-    tags: u64,
-    names: u64,
-    urls: u64,
-    has_listing: bool,
+/// Rows of tags or of names that go in one step, as many as one batch of writes brings at most.
+const ROWS: usize = 1_024;
+/// Lists that go in one step, and about their bytes; URLs, too.
+const LARGE_ROWS: usize = 500;
+const LARGE_BYTES: u64 = 20 << 20;
+
+/// What is bounded. The database counts each as it comes and goes.
+const KINDS: [&str; 4] = ["listings", "urls", "tags", "manifests"];
+
+/// Of which kinds there is more than there may be: they go until there is a sixteenth less, so that it is not one row a
+/// write.
+#[derive(Debug, Default)]
+pub struct Excess {
+    kinds: [bool; KINDS.len()],
+    /// How much there was when all that was left was pinned: no use to look again for each row.
+    stuck: [u64; KINDS.len()],
+    is_whole: bool,
 }
 
-impl Default for Since {
-    /// As if much had been written: an index that was opened is measured once.
-    fn default() -> Self {
-        Self { tags: u64::MAX / 2, names: u64::MAX / 2, urls: u64::MAX / 2, has_listing: true }
+impl Excess {
+    /// Whether there is a further step to do.
+    pub fn is_any(&self) -> bool {
+        self.is_whole || self.kinds.contains(&true)
     }
 }
 
-impl Since {
-    pub fn count(&mut self, write: &Write) {
-        match write {
-            Write::Tag { .. } => self.tags += 1,
-            Write::Manifest { .. } => self.names += 1,
-            Write::Url { entry, .. } => self.urls += entry.head.len() as u64 + urls::ROW,
-            Write::Listing { .. } => self.has_listing = true,
-            _ => {}
+/// Removes a step of what is beyond the bounds.
+pub fn keep_within(connection: &mut Connection, bounds: &Bounds, excess: &mut Excess) -> rusqlite::Result<()> {
+    for ((kind, is_excess), stuck) in KINDS.into_iter().zip(&mut excess.kinds).zip(&mut excess.stuck) {
+        let bound = match kind {
+            "listings" => bounds.lists,
+            "urls" => bounds.urls,
+            _ => bounds.names,
+        };
+        let total = total(connection, kind)?;
+        let wanted = if *is_excess { bound - bound / 16 } else { bound.max(*stuck) };
+        if total <= wanted {
+            *is_excess = false;
+            continue;
         }
+        if !std::mem::replace(is_excess, true) {
+            tracing::info!(kind, total, bound, "the index has too much of a kind; the oldest of it is dropped");
+        }
+        let transaction = connection.transaction()?;
+        let surplus = total - (bound - bound / 16);
+        let has_dropped = match kind {
+            "listings" => listings::drop_some(&transaction, surplus.min(LARGE_BYTES), LARGE_ROWS)?,
+            "urls" => urls::drop_some(&transaction, surplus.min(LARGE_BYTES), LARGE_ROWS)?,
+            _ => drop_rows(&transaction, kind, ROWS.min(usize::try_from(surplus).unwrap_or(ROWS)))?,
+        };
+        transaction.commit()?;
+        *is_excess = has_dropped;
+        *stuck = if has_dropped { 0 } else { total + bound / 16 };
     }
+    relieve(connection, bounds, excess)
 }
 
-/// Removes what is beyond the bounds, as far as something was written since.
-pub fn keep_within(transaction: &Transaction<'_>, bounds: &Bounds, since: &mut Since) -> rusqlite::Result<()> {
-    // In steps of a sixteenth, so that it is not done for each row.
-    let is_due = |written: u64, bound: u64| written > (bound / 16).max(100);
-    if std::mem::take(&mut since.has_listing) {
-        listings::keep_within(transaction, bounds.lists)?;
+fn total(connection: &Connection, kind: &str) -> rusqlite::Result<u64> {
+    let mut statement = connection.prepare_cached("SELECT amount FROM totals WHERE kind = ?1")?;
+    statement.query_row(params![kind], |row| row.get(0))
+}
+
+/// Where the database as a whole takes more than it may, a step of its lists goes, then of its URLs. What is left belongs
+/// to objects and goes with them.
+fn relieve(connection: &mut Connection, bounds: &Bounds, excess: &mut Excess) -> rusqlite::Result<()> {
+    let was_excess = std::mem::replace(&mut excess.is_whole, false);
+    if size::used(connection)? <= bounds.whole {
+        return Ok(());
     }
-    if is_due(since.urls, bounds.urls) {
-        since.urls = 0;
-        urls::keep_within(transaction, bounds.urls)?;
-    }
-    if is_due(since.tags, bounds.names) {
-        since.tags = 0;
-        keep_rows_within(transaction, "tags", "checked_at", bounds.names)?;
-    }
-    if is_due(since.names, bounds.names) {
-        since.names = 0;
-        keep_rows_within(transaction, "manifests", "noted_at", bounds.names)?;
+    let transaction = connection.transaction()?;
+    excess.is_whole = listings::drop_some(&transaction, LARGE_BYTES, LARGE_ROWS)?
+        || urls::drop_some(&transaction, LARGE_BYTES, LARGE_ROWS)?;
+    transaction.commit()?;
+    if excess.is_whole && !was_excess {
+        tracing::warn!("the index takes too much of cache.max_size; lists and URLs are dropped");
     }
     Ok(())
 }
 
-/// Where the database as a whole takes more than it may, lists go, then URLs. What is left belongs to objects and goes
-/// with them.
-pub fn relieve(connection: &Connection, bounds: &Bounds) -> rusqlite::Result<()> {
-    for table in ["listings", "urls"] {
-        if size::used(connection)? <= bounds.whole {
-            break;
-        }
-        let dropped = connection.execute(&format!("DELETE FROM {table}"), [])?;
-        if dropped > 0 {
-            tracing::warn!(table, dropped, "the index takes too much of cache.max_size; a part of it is dropped");
-        }
-    }
-    Ok(())
-}
-
-/// Removes the oldest rows, of the repository with the most. Names with a pinned image stay.
-fn keep_rows_within(transaction: &Transaction<'_>, table: &str, age: &str, bound: u64) -> rusqlite::Result<()> {
-    let key = if table == "tags" { "repository, name, tag, shelf" } else { "repository, name, digest" };
-    let counts = format!("SELECT repository, count(*) FROM {table} GROUP BY repository ORDER BY count(*) DESC");
+/// Removes the oldest rows of the repository with the most. Names with a pinned image stay. Returns whether there were any.
+fn drop_rows(transaction: &Transaction<'_>, table: &str, count: usize) -> rusqlite::Result<bool> {
+    let (key, age) = match table {
+        "tags" => ("repository, name, tag, shelf", "checked_at"),
+        _ => ("repository, name, digest", "noted_at"),
+    };
     let delete = format!(
         "DELETE FROM {table} WHERE ({key}) IN (SELECT {key} FROM {table} WHERE repository = ?1 AND NOT EXISTS \
             (SELECT 1 FROM pins WHERE pins.repository = {table}.repository AND pins.name = {table}.name) \
          ORDER BY {age} LIMIT ?2)"
     );
-    let counts = transaction
-        .prepare(&counts)?
-        .query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, u64>(1)?)))?
-        .collect::<rusqlite::Result<Vec<_>>>()?;
-    let total: u64 = counts.iter().map(|(_, count)| count).sum();
-    if total <= bound {
-        return Ok(());
-    }
-    let mut excess = total - (bound - bound / 16);
-    for (at, (repository, count)) in counts.iter().enumerate() {
-        if excess == 0 {
-            break;
+    let mut largest =
+        transaction.prepare_cached("SELECT repository FROM shares WHERE kind = ?1 ORDER BY amount DESC")?;
+    let mut repositories = largest.query(params![table])?;
+    while let Some(row) = repositories.next()? {
+        let repository: String = row.get(0)?;
+        let count = i64::try_from(count).unwrap_or(i64::MAX);
+        if transaction.prepare_cached(&delete)?.execute(params![repository, count])? > 0 {
+            return Ok(true);
         }
-        // What it has beyond the next one, but at least half of what is to go.
-        let next = counts.get(at + 1).map_or(0, |(_, count)| *count);
-        let gives = (count - next).max(excess.div_ceil(2)).min(excess).min(*count);
-        let dropped = transaction.execute(&delete, params![repository, i64::try_from(gives).unwrap_or(i64::MAX)])?;
-        excess = excess.saturating_sub(dropped as u64);
     }
-    tracing::info!(table, total, bound, "the index has too many rows; the oldest are dropped");
-    Ok(())
+    Ok(false)
 }
 
 #[cfg(test)]

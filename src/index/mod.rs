@@ -4,6 +4,9 @@
 //! thread, so that no request waits for them; reads have connections of their own.
 
 mod bounds;
+mod catalog;
+#[cfg(test)]
+mod graph;
 mod images;
 mod listings;
 mod names;
@@ -11,6 +14,7 @@ mod open;
 mod pins;
 mod purge;
 mod queue;
+mod reach;
 mod scope;
 mod size;
 mod sqlite;
@@ -20,6 +24,7 @@ mod writer;
 use std::time::{Duration, SystemTime};
 
 pub use bounds::Bounds;
+pub use images::ImagePage;
 pub use purge::{Purge, Purged};
 pub use scope::{Scope, Viewer};
 pub use sqlite::Index;

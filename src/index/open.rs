@@ -14,7 +14,7 @@ use super::writer::{PATIENCE, Queue, Writer};
 use super::{Index, IndexError, Timestamp, pins};
 use crate::files;
 
-pub(super) const MIGRATIONS: [&str; 7] = [
+pub(super) const MIGRATIONS: [&str; 8] = [
     include_str!("migrations/1.sql"),
     include_str!("migrations/2.sql"),
     include_str!("migrations/3.sql"),
@@ -22,8 +22,9 @@ pub(super) const MIGRATIONS: [&str; 7] = [
     include_str!("migrations/5.sql"),
     include_str!("migrations/6.sql"),
     include_str!("migrations/7.sql"),
+    include_str!("migrations/8.sql"),
 ];
-/// All tables but those of SQLite itself.
+/// All tables but those of SQLite itself, and those that follow from these.
 const TABLES: [&str; 8] = ["objects", "tags", "manifests", "visibility", "edges", "pins", "listings", "urls"];
 /// Tables that may be large and only help in an outage, and their bytes.
 const SPARE: [(&str, &str); 2] =

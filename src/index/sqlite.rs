@@ -9,7 +9,6 @@ use tokio::sync::oneshot;
 
 use super::bounds::MAX_VISIBLE;
 use super::open::{self, identity, mark_damaged, mark_if_damaged};
-use super::purge::{self, Purge, Purged};
 use super::queue::{Change, Task};
 use super::writer::Queue;
 use super::{Bounds, IndexError, ObjectEntry, TagEntry, TagKey, Timestamp, Totals, Viewer, Write};
@@ -69,22 +68,6 @@ impl Index {
         self.path.parent().map_or(Ok(0), open::remove_aside)
     }
 
-    /// Removes rows and tells which objects nothing refers to any more.
-    pub async fn purge(&self, purge: Purge) -> Result<Purged, IndexError> {
-        let path = self.path.clone();
-        self.change(move |connection| {
-            let purged = purge::run(connection, &purge)?;
-            // Whoever clears a cache wants the room, now.
-            if purge == Purge::All
-                && let Err(error) = size::give_back(connection, &path, true).and_then(|_| size::take_in_log(connection))
-            {
-                tracing::warn!(%error, "the index cannot give room back now");
-            }
-            Ok(purged)
-        })
-        .await
-    }
-
     /// Makes a change behind all that is queued, and waits for its result.
     pub(super) async fn change<T: Send + 'static>(
         &self,
@@ -97,6 +80,20 @@ impl Index {
         });
         self.writer.add(Task::Change(change))?;
         result.await.map_err(|_| IndexError::Closed)?
+    }
+
+    /// As [`Self::change`], for who may block.
+    pub(super) fn change_blocking<T: Send + 'static>(
+        &self,
+        change: impl FnOnce(&mut Connection) -> Result<T, IndexError> + Send + 'static,
+    ) -> Result<T, IndexError> {
+        let (done, result) = std::sync::mpsc::sync_channel(1);
+        let change: Change = Box::new(move |connection| {
+            // Who waits is still there: it cannot leave.
+            let _ = done.send(change(connection));
+        });
+        self.writer.add(Task::Change(change))?;
+        result.recv().map_err(|_| IndexError::Closed)?
     }
 
     /// Waits until all that was queued is written.
@@ -155,25 +152,6 @@ impl Index {
         const SQL: &str = "SELECT 1 FROM visibility WHERE repository = ?1 AND scope = ?2 AND digest = ?3";
         self.readers.with(|connection| {
             connection.prepare_cached(SQL)?.exists(params![viewer.repository, viewer.scope, digest.as_raw()])
-        })
-    }
-
-    /// At most `count` names with cached content, as `repository/name` in byte order, behind `last`.
-    pub fn catalog(&self, repositories: &[String], last: &str, count: usize) -> Result<Vec<String>, IndexError> {
-        // What only clients' own credentials brought in is not listed.
-        const SQL: &str = "WITH wanted AS (SELECT value FROM json_each(?3)), \
-             named AS (SELECT repository, name, digest FROM tags UNION SELECT repository, name, digest FROM manifests) \
-             SELECT DISTINCT repository || '/' || name AS path FROM named \
-             WHERE path > ?1 AND repository IN (SELECT value FROM wanted) \
-             AND EXISTS (SELECT 1 FROM visibility WHERE visibility.digest = named.digest \
-                AND visibility.repository = named.repository AND visibility.scope <> 1) \
-             ORDER BY path LIMIT ?2";
-        let wanted = serde_json::to_string(repositories).unwrap_or_default();
-        self.readers.with(|connection| {
-            let mut statement = connection.prepare_cached(SQL)?;
-            let rows = statement
-                .query_map(params![last, i64::try_from(count).unwrap_or(i64::MAX), wanted], |row| row.get(0))?;
-            rows.collect()
         })
     }
 
@@ -288,8 +266,12 @@ pub(super) fn apply(transaction: &Transaction<'_>, write: Write) -> rusqlite::Re
             params![digest.as_raw(), entry.size, entry.media_type.as_ref().map(MediaType::as_str), entry.stored_at.0],
         ),
         Write::Tag { key, entry } => run(
-            "INSERT OR REPLACE INTO tags (repository, name, tag, digest, media_type, size, checked_at, shelf) \
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+            "INSERT INTO tags (repository, name, tag, digest, media_type, size, checked_at, shelf, is_listed) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, EXISTS (SELECT 1 FROM visibility \
+                 WHERE repository = ?1 AND scope IN (0, 2) AND digest = ?4)) \
+             ON CONFLICT (repository, name, tag, shelf) DO UPDATE SET digest = excluded.digest, \
+                 media_type = excluded.media_type, size = excluded.size, checked_at = excluded.checked_at, \
+                 is_listed = excluded.is_listed",
             params![
                 key.repository,
                 key.name,

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 
-use super::bounds::{self, Bounds, Since};
+use super::bounds::{self, Bounds, Excess};
 use super::open::{self, Place, mark_if_damaged};
 use super::queue::{Task, Tasks};
 use super::size::{self, Left};
@@ -156,7 +156,7 @@ pub struct Writer {
     path: PathBuf,
     place: Place,
     shared: Arc<Shared>,
-    since: Since,
+    excess: Excess,
     /// What the database has yet to give back to the disk.
     left: Left,
     /// How long to wait for other work before that is done.
@@ -175,7 +175,7 @@ impl Writer {
             path,
             place,
             shared,
-            since: Since::default(),
+            excess: Excess::default(),
             left: Left::Pages,
             rest: Duration::ZERO,
             is_failing: false,
@@ -223,9 +223,14 @@ impl Writer {
         }
         self.shared.end_burst();
         loop {
-            let patience = (self.left != Left::Nothing).then_some(self.rest);
+            let patience = match (self.excess.is_any(), self.left) {
+                (true, _) => Some(Duration::ZERO),
+                (false, Left::Nothing) => None,
+                (false, _) => Some(self.rest),
+            };
             match tasks.take(patience) {
                 Some(task) => return task,
+                None if self.excess.is_any() => self.settle(),
                 None => self.tidy(),
             }
         }
@@ -274,13 +279,10 @@ impl Writer {
         }
         let count = writes.len() as u64;
         let bounds = self.shared.bounds();
-        let since = &mut self.since;
         let result = self.connection.transaction().and_then(|transaction| {
             for write in writes.into_iter().filter(|write| bounds.admit(write)) {
-                since.count(&write);
                 apply(&transaction, write)?;
             }
-            bounds::keep_within(&transaction, &bounds, since)?;
             transaction.commit()
         });
         if let Err(error) = &result {
@@ -296,13 +298,17 @@ impl Writer {
         self.settle();
     }
 
-    /// Looks at how large the database has become.
+    /// Looks at how much there is, and takes a step back where it is too much.
     fn settle(&mut self) {
         let bounds = self.shared.bounds();
-        let settled = bounds::relieve(&self.connection, &bounds).and_then(|()| size::used(&self.connection));
-        match settled {
+        let settled = bounds::keep_within(&mut self.connection, &bounds, &mut self.excess);
+        match settled.and_then(|()| size::used(&self.connection)) {
             Ok(used) => self.shared.used.store(used, Ordering::Relaxed),
-            Err(error) => tracing::debug!(%error, "the size of the index cannot be told now"),
+            Err(error) => {
+                tracing::debug!(%error, "the index cannot be kept within its bounds now");
+                // The next write is another chance.
+                self.excess = Excess::default();
+            }
         }
         if size::has_long_log(&self.path) {
             let is_due = self.waited.is_none_or(|waited| waited.elapsed() > WAITS);
@@ -387,7 +393,7 @@ mod tests {
         // At once, where all goes.
         index.keep_within(Bounds::default());
         write_lists(&index, 20).await;
-        index.purge(Purge::All).await.expect("purged");
+        index.purge(&Purge::All, drop).expect("purged");
         assert!(size::on_disk(&path) < MIB / 4, "{}", size::on_disk(&path));
     }
 
@@ -435,7 +441,7 @@ mod tests {
         drop(old);
         let index = Index::open(dir.path()).expect("an index");
         assert!(size::on_disk(&path) > 20 * MIB);
-        index.purge(Purge::All).await.expect("purged");
+        index.purge(&Purge::All, drop).expect("purged");
         assert!(size::on_disk(&path) < MIB / 4, "{}", size::on_disk(&path));
     }
 
