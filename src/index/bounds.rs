@@ -54,10 +54,10 @@ impl Default for Bounds {
     }
 }
 
-/// Rows of tags or of names that go in one step, as many as one batch of writes brings at most.
-const ROWS: usize = 1_024;
+/// Rows of tags or of names that go in one step, unless more than that have just been written.
+const ROWS: usize = 250;
 /// Lists that go in one step, and about their bytes; URLs, too.
-const LARGE_ROWS: usize = 500;
+const LARGE_ROWS: usize = 250;
 const LARGE_BYTES: u64 = 20 << 20;
 
 /// What is bounded. The database counts each as it comes and goes.
@@ -80,8 +80,14 @@ impl Excess {
     }
 }
 
-/// Removes a step of what is beyond the bounds.
-pub fn keep_within(connection: &mut Connection, bounds: &Bounds, excess: &mut Excess) -> rusqlite::Result<()> {
+/// Removes a step of what is beyond the bounds, but no less than was `written` since the last one.
+pub fn keep_within(
+    connection: &mut Connection,
+    bounds: &Bounds,
+    excess: &mut Excess,
+    written: usize,
+) -> rusqlite::Result<()> {
+    let (rows, large_rows) = (written.max(ROWS), written.max(LARGE_ROWS));
     for ((kind, is_excess), stuck) in KINDS.into_iter().zip(&mut excess.kinds).zip(&mut excess.stuck) {
         let bound = match kind {
             "listings" => bounds.lists,
@@ -100,9 +106,9 @@ pub fn keep_within(connection: &mut Connection, bounds: &Bounds, excess: &mut Ex
         let transaction = connection.transaction()?;
         let surplus = total - (bound - bound / 16);
         let has_dropped = match kind {
-            "listings" => listings::drop_some(&transaction, surplus.min(LARGE_BYTES), LARGE_ROWS)?,
-            "urls" => urls::drop_some(&transaction, surplus.min(LARGE_BYTES), LARGE_ROWS)?,
-            _ => drop_rows(&transaction, kind, ROWS.min(usize::try_from(surplus).unwrap_or(ROWS)))?,
+            "listings" => listings::drop_some(&transaction, surplus.min(LARGE_BYTES), large_rows)?,
+            "urls" => urls::drop_some(&transaction, surplus.min(LARGE_BYTES), large_rows)?,
+            _ => drop_rows(&transaction, kind, rows.min(usize::try_from(surplus).unwrap_or(rows)))?,
         };
         transaction.commit()?;
         *is_excess = has_dropped;
@@ -111,8 +117,10 @@ pub fn keep_within(connection: &mut Connection, bounds: &Bounds, excess: &mut Ex
     relieve(connection, bounds, excess)
 }
 
+const TOTAL: &str = "SELECT amount FROM totals WHERE kind = ?1";
+
 fn total(connection: &Connection, kind: &str) -> rusqlite::Result<u64> {
-    let mut statement = connection.prepare_cached("SELECT amount FROM totals WHERE kind = ?1")?;
+    let mut statement = connection.prepare_cached(TOTAL)?;
     statement.query_row(params![kind], |row| row.get(0))
 }
 
@@ -133,19 +141,25 @@ fn relieve(connection: &mut Connection, bounds: &Bounds, excess: &mut Excess) ->
     Ok(())
 }
 
-/// Removes the oldest rows of the repository with the most. Names with a pinned image stay. Returns whether there were any.
-fn drop_rows(transaction: &Transaction<'_>, table: &str, count: usize) -> rusqlite::Result<bool> {
+const LARGEST: &str = "SELECT repository FROM shares WHERE kind = ?1 ORDER BY amount DESC";
+
+/// Deletes the oldest rows of a repository, as many as the second value says, but for names with pins.
+fn delete_oldest(table: &str) -> String {
     let (key, age) = match table {
         "tags" => ("repository, name, tag, shelf", "checked_at"),
         _ => ("repository, name, digest", "noted_at"),
     };
-    let delete = format!(
+    format!(
         "DELETE FROM {table} WHERE ({key}) IN (SELECT {key} FROM {table} WHERE repository = ?1 AND NOT EXISTS \
             (SELECT 1 FROM pins WHERE pins.repository = {table}.repository AND pins.name = {table}.name) \
          ORDER BY {age} LIMIT ?2)"
-    );
-    let mut largest =
-        transaction.prepare_cached("SELECT repository FROM shares WHERE kind = ?1 ORDER BY amount DESC")?;
+    )
+}
+
+/// Removes the oldest rows of the repository with the most. Names with a pinned image stay. Returns whether there were any.
+fn drop_rows(transaction: &Transaction<'_>, table: &str, count: usize) -> rusqlite::Result<bool> {
+    let delete = delete_oldest(table);
+    let mut largest = transaction.prepare_cached(LARGEST)?;
     let mut repositories = largest.query(params![table])?;
     while let Some(row) = repositories.next()? {
         let repository: String = row.get(0)?;
@@ -161,6 +175,7 @@ fn drop_rows(transaction: &Transaction<'_>, table: &str, count: usize) -> rusqli
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::graph::assert_goes_by_indexes;
     use super::super::{Index, TagEntry, TagKey, Timestamp};
     use super::*;
     use crate::index::{ImageName, ObjectEntry, Viewer};
@@ -219,6 +234,47 @@ mod tests {
         assert_eq!(count(&index, "SELECT count(*) FROM manifests WHERE name = 'pinned'"), 1);
         assert_eq!(count(&index, "SELECT count(*) FROM tags WHERE tag = '2999'"), 1);
         assert_eq!(count(&index, "SELECT count(*) FROM tags WHERE tag = '1'"), 0);
+    }
+
+    #[test]
+    fn what_is_too_much_goes_in_steps_and_none_looks_through_a_table() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let index = Index::open(dir.path()).expect("an index");
+        index.apply((0..3_000).map(|number| tag("r", &number.to_string(), number)));
+        let bounds = Bounds { names: 160, ..Bounds::default() };
+        let left = index.change_blocking(move |connection| {
+            let (mut excess, mut left) = (Excess::default(), Vec::new());
+            while left.is_empty() || excess.is_any() {
+                keep_within(connection, &bounds, &mut excess, 1_000)?;
+                left.push(total(connection, "tags")?);
+            }
+            Ok(left)
+        });
+        assert_eq!(left.expect("kept"), [2_000, 1_000, 150, 150]);
+        for sql in [LARGEST, &delete_oldest("tags"), &delete_oldest("manifests")] {
+            assert_goes_by_indexes(&index, sql);
+        }
+        for sql in [listings::LARGEST, listings::NEXT, urls::OLDEST, TOTAL] {
+            assert_goes_by_indexes(&index, sql);
+        }
+    }
+
+    #[test]
+    fn where_all_that_is_left_is_pinned_it_stays_and_is_not_looked_for_again_and_again() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let index = Index::open(dir.path()).expect("an index");
+        index.apply((0..200).map(|number| tag("r", &number.to_string(), number)));
+        let bounds = Bounds { names: 160, ..Bounds::default() };
+        let excess = index.change_blocking(move |connection| {
+            connection.execute("INSERT INTO pins VALUES ('r', 'a', '1')", [])?;
+            let mut excess = Excess::default();
+            keep_within(connection, &bounds, &mut excess, 0)?;
+            assert_eq!(total(connection, "tags")?, 200);
+            Ok(excess)
+        });
+        let excess = excess.expect("kept");
+        assert!(!excess.is_any(), "the thread has nothing more to do");
+        assert_eq!(excess.stuck, [0, 0, 210, 0]);
     }
 
     #[tokio::test]

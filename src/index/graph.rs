@@ -100,7 +100,8 @@ pub fn assert_sums(connection: &Connection) {
     }
 }
 
-/// A statement goes by indexes: it looks through no table, and sorts nothing.
+/// A statement goes by indexes: it looks through no table, and sorts nothing. One that reads its first rows in the order
+/// of an index is fine.
 pub fn assert_goes_by_indexes(index: &Index, sql: &str) {
     let plan = index.change_blocking({
         let sql = format!("EXPLAIN QUERY PLAN {sql}");
@@ -117,7 +118,9 @@ pub fn assert_goes_by_indexes(index: &Index, sql: &str) {
         }
     });
     for line in plan.expect("planned") {
-        let is_fine = !line.contains("TEMP B-TREE") && (!line.starts_with("SCAN") || line.contains("CONSTANT ROW"));
-        assert!(is_fine || line.starts_with("SCAN (subquery"), "{line}: {sql}");
+        let is_fine = ["SEARCH", "SCAN (subquery", "SCAN CONSTANT ROW"].iter().any(|begin| line.starts_with(begin));
+        let reads_first = line.starts_with("SCAN urls USING INDEX urls_by_age") && sql.ends_with("LIMIT 1");
+        let is_frame = !line.starts_with("SCAN") && !line.contains("TEMP B-TREE");
+        assert!(is_fine || reads_first || is_frame, "{line}: {sql}");
     }
 }

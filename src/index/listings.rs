@@ -77,13 +77,15 @@ pub(super) fn put(transaction: &Transaction<'_>, key: &ListKey, listing: &Listin
     transaction.prepare_cached(SQL)?.execute(values).map(drop)
 }
 
+pub(super) const LARGEST: &str =
+    "SELECT repository, name FROM shares WHERE kind = 'listings' ORDER BY amount DESC LIMIT 1";
+pub(super) const NEXT: &str = "SELECT id, bytes FROM listings WHERE repository = ?1 AND name = ?2 \
+    ORDER BY is_part DESC, checked_at LIMIT 1";
+
 /// Removes lists until `bytes` are gone or so many lists: of the name with the most, its parts before the whole list and
 /// the oldest first. So a name loses what it has beyond an equal share, and no name can drive out the others' lists.
 /// Returns whether there were any.
 pub(super) fn drop_some(transaction: &Transaction<'_>, bytes: u64, most: usize) -> rusqlite::Result<bool> {
-    const LARGEST: &str = "SELECT repository, name FROM shares WHERE kind = 'listings' ORDER BY amount DESC LIMIT 1";
-    const NEXT: &str = "SELECT id, bytes FROM listings WHERE repository = ?1 AND name = ?2 \
-                        ORDER BY is_part DESC, checked_at LIMIT 1";
     let mut largest = transaction.prepare_cached(LARGEST)?;
     let mut next = transaction.prepare_cached(NEXT)?;
     let mut delete = transaction.prepare_cached("DELETE FROM listings WHERE id = ?1")?;

@@ -12,10 +12,12 @@ use super::sqlite::read_digest;
 use super::{Index, IndexError};
 use crate::oci::{Digest, Reference};
 
-/// Rows of one table that go in one step.
-const ROWS: u32 = 1_000;
+/// Rows of one table that go in one step. Each is in several indexes, at other places of the disk than its neighbours.
+const ROWS: u32 = 250;
+/// The same of objects, whose rows are in no other index.
+const PLAIN_ROWS: u32 = 1_000;
 /// Objects that go in one step, each with its rows.
-const OBJECTS_AT_ONCE: usize = 200;
+const OBJECTS_AT_ONCE: usize = 64;
 /// Lists that go in one step: they are large.
 const LISTS: u32 = 50;
 /// Objects that are looked at in one go for whether somebody may see them.
@@ -227,22 +229,14 @@ impl Index {
     }
 
     fn purge_all(&self, each: &mut impl FnMut(Purged)) -> Result<(), IndexError> {
-        let tables = [
-            ("tags", ROWS),
-            ("manifests", ROWS),
-            ("visibility", ROWS),
-            ("listings", LISTS),
-            ("urls", LISTS),
-            ("edges", ROWS),
-        ];
-        for (table, rows) in tables {
-            self.delete(table, ["?1 = ?2", "", ""], rows)?;
+        for table in ["tags", "manifests", "visibility", "listings", "urls", "edges"] {
+            self.step(move |transaction| clear(transaction, table))?;
         }
         loop {
             let step = |transaction: &Transaction<'_>| {
                 let digests = transaction
                     .prepare_cached("SELECT digest FROM objects LIMIT ?1")?
-                    .query_map(params![ROWS], read_digest)?
+                    .query_map(params![PLAIN_ROWS], read_digest)?
                     .collect::<rusqlite::Result<Vec<_>>>()?;
                 forget(transaction, &digests, |_| Ok(false))
             };
@@ -289,6 +283,23 @@ fn delete_some(table: &str, condition: &str) -> String {
         _ => "id",
     };
     format!("DELETE FROM {table} WHERE ({key}) IN (SELECT {key} FROM {table} WHERE {condition} LIMIT ?3)")
+}
+
+/// Deletes all rows of a table. As a whole, which takes a moment for each of its pages and not for each row; its triggers
+/// would keep SQLite from that.
+fn clear(transaction: &Transaction<'_>, table: &str) -> rusqlite::Result<()> {
+    const TRIGGERS: &str = "SELECT name, sql FROM sqlite_schema WHERE type = 'trigger' AND tbl_name = ?1";
+    let triggers = transaction
+        .prepare(TRIGGERS)?
+        .query_map(params![table], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))?
+        .collect::<rusqlite::Result<Vec<_>>>()?;
+    for (name, _) in &triggers {
+        transaction.execute_batch(&format!("DROP TRIGGER {name}"))?;
+    }
+    transaction.execute(&format!("DELETE FROM {table}"), [])?;
+    transaction.execute("DELETE FROM shares WHERE kind = ?1", params![table])?;
+    transaction.execute("UPDATE totals SET amount = 0 WHERE kind = ?1", params![table])?;
+    triggers.iter().try_for_each(|(_, sql)| transaction.execute_batch(sql))
 }
 
 /// Objects that no repository may see, among the next ones behind `last`, and where to go on.

@@ -60,10 +60,11 @@ pub(super) fn drop_one(transaction: &Transaction<'_>, key: &Digest, variant: &[u
     transaction.prepare_cached(SQL)?.execute(params![key.as_raw(), variant]).map(drop)
 }
 
+pub(super) const OLDEST: &str = "SELECT key, variant, length(head) FROM urls ORDER BY stored_at LIMIT 1";
+
 /// Removes the oldest answers until `bytes` are gone or so many answers: a client can ask for any number of queries.
 /// Returns whether there were any.
 pub(super) fn drop_some(transaction: &Transaction<'_>, bytes: u64, most: usize) -> rusqlite::Result<bool> {
-    const OLDEST: &str = "SELECT key, variant, length(head) FROM urls ORDER BY stored_at LIMIT 1";
     const DELETE: &str = "DELETE FROM urls WHERE key = ?1 AND variant = ?2";
     let (mut oldest, mut delete) = (transaction.prepare_cached(OLDEST)?, transaction.prepare_cached(DELETE)?);
     let (mut dropped, mut freed) = (0, 0);

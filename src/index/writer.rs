@@ -200,7 +200,7 @@ impl Writer {
                     Task::Change(change) => {
                         self.apply_batch(std::mem::take(&mut writes));
                         change(&mut self.connection);
-                        self.settle();
+                        self.settle(0);
                     }
                     Task::Flush(done) => {
                         self.apply_batch(std::mem::take(&mut writes));
@@ -230,7 +230,7 @@ impl Writer {
             };
             match tasks.take(patience) {
                 Some(task) => return task,
-                None if self.excess.is_any() => self.settle(),
+                None if self.excess.is_any() => self.settle(0),
                 None => self.tidy(),
             }
         }
@@ -277,7 +277,8 @@ impl Writer {
         if writes.is_empty() {
             return;
         }
-        let count = writes.len() as u64;
+        let written = writes.len();
+        let count = written as u64;
         let bounds = self.shared.bounds();
         let result = self.connection.transaction().and_then(|transaction| {
             for write in writes.into_iter().filter(|write| bounds.admit(write)) {
@@ -295,13 +296,13 @@ impl Writer {
             tracing::info!("changes to the index are written again");
         }
         self.is_failing = result.is_err();
-        self.settle();
+        self.settle(written);
     }
 
-    /// Looks at how much there is, and takes a step back where it is too much.
-    fn settle(&mut self) {
+    /// Looks at how much there is, and takes a step back where it is too much; `written` were added since.
+    fn settle(&mut self, written: usize) {
         let bounds = self.shared.bounds();
-        let settled = bounds::keep_within(&mut self.connection, &bounds, &mut self.excess);
+        let settled = bounds::keep_within(&mut self.connection, &bounds, &mut self.excess, written);
         match settled.and_then(|()| size::used(&self.connection)) {
             Ok(used) => self.shared.used.store(used, Ordering::Relaxed),
             Err(error) => {

@@ -239,3 +239,19 @@ fn no_step_of_a_purge_looks_through_a_table() {
         assert_goes_by_indexes(&index, sql);
     }
 }
+
+#[test]
+fn after_all_was_purged_what_comes_is_counted_as_before() {
+    let (_dir, index) = images(3);
+    index.purge(&Purge::All, drop).expect("purged");
+    let entry = TagEntry { digest: digest(0), media_type: MediaType::new("m"), size: 1, checked_at: Timestamp(1) };
+    let key = TagKey { repository: "r".to_owned(), shelf: String::new(), name: "a".to_owned(), tag: "1".to_owned() };
+    index.apply([Write::Tag { key, entry }, Write::Visible { viewer: Viewer::own("r"), digest: digest(0) }]);
+    index.flush_blocking_here();
+    let counted = index.read(|connection| {
+        assert_sums(connection);
+        Ok(rows(connection, "SELECT amount FROM totals WHERE kind = 'tags'"))
+    });
+    assert_eq!(counted.expect("read"), ["Integer(1)"]);
+    assert_eq!(index.catalog(&["r".to_owned()], "", 10).expect("read"), ["r/a"]);
+}
