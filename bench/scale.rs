@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use larder::index::{Index, ObjectEntry, Timestamp, Write};
+use larder::index::{Index, ObjectEntry, Timestamp, Viewer, Write};
 use larder::oci::{Algorithm, Digest};
 use larder::store::Disk;
 use larder::upkeep::evict::Evictor;
@@ -100,7 +100,7 @@ fn fill(cache: &Path, count: u64) -> Result<()> {
         fs::write(cache.join("blobs/sha256").join(&hex[..2]).join(&hex), number.to_le_bytes())?;
         let entry = ObjectEntry { size: CONTENT as u64, media_type: None, stored_at: Timestamp(number as i64) };
         index.write(Write::Object { digest, entry });
-        index.write(Write::Visible { repository: "hub".to_owned(), digest });
+        index.write(Write::Visible { viewer: Viewer::own("hub"), digest });
         if number % 4_000 == 0 {
             index.flush_blocking()?;
         }

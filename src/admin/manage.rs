@@ -97,7 +97,7 @@ pub struct Pins {
 
 pub async fn images(pull: &Pull, last: &str, count: usize) -> Result<Images, ManageError> {
     let count = count.clamp(1, MAX_PAGE);
-    let found = pull.cache().images(last.to_owned(), count).await?;
+    let (found, next) = pull.cache().images(last.to_owned(), count).await?;
     let time = |time: crate::index::Timestamp| humantime::format_rfc3339_seconds(time.to_system_time()).to_string();
     let images: Vec<_> = found
         .into_iter()
@@ -114,7 +114,6 @@ pub async fn images(pull: &Pull, last: &str, count: usize) -> Result<Images, Man
             pinned,
         })
         .collect();
-    let next = images.last().filter(|_| images.len() == count).map(|image| image.reference.clone());
     Ok(Images { images, next })
 }
 

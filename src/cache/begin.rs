@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::Cache;
 use super::fill::{self, FillReader, Joined, Origin, Registered, Wanted};
 use crate::failure::{Failure, FailureKind};
+use crate::index::Viewer;
 use crate::oci::{Algorithm, Digest};
 use crate::places::{NoPlace, Party, Place};
 use crate::telemetry::Metrics;
@@ -28,41 +29,41 @@ impl Cache {
     /// whether it was begun.
     pub fn fill(
         self: &Arc<Self>,
-        repository: &str,
+        viewer: &Viewer,
         digest: Digest,
         party: Party,
         origin: impl FnOnce() -> Arc<dyn Origin>,
     ) -> (FillReader, bool) {
-        self.begin(repository, Wanted::Digest(digest), party, origin)
+        self.begin(viewer, Wanted::Digest(digest), party, origin)
     }
 
     /// As [`Cache::fill`], from an upstream that only a client named: no other repository depends on how fast it
     /// sends.
     pub fn fill_apart(
         self: &Arc<Self>,
-        repository: &str,
+        viewer: &Viewer,
         digest: Digest,
         party: Party,
         origin: impl FnOnce() -> Arc<dyn Origin>,
     ) -> (FillReader, bool) {
-        let key = Digest::of(Algorithm::Sha256, format!("{repository} {digest}").as_bytes());
-        self.begin(repository, Wanted::Apart { key, digest }, party, origin)
+        let key = Digest::of(Algorithm::Sha256, format!("{viewer} {digest}").as_bytes());
+        self.begin(viewer, Wanted::Apart { key, digest }, party, origin)
     }
 
     fn begin(
         self: &Arc<Self>,
-        repository: &str,
+        viewer: &Viewer,
         wanted: Wanted,
         party: Party,
         origin: impl FnOnce() -> Arc<dyn Origin>,
     ) -> (FillReader, bool) {
-        match self.fills.join(&wanted.key(), repository) {
+        match self.fills.join(&wanted.key(), viewer) {
             Joined::Running(fill) => {
                 self.metrics.coalesced.inc();
                 (fill, false)
             }
             Joined::New(fill, registered) => {
-                let (cache, origin, repository) = (self.clone(), origin(), repository.to_owned());
+                let (cache, origin, viewer) = (self.clone(), origin(), viewer.clone());
                 tokio::spawn(async move {
                     match cache.places.take(party, PATIENCE).await {
                         Ok(place) => {
@@ -70,7 +71,7 @@ impl Cache {
                             if !matches!(wanted, Wanted::Digest(_)) {
                                 registered.fill().has_place();
                             }
-                            cache.run_fill(registered, wanted, origin, &repository, place).await;
+                            cache.run_fill(registered, wanted, origin, &viewer, place).await;
                         }
                         Err(NoPlace) => registered.fail(no_place()),
                     }
@@ -83,20 +84,18 @@ impl Cache {
     /// Begins a fill of whatever its origin has, under a key that stands for it; `None` where no place is free now.
     pub(super) fn begin_now(
         self: &Arc<Self>,
-        repository: &str,
+        viewer: &Viewer,
         key: Digest,
         party: Party,
         origin: impl FnOnce() -> Arc<dyn Origin>,
     ) -> Option<FillReader> {
         let place = self.places.take_now(party)?;
-        let (fill, registered) = match self.fills.join(&key, repository) {
+        let (fill, registered) = match self.fills.join(&key, viewer) {
             Joined::Running(fill) => return Some(fill),
             Joined::New(fill, registered) => (fill, registered),
         };
-        let (cache, origin, repository) = (self.clone(), origin(), repository.to_owned());
-        tokio::spawn(
-            async move { cache.run_fill(registered, Wanted::Whatever(key), origin, &repository, place).await },
-        );
+        let (cache, origin, viewer) = (self.clone(), origin(), viewer.clone());
+        tokio::spawn(async move { cache.run_fill(registered, Wanted::Whatever(key), origin, &viewer, place).await });
         Some(fill)
     }
 
@@ -105,7 +104,7 @@ impl Cache {
         registered: Registered,
         wanted: Wanted,
         origin: Arc<dyn Origin>,
-        repository: &str,
+        viewer: &Viewer,
         place: Place,
     ) {
         let digest = wanted.key();
@@ -121,7 +120,7 @@ impl Cache {
         let stored = result.as_ref().ok().filter(|outcome| outcome.is_stored);
         let stored = stored.map(|outcome| (outcome.digest, outcome.size, outcome.is_new));
         if let Some((found, size, is_new)) = stored {
-            self.record_object(repository, found, size, None, is_new);
+            self.record_object(viewer, found, size, None, is_new);
             origin.stored(&found, size).await;
         }
         match result {
@@ -131,10 +130,10 @@ impl Cache {
                 self.metrics.errors.inc();
             }
             Err(failure) if failure.kind.is_of_the_store() => {
-                self.pass(&registered, wanted, &origin, repository, failure).await;
+                self.pass(&registered, wanted, &origin, viewer, failure).await;
             }
             Err(failure) => {
-                tracing::info!(%digest, repository, kind = failure.kind.as_str(), %failure, "a blob could not be fetched");
+                tracing::info!(%digest, repository = %viewer, kind = failure.kind.as_str(), %failure, "a blob could not be fetched");
             }
         }
         // The rows are queued before the fill leaves the map, so that no request falls between.
@@ -150,7 +149,7 @@ impl Cache {
         registered: &Registered,
         wanted: Wanted,
         origin: &Arc<dyn Origin>,
-        repository: &str,
+        viewer: &Viewer,
         why: Failure,
     ) {
         let digest = wanted.key();
@@ -159,13 +158,13 @@ impl Cache {
             if self.upkeep.never_fits(registered.stated_size()) {
                 self.unfit.add(digest);
             }
-            tracing::info!(%digest, repository, failure = %why, "a blob passes uncached");
+            tracing::info!(%digest, repository = %viewer, failure = %why, "a blob passes uncached");
         } else {
             self.metrics.errors.inc();
             tracing::error!(%digest, failure = %why, "blobs are served uncached until the cache directory can be written again");
         }
         if let Err(failure) = fill::pass(registered, wanted, origin, &self.windows).await {
-            tracing::info!(%digest, repository, kind = failure.kind.as_str(), %failure, "a blob did not pass to its end");
+            tracing::info!(%digest, repository = %viewer, kind = failure.kind.as_str(), %failure, "a blob did not pass to its end");
         }
     }
 }

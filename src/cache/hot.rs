@@ -7,7 +7,7 @@ use bytes::Bytes;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
-use crate::index::{ListKey, Listing, TagEntry, TagKey, Timestamp, UrlEntry};
+use crate::index::{ListKey, Listing, TagEntry, TagKey, Timestamp, UrlEntry, Viewer};
 use crate::oci::{Digest, MediaType};
 
 /// A manifest or index, verified.
@@ -39,8 +39,8 @@ const ENTRY: u64 = 128;
 pub struct Hot {
     pub manifests: Cache<Digest, Arc<Manifest>, ByLength>,
     pub tags: Cache<TagKey, TagEntry, ByLength>,
-    /// Repository and object: the repository's upstream has it.
-    pub visible: Cache<(String, Digest), (), ByLength>,
+    /// Who is shown which object.
+    pub visible: Cache<(Viewer, Digest), (), ByLength>,
     /// Lists that the index may not have written yet.
     pub listings: Cache<ListKey, Listing, ByLength>,
     /// Repository, name and manifest: the upstream has it under this name, and the index has been told.
@@ -97,9 +97,9 @@ impl Weighter<TagKey, TagEntry> for ByLength {
     }
 }
 
-impl Weighter<(String, Digest), ()> for ByLength {
-    fn weight(&self, (repository, _): &(String, Digest), (): &()) -> u64 {
-        ENTRY + repository.len() as u64
+impl Weighter<(Viewer, Digest), ()> for ByLength {
+    fn weight(&self, (viewer, _): &(Viewer, Digest), (): &()) -> u64 {
+        ENTRY + viewer.repository.len() as u64
     }
 }
 
@@ -141,7 +141,7 @@ mod tests {
             let media_type = MediaType::new("m".repeat(200));
             let entry = TagEntry { digest: digest(number), media_type, size: 1, checked_at: Timestamp(1) };
             hot.tags.insert(key, entry);
-            hot.visible.insert((name(number), digest(number)), ());
+            hot.visible.insert((Viewer::own(name(number)), digest(number)), ());
             hot.names.insert(("r".to_owned(), name(number), digest(number)), ());
         }
         for number in 0..2_000 {

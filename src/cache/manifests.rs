@@ -11,7 +11,7 @@ use super::Cache;
 use super::hot::{Hot, MAX_MANIFEST, Manifest};
 use super::read::Content;
 use crate::failure::{Failure, FailureKind};
-use crate::index::{Index, IndexError, ObjectEntry, Timestamp, Write};
+use crate::index::{Index, IndexError, ObjectEntry, Timestamp, Viewer, Write};
 use crate::oci::Digest;
 use crate::oci::manifest::{self, Outline};
 use crate::store::{Body, Store};
@@ -43,17 +43,17 @@ impl Cache {
 
     /// Keeps a verified manifest. Where the store fails it is handed on all the same, and not kept in
     /// memory either: the next request for it is another chance to store it.
-    pub async fn put_manifest(self: &Arc<Self>, repository: &str, manifest: Manifest) -> Arc<Manifest> {
+    pub async fn put_manifest(self: &Arc<Self>, viewer: &Viewer, manifest: Manifest) -> Arc<Manifest> {
         let manifest = Arc::new(manifest);
         if !self.pending.add(&manifest) {
             self.metrics.unstored.inc();
             tracing::warn!(digest = %manifest.digest, "too many manifests wait to be stored; one is served uncached");
             return manifest;
         }
-        self.mark_visible(repository, manifest.digest);
-        let (cache, repository, storing) = (self.clone(), repository.to_owned(), manifest.clone());
+        self.mark_visible(viewer, manifest.digest);
+        let (cache, viewer, storing) = (self.clone(), viewer.clone(), manifest.clone());
         let stored = tokio::spawn(async move {
-            cache.store_manifest(&repository, &storing).await;
+            cache.store_manifest(&viewer, &storing).await;
             cache.pending.remove(&storing.digest);
         });
         // It goes on behind the answer.
@@ -61,13 +61,13 @@ impl Cache {
         manifest
     }
 
-    async fn store_manifest(&self, repository: &str, manifest: &Arc<Manifest>) {
+    async fn store_manifest(&self, viewer: &Viewer, manifest: &Arc<Manifest>) {
         match self.store(manifest).await {
             // The reservation lives until the object is counted.
             Ok((is_new, _reservation)) => {
                 self.hot.manifests.insert(manifest.digest, manifest.clone());
                 let size = manifest.bytes.len() as u64;
-                self.record_object(repository, manifest.digest, size, Some(manifest.media_type.clone()), is_new);
+                self.record_object(viewer, manifest.digest, size, Some(manifest.media_type.clone()), is_new);
                 let children = Outline::read(&manifest.bytes).children;
                 let children = children.iter().map(|child| child.digest).collect();
                 self.index.write(Write::Edges { parent: manifest.digest, children });

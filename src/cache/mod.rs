@@ -17,6 +17,7 @@ mod names;
 mod origin;
 mod passes;
 mod pending;
+mod purge;
 pub mod ranges;
 mod read;
 mod readiness;
@@ -39,7 +40,8 @@ use crate::config::Config;
 use crate::descriptors::Shares;
 use crate::failure::{Failure, FailureKind};
 use crate::index::{
-    Image, ImageName, Index, IndexError, ObjectEntry, Purge, Purged, TagEntry, TagKey, Timestamp, Write,
+    Image, ImageName, ImagePage, Index, IndexError, ObjectEntry, Purge, Purged, TagEntry, TagKey, Timestamp, Viewer,
+    Write,
 };
 use crate::oci::{Digest, MediaType};
 use crate::places::Places;
@@ -56,6 +58,7 @@ use hot::Hot;
 use list_room::Lists;
 use passes::Passes;
 use pending::Pending;
+use purge::{PurgeError, Purging};
 use readiness::Readiness;
 use unfit::Unfit;
 
@@ -259,14 +262,14 @@ impl Cache {
         self.fills.count()
     }
 
-    fn record_object(&self, repository: &str, digest: Digest, size: u64, media_type: Option<MediaType>, is_new: bool) {
+    fn record_object(&self, viewer: &Viewer, digest: Digest, size: u64, media_type: Option<MediaType>, is_new: bool) {
         let entry = ObjectEntry { size, media_type, stored_at: Timestamp::now() };
         self.index.write(Write::Object { digest, entry });
-        self.mark_visible(repository, digest);
+        self.mark_visible(viewer, digest);
         if is_new {
             self.metrics.stores.inc();
         }
-        self.upkeep.stored(digest, size, repository);
+        self.upkeep.stored(digest, size, &viewer.repository);
     }
 
     pub async fn tag(&self, key: &TagKey) -> Result<Option<TagEntry>, Failure> {
@@ -296,24 +299,24 @@ impl Cache {
         self.upkeep.tag_changed(&key);
     }
 
-    /// Whether the upstream of `repository` is known to have the object.
-    pub async fn is_visible(&self, repository: &str, digest: &Digest) -> Result<bool, Failure> {
-        let key = (repository.to_owned(), *digest);
+    /// Whether a repository's upstream is known to have the object, in a scope.
+    pub async fn is_visible(&self, viewer: &Viewer, digest: &Digest) -> Result<bool, Failure> {
+        let key = (viewer.clone(), *digest);
         if self.hot.visible.get(&key).is_some() {
             return Ok(true);
         }
-        let (repository, digest) = key.clone();
-        let is_visible = self.read(move |index| index.is_visible(&repository, &digest)).await?;
+        let (viewer, digest) = key.clone();
+        let is_visible = self.read(move |index| index.is_visible(&viewer, &digest)).await?;
         if is_visible {
             self.hot.visible.insert(key, ());
         }
         Ok(is_visible)
     }
 
-    pub fn mark_visible(&self, repository: &str, digest: Digest) {
-        self.hot.visible.insert((repository.to_owned(), digest), ());
-        self.upkeep.seen_by(&digest, repository);
-        self.index.write(Write::Visible { repository: repository.to_owned(), digest });
+    pub fn mark_visible(&self, viewer: &Viewer, digest: Digest) {
+        self.hot.visible.insert((viewer.clone(), digest), ());
+        self.upkeep.seen_by(&digest, &viewer.repository);
+        self.index.write(Write::Visible { viewer: viewer.clone(), digest });
     }
 
     /// Names with cached content of these repositories behind `last`, in order.
@@ -321,48 +324,37 @@ impl Cache {
         self.read(move |index| index.catalog(&repositories, &last, count)).await
     }
 
-    /// Takes content out: rows first, then files. Readers that have a file open go on.
+    /// Takes content out, in steps: rows first, then files. Readers that have a file open go on. It is done to its end also
+    /// where who asked for it has left.
     pub async fn purge(&self, purge: Purge) -> Result<Purged, Failure> {
-        let is_all = purge == Purge::All;
-        let mut purged = self.index.purge(purge.clone()).await;
-        if is_all && purged.is_err() {
-            // On a full disk not even rows can be removed until something else was.
-            let cleared = self.store.clear().await;
-            cleared.map_err(|error| self.broken("cannot remove an object", error))?;
-            purged = self.index.purge(purge).await;
-        }
-        let purged = purged.map_err(|error| self.broken("cannot purge", error))?;
-        self.hot.clear();
-        self.upkeep.removed(&purged.digests, is_all);
-        let removed = match is_all {
-            true => self.store.clear().await,
-            false => self.remove_files(&purged.digests).await,
+        let purging = Purging {
+            index: self.index.clone(),
+            hot: self.hot.clone(),
+            upkeep: self.upkeep.clone(),
+            store: self.store.clone(),
         };
-        removed.map_err(|error| self.broken("cannot remove an object", error))?;
-        Ok(purged)
+        let purged = tokio::spawn(async move { purging.run(&purge).await }).await;
+        let purged = purged.map_err(|error| self.broken("a purge broke off", error))?;
+        purged.map_err(|error| match error {
+            PurgeError::Index(error) => self.broken("cannot purge", error),
+            PurgeError::Disk(error) => self.broken("cannot remove an object", error),
+        })
     }
 
-    async fn remove_files(&self, objects: &[Digest]) -> io::Result<()> {
-        // In pieces, each of which a slow disk removes in time.
-        for some in objects.chunks(1000) {
-            self.store.remove(some).await?;
-        }
-        Ok(())
-    }
-
-    /// Images in the order of their references behind `last`, and whether each is pinned.
-    pub async fn images(&self, last: String, count: usize) -> Result<Vec<(Image, bool)>, Failure> {
+    /// Images in the order of their references behind `last`, whether each is pinned, and where the next page begins.
+    pub async fn images(&self, last: String, count: usize) -> Result<(Vec<(Image, bool)>, Option<String>), Failure> {
         let refreshed = self.upkeep.refresh_pins().await;
         refreshed.map_err(|error| self.broken("cannot read the index", error))?;
-        let images = self.read(move |index| {
+        let page = self.read(move |index| {
             index.flush_blocking()?;
             index.images(&last, count)
         });
+        let ImagePage { images, next } = page.await?;
         let with_pin = |image: Image| {
             let is_pinned = self.upkeep.is_pinned(&image.digest);
             (image, is_pinned)
         };
-        Ok(images.await?.into_iter().map(with_pin).collect())
+        Ok((images.into_iter().map(with_pin).collect(), next))
     }
 
     /// Pins an image, cached or not, or takes that back. Returns whether that changed anything.

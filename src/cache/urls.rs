@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{Cache, FillReader, Origin, Party};
 use crate::failure::Failure;
-use crate::index::{UrlEntry, Write};
+use crate::index::{UrlEntry, Viewer, Write};
 use crate::oci::Digest;
 
 /// Under what name it is noted who may see such content: no repository.
@@ -48,6 +48,6 @@ impl Cache {
         party: Party,
         origin: impl FnOnce() -> Arc<dyn Origin>,
     ) -> Option<FillReader> {
-        self.begin_now(BY_URL, key, party, origin)
+        self.begin_now(&Viewer::own(BY_URL), key, party, origin)
     }
 }

@@ -44,7 +44,7 @@ pub use oidc::{ClaimRule, Issuer, Keys};
 pub use proxy::{Proxies, Proxy};
 pub use proxy_door::{Allowlist, Forbidden, Permission, ProxyDoor};
 pub use raw::{ForwardedHeader, LogFormat, Logging, OnUpstream404, Pattern, Policy};
-pub use repository::{BY_CLIENTS, IN_PUBLIC, Repository, TagPolicy};
+pub use repository::{Repository, TagPolicy};
 pub use secret::Secret;
 pub use show::Effective;
 pub use tls::{ClientRoots, ServerTls};

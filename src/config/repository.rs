@@ -57,11 +57,8 @@ pub struct TagPolicy {
     pub negative_max_age: Duration,
 }
 
-/// Behind the prefix of a repository whose content came in by the clients' own credentials, in
-/// [`Repository::owner`]; no prefix has a blank.
-pub const BY_CLIENTS: &str = " by clients";
-/// Behind the prefix of a repository, in [`Repository::public`].
-pub const IN_PUBLIC: &str = " in public";
+/// The shelf of what clients' own credentials show, of all upstreams in order.
+const BY_CLIENTS: &str = " by clients";
 
 impl Repository {
     /// One that the configuration does not have.
@@ -91,13 +88,6 @@ impl Repository {
         self.tag_rules.iter_mut().for_each(|(_, policy)| policy.negative_max_age = Duration::ZERO);
     }
 
-    /// Under what name it is noted who may see an object: what clients' own credentials brought in is not
-    /// shown when Larder's own are to decide, not even if it comes in just then.
-    pub fn owner(&self) -> String {
-        let by = if self.client_consent.is_some() { BY_CLIENTS } else { "" };
-        format!("{}{by}", self.prefix)
-    }
-
     /// What tells apart what is known of tags and lists here from what others know of the same repository: whose
     /// credentials asked, and which upstream alone. Empty for Larder's own and all upstreams in order.
     pub fn shelf(&self) -> String {
@@ -107,6 +97,11 @@ impl Repository {
     /// The shelf of the same upstreams, by the other credentials: Larder's own or those of clients.
     pub fn other_shelf(&self) -> String {
         self.shelf_by(if self.client_consent.is_some() { "" } else { BY_CLIENTS })
+    }
+
+    /// All shelves that a tag of these upstreams may be on.
+    pub fn shelves(&self) -> [String; 4] {
+        [self.shelf(), self.other_shelf(), String::new(), BY_CLIENTS.to_owned()]
     }
 
     fn shelf_by(&self, by: &str) -> String {
@@ -119,11 +114,6 @@ impl Repository {
     /// Under what name it is remembered what is asked for here.
     pub fn asked_as(&self) -> String {
         format!("{}{}", self.prefix, self.shelf())
-    }
-
-    /// Under what name it is noted what the upstreams show to everybody, without any credentials.
-    pub fn public(&self) -> String {
-        format!("{}{IN_PUBLIC}", self.prefix)
     }
 
     pub fn policy_of(&self, tag: &str) -> &TagPolicy {

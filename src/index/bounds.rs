@@ -54,110 +54,131 @@ impl Default for Bounds {
     }
 }
 
-/// Rows written since a table was last measured: that takes a look at all of it, so it is done now and then.
-#[derive(Debug)]
-pub struct Since {
-    tags: u64,
-    names: u64,
-    urls: u64,
-    has_listing: bool,
+/// Rows of tags or of names that go in one step, unless more than that have just been written.
+const ROWS: usize = 250;
+/// Lists that go in one step, and about their bytes; URLs, too.
+const LARGE_ROWS: usize = 250;
+const LARGE_BYTES: u64 = 20 << 20;
+
+/// What is bounded. The database counts each as it comes and goes.
+const KINDS: [&str; 4] = ["listings", "urls", "tags", "manifests"];
+
+/// Of which kinds there is more than there may be: they go until there is a sixteenth less, so that it is not one row a
+/// write.
+#[derive(Debug, Default)]
+pub struct Excess {
+    kinds: [bool; KINDS.len()],
+    /// How much there was when all that was left was pinned: no use to look again for each row.
+    stuck: [u64; KINDS.len()],
+    is_whole: bool,
 }
 
-impl Default for Since {
-    /// As if much had been written: an index that was opened is measured once.
-    fn default() -> Self {
-        Self { tags: u64::MAX / 2, names: u64::MAX / 2, urls: u64::MAX / 2, has_listing: true }
+impl Excess {
+    /// Whether there is a further step to do.
+    pub fn is_any(&self) -> bool {
+        self.is_whole || self.kinds.contains(&true)
     }
 }
 
-impl Since {
-    pub fn count(&mut self, write: &Write) {
-        match write {
-            Write::Tag { .. } => self.tags += 1,
-            Write::Manifest { .. } => self.names += 1,
-            Write::Url { entry, .. } => self.urls += entry.head.len() as u64 + urls::ROW,
-            Write::Listing { .. } => self.has_listing = true,
-            _ => {}
+/// Removes a step of what is beyond the bounds, but no less than was `written` since the last one.
+pub fn keep_within(
+    connection: &mut Connection,
+    bounds: &Bounds,
+    excess: &mut Excess,
+    written: usize,
+) -> rusqlite::Result<()> {
+    let (rows, large_rows) = (written.max(ROWS), written.max(LARGE_ROWS));
+    for ((kind, is_excess), stuck) in KINDS.into_iter().zip(&mut excess.kinds).zip(&mut excess.stuck) {
+        let bound = match kind {
+            "listings" => bounds.lists,
+            "urls" => bounds.urls,
+            _ => bounds.names,
+        };
+        let total = total(connection, kind)?;
+        let wanted = if *is_excess { bound - bound / 16 } else { bound.max(*stuck) };
+        if total <= wanted {
+            *is_excess = false;
+            continue;
         }
+        if !std::mem::replace(is_excess, true) {
+            tracing::info!(kind, total, bound, "the index has too much of a kind; the oldest of it is dropped");
+        }
+        let transaction = connection.transaction()?;
+        let surplus = total - (bound - bound / 16);
+        let has_dropped = match kind {
+            "listings" => listings::drop_some(&transaction, surplus.min(LARGE_BYTES), large_rows)?,
+            "urls" => urls::drop_some(&transaction, surplus.min(LARGE_BYTES), large_rows)?,
+            _ => drop_rows(&transaction, kind, rows.min(usize::try_from(surplus).unwrap_or(rows)))?,
+        };
+        transaction.commit()?;
+        *is_excess = has_dropped;
+        *stuck = if has_dropped { 0 } else { total + bound / 16 };
     }
+    relieve(connection, bounds, excess)
 }
 
-/// Removes what is beyond the bounds, as far as something was written since.
-pub fn keep_within(transaction: &Transaction<'_>, bounds: &Bounds, since: &mut Since) -> rusqlite::Result<()> {
-    // In steps of a sixteenth, so that it is not done for each row.
-    let is_due = |written: u64, bound: u64| written > (bound / 16).max(100);
-    if std::mem::take(&mut since.has_listing) {
-        listings::keep_within(transaction, bounds.lists)?;
+const TOTAL: &str = "SELECT amount FROM totals WHERE kind = ?1";
+
+fn total(connection: &Connection, kind: &str) -> rusqlite::Result<u64> {
+    let mut statement = connection.prepare_cached(TOTAL)?;
+    statement.query_row(params![kind], |row| row.get(0))
+}
+
+/// Where the database as a whole takes more than it may, a step of its lists goes, then of its URLs. What is left belongs
+/// to objects and goes with them.
+fn relieve(connection: &mut Connection, bounds: &Bounds, excess: &mut Excess) -> rusqlite::Result<()> {
+    let was_excess = std::mem::replace(&mut excess.is_whole, false);
+    if size::used(connection)? <= bounds.whole {
+        return Ok(());
     }
-    if is_due(since.urls, bounds.urls) {
-        since.urls = 0;
-        urls::keep_within(transaction, bounds.urls)?;
-    }
-    if is_due(since.tags, bounds.names) {
-        since.tags = 0;
-        keep_rows_within(transaction, "tags", "checked_at", bounds.names)?;
-    }
-    if is_due(since.names, bounds.names) {
-        since.names = 0;
-        keep_rows_within(transaction, "manifests", "noted_at", bounds.names)?;
+    let transaction = connection.transaction()?;
+    excess.is_whole = listings::drop_some(&transaction, LARGE_BYTES, LARGE_ROWS)?
+        || urls::drop_some(&transaction, LARGE_BYTES, LARGE_ROWS)?;
+    transaction.commit()?;
+    if excess.is_whole && !was_excess {
+        tracing::warn!("the index takes too much of cache.max_size; lists and URLs are dropped");
     }
     Ok(())
 }
 
-/// Where the database as a whole takes more than it may, lists go, then URLs. What is left belongs to objects and goes
-/// with them.
-pub fn relieve(connection: &Connection, bounds: &Bounds) -> rusqlite::Result<()> {
-    for table in ["listings", "urls"] {
-        if size::used(connection)? <= bounds.whole {
-            break;
-        }
-        let dropped = connection.execute(&format!("DELETE FROM {table}"), [])?;
-        if dropped > 0 {
-            tracing::warn!(table, dropped, "the index takes too much of cache.max_size; a part of it is dropped");
-        }
-    }
-    Ok(())
-}
+const LARGEST: &str = "SELECT repository FROM shares WHERE kind = ?1 ORDER BY amount DESC";
 
-/// Removes the oldest rows, of the repository with the most. Names with a pinned image stay.
-fn keep_rows_within(transaction: &Transaction<'_>, table: &str, age: &str, bound: u64) -> rusqlite::Result<()> {
-    let key = if table == "tags" { "repository, name, tag, shelf" } else { "repository, name, digest" };
-    let counts = format!("SELECT repository, count(*) FROM {table} GROUP BY repository ORDER BY count(*) DESC");
-    let delete = format!(
+/// Deletes the oldest rows of a repository, as many as the second value says, but for names with pins.
+fn delete_oldest(table: &str) -> String {
+    let (key, age) = match table {
+        "tags" => ("repository, name, tag, shelf", "checked_at"),
+        _ => ("repository, name, digest", "noted_at"),
+    };
+    format!(
         "DELETE FROM {table} WHERE ({key}) IN (SELECT {key} FROM {table} WHERE repository = ?1 AND NOT EXISTS \
             (SELECT 1 FROM pins WHERE pins.repository = {table}.repository AND pins.name = {table}.name) \
          ORDER BY {age} LIMIT ?2)"
-    );
-    let counts = transaction
-        .prepare(&counts)?
-        .query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, u64>(1)?)))?
-        .collect::<rusqlite::Result<Vec<_>>>()?;
-    let total: u64 = counts.iter().map(|(_, count)| count).sum();
-    if total <= bound {
-        return Ok(());
-    }
-    let mut excess = total - (bound - bound / 16);
-    for (at, (repository, count)) in counts.iter().enumerate() {
-        if excess == 0 {
-            break;
+    )
+}
+
+/// Removes the oldest rows of the repository with the most. Names with a pinned image stay. Returns whether there were any.
+fn drop_rows(transaction: &Transaction<'_>, table: &str, count: usize) -> rusqlite::Result<bool> {
+    let delete = delete_oldest(table);
+    let mut largest = transaction.prepare_cached(LARGEST)?;
+    let mut repositories = largest.query(params![table])?;
+    while let Some(row) = repositories.next()? {
+        let repository: String = row.get(0)?;
+        let count = i64::try_from(count).unwrap_or(i64::MAX);
+        if transaction.prepare_cached(&delete)?.execute(params![repository, count])? > 0 {
+            return Ok(true);
         }
-        // What it has beyond the next one, but at least half of what is to go.
-        let next = counts.get(at + 1).map_or(0, |(_, count)| *count);
-        let gives = (count - next).max(excess.div_ceil(2)).min(excess).min(*count);
-        let dropped = transaction.execute(&delete, params![repository, i64::try_from(gives).unwrap_or(i64::MAX)])?;
-        excess = excess.saturating_sub(dropped as u64);
     }
-    tracing::info!(table, total, bound, "the index has too many rows; the oldest are dropped");
-    Ok(())
+    Ok(false)
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::graph::assert_goes_by_indexes;
     use super::super::{Index, TagEntry, TagKey, Timestamp};
     use super::*;
-    use crate::index::{ImageName, ObjectEntry};
+    use crate::index::{ImageName, ObjectEntry, Viewer};
     use crate::oci::{Algorithm, Digest, MediaType};
 
     fn digest(number: u64) -> Digest {
@@ -215,17 +236,58 @@ mod tests {
         assert_eq!(count(&index, "SELECT count(*) FROM tags WHERE tag = '1'"), 0);
     }
 
+    #[test]
+    fn what_is_too_much_goes_in_steps_and_none_looks_through_a_table() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let index = Index::open(dir.path()).expect("an index");
+        index.apply((0..3_000).map(|number| tag("r", &number.to_string(), number)));
+        let bounds = Bounds { names: 160, ..Bounds::default() };
+        let left = index.change_blocking(move |connection| {
+            let (mut excess, mut left) = (Excess::default(), Vec::new());
+            while left.is_empty() || excess.is_any() {
+                keep_within(connection, &bounds, &mut excess, 1_000)?;
+                left.push(total(connection, "tags")?);
+            }
+            Ok(left)
+        });
+        assert_eq!(left.expect("kept"), [2_000, 1_000, 150, 150]);
+        for sql in [LARGEST, &delete_oldest("tags"), &delete_oldest("manifests")] {
+            assert_goes_by_indexes(&index, sql);
+        }
+        for sql in [listings::LARGEST, listings::NEXT, urls::OLDEST, TOTAL] {
+            assert_goes_by_indexes(&index, sql);
+        }
+    }
+
+    #[test]
+    fn where_all_that_is_left_is_pinned_it_stays_and_is_not_looked_for_again_and_again() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let index = Index::open(dir.path()).expect("an index");
+        index.apply((0..200).map(|number| tag("r", &number.to_string(), number)));
+        let bounds = Bounds { names: 160, ..Bounds::default() };
+        let excess = index.change_blocking(move |connection| {
+            connection.execute("INSERT INTO pins VALUES ('r', 'a', '1')", [])?;
+            let mut excess = Excess::default();
+            keep_within(connection, &bounds, &mut excess, 0)?;
+            assert_eq!(total(connection, "tags")?, 200);
+            Ok(excess)
+        });
+        let excess = excess.expect("kept");
+        assert!(!excess.is_any(), "the thread has nothing more to do");
+        assert_eq!(excess.stuck, [0, 0, 210, 0]);
+    }
+
     #[tokio::test]
     async fn an_object_is_noted_for_so_many_repositories_and_no_more() {
         let dir = tempfile::tempdir().expect("a directory");
         let index = Index::open(dir.path()).expect("an index");
         for number in 0..1_000 {
-            index.write(Write::Visible { repository: format!("host-{number}.example"), digest: digest(1) });
+            index.write(Write::Visible { viewer: Viewer::own(format!("host-{number}.example")), digest: digest(1) });
         }
-        index.write(Write::Visible { repository: "r".to_owned(), digest: digest(1) });
+        index.write(Write::Visible { viewer: Viewer::own("r"), digest: digest(1) });
         index.flush().await.expect("written");
         assert_eq!(count(&index, "SELECT count(*) FROM visibility"), u64::from(MAX_VISIBLE));
-        assert!(index.is_visible("r", &digest(1)).expect("read"), "the newest is among them");
+        assert!(index.is_visible(&Viewer::own("r"), &digest(1)).expect("read"), "the newest is among them");
     }
 
     #[tokio::test]

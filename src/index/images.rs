@@ -1,6 +1,6 @@
 //! What is cached, seen as images: names and tags, and what they consist of.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use rusqlite::{Connection, params};
 
@@ -8,48 +8,59 @@ use super::sqlite::{digest, read_digest};
 use super::{Image, ImageName, Index, IndexError, TagKey, Timestamp};
 use crate::oci::{Digest, MediaType, Reference};
 
+/// Rows and objects that are looked at for one page. A page on which little of that is an image ends before it is full.
+const LOOKED_AT: usize = 200_000;
+
+/// Some of the images.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ImagePage {
+    pub images: Vec<Image>,
+    /// Behind which reference the next page begins; `None` on the last one.
+    pub next: Option<String>,
+}
+
 impl Index {
     /// At most `count` images whose manifest is stored, in the order of their references, behind the
     /// reference `last`. Manifests that were asked for by digest are listed too, unless a tag of the
     /// same name or another stored manifest leads to them. Blocks.
-    pub fn images(&self, last: &str, count: usize) -> Result<Vec<Image>, IndexError> {
-        const SQL: &str = "
-            SELECT repository, name, reference, digest, media_type, checked_at, last_use FROM (
-                SELECT repository, name, ':' || tag AS reference, digest, tags.media_type, max(checked_at) AS checked_at,
-                    last_use
-                FROM tags JOIN objects USING (digest) GROUP BY repository, name, tag
-                UNION ALL
-                SELECT repository, name,
-                    CASE length(digest) WHEN 32 THEN '@sha256:' ELSE '@sha512:' END || lower(hex(digest)),
-                    digest, objects.media_type, NULL, last_use
-                FROM manifests JOIN objects USING (digest)
-                WHERE NOT EXISTS (SELECT 1 FROM tags WHERE tags.digest = manifests.digest
-                        AND tags.repository = manifests.repository AND tags.name = manifests.name)
-                    AND NOT EXISTS (SELECT 1 FROM edges JOIN objects AS above ON above.digest = edges.parent
-                        WHERE edges.child = manifests.digest))
-            WHERE repository || '/' || name || reference > ?1
-            ORDER BY repository || '/' || name || reference LIMIT ?2";
+    pub fn images(&self, last: &str, count: usize) -> Result<ImagePage, IndexError> {
+        self.images_within(last, count, LOOKED_AT)
+    }
+
+    fn images_within(&self, last: &str, count: usize, most: usize) -> Result<ImagePage, IndexError> {
         self.read(|connection| {
-            let mut statement = connection.prepare_cached(SQL)?;
-            let mut rows = statement.query(params![last, i64::try_from(count).unwrap_or(i64::MAX)])?;
-            let mut images = Vec::new();
-            while let Some(row) = rows.next()? {
-                let (repository, name): (String, String) = (row.get(0)?, row.get(1)?);
-                let manifest = digest(row.get_ref(3)?)?;
-                let (objects, bytes) = stored_below(connection, manifest)?;
-                images.push(Image {
-                    reference: format!("{repository}/{name}{}", row.get::<_, String>(2)?),
-                    repository,
-                    name,
-                    digest: manifest,
-                    media_type: row.get::<_, Option<String>>(4)?.map(MediaType::new),
-                    objects,
-                    bytes,
-                    checked_at: row.get::<_, Option<i64>>(5)?.map(Timestamp),
-                    last_use: Timestamp(row.get(6)?),
-                });
+            let (mut tags, mut manifests) = (connection.prepare_cached(TAGS)?, connection.prepare_cached(MANIFESTS)?);
+            let (mut tags, mut manifests) = (tags.query(params![last])?, manifests.query(params![last])?);
+            let (mut tag, mut manifest) = (next_row(&mut tags)?, next_row(&mut manifests)?);
+            let (mut page, mut sizes) = (ImagePage::default(), Sizes::new(connection));
+            let mut rows = 0;
+            loop {
+                // Of both kinds the one that comes first.
+                let is_tag = match (&tag, &manifest) {
+                    (None, None) => return Ok(page),
+                    (Some(tag), Some(manifest)) => tag.reference <= manifest.reference,
+                    (tag, _) => tag.is_some(),
+                };
+                let (next, others) = if is_tag { (&mut tag, &mut tags) } else { (&mut manifest, &mut manifests) };
+                let Some(mut row) = std::mem::replace(next, next_row(others)?) else {
+                    return Ok(page);
+                };
+                rows += 1;
+                // The same tag, as others know it: the newest of what is stored is shown.
+                while let Some(other) = next.take_if(|next| next.is_same_tag(&row)) {
+                    rows += 1;
+                    row = row.newer(other);
+                    *next = next_row(others)?;
+                }
+                let reference = row.reference.clone();
+                if let Some(image) = row.into_image(&mut sizes)? {
+                    page.images.push(image);
+                }
+                if page.images.len() >= count || rows + sizes.looked_at > most {
+                    page.next = Some(reference);
+                    return Ok(page);
+                }
             }
-            Ok(images)
         })
     }
 
@@ -109,16 +120,118 @@ fn below(connection: &Connection, roots: Vec<Digest>) -> rusqlite::Result<HashSe
     Ok(found)
 }
 
-/// Count and bytes of what is stored of an image.
-fn stored_below(connection: &Connection, manifest: Digest) -> rusqlite::Result<(u64, u64)> {
-    let mut size = connection.prepare_cached("SELECT size FROM objects WHERE digest = ?1")?;
-    let (mut objects, mut bytes) = (0, 0);
-    for object in below(connection, vec![manifest])? {
-        let mut rows = size.query(params![object.as_raw()])?;
-        if let Some(row) = rows.next()? {
-            objects += 1;
-            bytes += row.get::<_, u64>(0)?;
-        }
-    }
-    Ok((objects, bytes))
+/// Tags and whether their manifests are stored, in the order of the references of images.
+const TAGS: &str = "SELECT tags.repository || '/' || tags.name || ':' || tags.tag, tags.repository, tags.name, tags.digest, \
+        tags.media_type, tags.checked_at, objects.last_use \
+    FROM tags LEFT JOIN objects ON objects.digest = tags.digest \
+    WHERE tags.repository || '/' || tags.name || ':' || tags.tag > ?1 \
+    ORDER BY tags.repository || '/' || tags.name || ':' || tags.tag";
+
+/// The same of manifests; those that a tag of the name or a stored manifest leads to count as not stored.
+const MANIFESTS: &str = "SELECT manifests.repository || '/' || manifests.name \
+        || CASE length(manifests.digest) WHEN 32 THEN '@sha256:' ELSE '@sha512:' END || lower(hex(manifests.digest)), \
+        manifests.repository, manifests.name, manifests.digest, objects.media_type, NULL, \
+        CASE WHEN EXISTS (SELECT 1 FROM tags WHERE tags.digest = manifests.digest \
+            AND tags.repository = manifests.repository AND tags.name = manifests.name) \
+        OR EXISTS (SELECT 1 FROM edges JOIN objects AS above ON above.digest = edges.parent \
+            WHERE edges.child = manifests.digest) THEN NULL ELSE objects.last_use END \
+    FROM manifests LEFT JOIN objects ON objects.digest = manifests.digest \
+    WHERE manifests.repository || '/' || manifests.name \
+        || CASE length(manifests.digest) WHEN 32 THEN '@sha256:' ELSE '@sha512:' END || lower(hex(manifests.digest)) > ?1 \
+    ORDER BY manifests.repository || '/' || manifests.name \
+        || CASE length(manifests.digest) WHEN 32 THEN '@sha256:' ELSE '@sha512:' END || lower(hex(manifests.digest))";
+
+/// A tag or a manifest.
+struct Row {
+    reference: String,
+    repository: String,
+    name: String,
+    digest: Digest,
+    media_type: Option<String>,
+    checked_at: Option<i64>,
+    /// Set where it is to be shown.
+    last_use: Option<i64>,
 }
+
+impl Row {
+    fn is_same_tag(&self, other: &Self) -> bool {
+        self.checked_at.is_some()
+            && (&self.reference, &self.repository) == (&other.reference, &other.repository)
+            && other.checked_at.is_some()
+    }
+
+    /// Of two rows of one tag the one that is shown.
+    fn newer(self, other: Self) -> Self {
+        let rank = |row: &Self| (row.last_use.is_some(), row.checked_at);
+        if rank(&other) > rank(&self) { other } else { self }
+    }
+
+    fn into_image(self, sizes: &mut Sizes<'_>) -> rusqlite::Result<Option<Image>> {
+        let Some(last_use) = self.last_use else {
+            return Ok(None);
+        };
+        let (objects, bytes) = sizes.below(self.digest)?;
+        Ok(Some(Image {
+            reference: self.reference,
+            repository: self.repository,
+            name: self.name,
+            digest: self.digest,
+            media_type: self.media_type.map(MediaType::new),
+            objects,
+            bytes,
+            checked_at: self.checked_at.map(Timestamp),
+            last_use: Timestamp(last_use),
+        }))
+    }
+}
+
+fn next_row(rows: &mut rusqlite::Rows<'_>) -> rusqlite::Result<Option<Row>> {
+    let Some(row) = rows.next()? else {
+        return Ok(None);
+    };
+    Ok(Some(Row {
+        reference: row.get(0)?,
+        repository: row.get(1)?,
+        name: row.get(2)?,
+        digest: digest(row.get_ref(3)?)?,
+        media_type: row.get(4)?,
+        checked_at: row.get(5)?,
+        last_use: row.get(6)?,
+    }))
+}
+
+/// Count and bytes of what is stored of images.
+struct Sizes<'a> {
+    connection: &'a Connection,
+    /// Of images that other tags name too.
+    known: HashMap<Digest, (u64, u64)>,
+    looked_at: usize,
+}
+
+impl<'a> Sizes<'a> {
+    fn new(connection: &'a Connection) -> Self {
+        Self { connection, known: HashMap::new(), looked_at: 0 }
+    }
+
+    fn below(&mut self, manifest: Digest) -> rusqlite::Result<(u64, u64)> {
+        if let Some(known) = self.known.get(&manifest) {
+            return Ok(*known);
+        }
+        let mut size = self.connection.prepare_cached("SELECT size FROM objects WHERE digest = ?1")?;
+        let (mut objects, mut bytes) = (0, 0);
+        let found = below(self.connection, vec![manifest])?;
+        self.looked_at += found.len();
+        for object in found {
+            let mut rows = size.query(params![object.as_raw()])?;
+            if let Some(row) = rows.next()? {
+                objects += 1;
+                bytes += row.get::<_, u64>(0)?;
+            }
+        }
+        self.known.insert(manifest, (objects, bytes));
+        Ok((objects, bytes))
+    }
+}
+
+#[cfg(test)]
+mod tests;

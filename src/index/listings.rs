@@ -1,8 +1,6 @@
 //! Lists of tags and referrers, for when the upstream is down. A client can ask for any number of pages, so they are
 //! kept within a number of bytes, which the names share: the name with the most gives first.
 
-use std::collections::BinaryHeap;
-
 use bytes::Bytes;
 use rusqlite::{OptionalExtension, Transaction, params};
 
@@ -58,9 +56,12 @@ impl Index {
 }
 
 pub(super) fn put(transaction: &Transaction<'_>, key: &ListKey, listing: &Listing) -> rusqlite::Result<()> {
-    const SQL: &str = "INSERT OR REPLACE INTO listings \
+    const SQL: &str = "INSERT INTO listings \
         (repository, name, page, is_part, checked_at, bytes, media_type, link, filters_applied, body) \
-        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)";
+        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) \
+        ON CONFLICT (repository, name, page) DO UPDATE SET is_part = excluded.is_part, \
+            checked_at = excluded.checked_at, bytes = excluded.bytes, media_type = excluded.media_type, \
+            link = excluded.link, filters_applied = excluded.filters_applied, body = excluded.body";
     let values = params![
         key.repository,
         key.name,
@@ -76,36 +77,33 @@ pub(super) fn put(transaction: &Transaction<'_>, key: &ListKey, listing: &Listin
     transaction.prepare_cached(SQL)?.execute(values).map(drop)
 }
 
-/// Where all lists together take more than `bound` bytes, removes some until they take a sixteenth less: of the name
-/// with the most, its parts before the whole list and the oldest first. So a name loses what it has beyond an equal
-/// share, and no name can drive out the others' lists.
-pub(super) fn keep_within(transaction: &Transaction<'_>, bound: u64) -> rusqlite::Result<()> {
-    const TOTAL: &str = "SELECT coalesce(sum(bytes), 0) FROM listings";
-    const SHARES: &str = "SELECT sum(bytes), repository, name FROM listings GROUP BY repository, name";
-    const NEXT: &str = "SELECT id, bytes FROM listings WHERE repository = ?1 AND name = ?2 \
-                        ORDER BY is_part DESC, checked_at LIMIT 1";
-    let mut total: u64 = transaction.prepare_cached(TOTAL)?.query_row([], |row| row.get(0))?;
-    if total <= bound {
-        return Ok(());
-    }
-    let shares = transaction
-        .prepare_cached(SHARES)?
-        .query_map([], |row| Ok((row.get::<_, u64>(0)?, row.get::<_, String>(1)?, row.get::<_, String>(2)?)))?
-        .collect::<rusqlite::Result<Vec<_>>>()?;
-    let mut shares = BinaryHeap::from(shares);
+pub(super) const LARGEST: &str =
+    "SELECT repository, name FROM shares WHERE kind = 'listings' ORDER BY amount DESC LIMIT 1";
+pub(super) const NEXT: &str = "SELECT id, bytes FROM listings WHERE repository = ?1 AND name = ?2 \
+    ORDER BY is_part DESC, checked_at LIMIT 1";
+
+/// Removes lists until `bytes` are gone or so many lists: of the name with the most, its parts before the whole list and
+/// the oldest first. So a name loses what it has beyond an equal share, and no name can drive out the others' lists.
+/// Returns whether there were any.
+pub(super) fn drop_some(transaction: &Transaction<'_>, bytes: u64, most: usize) -> rusqlite::Result<bool> {
+    let mut largest = transaction.prepare_cached(LARGEST)?;
     let mut next = transaction.prepare_cached(NEXT)?;
     let mut delete = transaction.prepare_cached("DELETE FROM listings WHERE id = ?1")?;
-    while total > bound - bound / 16
-        && let Some((share, repository, name)) = shares.pop()
-    {
+    let (mut dropped, mut freed) = (0, 0);
+    while dropped < most && freed < bytes {
+        let name = largest.query_row([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)));
+        let Some((repository, name)) = name.optional()? else {
+            break;
+        };
         let page = next.query_row(params![repository, name], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, u64>(1)?)));
-        if let Some((id, bytes)) = page.optional()? {
-            delete.execute(params![id])?;
-            total = total.saturating_sub(bytes);
-            shares.push((share.saturating_sub(bytes), repository, name));
-        }
+        let Some((id, bytes)) = page.optional()? else {
+            break;
+        };
+        delete.execute(params![id])?;
+        dropped += 1;
+        freed += bytes;
     }
-    Ok(())
+    Ok(dropped > 0)
 }
 
 #[cfg(test)]

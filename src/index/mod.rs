@@ -4,6 +4,9 @@
 //! thread, so that no request waits for them; reads have connections of their own.
 
 mod bounds;
+mod catalog;
+#[cfg(test)]
+mod graph;
 mod images;
 mod listings;
 mod names;
@@ -11,6 +14,8 @@ mod open;
 mod pins;
 mod purge;
 mod queue;
+mod reach;
+mod scope;
 mod size;
 mod sqlite;
 mod urls;
@@ -19,7 +24,9 @@ mod writer;
 use std::time::{Duration, SystemTime};
 
 pub use bounds::Bounds;
+pub use images::ImagePage;
 pub use purge::{Purge, Purged};
+pub use scope::{Scope, Viewer};
 pub use sqlite::Index;
 pub use urls::UrlEntry;
 
@@ -55,7 +62,8 @@ impl Timestamp {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct TagKey {
     pub repository: String,
-    /// Of what source it is known; empty for the repository's upstreams in order.
+    /// By whose credentials and of which of the repository's upstreams it is known; empty for Larder's own and all
+    /// upstreams in order.
     pub shelf: String,
     pub name: String,
     pub tag: String,
@@ -144,8 +152,9 @@ pub enum Write {
         digest: Digest,
         at: Timestamp,
     },
+    /// The upstream has shown the object.
     Visible {
-        repository: String,
+        viewer: Viewer,
         digest: Digest,
     },
     Edges {
@@ -184,7 +193,7 @@ impl Write {
             Self::DropTag { key } => key.name.len() + key.tag.len(),
             Self::Object { entry, .. } => entry.media_type.as_ref().map_or(0, |media_type| media_type.as_str().len()),
             Self::Manifest { name, .. } => name.len(),
-            Self::Visible { repository, .. } => repository.len(),
+            Self::Visible { viewer, .. } => viewer.repository.len(),
             Self::Edges { children, .. } => size_of_val(&children[..]),
             Self::Listing { key, listing } => {
                 return size_of::<Self>() as u64 + listing.weight(key);

@@ -27,7 +27,9 @@ pub(super) fn put(
     digest: &Digest,
     at: Timestamp,
 ) -> rusqlite::Result<()> {
-    const SQL: &str = "INSERT INTO manifests (repository, name, digest, noted_at) VALUES (?1, ?2, ?3, ?4) \
+    const SQL: &str = "INSERT INTO manifests (repository, name, digest, noted_at, is_listed) \
+        VALUES (?1, ?2, ?3, ?4, EXISTS (SELECT 1 FROM visibility \
+            WHERE repository = ?1 AND scope IN (0, 2) AND digest = ?3)) \
         ON CONFLICT (repository, name, digest) DO UPDATE SET noted_at = ?4 WHERE noted_at < ?4 - ?5";
     transaction.prepare_cached(SQL)?.execute(params![repository, name, digest.as_raw(), at.0, RESOLUTION]).map(drop)
 }

@@ -14,15 +14,17 @@ use super::writer::{PATIENCE, Queue, Writer};
 use super::{Index, IndexError, Timestamp, pins};
 use crate::files;
 
-pub(super) const MIGRATIONS: [&str; 6] = [
+pub(super) const MIGRATIONS: [&str; 8] = [
     include_str!("migrations/1.sql"),
     include_str!("migrations/2.sql"),
     include_str!("migrations/3.sql"),
     include_str!("migrations/4.sql"),
     include_str!("migrations/5.sql"),
     include_str!("migrations/6.sql"),
+    include_str!("migrations/7.sql"),
+    include_str!("migrations/8.sql"),
 ];
-/// All tables but those of SQLite itself.
+/// All tables but those of SQLite itself, and those that follow from these.
 const TABLES: [&str; 8] = ["objects", "tags", "manifests", "visibility", "edges", "pins", "listings", "urls"];
 /// Tables that may be large and only help in an outage, and their bytes.
 const SPARE: [(&str, &str); 2] =
@@ -106,7 +108,7 @@ impl Index {
         // A power cut may lose the last rows, never the database; lost rows are learnt again.
         connection.pragma_update(None, "synchronous", "NORMAL")?;
         size::configure(&connection)?;
-        migrate(&mut connection)?;
+        migrate(&mut connection, MIGRATIONS.len())?;
         if is_new {
             pins::restore(&connection, path);
         } else if size::should_be_written_anew(&connection, path)? {
@@ -142,8 +144,8 @@ impl Copy {
         let name = format!("file:/larder-{}?vfs=memdb", NEXT.fetch_add(1, Ordering::Relaxed));
         let mut connection = Connection::open(&name)?;
         size::prepare(&connection)?;
-        migrate(&mut connection)?;
-        let copied = if path.exists() { copy_from(&connection, path) } else { Ok(()) };
+        let copied = if path.exists() { copy_from(&mut connection, path) } else { Ok(()) };
+        migrate(&mut connection, MIGRATIONS.len())?;
         if let Err(error) = &copied {
             tracing::warn!(%error, "not all that the index knew can be read; it is learnt again");
         }
@@ -152,15 +154,19 @@ impl Copy {
     }
 }
 
-/// Copies what the index at `path` knows, which may be of an earlier version.
-fn copy_from(connection: &Connection, path: &Path) -> rusqlite::Result<()> {
+/// Copies what the index at `path` knows. It may be of an earlier version: then this is one of the same, to be migrated.
+fn copy_from(connection: &mut Connection, path: &Path) -> rusqlite::Result<()> {
     // What the last process left in the log is read too, without the shared memory that a full disk has no room for.
     // Where the file can only be read, that cannot be: then without the log.
     let ways = [("vfs=unix", "PRAGMA old.locking_mode = EXCLUSIVE"), ("immutable=1&vfs=unix", "")];
     let mut copied = Ok(());
     for (parameters, prepare) in ways {
         connection.execute("ATTACH ?1 AS old", [uri(path, parameters)])?;
-        copied = connection.execute_batch(prepare).and_then(|()| copy_tables(connection));
+        copied = connection
+            .execute_batch(prepare)
+            .and_then(|()| connection.pragma_query_value(Some("old"), "user_version", |row| row.get(0)))
+            .and_then(|version| migrate(connection, version))
+            .and_then(|()| copy_tables(connection));
         connection.execute_batch("DETACH old")?;
         if copied.is_ok() {
             break;
@@ -228,9 +234,10 @@ pub(super) fn save(connection: &Connection, path: &Path) {
     }
 }
 
-fn migrate(connection: &mut Connection) -> rusqlite::Result<()> {
+/// Brings a database to a version, or to the newest where that is none.
+fn migrate(connection: &mut Connection, wanted: usize) -> rusqlite::Result<()> {
     let version: usize = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
-    for (at, migration) in MIGRATIONS.iter().enumerate().skip(version) {
+    for (at, migration) in MIGRATIONS.iter().enumerate().take(wanted).skip(version) {
         let transaction = connection.transaction()?;
         transaction.execute_batch(migration)?;
         transaction.pragma_update(None, "user_version", at + 1)?;

@@ -1,10 +1,38 @@
 //! Taking things out: which rows go, and which objects nothing refers to any more.
+//!
+//! In steps, each a transaction of its own, so that what others write comes in between. What has to be looked for is
+//! looked for by a reading connection. A purge that is cut between two steps has removed less than all: what is left is
+//! known as before, and goes with a later purge or by age.
 
 use rusqlite::{Connection, Transaction, params};
 
-use super::IndexError;
+use super::reach::{Reach, is_root};
+use super::size::{self, Left};
 use super::sqlite::read_digest;
+use super::{Index, IndexError};
 use crate::oci::{Digest, Reference};
+
+/// Rows of one table that go in one step. Each is in several indexes, at other places of the disk than its neighbours.
+const ROWS: u32 = 250;
+/// The same of objects, whose rows are in no other index.
+const PLAIN_ROWS: u32 = 1_000;
+/// Objects that go in one step, each with its rows.
+const OBJECTS_AT_ONCE: usize = 64;
+/// Lists that go in one step: they are large.
+const LISTS: u32 = 50;
+/// Objects that are looked at in one go for whether somebody may see them.
+const LOOKED_AT: u32 = 10_000;
+
+const OF_REPOSITORY: &str = "repository = ?1 AND ?2 = ''";
+const BY_TAG: &str = "DELETE FROM tags WHERE repository = ?1 AND name = ?2 AND tag = ?3 RETURNING digest";
+const BY_DIGEST: &str = "DELETE FROM tags WHERE digest = ?3 AND repository = ?1 AND name = ?2 RETURNING digest";
+const UNNAME: &str = "DELETE FROM manifests WHERE repository = ?1 AND name = ?2 AND digest = ?3";
+const HIDE: &str = "DELETE FROM visibility WHERE digest = ?1 AND repository = ?2";
+const FORGET: [&str; 3] = [
+    "DELETE FROM objects WHERE digest = ?1 RETURNING size",
+    "DELETE FROM visibility WHERE digest = ?1",
+    "DELETE FROM edges WHERE parent = ?1",
+];
 
 /// What to take out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,132 +64,303 @@ pub struct Purged {
     pub bytes: u64,
 }
 
-/// Deletes the rows in one transaction.
-pub fn run(connection: &mut Connection, purge: &Purge) -> Result<Purged, IndexError> {
-    let transaction = connection.transaction()?;
-    let purged = match purge {
-        Purge::All => all(&transaction)?,
-        Purge::Repository(repository) => one_repository(&transaction, repository)?,
-        Purge::Name { repository, name } => {
-            transaction.execute_batch(ROOTS)?;
-            for table in ["tags", "manifests"] {
-                let condition = format!("FROM {table} WHERE repository = ?1 AND name = ?2");
-                transaction.execute(
-                    &format!("INSERT OR IGNORE INTO temp.roots SELECT digest {condition}"),
-                    params![repository, name],
-                )?;
-                transaction.execute(&format!("DELETE {condition}"), params![repository, name])?;
+impl Purged {
+    /// Adds what a further step removed.
+    pub fn add(&mut self, step: Self) {
+        self.digests.extend(step.digests);
+        self.objects += step.objects;
+        self.bytes += step.bytes;
+    }
+}
+
+impl Index {
+    /// Removes rows in steps, and tells after each which objects nothing refers to any more. Blocks.
+    pub fn purge(&self, purge: &Purge, mut each: impl FnMut(Purged)) -> Result<(), IndexError> {
+        match purge {
+            Purge::All => self.purge_all(&mut each),
+            Purge::Repository(repository) => self.purge_repository(repository, &mut each),
+            Purge::Name { repository, name } => {
+                let of_name = ["repository = ?1 AND name = ?2", repository, name];
+                let mut roots = self.delete_roots("tags", of_name)?;
+                roots.extend(self.delete_roots("manifests", of_name)?);
+                self.delete("listings", of_name, LISTS)?;
+                each(Purged::default());
+                self.purge_below(repository, name, roots, &mut each)
             }
-            transaction
-                .execute("DELETE FROM listings WHERE repository = ?1 AND name = ?2", params![repository, name])?;
-            unreachable_objects(&transaction, repository, name)?
+            Purge::Reference { repository, name, reference } => {
+                let roots = self.delete_reference(repository, name, reference)?;
+                each(Purged::default());
+                self.purge_below(repository, name, roots, &mut each)
+            }
         }
-        Purge::Reference { repository, name, reference } => {
-            transaction.execute_batch(ROOTS)?;
-            let (condition, value): (_, Box<dyn rusqlite::ToSql>) = match reference {
-                Reference::Tag(tag) => ("tag = ?3", Box::new(tag.as_str().to_owned())),
-                Reference::Digest(digest) => ("digest = ?3", Box::new(digest.as_raw().to_vec())),
+    }
+
+    /// Does a step in a transaction of its own.
+    fn step<T: Send + 'static>(
+        &self,
+        step: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, IndexError> {
+        self.change_blocking(move |connection| {
+            let transaction = connection.transaction()?;
+            let done = step(&transaction)?;
+            transaction.commit()?;
+            Ok(done)
+        })
+    }
+
+    /// Deletes the rows of a table that match a condition with two values, in steps.
+    fn delete(&self, table: &'static str, condition: [&str; 3], rows: u32) -> Result<(), IndexError> {
+        let [condition, first, second] = condition.map(str::to_owned);
+        let sql = delete_some(table, &condition);
+        loop {
+            let (sql, first, second) = (sql.clone(), first.clone(), second.clone());
+            let step = move |transaction: &Transaction<'_>| {
+                transaction.prepare_cached(&sql)?.execute(params![first, second, rows])
             };
-            let tags = format!("FROM tags WHERE repository = ?1 AND name = ?2 AND {condition}");
-            let insert = format!("INSERT OR IGNORE INTO temp.roots SELECT digest {tags}");
-            transaction.execute(&insert, params![repository, name, value])?;
-            transaction.execute(&format!("DELETE {tags}"), params![repository, name, value])?;
-            if let Reference::Digest(digest) = reference {
-                transaction.execute("INSERT OR IGNORE INTO temp.roots VALUES (?1)", params![digest.as_raw()])?;
+            if self.step(step)? == 0 {
+                return Ok(());
             }
-            unreachable_objects(&transaction, repository, name)?
         }
+    }
+
+    /// As [`Self::delete`], of tags or manifests; returns their digests.
+    fn delete_roots(&self, table: &'static str, condition: [&str; 3]) -> Result<Vec<Digest>, IndexError> {
+        let [condition, first, second] = condition.map(str::to_owned);
+        let sql = delete_some(table, &condition) + " RETURNING digest";
+        let mut roots = Vec::new();
+        loop {
+            let (sql, first, second) = (sql.clone(), first.clone(), second.clone());
+            let step = move |transaction: &Transaction<'_>| {
+                let mut statement = transaction.prepare_cached(&sql)?;
+                let deleted = statement.query_map(params![first, second, ROWS], read_digest)?;
+                deleted.collect::<rusqlite::Result<Vec<_>>>()
+            };
+            let deleted = self.step(step)?;
+            if deleted.is_empty() {
+                return Ok(roots);
+            }
+            roots.extend(deleted);
+        }
+    }
+
+    /// Deletes one tag, or the tags of one manifest. Returns what it named.
+    fn delete_reference(&self, repository: &str, name: &str, reference: &Reference) -> Result<Vec<Digest>, IndexError> {
+        let (repository, name, reference) = (repository.to_owned(), name.to_owned(), reference.clone());
+        self.step(move |transaction| {
+            let delete = |sql: &str, value: &dyn rusqlite::ToSql| {
+                let mut statement = transaction.prepare_cached(sql)?;
+                let deleted = statement.query_map(params![repository, name, value], read_digest)?;
+                deleted.collect::<rusqlite::Result<Vec<_>>>()
+            };
+            match reference {
+                Reference::Tag(tag) => delete(BY_TAG, &tag.as_str()),
+                Reference::Digest(digest) => delete(BY_DIGEST, &digest.as_raw()).map(|_| vec![digest]),
+            }
+        })
+    }
+
+    /// From the roots down, removes what no other tag or manifest leads to. A manifest that was asked for by digest under
+    /// the same name and lies below the roots (a platform of an index) goes with them.
+    fn purge_below(
+        &self,
+        repository: &str,
+        name: &str,
+        roots: Vec<Digest>,
+        each: &mut impl FnMut(Purged),
+    ) -> Result<(), IndexError> {
+        let mut below: Vec<_> = self.below(roots)?.into_iter().collect();
+        below.sort_unstable_by(|one, other| one.as_raw().cmp(other.as_raw()));
+        for digests in below.chunks(OBJECTS_AT_ONCE) {
+            let (repository, name, digests) = (repository.to_owned(), name.to_owned(), digests.to_vec());
+            self.step(move |transaction| {
+                let mut statement = transaction.prepare_cached(UNNAME)?;
+                digests
+                    .iter()
+                    .try_for_each(|digest| statement.execute(params![repository, name, digest.as_raw()]).map(drop))
+            })?;
+        }
+        let (unkept, unseen) = self.read(|connection| {
+            let (mut anywhere, mut here) = (Reach::new(connection, None), Reach::new(connection, Some(repository)));
+            let (mut unkept, mut unseen) = (Vec::new(), Vec::new());
+            for digest in &below {
+                if !anywhere.is_kept(digest)? {
+                    unkept.push(*digest);
+                } else if !here.is_kept(digest)? {
+                    unseen.push(*digest);
+                }
+            }
+            Ok((unkept, unseen))
+        })?;
+        for digests in unkept.chunks(OBJECTS_AT_ONCE) {
+            let digests = digests.to_vec();
+            each(self.step(move |transaction| {
+                // Somebody may have pulled it again meanwhile.
+                forget(transaction, &digests, |digest| is_root(transaction, None, digest))
+            })?);
+        }
+        // What the repository no longer leads to is not shown there either, though another may keep it.
+        for digests in unseen.chunks(OBJECTS_AT_ONCE) {
+            let (repository, digests) = (repository.to_owned(), digests.to_vec());
+            self.step(move |transaction| hide(transaction, &repository, &digests))?;
+            each(Purged::default());
+        }
+        Ok(())
+    }
+
+    fn purge_repository(&self, repository: &str, each: &mut impl FnMut(Purged)) -> Result<(), IndexError> {
+        for (table, rows) in [("tags", ROWS), ("manifests", ROWS), ("listings", LISTS), ("visibility", ROWS)] {
+            self.delete(table, [OF_REPOSITORY, repository, ""], rows)?;
+            each(Purged::default());
+        }
+        let mut last = Vec::new();
+        loop {
+            let (unseen, end) = self.read(|connection| unseen_objects(connection, &last))?;
+            for digests in unseen.chunks(OBJECTS_AT_ONCE) {
+                let digests = digests.to_vec();
+                each(
+                    self.step(move |transaction| forget(transaction, &digests, |digest| is_seen(transaction, digest)))?,
+                );
+            }
+            match end {
+                Some(end) => last = end.as_raw().to_vec(),
+                None => return Ok(()),
+            }
+        }
+    }
+
+    fn purge_all(&self, each: &mut impl FnMut(Purged)) -> Result<(), IndexError> {
+        for table in ["tags", "manifests", "visibility", "listings", "urls", "edges"] {
+            self.step(move |transaction| clear(transaction, table))?;
+        }
+        loop {
+            let step = |transaction: &Transaction<'_>| {
+                let digests = transaction
+                    .prepare_cached("SELECT digest FROM objects LIMIT ?1")?
+                    .query_map(params![PLAIN_ROWS], read_digest)?
+                    .collect::<rusqlite::Result<Vec<_>>>()?;
+                forget(transaction, &digests, |_| Ok(false))
+            };
+            let purged = self.step(step)?;
+            if purged.digests.is_empty() {
+                break;
+            }
+            each(purged);
+        }
+        self.give_all_back()
+    }
+
+    /// Whoever clears a cache wants the room, now.
+    fn give_all_back(&self) -> Result<(), IndexError> {
+        loop {
+            let path = self.path().to_owned();
+            let left = self.change_blocking(move |connection| {
+                Ok(size::give_back(connection, &path, true).unwrap_or_else(|error| {
+                    tracing::warn!(%error, "the index cannot give room back now");
+                    Left::Nothing
+                }))
+            })?;
+            if left != Left::Pages {
+                break;
+            }
+        }
+        self.change_blocking(|connection| {
+            if let Err(error) = size::take_in_log(connection) {
+                tracing::warn!(%error, "the index's log cannot be taken in now");
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Deletes rows that match a condition, as many as the third value says.
+fn delete_some(table: &str, condition: &str) -> String {
+    let key = match table {
+        "tags" => "repository, name, tag, shelf",
+        "manifests" => "repository, name, digest",
+        "visibility" => "repository, scope, digest",
+        "edges" => "parent, child",
+        "urls" => "key, variant",
+        _ => "id",
     };
-    transaction.commit()?;
-    Ok(purged)
+    format!("DELETE FROM {table} WHERE ({key}) IN (SELECT {key} FROM {table} WHERE {condition} LIMIT ?3)")
 }
 
-/// The digests to start from when looking for what is no longer needed.
-const ROOTS: &str = "CREATE TEMP TABLE IF NOT EXISTS roots (digest BLOB PRIMARY KEY) WITHOUT ROWID; \
-                     DELETE FROM temp.roots;";
-
-fn all(transaction: &Transaction<'_>) -> rusqlite::Result<Purged> {
-    let purged = listed(transaction, "SELECT digest, size FROM objects")?;
-    for table in ["objects", "tags", "manifests", "visibility", "edges", "listings", "urls"] {
-        transaction.execute(&format!("DELETE FROM {table}"), [])?;
+/// Deletes all rows of a table. As a whole, which takes a moment for each of its pages and not for each row; its triggers
+/// would keep SQLite from that.
+fn clear(transaction: &Transaction<'_>, table: &str) -> rusqlite::Result<()> {
+    const TRIGGERS: &str = "SELECT name, sql FROM sqlite_schema WHERE type = 'trigger' AND tbl_name = ?1";
+    let triggers = transaction
+        .prepare(TRIGGERS)?
+        .query_map(params![table], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)))?
+        .collect::<rusqlite::Result<Vec<_>>>()?;
+    for (name, _) in &triggers {
+        transaction.execute_batch(&format!("DROP TRIGGER {name}"))?;
     }
-    Ok(purged)
+    transaction.execute(&format!("DELETE FROM {table}"), [])?;
+    transaction.execute("DELETE FROM shares WHERE kind = ?1", params![table])?;
+    transaction.execute("UPDATE totals SET amount = 0 WHERE kind = ?1", params![table])?;
+    triggers.iter().try_for_each(|(_, sql)| transaction.execute_batch(sql))
 }
 
-fn one_repository(transaction: &Transaction<'_>, repository: &str) -> rusqlite::Result<Purged> {
-    for table in ["tags", "manifests", "visibility", "listings"] {
-        let sql = format!("DELETE FROM {table} WHERE repository IN (?1, ?1 || ' by clients', ?1 || ' in public')");
-        transaction.execute(&sql, params![repository])?;
-    }
-    let purged =
-        listed(transaction, "SELECT digest, size FROM objects WHERE digest NOT IN (SELECT digest FROM visibility)")?;
-    forget(transaction, &purged)?;
-    Ok(purged)
-}
-
-/// From `temp.roots` down, what no other tag or manifest leads to. A manifest that was asked for by
-/// digest under the same name and lies below the roots (a platform of an index) goes with them.
-fn unreachable_objects(transaction: &Transaction<'_>, repository: &str, name: &str) -> rusqlite::Result<Purged> {
-    transaction.execute_batch(
-        "CREATE TEMP TABLE IF NOT EXISTS gone (digest BLOB PRIMARY KEY) WITHOUT ROWID;
-         DELETE FROM temp.gone;
-         INSERT INTO temp.gone
-            WITH RECURSIVE below(digest) AS (
-                SELECT digest FROM temp.roots
-                UNION SELECT child FROM edges JOIN below ON edges.parent = below.digest)
-            SELECT digest FROM below;",
-    )?;
-    transaction.execute(
-        "DELETE FROM manifests WHERE repository = ?1 AND name = ?2 AND digest IN (SELECT digest FROM temp.gone)",
-        params![repository, name],
-    )?;
-    let purged = listed(
-        transaction,
-        "WITH RECURSIVE kept(digest) AS (
-            SELECT digest FROM tags UNION SELECT digest FROM manifests
-            UNION SELECT child FROM edges JOIN kept ON edges.parent = kept.digest)
-         SELECT gone.digest, objects.size FROM temp.gone LEFT JOIN objects USING (digest)
-         WHERE gone.digest NOT IN (SELECT digest FROM kept)",
-    )?;
-    forget(transaction, &purged)?;
-    // What the repository no longer leads to is not shown there either, though another may keep it.
-    transaction.execute(
-        "DELETE FROM visibility WHERE repository IN (?1, ?1 || ' by clients', ?1 || ' in public') AND digest IN (SELECT digest FROM temp.gone)
-         AND digest NOT IN (
-            WITH RECURSIVE kept(digest) AS (
-                SELECT digest FROM tags WHERE repository = ?1
-                UNION SELECT digest FROM manifests WHERE repository = ?1
-                UNION SELECT child FROM edges JOIN kept ON edges.parent = kept.digest)
-            SELECT digest FROM kept)",
-        params![repository],
-    )?;
-    Ok(purged)
-}
-
-fn listed(transaction: &Transaction<'_>, sql: &str) -> rusqlite::Result<Purged> {
-    let mut purged = Purged::default();
-    let mut statement = transaction.prepare(sql)?;
-    let mut rows = statement.query([])?;
+/// Objects that no repository may see, among the next ones behind `last`, and where to go on.
+fn unseen_objects(connection: &Connection, last: &[u8]) -> rusqlite::Result<(Vec<Digest>, Option<Digest>)> {
+    const SQL: &str = "SELECT digest, EXISTS (SELECT 1 FROM visibility WHERE visibility.digest = objects.digest) \
+        FROM objects WHERE digest > ?1 ORDER BY digest LIMIT ?2";
+    let mut statement = connection.prepare_cached(SQL)?;
+    let mut rows = statement.query(params![last, LOOKED_AT])?;
+    let (mut unseen, mut end) = (Vec::new(), None);
     while let Some(row) = rows.next()? {
-        purged.digests.push(read_digest(row)?);
-        if let Some(size) = row.get::<_, Option<u64>>(1)? {
-            purged.objects += 1;
-            purged.bytes += size;
+        let digest = read_digest(row)?;
+        if !row.get::<_, bool>(1)? {
+            unseen.push(digest);
         }
+        end = Some(digest);
+    }
+    Ok((unseen, end))
+}
+
+/// Whether any repository may see an object.
+fn is_seen(connection: &Connection, digest: &Digest) -> rusqlite::Result<bool> {
+    connection.prepare_cached("SELECT 1 FROM visibility WHERE digest = ?1")?.exists(params![digest.as_raw()])
+}
+
+/// Forgets objects, but for those that are wanted.
+fn forget(
+    transaction: &Transaction<'_>,
+    digests: &[Digest],
+    is_wanted: impl Fn(&Digest) -> rusqlite::Result<bool>,
+) -> rusqlite::Result<Purged> {
+    let mut purged = Purged::default();
+    let [object, visibility, edges] = FORGET;
+    let mut object = transaction.prepare_cached(object)?;
+    let mut visibility = transaction.prepare_cached(visibility)?;
+    let mut edges = transaction.prepare_cached(edges)?;
+    for digest in digests {
+        if is_wanted(digest)? {
+            continue;
+        }
+        let sizes = object.query_map(params![digest.as_raw()], |row| row.get::<_, u64>(0))?;
+        for size in sizes {
+            purged.objects += 1;
+            purged.bytes += size?;
+        }
+        visibility.execute(params![digest.as_raw()])?;
+        edges.execute(params![digest.as_raw()])?;
+        purged.digests.push(*digest);
     }
     Ok(purged)
 }
 
-fn forget(transaction: &Transaction<'_>, purged: &Purged) -> rusqlite::Result<()> {
-    for sql in [
-        "DELETE FROM objects WHERE digest = ?1",
-        "DELETE FROM visibility WHERE digest = ?1",
-        "DELETE FROM edges WHERE parent = ?1",
-    ] {
-        let mut statement = transaction.prepare_cached(sql)?;
-        for digest in &purged.digests {
-            statement.execute(params![digest.as_raw()])?;
+/// Objects are not shown in a repository any more, unless they were asked for again meanwhile.
+fn hide(transaction: &Transaction<'_>, repository: &str, digests: &[Digest]) -> rusqlite::Result<()> {
+    let mut statement = transaction.prepare_cached(HIDE)?;
+    for digest in digests {
+        if !is_root(transaction, Some(repository), digest)? {
+            statement.execute(params![digest.as_raw(), repository])?;
         }
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

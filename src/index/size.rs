@@ -87,7 +87,7 @@ pub enum Left {
     Log,
 }
 
-/// Gives back a step of the pages that nothing is in; all of them for `is_all`. `path` is that of the database,
+/// Gives back a step of the pages that nothing is in; in the end all of them for `is_all`. `path` is that of the database,
 /// on whose filesystem there has to be room for what has to be written.
 pub fn give_back(connection: &Connection, path: &Path, is_all: bool) -> rusqlite::Result<Left> {
     let pages = Pages::of(connection)?;
@@ -104,7 +104,7 @@ pub fn give_back(connection: &Connection, path: &Path, is_all: bool) -> rusqlite
         write_anew(connection)?;
         return Ok(Left::Log);
     }
-    let step = if is_all { pages.free } else { STEP.min(pages.free - kept) };
+    let step = STEP.min(pages.free - kept);
     let mut statement = connection.prepare(&format!("PRAGMA incremental_vacuum({step})"))?;
     let mut rows = statement.query([])?;
     while rows.next()?.is_some() {}

@@ -9,10 +9,9 @@ use tokio::sync::oneshot;
 
 use super::bounds::MAX_VISIBLE;
 use super::open::{self, identity, mark_damaged, mark_if_damaged};
-use super::purge::{self, Purge, Purged};
 use super::queue::{Change, Task};
 use super::writer::Queue;
-use super::{Bounds, IndexError, ObjectEntry, TagEntry, TagKey, Timestamp, Totals, Write};
+use super::{Bounds, IndexError, ObjectEntry, TagEntry, TagKey, Timestamp, Totals, Viewer, Write};
 use super::{listings, names, size, urls};
 use crate::oci::{Digest, MediaType};
 
@@ -69,22 +68,6 @@ impl Index {
         self.path.parent().map_or(Ok(0), open::remove_aside)
     }
 
-    /// Removes rows and tells which objects nothing refers to any more.
-    pub async fn purge(&self, purge: Purge) -> Result<Purged, IndexError> {
-        let path = self.path.clone();
-        self.change(move |connection| {
-            let purged = purge::run(connection, &purge)?;
-            // Whoever clears a cache wants the room, now.
-            if purge == Purge::All
-                && let Err(error) = size::give_back(connection, &path, true).and_then(|_| size::take_in_log(connection))
-            {
-                tracing::warn!(%error, "the index cannot give room back now");
-            }
-            Ok(purged)
-        })
-        .await
-    }
-
     /// Makes a change behind all that is queued, and waits for its result.
     pub(super) async fn change<T: Send + 'static>(
         &self,
@@ -97,6 +80,20 @@ impl Index {
         });
         self.writer.add(Task::Change(change))?;
         result.await.map_err(|_| IndexError::Closed)?
+    }
+
+    /// As [`Self::change`], for who may block.
+    pub(super) fn change_blocking<T: Send + 'static>(
+        &self,
+        change: impl FnOnce(&mut Connection) -> Result<T, IndexError> + Send + 'static,
+    ) -> Result<T, IndexError> {
+        let (done, result) = std::sync::mpsc::sync_channel(1);
+        let change: Change = Box::new(move |connection| {
+            // Who waits is still there: it cannot leave.
+            let _ = done.send(change(connection));
+        });
+        self.writer.add(Task::Change(change))?;
+        result.recv().map_err(|_| IndexError::Closed)?
     }
 
     /// Waits until all that was queued is written.
@@ -151,27 +148,10 @@ impl Index {
         })
     }
 
-    pub fn is_visible(&self, repository: &str, digest: &Digest) -> Result<bool, IndexError> {
-        const SQL: &str = "SELECT 1 FROM visibility WHERE repository = ?1 AND digest = ?2";
-        self.readers.with(|connection| connection.prepare_cached(SQL)?.exists(params![repository, digest.as_raw()]))
-    }
-
-    /// At most `count` names with cached content, as `repository/name` in byte order, behind `last`.
-    pub fn catalog(&self, repositories: &[String], last: &str, count: usize) -> Result<Vec<String>, IndexError> {
-        // What only clients' own credentials brought in is not listed.
-        const SQL: &str = "WITH wanted AS (SELECT value FROM json_each(?3)), \
-             named AS (SELECT repository, name, digest FROM tags UNION SELECT repository, name, digest FROM manifests) \
-             SELECT DISTINCT repository || '/' || name AS path FROM named \
-             WHERE path > ?1 AND repository IN (SELECT value FROM wanted) \
-             AND EXISTS (SELECT 1 FROM visibility WHERE visibility.digest = named.digest \
-                AND visibility.repository IN (named.repository, named.repository || ' in public')) \
-             ORDER BY path LIMIT ?2";
-        let wanted = serde_json::to_string(repositories).unwrap_or_default();
+    pub fn is_visible(&self, viewer: &Viewer, digest: &Digest) -> Result<bool, IndexError> {
+        const SQL: &str = "SELECT 1 FROM visibility WHERE repository = ?1 AND scope = ?2 AND digest = ?3";
         self.readers.with(|connection| {
-            let mut statement = connection.prepare_cached(SQL)?;
-            let rows = statement
-                .query_map(params![last, i64::try_from(count).unwrap_or(i64::MAX), wanted], |row| row.get(0))?;
-            rows.collect()
+            connection.prepare_cached(SQL)?.exists(params![viewer.repository, viewer.scope, digest.as_raw()])
         })
     }
 
@@ -286,8 +266,12 @@ pub(super) fn apply(transaction: &Transaction<'_>, write: Write) -> rusqlite::Re
             params![digest.as_raw(), entry.size, entry.media_type.as_ref().map(MediaType::as_str), entry.stored_at.0],
         ),
         Write::Tag { key, entry } => run(
-            "INSERT OR REPLACE INTO tags (repository, name, tag, digest, media_type, size, checked_at, shelf) \
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+            "INSERT INTO tags (repository, name, tag, digest, media_type, size, checked_at, shelf, is_listed) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, EXISTS (SELECT 1 FROM visibility \
+                 WHERE repository = ?1 AND scope IN (0, 2) AND digest = ?4)) \
+             ON CONFLICT (repository, name, tag, shelf) DO UPDATE SET digest = excluded.digest, \
+                 media_type = excluded.media_type, size = excluded.size, checked_at = excluded.checked_at, \
+                 is_listed = excluded.is_listed",
             params![
                 key.repository,
                 key.name,
@@ -304,7 +288,7 @@ pub(super) fn apply(transaction: &Transaction<'_>, write: Write) -> rusqlite::Re
             params![key.repository, key.name, key.tag, key.shelf],
         ),
         Write::Manifest { repository, name, digest, at } => names::put(transaction, &repository, &name, &digest, at),
-        Write::Visible { repository, digest } => put_visible(transaction, &repository, &digest),
+        Write::Visible { viewer, digest } => put_visible(transaction, &viewer, &digest),
         Write::Edges { parent, children } => children.iter().try_for_each(|child| {
             run("INSERT OR IGNORE INTO edges (parent, child) VALUES (?1, ?2)", params![parent.as_raw(), child.as_raw()])
         }),
@@ -329,13 +313,14 @@ const FORGET: [&str; 6] = [
 ];
 
 /// Notes that a repository may see an object; where very many may, another one has to ask its upstream again.
-fn put_visible(transaction: &Transaction<'_>, repository: &str, digest: &Digest) -> rusqlite::Result<()> {
-    const INSERT: &str = "INSERT OR IGNORE INTO visibility (repository, digest) VALUES (?1, ?2)";
-    const OTHERS: &str = "DELETE FROM visibility WHERE digest = ?2 AND repository IN \
-        (SELECT repository FROM visibility WHERE digest = ?2 AND repository <> ?1 ORDER BY random() \
-         LIMIT max(0, (SELECT count(*) FROM visibility WHERE digest = ?2) - ?3))";
-    if transaction.prepare_cached(INSERT)?.execute(params![repository, digest.as_raw()])? > 0 {
-        transaction.prepare_cached(OTHERS)?.execute(params![repository, digest.as_raw(), MAX_VISIBLE])?;
+fn put_visible(transaction: &Transaction<'_>, viewer: &Viewer, digest: &Digest) -> rusqlite::Result<()> {
+    const INSERT: &str = "INSERT OR IGNORE INTO visibility (repository, scope, digest) VALUES (?1, ?2, ?3)";
+    const OTHERS: &str = "DELETE FROM visibility WHERE digest = ?3 AND (repository, scope) IN \
+        (SELECT repository, scope FROM visibility WHERE digest = ?3 AND (repository, scope) <> (?1, ?2) \
+         ORDER BY random() LIMIT max(0, (SELECT count(*) FROM visibility WHERE digest = ?3) - ?4))";
+    let Viewer { repository, scope } = viewer;
+    if transaction.prepare_cached(INSERT)?.execute(params![repository, scope, digest.as_raw()])? > 0 {
+        transaction.prepare_cached(OTHERS)?.execute(params![repository, scope, digest.as_raw(), MAX_VISIBLE])?;
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! What was stored of other URLs than registries'.
 
 use bytes::Bytes;
-use rusqlite::{Transaction, params};
+use rusqlite::{OptionalExtension, Row, Transaction, params};
 
 use super::sqlite::digest;
 use super::{Index, IndexError, Timestamp};
@@ -9,8 +9,8 @@ use crate::oci::Digest;
 
 /// Answers kept of one URL.
 const MAX_VARIANTS: usize = 16;
-/// What a row takes beside its head, in the table and its indexes.
-pub const ROW: u64 = 512;
+/// What a row takes beside its head, in the table and its indexes, as `totals` counts it.
+const ROW: u64 = 512;
 
 /// An answer of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,8 +44,9 @@ impl Index {
 }
 
 pub(super) fn put(transaction: &Transaction<'_>, key: &Digest, entry: &UrlEntry) -> rusqlite::Result<()> {
-    const INSERT: &str =
-        "INSERT OR REPLACE INTO urls (key, variant, digest, head, stored_at) VALUES (?1, ?2, ?3, ?4, ?5)";
+    const INSERT: &str = "INSERT INTO urls (key, variant, digest, head, stored_at) VALUES (?1, ?2, ?3, ?4, ?5) \
+         ON CONFLICT (key, variant) DO UPDATE SET digest = excluded.digest, head = excluded.head, \
+             stored_at = excluded.stored_at";
     const OTHERS: &str = "DELETE FROM urls WHERE key = ?1 AND variant NOT IN \
                           (SELECT variant FROM urls WHERE key = ?1 ORDER BY stored_at DESC LIMIT ?2)";
     let values = params![key.as_raw(), entry.variant, entry.digest.as_raw(), &entry.head[..], entry.stored_at.0];
@@ -59,18 +60,24 @@ pub(super) fn drop_one(transaction: &Transaction<'_>, key: &Digest, variant: &[u
     transaction.prepare_cached(SQL)?.execute(params![key.as_raw(), variant]).map(drop)
 }
 
-/// A client can ask for any number of queries: where all answers together take more than `bound` bytes, the oldest go
-/// until they take a sixteenth less.
-pub(super) fn keep_within(transaction: &Transaction<'_>, bound: u64) -> rusqlite::Result<()> {
-    const TOTAL: &str = "SELECT coalesce(sum(length(head) + ?1), 0) FROM urls";
-    const DELETE: &str = "DELETE FROM urls WHERE stored_at <= (SELECT stored_at FROM \
-        (SELECT stored_at, sum(length(head) + ?1) OVER (ORDER BY stored_at DESC) AS newer FROM urls) \
-        WHERE newer > ?2 ORDER BY stored_at DESC LIMIT 1)";
-    let total: u64 = transaction.prepare_cached(TOTAL)?.query_row(params![ROW], |row| row.get(0))?;
-    if total > bound {
-        transaction.prepare_cached(DELETE)?.execute(params![ROW, bound - bound / 16])?;
+pub(super) const OLDEST: &str = "SELECT key, variant, length(head) FROM urls ORDER BY stored_at LIMIT 1";
+
+/// Removes the oldest answers until `bytes` are gone or so many answers: a client can ask for any number of queries.
+/// Returns whether there were any.
+pub(super) fn drop_some(transaction: &Transaction<'_>, bytes: u64, most: usize) -> rusqlite::Result<bool> {
+    const DELETE: &str = "DELETE FROM urls WHERE key = ?1 AND variant = ?2";
+    let (mut oldest, mut delete) = (transaction.prepare_cached(OLDEST)?, transaction.prepare_cached(DELETE)?);
+    let (mut dropped, mut freed) = (0, 0);
+    while dropped < most && freed < bytes {
+        let row = |row: &Row<'_>| Ok((row.get::<_, Vec<u8>>(0)?, row.get::<_, Vec<u8>>(1)?, row.get::<_, u64>(2)?));
+        let Some((key, variant, head)) = oldest.query_row([], row).optional()? else {
+            break;
+        };
+        delete.execute(params![key, variant])?;
+        dropped += 1;
+        freed += head + ROW;
     }
-    Ok(())
+    Ok(dropped > 0)
 }
 
 #[cfg(test)]
@@ -99,7 +106,7 @@ mod tests {
         index.write(Write::DropUrl { key, variant: [18; 32] });
         index.flush().await.expect("written");
         assert_eq!(index.urls(&key).expect("read")[0].variant[0], 17);
-        index.purge(Purge::All).await.expect("purged");
+        index.purge(&Purge::All, drop).expect("purged");
         assert_eq!(index.urls(&key).expect("read"), []);
     }
     #[tokio::test]

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 
-use super::bounds::{self, Bounds, Since};
+use super::bounds::{self, Bounds, Excess};
 use super::open::{self, Place, mark_if_damaged};
 use super::queue::{Task, Tasks};
 use super::size::{self, Left};
@@ -156,7 +156,7 @@ pub struct Writer {
     path: PathBuf,
     place: Place,
     shared: Arc<Shared>,
-    since: Since,
+    excess: Excess,
     /// What the database has yet to give back to the disk.
     left: Left,
     /// How long to wait for other work before that is done.
@@ -175,7 +175,7 @@ impl Writer {
             path,
             place,
             shared,
-            since: Since::default(),
+            excess: Excess::default(),
             left: Left::Pages,
             rest: Duration::ZERO,
             is_failing: false,
@@ -200,7 +200,7 @@ impl Writer {
                     Task::Change(change) => {
                         self.apply_batch(std::mem::take(&mut writes));
                         change(&mut self.connection);
-                        self.settle();
+                        self.settle(0);
                     }
                     Task::Flush(done) => {
                         self.apply_batch(std::mem::take(&mut writes));
@@ -223,9 +223,14 @@ impl Writer {
         }
         self.shared.end_burst();
         loop {
-            let patience = (self.left != Left::Nothing).then_some(self.rest);
+            let patience = match (self.excess.is_any(), self.left) {
+                (true, _) => Some(Duration::ZERO),
+                (false, Left::Nothing) => None,
+                (false, _) => Some(self.rest),
+            };
             match tasks.take(patience) {
                 Some(task) => return task,
+                None if self.excess.is_any() => self.settle(0),
                 None => self.tidy(),
             }
         }
@@ -272,15 +277,13 @@ impl Writer {
         if writes.is_empty() {
             return;
         }
-        let count = writes.len() as u64;
+        let written = writes.len();
+        let count = written as u64;
         let bounds = self.shared.bounds();
-        let since = &mut self.since;
         let result = self.connection.transaction().and_then(|transaction| {
             for write in writes.into_iter().filter(|write| bounds.admit(write)) {
-                since.count(&write);
                 apply(&transaction, write)?;
             }
-            bounds::keep_within(&transaction, &bounds, since)?;
             transaction.commit()
         });
         if let Err(error) = &result {
@@ -293,16 +296,20 @@ impl Writer {
             tracing::info!("changes to the index are written again");
         }
         self.is_failing = result.is_err();
-        self.settle();
+        self.settle(written);
     }
 
-    /// Looks at how large the database has become.
-    fn settle(&mut self) {
+    /// Looks at how much there is, and takes a step back where it is too much; `written` were added since.
+    fn settle(&mut self, written: usize) {
         let bounds = self.shared.bounds();
-        let settled = bounds::relieve(&self.connection, &bounds).and_then(|()| size::used(&self.connection));
-        match settled {
+        let settled = bounds::keep_within(&mut self.connection, &bounds, &mut self.excess, written);
+        match settled.and_then(|()| size::used(&self.connection)) {
             Ok(used) => self.shared.used.store(used, Ordering::Relaxed),
-            Err(error) => tracing::debug!(%error, "the size of the index cannot be told now"),
+            Err(error) => {
+                tracing::debug!(%error, "the index cannot be kept within its bounds now");
+                // The next write is another chance.
+                self.excess = Excess::default();
+            }
         }
         if size::has_long_log(&self.path) {
             let is_due = self.waited.is_none_or(|waited| waited.elapsed() > WAITS);
@@ -387,7 +394,7 @@ mod tests {
         // At once, where all goes.
         index.keep_within(Bounds::default());
         write_lists(&index, 20).await;
-        index.purge(Purge::All).await.expect("purged");
+        index.purge(&Purge::All, drop).expect("purged");
         assert!(size::on_disk(&path) < MIB / 4, "{}", size::on_disk(&path));
     }
 
@@ -435,7 +442,7 @@ mod tests {
         drop(old);
         let index = Index::open(dir.path()).expect("an index");
         assert!(size::on_disk(&path) > 20 * MIB);
-        index.purge(Purge::All).await.expect("purged");
+        index.purge(&Purge::All, drop).expect("purged");
         assert!(size::on_disk(&path) < MIB / 4, "{}", size::on_disk(&path));
     }
 

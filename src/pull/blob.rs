@@ -205,15 +205,15 @@ impl Pull {
     /// Whether a running fill was begun for others, so that our own upstream has to say whether it has
     /// the blob.
     fn is_foreign(&self, target: &Target, fill: &Fill) -> bool {
-        fill.repository() != target.repository.owner() || target.repository.config.client_consent.is_some()
+        *fill.viewer() != target.repository.viewer() || target.repository.config.client_consent.is_some()
     }
 
     /// The fill of a blob, begun here if nobody else did.
     fn join(self: &Arc<Self>, target: &Target, digest: &Digest, party: &Party) -> (FillReader, bool) {
-        let (owner, origin) = (target.repository.owner(), || self.origin(target, digest, Lane::Fill));
+        let (viewer, origin) = (target.repository.viewer(), || self.origin(target, digest, Lane::Fill));
         match target.repository.is_trusted {
-            true => self.cache.fill(&owner, *digest, party.clone(), origin),
-            false => self.cache.fill_apart(&owner, *digest, party.clone(), origin),
+            true => self.cache.fill(&viewer, *digest, party.clone(), origin),
+            false => self.cache.fill_apart(&viewer, *digest, party.clone(), origin),
         }
     }
 
@@ -429,7 +429,7 @@ impl Origin for BlobOrigin {
         let storages = std::mem::take(&mut *self.storages.lock().unwrap_or_else(PoisonError::into_inner));
         storages.into_iter().for_each(|storage| self.pull.clients.shared().storages.sent(storage));
         // From now on it is a hit, whether it is stored yet or not.
-        self.pull.cache.mark_visible(&self.target.repository.owner(), self.digest);
+        self.pull.cache.mark_visible(&self.target.repository.viewer(), self.digest);
         // Of what began with another's bytes the upstream has shown little.
         if self.pull.cache.running_fill(&self.digest).is_none_or(|fill| !fill.is_resumed()) {
             self.pull.consents.given(&self.target, &self.digest);

@@ -172,12 +172,11 @@ impl Pull {
         what: Stored,
         digest: &Digest,
     ) -> Result<(), Failure> {
-        let repository = target.repository.prefix();
         let passes = target.repository.config.client_consent.is_some();
         // An index that cannot be read knows nothing; the upstream does.
         let is_known = match passes {
             true => self.consents.is_fresh(target, digest),
-            false => self.cache.is_visible(repository, digest).await.unwrap_or(false),
+            false => self.cache.is_visible(&target.repository.viewer(), digest).await.unwrap_or(false),
         };
         let is_blob = matches!(what, Stored::Blob(_));
         let follows = is_blob && self.by_name.follows(target, digest);
@@ -193,7 +192,7 @@ impl Pull {
                     self.by_name.blob_shown(target, digest);
                 }
             }
-            Ok(Proof::Shown) => self.cache.mark_visible(repository, *digest),
+            Ok(Proof::Shown) => self.cache.mark_visible(&target.repository.viewer(), *digest),
             // For now; a redirect alone is nothing to remember for good.
             Ok(Proof::Redirect) => {}
             Err(failure) if passes && self.consents.holds_through(&failure, target, digest) => {}
@@ -219,7 +218,7 @@ impl Pull {
     ) -> Result<Proof, Failure> {
         let key = (target.repository.config.asked_as(), format!("{}/{page}", target.name), target.who.id());
         // Who is not trusted may say that it has anything; what it sent once it has.
-        let owner = target.repository.owner();
+        let viewer = target.repository.viewer();
         let must_send_it = !self.is_believed(target, digest).await;
         let (target, digest) = (target.clone(), *digest);
         let (pull, cache) = (self.clone(), self.cache.clone());
@@ -254,7 +253,7 @@ impl Pull {
             };
             let (_, proof) = upstreams.first(None, proof).await?;
             if must_send_it {
-                cache.mark_visible(&owner, digest);
+                cache.mark_visible(&viewer, digest);
             }
             Ok(proof)
         };
@@ -265,12 +264,12 @@ impl Pull {
     /// once, verified.
     pub(super) async fn is_believed(&self, target: &Target, digest: &Digest) -> bool {
         let repository = &target.repository;
-        repository.is_trusted || self.cache.is_visible(&repository.owner(), digest).await.unwrap_or(false)
+        repository.is_trusted || self.cache.is_visible(&repository.viewer(), digest).await.unwrap_or(false)
     }
 
     /// Whether the upstreams of a repository show an object to everybody.
     pub(super) async fn is_public(&self, target: &Target, digest: &Digest) -> bool {
-        self.cache.is_visible(&target.repository.config.public(), digest).await.unwrap_or(false)
+        self.cache.is_visible(&target.repository.everybody(), digest).await.unwrap_or(false)
     }
 
     /// Where the clients' own credentials decide: finds out whether an object that one was just served with
@@ -282,12 +281,12 @@ impl Pull {
         {
             return;
         }
-        let public = target.repository.config.public();
+        let everybody = target.repository.everybody();
         if matches!(target.who, Who::Anonymous) {
             // What it is given on other grounds may be for others alone.
             if self.consents.is_shown(target, &digest) {
-                self.cache.mark_visible(&public, digest);
-                tracing::debug!(%digest, repository = public, "an object is for everybody");
+                self.cache.mark_visible(&everybody, digest);
+                tracing::debug!(%digest, repository = everybody.repository, "an object is for everybody");
             }
             return;
         }
@@ -297,30 +296,30 @@ impl Pull {
         let (false, Ok(permit)) = (is_private, permit) else {
             return;
         };
-        let (pull, everybody) = (self.clone(), Target { who: Who::Anonymous, ..target.clone() });
-        if matches!(what, Stored::Blob(_)) && self.by_name.follows(&everybody, &digest) {
-            self.cache.mark_visible(&public, digest);
-            tracing::debug!(%digest, repository = public, "an object is for everybody, as others of its name are");
+        let (pull, nobody) = (self.clone(), Target { who: Who::Anonymous, ..target.clone() });
+        if matches!(what, Stored::Blob(_)) && self.by_name.follows(&nobody, &digest) {
+            self.cache.mark_visible(&everybody, digest);
+            tracing::debug!(%digest, repository = everybody.repository, "an object is for everybody, as others of its name are");
             return;
         }
         let page = what.page(&digest);
         tokio::spawn(async move {
-            match pull.ask_for_proof(&everybody, what, &digest, &page).await {
+            match pull.ask_for_proof(&nobody, what, &digest, &page).await {
                 // Of a redirect alone nothing is learnt for good.
                 Ok(Proof::Redirect) => {}
                 Ok(Proof::Shown) => {
                     match (what, pull.cache.manifest(&digest).await) {
-                        (Stored::Blob(_), _) => pull.by_name.blob_shown(&everybody, &digest),
+                        (Stored::Blob(_), _) => pull.by_name.blob_shown(&nobody, &digest),
                         (Stored::Manifest, Ok(Some(manifest))) => {
-                            pull.by_name.manifest_shown(&everybody, &manifest, Instant::now());
+                            pull.by_name.manifest_shown(&nobody, &manifest, Instant::now());
                         }
                         _ => {}
                     }
-                    pull.cache.mark_visible(&public, digest);
-                    tracing::debug!(%digest, repository = public, "an object is for everybody");
+                    pull.cache.mark_visible(&everybody, digest);
+                    tracing::debug!(%digest, repository = everybody.repository, "an object is for everybody");
                 }
                 Err(failure) if failure.was_refused => {
-                    pull.by_name.refused(&everybody);
+                    pull.by_name.refused(&nobody);
                     pull.private.insert(name, Instant::now() + PRIVATE);
                 }
                 Err(failure) => tracing::debug!(%failure, "it cannot be told whether an object is for everybody"),

@@ -193,8 +193,8 @@ impl Pull {
         let is_of_now = |entry: &TagEntry| !self.was_tag_written(key, entry.checked_at);
         if let Some(entry) = self.cache.tag(key).await.ok().flatten().filter(is_of_now) {
             // It may have been brought in by clients' own credentials, when these decided.
-            let owner = target.repository.owner();
-            let is_visible = self.cache.is_visible(&owner, &entry.digest).await.unwrap_or(false);
+            let viewer = target.repository.viewer();
+            let is_visible = self.cache.is_visible(&viewer, &entry.digest).await.unwrap_or(false);
             if is_visible || self.is_public(target, &entry.digest).await {
                 return self.with_manifest(entry).await;
             }
@@ -239,7 +239,7 @@ impl Pull {
                     Some(manifest)
                         if self.is_believed(target, &digest).await && self.suffices(target, &head, &manifest) =>
                     {
-                        self.cache.mark_visible(&target.repository.owner(), digest);
+                        self.cache.mark_visible(&target.repository.viewer(), digest);
                         Checked { manifest, is_fetched: false }
                     }
                     _ => match self.fetch_manifest(target, digest, Some(at)).await {
@@ -324,7 +324,7 @@ impl Pull {
         match is_signed {
             // What is kept under a digest, for whoever asks for it, has that digest itself.
             true => Arc::new(manifest),
-            false => self.cache.put_manifest(&target.repository.owner(), manifest).await,
+            false => self.cache.put_manifest(&target.repository.viewer(), manifest).await,
         }
     }
 

@@ -37,7 +37,6 @@ impl Pull {
     async fn confirm_name(self: &Arc<Self>, target: &Target, digest: &Digest) -> Result<bool, Failure> {
         let page = format!("manifests/{digest}");
         self.negative.recall(target, &page)?;
-        let repository = target.repository.prefix();
         let proof = match tokio::time::timeout(PATIENCE, self.naming.acquire()).await {
             Ok(_turn) => self.ask_for_proof(target, Stored::Manifest, digest, &page).await,
             Err(_) => Err(Failure::new(FailureKind::Busy, "too many names are being asked about; try again soon")),
@@ -45,7 +44,7 @@ impl Pull {
         match proof {
             Ok(Proof::Redirect) => Ok(false),
             Ok(Proof::Shown) => {
-                self.cache.mark_visible(repository, *digest);
+                self.cache.mark_visible(&target.repository.viewer(), *digest);
                 Ok(true)
             }
             Err(failure) if matches!(failure.kind, FailureKind::NotFound | FailureKind::Denied) => {
@@ -54,7 +53,7 @@ impl Pull {
             }
             // The upstream cannot say. What may be seen here is served in an outage, and nothing is noted.
             Err(failure) => {
-                let is_visible = self.cache.is_visible(repository, digest).await.unwrap_or(false);
+                let is_visible = self.cache.is_visible(&target.repository.viewer(), digest).await.unwrap_or(false);
                 if is_visible || self.is_public(target, digest).await { Ok(false) } else { Err(failure) }
             }
         }

@@ -8,11 +8,13 @@ use super::Pull;
 use super::listing::List;
 use super::pages::Page;
 use super::routing::Target;
-use crate::config::IN_PUBLIC;
 use crate::failure::{Failure, FailureKind};
 use crate::index::{ListKey, Listing, Timestamp};
 use crate::oci::Tag;
 use crate::upstream::Who;
+
+/// Behind the page of a list, where the list is kept that is for everybody; no page has a blank.
+const IN_PUBLIC: &str = " in public";
 
 impl Pull {
     /// Where the list of a key is kept that is for everybody; `None` where that is not found out.

@@ -8,7 +8,7 @@ use quick_cache::sync::Cache;
 use tokio::sync::Semaphore;
 
 use crate::config::{self, Config, plain_host};
-use crate::index::TagKey;
+use crate::index::{Scope, TagKey, Viewer};
 use crate::oci::name::InvalidName;
 use crate::oci::{Name, Tag};
 use crate::telemetry::Metrics;
@@ -37,9 +37,15 @@ impl Repository {
         if self.is_configured { self.prefix() } else { OTHER_HOSTS }
     }
 
-    /// As [`config::Repository::owner`].
-    pub fn owner(&self) -> String {
-        self.config.owner()
+    /// Who is shown what its upstreams show: whose credentials these are asked with tells the scope.
+    pub fn viewer(&self) -> Viewer {
+        let scope = if self.config.client_consent.is_some() { Scope::ByClients } else { Scope::Own };
+        Viewer::new(self.prefix(), scope)
+    }
+
+    /// Who is shown what its upstreams show without any credentials.
+    pub fn everybody(&self) -> Viewer {
+        Viewer::new(self.prefix(), Scope::Public)
     }
 }
 

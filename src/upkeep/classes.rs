@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::evict::Class;
-use crate::config::{BY_CLIENTS, Config, IN_PUBLIC, Limit};
+use crate::config::{Config, Limit};
 
 /// All times that the configuration names, the longest last, and who uses which.
 #[derive(Debug, PartialEq, Eq)]
@@ -26,9 +26,8 @@ impl Classes {
             let at = ttls.iter().position(|&other| other == ttl).unwrap_or(ttls.len() - 1);
             Class::try_from(at).unwrap_or(Class::MAX)
         };
-        let names = |prefix: &str| [prefix.to_owned(), format!("{prefix}{BY_CLIENTS}"), format!("{prefix}{IN_PUBLIC}")];
-        let classes = config.repositories.iter().map(|own| (names(&own.prefix), rank(of(own.ttl))));
-        let by_repository = classes.flat_map(|(names, class)| names.map(|name| (name, class))).collect();
+        let classes = config.repositories.iter().map(|own| (own.prefix.clone(), rank(of(own.ttl))));
+        let by_repository = classes.collect();
         Self { by_repository, default: rank(config.cache.ttl), ttls }
     }
 

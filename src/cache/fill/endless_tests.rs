@@ -128,7 +128,7 @@ fn openings_of(size: u64, says_size: bool, parallel: usize, ways: &[Way]) -> (u6
     let filled = async {
         let place = Place::new(dir.path());
         let digest = Digest::of(Algorithm::Sha256, b"what nobody has");
-        let Joined::New(_fill, registered) = Fills::default().join(&digest, "r") else {
+        let Joined::New(_fill, registered) = Fills::default().join(&digest, &Viewer::own("r")) else {
             panic!("a new fill");
         };
         drive(&registered, Wanted::Digest(digest), &origin, place.destination()).await

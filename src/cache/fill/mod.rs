@@ -27,6 +27,7 @@ use self::plan::Want;
 pub use super::origin::{HELD_BACK, Origin, Source, Transfer};
 use super::ranges::RangeSet;
 use crate::failure::{Failure, FailureKind};
+use crate::index::Viewer;
 use crate::oci::Digest;
 use crate::work::ReadFile;
 
@@ -87,8 +88,8 @@ impl fmt::Debug for Transfer {
 /// One object being brought in.
 #[derive(Debug)]
 pub struct Fill {
-    /// The repository it was begun for; others may join once their own upstream confirmed the object.
-    repository: String,
+    /// Whom it was begun for; others may join once their own upstream confirmed the object.
+    viewer: Viewer,
     state: watch::Sender<State>,
     /// What readers wait for, so that it can be fetched first.
     wants: Mutex<HashMap<u64, Want>>,
@@ -214,7 +215,7 @@ pub enum Readable {
 }
 
 impl Fill {
-    fn new(repository: &str) -> Self {
+    fn new(viewer: Viewer) -> Self {
         let state = State {
             phase: Phase::Opening,
             attempt: 0,
@@ -225,7 +226,7 @@ impl Fill {
             passed: Passed::default(),
         };
         Self {
-            repository: repository.to_owned(),
+            viewer,
             state: watch::Sender::new(state),
             wants: Mutex::default(),
             next_want: AtomicU64::new(0),
@@ -248,8 +249,9 @@ impl Fill {
         self.placed.get().copied().unwrap_or_else(Instant::now) - self.begun >= LONG_WAIT
     }
 
-    pub fn repository(&self) -> &str {
-        &self.repository
+    /// Whom it was begun for.
+    pub fn viewer(&self) -> &Viewer {
+        &self.viewer
     }
 
     /// Whether all of it is there and verified.
@@ -464,13 +466,13 @@ impl Fills {
     }
 
     /// Joins the fill of `digest`, or registers a new one.
-    pub fn join(&self, digest: &Digest, repository: &str) -> Joined {
+    pub fn join(&self, digest: &Digest, viewer: &Viewer) -> Joined {
         let mut fills = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let running = fills.get(digest).and_then(Weak::upgrade).filter(|fill| fill.is_joinable());
         if let Some(fill) = running {
             return Joined::Running(FillReader::new(fill));
         }
-        let fill = Arc::new(Fill::new(repository));
+        let fill = Arc::new(Fill::new(viewer.clone()));
         fills.insert(*digest, Arc::downgrade(&fill));
         let left = Mutex::default();
         let registered = Registered { fills: self.clone(), digest: *digest, fill: fill.clone(), left };

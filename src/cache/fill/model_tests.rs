@@ -115,7 +115,7 @@ impl World {
     /// Brings the object in, with its readers; `None` if the process was killed on the way.
     async fn run(self: &Arc<Self>, place: &Arc<Place>, killed_after: Option<u64>) -> Option<Result<Outcome, Failure>> {
         let digest = Digest::of(Algorithm::Sha256, &self.right);
-        let Joined::New(fill, registered) = Fills::default().join(&digest, "r") else {
+        let Joined::New(fill, registered) = Fills::default().join(&digest, &Viewer::own("r")) else {
             panic!("a new fill");
         };
         let (origin, place): (Arc<dyn Origin>, _) = (self.clone(), place.clone());
@@ -161,7 +161,7 @@ impl World {
     async fn pass(self: Arc<Self>, dir: &Path, room: u64) {
         let place = Place::with_room(dir, Arc::new(Full(room.into())));
         let digest = Digest::of(Algorithm::Sha256, &self.right);
-        let Joined::New(fill, registered) = Fills::default().join(&digest, "r") else {
+        let Joined::New(fill, registered) = Fills::default().join(&digest, &Viewer::own("r")) else {
             panic!("a new fill");
         };
         let origin: Arc<dyn Origin> = self.clone();

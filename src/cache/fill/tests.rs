@@ -149,7 +149,7 @@ fn whole(bytes: &[u8]) -> Step {
 fn begin(dir: &std::path::Path, right: &[u8]) -> (FillReader, Registered, Digest, Place) {
     let place = Place::new(dir);
     let digest = Digest::of(Algorithm::Sha256, right);
-    let Joined::New(fill, registered) = Fills::default().join(&digest, "r") else {
+    let Joined::New(fill, registered) = Fills::default().join(&digest, &Viewer::own("r")) else {
         panic!("a new fill");
     };
     (fill, registered, digest, place)
@@ -161,7 +161,7 @@ async fn run(right: &[u8], script: &Arc<Script>) -> (Result<Outcome, Failure>, F
     let place = Place::new(dir.path());
     let digest = Digest::of(Algorithm::Sha256, right);
     let fills = Fills::default();
-    let Joined::New(fill, registered) = fills.join(&digest, "r") else {
+    let Joined::New(fill, registered) = fills.join(&digest, &Viewer::own("r")) else {
         panic!("a new fill");
     };
     let origin: Arc<dyn Origin> = script.clone();
@@ -323,10 +323,10 @@ fn the_last_piece_is_held_back_until_the_whole_is_verified() {
 fn a_fill_whose_task_vanished_has_failed() {
     let fills = Fills::default();
     let digest = Digest::Sha256([1; 32]);
-    let Joined::New(fill, registered) = fills.join(&digest, "r") else {
+    let Joined::New(fill, registered) = fills.join(&digest, &Viewer::own("r")) else {
         panic!("a new fill");
     };
-    assert!(matches!(fills.join(&digest, "r"), Joined::Running(_)));
+    assert!(matches!(fills.join(&digest, &Viewer::own("r")), Joined::Running(_)));
     drop(registered);
     assert!(!fill.is_joinable());
     assert_eq!(fills.count(), 0);

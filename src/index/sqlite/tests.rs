@@ -1,5 +1,5 @@
 use super::*;
-use crate::index::ImageName;
+use crate::index::{ImageName, Purge, Purged, Scope};
 use crate::oci::Reference;
 
 fn object(byte: u8) -> Digest {
@@ -20,12 +20,20 @@ fn entry(digest: Digest) -> TagEntry {
     TagEntry { digest, media_type: MediaType::new("m"), size: 3, checked_at: Timestamp(5) }
 }
 
+/// All that a purge removes, in order.
+fn take_out(index: &Index, purge: Purge) -> Purged {
+    let mut all = Purged::default();
+    index.purge(&purge, |step| all.add(step)).expect("purged");
+    all.digests.sort_unstable_by(|one, other| one.as_raw().cmp(other.as_raw()));
+    all
+}
+
 /// An image `r/name:tag`: manifest `m` with layers.
 fn put_image(index: &Index, name: &str, tag: &str, manifest: u8, layers: &[u8]) {
     for byte in layers.iter().copied().chain([manifest]) {
         let entry = ObjectEntry { size: 10, media_type: None, stored_at: Timestamp(1) };
         index.write(Write::Object { digest: object(byte), entry });
-        index.write(Write::Visible { repository: "r".to_owned(), digest: object(byte) });
+        index.write(Write::Visible { viewer: Viewer::own("r"), digest: object(byte) });
     }
     let children = layers.iter().map(|&byte| object(byte)).collect();
     index.write(Write::Edges { parent: object(manifest), children });
@@ -41,8 +49,8 @@ async fn what_was_written_is_read_after_reopening() {
     let index = Index::open(dir.path()).expect("an index");
     assert_eq!(index.tag(&key("a", "1")).expect("read"), Some(entry(object(1))));
     assert_eq!(index.tag(&key("a", "2")).expect("read"), None);
-    assert!(index.is_visible("r", &object(2)).expect("read"));
-    assert!(!index.is_visible("other", &object(2)).expect("read"));
+    assert!(index.is_visible(&Viewer::own("r"), &object(2)).expect("read"));
+    assert!(!index.is_visible(&Viewer::own("other"), &object(2)).expect("read"));
     assert_eq!(index.totals().expect("read"), Totals { objects: 2, bytes: 20 });
     assert_eq!(index.catalog(&["r".to_owned()], "", 10).expect("read"), ["r/a"]);
 }
@@ -54,7 +62,7 @@ async fn purging_a_tag_keeps_what_others_refer_to() {
     put_image(&index, "b", "1", 2, &[11, 12]);
     let tag = Reference::Tag("1".parse().expect("a tag"));
     let purge = Purge::Reference { repository: "r".to_owned(), name: "a".to_owned(), reference: tag };
-    let purged = index.purge(purge).await.expect("purged");
+    let purged = take_out(&index, purge);
     assert_eq!(purged, Purged { digests: vec![object(1), object(10)], objects: 2, bytes: 20 });
     assert_eq!(index.totals().expect("read").objects, 3);
     assert!(index.tag(&key("a", "1")).expect("read").is_none());
@@ -77,7 +85,7 @@ async fn purging_an_index_takes_its_platforms_along() {
         name: "a".to_owned(),
         reference: Reference::Tag("1".parse().expect("a tag")),
     };
-    let purged = index.purge(purge).await.expect("purged");
+    let purged = take_out(&index, purge);
     assert_eq!(purged.digests, [object(1), object(2), object(3)]);
     assert!(index.catalog(&["r".to_owned()], "", 10).expect("read").is_empty());
 }
@@ -86,10 +94,10 @@ async fn purging_an_index_takes_its_platforms_along() {
 async fn purging_a_repository_keeps_what_another_may_see() {
     let (_dir, index) = open();
     put_image(&index, "a", "1", 1, &[10, 11]);
-    index.write(Write::Visible { repository: "other".to_owned(), digest: object(10) });
-    let purged = index.purge(Purge::Repository("r".to_owned())).await.expect("purged");
+    index.write(Write::Visible { viewer: Viewer::own("other"), digest: object(10) });
+    let purged = take_out(&index, Purge::Repository("r".to_owned()));
     assert_eq!(purged.digests, [object(1), object(11)]);
-    let purged = index.purge(Purge::All).await.expect("purged");
+    let purged = take_out(&index, Purge::All);
     assert_eq!(purged.digests, [object(10)]);
 }
 
@@ -98,15 +106,15 @@ async fn purging_a_shared_image_here_and_there_leaves_nothing() {
     let (_dir, index) = open();
     put_image(&index, "a", "1", 1, &[2]);
     for byte in [1, 2] {
-        index.write(Write::Visible { repository: "other".to_owned(), digest: object(byte) });
+        index.write(Write::Visible { viewer: Viewer::own("other"), digest: object(byte) });
     }
     let key = TagKey { repository: "other".to_owned(), ..key("a", "1") };
     index.write(Write::Tag { key, entry: entry(object(1)) });
     let tag = Reference::Tag("1".parse().expect("a tag"));
     let purge = Purge::Reference { repository: "r".to_owned(), name: "a".to_owned(), reference: tag };
-    assert_eq!(index.purge(purge).await.expect("purged").objects, 0);
-    assert!(!index.is_visible("r", &object(2)).expect("read"));
-    let purged = index.purge(Purge::Repository("other".to_owned())).await.expect("purged");
+    assert_eq!(take_out(&index, purge).objects, 0);
+    assert!(!index.is_visible(&Viewer::own("r"), &object(2)).expect("read"));
+    let purged = take_out(&index, Purge::Repository("other".to_owned()));
     assert_eq!(purged.digests, [object(1), object(2)]);
 }
 
@@ -150,7 +158,7 @@ async fn all_that_is_known_of_an_object_goes_with_it() {
     }
     index.flush().await.expect("written");
     assert_eq!(index.tag(&key("a", "1")).expect("read"), None);
-    assert!(!index.is_visible("r", &object(2)).expect("read"));
+    assert!(!index.is_visible(&Viewer::own("r"), &object(2)).expect("read"));
     assert_eq!(index.below(vec![object(1)]).expect("read").len(), 1);
     assert_eq!(index.catalog(&["r".to_owned()], "", 10).expect("read"), [""; 0]);
 }
@@ -192,7 +200,7 @@ fn of_version_4(dir: &std::path::Path) -> Connection {
     for (tag, digest) in [("ours", 1), ("theirs", 2), ("both", 3)] {
         put("tags", &format!("'r', 'a', '{tag}', {}, 'x/y', 7, 5", raw(digest)));
     }
-    for (repository, digest) in [("r", 1), ("r by clients", 2), ("r", 3), ("r by clients", 3)] {
+    for (repository, digest) in [("r", 1), ("r by clients", 2), ("r", 3), ("r by clients", 3), ("r in public", 2)] {
         put("visibility", &format!("'{repository}', {}", raw(digest)));
     }
     connection
@@ -221,8 +229,24 @@ async fn tags_of_an_earlier_version_are_found_by_those_who_learnt_them() {
             && index.tag(&by_clients("both")).expect("read").is_none()
     );
     assert_eq!(index.tag(&key("a", "theirs")).expect("read").map(|found| found.digest), Some(object(2)));
-    index.purge(Purge::Name { repository: "r".to_owned(), name: "a".to_owned() }).await.expect("purged");
+    take_out(&index, Purge::Name { repository: "r".to_owned(), name: "a".to_owned() });
     assert_eq!(index.tag(&by_clients("theirs")).expect("read"), None);
+}
+
+/// Who may see what in an index that was made as [`of_version_4`].
+fn assert_shown_as_before(index: &Index) {
+    for (scope, shown) in [(Scope::Own, [1, 3].as_slice()), (Scope::ByClients, &[2, 3]), (Scope::Public, &[2])] {
+        let is_shown = |digest: &u8| index.is_visible(&Viewer::new("r", scope), &object(*digest)).expect("read");
+        assert_eq!((1..5).filter(is_shown).collect::<Vec<_>>(), shown, "{scope:?}");
+    }
+}
+
+#[test]
+fn who_may_see_what_in_an_index_of_an_earlier_version_is_told_by_its_scope() {
+    let dir = tempfile::tempdir().expect("a directory");
+    drop(of_version_4(dir.path()));
+    assert_shown_as_before(&Index::open_in_memory(&dir.path().join("larder.db")).expect("opened"));
+    assert_shown_as_before(&Index::open(dir.path()).expect("opened"));
 }
 
 #[test]
@@ -232,5 +256,5 @@ fn an_index_of_an_earlier_version_that_cannot_be_written_is_read_all_the_same() 
     let index = Index::open_in_memory(&dir.path().join("larder.db")).expect("opened");
     let found = index.tag(&key("a", "ours")).expect("read").map(|found| found.digest);
     assert_eq!(found, Some(object(1)));
-    assert!(index.is_visible("r", &object(3)).expect("read"), "the tables behind it, too");
+    assert!(index.is_visible(&Viewer::own("r"), &object(3)).expect("read"), "the tables behind it, too");
 }

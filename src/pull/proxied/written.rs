@@ -11,7 +11,6 @@ use url::Url;
 
 use super::Proxying;
 use super::other::key_of;
-use crate::config::BY_CLIENTS;
 use crate::index::{TagKey, Timestamp};
 use crate::oci::Reference;
 use crate::oci::route::{Object, Route};
@@ -114,9 +113,9 @@ impl Pull {
             return;
         };
         self.copies.written.note(&tag_of(repository.prefix(), name.as_str(), tag.as_str()));
-        let (own, other) = (repository.config.shelf(), repository.config.other_shelf());
+        let shelves = repository.config.shelves();
         let target = Target { repository, name, who: Who::Anonymous, is_by_tag: false, client: None };
-        for shelf in [own, other, String::new(), BY_CLIENTS.to_owned()] {
+        for shelf in shelves {
             self.cache().drop_tag(TagKey { shelf, ..target.tag_key(&tag) });
         }
     }

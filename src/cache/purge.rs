@@ -1,0 +1,72 @@
+//! Taking content out, step by step: rows first, then files.
+
+use std::io;
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use super::hot::Hot;
+use crate::index::{Index, IndexError, Purge, Purged};
+use crate::store::Store;
+use crate::upkeep::Upkeep;
+
+/// What a purge works on.
+pub struct Purging {
+    pub index: Arc<Index>,
+    pub hot: Arc<Hot>,
+    pub upkeep: Arc<Upkeep>,
+    pub store: Arc<dyn Store>,
+}
+
+/// Why content was not taken out.
+#[derive(Debug, thiserror::Error)]
+pub enum PurgeError {
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    #[error(transparent)]
+    Disk(#[from] io::Error),
+}
+
+impl Purging {
+    /// Takes content out. Readers that have a file open go on.
+    pub async fn run(&self, purge: &Purge) -> Result<Purged, PurgeError> {
+        match self.in_steps(purge).await {
+            // On a full disk not even rows can be removed until something else was.
+            Err(PurgeError::Index(_)) if *purge == Purge::All => {
+                self.store.clear().await?;
+                self.in_steps(purge).await
+            }
+            purged => purged,
+        }
+    }
+
+    async fn in_steps(&self, purge: &Purge) -> Result<Purged, PurgeError> {
+        let is_all = *purge == Purge::All;
+        let (sender, mut steps) = mpsc::channel::<Purged>(1);
+        let (index, wanted) = (self.index.clone(), purge.clone());
+        let rows = tokio::task::spawn_blocking(move || {
+            // The other side listens to the end.
+            index.purge(&wanted, |step| drop(sender.blocking_send(step)))
+        });
+        let (mut all, mut removed) = (Purged::default(), Ok(()));
+        while let Some(step) = steps.recv().await {
+            self.hot.clear();
+            self.upkeep.removed(&step.digests, false);
+            if !is_all {
+                // The rows go on going: a file that cannot be removed is shown to nobody.
+                let files = self.store.remove(&step.digests).await;
+                removed = removed.and(files);
+            }
+            // Nobody asks which ones they were.
+            all.add(Purged { digests: Vec::new(), ..step });
+        }
+        rows.await.map_err(io::Error::other)??;
+        self.hot.clear();
+        self.upkeep.removed(&[], is_all);
+        if is_all {
+            removed = self.store.clear().await;
+        }
+        removed?;
+        Ok(all)
+    }
+}
