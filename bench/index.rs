@@ -144,8 +144,9 @@ fn fill(dir: &Path, images: u64) -> Result<()> {
         let base = digest(u64::MAX, image % BASES);
         let part = |part: u64| digest(image, part);
         let at = Timestamp(i64::try_from(image)?);
-        for object in (0..10).map(part).chain([base]) {
-            let entry = ObjectEntry { size: 1_000, media_type: None, stored_at: at };
+        for (number, object) in (0..10).map(part).chain([base]).enumerate() {
+            let media_type = (number < 3).then(|| MediaType::new("m"));
+            let entry = ObjectEntry { size: 1_000, media_type, stored_at: at };
             index.apply([
                 Write::Object { digest: object, entry },
                 Write::Visible { viewer: viewer.clone(), digest: object },

@@ -55,9 +55,9 @@ impl Default for Bounds {
 }
 
 /// Rows of tags or of names that go in one step, unless more than that have just been written.
-const ROWS: usize = 250;
+const ROWS: usize = 100;
 /// Lists that go in one step, and about their bytes; URLs, too.
-const LARGE_ROWS: usize = 250;
+const LARGE_ROWS: usize = 100;
 const LARGE_BYTES: u64 = 20 << 20;
 
 /// What is bounded. The database counts each as it comes and goes.

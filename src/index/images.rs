@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, OptionalExtension, params};
 
 use super::sqlite::{digest, read_digest};
 use super::{Image, ImageName, Index, IndexError, TagKey, Timestamp};
@@ -105,8 +105,10 @@ impl Index {
     }
 }
 
+const CHILDREN: &str = "SELECT child FROM edges WHERE parent = ?1";
+
 fn below(connection: &Connection, roots: Vec<Digest>) -> rusqlite::Result<HashSet<Digest>> {
-    let mut children = connection.prepare_cached("SELECT child FROM edges WHERE parent = ?1")?;
+    let mut children = connection.prepare_cached(CHILDREN)?;
     let mut found = HashSet::new();
     let mut open = roots;
     while let Some(object) = open.pop() {
@@ -217,17 +219,31 @@ impl<'a> Sizes<'a> {
         if let Some(known) = self.known.get(&manifest) {
             return Ok(*known);
         }
-        let mut size = self.connection.prepare_cached("SELECT size FROM objects WHERE digest = ?1")?;
+        let mut object =
+            self.connection.prepare_cached("SELECT size, media_type IS NULL FROM objects WHERE digest = ?1")?;
+        let mut children = self.connection.prepare_cached(CHILDREN)?;
         let (mut objects, mut bytes) = (0, 0);
-        let found = below(self.connection, vec![manifest])?;
-        self.looked_at += found.len();
-        for object in found {
-            let mut rows = size.query(params![object.as_raw()])?;
-            if let Some(row) = rows.next()? {
+        let (mut found, mut open) = (HashSet::new(), vec![manifest]);
+        while let Some(next) = open.pop() {
+            if !found.insert(next) {
+                continue;
+            }
+            let row =
+                object.query_row(params![next.as_raw()], |row| Ok((row.get::<_, u64>(0)?, row.get::<_, bool>(1)?)));
+            let row = row.optional()?;
+            if let Some((size, _)) = row {
                 objects += 1;
-                bytes += row.get::<_, u64>(0)?;
+                bytes += size;
+            }
+            // What came as a blob leads nowhere, and most of an image is that.
+            if !row.is_some_and(|(_, is_blob)| is_blob) {
+                let mut rows = children.query(params![next.as_raw()])?;
+                while let Some(row) = rows.next()? {
+                    open.push(read_digest(row)?);
+                }
             }
         }
+        self.looked_at += found.len();
         self.known.insert(manifest, (objects, bytes));
         Ok((objects, bytes))
     }

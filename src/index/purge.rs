@@ -13,7 +13,7 @@ use super::{Index, IndexError};
 use crate::oci::{Digest, Reference};
 
 /// Rows of one table that go in one step. Each is in several indexes, at other places of the disk than its neighbours.
-const ROWS: u32 = 250;
+const ROWS: u32 = 100;
 /// The same of objects, whose rows are in no other index.
 const PLAIN_ROWS: u32 = 1_000;
 /// Objects that go in one step, each with its rows.

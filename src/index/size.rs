@@ -10,8 +10,8 @@ const LOG_PAGES: u32 = 256;
 const LOG_BYTES: u64 = 1 << 20;
 /// A log of this size is taken in even if that takes a wait for readers.
 const LONG_LOG: u64 = 16 << 20;
-/// Pages that are moved in one step: 1 MiB.
-const STEP: u64 = 256;
+/// Pages that are moved in one step: a quarter of a MiB.
+const STEP: u64 = 64;
 /// Free pages that are kept for what comes next, beside an eighth of all.
 const KEPT: u64 = 64;
 /// An index that cannot give pages back is written anew only while that takes no more memory than this.

@@ -39,6 +39,9 @@ proptest! {
         for (image, row) in all.images.iter().zip(&expected) {
             let [reference, checked_at] = shown(image);
             prop_assert!(row.contains(&checked_at), "{} {}", row, checked_at);
+            let stored = |digest: &Digest| index.object(digest).expect("read").is_some();
+            let below = index.below(vec![image.digest]).expect("read").into_iter().filter(stored).count() as u64;
+            prop_assert_eq!((image.objects, image.bytes), (below, 10 * below));
             prop_assert_eq!(&format!("{}/{}", image.repository, image.name), reference.split_once(['@']).map_or_else(
                 || reference.rsplit_once(':').expect("a tag").0, |(path, _)| path));
         }
