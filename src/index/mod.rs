@@ -3,8 +3,10 @@
 //! The index is a help, not the truth: an object's file is. Writes are queued and batched by one
 //! thread, so that no request waits for them; reads have connections of their own.
 
+mod apply;
 mod bounds;
 mod catalog;
+mod damage;
 #[cfg(test)]
 mod graph;
 mod images;
@@ -12,6 +14,7 @@ mod listings;
 mod names;
 mod open;
 mod pins;
+mod place;
 mod purge;
 mod queue;
 mod reach;

@@ -1,17 +1,16 @@
 //! How an index is opened, whatever state it and its disk are in: no state file can stop the start.
 
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
 use rusqlite::{Connection, params};
 
+use super::damage::{damage_mark, identity, is_damage, is_of_the_disk, set_aside};
+use super::place::{Place, remove, uri};
 use super::size::{self, LITTLE};
 use super::sqlite::Readers;
 use super::writer::{PATIENCE, Queue, Writer};
-use super::{Index, IndexError, Timestamp, pins};
+use super::{Index, IndexError, pins};
 use crate::files;
 
 pub(super) const MIGRATIONS: [&str; 8] = [
@@ -33,16 +32,6 @@ const SPARE: [(&str, &str); 2] =
 const SPARE_BYTES: u64 = 16 << 20;
 /// A smaller database is not what fills a disk.
 const LARGE: u64 = 4 << 20;
-
-/// Where an index is kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
-    Disk,
-    /// Until the process ends; then it is written to the disk, if it may replace what is there and there is room.
-    Memory {
-        may_replace: bool,
-    },
-}
 
 impl Index {
     /// Opens the index under `dir`. One that cannot be read is set aside and a new one begun: what it
@@ -175,12 +164,6 @@ fn copy_from(connection: &mut Connection, path: &Path) -> rusqlite::Result<()> {
     copied
 }
 
-/// The name of a file for a connection to a database in memory, which would else take it for another in memory.
-fn uri(path: &Path, parameters: &str) -> String {
-    let encoded = percent_encode(path.as_os_str().as_bytes(), NON_ALPHANUMERIC).to_string().replace("%2F", "/");
-    format!("file:{encoded}?{parameters}")
-}
-
 fn copy_tables(connection: &Connection) -> rusqlite::Result<()> {
     for table in TABLES {
         let columns = shared_columns(connection, table)?;
@@ -217,23 +200,6 @@ fn shared_columns(connection: &Connection, table: &str) -> rusqlite::Result<Vec<
     Ok(here.into_iter().map(|(name, _)| name).filter(is_there).collect())
 }
 
-/// Writes an index that was kept in memory in the place of the one on disk.
-pub(super) fn save(connection: &Connection, path: &Path) {
-    let new = path.with_extension("db-new");
-    let saved = remove(&new)
-        .map_err(IndexError::from)
-        .and_then(|()| Ok(connection.execute("VACUUM INTO ?1", params![uri(&new, "vfs=unix")])?))
-        // The old log is not one of the new file.
-        .and_then(|_| Ok(remove(path).and_then(|()| std::fs::rename(&new, path))?));
-    match saved {
-        Ok(()) => tracing::info!("the index that was kept in memory was written to the disk"),
-        Err(error) => {
-            tracing::warn!(%error, "the index that was kept in memory is lost; what it knew is learnt again");
-            let _ = remove(&new);
-        }
-    }
-}
-
 /// Brings a database to a version, or to the newest where that is none.
 fn migrate(connection: &mut Connection, wanted: usize) -> rusqlite::Result<()> {
     let version: usize = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
@@ -246,91 +212,9 @@ fn migrate(connection: &mut Connection, wanted: usize) -> rusqlite::Result<()> {
     Ok(())
 }
 
-fn is_damage(error: &rusqlite::Error) -> bool {
-    use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
-    matches!(error.sqlite_error_code(), Some(DatabaseCorrupt | NotADatabase))
-}
-
-/// Device and number of a file.
-pub(super) fn identity(path: &Path) -> Option<(u64, u64)> {
-    let metadata = std::fs::metadata(path).ok()?;
-    Some((metadata.dev(), metadata.ino()))
-}
-
-/// The file that says that the index is to be set aside at the next start.
-fn damage_mark(path: &Path) -> PathBuf {
-    path.with_extension("db-damaged")
-}
-
-pub(super) fn mark_if_damaged(path: &Path, error: &rusqlite::Error) {
-    if is_damage(error) {
-        mark_damaged(path);
-    }
-}
-
-pub(super) fn mark_damaged(path: &Path) {
-    tracing::error!("the index is damaged; restart Larder and it is built anew from the files");
-    if let Err(error) = files::make(&damage_mark(path), files::Readers::Group)
-        && error.kind() != std::io::ErrorKind::AlreadyExists
-    {
-        tracing::error!(%error, "the damage could not be written down");
-    }
-}
-
-/// Whether it is the disk that keeps the index from being opened, and not the index itself.
-fn is_of_the_disk(error: &rusqlite::Error) -> bool {
-    use rusqlite::ErrorCode::{CannotOpen, DiskFull, PermissionDenied, ReadOnly, SystemIoFailure};
-    matches!(error.sqlite_error_code(), Some(CannotOpen | DiskFull | PermissionDenied | ReadOnly | SystemIoFailure))
-}
-
-/// Moves a damaged index out of the way; it may be gone already. Only the newest one is kept.
-fn set_aside(path: &Path) -> std::io::Result<()> {
-    if let Err(error) = path.parent().map_or(Ok(0), remove_aside) {
-        tracing::warn!(%error, "an earlier damaged index cannot be removed");
-    }
-    let aside = path.with_extension(format!("db.damaged-{}", Timestamp::now().0));
-    match std::fs::rename(path, &aside) {
-        Ok(()) => tracing::warn!(aside = %aside.display(), "the damaged index was set aside"),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error),
-    }
-    remove(path)
-}
-
-/// Removes damaged indexes that were set aside in a cache directory. Returns the bytes that this gives back.
-pub(super) fn remove_aside(dir: &Path) -> std::io::Result<u64> {
-    let mut freed = 0;
-    for entry in std::fs::read_dir(dir)? {
-        let entry = entry?;
-        if entry.file_name().to_string_lossy().starts_with("larder.db.damaged-") {
-            freed += entry.metadata()?.len();
-            std::fs::remove_file(entry.path())?;
-            tracing::info!(path = %entry.path().display(), "an old damaged index was removed");
-        }
-    }
-    Ok(freed)
-}
-
-/// Removes a database with its log; what is not there is no error.
-fn remove(path: &Path) -> std::io::Result<()> {
-    let with = |suffix: &str| {
-        let mut name = path.as_os_str().to_owned();
-        name.push(suffix);
-        PathBuf::from(name)
-    };
-    // The log first: without its database it could be taken for that of the next one.
-    for file in [with("-wal"), with("-shm"), path.to_owned()] {
-        match std::fs::remove_file(file) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::{TagEntry, TagKey, Write};
+    use super::super::{TagEntry, TagKey, Timestamp, Write};
     use super::*;
     use crate::index::ImageName;
     use crate::oci::{Digest, MediaType, Reference};

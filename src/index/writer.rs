@@ -10,11 +10,12 @@ use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 
+use super::apply::apply;
 use super::bounds::{self, Bounds, Excess};
-use super::open::{self, Place, mark_if_damaged};
+use super::damage::mark_if_damaged;
+use super::place::{self, Place};
 use super::queue::{Task, Tasks};
 use super::size::{self, Left};
-use super::sqlite::apply;
 use super::{IndexError, Write};
 
 /// Most writes in one transaction, and about their bytes.
@@ -268,7 +269,7 @@ impl Writer {
                     tracing::warn!(%error, "the index's log is taken in by the next start");
                 }
             }
-            Place::Memory { may_replace: true } => open::save(&self.connection, &self.path),
+            Place::Memory { may_replace: true } => place::save(&self.connection, &self.path),
             Place::Memory { may_replace: false } => {}
         }
     }
