@@ -1,9 +1,10 @@
 //! `larder serve`: builds everything in the order of its dependencies, then opens the doors.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -86,19 +87,9 @@ async fn serve(config: Config, pull: Arc<Pull>, files: Files, log: LogLevel) -> 
     count_certificates(&config, pull.metrics());
     certificates.apply(certificates.prepare(wanted).await?, Occasion::Change).await;
     let tls = Tls::new(config.server.tls.as_ref(), certificates.shown())?;
-    let ca = match config.proxy.as_ref().map(|door| door.ca_dir.clone()) {
-        Some(dir) => Some(Arc::new(tokio::task::spawn_blocking(move || Ca::open(&dir)).await??)),
-        None => None,
-    };
-    let proxy = match &config.proxy {
-        Some(door) => listen::bind("proxy", &door.listen).await?,
-        None => Vec::new(),
-    };
-    let registry = listen::bind("registry", &config.server.listen).await?;
-    let admin = listen::bind("admin", &config.admin.listen).await?;
-    let doors = [&proxy, &registry, &admin].into_iter().flatten().map(TcpListener::local_addr);
-    let doors = doors.collect::<Result<Vec<_>, _>>()?;
-    pull.listens_at(&[&doors[..], acme_door(&config)].concat());
+    let doors = Doors::bind(&config, tls.clone()).await?;
+    let addresses = doors.addresses()?;
+    pull.listens_at(&[&addresses[..], acme_door(&config)].concat());
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         dir = %config.cache.dir.display(),
@@ -107,33 +98,14 @@ async fn serve(config: Config, pull: Arc<Pull>, files: Files, log: LogLevel) -> 
     );
 
     let (stop, stopped) = channel::channel(None);
-    let shares = Shares::now();
-    let (places, crowd) = limits(&config.server, shares.registry);
     let upkeep = tokio::spawn(pull.cache().clone().look_after());
+    let doors = doors.serve(&config.server, &pull, &stopped);
     let current = Arc::new(Mutex::new(config));
     let Files { sources, begun_with, watch } = files;
-    let keeping = tokio::spawn(certificates.clone().run(stopped.clone()));
-    let reach = Reached { pull: pull.clone(), tls: tls.clone(), certificates, log, doors };
+    let keeping = tokio::spawn(certificates.clone().run(stopped));
+    let reach = Reached { pull: pull.clone(), tls, certificates, log, doors: addresses };
     let reload = Reload::new(sources, begun_with, reach, current.clone());
     let reloading = tokio::spawn(reload.run(watch, hangups));
-    let mut doors = JoinSet::new();
-    for listener in registry {
-        let door = listen::Door::Registry(tls.clone());
-        doors.spawn(listen::serve(listener, door, pull.clone(), places.clone(), crowd.clone(), stopped.clone()));
-    }
-    if let Some(ca) = ca {
-        let (places, crowd) = limits(&current.lock().unwrap_or_else(PoisonError::into_inner).server, shares.proxy);
-        for listener in proxy {
-            let door = listen::Door::Proxy(ca.clone());
-            doors.spawn(listen::serve(listener, door, pull.clone(), places.clone(), crowd.clone(), stopped.clone()));
-        }
-    }
-    let (places, crowd) = (listen::Places::new(shares.admin), listen::Crowd::new(None));
-    let handler: listen::Handler = Arc::new(admin::handler(pull.clone()));
-    for listener in admin {
-        let door = listen::Door::Admin(handler.clone());
-        doors.spawn(listen::serve(listener, door, pull.clone(), places.clone(), crowd.clone(), stopped.clone()));
-    }
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
@@ -150,6 +122,64 @@ async fn serve(config: Config, pull: Arc<Pull>, files: Files, log: LogLevel) -> 
     upkeep.abort();
     pull.cache().close().await;
     Ok(())
+}
+
+/// The doors and the addresses that they listen at.
+struct Doors {
+    registry: Vec<TcpListener>,
+    tls: Tls,
+    proxy: Vec<TcpListener>,
+    /// `None`: there is no proxy door.
+    ca: Option<Arc<Ca>>,
+    admin: Vec<TcpListener>,
+}
+
+impl Doors {
+    async fn bind(config: &Config, tls: Tls) -> Result<Self, AnyError> {
+        let ca = match config.proxy.as_ref().map(|door| door.ca_dir.clone()) {
+            Some(dir) => Some(Arc::new(tokio::task::spawn_blocking(move || Ca::open(&dir)).await??)),
+            None => None,
+        };
+        let proxy = match &config.proxy {
+            Some(door) => listen::bind("proxy", &door.listen).await?,
+            None => Vec::new(),
+        };
+        let registry = listen::bind("registry", &config.server.listen).await?;
+        let admin = listen::bind("admin", &config.admin.listen).await?;
+        Ok(Self { registry, tls, proxy, ca, admin })
+    }
+
+    fn addresses(&self) -> std::io::Result<Vec<SocketAddr>> {
+        [&self.proxy, &self.registry, &self.admin].into_iter().flatten().map(TcpListener::local_addr).collect()
+    }
+
+    /// Serves all of them, each until `stopped` says so.
+    fn serve(
+        self,
+        server: &config::Server,
+        pull: &Arc<Pull>,
+        stopped: &channel::Receiver<Option<Duration>>,
+    ) -> JoinSet<()> {
+        let shares = Shares::now();
+        let handler: listen::Handler = Arc::new(admin::handler(pull.clone()));
+        let admin = (listen::Places::new(shares.admin), listen::Crowd::new(None));
+        let proxy = self.ca.map(listen::Door::Proxy);
+        let all = [
+            (self.registry, Some(listen::Door::Registry(self.tls)), limits(server, shares.registry)),
+            (self.proxy, proxy, limits(server, shares.proxy)),
+            (self.admin, Some(listen::Door::Admin(handler)), admin),
+        ];
+        let mut serving = JoinSet::new();
+        for (listeners, door, (places, crowd)) in all {
+            // Without a door there is no listener for it.
+            let Some(door) = door else { continue };
+            for listener in listeners {
+                let (door, pull, places, crowd) = (door.clone(), pull.clone(), places.clone(), crowd.clone());
+                serving.spawn(listen::serve(listener, door, pull, places, crowd, stopped.clone()));
+            }
+        }
+        serving
+    }
 }
 
 /// How many connections a door takes, together and from each address; `share`: as many as there are descriptors for.

@@ -229,16 +229,8 @@ impl Config {
         let managers = managers.map_err(|(key, message)| check.invalid(&["admin", key], message))?;
         let hosts = check_hosts(&check, "server", &file.server.hosts)?;
         let admin_hosts = check_hosts(&check, "admin", &file.admin.hosts)?;
-        if file.cache.dir.as_os_str().is_empty() {
-            let message = "it is empty; write for example dir = \"/var/lib/larder\"";
-            return Err(check.invalid(&["cache", "dir"], message));
-        }
-        if let Err(error) = parse_filter(&file.logging.level) {
-            let message = format!(
-                "{error}; write error, warn, info, debug, trace, or a filter such as \"larder::upstream=debug,info\""
-            );
-            return Err(check.invalid(&["logging", "level"], message));
-        }
+        let cache = check_cache(&check, file.cache)?;
+        check_level(&check, &file.logging.level)?;
         Ok(Self {
             server: Server {
                 listen: file.server.listen.0,
@@ -252,21 +244,40 @@ impl Config {
                 tls,
             },
             auth: around.auth,
-            cache: Cache {
-                dir: file.cache.dir,
-                max_size: file.cache.max_size,
-                min_free: file.cache.min_free,
-                ttl: file.cache.ttl,
-                policy: file.cache.policy,
-                partial_ttl: file.cache.partial_ttl.0,
-                patterns: file.cache.patterns,
-            },
+            cache,
             repositories,
             proxy,
             admin: Admin { listen: file.admin.listen.0, allow: managers, hosts: admin_hosts },
             logging: file.logging,
         })
     }
+}
+
+fn check_cache(check: &Check<'_>, written: raw::Cache) -> Result<Cache, ConfigError> {
+    if written.dir.as_os_str().is_empty() {
+        let message = "it is empty; write for example dir = \"/var/lib/larder\"";
+        return Err(check.invalid(&["cache", "dir"], message));
+    }
+    Ok(Cache {
+        dir: written.dir,
+        max_size: written.max_size,
+        min_free: written.min_free,
+        ttl: written.ttl,
+        policy: written.policy,
+        partial_ttl: written.partial_ttl.0,
+        patterns: written.patterns,
+    })
+}
+
+/// `logging.level`
+fn check_level(check: &Check<'_>, level: &str) -> Result<(), ConfigError> {
+    let checked = parse_filter(level).map(drop);
+    checked.map_err(|error| {
+        let message = format!(
+            "{error}; write error, warn, info, debug, trace, or a filter such as \"larder::upstream=debug,info\""
+        );
+        check.invalid(&["logging", "level"], message)
+    })
 }
 
 /// A number of connections; 0 is any number.

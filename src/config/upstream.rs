@@ -215,28 +215,8 @@ pub fn check(
     let headers = check_headers(&written.headers).map_err(|message| invalid("headers", message))?;
     let proxy = Proxy::choose(&written.http_proxy, &url.origin, &around.proxies)
         .map_err(|message| invalid("http_proxy", message))?;
-    let spans = [
-        ("connect_timeout", written.connect_timeout),
-        ("timeout", written.timeout),
-        ("read_timeout", written.read_timeout),
-    ];
-    for (key, span) in spans {
-        if span.0.is_zero() {
-            return Err(invalid(key, "it must be longer than nothing".to_owned()));
-        }
-    }
-    if written.max_connections == 0 {
-        return Err(invalid("max_connections", "at least one connection is needed".to_owned()));
-    }
-    if written.parallel == 0 {
-        return Err(invalid("parallel", "at least one connection is needed".to_owned()));
-    }
-    for (key, hosts) in [("token_realms", &written.token_realms), ("redirect_hosts", &written.redirect_hosts)] {
-        if let Some(at) = hosts.iter().position(|host| host.is_empty() || host.contains(['/', ' ', '*', '@', '?'])) {
-            let message = format!("its entry {} is no host; write for example {key} = [\"auth.example.com\"]", at + 1);
-            return Err(invalid(key, message));
-        }
-    }
+    check_numbers(&written).map_err(|(key, message)| invalid(key, message))?;
+    check_hosts(&written).map_err(|(key, message)| invalid(key, message))?;
     Ok(Upstream {
         url,
         credentials,
@@ -254,6 +234,35 @@ pub fn check(
         host_headers: around.host_headers.clone(),
         confined_to: None,
     })
+}
+
+/// A mistake: the key and what is wrong.
+type Mistake = (&'static str, String);
+
+fn check_numbers(written: &raw::Upstream) -> Result<(), Mistake> {
+    let spans = [
+        ("connect_timeout", written.connect_timeout),
+        ("timeout", written.timeout),
+        ("read_timeout", written.read_timeout),
+    ];
+    if let Some((key, _)) = spans.into_iter().find(|(_, span)| span.0.is_zero()) {
+        return Err((key, "it must be longer than nothing".to_owned()));
+    }
+    let numbers = [("max_connections", u64::from(written.max_connections)), ("parallel", u64::from(written.parallel))];
+    match numbers.into_iter().find(|(_, number)| *number == 0) {
+        Some((key, _)) => Err((key, "at least one connection is needed".to_owned())),
+        None => Ok(()),
+    }
+}
+
+fn check_hosts(written: &raw::Upstream) -> Result<(), Mistake> {
+    for (key, hosts) in [("token_realms", &written.token_realms), ("redirect_hosts", &written.redirect_hosts)] {
+        if let Some(at) = hosts.iter().position(|host| host.is_empty() || host.contains(['/', ' ', '*', '@', '?'])) {
+            let message = format!("its entry {} is no host; write for example {key} = [\"auth.example.com\"]", at + 1);
+            return Err((key, message));
+        }
+    }
+    Ok(())
 }
 
 /// Whether a header is a login, whatever server it is for.

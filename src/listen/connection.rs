@@ -1,7 +1,7 @@
 //! One connection that speaks HTTP, from its first byte to its end: limits, deadlines, draining. All doors use it.
 
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use hyper_util::server::conn::auto::Builder;
 use tokio::sync::watch;
 
 use super::crowd::Load;
-use super::guard::{CLOSING, Guard, Socket};
+use super::guard::{CLOSING, Guard, Socket, Watched};
 use super::pace::Pace;
 use crate::pull::{Body, busy};
 use crate::sent::{self, Sent};
@@ -107,6 +107,24 @@ pub async fn connection<S, A>(
             Ok::<_, std::convert::Infallible>(response.map(|body| running.answer(body)))
         }
     });
+    set_limits(&mut builder);
+    let mut connection = pin!(builder.serve_connection_with_upgrades(TokioIo::new(guarded), service));
+    metrics.connections.inc();
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = given_up(&pace, client) => Ok(()),
+        () = ends.come() => {
+            connection.as_mut().graceful_shutdown();
+            wind_down(connection, &pace, &written).await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%client, %error, "a connection ended with an error");
+    }
+    metrics.connections.dec();
+}
+
+fn set_limits(builder: &mut Builder<TokioExecutor>) {
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_buf_size(MAX_HEAD);
     builder
         .http2()
@@ -115,38 +133,32 @@ pub async fn connection<S, A>(
         .max_header_list_size(MAX_HEAD as u32)
         .keep_alive_interval(Some(HEADER_TIMEOUT))
         .keep_alive_timeout(HEADER_TIMEOUT);
-    let mut connection = pin!(builder.serve_connection_with_upgrades(TokioIo::new(guarded), service));
-    metrics.connections.inc();
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = pace.stalls() => {
-            tracing::debug!(%client, "a client takes nothing of what it asked for");
-            Ok(())
-        }
-        () = pace.closed() => {
-            tracing::debug!(%client, "a connection that does nothing makes room for another");
-            Ok(())
-        }
-        () = ends.come() => {
-            connection.as_mut().graceful_shutdown();
-            let ended = tokio::select! {
-                ended = connection.as_mut() => Some(ended),
-                () = pace.stalls() => Some(Ok(())),
-                // The library would wait for the rest of a head, or for the answer to a ping.
-                () = pace.rests(|| written.is_writing()) => None,
-            };
-            match ended {
-                Some(ended) => ended,
-                // That may come, behind what is still on its way.
-                None if written.is_http2() => {
-                    tokio::time::timeout(CLOSING, connection).await.unwrap_or(Ok(()))
-                }
-                None => Ok(()),
-            }
-        }
-    };
-    if let Err(error) = ended {
-        tracing::debug!(%client, %error, "a connection ended with an error");
+}
+
+/// Waits until the client has taken nothing for too long, or its place is needed.
+async fn given_up(pace: &Pace, client: SocketAddr) {
+    tokio::select! {
+        () = pace.stalls() => tracing::debug!(%client, "a client takes nothing of what it asked for"),
+        () = pace.closed() => tracing::debug!(%client, "a connection that does nothing makes room for another"),
     }
-    metrics.connections.dec();
+}
+
+/// Waits until a connection that takes no further requests has answered those that run.
+async fn wind_down<E>(
+    mut connection: Pin<&mut impl Future<Output = Result<(), E>>>,
+    pace: &Pace,
+    written: &Watched,
+) -> Result<(), E> {
+    let ended = tokio::select! {
+        ended = connection.as_mut() => Some(ended),
+        () = pace.stalls() => Some(Ok(())),
+        // The library would wait for the rest of a head, or for the answer to a ping.
+        () = pace.rests(|| written.is_writing()) => None,
+    };
+    match ended {
+        Some(ended) => ended,
+        // That may come, behind what is still on its way.
+        None if written.is_http2() => tokio::time::timeout(CLOSING, connection).await.unwrap_or(Ok(())),
+        None => Ok(()),
+    }
 }

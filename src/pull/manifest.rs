@@ -110,25 +110,7 @@ impl Pull {
 
         let page = format!("manifests/{tag}");
         let checked = match self.negative.recall(target, &page) {
-            Ok(()) => {
-                let (pull, asked, tag, key) = (self.clone(), target.clone(), tag.clone(), key.clone());
-                let check = self.checks.run((key.clone(), target.who.id()), || async move {
-                    let checked = pull.check_tag(&asked, tag, key, may_fetch).await;
-                    pull.lagging
-                        .note(&asked, checked.as_ref().is_err_and(|failure| failure.kind == FailureKind::Timeout));
-                    checked
-                });
-                match &cached {
-                    Some((entry, _)) if self.may_serve_old(target, policy, entry).await => {
-                        let patience = self.lagging.patience(target);
-                        tokio::time::timeout(patience, check).await.unwrap_or_else(|_| {
-                            self.lagging.note(target, true);
-                            (Err(patience::too_slow(target, patience)), false)
-                        })
-                    }
-                    _ => check.await,
-                }
-            }
+            Ok(()) => self.checked(target, tag, &key, cached.as_ref().map(|(entry, _)| entry), may_fetch).await,
             Err(absent) => (Err(absent), false),
         };
         let is_public = match &cached {
@@ -160,6 +142,36 @@ impl Pull {
                 }
                 Err(failure)
             }
+        }
+    }
+
+    /// What the upstream says of a tag, once for all who ask at the same time; the second value tells whether it was asked
+    /// by this call. Where the copy `cached` could be served, it is waited for only as long as no client minds.
+    async fn checked(
+        self: &Arc<Self>,
+        target: &Target,
+        tag: &Tag,
+        key: &TagKey,
+        cached: Option<&TagEntry>,
+        may_fetch: bool,
+    ) -> (Result<Checked, Failure>, bool) {
+        let (pull, asked, tag, of) = (self.clone(), target.clone(), tag.clone(), key.clone());
+        let policy = target.repository.config.policy_of(&key.tag);
+        let check = self.checks.run((key.clone(), target.who.id()), || async move {
+            let checked = pull.check_tag(&asked, tag, of, may_fetch).await;
+            let is_late = checked.as_ref().is_err_and(|failure| failure.kind == FailureKind::Timeout);
+            pull.lagging.note(&asked, is_late);
+            checked
+        });
+        match cached {
+            Some(entry) if self.may_serve_old(target, policy, entry).await => {
+                let patience = self.lagging.patience(target);
+                tokio::time::timeout(patience, check).await.unwrap_or_else(|_| {
+                    self.lagging.note(target, true);
+                    (Err(patience::too_slow(target, patience)), false)
+                })
+            }
+            _ => check.await,
         }
     }
 

@@ -298,26 +298,8 @@ impl Pull {
         let routing = live.routing.clone();
         let door = Door::of(&live, request)?;
         let (path, object) = match Route::parse(request.uri.path())? {
-            Route::Token if request.method == Method::POST => {
-                let answer = self.give_token(request, &door).await?;
-                return door.is_meant().map(|()| answer);
-            }
-            Route::Base { .. } | Route::Catalog | Route::Token if !is_read => return Err(Refusal::Unsupported),
-            Route::Base { prefix } if routing.knows_prefix(&prefix) => {
-                let answer = self.base(request, &door, query.namespace.as_deref(), &prefix).await?;
-                return door.is_meant().map(|()| answer);
-            }
-            Route::Base { prefix } => return Err(routing::RoutingError::UnknownName(prefix).into()),
-            Route::Token => {
-                let answer = self.give_token(request, &door).await?;
-                return door.is_meant().map(|()| answer);
-            }
-            Route::Catalog => {
-                let identity = self.identify(request, &door, None).await?;
-                door.is_meant()?;
-                return self.catalog(&query, &door, &identity).await;
-            }
             Route::Object { path, object } => (path, object),
+            page => return self.page(page, request, &query, &door).await,
         };
         let tag = match &object {
             Object::Manifest(Reference::Tag(tag)) => Some(tag.as_str()),
@@ -365,6 +347,35 @@ impl Pull {
 }
 
 impl Pull {
+    /// Answers what is no object: the base, the catalog, tokens.
+    async fn page(
+        self: &Arc<Self>,
+        page: Route,
+        request: &Parts,
+        query: &Query,
+        door: &Door,
+    ) -> Result<Response<Body>, Refusal> {
+        let is_read = request.method == Method::GET || request.method == Method::HEAD;
+        let is_form = matches!(page, Route::Token) && request.method == Method::POST;
+        if !is_read && !is_form {
+            return Err(Refusal::Unsupported);
+        }
+        let answer = match page {
+            Route::Token => self.give_token(request, door).await?,
+            Route::Base { prefix } if door.live.routing.knows_prefix(&prefix) => {
+                self.base(request, door, query.namespace.as_deref(), &prefix).await?
+            }
+            Route::Base { prefix } => return Err(routing::RoutingError::UnknownName(prefix).into()),
+            Route::Catalog => {
+                let identity = self.identify(request, door, None).await?;
+                door.is_meant()?;
+                return self.catalog(query, door, &identity).await;
+            }
+            Route::Object { .. } => return Err(Refusal::Unsupported),
+        };
+        door.is_meant().map(|()| answer)
+    }
+
     /// Whether what is asked for waited for a place among the transfers, when this is called.
     fn waits_for_a_place(self: &Arc<Self>, object: &Object) -> impl FnOnce() -> bool + use<> {
         let (pull, digest) = (self.clone(), if let Object::Blob(digest) = object { Some(*digest) } else { None });

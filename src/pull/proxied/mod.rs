@@ -189,8 +189,8 @@ impl Pull {
     ) -> Result<Response<Body>, Refused> {
         let (live, proxying) = self.proxying()?;
         let (mut parts, body) = request.into_parts();
-        // Through a tunnel that was opened; others are seen to before.
         if parts.method == Method::CONNECT {
+            // Through a tunnel that was opened; others are seen to before.
             return Err(Refused::Tunnel);
         }
         let (place, url) = destination(&parts, came)?;
@@ -198,10 +198,7 @@ impl Pull {
         observation.goes_to(path.clone());
         let (place, url) = proxying.names.page(&place, &url).unwrap_or((place, url));
         headers::check(&parts)?;
-        let standing = match came {
-            Came::Open => self.let_through(&live, &proxying, &parts, client).await?,
-            Came::Through { tunnel, .. } => tunnel.standing.judge(&live, &proxying)?,
-        };
+        let standing = self.standing(&live, &proxying, &parts, client, came).await?;
         let identity = &standing.identity;
         observation.admitted(identity);
         proxying.anywhere.permit(&place)?;
@@ -215,10 +212,8 @@ impl Pull {
         let has_logins = live.logins.is_some();
         let is_mere_read = body.is_end_stream() && secrets::is_mere_read(&parts);
         // Who may not pull there with the configuration's credentials may still with its own.
-        let may_pull = |repository: &Repository| {
-            repository.config.client_consent.is_some()
-                || (is_mere_read && identity.may_pull(&repository.config.allow, has_logins))
-        };
+        let by_ours = |repository: &Repository| is_mere_read && identity.may_pull(&repository.config.allow, has_logins);
+        let may_pull = |repository: &Repository| repository.config.client_consent.is_some() || by_ours(repository);
         if let Asked::Object { name, object } = &asked
             && let Some((repository, name)) = proxying.registries.find(&url, name, &proxying.anywhere)?
             && may_pull(&repository)
@@ -226,34 +221,68 @@ impl Pull {
         {
             return Ok(response);
         }
-        let secrets = match is_mere_read {
-            true => proxying.secrets(&url, identity, has_logins),
-            false => Secrets::default(),
-        };
-        if matches!(asked, Asked::Other)
-            && body.is_end_stream()
-            && proxying.is_pattern(&url)
+        let secrets = if is_mere_read { proxying.secrets(&url, identity, has_logins) } else { Secrets::default() };
+        let may_be_copied = matches!(asked, Asked::Other) && body.is_end_stream() && proxying.is_pattern(&url);
+        if may_be_copied
             && let Some(response) = self.other(&proxying, &parts, &place, &url, &secrets, observation).await?
         {
             return Ok(response);
         }
-        let method = parts.method.clone();
-        let request = Request::from_parts(parts, body);
         let tunnel = Tunnel { standing: standing.clone(), place, address: None };
-        let forwarded = self.forward(&proxying, request, tunnel, &url, &secrets).await;
-        let changed = forwarded.as_ref().map(|answer| written::changed_by(&method, &url, answer)).unwrap_or_default();
-        for url in changed {
-            self.forget(&proxying, url).await;
-        }
+        let forwarded = self.forwarded(&proxying, Request::from_parts(parts, body), tunnel, &url, &secrets).await;
         match forwarded {
-            // Clients ask this first, and go no further without an answer.
             Err(PassError::Failure(failure)) if matches!(asked, Asked::Base) => {
-                let found = proxying.registries.find(&url, "any", &proxying.anywhere)?;
-                let repository = found.map(|(repository, _)| repository).filter(|repository| may_pull(repository));
-                self.base_without(repository.as_deref(), failure, &path).await
+                self.base_of(&proxying, &url, failure, &path, may_pull).await
             }
             forwarded => Ok(forwarded?),
         }
+    }
+
+    /// Answers `/v2/` for a registry that cannot be reached: clients ask this first, and go no further without an answer.
+    async fn base_of(
+        &self,
+        proxying: &Proxying,
+        url: &Url,
+        failure: Failure,
+        path: &str,
+        may_pull: impl Fn(&Repository) -> bool,
+    ) -> Result<Response<Body>, Refused> {
+        let found = proxying.registries.find(url, "any", &proxying.anywhere)?;
+        let repository = found.map(|(repository, _)| repository).filter(|repository| may_pull(repository));
+        self.base_without(repository.as_deref(), failure, path).await
+    }
+
+    /// Who asks, and that it is let in.
+    async fn standing(
+        self: &Arc<Self>,
+        live: &Arc<Live>,
+        proxying: &Arc<Proxying>,
+        parts: &Parts,
+        client: &Client,
+        came: &Came,
+    ) -> Result<Standing, Refused> {
+        match came {
+            Came::Open => self.let_through(live, proxying, parts, client).await,
+            Came::Through { tunnel, .. } => tunnel.standing.judge(live, proxying),
+        }
+    }
+
+    /// Passes a request on, and forgets what it has changed at its server.
+    async fn forwarded(
+        self: &Arc<Self>,
+        proxying: &Arc<Proxying>,
+        request: Request<Sent>,
+        tunnel: Tunnel,
+        url: &Url,
+        secrets: &Secrets,
+    ) -> Result<Response<Body>, PassError> {
+        let method = request.method().clone();
+        let forwarded = self.forward(proxying, request, tunnel, url, secrets).await;
+        let changed = forwarded.as_ref().map(|answer| written::changed_by(&method, url, answer)).unwrap_or_default();
+        for url in changed {
+            self.forget(proxying, url).await;
+        }
+        forwarded
     }
 
     /// Stands in for a registry that cannot be reached, if anything of it is cached that does not depend on a client's

@@ -108,10 +108,22 @@ impl Pull {
         if stored.is_none() && (is_partial || request.method == Method::HEAD) {
             return Ok(None);
         }
-        let (opened, is_first) = self.open(key, &asked, &whole, stored.as_ref()).await;
+        let opened = self.open(key, &asked, &whole, stored.as_ref()).await;
+        self.answer_opened(opened, stored, (request, url, &whole, now), observation).await
+    }
+
+    /// Answers with what came of asking the server.
+    async fn answer_opened(
+        self: &Arc<Self>,
+        (opened, is_first): (Opened, bool),
+        stored: Option<Stored>,
+        (request, url, whole, now): (&Parts, &Url, &Request<()>, SystemTime),
+        observation: &mut Observation,
+    ) -> Result<Option<Response<Body>>, Refused> {
+        let is_partial = CONDITIONS.iter().any(|name| request.headers.contains_key(name));
         match (opened, stored) {
             (Opened::Shared(copy, fill), _) => {
-                if !(is_first || copy.fits(&whole)) {
+                if !(is_first || copy.fits(whole)) {
                     return Ok(None);
                 }
                 let found = coming(&copy, fill, now, !is_first).await;
