@@ -39,3 +39,21 @@ impl Taint {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn very_many_writes_that_hang_stop_others() {
+        let tainted = Taint::default();
+        let digest = |number: usize| Digest::Sha256(std::array::from_fn(|at| (number >> (8 * (at % 8))) as u8));
+        for number in 0..MOST {
+            tainted.check().expect("few hang");
+            tainted.add(digest(number));
+        }
+        assert_eq!(tainted.check().expect_err("many hang").kind(), io::ErrorKind::TimedOut);
+        tainted.remove(&digest(7));
+        tainted.check().expect("one has ended");
+    }
+}

@@ -193,7 +193,6 @@ impl Keeper {
         // What was just asked for is not to be the first to go. A fill does not wait until that is written.
         self.upkeep.take_in_uses().into_iter().for_each(|used| self.upkeep.parts().index.write(used));
         let (mut look, abandoned) = self.look().await?;
-        look.free = look.free.max(*ask.free.get_or_insert(look.free) + ask.freed);
         let rest = ask.wanted - ask.held.bytes;
         self.relieve(rest, &mut look, abandoned).await?;
         let step = {
@@ -202,19 +201,20 @@ impl Keeper {
             ledger.step(ask.wanted, &mut ask.held.bytes, &look, STEP, now(), |digest| leases.contains_key(digest))
         };
         match step {
-            Step::Reserved => {
-                if ask.freed > 0 {
-                    self.spare = (self.upkeep.ledger().spare(look.total), MAX_SPARE);
-                }
-                Ok(Some(true))
-            }
-            Step::NoRoom => Ok(Some(false)),
-            Step::Evict(victims, freed) => {
+            Step::NoRoom => return Ok(Some(false)),
+            Step::Reserved => {}
+            Step::Evict { victims, is_enough } => {
                 self.evict(&victims).await;
-                ask.freed += freed;
-                Ok(None)
+                ask.has_evicted = true;
+                if !is_enough {
+                    return Ok(None);
+                }
             }
         }
+        if ask.has_evicted {
+            self.spare = (self.upkeep.ledger().spare(look.total), MAX_SPARE);
+        }
+        Ok(Some(true))
     }
 
     /// What is worth less than any object goes first: a damaged index that was kept for people to look at, downloads that
@@ -292,8 +292,10 @@ impl Keeper {
     /// What the disk looks like, and the downloads that nobody goes on with.
     async fn look(&self) -> io::Result<(Look, Vec<Download>)> {
         let parts = self.upkeep.parts();
-        let capacity = parts.store.capacity().await?;
+        // In this order: what is written meanwhile is then missing from what is free, and not taken for written before.
+        let released = self.upkeep.ledger().released();
         let downloads = parts.spool.list().await?;
+        let capacity = parts.store.capacity().await?;
         let index = self.upkeep.on_index(|index| Ok(index.bytes())).await.map_err(io::Error::other)?;
         let is_running = |download: &Download| parts.cached.is_coming_in(&download.digest);
         let (running, abandoned): (Vec<_>, Vec<_>) = downloads.into_iter().partition(is_running);
@@ -304,6 +306,7 @@ impl Keeper {
             index,
             running: bytes(&running),
             abandoned: bytes(&abandoned),
+            released,
         };
         self.upkeep.bound_index(look.total);
         Ok((look, abandoned))

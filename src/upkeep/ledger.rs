@@ -28,6 +28,8 @@ pub struct Look {
     pub running: u64,
     /// What downloads take that no fill goes on with.
     pub abandoned: u64,
+    /// [`Ledger::released`] before the look.
+    pub released: u64,
 }
 
 /// What is stored, reserved and allowed.
@@ -42,6 +44,8 @@ pub struct Ledger {
     is_loaded: bool,
     /// Bytes that running fills will need in all.
     reserved: u64,
+    /// Bytes that were given back since the start, to tell what is true no more of a look.
+    released: u64,
     look: Option<Look>,
     /// Bytes that were reserved since that look, given back or not.
     granted: u64,
@@ -52,8 +56,8 @@ pub struct Ledger {
 pub enum Step {
     /// The rest is reserved.
     Reserved,
-    /// These objects have to go first; their bytes on disk.
-    Evict(Vec<Digest>, u64),
+    /// These objects have to go first. `is_enough`: the rest is reserved then.
+    Evict { victims: Vec<Digest>, is_enough: bool },
     /// What may go is not enough.
     NoRoom,
 }
@@ -67,6 +71,7 @@ impl Ledger {
             limits,
             is_loaded: false,
             reserved: 0,
+            released: 0,
             look: None,
             granted: 0,
         }
@@ -191,7 +196,7 @@ impl Ledger {
 
     /// Bytes that have to go before `wanted` more fit, by what the disk looked like.
     pub fn needed(&self, wanted: u64, look: &Look) -> u64 {
-        let Look { total, free, index, running, abandoned } = *look;
+        let Look { total, free, index, running, abandoned, released } = *look;
         let index = index.saturating_sub(INDEX_FOR_FREE);
         let used = self.evictor.taken() + self.reserved + abandoned;
         // The index keeps to less by itself; objects never make room for more than this of it.
@@ -202,6 +207,8 @@ impl Ledger {
         let for_the_index = if wanted > 0 { FOR_THE_INDEX.min(total / 16) } else { 0 };
         let min_free = self.limits.min_free.of(total).unwrap_or(0).max(for_the_index);
         // What is reserved and not allocated yet (a filesystem may not know how) is free only for now.
+        // Of the fills that ended since the look, files may have been counted.
+        let running = running.saturating_sub(self.released.saturating_sub(released));
         let promised = self.reserved.saturating_sub(running);
         over_size.max((min_free + wanted + promised).saturating_sub(free))
     }
@@ -230,6 +237,11 @@ impl Ledger {
         self.granted += bytes;
     }
 
+    /// Bytes that were given back since the start.
+    pub fn released(&self) -> u64 {
+        self.released
+    }
+
     /// Bytes that are reserved in all.
     #[cfg(test)]
     pub fn reserved(&self) -> u64 {
@@ -239,6 +251,7 @@ impl Ledger {
     /// Gives back what was reserved.
     pub fn release(&mut self, bytes: u64) {
         self.reserved = self.reserved.saturating_sub(bytes);
+        self.released = self.released.saturating_add(bytes);
     }
 
     /// The next step towards room for `wanted` bytes, of which `held` (which this changes) are reserved. At most `most`
@@ -266,10 +279,16 @@ impl Ledger {
             return Step::NoRoom;
         }
         let (victims, freed) = self.evict(needs, most, now, is_busy);
-        match victims.is_empty() {
-            true => Step::NoRoom,
-            false => Step::Evict(victims, freed),
+        if victims.is_empty() {
+            return Step::NoRoom;
         }
+        // By what they take, and not by a look at the disk: some filesystems count what was removed only later.
+        let is_enough = freed >= needs;
+        if is_enough {
+            self.reserve(wanted.saturating_sub(*held));
+            *held = wanted;
+        }
+        Step::Evict { victims, is_enough }
     }
 
     /// Takes out the least recently used objects until `bytes` of disk are free, but at most `most` of them. Returns them
@@ -410,7 +429,14 @@ mod tests {
                                     ledger.release(held);
                                     break;
                                 }
-                                Step::Evict(victims, _) => stored.retain(|(digest, _)| !victims.contains(digest)),
+                                Step::Evict { victims, is_enough } => {
+                                    stored.retain(|(digest, _)| !victims.contains(digest));
+                                    if is_enough {
+                                        prop_assert_eq!(held, bytes);
+                                        fills.push(bytes);
+                                        break;
+                                    }
+                                }
                             }
                         }
                     }

@@ -42,9 +42,8 @@ pub struct Ask {
     pub wanted: u64,
     /// What is reserved already.
     pub held: Held,
-    /// Free bytes when it was asked, and what has gone since: some filesystems count what was removed only later.
-    pub free: Option<u64>,
-    pub freed: u64,
+    /// Whether objects had to go for it.
+    pub has_evicted: bool,
     pub done: oneshot::Sender<io::Result<Option<Held>>>,
 }
 

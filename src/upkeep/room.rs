@@ -91,7 +91,7 @@ impl Upkeep {
 
     async fn ask_for_room(self: Arc<Self>, wanted: u64) -> io::Result<Option<Held>> {
         let (done, answer) = oneshot::channel();
-        let ask = Ask { wanted, held: self.held(0), free: None, freed: 0, done };
+        let ask = Ask { wanted, held: self.held(0), has_evicted: false, done };
         self.send(Message::Reserve(ask)).await?;
         answer.await.map_err(|_| closed())?
     }
