@@ -134,23 +134,39 @@ impl Cache {
         if let Err(error) = spool.clear_blocking(max_age) {
             tracing::warn!(%error, "cannot clear abandoned downloads");
         }
-        let index = Arc::new(Index::open(&config.cache.dir)?);
-        let store: Arc<dyn Store> = Arc::new(LocalStore::new(disk, pools.reads, pools.syncs, pools.upkeep.clone()));
-        let (hot, fills) = (Arc::new(Hot::default()), Fills::default());
+        let index = Index::open(&config.cache.dir)?;
+        if let Ok(capacity) = disk.capacity() {
+            // Before anything is written to it.
+            index.keep_within(upkeep::bounds(config, capacity.total));
+        }
+        let store = LocalStore::new(disk, pools.reads, pools.syncs, pools.upkeep.clone());
+        Ok(Self::of(config, Arc::new(store), spool, index, (pools.index_reads, pools.upkeep), metrics))
+    }
+
+    /// A cache of these parts; the pools are for reads of the index, and for upkeep.
+    fn of(
+        config: &Config,
+        store: Arc<dyn Store>,
+        spool: Spool,
+        index: Index,
+        (index_reads, pool): (Pool, Pool),
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let (index, hot, fills) = (Arc::new(index), Arc::new(Hot::default()), Fills::default());
         let parts = upkeep::Parts {
             store: store.clone(),
             spool: spool.clone(),
             index: index.clone(),
             cached: Arc::new(Watched { fills: fills.clone(), hot: hot.clone() }),
-            pool: pools.upkeep,
+            pool,
             metrics: metrics.clone(),
         };
         let upkeep = Arc::new(Upkeep::new(config, parts));
-        Ok(Self {
+        Self {
             store,
             spool,
             index,
-            index_reads: pools.index_reads,
+            index_reads,
             hot,
             lists: Lists::default(),
             room: Arc::new(upkeep.clone()),
@@ -165,7 +181,7 @@ impl Cache {
             readiness: Readiness::default(),
             verifying: tokio::sync::Mutex::default(),
             metrics,
-        })
+        }
     }
 
     /// Takes in what is stored and keeps the cache within its limits; runs until the process ends.
@@ -484,3 +500,6 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
     let result = tokio::task::spawn_blocking(work).await;
     result.map_err(|error| Failure::of(FailureKind::Storage, "a storage task failed", error))
 }
+
+#[cfg(test)]
+mod tests;

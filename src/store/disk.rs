@@ -7,7 +7,7 @@
 //! ```
 //!
 //! A complete object's file carries a seal: the nanoseconds of its modification time are a function of
-//! its digest. Who writes to the file, cuts it or replaces it breaks the seal, and what has none is
+//! its digest and size. Who writes to the file, cuts it or replaces it breaks the seal, and what has none is
 //! hashed before it is served again. The seal costs nothing to look at and needs no index; what decays
 //! below the filesystem, where no time changes, is for `larder verify` to find.
 //!
@@ -165,14 +165,14 @@ impl Disk {
                 None => Body::ToRead(to_read),
             }
         };
-        let is_sealed = !self.can_seal || metadata.mtime_nsec() == i64::from(seal_of(digest));
+        let is_sealed = !self.can_seal || metadata.mtime_nsec() == i64::from(seal_of(digest, size));
         Ok(Object { size, since: metadata.modified()?, is_sealed, body })
     }
 
     /// Seals an object that was found intact; it keeps the second in which it was stored.
     pub fn seal(&self, object: &Object, digest: &Digest) -> io::Result<()> {
         match file_of(object) {
-            Some(file) if self.can_seal => seal(file, digest, object.since),
+            Some(file) if self.can_seal => seal(file, digest, object.size, object.since),
             _ => Ok(()),
         }
     }
@@ -194,7 +194,7 @@ impl Disk {
             file.set_len(size)?;
         }
         if self.can_seal {
-            seal(file, digest, SystemTime::now())?;
+            seal(file, digest, size, SystemTime::now())?;
         }
         file.sync_all()?;
         let path = self.prepare_place(digest)?;
@@ -216,7 +216,7 @@ impl Disk {
             let mut file = new_file(&temporary)?;
             file.write_all(bytes)?;
             if self.can_seal {
-                seal(&file, digest, SystemTime::now())?;
+                seal(&file, digest, bytes.len() as u64, SystemTime::now())?;
             }
             file.sync_all()?;
             let path = self.prepare_place(digest)?;
@@ -358,25 +358,30 @@ fn file_of(object: &Object) -> Option<&File> {
     }
 }
 
-/// The nanoseconds that seal an object.
-fn seal_of(digest: &Digest) -> u32 {
+/// The nanoseconds that seal an object of `size` bytes. A file that a power cut has shortened, on a disk that said that it
+/// had written it, keeps its time and has another size.
+fn seal_of(digest: &Digest, size: u64) -> u32 {
     let raw = digest.as_raw();
-    u32::from_le_bytes(std::array::from_fn(|at| raw[at])) % 1_000_000_000
+    let number = u64::from_le_bytes(std::array::from_fn(|at| raw[at]));
+    u32::try_from(number.wrapping_add(size.wrapping_mul(LARGE_PRIME)) % 1_000_000_000).unwrap_or(0)
 }
 
-fn seal(file: &File, digest: &Digest, since: SystemTime) -> io::Result<()> {
+/// Sizes that are near each other have seals that are not.
+const LARGE_PRIME: u64 = 0x9e37_79b9_7f4a_7c15;
+
+fn seal(file: &File, digest: &Digest, size: u64, since: SystemTime) -> io::Result<()> {
     let seconds = since.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-    let sealed = SystemTime::UNIX_EPOCH + Duration::new(seconds, seal_of(digest));
+    let sealed = SystemTime::UNIX_EPOCH + Duration::new(seconds, seal_of(digest, size));
     file.set_times(FileTimes::new().set_modified(sealed))
 }
 
 fn keeps_nanoseconds(probe: &Path) -> bool {
     let digest = Digest::of(Algorithm::Sha256, b"larder");
     let probed = (|| {
-        seal(&new_file(probe)?, &digest, SystemTime::now())?;
+        seal(&new_file(probe)?, &digest, 0, SystemTime::now())?;
         let metadata = fs::metadata(probe)?;
         fs::remove_file(probe)?;
-        io::Result::Ok(metadata.mtime_nsec() == i64::from(seal_of(&digest)))
+        io::Result::Ok(metadata.mtime_nsec() == i64::from(seal_of(&digest, 0)))
     })();
     probed.unwrap_or(false)
 }

@@ -14,7 +14,7 @@ mod suite;
 
 use std::io;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -103,13 +103,22 @@ pub struct Listed {
     pub since: SystemTime,
 }
 
+/// How long the next piece of a list may take.
+const LIST_PATIENCE: Duration = Duration::from_secs(30);
+
 /// A list that comes piece by piece, from a task that ends when this is dropped.
 pub struct Listing(mpsc::Receiver<io::Result<Listed>>);
 
 impl Listing {
     /// The next object; `None` at the end. Nothing comes behind an error.
     pub async fn next(&mut self) -> Option<io::Result<Listed>> {
-        self.0.recv().await
+        match tokio::time::timeout(LIST_PATIENCE, self.0.recv()).await {
+            Ok(next) => next,
+            Err(_) => {
+                self.0.close();
+                Some(Err(io::Error::new(io::ErrorKind::TimedOut, "listing what is stored takes too long")))
+            }
+        }
     }
 }
 

@@ -43,7 +43,8 @@ struct State {
 #[derive(Clone)]
 struct Kept {
     content: Bytes,
-    is_sealed: bool,
+    /// The size that it was sealed with.
+    sealed_size: Option<usize>,
     is_durable: bool,
 }
 
@@ -90,7 +91,8 @@ impl Simulated {
             content.truncate(content.len() / 2);
         }
         let is_torn = state.health == Health::Torn;
-        let before = state.objects.insert(digest, Kept { content, is_sealed, is_durable });
+        let sealed_size = is_sealed.then_some(content.len());
+        let before = state.objects.insert(digest, Kept { content, sealed_size, is_durable });
         if is_torn { Err(io::ErrorKind::Other.into()) } else { Ok(before.is_none()) }
     }
 
@@ -99,7 +101,7 @@ impl Simulated {
             return;
         };
         for kept in self.state().objects.values_mut().filter(|kept| kept.content == *content) {
-            kept.is_sealed = is_sealed;
+            kept.sealed_size = is_sealed.then_some(kept.content.len());
         }
     }
 }
@@ -112,7 +114,8 @@ impl Store for Simulated {
             Ok(found.map(|kept| Object {
                 size: kept.content.len() as u64,
                 since: SystemTime::now(),
-                is_sealed: kept.is_sealed,
+                // A seal is one of the size, too.
+                is_sealed: kept.sealed_size == Some(kept.content.len()),
                 body: Body::Read(kept.content, None),
             }))
         }

@@ -12,7 +12,7 @@ use super::clock::{Seconds, now};
 use super::ledger::Ledger;
 use super::limits::Limits;
 use super::mail::{Census, Message, closed};
-use crate::config::Config;
+use crate::config::{Amount, Config};
 use crate::index::{Bounds, Index, IndexError, TagKey, Timestamp, Write};
 use crate::oci::Digest;
 use crate::spool::Spool;
@@ -65,6 +65,15 @@ pub struct Upkeep {
     mailbox: mpsc::Sender<Message>,
     /// Until the task takes it.
     received: Mutex<Option<mpsc::Receiver<Message>>>,
+}
+
+/// What the index may hold in a cache of this configuration, on a filesystem of `total` bytes.
+pub fn bounds(config: &Config, total: u64) -> Bounds {
+    bounds_of(config.cache.max_size, total)
+}
+
+fn bounds_of(max_size: Amount, total: u64) -> Bounds {
+    Bounds::of(max_size.of(total).unwrap_or(total).min(total))
 }
 
 /// Keeps an object from being evicted until this is dropped.
@@ -332,8 +341,8 @@ impl Upkeep {
 
     /// What the index may hold follows from the room that there is for all.
     pub(super) fn bound_index(&self, total: u64) {
-        let max_size = self.ledger().limits().max_size.of(total);
-        self.parts.index.keep_within(Bounds::of(max_size.unwrap_or(total).min(total)));
+        let max_size = self.ledger().limits().max_size;
+        self.parts.index.keep_within(bounds_of(max_size, total));
     }
 
     pub(super) fn publish_totals(&self) {

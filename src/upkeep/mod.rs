@@ -23,7 +23,7 @@ pub mod scrub;
 
 use std::sync::Arc;
 
-pub use desk::{Cached, Lease, Parts, Upkeep};
+pub use desk::{Cached, Lease, Parts, Upkeep, bounds};
 
 use keeper::Keeper;
 
