@@ -130,3 +130,14 @@ async fn reading_can_be_broken_off() {
         assert_eq!(listed(&*store).await.len(), 1);
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_list_that_stands_still_ends() {
+    let (sender, receiver) = mpsc::channel(1);
+    let mut list = Listing(receiver);
+    let listed = Listed { digest: digest(b"one"), size: 3, since: SystemTime::now() };
+    sender.send(Ok(listed)).await.expect("it is read");
+    assert_eq!(list.next().await.expect("one").expect("listed"), listed);
+    assert_eq!(list.next().await.expect("told").expect_err("late").kind(), io::ErrorKind::TimedOut);
+    assert!(list.next().await.is_none() && sender.is_closed());
+}

@@ -362,6 +362,22 @@ mod tests {
         assert_eq!(ledger.needed(MIB, &look), MIB);
     }
 
+    /// The file of a fill that ended was counted as being written; what others still have to write is not free for that.
+    #[test]
+    fn what_a_fill_gives_back_is_not_free_by_a_look_from_before() {
+        let mut ledger = ledger("max_size = \"none\"\nmin_free = \"100 MiB\"");
+        let mut look = Look { total: 1000 * MIB, free: 300 * MIB, ..Look::default() };
+        for _ in 0..2 {
+            assert_eq!(ledger.step(100 * MIB, &mut 0, &look, 16, 1, |_| false), Step::Reserved);
+        }
+        // One has written all of it, the other nothing.
+        look = Look { free: 200 * MIB, running: 100 * MIB, ..look };
+        assert_eq!(ledger.needed(0, &look), 0);
+        ledger.release(100 * MIB);
+        assert_eq!(ledger.needed(0, &look), 0);
+        assert_eq!(ledger.needed(MIB, &look), MIB, "the other has yet to write");
+    }
+
     #[test]
     fn plenty_of_room_is_found_without_a_look_and_only_as_often_as_it_is_there() {
         let mut ledger = ledger("max_size = \"100 MiB\"\nmin_free = \"0\"");

@@ -180,3 +180,24 @@ async fn files_and_ledger_are_brought_in_line() {
     scene.store.set(Health::Well);
     assert!(scene.upkeep.census(false).await.expect("counted").missing.is_empty(), "nothing was taken for missing");
 }
+
+/// A disk that is slow for a moment is not damage: with `--repair` the object would be gone.
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_read_in_time_is_told_and_not_taken_out() {
+    let scene = scene("").await;
+    let digests: Vec<_> = [&b"one"[..], b"two"].map(|content| Digest::of(Algorithm::Sha256, content)).into();
+    for (digest, content) in digests.iter().zip([&b"one"[..], b"two"]) {
+        scene.store.put(digest, bytes::Bytes::from_static(content)).await.expect("stored");
+    }
+    let store = scene.store.clone();
+    let hangs_behind_the_first = move |_: &scrub::Report| {
+        store.set(Health::Hanging);
+        true
+    };
+    let report = scrub::verify(&scene.upkeep, true, hangs_behind_the_first).await.expect("verified");
+    assert_eq!((report.objects, report.unreadable.count, report.unrepaired), (1, 1, 1), "{report:?}");
+    scene.store.set(Health::Well);
+    for digest in &digests {
+        assert!(scene.store.contains(digest).await.expect("known"));
+    }
+}

@@ -58,6 +58,23 @@ async fn who_writes_to_an_object_breaks_its_seal() {
     assert_eq!(seconds(&get()), seconds(&before));
 }
 
+/// As a power cut leaves it on a disk that said that it had written it: the time is that of the seal, the content is not
+/// all there.
+#[test]
+fn a_file_that_is_shorter_than_its_object_is_not_sealed_whatever_its_time() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let disk = Disk::open(dir.path(), pool()).expect("a store");
+    let digest = Digest::of(Algorithm::Sha256, b"content");
+    disk.put(&digest, b"content").expect("stored");
+    for length in [6, 3, 0] {
+        let file = OpenOptions::new().write(true).open(disk.path(&digest)).expect("opened");
+        let sealed_at = file.metadata().and_then(|metadata| metadata.modified()).expect("a time");
+        file.set_len(length).expect("cut");
+        file.set_times(FileTimes::new().set_modified(sealed_at)).expect("set");
+        assert!(!disk.get(&digest).expect("readable").expect("there").is_sealed, "{length}");
+    }
+}
+
 #[test]
 fn removed_folders_are_made_again() {
     let dir = tempfile::tempdir().expect("a directory");
