@@ -138,6 +138,8 @@ async fn a_list_that_stands_still_ends() {
     let listed = Listed { digest: digest(b"one"), size: 3, since: SystemTime::now() };
     sender.send(Ok(listed)).await.expect("it is read");
     assert_eq!(list.next().await.expect("one").expect("listed"), listed);
+    let asked = tokio::time::Instant::now();
     assert_eq!(list.next().await.expect("told").expect_err("late").kind(), io::ErrorKind::TimedOut);
+    assert!(asked.elapsed() <= Duration::from_secs(60));
     assert!(list.next().await.is_none() && sender.is_closed());
 }

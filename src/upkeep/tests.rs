@@ -173,6 +173,7 @@ async fn files_and_ledger_are_brought_in_line() {
     assert_eq!((seen.unknown, seen.missing, seen.bytes), (vec![digest(1)], vec![digest(2)], 7));
     let mended = scene.upkeep.census(true).await.expect("counted");
     assert_eq!((mended.unknown, mended.missing), (vec![digest(1)], vec![digest(2)]));
+    assert_eq!(*scene.cached.gone.lock().expect("no panic"), HashSet::from([digest(2)]));
     let after = scene.upkeep.census(false).await.expect("counted");
     assert!(after.unknown.is_empty() && after.missing.is_empty());
     scene.store.set(Health::Failing(io::ErrorKind::Other));
@@ -196,6 +197,7 @@ async fn what_cannot_be_read_in_time_is_told_and_not_taken_out() {
     };
     let report = scrub::verify(&scene.upkeep, true, hangs_behind_the_first).await.expect("verified");
     assert_eq!((report.objects, report.unreadable.count, report.unrepaired), (1, 1, 1), "{report:?}");
+    assert_eq!(scene.objects(), 2, "what is known of it is not forgotten either");
     scene.store.set(Health::Well);
     for digest in &digests {
         assert!(scene.store.contains(digest).await.expect("known"));
