@@ -140,9 +140,14 @@ async fn a_stop_ends_where_the_index_cannot_be_synced() {
     let digest = hub.push_blob("team/app", content.clone());
     let mut larder = disk.under(&hub).config("[server]\nshutdown_grace = \"1s\"").start().await;
     let url = |larder: &Larder| larder.blob_url("hub/team/app", &digest);
+    let other = hub.push_blob("other/app", blob(2, 1000));
     assert!(get(url(&larder)).await.body == content);
-    eventually("it is stored", async || larder.stats().await["stores"] == 1).await;
+    assert_eq!(get(larder.blob_url("hub/other/app", &other)).await.status, 200);
+    eventually("both are stored", async || larder.stats().await["stores"] == 2).await;
     disk.hold();
+    // So that its log is not empty: while nothing is written, it is taken in.
+    let purged = larder.run(&["purge", "hub/other/app"]).await;
+    assert_eq!(purged.code, Some(0), "{purged:?}");
     let stopped_at = Instant::now();
     assert_eq!(larder.stop().await.code, Some(0));
     assert!(stopped_at.elapsed() < Duration::from_secs(15), "it took {:?}", stopped_at.elapsed());

@@ -414,7 +414,8 @@ impl Cache {
         self.readiness.check(probe).await
     }
 
-    /// Stores what is verified, and writes what the index still has queued.
+    /// Stores what is verified, writes what the index still has queued, and closes it: tasks that are still running at a
+    /// stop must not keep it from being written to disk.
     pub async fn close(&self) {
         let stored = async {
             while self.fills.are_storing() || !self.pending.is_empty() {
@@ -424,7 +425,7 @@ impl Cache {
         if tokio::time::timeout(LAST_STORES, stored).await.is_err() {
             tracing::warn!("not everything that came in could be stored in time; it is fetched again");
         }
-        match tokio::time::timeout(LAST_STORES, self.index.flush()).await {
+        match tokio::time::timeout(LAST_STORES, self.index.close()).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::error!(%error, "the last changes to the index were lost"),
             Err(_) => {

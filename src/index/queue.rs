@@ -23,7 +23,8 @@ pub enum Task {
     Write(Write),
     Change(Change),
     Flush(oneshot::Sender<()>),
-    Close,
+    /// Ends the thread; answered when all is on disk that is ever going to be.
+    Close(oneshot::Sender<()>),
 }
 
 #[derive(Default)]

@@ -102,6 +102,11 @@ impl Index {
         result.await.map_err(|_| IndexError::Closed)
     }
 
+    /// Writes what was queued and closes the file, whoever else still holds the index: what is written later is dropped.
+    pub async fn close(&self) -> Result<(), IndexError> {
+        self.writer.close().await
+    }
+
     /// As [`Self::flush`], for who may block.
     pub fn flush_blocking(&self) -> Result<(), IndexError> {
         let (done, result) = oneshot::channel();

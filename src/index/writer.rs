@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
+use tokio::sync::oneshot;
 
 use super::apply::apply;
 use super::bounds::{self, Bounds, Excess};
@@ -37,6 +38,8 @@ pub struct Queue {
     thread: Option<JoinHandle<()>>,
     /// Closed when the thread has ended.
     ended: Mutex<Receiver<Infallible>>,
+    /// Somebody waits for the end, or has waited long enough.
+    is_ending: AtomicBool,
     pub shared: Arc<Shared>,
 }
 
@@ -98,7 +101,7 @@ impl Queue {
             writer.run(&closing.0);
         };
         let thread = std::thread::Builder::new().name("larder-index".to_owned()).spawn(run)?;
-        Ok(Self { tasks, thread: Some(thread), ended: Mutex::new(ended), shared })
+        Ok(Self { tasks, thread: Some(thread), ended: Mutex::new(ended), is_ending: AtomicBool::default(), shared })
     }
 
     /// Queues a write of a request. Never waits: what does not fit is dropped and counted, since the index is a help and
@@ -125,12 +128,23 @@ impl Queue {
     pub fn add(&self, task: Task) -> Result<(), IndexError> {
         self.tasks.add(task)
     }
+
+    /// Writes what is queued and ends the thread.
+    pub async fn close(&self) -> Result<(), IndexError> {
+        self.is_ending.store(true, Ordering::Relaxed);
+        let (done, closed) = oneshot::channel();
+        self.tasks.add(Task::Close(done))?;
+        closed.await.map_err(|_| IndexError::Closed)
+    }
 }
 
 impl Drop for Queue {
     /// Writes what is queued and ends the thread. What is not written in time, the next start learns again.
     fn drop(&mut self) {
-        let (Ok(()), Some(thread)) = (self.tasks.add(Task::Close), self.thread.take()) else {
+        if *self.is_ending.get_mut() {
+            return;
+        }
+        let (Ok(()), Some(thread)) = (self.tasks.add(Task::Close(oneshot::channel().0)), self.thread.take()) else {
             return;
         };
         let ended = self.ended.get_mut().unwrap_or_else(PoisonError::into_inner);
@@ -207,9 +221,12 @@ impl Writer {
                         self.apply_batch(std::mem::take(&mut writes));
                         let _ = done.send(());
                     }
-                    Task::Close => {
+                    Task::Close(done) => {
                         self.apply_batch(writes);
-                        return self.close();
+                        tasks.close();
+                        self.close();
+                        let _ = done.send(());
+                        return;
                     }
                 }
             }
@@ -261,7 +278,7 @@ impl Writer {
         }
     }
 
-    fn close(self) {
+    fn close(&self) {
         match self.place {
             // So that a start that can only read finds it.
             Place::Disk => {

@@ -17,7 +17,7 @@ use std::time::{Duration, SystemTime};
 
 pub use partial::{Partial, Resumed, Slot};
 
-use crate::files::make_folder;
+use crate::files::{entries, make_folder};
 use crate::oci::Digest;
 use crate::work::Pool;
 use taint::Taint;
@@ -131,15 +131,6 @@ fn list(dir: &Path) -> io::Result<Vec<Download>> {
         }
     }
     Ok(downloads)
-}
-
-/// What is in a folder; nothing if somebody removed it.
-fn entries(folder: &Path) -> io::Result<impl Iterator<Item = io::Result<fs::DirEntry>>> {
-    let found = match fs::read_dir(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        found => Some(found?),
-    };
-    Ok(found.into_iter().flatten())
 }
 
 #[cfg(test)]

@@ -26,7 +26,7 @@ use rustix::fs::OFlags;
 use super::mapped::Mapping;
 use super::open::OpenObjects;
 use super::{Body, Capacity, Listed, Object};
-use crate::files::make_folder;
+use crate::files::{entries, make_folder};
 use crate::oci::{Algorithm, Digest};
 use crate::spool::{Partial, TEMPORARY_NAME};
 use crate::work::{Pool, ReadFile};
@@ -335,19 +335,6 @@ fn is_passing(error: &io::Error, dir: &Path) -> bool {
         PermissionDenied => dir.is_dir(),
         _ => false,
     }
-}
-
-/// What is in a folder; nothing if somebody removed it, or put a file there.
-fn entries(folder: &Path) -> io::Result<impl Iterator<Item = io::Result<fs::DirEntry>>> {
-    let found = match fs::read_dir(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
-            tracing::warn!(path = %folder.display(), "this is no folder of the cache");
-            None
-        }
-        found => Some(found?),
-    };
-    Ok(found.into_iter().flatten())
 }
 
 /// The file of an object of this store.

@@ -258,3 +258,18 @@ fn an_index_of_an_earlier_version_that_cannot_be_written_is_read_all_the_same() 
     assert_eq!(found, Some(object(1)));
     assert!(index.is_visible(&Viewer::own("r"), &object(3)).expect("read"), "the tables behind it, too");
 }
+
+/// A task that is still running at a stop holds it.
+#[tokio::test]
+async fn a_stop_leaves_all_of_it_in_the_file_while_somebody_still_holds_it() {
+    let (dir, index) = open();
+    put_image(&index, "a", "1", 1, &[2]);
+    index.close().await.expect("closed");
+    assert_eq!(std::fs::metadata(dir.path().join("larder.db-wal")).map_or(0, |log| log.len()), 0);
+    let file = rusqlite::Connection::open(dir.path().join("larder.db")).expect("opened");
+    let found = file.query_row("SELECT count(*) FROM tags WHERE tag = '1'", [], |row| row.get::<_, i64>(0));
+    assert_eq!(found, Ok(1));
+    // What comes later is dropped, and said to be.
+    index.write(Write::Tag { key: key("a", "late"), entry: entry(object(1)) });
+    assert_eq!(index.dropped(), 1);
+}
