@@ -3,19 +3,21 @@
 //! The way of a request:
 //!
 //! ```text
-//! bytes → listen (limits) → oci::route (what is asked) → pull::routing (of which repository) →
+//! bytes → listen (limits) → oci::route (what is asked) → routing (of which repository) → access (may they) →
 //!   cache: complete → store ──────────────────────┐
-//!          coming   → join the running fill ──────┤→ pull::respond (ranges, headers, body)
+//!          coming   → join the running fill ──────┤→ registry::respond (ranges, headers, body)
 //!          absent   → begin a fill from upstream ─┘
 //! ```
 //!
-//! Rooms, each of which imports only from those below it: [`cli`] · [`listen`], [`admin`] · [`pull`] ·
-//! [`cache`], [`upstream`], [`auth`], [`acme`] · [`store`], [`index`] · the leaves [`oci`], [`config`], [`telemetry`],
-//! [`failure`]. `docs/architecture.md` tells why.
+//! Rooms, each of which imports only from those below it: `cli` · [`admin`], [`listen`] · `services`, `ops` · `proxy` ·
+//! [`registry`] · [`access`] · `routing` · [`cache`], [`upstream`], [`acme`] · [`upkeep`], [`observe`] · [`auth`] ·
+//! [`spool`], [`store`], [`index`] · [`work`], [`config`] · the leaves [`oci`], [`failure`]. `docs/architecture.md` tells why.
 
+pub mod access;
 pub mod acme;
 pub mod admin;
 pub mod auth;
+mod body;
 mod ca;
 pub mod cache;
 mod cli;
@@ -27,14 +29,18 @@ mod files;
 mod fingerprint;
 pub mod index;
 pub mod listen;
+pub mod observe;
 pub mod oci;
+mod ops;
 mod places;
 mod program;
-pub mod pull;
+mod proxy;
+pub mod registry;
+mod routing;
 pub mod sent;
+mod services;
 pub mod spool;
 pub mod store;
-pub mod telemetry;
 mod text;
 mod tunnel;
 pub mod upkeep;

@@ -22,7 +22,7 @@ pub use error::AcmeError;
 pub use shown::Shown;
 
 use crate::config;
-use crate::telemetry::Metrics;
+use crate::observe::Metrics;
 use crate::text::one_line;
 use door::Doors;
 use kept::{Files, Kept};

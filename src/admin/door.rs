@@ -9,11 +9,13 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::problem::Problem;
-use crate::pull::{AskedHost, Manager, NotNow, Pull};
+use crate::access::{AskedHost, Manager, NotNow};
+use crate::auth::Client;
+use crate::services::Services;
 
 /// Lets in who `admin.allow` names. Whether the process is well may be asked by anybody.
 pub async fn guard(
-    State(pull): State<Arc<Pull>>,
+    State(services): State<Arc<Services>>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
     request: Request,
     next: Next,
@@ -32,10 +34,10 @@ pub async fn guard(
     if let Err(problem) = refuse_foreign_pages(&request, host.as_ref()) {
         return problem.into_response();
     }
-    match pull.manager(peer, request.headers()).await {
+    match services.access.manager(Client::connected(peer), request.headers()).await {
         Manager::Known => next.run(request).await,
         // A page of anywhere can have its own name lead here: only names that are ours are believed.
-        Manager::ByAddress if host.is_some_and(|host| pull.is_admin_host(&host)) => next.run(request).await,
+        Manager::ByAddress if host.is_some_and(|host| services.access.is_admin_host(&host)) => next.run(request).await,
         Manager::ByAddress => Problem::new(
             StatusCode::FORBIDDEN,
             "this door is asked by address, such as 127.0.0.1:17081, as localhost, by a name of admin.hosts, or with a login; a proxy has to set Host so",

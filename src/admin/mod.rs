@@ -1,7 +1,6 @@
 //! The admin door: health, metrics, statistics, and what people do to the cache.
 
 mod door;
-pub mod manage;
 mod pages;
 mod problem;
 mod stats;
@@ -20,16 +19,17 @@ use http_body_util::BodyExt;
 use serde_json::json;
 use tower_service::Service;
 
+use crate::body::Body;
 use crate::failure::{Failure, FailureKind};
-use crate::pull::{Body, Pull};
 use crate::sent::Sent;
+use crate::services::Services;
 use problem::Problem;
 
 /// Answers the requests that come by the admin door: each with the address of its client.
 pub fn handler(
-    pull: Arc<Pull>,
+    services: Arc<Services>,
 ) -> impl Fn(Request<Sent>, SocketAddr) -> BoxFuture<'static, Response<Body>> + Send + Sync {
-    let router = router(pull);
+    let router = router(services);
     move |mut request, client| {
         request.extensions_mut().insert(ConnectInfo(client));
         let mut router = router.clone();
@@ -44,7 +44,7 @@ pub fn handler(
     }
 }
 
-fn router(pull: Arc<Pull>) -> Router {
+fn router(services: Arc<Services>) -> Router {
     Router::new()
         .route("/healthz", get(async || Json(json!({ "status": "ok" }))))
         .route("/readyz", get(ready))
@@ -59,21 +59,21 @@ fn router(pull: Arc<Pull>) -> Router {
         .method_not_allowed_fallback(async || {
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, "this page does not take that method; see docs/api.md")
         })
-        .layer(middleware::from_fn_with_state(pull.clone(), door::guard))
-        .with_state(pull)
+        .layer(middleware::from_fn_with_state(services.clone(), door::guard))
+        .with_state(services)
 }
 
 /// Whether content can be stored and looked up.
-async fn ready(State(pull): State<Arc<Pull>>) -> axum::response::Response {
-    match pull.cache().check().await {
+async fn ready(State(services): State<Arc<Services>>) -> axum::response::Response {
+    match services.cache.check().await {
         Ok(()) => Json(json!({ "status": "ready" })).into_response(),
         Err(failure) => Problem::new(StatusCode::SERVICE_UNAVAILABLE, failure.message()).into_response(),
     }
 }
 
-async fn metrics(State(pull): State<Arc<Pull>>) -> axum::response::Response {
+async fn metrics(State(services): State<Arc<Services>>) -> axum::response::Response {
     const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    match pull.metrics().encode() {
+    match services.metrics.encode() {
         Ok(text) => ([(header::CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
         Err(error) => Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error).into_response(),
     }

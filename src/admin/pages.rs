@@ -13,9 +13,9 @@ use futures_util::stream;
 use serde::Deserialize;
 use tokio::sync::mpsc;
 
-use super::manage::{self, Images, ManageError, PinDone, Pins, PurgeDone};
 use super::problem::Problem;
-use crate::pull::Pull;
+use crate::ops::{self, Images, OpsError, PinDone, Pins, PurgeDone};
+use crate::services::Services;
 use crate::upkeep::scrub::Report;
 
 /// How often a verification says how far it is.
@@ -23,13 +23,13 @@ const PROGRESS: Duration = Duration::from_millis(500);
 /// How long the last line of a verification waits for a caller who does not read.
 const LAST_LINE: Duration = Duration::from_secs(60);
 
-impl From<ManageError> for Problem {
-    fn from(error: ManageError) -> Self {
+impl From<OpsError> for Problem {
+    fn from(error: OpsError) -> Self {
         let status = match error {
-            ManageError::Wrong(_) => StatusCode::BAD_REQUEST,
-            ManageError::Unknown(_) => StatusCode::NOT_FOUND,
-            ManageError::Busy => StatusCode::CONFLICT,
-            ManageError::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            OpsError::Wrong(_) => StatusCode::BAD_REQUEST,
+            OpsError::Unknown(_) => StatusCode::NOT_FOUND,
+            OpsError::Busy => StatusCode::CONFLICT,
+            OpsError::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self::new(status, error)
     }
@@ -44,35 +44,44 @@ pub struct Page {
 
 impl Default for Page {
     fn default() -> Self {
-        Self { n: manage::PAGE, last: String::new() }
+        Self { n: ops::PAGE, last: String::new() }
     }
 }
 
 /// `GET /api/images?n=&last=`
-pub async fn images(State(pull): State<Arc<Pull>>, page: QueryOf<Page>) -> Result<Json<Images>, Problem> {
+pub async fn images(State(services): State<Arc<Services>>, page: QueryOf<Page>) -> Result<Json<Images>, Problem> {
     let Query(Page { n, last }) = page.map_err(|error| Problem::new(StatusCode::BAD_REQUEST, error.body_text()))?;
-    Ok(Json(manage::images(&pull, &last, n).await?))
+    Ok(Json(ops::images(&services.cache, &last, n).await?))
 }
 
 /// `DELETE /api/cache`, of all or of `?reference=` or `?repository=`.
-pub async fn purge(State(pull): State<Arc<Pull>>, RawQuery(query): RawQuery) -> Result<Json<PurgeDone>, Problem> {
+pub async fn purge(
+    State(services): State<Arc<Services>>,
+    RawQuery(query): RawQuery,
+) -> Result<Json<PurgeDone>, Problem> {
     let which = only_parameter(query.as_deref(), &["reference", "repository"])?;
-    Ok(Json(manage::purge(&pull, which.as_deref()).await?))
+    Ok(Json(ops::purge(&services.cache, &services.access.rules().routing, which.as_deref()).await?))
 }
 
 /// `GET /api/pins`
-pub async fn pins(State(pull): State<Arc<Pull>>) -> Result<Json<Pins>, Problem> {
-    Ok(Json(manage::pins(&pull).await?))
+pub async fn pins(State(services): State<Arc<Services>>) -> Result<Json<Pins>, Problem> {
+    Ok(Json(ops::pins(&services.cache).await?))
 }
 
 /// `PUT /api/pins?reference=`
-pub async fn pin(State(pull): State<Arc<Pull>>, RawQuery(query): RawQuery) -> Result<Json<PinDone>, Problem> {
-    Ok(Json(manage::set_pin(&pull, &pinned_reference(query.as_deref())?, true).await?))
+pub async fn pin(State(services): State<Arc<Services>>, RawQuery(query): RawQuery) -> Result<Json<PinDone>, Problem> {
+    Ok(Json(
+        ops::set_pin(&services.cache, &services.access.rules().routing, &pinned_reference(query.as_deref())?, true)
+            .await?,
+    ))
 }
 
 /// `DELETE /api/pins?reference=`
-pub async fn unpin(State(pull): State<Arc<Pull>>, RawQuery(query): RawQuery) -> Result<Json<PinDone>, Problem> {
-    Ok(Json(manage::set_pin(&pull, &pinned_reference(query.as_deref())?, false).await?))
+pub async fn unpin(State(services): State<Arc<Services>>, RawQuery(query): RawQuery) -> Result<Json<PinDone>, Problem> {
+    Ok(Json(
+        ops::set_pin(&services.cache, &services.access.rules().routing, &pinned_reference(query.as_deref())?, false)
+            .await?,
+    ))
 }
 
 fn pinned_reference(query: Option<&str>) -> Result<String, Problem> {
@@ -108,7 +117,7 @@ type QueryOf<T> = Result<Query<T>, axum::extract::rejection::QueryRejection>;
 
 /// `POST /api/verify?repair=true`: a line of JSON now and then, and the whole report as the last. It
 /// ends when the caller leaves.
-pub async fn verify(State(pull): State<Arc<Pull>>, query: QueryOf<Verify>) -> Result<Response, Problem> {
+pub async fn verify(State(services): State<Arc<Services>>, query: QueryOf<Verify>) -> Result<Response, Problem> {
     let Query(Verify { repair }) = query.map_err(|error| Problem::new(StatusCode::BAD_REQUEST, error.body_text()))?;
     let (lines, told) = mpsc::channel::<Report>(2);
     let telling = lines.clone();
@@ -123,7 +132,7 @@ pub async fn verify(State(pull): State<Arc<Pull>>, query: QueryOf<Verify>) -> Re
     };
     let (begun, begins) = tokio::sync::oneshot::channel();
     tokio::spawn(async move {
-        match manage::verify(&pull, repair, begun, progress).await {
+        match ops::verify(&services.cache, repair, begun, progress).await {
             Ok(report) => {
                 if lines.send_timeout(report, LAST_LINE).await.is_err() {
                     tracing::info!("nobody read the end of a verification's report");
@@ -138,6 +147,6 @@ pub async fn verify(State(pull): State<Arc<Pull>>, query: QueryOf<Verify>) -> Re
         Some((Ok::<_, Infallible>(Bytes::from(line)), told))
     });
     // Until it is known that it has begun there is no answer that could say why not.
-    begins.await.map_err(|_| Problem::from(ManageError::Busy))?;
+    begins.await.map_err(|_| Problem::from(OpsError::Busy))?;
     Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(body)).into_response())
 }

@@ -7,9 +7,9 @@ use axum::extract::State;
 use axum::response::Json;
 use serde::Serialize;
 
-use crate::pull::Pull;
-use crate::telemetry::Metrics;
-use crate::telemetry::metrics::{Kind, Outcome, RepositoryLabel, RequestLabels};
+use crate::observe::Metrics;
+use crate::observe::metrics::{Kind, Outcome, RepositoryLabel, RequestLabels};
+use crate::services::Services;
 use crate::upstream::OTHER_HOSTS;
 
 #[derive(Serialize)]
@@ -57,10 +57,10 @@ struct Repository {
     traffic: Traffic,
 }
 
-pub async fn show(State(pull): State<Arc<Pull>>) -> Json<Stats> {
-    let metrics = pull.metrics();
-    let routing = pull.routing();
-    let others = pull.has_proxy_door().then_some(OTHER_HOSTS);
+pub async fn show(State(services): State<Arc<Services>>) -> Json<Stats> {
+    let metrics = &services.metrics;
+    let routing = services.access.rules().routing.clone();
+    let others = services.proxy.is_open().then_some(OTHER_HOSTS);
     let repositories: BTreeMap<_, _> =
         routing.prefixes().chain(others).map(|prefix| (prefix.to_owned(), repository(metrics, prefix))).collect();
     let served = repositories.values().map(|repository| repository.traffic.bytes_served).sum();

@@ -8,7 +8,7 @@ use axum::response::Json;
 use serde::Serialize;
 
 use crate::failure::Failure;
-use crate::pull::Pull;
+use crate::services::Services;
 use crate::upstream::Upstream;
 
 #[derive(Serialize)]
@@ -45,9 +45,9 @@ struct Quota {
     age: u64,
 }
 
-pub async fn show(State(pull): State<Arc<Pull>>) -> Json<Upstreams> {
-    let routing = pull.routing();
-    let of = |repository: &Arc<crate::pull::routing::Repository>| {
+pub async fn show(State(services): State<Arc<Services>>) -> Json<Upstreams> {
+    let routing = services.access.rules().routing.clone();
+    let of = |repository: &Arc<crate::routing::Repository>| {
         let prefix = repository.prefix().to_owned();
         repository.upstreams.iter().map(move |upstream| entry(prefix.clone(), upstream)).collect::<Vec<_>>()
     };

@@ -3,6 +3,7 @@
 mod address;
 mod certificate;
 mod claims;
+mod client;
 mod guesses;
 mod issuer;
 mod logins;
@@ -16,6 +17,7 @@ use std::time::Duration;
 pub use address::ClientAddress;
 pub use certificate::CertificateNames;
 pub use claims::Claims;
+pub use client::{Client, counted_client, is_secure};
 pub use logins::{Credential, Known, Logins};
 
 use crate::config::Allow;

@@ -7,9 +7,9 @@ use super::Cache;
 use super::fill::{self, FillReader, Joined, Origin, Registered, Wanted};
 use crate::failure::{Failure, FailureKind};
 use crate::index::Viewer;
+use crate::observe::Metrics;
 use crate::oci::{Algorithm, Digest};
 use crate::places::{NoPlace, Party, Place};
-use crate::telemetry::Metrics;
 
 /// How long a fill waits for a place. Clients wait about half a minute for the head of an answer.
 const PATIENCE: Duration = Duration::from_secs(20);

@@ -43,12 +43,12 @@ use crate::index::{
     Image, ImageName, ImagePage, Index, IndexError, ObjectEntry, Purge, Purged, TagEntry, TagKey, Timestamp, Viewer,
     Write,
 };
+use crate::observe::Metrics;
 use crate::oci::{Digest, MediaType};
 use crate::places::Places;
 use crate::spool::Spool;
 pub use crate::store::Mapping;
 use crate::store::{Disk, LocalStore, Object, Store, StoreError};
-use crate::telemetry::Metrics;
 use crate::upkeep::room::Room;
 use crate::upkeep::{self, Upkeep, scrub};
 use crate::work::Pool;

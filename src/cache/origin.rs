@@ -7,7 +7,7 @@ use futures_util::stream::BoxStream;
 use crate::failure::Failure;
 use crate::oci::Digest;
 
-/// Where a fill gets its bytes; what `pull` hands the cache so that the cache knows no upstream.
+/// Where a fill gets its bytes; what `registry` hands the cache so that the cache knows no upstream.
 pub trait Origin: Send + Sync + 'static {
     /// Opens a transfer of the bytes from `from` to `until` (or the end). Where ranges are not served
     /// it begins before. Tries all sources that are still worth it and fails only when none is left.

@@ -1,6 +1,6 @@
 //! Why a command did not do what it was asked for, and its exit code.
 
-use crate::admin::manage::ManageError;
+use crate::ops::OpsError;
 
 /// Exit code for wrong usage or configuration.
 pub const WRONG_CONFIGURATION: u8 = 2;
@@ -20,11 +20,11 @@ pub enum CommandError {
     QuietUsage,
 }
 
-impl From<ManageError> for CommandError {
-    fn from(error: ManageError) -> Self {
+impl From<OpsError> for CommandError {
+    fn from(error: OpsError) -> Self {
         match error {
-            ManageError::Wrong(_) | ManageError::Unknown(_) => Self::Usage(error.to_string()),
-            ManageError::Busy | ManageError::Failed(_) => Self::Failed(error.to_string()),
+            OpsError::Wrong(_) | OpsError::Unknown(_) => Self::Usage(error.to_string()),
+            OpsError::Busy | OpsError::Failed(_) => Self::Failed(error.to_string()),
         }
     }
 }

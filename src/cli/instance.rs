@@ -12,12 +12,13 @@ use serde::de::DeserializeOwned;
 use url::Url;
 
 use super::error::CommandError;
-use crate::admin::manage::{self, Images, PinDone, PurgeDone};
 use crate::cache::{Cache, OpenError};
 use crate::config::{self, Config};
-use crate::pull::Pull;
-use crate::telemetry::Metrics;
+use crate::observe::Metrics;
+use crate::ops::{self, Images, PinDone, PurgeDone};
+use crate::routing::Routing;
 use crate::upkeep::scrub::Report;
+use crate::upstream::Clients;
 
 const CONNECT: Duration = Duration::from_secs(5);
 /// For each answer to begin, and between two pieces of it.
@@ -44,8 +45,15 @@ fn admin_url(text: &str) -> Result<Url, String> {
 
 pub enum Instance {
     Running(Api),
-    /// Its directory, and the task that looks after it meanwhile.
-    Stopped(Arc<Pull>, tokio::task::JoinHandle<()>),
+    Stopped(Stopped),
+}
+
+/// The directory of a stopped instance.
+pub struct Stopped {
+    cache: Arc<Cache>,
+    routing: Routing,
+    /// Looks after the directory meanwhile.
+    attending: tokio::task::JoinHandle<()>,
 }
 
 impl Instance {
@@ -77,10 +85,11 @@ impl Instance {
         let metrics = Arc::<Metrics>::default();
         match Cache::open(&config, metrics.clone()) {
             Ok(cache) => {
+                let routing = Routing::new(&config, &Clients::default(), &metrics);
+                let routing = routing.map_err(|error| CommandError::Failed(error.to_string()))?;
                 let cache = Arc::new(cache);
                 let attending = tokio::spawn(cache.clone().attend());
-                let pull = Pull::new(&config, cache, metrics);
-                pull.map(|pull| Self::Stopped(pull, attending)).map_err(|error| CommandError::Failed(error.to_string()))
+                Ok(Self::Stopped(Stopped { cache, routing, attending }))
             }
             Err(OpenError::Store(error)) if error.is_in_use() => {
                 let none = || CommandError::Failed("admin.listen names no address".to_owned());
@@ -91,12 +100,12 @@ impl Instance {
     }
 
     /// All cached images.
-    pub async fn images(&self) -> Result<Vec<manage::Image>, CommandError> {
+    pub async fn images(&self) -> Result<Vec<ops::Image>, CommandError> {
         let mut all = Vec::new();
         let mut last = String::new();
         loop {
             let Images { images, next } = match self {
-                Self::Stopped(pull, _) => manage::images(pull, &last, manage::PAGE).await?,
+                Self::Stopped(stopped) => ops::images(&stopped.cache, &last, ops::PAGE).await?,
                 Self::Running(api) => api.ask(reqwest::Method::GET, "api/images", &[("last", &last)]).await?,
             };
             all.extend(images);
@@ -110,7 +119,7 @@ impl Instance {
     /// Takes out everything (`None`) or one repository, name, tag or digest.
     pub async fn purge(&self, which: Option<&str>) -> Result<PurgeDone, CommandError> {
         match self {
-            Self::Stopped(pull, _) => Ok(manage::purge(pull, which).await?),
+            Self::Stopped(Stopped { cache, routing, .. }) => Ok(ops::purge(cache, routing, which).await?),
             Self::Running(api) => {
                 let parameters: Vec<_> = which.map(|which| ("reference", which)).into_iter().collect();
                 api.ask(reqwest::Method::DELETE, "api/cache", &parameters).await
@@ -120,7 +129,9 @@ impl Instance {
 
     pub async fn set_pin(&self, reference: &str, is_pinned: bool) -> Result<PinDone, CommandError> {
         match self {
-            Self::Stopped(pull, _) => Ok(manage::set_pin(pull, reference, is_pinned).await?),
+            Self::Stopped(Stopped { cache, routing, .. }) => {
+                Ok(ops::set_pin(cache, routing, reference, is_pinned).await?)
+            }
             Self::Running(api) => {
                 let method = if is_pinned { reqwest::Method::PUT } else { reqwest::Method::DELETE };
                 api.ask(method, "api/pins", &[("reference", reference)]).await
@@ -135,13 +146,13 @@ impl Instance {
         mut progress: impl FnMut(&Report) + Send + 'static,
     ) -> Result<Report, CommandError> {
         match self {
-            Self::Stopped(pull, _) => {
+            Self::Stopped(stopped) => {
                 let (begun, _) = tokio::sync::oneshot::channel();
                 let tell = move |report: &Report| {
                     progress(report);
                     true
                 };
-                Ok(manage::verify(pull, is_repair, begun, tell).await?)
+                Ok(ops::verify(&stopped.cache, is_repair, begun, tell).await?)
             }
             Self::Running(api) => {
                 let repair = is_repair.to_string();
@@ -159,11 +170,11 @@ impl Instance {
 
     /// Writes what the index still has queued, and leaves the directory to others.
     pub async fn close(self) {
-        if let Self::Stopped(pull, attending) = self {
+        if let Self::Stopped(Stopped { cache, attending, .. }) = self {
             attending.abort();
             // It ends because it is told to.
             let _ = attending.await;
-            pull.cache().close().await;
+            cache.close().await;
         }
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::error::CommandError;
 use super::instance::{Instance, Where};
 use super::output::{print, print_json};
-use crate::admin::manage::Image;
+use crate::ops::Image;
 use crate::upkeep::scrub::{INDEX_IS_FINE, Report, Trouble};
 
 /// How often the progress of a verification is shown.

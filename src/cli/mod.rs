@@ -15,7 +15,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::config::{LogFormat, Logging};
-use crate::telemetry;
+use crate::observe;
 use error::{CommandError, WRONG_CONFIGURATION};
 
 /// A pull-through cache for container registries.
@@ -71,7 +71,7 @@ fn finish(command: impl Future<Output = Result<(), CommandError>>) -> ExitCode {
     // Only what goes wrong: standard output is the command's own.
     let logging = Logging { level: "warn".to_owned(), format: LogFormat::Text, ..Logging::default() };
     let runtime =
-        telemetry::log::init(&logging).map_err(|error| CommandError::Failed(error.to_string())).and_then(|_| {
+        observe::log::init(&logging).map_err(|error| CommandError::Failed(error.to_string())).and_then(|_| {
             let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
             runtime.map_err(|error| CommandError::Failed(error.to_string()))
         });

@@ -11,9 +11,9 @@ use tokio::signal::unix::Signal;
 use crate::acme::{Certificates, Occasion};
 use crate::config::{AcmeChallenge, Config, Loaded, Sources, Watch};
 use crate::listen::Tls;
-use crate::pull::Pull;
-use crate::telemetry::Metrics;
-use crate::telemetry::log::LogLevel;
+use crate::observe::Metrics;
+use crate::observe::log::LogLevel;
+use crate::services::Services;
 use crate::x509::Certificate;
 
 /// How often the files are looked at. What changed is taken in when it looks the same twice.
@@ -21,7 +21,7 @@ const LOOK: Duration = Duration::from_millis(500);
 
 /// What a change of the configuration reaches.
 pub struct Reached {
-    pub pull: Arc<Pull>,
+    pub services: Arc<Services>,
     pub tls: Tls,
     pub certificates: Arc<Certificates>,
     pub log: LogLevel,
@@ -88,7 +88,7 @@ impl Reload {
             Some(file) => Err(format!("{} is gone or empty, which would mean the built-in defaults", file.display())),
             None => config.map_err(|error| error.to_string()).and_then(|config| self.apply(config, occasion)),
         };
-        let metrics = self.reached.pull.metrics();
+        let metrics = &self.reached.services.metrics;
         match applied {
             Ok(()) => metrics.reloaded(true),
             Err(error) => {
@@ -109,20 +109,20 @@ impl Reload {
 
     fn apply(&self, config: Config, occasion: Occasion) -> Result<(), String> {
         // What can fail goes first, and what cannot be undone last of it.
-        let Reached { pull, tls, certificates, log, doors } = &self.reached;
+        let Reached { services, tls, certificates, log, doors } = &self.reached;
         let runtime = tokio::runtime::Handle::current();
         let acme = config.server.tls.as_ref().and_then(|tls| tls.acme.as_ref());
         let acme = runtime.block_on(certificates.prepare(acme)).map_err(|error| error.to_string())?;
         let handshakes = tls.prepare(config.server.tls.as_ref()).map_err(|error| error.to_string())?;
-        let prepared = pull.prepare(&config).map_err(|error| error.to_string())?;
-        let forgetting = pull.cache().forget_what_was_private(&config);
+        let prepared = services.prepare(&config).map_err(|error| error.to_string())?;
+        let forgetting = services.cache.forget_what_was_private(&config);
         runtime.block_on(forgetting).map_err(|failure| failure.to_string())?;
-        pull.listens_at(&[&doors[..], acme_door(&config)].concat());
-        pull.apply(prepared);
-        count_certificates(&config, pull.metrics());
+        services.listens_at(&[&doors[..], acme_door(&config)].concat());
+        services.apply(prepared);
+        count_certificates(&config, &services.metrics);
         runtime.block_on(certificates.apply(acme, occasion));
         tls.set(handshakes);
-        runtime.block_on(pull.cache().configure(&config));
+        runtime.block_on(services.cache.configure(&config));
         log.set(&config.logging.level);
         let mut current = self.config.lock().unwrap_or_else(PoisonError::into_inner);
         for key in needs_restart(&current, &config) {

@@ -19,10 +19,10 @@ use crate::cache::Cache;
 use crate::config::{self, Config, Loaded, Sources, Watch};
 use crate::descriptors::{self, Shares};
 use crate::listen::Tls;
-use crate::pull::Pull;
-use crate::telemetry::Metrics;
-use crate::telemetry::log::LogLevel;
-use crate::{admin, listen, telemetry};
+use crate::observe::Metrics;
+use crate::observe::log::LogLevel;
+use crate::services::Services;
+use crate::{admin, listen, observe};
 
 type AnyError = Box<dyn std::error::Error>;
 
@@ -41,7 +41,7 @@ pub fn run(files: &[PathBuf]) -> ExitCode {
             return ExitCode::from(WRONG_CONFIGURATION);
         }
     };
-    let log = match telemetry::log::init(&config.logging) {
+    let log = match observe::log::init(&config.logging) {
         Ok(log) => log,
         Err(error) => {
             eprintln!("larder: {error}");
@@ -69,27 +69,27 @@ fn start(config: Config, files: Files, log: LogLevel) -> Result<(), AnyError> {
     descriptors::raise();
     let metrics = Arc::new(Metrics::default());
     let cache = Arc::new(Cache::open(&config, metrics.clone())?);
-    let pull = Pull::new(&config, cache, metrics)?;
+    let services = Arc::new(Services::new(&config, cache, metrics)?);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let result = runtime.block_on(serve(config, pull, files, log));
+    let result = runtime.block_on(serve(config, services, files, log));
     // A fill that is still running is taken up again by the next request for it.
     runtime.shutdown_background();
     result
 }
 
-async fn serve(config: Config, pull: Arc<Pull>, files: Files, log: LogLevel) -> Result<(), AnyError> {
+async fn serve(config: Config, services: Arc<Services>, files: Files, log: LogLevel) -> Result<(), AnyError> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let hangups = signal(SignalKind::hangup())?;
-    pull.cache().forget_what_was_private(&config).await.map_err(|failure| failure.to_string())?;
-    let certificates = Arc::new(Certificates::new(&config.cache.dir, pull.metrics().clone()));
+    services.cache.forget_what_was_private(&config).await.map_err(|failure| failure.to_string())?;
+    let certificates = Arc::new(Certificates::new(&config.cache.dir, services.metrics.clone()));
     let wanted = config.server.tls.as_ref().and_then(|tls| tls.acme.as_ref());
-    count_certificates(&config, pull.metrics());
+    count_certificates(&config, &services.metrics);
     certificates.apply(certificates.prepare(wanted).await?, Occasion::Change).await;
     let tls = Tls::new(config.server.tls.as_ref(), certificates.shown())?;
     let doors = Doors::bind(&config, tls.clone()).await?;
     let addresses = doors.addresses()?;
-    pull.listens_at(&[&addresses[..], acme_door(&config)].concat());
+    services.listens_at(&[&addresses[..], acme_door(&config)].concat());
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         dir = %config.cache.dir.display(),
@@ -98,12 +98,12 @@ async fn serve(config: Config, pull: Arc<Pull>, files: Files, log: LogLevel) -> 
     );
 
     let (stop, stopped) = channel::channel(None);
-    let upkeep = tokio::spawn(pull.cache().clone().look_after());
-    let doors = doors.serve(&config.server, &pull, &stopped);
+    let upkeep = tokio::spawn(services.cache.clone().look_after());
+    let doors = doors.serve(&config.server, &services, &stopped);
     let current = Arc::new(Mutex::new(config));
     let Files { sources, begun_with, watch } = files;
     let keeping = tokio::spawn(certificates.clone().run(stopped));
-    let reach = Reached { pull: pull.clone(), tls, certificates, log, doors: addresses };
+    let reach = Reached { services: services.clone(), tls, certificates, log, doors: addresses };
     let reload = Reload::new(sources, begun_with, reach, current.clone());
     let reloading = tokio::spawn(reload.run(watch, hangups));
     tokio::select! {
@@ -120,7 +120,7 @@ async fn serve(config: Config, pull: Arc<Pull>, files: Files, log: LogLevel) -> 
         tracing::warn!("not everything ended in time");
     }
     upkeep.abort();
-    pull.cache().close().await;
+    services.cache.close().await;
     Ok(())
 }
 
@@ -157,15 +157,19 @@ impl Doors {
     fn serve(
         self,
         server: &config::Server,
-        pull: &Arc<Pull>,
+        services: &Arc<Services>,
         stopped: &channel::Receiver<Option<Duration>>,
     ) -> JoinSet<()> {
         let shares = Shares::now();
-        let handler: listen::Handler = Arc::new(admin::handler(pull.clone()));
+        let handler: listen::Handler = Arc::new(admin::handler(services.clone()));
         let admin = (listen::Places::new(shares.admin), listen::Crowd::new(None));
-        let proxy = self.ca.map(listen::Door::Proxy);
+        let proxy = self.ca.map(|ca| listen::Door::Proxy(services.proxy.clone(), ca));
         let all = [
-            (self.registry, Some(listen::Door::Registry(self.tls)), limits(server, shares.registry)),
+            (
+                self.registry,
+                Some(listen::Door::Registry(services.registry.clone(), self.tls)),
+                limits(server, shares.registry),
+            ),
             (self.proxy, proxy, limits(server, shares.proxy)),
             (self.admin, Some(listen::Door::Admin(handler)), admin),
         ];
@@ -174,8 +178,9 @@ impl Doors {
             // Without a door there is no listener for it.
             let Some(door) = door else { continue };
             for listener in listeners {
-                let (door, pull, places, crowd) = (door.clone(), pull.clone(), places.clone(), crowd.clone());
-                serving.spawn(listen::serve(listener, door, pull, places, crowd, stopped.clone()));
+                let (door, places, crowd) = (door.clone(), places.clone(), crowd.clone());
+                let metrics = services.metrics.clone();
+                serving.spawn(listen::serve(listener, door, metrics, places, crowd, stopped.clone()));
             }
         }
         serving

@@ -16,9 +16,10 @@ use tokio::sync::watch;
 use super::crowd::Load;
 use super::guard::{CLOSING, Guard, Socket, Watched};
 use super::pace::Pace;
-use crate::pull::{Body, busy};
+use crate::body::Body;
+use crate::observe::Metrics;
+use crate::registry::busy;
 use crate::sent::{self, Sent};
-use crate::telemetry::Metrics;
 
 /// A client has this long for a request's head, and between two requests.
 pub const HEADER_TIMEOUT: Duration = Duration::from_secs(30);

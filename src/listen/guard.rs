@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_rustls::server::TlsStream;
 
-use crate::pull::Mapping;
+use crate::cache::Mapping;
 
 /// For the first request to arrive.
 const FIRST_REQUEST: Duration = Duration::from_secs(30);

@@ -19,8 +19,12 @@ use hyper_util::server::conn::auto::Builder;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 
+use crate::auth::Client;
+use crate::body::Body;
 use crate::ca::Ca;
-use crate::pull::{Body, Client, Pull};
+use crate::observe::Metrics;
+use crate::proxy::Proxy;
+use crate::registry::Registry;
 use crate::sent::Sent;
 use connection::{Ends, Held, Peer, connection};
 pub use crowd::Crowd;
@@ -61,8 +65,8 @@ pub async fn bind(door: &'static str, addresses: &[SocketAddr]) -> Result<Vec<Tc
 /// What is behind a listener.
 #[derive(Clone)]
 pub enum Door {
-    Registry(Tls),
-    Proxy(Arc<Ca>),
+    Registry(Arc<Registry>, Tls),
+    Proxy(Arc<Proxy>, Arc<Ca>),
     Admin(Handler),
 }
 
@@ -76,7 +80,7 @@ const LAST_ANSWERS: Duration = Duration::from_secs(5);
 pub async fn serve(
     listener: TcpListener,
     door: Door,
-    pull: Arc<Pull>,
+    metrics: Arc<Metrics>,
     places: Arc<Places>,
     crowd: Arc<Crowd>,
     mut stop: watch::Receiver<Option<Duration>>,
@@ -92,7 +96,7 @@ pub async fn serve(
             Ok((stream, address)) => {
                 let served = Served {
                     door: door.clone(),
-                    pull: pull.clone(),
+                    metrics: metrics.clone(),
                     places: places.clone(),
                     crowd: crowd.clone(),
                     stop: stop.clone(),
@@ -130,7 +134,7 @@ pub async fn serve(
 /// What a connection needs that was accepted.
 struct Served {
     door: Door,
-    pull: Arc<Pull>,
+    metrics: Arc<Metrics>,
     places: Arc<Places>,
     crowd: Arc<Crowd>,
     stop: watch::Receiver<Option<Duration>>,
@@ -140,7 +144,7 @@ struct Served {
 impl Served {
     /// Serves a connection, in a task of its own.
     fn open(self, stream: TcpStream, address: SocketAddr) {
-        let Self { door, pull, places, crowd, stop, held } = self;
+        let Self { door, metrics, places, crowd, stop, held } = self;
         let Some(counted) = crowd.enter(address.ip()) else {
             return tracing::debug!(client = %address, "too many connections from this address");
         };
@@ -153,16 +157,16 @@ impl Served {
         let held: Held = Arc::new((places.enter(address.ip(), pace.clone()), counted, held));
         let peer = Peer { address, pace, load };
         match door {
-            Door::Registry(tls) => {
+            Door::Registry(behind, tls) => {
                 let ends = Ends { stop, renewed: Some(tls.renewed()) };
                 let tls = tls.handshakes();
                 tokio::spawn(async move {
-                    open(stream, peer, tls, pull, ends).await;
+                    open(stream, peer, tls, (behind, metrics), ends).await;
                     drop(held);
                 });
             }
             Door::Admin(handler) => {
-                let (metrics, ends) = (pull.metrics().clone(), Ends { stop, renewed: None });
+                let ends = Ends { stop, renewed: None };
                 tokio::spawn(async move {
                     let answer = move |request| handler(request, address);
                     let builder = Builder::new(TokioExecutor::new()).http1_only();
@@ -170,9 +174,9 @@ impl Served {
                     drop(held);
                 });
             }
-            Door::Proxy(ca) => {
+            Door::Proxy(behind, ca) => {
                 let ends = Ends { stop, renewed: None };
-                tokio::spawn(proxy::open(stream, Arc::new(Way { pull, ca, peer, ends, held })));
+                tokio::spawn(proxy::open(stream, Arc::new(Way { proxy: behind, metrics, ca, peer, ends, held })));
             }
         }
     }
@@ -185,11 +189,17 @@ async fn accept(listener: &TcpListener, places: &Places) -> std::io::Result<(Tcp
 }
 
 /// Shakes hands where that is to be done, and serves one connection to its end.
-async fn open(stream: TcpStream, peer: Peer, tls: Option<Arc<Handshakes>>, pull: Arc<Pull>, mut ends: Ends) {
+async fn open(
+    stream: TcpStream,
+    peer: Peer,
+    tls: Option<Arc<Handshakes>>,
+    behind: (Arc<Registry>, Arc<Metrics>),
+    mut ends: Ends,
+) {
     let address = peer.address;
     let Some(handshakes) = tls else {
         let local = local_address(&stream);
-        return registry(stream, Client { local, ..Client::connected(address) }, peer, pull, ends).await;
+        return registry(stream, Client { local, ..Client::connected(address) }, peer, behind, ends).await;
     };
     let shaken = tokio::select! {
         shaken = handshakes.shake(stream) => shaken,
@@ -201,7 +211,7 @@ async fn open(stream: TcpStream, peer: Peer, tls: Option<Arc<Handshakes>>, pull:
         Ok(Some(stream)) => {
             let certificate = tls::names(&stream);
             let client = Client { is_secure: true, certificate, ..Client::connected(address) };
-            registry(stream, client, peer, pull, ends).await;
+            registry(stream, client, peer, behind, ends).await;
         }
         Err(error) => tracing::debug!(client = %address, %error, "a TLS handshake failed"),
     }
@@ -212,11 +222,16 @@ fn local_address(stream: &TcpStream) -> Option<IpAddr> {
 }
 
 /// Serves one connection of the registry door to its end.
-async fn registry(stream: impl Socket + Send + 'static, client: Client, peer: Peer, pull: Arc<Pull>, ends: Ends) {
-    let (metrics, of) = (pull.metrics().clone(), client.clone());
+async fn registry(
+    stream: impl Socket + Send + 'static,
+    client: Client,
+    peer: Peer,
+    (behind, metrics): (Arc<Registry>, Arc<Metrics>),
+    ends: Ends,
+) {
     let answer = move |request: Request<Sent>| {
-        let (pull, client) = (pull.clone(), of.clone());
-        async move { pull.handle(request, client).await }
+        let (registry, client) = (behind.clone(), client.clone());
+        async move { registry.handle(request, client).await }
     };
     connection(stream, peer, Builder::new(TokioExecutor::new()), &metrics, answer, ends).await;
 }
@@ -231,6 +246,7 @@ mod tests {
 
     use super::connection::HEADER_TIMEOUT;
     use super::*;
+    use crate::services::Services;
 
     const LONG: Duration = Duration::from_secs(300);
 
@@ -244,7 +260,7 @@ mod tests {
     /// A connection to a door.
     fn connect() -> (DuplexStream, Kept) {
         let dir = TempDir::new().expect("a directory");
-        let pull = Pull::in_directory(dir.path());
+        let services = Services::in_directory(dir.path());
         let ((stopping, stop), (renewing, renewed)) = (watch::channel(None), watch::channel(()));
         let (client, server) = tokio::io::duplex(64 * 1024);
         let who = Client::connected((Ipv4Addr::LOCALHOST, 1).into());
@@ -253,7 +269,8 @@ mod tests {
             pace: Arc::default(),
             load: Crowd::new(None).enter(who.peer.ip()).expect("a place").load(),
         };
-        tokio::spawn(registry(server, who, peer, pull, Ends { stop, renewed: Some(renewed) }));
+        let behind = (services.registry.clone(), services.metrics.clone());
+        tokio::spawn(registry(server, who, peer, behind, Ends { stop, renewed: Some(renewed) }));
         (client, Kept { _dir: dir, stopping, renewing })
     }
 

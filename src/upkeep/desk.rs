@@ -14,10 +14,10 @@ use super::limits::Limits;
 use super::mail::{Census, Message, closed};
 use crate::config::{Amount, Config};
 use crate::index::{Bounds, Index, IndexError, TagKey, Timestamp, Write};
+use crate::observe::Metrics;
 use crate::oci::Digest;
 use crate::spool::Spool;
 use crate::store::Store;
-use crate::telemetry::Metrics;
 use crate::work::Pool;
 
 /// Uses kept between two ticks; further ones are not counted.

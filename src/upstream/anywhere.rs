@@ -27,7 +27,7 @@ use super::pool::Pool;
 use super::shared::OTHER_HOSTS;
 use crate::config::{Allowlist, ClientTls, Forbidden, Permission, Proxies, ProxyDoor};
 use crate::failure::{Failure, FailureKind};
-use crate::telemetry::Metrics;
+use crate::observe::Metrics;
 use crate::web::{self, tls};
 
 const CONNECT: Duration = Duration::from_secs(10);

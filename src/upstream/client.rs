@@ -28,10 +28,10 @@ use super::warning;
 use super::who::Who;
 use crate::config::{self, Credentials};
 use crate::failure::{Failure, FailureKind};
+use crate::observe::Metrics;
 use crate::oci::media_type::{self, MediaType};
 use crate::oci::{Digest, Name, Reference, challenge, list, manifest, signed};
 use crate::places::{Party, Place, Places};
-use crate::telemetry::Metrics;
 
 /// Largest manifest, index or list taken. containerd stops at about 4 MiB, so nothing real is larger.
 const MAX_DOCUMENT: usize = 8 << 20;

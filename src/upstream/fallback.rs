@@ -9,7 +9,7 @@ use super::shared::Shared;
 use super::transport::spread;
 use crate::config;
 use crate::failure::{Failure, FailureKind};
-use crate::telemetry::Metrics;
+use crate::observe::Metrics;
 
 /// How long the upstreams of a repository together may take: containerd 2.3 gives up 30 s after it asked
 /// (containerd 574a60700).

@@ -38,5 +38,5 @@ pub use fallback::{Clients, Upstreams, pause};
 pub use ours::Ours;
 pub use place::{NoPlace, Place};
 pub use shared::{OTHER_HOSTS, Shared};
-pub use storages::Storage;
+pub use storages::{Storage, Storages};
 pub use who::{Who, WhoId};

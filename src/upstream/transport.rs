@@ -25,9 +25,9 @@ use super::storages::{Storage, Storages};
 use super::who::{Who, WhoId};
 use crate::config::{self, ClientTls, Credentials, HostHeaders, Proxy};
 use crate::failure::{Failure, FailureKind};
+use crate::observe::Metrics;
 use crate::oci::Digest;
 use crate::oci::route::Route;
-use crate::telemetry::Metrics;
 
 /// How long it is remembered that a client was limited in a row.
 const LIMITS_REMEMBERED: Duration = Duration::from_secs(120);

@@ -71,7 +71,7 @@ enum Ended {
     Left,
 }
 
-/// Reads as `pull` does for a client.
+/// Reads as `registry` does for a client.
 async fn visit(visit: Visit, size: u64, fill: FillReader, aside: Aside) -> Got {
     sleep(Duration::from_millis(visit.comes_at)).await;
     let mut got =

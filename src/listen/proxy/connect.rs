@@ -19,10 +19,11 @@ use tokio_rustls::StartHandshake;
 
 use super::rewound::Rewound;
 use super::way::Way;
+use crate::body::Body;
 use crate::ca::Ca;
 use crate::listen::connection::{Ends, connection};
 use crate::listen::guard::{Guard, Socket};
-use crate::pull::{Body, Came, Lead, Tunnel};
+use crate::proxy::{Came, Lead, Tunnel};
 use crate::sent::Sent;
 use crate::tunnel;
 
@@ -39,7 +40,7 @@ const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
 pub async fn answer(way: Arc<Way>, mut request: Request<Sent>) -> Response<Body> {
     let upgraded = hyper::upgrade::on(&mut request);
     let (parts, _body) = request.into_parts();
-    let (response, lead) = way.pull.connect(&parts, way.client()).await;
+    let (response, lead) = way.proxy.connect(&parts, way.client()).await;
     if let Some(lead) = lead {
         tokio::spawn(async move {
             let parts = match upgraded.await {
@@ -79,13 +80,13 @@ async fn carry(client: Rewound, server: TcpStream, through: Tunnel, way: &Way) -
     };
     tokio::select! {
         carried = tunnel::run(client, server, || way.peer.pace.touch(), ends) => carried,
-        () = way.pull.until_turned_away(&through) => Ok(()),
+        () = way.proxy.until_turned_away(&through) => Ok(()),
     }
 }
 
 /// Carries what turned out to be no HTTP.
 async fn carry_to(client: Rewound, through: Tunnel, way: &Way) -> io::Result<()> {
-    let (server, address) = way.pull.dial(&through.place).await.map_err(io::Error::other)?;
+    let (server, address) = way.proxy.dial(&through.place).await.map_err(io::Error::other)?;
     carry(client, server, Tunnel { address, ..through }, way).await
 }
 
@@ -167,21 +168,21 @@ async fn open_tls(stream: TcpStream, accepted: Accepted, through: Tunnel, way: A
 /// Answers the requests of an opened tunnel. Each of them is judged; when the tunnel is not allowed any more, it ends
 /// with those that are running.
 async fn serve(stream: impl Socket + Send + 'static, is_secure: bool, through: Tunnel, way: Arc<Way>) {
-    let (peer, pull) = (way.peer.clone(), way.pull.clone());
+    let (peer, proxy, metrics) = (way.peer.clone(), way.proxy.clone(), way.metrics.clone());
     let (turn_away, turned_away) = watch::channel(());
     let ends = Ends { stop: way.ends.stop.clone(), renewed: Some(turned_away) };
     let came = Came::Through { is_secure, tunnel: Box::new(through.clone()) };
     let answer = move |request| {
         let (way, came) = (way.clone(), came.clone());
-        async move { way.pull.pass(request, came, way.client(), way.kept()).await }
+        async move { way.proxy.pass(request, came, way.client(), way.kept()).await }
     };
     let asked_again = async {
-        pull.until_turned_away(&through).await;
+        proxy.until_turned_away(&through).await;
         turn_away.send_replace(());
         std::future::pending::<()>().await;
     };
     tokio::select! {
-        () = connection(stream, peer, Builder::new(TokioExecutor::new()), pull.metrics(), answer, ends) => {}
+        () = connection(stream, peer, Builder::new(TokioExecutor::new()), &metrics, answer, ends) => {}
         () = asked_again => {}
     }
 }

@@ -16,7 +16,8 @@ use hyper_util::server::conn::auto::Builder;
 use tokio::net::TcpStream;
 
 use super::connection::connection;
-use crate::pull::{Body, Came, full, usage};
+use crate::body::{Body, full};
+use crate::proxy::{Came, usage};
 use crate::sent::Sent;
 pub use way::Way;
 
@@ -38,7 +39,7 @@ pub async fn open(stream: TcpStream, way: Arc<Way>) {
     if first == [socks::VERSION] {
         return socks::serve(stream, way).await;
     }
-    let (peer, metrics, ends) = (way.peer.clone(), way.pull.metrics().clone(), way.ends.clone());
+    let (peer, metrics, ends) = (way.peer.clone(), way.metrics.clone(), way.ends.clone());
     let answer = move |request| answer(way.clone(), request);
     connection(stream, peer, Builder::new(TokioExecutor::new()).http1_only(), &metrics, answer, ends).await;
 }
@@ -48,7 +49,7 @@ async fn answer(way: Arc<Way>, request: Request<Sent>) -> Response<Body> {
         return connect::answer(way, request).await;
     }
     if request.uri().authority().is_some() {
-        return way.pull.pass(request, Came::Open, way.client(), way.kept()).await;
+        return way.proxy.pass(request, Came::Open, way.client(), way.kept()).await;
     }
     // To the door itself: somebody looks, or fetches what clients have to trust.
     let is_read = matches!(*request.method(), Method::GET | Method::HEAD);

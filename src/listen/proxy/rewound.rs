@@ -8,8 +8,8 @@ use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use crate::cache::Mapping;
 use crate::listen::guard::Socket;
-use crate::pull::Mapping;
 
 /// Gives what was read once more, then what comes.
 pub struct Rewound {

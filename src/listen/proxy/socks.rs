@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 
 use super::connect;
 use super::way::Way;
-use crate::pull::Lead;
+use crate::proxy::Lead;
 
 /// The first byte of all that a client sends.
 pub const VERSION: u8 = 5;
@@ -71,7 +71,7 @@ async fn agree(stream: &mut TcpStream, way: &Way) -> io::Result<Option<Lead>> {
     };
     let (mut parts, ()) = request.into_parts();
     parts.headers.extend(login.map(|login| (PROXY_AUTHORIZATION, login)));
-    let (response, lead) = way.pull.connect(&parts, way.client()).await;
+    let (response, lead) = way.proxy.connect(&parts, way.client()).await;
     let word = match (&lead, response.status()) {
         (Some(_), _) => DONE,
         (None, StatusCode::BAD_REQUEST) => UNKNOWN_ADDRESS,

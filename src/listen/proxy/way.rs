@@ -3,13 +3,16 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use crate::auth::Client;
 use crate::ca::Ca;
 use crate::listen::connection::{Ends, Held, Peer};
-use crate::pull::{Client, Kept, Pull};
+use crate::observe::Metrics;
+use crate::proxy::{Kept, Proxy};
 
 /// One client's way through the door.
 pub struct Way {
-    pub pull: Arc<Pull>,
+    pub proxy: Arc<Proxy>,
+    pub metrics: Arc<Metrics>,
     pub ca: Arc<Ca>,
     pub peer: Peer,
     pub ends: Ends,

@@ -1,0 +1,194 @@
+//! The client behind reverse proxies: `X-Forwarded-For` with `X-Forwarded-Proto`, or `Forwarded` (RFC 7239).
+//!
+//! Only the configured header is read, and only of proxies that the configuration trusts. Each proxy writes to the right
+//! of what it received, so the row of addresses is walked from the right for as long as they are of trusted proxies: what
+//! stands further left may have been written by anybody. An address that cannot be read ends the walk, too: then nobody
+//! knows from where the client comes ([`ClientAddress::Unknown`]).
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+use ipnet::IpNet;
+
+use crate::auth::{Client, ClientAddress};
+use crate::config::{self, ForwardedHeader};
+
+const FORWARDED: HeaderName = HeaderName::from_static("forwarded");
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+
+/// Which proxies are believed, and what is read of their requests.
+#[derive(Clone, Debug)]
+pub struct Forwarding {
+    trusted: Vec<IpNet>,
+    header: ForwardedHeader,
+}
+
+/// What one proxy says of the client that it got the request from.
+#[derive(Debug, Default)]
+struct Hop {
+    /// `None`: it cannot be read.
+    address: Option<IpAddr>,
+    is_https: bool,
+}
+
+impl Forwarding {
+    pub fn new(server: &config::Server) -> Self {
+        Self { trusted: server.trusted_proxies.clone(), header: server.forwarded_header }
+    }
+
+    pub fn trusts(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        self.trusted.iter().any(|network| network.contains(&address))
+    }
+
+    /// The client of a request that came over this connection.
+    pub fn client(&self, connected: Client, headers: &HeaderMap) -> Client {
+        if !self.trusts(connected.peer.ip()) {
+            return connected;
+        }
+        let peer = connected.peer.ip().to_canonical();
+        let (address, is_https) = match self.header {
+            ForwardedHeader::XForwardedFor => {
+                let address = self.walk(peer, elements_from_the_right(headers, &X_FORWARDED_FOR).map(address));
+                let scheme = elements_from_the_right(headers, &X_FORWARDED_PROTO).next();
+                (address, scheme.is_some_and(is_https))
+            }
+            ForwardedHeader::Forwarded => {
+                let address = self.walk(peer, hops_from_the_right(headers).map(|hop| hop.address));
+                (address, hops_from_the_right(headers).next().is_some_and(|hop| hop.is_https))
+            }
+        };
+        Client { address, is_secure: connected.is_secure || is_https, ..connected }
+    }
+
+    /// The first address from the right that is of no trusted proxy; where all are, the leftmost one.
+    fn walk(&self, peer: IpAddr, from_the_right: impl Iterator<Item = Option<IpAddr>>) -> ClientAddress {
+        let mut nearest = peer;
+        for address in from_the_right {
+            match address {
+                None => return ClientAddress::Unknown,
+                // A proxy on another machine means that machine itself, not this one.
+                Some(address) if address.is_loopback() && !nearest.is_loopback() => return ClientAddress::Unknown,
+                Some(address) if self.trusts(address) => nearest = address,
+                Some(address) => return ClientAddress::Known(address),
+            }
+        }
+        ClientAddress::Known(nearest)
+    }
+}
+
+/// The elements of all lines of a header that is a list, the last one first.
+fn elements_from_the_right<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
+    let lines = headers.get_all(name).iter().rev().map(HeaderValue::as_bytes);
+    lines.flat_map(|line| line.rsplit(|&byte| byte == b',')).map(<[u8]>::trim_ascii)
+}
+
+/// All that `Forwarded` says, the last proxy first. A line that breaks the grammar is one hop that cannot be read: who
+/// knows what of it a proxy wrote.
+fn hops_from_the_right(headers: &HeaderMap) -> impl Iterator<Item = Hop> {
+    let lines = headers.get_all(FORWARDED).iter().rev().map(HeaderValue::as_bytes);
+    lines.flat_map(|line| read_line(line).unwrap_or_else(|| vec![Hop::default()]).into_iter().rev())
+}
+
+/// Reads one line of `Forwarded` (RFC 7239, section 4), beside the grammar with spaces around `;` and addresses with
+/// colons and brackets that are not quoted, as some proxies write them.
+fn read_line(line: &[u8]) -> Option<Vec<Hop>> {
+    let mut rest = line.trim_ascii();
+    let (mut hops, mut hop, mut has_address) = (Vec::new(), Hop::default(), false);
+    loop {
+        if !matches!(rest.first(), None | Some(b';' | b',')) {
+            let (name, after) = rest.split_at(rest.iter().position(|&byte| byte == b'=')?);
+            let (value, after) = read_value(&after[1..])?;
+            if name.is_empty() || !name.iter().all(|&byte| is_token(byte)) {
+                return None;
+            }
+            if name.eq_ignore_ascii_case(b"for") {
+                // Each parameter is there once.
+                if std::mem::replace(&mut has_address, true) {
+                    return None;
+                }
+                hop.address = address(&value);
+            } else if name.eq_ignore_ascii_case(b"proto") {
+                hop.is_https = is_https(&value);
+            }
+            rest = after.trim_ascii_start();
+        }
+        match rest.split_first() {
+            Some((b';', after)) => rest = after.trim_ascii_start(),
+            Some((b',', after)) => {
+                hops.push(std::mem::take(&mut hop));
+                has_address = false;
+                rest = after.trim_ascii_start();
+            }
+            Some(_) => return None,
+            None => {
+                hops.push(hop);
+                return Some(hops);
+            }
+        }
+    }
+}
+
+/// The value of a parameter, a token or a quoted string, and what is behind it.
+fn read_value(text: &[u8]) -> Option<(Vec<u8>, &[u8])> {
+    let Some(quoted) = text.strip_prefix(b"\"") else {
+        let is_end = |&byte: &u8| !(is_token(byte) || b":[]".contains(&byte));
+        let (value, rest) = text.split_at(text.iter().position(is_end).unwrap_or(text.len()));
+        return (!value.is_empty()).then(|| (value.to_vec(), rest));
+    };
+    let mut value = Vec::new();
+    let mut bytes = quoted.iter().enumerate();
+    loop {
+        match bytes.next()? {
+            // A client may have opened the quote that a proxy's own element is in now.
+            (_, b'"') if value.to_ascii_lowercase().windows(4).any(|part| part == b"for=") => return None,
+            (at, b'"') => return Some((value, &quoted[at + 1..])),
+            (_, b'\\') => value.push(*bytes.next()?.1),
+            (_, byte) => value.push(*byte),
+        }
+    }
+}
+
+/// RFC 9110, section 5.6.2.
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+fn is_https(scheme: &[u8]) -> bool {
+    scheme.eq_ignore_ascii_case(b"https")
+}
+
+/// An address, with or without a port; of IPv6 in brackets where there is a port. Neither `unknown` nor another name that
+/// hides an address is one, nor is an address with a zone.
+fn address(text: &[u8]) -> Option<IpAddr> {
+    let text = str::from_utf8(text).ok()?;
+    if let Ok(address) = text.parse::<Ipv6Addr>() {
+        return Some(IpAddr::from(address).to_canonical());
+    }
+    let (address, port) = match text.strip_prefix('[') {
+        Some(rest) => {
+            let (address, port) = rest.split_once(']')?;
+            (IpAddr::from(address.parse::<Ipv6Addr>().ok()?), port)
+        }
+        None => {
+            let (address, port) = text.split_at(text.find(':').unwrap_or(text.len()));
+            (IpAddr::from(address.parse::<Ipv4Addr>().ok()?), port)
+        }
+    };
+    is_port(port).then(|| address.to_canonical())
+}
+
+/// Nothing, or a port behind a colon: a number, or a name that hides one (RFC 7239, section 6).
+fn is_port(text: &str) -> bool {
+    match text.strip_prefix(':').map(|port| (port, port.strip_prefix('_'))) {
+        None => text.is_empty(),
+        Some((_, Some(name))) => {
+            !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+        }
+        Some((port, None)) => port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,143 @@
+//! What upstreams agreed to give to which client, where the clients' own credentials decide
+//! (`client_credentials = "pass"`). A consent is remembered for a short time. It is for one object: what a manifest names
+//! may be anything, also what its author may not read.
+
+use std::sync::Weak;
+use std::time::{Duration, Instant};
+
+use quick_cache::sync::Cache;
+
+use crate::cache::{Fill, FillReader};
+use crate::failure::{Failure, FailureKind};
+use crate::oci::Digest;
+use crate::routing::Target;
+use crate::upstream::{Proof, WhoId};
+
+/// Consents remembered at most; the oldest unused go first.
+const ENTRIES: usize = 50_000;
+/// What was shown this long ago was shown for the request that is being answered.
+const JUST_NOW: Duration = Duration::from_secs(10);
+/// How long a consent holds at most while the upstream cannot be asked again.
+const LONGEST_OUTAGE: Duration = Duration::from_secs(24 * 3600);
+
+/// Which object of which name an upstream agreed to give to whom.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Key {
+    repository: String,
+    name: String,
+    who: WhoId,
+    digest: Digest,
+}
+
+/// What upstreams agreed to, and when.
+pub struct Consents(Cache<Key, Given>);
+
+/// How an upstream agreed.
+#[derive(Clone)]
+enum Given {
+    By(Proof, Instant),
+    /// By what is on its way in the client's own name; it is consent once it turns out to be the object.
+    Begun(Weak<Fill>, Instant),
+}
+
+impl Given {
+    /// How, and how long ago; `None`: it is none yet, or was none.
+    fn counts(&self) -> Option<(Proof, Duration)> {
+        match self {
+            Self::By(proof, at) => Some((*proof, at.elapsed())),
+            Self::Begun(fill, at) => fill.upgrade()?.is_verified().then(|| (Proof::Shown, at.elapsed())),
+        }
+    }
+}
+
+impl Default for Consents {
+    fn default() -> Self {
+        Self(Cache::new(ENTRIES))
+    }
+}
+
+impl Consents {
+    /// The upstream showed the object itself.
+    pub fn given(&self, target: &Target, digest: &Digest) {
+        self.note(target, digest, Given::By(Proof::Shown, Instant::now()));
+    }
+
+    /// A transfer of the object was begun in the client's name.
+    pub fn begun(&self, target: &Target, digest: &Digest, fill: &FillReader) {
+        self.note(target, digest, Given::Begun(fill.downgrade(), Instant::now()));
+    }
+
+    /// The upstream agreed in this way.
+    pub fn agreed(&self, target: &Target, digest: &Digest, proof: Proof) {
+        self.note(target, digest, Given::By(proof, Instant::now()));
+    }
+
+    fn note(&self, target: &Target, digest: &Digest, given: Given) {
+        if target.repository.config.client_consent.is_some() {
+            self.0.insert(key(target, digest), given);
+        }
+    }
+
+    /// Whether a transfer is the one that was begun in the client's name.
+    pub fn is_begun(&self, target: &Target, digest: &Digest, fill: &FillReader) -> bool {
+        let life = target.repository.config.client_consent.unwrap_or_default();
+        match self.0.get(&key(target, digest)) {
+            Some(Given::Begun(begun, at)) => begun.ptr_eq(&fill.downgrade()) && at.elapsed() < life,
+            _ => false,
+        }
+    }
+
+    fn taken_back(&self, target: &Target, digest: &Digest) {
+        self.0.remove(&key(target, digest));
+    }
+
+    /// Whether the upstream need not be asked again.
+    pub fn is_fresh(&self, target: &Target, digest: &Digest) -> bool {
+        let life = target.repository.config.client_consent;
+        life.is_none_or(|life| self.age(target, digest).is_some_and(|age| age < life))
+    }
+
+    /// Whether the upstream showed the object itself just now, or so lately that it need not be asked again.
+    pub fn is_shown(&self, target: &Target, digest: &Digest) -> bool {
+        let life = target.repository.config.client_consent.unwrap_or_default().max(JUST_NOW);
+        let counts = self.0.get(&key(target, digest)).and_then(|given| given.counts());
+        counts.is_some_and(|(proof, age)| proof == Proof::Shown && age < life)
+    }
+
+    /// How long ago the upstream showed the object itself.
+    pub fn age_of_proof(&self, target: &Target, digest: &Digest) -> Option<Duration> {
+        let (proof, age) = self.0.get(&key(target, digest)).and_then(|given| given.counts())?;
+        (proof == Proof::Shown).then_some(age)
+    }
+
+    /// While the upstream cannot say, what it said before to the same credential holds, for as long as
+    /// old copies may be served. Always, where the clients' credentials play no part.
+    pub fn holds_through(&self, failure: &Failure, target: &Target, digest: &Digest) -> bool {
+        let config = &target.repository.config;
+        if config.client_consent.is_none() {
+            return true;
+        }
+        if failure.was_refused {
+            self.taken_back(target, digest);
+            return false;
+        }
+        // A client can bring a rate limit about, and an answer that makes no sense is one.
+        let cannot_say = matches!(failure.kind, FailureKind::Unavailable | FailureKind::Timeout);
+        let is_old = |age: Duration| !config.tags.stale_if_error.covers(age) || age >= LONGEST_OUTAGE;
+        cannot_say && self.age(target, digest).is_some_and(|age| !is_old(age))
+    }
+
+    /// What was agreed to by upstreams that may be others now.
+    pub fn clear(&self) {
+        self.0.clear();
+    }
+
+    fn age(&self, target: &Target, digest: &Digest) -> Option<Duration> {
+        self.0.get(&key(target, digest)).and_then(|given| given.counts()).map(|(_, age)| age)
+    }
+}
+
+fn key(target: &Target, digest: &Digest) -> Key {
+    let (repository, name) = (target.repository.config.asked_as(), target.name.to_string());
+    Key { repository, name, who: target.who.id(), digest: *digest }
+}

@@ -1,0 +1,242 @@
+//! Who a client is, and what it may read: logins, tokens, `allow` of each repository.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwap;
+use http::header::{AUTHORIZATION, HOST};
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue};
+
+use super::authorization::{bearer, credentials};
+use super::caller::{Caller, basic};
+use super::host::AskedHost;
+use super::refusal::{Challenge, Refusal, Wanted};
+use super::rules::Rules;
+use super::sealer::{NoRandomness, Sealer};
+use crate::auth::{Client, ClientAddress, Credential, Identity, Known, Logins, NotNow, is_secure};
+use crate::config::{Allow, Login};
+use crate::failure::{Failure, FailureKind};
+use crate::routing::Repository;
+use crate::upstream::Who;
+
+/// After this long a client may come back whose logins are being looked at.
+const MOMENT: Duration = Duration::from_secs(1);
+/// The name of our token service.
+const SERVICE: &str = "larder";
+
+/// Decides which clients may read what, by the rules in force.
+pub struct Access {
+    rules: ArcSwap<Rules>,
+    sealer: Sealer,
+}
+
+/// How a client of the admin door stands to `admin.allow`.
+#[derive(Clone, Debug)]
+pub enum Manager {
+    /// It is named by its login.
+    Known,
+    /// It is named by its address alone.
+    ByAddress,
+    /// It could log in; with a challenge.
+    Unknown(HeaderValue),
+    Refused,
+    /// Its login cannot be looked at now; why.
+    NotNow(NotNow),
+}
+
+/// Why a login is none.
+pub enum Wrong {
+    Invalid,
+    NotNow(NotNow),
+}
+
+impl Access {
+    pub fn new(rules: Arc<Rules>) -> Result<Self, NoRandomness> {
+        Ok(Self { rules: ArcSwap::new(rules), sealer: Sealer::new()? })
+    }
+
+    /// The rules in force.
+    pub fn rules(&self) -> Arc<Rules> {
+        self.rules.load_full()
+    }
+
+    /// Decides by other rules from now on.
+    pub fn apply(&self, rules: Arc<Rules>) {
+        self.rules.store(rules);
+    }
+
+    /// Whether the admin door is asked by a name that it has.
+    pub fn is_admin_host(&self, host: &AskedHost) -> bool {
+        self.rules.load().is_admin_host(host)
+    }
+
+    /// Whether a client may manage the cache.
+    pub async fn manager(&self, client: Client, headers: &HeaderMap) -> Manager {
+        let rules = self.rules();
+        let client = rules.forwarding.client(client, headers);
+        let stranger = Identity { address: client.address, known: None, certificate: None };
+        let has_logins = rules.logins.is_some();
+        let challenge = || rules.logins.as_deref().and_then(basic).map_or(Manager::Refused, Manager::Unknown);
+        if let (Some(logins), true) = (&rules.logins, headers.contains_key(AUTHORIZATION)) {
+            // A token of this cache is for pulling alone.
+            let is_token = headers.get(AUTHORIZATION).is_some_and(|value| bearer(value).is_some());
+            if is_token && matches!(self.credentials(headers), Ok(Who::Login(_))) {
+                return challenge();
+            }
+            let known = match self.login(logins, stranger.address, headers).await {
+                Ok(known) => known,
+                Err(Wrong::Invalid) => return challenge(),
+                Err(Wrong::NotNow(why)) => return Manager::NotNow(why),
+            };
+            // By address alone would be no answer to a page that some browser has open.
+            let is_by_name = |entry: &&Allow| !matches!(entry, Allow::Network(_) | Allow::Anonymous);
+            let by_name: Vec<_> = rules.managers.iter().filter(is_by_name).cloned().collect();
+            let is_known = known.is_some();
+            if is_known && (Identity { known, ..stranger.clone() }).may_pull(&by_name, has_logins) {
+                return Manager::Known;
+            }
+            if is_known && !stranger.may_pull(&rules.managers, has_logins) {
+                return Manager::Refused;
+            }
+        }
+        match stranger.may_pull(&rules.managers, has_logins) {
+            true => Manager::ByAddress,
+            false => challenge(),
+        }
+    }
+
+    /// The credentials that a request comes with.
+    pub fn credentials(&self, headers: &HeaderMap) -> Result<Who, Challenge> {
+        credentials(headers, &self.sealer)
+    }
+
+    /// A token that stands for a login at an upstream, or for nobody; `None` where the library fails.
+    pub fn seal(&self, login: Option<&Login>, now: SystemTime) -> Option<String> {
+        self.sealer.seal(login, now)
+    }
+
+    /// Who a client is; wrong credentials are refused.
+    pub async fn identify(&self, request: &Parts, caller: &Caller, path: Option<&str>) -> Result<Identity, Refusal> {
+        let stranger = caller.stranger();
+        let Some(logins) = caller.rules.logins.as_ref().filter(|_| request.headers.contains_key(AUTHORIZATION)) else {
+            return Ok(stranger);
+        };
+        match self.login(logins, stranger.address, &request.headers).await {
+            Ok(known) => Ok(Identity { known, ..stranger }),
+            Err(Wrong::Invalid) => Err(challenge(request, caller, Challenge::Invalid, path)),
+            Err(Wrong::NotNow(why)) => Err(not_now(why)),
+        }
+    }
+
+    /// As whom an upstream is asked where the client's own credentials decide. A token of an issuer of ours is for us: an
+    /// upstream that got it could come here with it.
+    pub fn upstream_sees(&self, request: &Parts, caller: &Caller) -> Result<Who, Challenge> {
+        let who = self.credentials(&request.headers)?;
+        Ok(if caller.is_own_token(&who) { Who::Anonymous } else { who })
+    }
+
+    /// Whether a client's credentials are for us to judge and no upstream: a token of an issuer of ours, or the name and
+    /// password of a user.
+    pub async fn is_ours(&self, request: &Parts, caller: &Caller) -> bool {
+        let (Some(logins), Ok(who)) = (&caller.rules.logins, self.credentials(&request.headers)) else {
+            return false;
+        };
+        match &who {
+            who if caller.is_own_token(who) => true,
+            // What cannot be looked at now may be right.
+            Who::Login(login) if logins.has_user(&login.username) => {
+                let known = self.login(logins, caller.stranger().address, &request.headers).await;
+                !matches!(known, Err(Wrong::Invalid))
+            }
+            _ => false,
+        }
+    }
+
+    /// As whom a client is known by its `Authorization`; `None`: it sends none, or an empty one.
+    pub async fn login(
+        &self,
+        logins: &Logins,
+        address: ClientAddress,
+        headers: &HeaderMap,
+    ) -> Result<Option<Known>, Wrong> {
+        let who = self.credentials(headers).map_err(|_| Wrong::Invalid)?;
+        let shown = match &who {
+            Who::Anonymous | Who::Larder => return Ok(None),
+            Who::Login(login) => Credential::Password { user: &login.username, password: login.password.reveal() },
+            Who::Header(value) => Credential::Token(bearer(value).ok_or(Wrong::Invalid)?),
+        };
+        let known = logins.known(address, shown).await.map_err(Wrong::NotNow)?;
+        known.map(Some).ok_or(Wrong::Invalid)
+    }
+
+    /// Whether a client may read a repository, and as whom; fails with what is missing.
+    pub async fn admit(
+        &self,
+        request: &Parts,
+        caller: &Caller,
+        repository: &Repository,
+        path: &str,
+    ) -> Result<Identity, Refusal> {
+        let has_logins = caller.has_logins();
+        // Where clients log in at the upstream, that is none of ours.
+        let stranger = caller.stranger();
+        if repository.config.client_consent.is_some() {
+            let may_pull = stranger.may_pull(&repository.config.allow, false);
+            return may_pull.then_some(stranger).ok_or(Refusal::Forbidden);
+        }
+        // A client that needs no login is not asked for one, whatever it sends: some clients send what they have for
+        // Docker Hub to each of its mirrors.
+        if stranger.may_pull(&repository.config.allow, has_logins) {
+            return Ok(stranger);
+        }
+        let identity = self.identify(request, caller, Some(path)).await?;
+        if identity.may_pull(&repository.config.allow, has_logins) {
+            return Ok(identity);
+        }
+        match identity.known.is_none() && has_logins {
+            true => Err(challenge(request, caller, Challenge::Missing, Some(path))),
+            false => Err(Refusal::Forbidden),
+        }
+    }
+}
+
+/// HTTP/2 has the host in the URI, HTTP/1.1 in a header.
+pub fn host(request: &Parts) -> Option<&str> {
+    let authority = request.uri.authority().map(http::uri::Authority::as_str);
+    authority.or_else(|| request.headers.get(HOST)?.to_str().ok())
+}
+
+/// A 401 that says where tokens are to be had; `path` is the name that was asked for, as the client wrote it.
+pub fn challenge(request: &Parts, caller: &Caller, why: Challenge, path: Option<&str>) -> Refusal {
+    if let Some(basic) = caller.basic() {
+        return Refusal::Unauthenticated { why, challenge: Some(basic), tried: None };
+    }
+    let is_plain = |host: &&str| host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_:[]".contains(&byte));
+    let header = match host(request).filter(is_plain) {
+        Some(host) => {
+            let scope = path.map_or_else(String::new, |path| format!(",scope=\"repository:{path}:pull\""));
+            // As RFC 6750, section 3.1, has it. containerd asks again and again where it finds none.
+            let error = match why {
+                Challenge::Missing => "",
+                Challenge::Invalid => ",error=\"invalid_token\"",
+                Challenge::Insufficient => ",error=\"insufficient_scope\"",
+            };
+            let scheme = if is_secure(request) { "https" } else { "http" };
+            format!("Bearer realm=\"{scheme}://{host}/token\",service=\"{SERVICE}\"{scope}{error}")
+        }
+        None => format!("Basic realm=\"{SERVICE}\""),
+    };
+    Refusal::Unauthenticated { why, challenge: HeaderValue::try_from(header).ok(), tried: None }
+}
+
+/// What a client is told whose login cannot be looked at now.
+pub fn not_now(why: NotNow) -> Refusal {
+    let failure = match why {
+        NotNow::Busy => Failure::new(FailureKind::Busy, why),
+        NotNow::Crowded => Failure::new(FailureKind::RateLimited, why).with_retry_after(Some(MOMENT)),
+        NotNow::Guessing(left) => Failure::new(FailureKind::RateLimited, why).with_retry_after(Some(left)),
+        NotNow::Issuer(_) => Failure::new(FailureKind::Unavailable, why),
+    };
+    Refusal::of(Wanted::Name)(failure)
+}

@@ -1,0 +1,29 @@
+//! Who asks, from where, and may they: addresses, names of hosts, logins, `allow`, and what upstreams let each client read.
+
+mod absences;
+mod authorization;
+mod by_name;
+mod caller;
+mod consent;
+mod forwarded;
+mod given;
+mod host;
+mod login;
+mod names;
+mod questions;
+mod refusal;
+mod rules;
+mod sealer;
+pub mod token_form;
+
+pub use crate::auth::NotNow;
+pub use absences::Absences;
+pub use authorization::MAX_LENGTH;
+pub use caller::Caller;
+pub use consent::{Consent, Stored};
+pub use host::AskedHost;
+pub use login::{Access, Manager, Wrong, challenge, host, not_now};
+pub use questions::{Questions, party};
+pub use refusal::{Challenge, Refusal, Wanted};
+pub use rules::{Rules, RulesError};
+pub use sealer::{LIFE, NoRandomness};

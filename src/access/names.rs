@@ -1,0 +1,58 @@
+//! Whether a name has a manifest that is stored already. What one name of a repository brought in may be seen by all who
+//! may pull from it; but that another name has it, too, is for the upstream to say, before the name counts in the catalog
+//! and among the images. Else made-up names would be answered, and listed for good.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::consent::{Consent, Stored};
+use crate::failure::{Failure, FailureKind};
+use crate::oci::Digest;
+use crate::routing::Target;
+use crate::upstream::Proof;
+
+/// How long a request waits for its turn; then it is served without an answer to this, and nothing is noted.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+impl Consent {
+    /// Makes sure that a stored manifest may be served to who asks under this name, by one HEAD upstream if need be.
+    /// Returns whether it is news that the name has it.
+    pub async fn confirm_manifest(self: &Arc<Self>, target: &Target, digest: &Digest) -> Result<bool, Failure> {
+        if target.repository.config.client_consent.is_some() {
+            self.confirm(target, Stored::Manifest, digest).await?;
+            // A consent is for a name; what everybody may have is served under any.
+            return Ok(self.given.is_fresh(target, digest));
+        }
+        let repository = target.repository.prefix();
+        if self.cache.knows_name(repository, &target.name, *digest).await {
+            self.confirm(target, Stored::Manifest, digest).await?;
+            return Ok(false);
+        }
+        self.confirm_name(target, digest).await
+    }
+
+    async fn confirm_name(self: &Arc<Self>, target: &Target, digest: &Digest) -> Result<bool, Failure> {
+        let page = format!("manifests/{digest}");
+        self.absences.recall(target, &page)?;
+        let proof = match tokio::time::timeout(PATIENCE, self.naming.acquire()).await {
+            Ok(_turn) => self.ask_for_proof(target, Stored::Manifest, digest, &page).await,
+            Err(_) => Err(Failure::new(FailureKind::Busy, "too many names are being asked about; try again soon")),
+        };
+        match proof {
+            Ok(Proof::Redirect) => Ok(false),
+            Ok(Proof::Shown) => {
+                self.cache.mark_visible(&target.repository.viewer(), *digest);
+                Ok(true)
+            }
+            Err(failure) if matches!(failure.kind, FailureKind::NotFound | FailureKind::Denied) => {
+                self.absences.remember(target, &page, target.repository.config.tags.negative_max_age, &failure);
+                Err(failure)
+            }
+            // The upstream cannot say. What may be seen here is served in an outage, and nothing is noted.
+            Err(failure) => {
+                let is_visible = self.cache.is_visible(&target.repository.viewer(), digest).await.unwrap_or(false);
+                if is_visible || self.is_public(target, digest).await { Ok(false) } else { Err(failure) }
+            }
+        }
+    }
+}

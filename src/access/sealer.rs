@@ -1,0 +1,109 @@
+//! Tokens of this cache, for clients whose own credentials an upstream judges.
+//!
+//! Clients are sent to a token service of our own (Docker Registry v2 token authentication), so that they need no way to
+//! the upstream's. It gives out what the client came with, sealed with a key that only this process has. What those
+//! credentials are worth, the upstream says with each pull.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
+use base64::Engine;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use serde::{Deserialize, Serialize};
+
+use crate::config::{Login, Secret};
+use crate::upstream::Who;
+
+/// How long a token is good; clients come back for another.
+pub const LIFE: Duration = Duration::from_secs(300);
+/// Tells our tokens from those of upstreams.
+pub const PREFIX: &str = "larder.";
+
+/// Seals credentials into tokens.
+pub struct Sealer(RandomizedNonceKey);
+
+/// What a token holds.
+#[derive(Serialize, Deserialize)]
+struct Content {
+    /// Seconds since 1970.
+    expires: u64,
+    login: Option<(String, String)>,
+}
+
+/// Why no sealer could be made: the system gives no random numbers.
+#[derive(Debug, thiserror::Error)]
+#[error("the system gives no random numbers for a key")]
+pub struct NoRandomness;
+
+impl Sealer {
+    pub fn new() -> Result<Self, NoRandomness> {
+        let mut key = [0; 32];
+        aws_lc_rs::rand::fill(&mut key).map_err(|_| NoRandomness)?;
+        RandomizedNonceKey::new(&AES_256_GCM, &key).map(Self).map_err(|_| NoRandomness)
+    }
+
+    /// A token for a login, or for nobody; `None` where the library fails.
+    pub fn seal(&self, login: Option<&Login>, now: SystemTime) -> Option<String> {
+        let login = login.map(|login| (login.username.clone(), login.password.reveal().to_owned()));
+        let content = Content { expires: seconds(now + LIFE), login };
+        let mut bytes = serde_json::to_vec(&content).ok()?;
+        let nonce = self.0.seal_in_place_append_tag(Aad::empty(), &mut bytes).ok()?;
+        let sealed = [nonce.as_ref().as_slice(), &bytes].concat();
+        Some(format!("{PREFIX}{}", BASE64_URL_SAFE_NO_PAD.encode(sealed)))
+    }
+
+    /// Whose token it is; `None` if it is not one of ours, or too old.
+    pub fn open(&self, token: &str, now: SystemTime) -> Option<Who> {
+        let sealed = BASE64_URL_SAFE_NO_PAD.decode(token.strip_prefix(PREFIX)?).ok()?;
+        let (nonce, sealed) = sealed.split_at_checked(NONCE_LEN)?;
+        let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
+        let mut sealed = sealed.to_vec();
+        let bytes = self.0.open_in_place(nonce, Aad::empty(), &mut sealed).ok()?;
+        let content: Content = serde_json::from_slice(bytes).ok()?;
+        if content.expires < seconds(now) {
+            return None;
+        }
+        Some(content.login.map_or(Who::Anonymous, |(name, password)| login(name, password)))
+    }
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+/// A client that logs in at an upstream by name and password.
+pub fn login(name: String, password: String) -> Who {
+    Who::Login(Arc::new(Login::new(name, Secret::new(password))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_holds_what_it_was_made_of_and_not_for_ever() {
+        let sealer = Sealer::new().expect("a key");
+        let now = SystemTime::now();
+        let login = Login::new("me", Secret::new("pass:word"));
+        let token = sealer.seal(Some(&login), now).expect("sealed");
+        assert_eq!(sealer.open(&token, now), Some(Who::Login(Arc::new(login.clone()))));
+        assert_eq!(sealer.open(&token, now + 2 * LIFE), None);
+        let anonymous = sealer.seal(None, now).expect("sealed");
+        assert_eq!(sealer.open(&anonymous, now), Some(Who::Anonymous));
+        assert_ne!(sealer.seal(Some(&login), now), sealer.seal(Some(&login), now));
+    }
+
+    #[test]
+    fn a_token_of_another_key_or_a_changed_one_is_worth_nothing() {
+        let (sealer, other) = (Sealer::new().expect("a key"), Sealer::new().expect("a key"));
+        let now = SystemTime::now();
+        let token = sealer.seal(None, now).expect("sealed");
+        assert_eq!(other.open(&token, now), None);
+        let changed = format!("{}{}", &token[..token.len() - 1], if token.ends_with('A') { "Q" } else { "A" });
+        assert_eq!(sealer.open(&changed, now), None);
+        for nonsense in ["", "larder.", "larder.AAAA", "larder.!!", "hub-token"] {
+            assert_eq!(sealer.open(nonsense, now), None, "{nonsense}");
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! What Larder tells about itself: logs, access log, metrics.
+
+pub mod access_log;
+pub mod log;
+pub mod metrics;
+mod observation;
+
+pub use metrics::Metrics;
+pub use observation::Observation;

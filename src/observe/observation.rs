@@ -1,0 +1,169 @@
+//! Watching an answer to its last byte: metrics and the access log.
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::request::Parts;
+use http::{Response, Version};
+use http_body_util::BodyExt;
+use hyper::body::{Body as _, Frame, SizeHint};
+
+use super::access_log::{self, Entry};
+use super::metrics::{Kind, Metrics, Outcome, StatusLabel};
+use crate::auth::{Client, Identity};
+use crate::body::Body;
+use crate::failure::Failure;
+
+/// What is known of a request when its answer is over.
+pub struct Observation {
+    metrics: Arc<Metrics>,
+    log_access: bool,
+    began: Instant,
+    client: Client,
+    user: Option<String>,
+    method: String,
+    path: String,
+    version: Version,
+    user_agent: String,
+    repository: Option<(String, Kind)>,
+    outcome: Option<Outcome>,
+    status: u16,
+    sent: u64,
+    /// `Content-Length`, by which the end is known: nobody asks a body for more than that.
+    length: Option<u64>,
+    has_ended: bool,
+}
+
+impl Observation {
+    /// Begins when the head of a request is there. `log_access`: whether it gets a line of the access log.
+    pub fn begin(request: &Parts, client: Client, metrics: Arc<Metrics>, log_access: bool) -> Self {
+        let user_agent = request.headers.get(http::header::USER_AGENT).and_then(|value| value.to_str().ok());
+        Self {
+            metrics,
+            log_access,
+            began: Instant::now(),
+            client,
+            user: None,
+            method: request.method.to_string(),
+            // Without the query: what clients put there is not for logs.
+            path: request.uri.path().to_owned(),
+            version: request.version,
+            user_agent: user_agent.unwrap_or_default().to_owned(),
+            repository: None,
+            outcome: None,
+            status: 0,
+            sent: 0,
+            length: None,
+            has_ended: false,
+        }
+    }
+
+    /// The repository and the kind of what is asked for.
+    pub fn found(&mut self, repository: &str, kind: Kind) {
+        self.repository = Some((repository.to_owned(), kind));
+    }
+
+    /// Where a request of the proxy door goes: the URL without its query.
+    pub fn goes_to(&mut self, url: String) {
+        self.path = url;
+    }
+
+    /// It is answered with an error. `what` was asked for.
+    pub fn failed(&mut self, what: &'static str, failure: &Failure) {
+        self.outcome = self.repository.is_some().then_some(Outcome::Failed);
+        tracing::info!(path = self.path, what, kind = failure.kind.as_str(), %failure, "not served");
+    }
+
+    /// It goes nowhere: the client is not let through, or asks for what there is not.
+    pub fn refused(&mut self, why: &dyn fmt::Display) {
+        tracing::info!(client = %self.client, path = self.path, %why, "refused");
+    }
+
+    /// Who logged in, where a login decided.
+    pub fn admitted(&mut self, identity: &Identity) {
+        self.user = identity.name();
+    }
+
+    pub fn answered(&mut self, outcome: Outcome) {
+        self.outcome = Some(outcome);
+    }
+
+    /// Goes along with the body.
+    pub fn watch(mut self, response: Response<Body>) -> Response<Body> {
+        self.status = response.status().as_u16();
+        let length = response.headers().get(http::header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
+        self.length = length.and_then(|length| length.parse().ok());
+        self.has_ended = response.body().is_end_stream();
+        self.metrics.responses.get_or_create(&StatusLabel { status: self.status }).inc();
+        if let (Some((repository, kind)), Some(outcome)) = (&self.repository, self.outcome) {
+            self.metrics.answered(repository, *kind, outcome);
+        }
+        response.map(|body| Observed { body, observation: self }.boxed_unsync())
+    }
+}
+
+impl Drop for Observation {
+    fn drop(&mut self) {
+        if let Some((repository, _)) = &self.repository {
+            self.metrics.served(repository, self.sent);
+        }
+        if self.log_access {
+            access_log::write(&Entry {
+                client: &self.client,
+                user: self.user.as_deref(),
+                method: &self.method,
+                path: &self.path,
+                version: self.version,
+                user_agent: &self.user_agent,
+                status: self.status,
+                bytes: self.sent,
+                is_complete: self.has_ended || self.length == Some(self.sent),
+                took: self.began.elapsed(),
+                repository: self.repository.as_ref().map(|(repository, _)| repository.as_str()),
+                cache: self.outcome.map(Outcome::as_str),
+            });
+        }
+    }
+}
+
+/// A body that tells its observation what went by.
+struct Observed {
+    body: Body,
+    observation: Observation,
+}
+
+impl hyper::body::Body for Observed {
+    type Data = Bytes;
+    type Error = Failure;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(context);
+        match &polled {
+            Poll::Ready(Some(Ok(frame))) => {
+                self.observation.sent += frame.data_ref().map_or(0, |data| data.len() as u64);
+                self.observation.has_ended = self.body.is_end_stream();
+            }
+            Poll::Ready(Some(Err(failure))) => tracing::warn!(
+                path = self.observation.path,
+                kind = failure.kind.as_str(),
+                %failure,
+                "a response was aborted"
+            ),
+            Poll::Ready(None) => self.observation.has_ended = true,
+            Poll::Pending => {}
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

@@ -1,0 +1,223 @@
+//! What people do to a cache: list, purge, pin, verify. The API does it to the running instance it is a part of, the
+//! command line to a directory that no instance uses; the answers are the same.
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
+
+use crate::cache::Cache;
+use crate::failure::Failure;
+use crate::index::{ImageName, Purge};
+use crate::oci::Reference;
+use crate::routing::{Routing, RoutingError};
+use crate::upkeep::scrub::Report;
+
+/// Images a page when the caller does not say.
+pub const PAGE: usize = 1_000;
+const MAX_PAGE: usize = 10_000;
+
+/// Why something was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum OpsError {
+    #[error("{0}")]
+    Wrong(String),
+    #[error(transparent)]
+    Unknown(RoutingError),
+    #[error("a verification is under way; wait for its end")]
+    Busy,
+    #[error(transparent)]
+    Failed(Failure),
+}
+
+impl From<RoutingError> for OpsError {
+    fn from(error: RoutingError) -> Self {
+        match error {
+            RoutingError::InvalidName(error) => Self::Wrong(error.to_string()),
+            unknown => Self::Unknown(unknown),
+        }
+    }
+}
+
+impl From<Failure> for OpsError {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+/// Some of the cached images.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Images {
+    pub images: Vec<Image>,
+    /// To be given as `last` for the next page; absent on the last one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+/// An image whose manifest is cached.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Image {
+    /// As in a pull: `docker.io/library/alpine:3.20`, or with `@sha256:…`.
+    pub reference: String,
+    pub repository: String,
+    pub name: String,
+    pub digest: String,
+    pub media_type: Option<String>,
+    /// What is stored of it, the manifest included: count and bytes. Layers that it shares with others
+    /// count for each.
+    pub objects: u64,
+    pub size: u64,
+    /// RFC 3339; absent for what was asked for by digest only.
+    pub checked_at: Option<String>,
+    /// RFC 3339, to a minute.
+    pub last_use: String,
+    pub pinned: bool,
+}
+
+/// What was purged.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct PurgeDone {
+    pub status: String,
+    pub objects: u64,
+    pub bytes: u64,
+}
+
+/// How an image's pin stands.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct PinDone {
+    pub reference: String,
+    pub pinned: bool,
+    /// Whether this call changed it.
+    pub changed: bool,
+}
+
+/// The images that are pinned by name; those that `repository.pin` matches are not among them.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Pins {
+    pub pins: Vec<String>,
+}
+
+/// Some of the cached images: `count` of them behind `last`.
+pub async fn images(cache: &Cache, last: &str, count: usize) -> Result<Images, OpsError> {
+    let count = count.clamp(1, MAX_PAGE);
+    let (found, next) = cache.images(last.to_owned(), count).await?;
+    let time = |time: crate::index::Timestamp| humantime::format_rfc3339_seconds(time.to_system_time()).to_string();
+    let images: Vec<_> = found
+        .into_iter()
+        .map(|(image, pinned)| Image {
+            reference: image.reference,
+            repository: image.repository,
+            name: image.name,
+            digest: image.digest.to_string(),
+            media_type: image.media_type.map(|media_type| media_type.as_str().to_owned()),
+            objects: image.objects,
+            size: image.bytes,
+            checked_at: image.checked_at.map(time),
+            last_use: time(image.last_use),
+            pinned,
+        })
+        .collect();
+    Ok(Images { images, next })
+}
+
+/// Takes out everything (`None`), or what `which` names: a repository, a name, a tag or a digest.
+pub async fn purge(cache: &Cache, routing: &Routing, which: Option<&str>) -> Result<PurgeDone, OpsError> {
+    let purge = match which {
+        None => Purge::All,
+        Some(text) => what_to_purge(routing, text)?,
+    };
+    tracing::info!(?purge, "purging the cache");
+    let purged = cache.purge(purge).await?;
+    Ok(PurgeDone { status: "ok".to_owned(), objects: purged.objects, bytes: purged.bytes })
+}
+
+fn what_to_purge(routing: &Routing, text: &str) -> Result<Purge, OpsError> {
+    if routing.prefixes().any(|prefix| prefix == text) {
+        return Ok(Purge::Repository(text.to_owned()));
+    }
+    let (path, reference) = split(text)?;
+    let (repository, name) = routing.locate(path)?;
+    let name = name.to_string();
+    Ok(match reference {
+        Some(reference) => Purge::Reference { repository, name, reference },
+        None => Purge::Name { repository, name },
+    })
+}
+
+/// Pins the image that `text` names (`NAME:TAG` or `NAME@DIGEST`; `latest` where neither is given), or
+/// takes that back. It need not be cached yet.
+pub async fn set_pin(cache: &Cache, routing: &Routing, text: &str, is_pinned: bool) -> Result<PinDone, OpsError> {
+    let (path, reference) = split(text)?;
+    if routing.prefixes().any(|prefix| prefix == path) {
+        return Err(OpsError::Wrong(format!("`{path}` is a whole repository; name an image of it, or use its `pin`")));
+    }
+    let (repository, name) = routing.locate(path)?;
+    let latest = || "latest".parse().map(Reference::Tag).map_err(|_| OpsError::Wrong("no tag".to_owned()));
+    let reference = reference.map_or_else(latest, Ok)?;
+    let image = ImageName { repository, name: name.to_string(), reference };
+    let reference = written(&image);
+    let changed = cache.set_pin(image, is_pinned).await?;
+    Ok(PinDone { reference, pinned: is_pinned, changed })
+}
+
+/// The images that are pinned by name.
+pub async fn pins(cache: &Cache) -> Result<Pins, OpsError> {
+    let pins = cache.pins().await?;
+    Ok(Pins { pins: pins.iter().map(written).collect() })
+}
+
+/// Reads all that is stored; see [`crate::upkeep::scrub`]. One at a time; `begun` is told when
+/// it is this one's turn.
+pub async fn verify(
+    cache: &Cache,
+    is_repair: bool,
+    begun: oneshot::Sender<()>,
+    progress: impl FnMut(&Report) -> bool + Send + 'static,
+) -> Result<Report, OpsError> {
+    let turn = cache.begin_verification().ok_or(OpsError::Busy)?;
+    // Whoever asked may have left; the first progress tells.
+    let _ = begun.send(());
+    Ok(turn.run(is_repair, progress).await?)
+}
+
+/// An image as it is written in a pull.
+fn written(image: &ImageName) -> String {
+    let ImageName { repository, name, reference } = image;
+    let sign = if matches!(reference, Reference::Tag(_)) { ':' } else { '@' };
+    format!("{repository}/{name}{sign}{reference}")
+}
+
+/// `NAME`, `NAME:TAG` or `NAME@DIGEST` (with a tag before the digest too, which then says nothing).
+fn split(text: &str) -> Result<(&str, Option<Reference>), OpsError> {
+    let (named, digest) = match text.split_once('@') {
+        Some((named, digest)) => (named, Some(digest)),
+        None => (text, None),
+    };
+    let last_part = named.rfind('/').map_or(0, |slash| slash + 1);
+    let (path, tag) = match named[last_part..].find(':') {
+        Some(colon) => (&named[..last_part + colon], Some(&named[last_part + colon + 1..])),
+        None => (named, None),
+    };
+    let reference = digest.or(tag).map(str::parse::<Reference>).transpose();
+    Ok((path, reference.map_err(|error| OpsError::Wrong(error.to_string()))?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn references_are_split_as_in_a_pull() {
+        let digest = format!("sha256:{}", "a".repeat(64));
+        let full = format!("localhost:5000/team/app:1@{digest}");
+        for (text, path, reference) in [
+            ("alpine", "alpine", None),
+            ("docker.io/library/alpine:3.20", "docker.io/library/alpine", Some("3.20")),
+            ("localhost:5000/app", "localhost:5000/app", None),
+            (&full, "localhost:5000/team/app", Some(digest.as_str())),
+        ] {
+            let found = split(text).expect("well formed");
+            assert_eq!((found.0, found.1.map(|reference| reference.to_string()).as_deref()), (path, reference));
+        }
+        assert!(matches!(split("app:-"), Err(OpsError::Wrong(_))));
+        assert!(matches!(split("app@sha256:1"), Err(OpsError::Wrong(_))));
+    }
+}

@@ -1,0 +1,338 @@
+//! The life of a request of the proxy door.
+
+use std::sync::Arc;
+
+use http::header::{AUTHORIZATION, HOST, PROXY_AUTHORIZATION};
+use http::request::Parts;
+use http::{HeaderMap, Method, Request, Response};
+use hyper::body::Body as _;
+use url::Url;
+
+use super::door::Proxy;
+use super::headers;
+use super::refused::Refused;
+use super::registry;
+use super::rules::ProxyRules;
+use super::secrets::{self, Secrets};
+use super::tunnel::{Came, Kept, Lead, Standing, Tunnel};
+use super::written;
+use crate::access::{Caller, Rules, Wrong, not_now};
+use crate::auth::{Client, Identity, Known};
+use crate::body::{self, Body};
+use crate::failure::{Failure, FailureKind};
+use crate::observe::Observation;
+use crate::oci::route::{Object, Route};
+use crate::routing::Repository;
+use crate::sent::Sent;
+use crate::upstream::{PassError, Place};
+use std::net::IpAddr;
+use tokio::net::TcpStream;
+
+impl Proxy {
+    /// Answers a CONNECT; where it comes about, what to do with the tunnel.
+    pub async fn connect(&self, request: &Parts, client: Client) -> (Response<Body>, Option<Lead>) {
+        let mut observation = self.observe(request, client.clone());
+        match self.lead(request, &client, &mut observation).await {
+            Ok(lead) => (observation.watch(Response::new(body::empty())), Some(lead)),
+            Err(refused) => {
+                note(&mut observation, &refused);
+                (observation.watch(refused.into_response()), None)
+            }
+        }
+    }
+
+    async fn lead(&self, request: &Parts, client: &Client, observation: &mut Observation) -> Result<Lead, Refused> {
+        let rules = self.rules()?;
+        let text = request.uri.authority().map(http::uri::Authority::as_str).unwrap_or_default();
+        // A login in front of the place is refused below, and is not for the log.
+        observation.goes_to(text.rsplit('@').next().unwrap_or_default().to_owned());
+        let standing = self.let_through(&rules, request, client).await?;
+        observation.admitted(&standing.identity);
+        let place = Place::parse(text, None).map_err(|_| Refused::Malformed("CONNECT needs a host and a port"))?;
+        rules.permit_tunnel(&place, None)?;
+        if rules.intercepts(&place) {
+            return Ok(Lead::Open(Tunnel { standing, place, address: None }));
+        }
+        let (server, address) = rules.anywhere.dial(&place).await?;
+        Ok(Lead::Carry(Tunnel { standing, place, address }, server))
+    }
+
+    /// A connection for what came through an opened tunnel and is no HTTP, with the address of its server.
+    pub async fn dial(&self, place: &Place) -> Result<(TcpStream, Option<IpAddr>), PassError> {
+        match self.rules() {
+            Ok(rules) => rules.anywhere.dial(place).await,
+            Err(closed) => Err(Failure::new(FailureKind::Unavailable, closed).into()),
+        }
+    }
+
+    /// Answers one request.
+    pub async fn pass(
+        self: &Arc<Self>,
+        request: Request<Sent>,
+        came: Came,
+        client: Client,
+        kept: Kept,
+    ) -> Response<Body> {
+        let (parts, body) = request.into_parts();
+        let client = Client { is_secure: matches!(came, Came::Through { is_secure: true, .. }), ..client };
+        let mut observation = self.observe(&parts, client.clone());
+        let is_head = parts.method == Method::HEAD;
+        let answered = self.passed(Request::from_parts(parts, body), &came, &client, kept, &mut observation).await;
+        let mut response = answered.unwrap_or_else(|refused| {
+            note(&mut observation, &refused);
+            refused.into_response()
+        });
+        if is_head {
+            *response.body_mut() = body::empty();
+        }
+        observation.watch(response)
+    }
+
+    async fn passed(
+        self: &Arc<Self>,
+        request: Request<Sent>,
+        came: &Came,
+        client: &Client,
+        kept: Kept,
+        observation: &mut Observation,
+    ) -> Result<Response<Body>, Refused> {
+        let rules = self.rules()?;
+        let (mut parts, body) = request.into_parts();
+        if parts.method == Method::CONNECT {
+            // Through a tunnel that was opened; others are seen to before.
+            return Err(Refused::Tunnel);
+        }
+        let (place, url) = destination(&parts, came)?;
+        let path = url[..url::Position::AfterPath].to_owned();
+        observation.goes_to(path.clone());
+        let (place, url) = rules.names.page(&place, &url).unwrap_or((place, url));
+        headers::check(&parts)?;
+        let standing = self.standing(&rules, &parts, client, came).await?;
+        let identity = &standing.identity;
+        observation.admitted(identity);
+        rules.anywhere.permit(&place)?;
+        if headers::count_down(&mut parts) {
+            return Ok(headers::last_hop());
+        }
+        parts.extensions.insert(client.clone());
+        parts.extensions.insert(kept);
+
+        let asked = Asked::of(&parts, &url);
+        let has_logins = rules.rules.logins.is_some();
+        let is_mere_read = body.is_end_stream() && secrets::is_mere_read(&parts);
+        // Who may not pull there with the configuration's credentials may still with its own.
+        let by_ours = |repository: &Repository| is_mere_read && identity.may_pull(&repository.config.allow, has_logins);
+        let may_pull = |repository: &Repository| repository.config.client_consent.is_some() || by_ours(repository);
+        if let Asked::Object { name, object } = &asked
+            && let Some((repository, name)) = rules.registries.find(&url, name, &rules.anywhere)?
+            && may_pull(&repository)
+            && let Some(response) = self.registry(&parts, &url, (repository, name), object, observation).await?
+        {
+            return Ok(response);
+        }
+        let secrets = if is_mere_read { rules.secrets(&url, identity, has_logins) } else { Secrets::default() };
+        let may_be_copied = matches!(asked, Asked::Other) && body.is_end_stream() && rules.is_pattern(&url);
+        if may_be_copied && let Some(response) = self.other(&rules, &parts, &place, &url, &secrets, observation).await?
+        {
+            return Ok(response);
+        }
+        let tunnel = Tunnel { standing: standing.clone(), place, address: None };
+        let forwarded = self.forwarded(&rules, Request::from_parts(parts, body), tunnel, &url, &secrets).await;
+        match forwarded {
+            Err(PassError::Failure(failure)) if matches!(asked, Asked::Base) => {
+                self.base_of(&rules, &url, failure, &path, may_pull).await
+            }
+            forwarded => Ok(forwarded?),
+        }
+    }
+
+    /// Answers `/v2/` for a registry that cannot be reached: clients ask this first, and go no further without an answer.
+    async fn base_of(
+        &self,
+        rules: &ProxyRules,
+        url: &Url,
+        failure: Failure,
+        path: &str,
+        may_pull: impl Fn(&Repository) -> bool,
+    ) -> Result<Response<Body>, Refused> {
+        let found = rules.registries.find(url, "any", &rules.anywhere)?;
+        let repository = found.map(|(repository, _)| repository).filter(|repository| may_pull(repository));
+        self.base_without(repository.as_deref(), failure, path).await
+    }
+
+    /// Who asks, and that it is let in.
+    async fn standing(
+        self: &Arc<Self>,
+        rules: &Arc<ProxyRules>,
+        parts: &Parts,
+        client: &Client,
+        came: &Came,
+    ) -> Result<Standing, Refused> {
+        match came {
+            Came::Open => self.let_through(rules, parts, client).await,
+            Came::Through { tunnel, .. } => tunnel.standing.judge(rules),
+        }
+    }
+
+    /// Passes a request on, and forgets what it has changed at its server.
+    async fn forwarded(
+        self: &Arc<Self>,
+        rules: &Arc<ProxyRules>,
+        request: Request<Sent>,
+        tunnel: Tunnel,
+        url: &Url,
+        secrets: &Secrets,
+    ) -> Result<Response<Body>, PassError> {
+        let method = request.method().clone();
+        let forwarded = self.forward(rules, request, tunnel, url, secrets).await;
+        let changed = forwarded.as_ref().map(|answer| written::changed_by(&method, url, answer)).unwrap_or_default();
+        for url in changed {
+            self.forget(rules, url).await;
+        }
+        forwarded
+    }
+
+    /// Stands in for a registry that cannot be reached, if anything of it is cached that does not depend on a client's
+    /// own credentials.
+    async fn base_without(
+        &self,
+        repository: Option<&Repository>,
+        failure: Failure,
+        path: &str,
+    ) -> Result<Response<Body>, Refused> {
+        let prefixes = repository.map(|repository| repository.prefix().to_owned()).into_iter().collect::<Vec<_>>();
+        let names = self.cache.catalog(prefixes, String::new(), 1).await.unwrap_or_default();
+        if names.is_empty() {
+            return Err(Refused::Failure(failure));
+        }
+        tracing::info!(url = path, %failure, "a registry cannot be reached; what is cached of it is served");
+        Ok(registry::base(&failure))
+    }
+
+    fn observe(&self, request: &Parts, client: Client) -> Observation {
+        Observation::begin(request, client, self.metrics.clone(), self.access.rules().log_access)
+    }
+
+    /// As whom a client is known that may use the door without a login, where it may read more with one. A wrong login
+    /// is none.
+    async fn known_for_repositories(&self, rules: &Rules, stranger: &Identity, headers: &HeaderMap) -> Option<Known> {
+        let (logins, shown) = (rules.logins.as_ref()?, shown(headers)?);
+        let mut repositories = rules.routing.repositories().iter();
+        if repositories.all(|repository| stranger.may_pull(&repository.config.allow, true)) {
+            return None;
+        }
+        self.access.login(logins, stranger.address, &shown).await.ok().flatten()
+    }
+
+    /// Lets a client in by its address, or by what it logs in with.
+    async fn let_through(&self, rules: &ProxyRules, request: &Parts, client: &Client) -> Result<Standing, Refused> {
+        let caller = Caller::new(&rules.rules, client.clone()).map_err(|_| Refused::NotYou)?;
+        let (stranger, has_logins, allow) = (caller.stranger(), caller.has_logins(), &rules.door.allow);
+        if stranger.may_pull(allow, has_logins) {
+            let known = self.known_for_repositories(&rules.rules, &stranger, &request.headers).await;
+            return Ok(Standing::new(&rules.rules, client.clone(), Identity { known, ..stranger }));
+        }
+        let Some(logins) = &rules.rules.logins else {
+            return Err(Refused::NotYou);
+        };
+        let challenge = || Refused::Login(logins.realm().to_owned());
+        let shown = shown(&request.headers).ok_or_else(challenge)?;
+        let known = match self.access.login(logins, stranger.address, &shown).await {
+            Ok(known) => known,
+            Err(Wrong::Invalid) => return Err(challenge()),
+            Err(Wrong::NotNow(why)) => return Err(Refused::Registry(not_now(why))),
+        };
+        let identity = Identity { known, ..stranger };
+        match identity.may_pull(allow, has_logins) {
+            true => Ok(Standing::new(&rules.rules, client.clone(), identity)),
+            false if identity.known.is_none() => Err(challenge()),
+            false => Err(Refused::NotYou),
+        }
+    }
+}
+
+/// Tells the observation why a request goes nowhere.
+fn note(observation: &mut Observation, refused: &Refused) {
+    match refused.failure() {
+        Some(failure) => observation.failed("url", failure),
+        None => observation.refused(refused),
+    }
+}
+
+/// What a client logs in with at the proxy door, as what it logs in with elsewhere.
+fn shown(headers: &HeaderMap) -> Option<HeaderMap> {
+    Some(HeaderMap::from_iter([(AUTHORIZATION, headers.get(PROXY_AUTHORIZATION)?.clone())]))
+}
+
+/// What a request asks for.
+enum Asked {
+    /// `/v2/`: is this a registry?
+    Base,
+    Object {
+        name: String,
+        object: Object,
+    },
+    Other,
+}
+
+impl Asked {
+    fn of(request: &Parts, url: &Url) -> Self {
+        let is_read = request.method == Method::GET || request.method == Method::HEAD;
+        // A query may mean anything to a registry but for those of lists, and so may a path before /v2/.
+        if !is_read || !url.path().starts_with("/v2/") {
+            return Self::Other;
+        }
+        match Route::parse(url.path()) {
+            Ok(Route::Object { path: name, object: object @ (Object::Tags | Object::Referrers(_)) })
+                if url.query_pairs().all(|(key, _)| ["n", "last", "artifactType"].contains(&&*key)) =>
+            {
+                Self::Object { name, object }
+            }
+            _ if url.query().is_some() => Self::Other,
+            Ok(Route::Base { prefix }) if prefix.is_empty() => Self::Base,
+            Ok(Route::Object { path: name, object: object @ (Object::Manifest(_) | Object::Blob(_)) }) => {
+                Self::Object { name, object }
+            }
+            _ => Self::Other,
+        }
+    }
+}
+
+/// Where a request goes: as it says itself, else where its tunnel leads.
+fn destination(request: &Parts, came: &Came) -> Result<(Place, Url), Refused> {
+    let (scheme, place) = match came {
+        Came::Open => {
+            let scheme = request.uri.scheme_str().unwrap_or_default();
+            let usual = match scheme {
+                "http" => 80,
+                "https" => 443,
+                _ => return Err(Refused::Malformed("only http and https can be asked for")),
+            };
+            let authority = request.uri.authority().map(http::uri::Authority::as_str).unwrap_or_default();
+            (
+                scheme,
+                Place::parse(authority, Some(usual)).map_err(|_| Refused::Malformed("the URL has no usable host"))?,
+            )
+        }
+        Came::Through { is_secure, tunnel } => {
+            let (scheme, usual) = if *is_secure { ("https", 443) } else { ("http", 80) };
+            let named = request.uri.authority().map(http::uri::Authority::as_str);
+            let mut hosts = request.headers.get_all(HOST).iter();
+            let (host, more) = (hosts.next().map(|host| host.to_str()).transpose(), hosts.next());
+            let (Ok(host), None) = (host, more) else {
+                return Err(Refused::Malformed("there has to be one Host"));
+            };
+            let place = match named.or(host) {
+                Some(named) => Place::parse(named, Some(usual)).map_err(|_| Refused::Malformed("Host is no host"))?,
+                None => tunnel.place.clone(),
+            };
+            (scheme, place)
+        }
+    };
+    let mut url = place.url(scheme).map_err(|_| Refused::Malformed("the URL has no usable host"))?;
+    let path = request.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
+    let (path, query) = path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query)));
+    url.set_path(path);
+    url.set_query(query);
+    Ok((place, url))
+}

@@ -1,0 +1,92 @@
+//! The proxy door and what it knows between requests.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwapOption;
+use tokio::sync::watch;
+
+use super::copies::Copies;
+use super::refused::Refused;
+use super::rules::ProxyRules;
+use super::tunnel::Tunnel;
+use crate::access::Access;
+use crate::cache::Cache;
+use crate::descriptors::Shares;
+use crate::observe::Metrics;
+use crate::places::Places;
+use crate::registry::Content;
+
+/// Answers the requests of clients that take this for a proxy; shared by all connections.
+pub struct Proxy {
+    /// `None`: there is no proxy door.
+    rules: ArcSwapOption<ProxyRules>,
+    /// Told when there are other rules.
+    changes: watch::Sender<()>,
+    pub(super) access: Arc<Access>,
+    pub(super) content: Arc<Content>,
+    pub(super) cache: Arc<Cache>,
+    pub(super) metrics: Arc<Metrics>,
+    /// Content of other URLs on its way.
+    pub(super) copies: Copies,
+    /// Bounds the requests that are passed on.
+    pub(super) forwards: Places,
+}
+
+impl Proxy {
+    pub fn new(
+        rules: Option<ProxyRules>,
+        access: Arc<Access>,
+        content: Arc<Content>,
+        (cache, metrics): (Arc<Cache>, Arc<Metrics>),
+    ) -> Self {
+        Self {
+            rules: ArcSwapOption::from_pointee(rules),
+            changes: watch::Sender::default(),
+            access,
+            content,
+            cache,
+            metrics,
+            copies: Copies::default(),
+            forwards: Places::new(Shares::now().forwards),
+        }
+    }
+
+    /// Whether there is a proxy door.
+    pub fn is_open(&self) -> bool {
+        self.rules.load().is_some()
+    }
+
+    /// Keeps to other rules from now on; tunnels that these forbid end.
+    pub fn apply(&self, rules: Option<ProxyRules>) {
+        self.rules.store(rules.map(Arc::new));
+        self.changes.send_replace(());
+    }
+
+    /// The rules in force.
+    pub(super) fn rules(&self) -> Result<Arc<ProxyRules>, Refused> {
+        self.rules.load_full().ok_or(Refused::Closed)
+    }
+
+    /// Waits until a tunnel would not come about any more, by the rules that are in force then.
+    pub async fn until_turned_away(&self, tunnel: &Tunnel) {
+        let mut changes = self.changes.subscribe();
+        loop {
+            changes.borrow_and_update();
+            if let Err(why) = self.judge(tunnel) {
+                let (client, place) = (tunnel.standing.client.address, &tunnel.place);
+                tracing::info!(%client, %place, %why, "a tunnel ends, since the configuration does not allow it any more");
+                return;
+            }
+            // Its sender is as old as the process.
+            if changes.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    }
+
+    fn judge(&self, tunnel: &Tunnel) -> Result<(), Refused> {
+        let rules = self.rules()?;
+        tunnel.standing.judge(&rules)?;
+        Ok(rules.permit_tunnel(&tunnel.place, tunnel.address)?)
+    }
+}

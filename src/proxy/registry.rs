@@ -1,0 +1,107 @@
+//! Content of registries, from the cache and through it.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE};
+use http::request::Parts;
+use http::{HeaderName, HeaderValue, Response, StatusCode};
+use url::Url;
+
+use super::door::Proxy;
+use super::refused::Refused;
+use super::tell::tell;
+use crate::access::{MAX_LENGTH, Refusal, Stored};
+use crate::auth::counted_client;
+use crate::body::{self, Body};
+use crate::failure::{Failure, FailureKind};
+use crate::observe::Observation;
+use crate::oci::route::Object;
+use crate::oci::{Digest, Name, Reference};
+use crate::registry::respond::{self, CacheState};
+use crate::registry::{API_VERSION, Answer, Query, kind_of};
+use crate::routing::{Repository, Target};
+use crate::upstream::Who;
+
+const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
+
+impl Proxy {
+    /// Answers from the cache and through it; `None`: the registry itself is to answer, since it refuses, or
+    /// because this is not for us.
+    pub(super) async fn registry(
+        &self,
+        request: &Parts,
+        url: &Url,
+        (repository, name): (Arc<Repository>, Name),
+        object: &Object,
+        observation: &mut Observation,
+    ) -> Result<Option<Response<Body>>, Refused> {
+        let who = match (repository.config.client_consent, request.headers.get(AUTHORIZATION)) {
+            (None, _) => Who::Larder,
+            (Some(_), None) => Who::Anonymous,
+            (Some(_), Some(value)) if value.len() > MAX_LENGTH => return Ok(None),
+            (Some(_), Some(value)) => {
+                let mut value = value.clone();
+                value.set_sensitive(true);
+                Who::Header(value)
+            }
+        };
+        observation.found(repository.metrics_label(), kind_of(object));
+        // What a server has there that is no registry is its own.
+        let is_list = matches!(object, Object::Tags | Object::Referrers(_));
+        let target = Target { repository, name, who, is_by_tag: false, client: counted_client(request) };
+        if matches!(object, Object::Upload) {
+            return Ok(None);
+        }
+        let query = Query::read(url.query());
+        let answer = self.content.answer(request, &target, object, &query).await;
+        let Answer { mut response, state } = match answer {
+            Ok(answer) => answer,
+            // In its own words, and with what it wants to see.
+            Err(Refusal::Failure { failure, .. })
+                if matches!(failure.kind, FailureKind::NotFound | FailureKind::Denied)
+                    || (is_list && failure.kind == FailureKind::WrongContent) =>
+            {
+                return Ok(None);
+            }
+            Err(refusal) => return Err(refusal.into()),
+        };
+        observation.answered(state.outcome());
+        tell(&state, url.path());
+        // A transfer of its own is looked at when it is at its end.
+        let is_coming = matches!((object, &state), (Object::Blob(_), CacheState::Miss { collapsed: false }));
+        if let Some((what, digest)) = shown(object, &response).filter(|_| !is_coming) {
+            self.content.consent.learn_whether_public(&target, what, digest).await;
+        }
+        response.headers_mut().insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
+        Ok(Some(response))
+    }
+}
+
+/// What an answer showed its client.
+fn shown(object: &Object, response: &Response<Body>) -> Option<(Stored, Digest)> {
+    let header = |name: HeaderName| response.headers().get(name)?.to_str().ok();
+    match object {
+        Object::Manifest(Reference::Digest(digest)) => Some((Stored::Manifest, *digest)),
+        Object::Manifest(Reference::Tag(_)) => Some((Stored::Manifest, header(DOCKER_CONTENT_DIGEST)?.parse().ok()?)),
+        Object::Blob(digest) => {
+            let size = match response.status() {
+                StatusCode::OK => header(CONTENT_LENGTH)?.parse().ok()?,
+                StatusCode::PARTIAL_CONTENT => header(CONTENT_RANGE)?.rsplit_once('/')?.1.parse().ok()?,
+                _ => return None,
+            };
+            Some((Stored::Blob(size), *digest))
+        }
+        _ => None,
+    }
+}
+
+/// What a registry says at `/v2/` to who needs no login, in the place of one that cannot be reached.
+pub fn base(failure: &Failure) -> Response<Body> {
+    let mut response = Response::new(body::full(Bytes::from_static(b"{}")));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
+    respond::warn(headers, &format!("larder answers for the registry: {}", failure.message()));
+    response
+}

@@ -1,0 +1,110 @@
+//! What the proxy door does, by the configuration.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use url::Url;
+
+use super::names::Names;
+use super::registries::Registries;
+use super::secrets::{Read, Secrets, asks_for_token, hides_path};
+use crate::access::Rules;
+use crate::auth::Identity;
+use crate::config::{Config, Forbidden, Pattern, ProxyDoor};
+use crate::observe::Metrics;
+use crate::upstream::{Anywhere, BuildError, Clients, PassError, Place};
+
+/// The rules of the proxy door, with those of all doors. A request keeps to those that it came in by.
+pub struct ProxyRules {
+    pub rules: Arc<Rules>,
+    pub door: ProxyDoor,
+    /// Of paths that are cached beside content of registries.
+    patterns: Vec<Pattern>,
+    pub registries: Registries,
+    /// Hosts by which they are known beside those of their upstreams.
+    pub names: Names,
+    pub anywhere: Anywhere,
+}
+
+impl ProxyRules {
+    /// `None`: there is no proxy door.
+    pub fn new(
+        config: &Config,
+        rules: &Arc<Rules>,
+        clients: &Clients,
+        metrics: &Arc<Metrics>,
+    ) -> Result<Option<Self>, BuildError> {
+        let Some(door) = &config.proxy else {
+            return Ok(None);
+        };
+        Ok(Some(Self {
+            rules: rules.clone(),
+            registries: Registries::new(config, door, clients, metrics)?,
+            names: Names::new(config),
+            anywhere: Anywhere::new(door, metrics.clone(), &clients.shared().ours)?,
+            door: door.clone(),
+            patterns: config.cache.patterns.clone(),
+        }))
+    }
+
+    /// Whether a tunnel may lead to a place, as far as it is known already: by a repository's name it leads to the
+    /// upstream, too, and each request in it is looked at by itself.
+    pub fn permit_tunnel(&self, place: &Place, address: Option<IpAddr>) -> Result<(), Forbidden> {
+        match self.names.behind(place) {
+            Some(behind) if address.is_none() && self.anywhere.permit(behind).is_ok() => Ok(()),
+            _ => self.anywhere.permit_connection(place, address),
+        }
+    }
+
+    /// Whether TLS with a place is opened.
+    pub fn intercepts(&self, place: &Place) -> bool {
+        self.door.intercepts(&place.host, place.port) || self.names.behind(place).is_some()
+    }
+
+    /// Whether `cache.patterns` match a URL.
+    pub fn is_pattern(&self, url: &Url) -> bool {
+        self.patterns.iter().any(|pattern| pattern.is_match(url.path()))
+    }
+
+    /// The configuration's headers for a mere read of a client; none where it reads something else, or they are not for
+    /// this client.
+    pub fn secrets(&self, url: &Url, identity: &Identity, has_logins: bool) -> Secrets {
+        let read = Read::of(url);
+        if asks_for_token(url) || hides_path(url) || (read.is_none() && !self.is_pattern(url)) {
+            return Secrets::default();
+        }
+        let name = match &read {
+            Some(Read::Name(name)) => Some(name.as_str()),
+            _ => None,
+        };
+        let repositories = self.registries.concerned(url, name);
+        let is_theirs = repositories.iter().all(|repository| {
+            repository.config.client_consent.is_none() && identity.may_pull(&repository.config.allow, has_logins)
+        });
+        if !is_theirs {
+            return Secrets::default();
+        }
+        let is_named = self.registries.is_known(url);
+        let mut secrets = Secrets::default();
+        let upstream = repositories.first().and_then(|repository| repository.config.upstreams.first());
+        secrets.set.extend(upstream.into_iter().flat_map(|upstream| upstream.headers.iter().cloned()));
+        for rule in self.door.host_headers.iter().filter(|rule| rule.may_go_to(url, is_named)) {
+            secrets.set.extend(rule.set.iter().cloned());
+            secrets.append.extend(rule.append.iter().cloned());
+        }
+        secrets
+    }
+
+    /// Sends a request to its server.
+    pub async fn send(
+        &self,
+        request: reqwest::Request,
+        place: &Place,
+        is_upgrade: bool,
+    ) -> Result<reqwest::Response, PassError> {
+        match self.registries.upstream_of(request.url()) {
+            Some(upstream) => Ok(upstream.pass(request).await?),
+            None => self.anywhere.send(request, place, is_upgrade).await,
+        }
+    }
+}

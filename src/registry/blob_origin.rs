@@ -1,0 +1,239 @@
+//! Brings a blob from the upstreams of a repository.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
+use futures_util::{FutureExt, StreamExt};
+use url::Url;
+
+use super::rejected::Rejected;
+use crate::access::{Consent, Stored};
+use crate::cache::{Cache, Origin, Source, Standing, Transfer};
+use crate::failure::Failure;
+use crate::observe::Metrics;
+use crate::oci::Digest;
+use crate::routing::Target;
+use crate::upstream::{BlobAnswer, Lane, Storage, Storages, Upstream, pause};
+
+/// What all origins of blobs share.
+pub struct Origins {
+    cache: Arc<Cache>,
+    consent: Arc<Consent>,
+    /// Where redirects of upstreams may lead.
+    storages: Arc<Storages>,
+    metrics: Arc<Metrics>,
+    /// Upstreams that sent wrong content.
+    rejected: Rejected,
+}
+
+impl Origins {
+    pub fn new(cache: Arc<Cache>, consent: Arc<Consent>, storages: Arc<Storages>, metrics: Arc<Metrics>) -> Self {
+        Self { cache, consent, storages, metrics, rejected: Rejected::default() }
+    }
+
+    /// The origin of a blob. `lane`: what its connections are counted as.
+    pub fn of(self: &Arc<Self>, target: &Target, digest: &Digest, lane: Lane) -> Arc<dyn Origin> {
+        let upstreams = target.repository.upstreams.len();
+        let mut standing = Standing::new(upstreams);
+        for upstream in self.rejected.of(&target.repository.config.asked_as(), digest, upstreams) {
+            standing.reject(upstream);
+        }
+        Arc::new(BlobOrigin {
+            all: self.clone(),
+            target: target.clone(),
+            digest: *digest,
+            lane,
+            standing: Mutex::new(standing),
+            storages: Arc::default(),
+            addresses: Mutex::default(),
+        })
+    }
+
+    /// Forgets all: the upstreams may be others now.
+    pub fn clear(&self) {
+        self.rejected.clear();
+    }
+}
+
+/// Storages that are noted for one blob.
+const MAX_STORAGES: usize = 16;
+
+/// Brings a blob from the upstreams of a repository.
+struct BlobOrigin {
+    all: Arc<Origins>,
+    target: Target,
+    digest: Digest,
+    lane: Lane,
+    standing: Mutex<Standing>,
+    /// Those that sent something of it.
+    storages: Arc<Mutex<Vec<Storage>>>,
+    /// Where redirects of the upstreams led, and when: more of the blob may be had there.
+    addresses: Mutex<HashMap<usize, (Url, Instant)>>,
+}
+
+/// How long an address is used again. Signed ones last some minutes, and are given up when they are refused.
+const ADDRESS_LIFE: Duration = Duration::from_secs(300);
+
+impl BlobOrigin {
+    /// The first transfer that any upstream worth asking gives. Those whose failure may pass are asked once more a moment
+    /// later: quay.io answers 502 now and then (podman#17802), S3 asks to slow down with 503.
+    async fn open_first(&self, range: (u64, Option<u64>), lane: Lane) -> Result<Transfer, Failure> {
+        let worth_asking = self.standing().worth_asking(now());
+        let (told, passing) = match self.open_one_of(&worth_asking, range, lane).await {
+            Ok(transfer) => return Ok(transfer),
+            Err(failed) => failed,
+        };
+        if passing.is_empty() {
+            return Err(told.unwrap_or_else(|| self.standing().why_none()));
+        }
+        tokio::time::sleep(pause()).await;
+        let again = self.open_one_of(&passing, range, lane).await;
+        again.map_err(|(again, _)| match (told, again) {
+            (Some(told), Some(again)) => told.more_telling(again),
+            (told, again) => told.or(again).unwrap_or_else(|| self.standing().why_none()),
+        })
+    }
+
+    /// One round; the failure comes with those worth asking again.
+    async fn open_one_of(
+        &self,
+        upstreams: &[usize],
+        range: (u64, Option<u64>),
+        lane: Lane,
+    ) -> Result<Transfer, (Option<Failure>, Vec<usize>)> {
+        let Target { repository, name, who, .. } = &self.target;
+        let (mut failed, mut passing) = (None, Vec::new());
+        for &at in upstreams {
+            let upstream = &repository.upstreams[at];
+            let opened = match upstream.permit(lane, self.target.client).await {
+                Ok(permit) => {
+                    // What it waits for from now on is the upstream.
+                    if let Some(fill) = self.all.cache.running_fill(&self.digest) {
+                        fill.has_place();
+                    }
+                    upstream.blob(permit, who, name, &self.digest, range, self.address(at)).await
+                }
+                Err(failure) => Err(failure),
+            };
+            match opened {
+                Ok(answer) => {
+                    let BlobAnswer { start, total, body, storage, address } = answer;
+                    self.note_address(at, address);
+                    let body = self.note_storage(storage, body);
+                    return Ok(Transfer { source: Source(at), start, total, body });
+                }
+                Err(failure) => {
+                    tracing::debug!(upstream = upstream.label(), %failure, "an upstream does not give a blob");
+                    if failure.is_passing {
+                        passing.push(at);
+                    }
+                    failed = Some(match failed {
+                        Some(earlier) => Failure::more_telling(earlier, failure),
+                        None => failure,
+                    });
+                }
+            }
+        }
+        Err((failed, passing))
+    }
+
+    /// Where a redirect of an upstream led not long ago.
+    fn address(&self, upstream: usize) -> Option<Url> {
+        let addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
+        let (address, since) = addresses.get(&upstream)?;
+        (since.elapsed() < ADDRESS_LIFE).then(|| address.clone())
+    }
+
+    fn note_address(&self, upstream: usize, address: Option<Url>) {
+        let mut addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
+        match address {
+            Some(address) if addresses.get(&upstream).is_some_and(|(known, _)| *known == address) => {}
+            Some(address) => drop(addresses.insert(upstream, (address, Instant::now()))),
+            None => drop(addresses.remove(&upstream)),
+        }
+    }
+
+    fn standing(&self) -> MutexGuard<'_, Standing> {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes the storage that a body comes from, with the first of its bytes.
+    fn note_storage(&self, storage: Option<Storage>, body: Body) -> Body {
+        let Some(storage) = storage else {
+            return body;
+        };
+        let storages = self.storages.clone();
+        let mut is_noted = false;
+        body.inspect(move |came| {
+            if !is_noted && came.is_ok() {
+                is_noted = true;
+                let mut storages = storages.lock().unwrap_or_else(PoisonError::into_inner);
+                if storages.len() < MAX_STORAGES && !storages.contains(&storage) {
+                    storages.push(storage);
+                }
+            }
+        })
+        .boxed()
+    }
+}
+
+type Body = BoxStream<'static, Result<Bytes, Failure>>;
+
+/// The time, which tests may hold.
+fn now() -> std::time::Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+impl Origin for BlobOrigin {
+    fn open(&self, from: u64, until: Option<u64>, is_part: bool) -> BoxFuture<'_, Result<Transfer, Failure>> {
+        let lane = if is_part && self.lane == Lane::Fill { Lane::Part } else { self.lane };
+        self.open_first((from, until), lane).boxed()
+    }
+
+    fn should_yield(&self) -> bool {
+        self.target.repository.upstreams.iter().any(Upstream::wants_connection)
+    }
+
+    fn parallel(&self) -> usize {
+        self.target.repository.config.upstreams.first().map_or(1, |upstream| upstream.parallel)
+    }
+
+    fn broke(&self, source: Source, has_progressed: bool, why: &Failure) {
+        self.standing().broke(source.0, has_progressed, why, now());
+    }
+
+    fn reject(&self, source: Source) {
+        self.all.rejected.reject(&self.target.repository.config.asked_as(), &self.digest, source.0);
+        self.standing().reject(source.0);
+    }
+
+    fn received(&self, bytes: u64) {
+        self.all.metrics.fetched(self.target.repository.metrics_label(), bytes);
+    }
+
+    fn verified(&self) {
+        let storages = std::mem::take(&mut *self.storages.lock().unwrap_or_else(PoisonError::into_inner));
+        storages.into_iter().for_each(|storage| self.all.storages.sent(storage));
+        // From now on it is a hit, whether it is stored yet or not.
+        self.all.cache.mark_visible(&self.target.repository.viewer(), self.digest);
+        // Of what began with another's bytes the upstream has shown little.
+        if self.all.cache.running_fill(&self.digest).is_none_or(|fill| !fill.is_resumed()) {
+            self.all.consent.given.given(&self.target, &self.digest);
+            self.all.consent.by_name.blob_shown(&self.target, &self.digest);
+        }
+    }
+
+    fn stored<'a>(&'a self, digest: &'a Digest, size: u64) -> BoxFuture<'a, ()> {
+        let path = format!("/v2/{}/blobs/{digest}", self.target.name);
+        tracing::info!(path, size, repository = self.target.repository.prefix(), "cached response");
+        if !self.target.repository.learns_public {
+            return std::future::ready(()).boxed();
+        }
+        // Only now that it is verified it is known to be there, for all who could have it.
+        self.all.consent.learn_whether_public(&self.target, Stored::Blob(size), *digest).boxed()
+    }
+}

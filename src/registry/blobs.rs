@@ -1,0 +1,256 @@
+//! Blobs: from the store, from a fill that is under way, or from a new one.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use http::header::RANGE;
+use http::request::Parts;
+use http::{Method, Version};
+
+use super::answer::Answer;
+use super::blob_origin::Origins;
+use super::heads::{Heads, Said};
+use super::respond::{self, CacheState};
+use crate::access::{Absences, Consent, Refusal, Stored, Wanted, party};
+use crate::auth::is_secure;
+use crate::cache::{Aside, Cache, Content, Fill, FillReader, Party};
+use crate::failure::{Failure, FailureKind};
+use crate::observe::Metrics;
+use crate::oci::Digest;
+use crate::routing::Target;
+use crate::upstream::{Lane, Storages};
+
+/// Finds blobs by digest, and brings in those that are not there.
+pub struct Blobs {
+    cache: Arc<Cache>,
+    consent: Arc<Consent>,
+    absences: Arc<Absences>,
+    metrics: Arc<Metrics>,
+    /// Answers to HEADs of a moment ago.
+    heads: Heads,
+    /// What brings in blobs.
+    origins: Arc<Origins>,
+}
+
+impl Blobs {
+    pub fn new(
+        (cache, consent): (Arc<Cache>, Arc<Consent>),
+        absences: Arc<Absences>,
+        storages: Arc<Storages>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let origins = Origins::new(cache.clone(), consent.clone(), storages, metrics.clone());
+        Self { cache, consent, absences, metrics, heads: Heads::default(), origins: Arc::new(origins) }
+    }
+
+    /// Forgets all: the upstreams may be others now.
+    pub fn clear(&self) {
+        self.heads.clear();
+        self.origins.clear();
+    }
+
+    /// Answers with a blob, where this client may have it.
+    pub async fn answer(&self, request: &Parts, target: &Target, digest: Digest) -> Result<Answer, Refusal> {
+        let refuse = Refusal::of(Wanted::Blob);
+        // A store that cannot be read is no reason to fail: the upstream may still answer.
+        if let Some(content) = self.at_hand(target, &digest).await {
+            let (size, content) = content.map_err(&refuse)?;
+            self.consent.confirm(target, Stored::Blob(size), &digest).await.map_err(&refuse)?;
+            return self.answer_hit(request, target, &digest, (size, content)).await;
+        }
+        if request.method == Method::HEAD {
+            return self.head_blob(target, &digest).await.map_err(&refuse);
+        }
+        let page = format!("blobs/{digest}");
+        self.absences.recall(target, &page).map_err(&refuse)?;
+
+        let is_part = request.headers.contains_key(RANGE);
+        // Of what passes, parts are not waited for: they are got by themselves.
+        if self.cache.is_unfit(&digest) && target.repository.is_trusted && is_part {
+            self.metrics.unstored.inc();
+            return self.uncached(request, target, digest).await;
+        }
+        let (fill, is_first, begun) = self.begun(target, &digest).await;
+        if is_part && fill.passes() {
+            drop(fill);
+            return self.uncached(request, target, digest).await;
+        }
+        let agreed = match begun {
+            Ok(size) => self.agreed(target, &digest, &fill, is_first).await.map(|()| size),
+            Err(failure) => {
+                if !failure.kind.is_of_the_store() {
+                    self.absences.remember(target, &page, target.repository.config.tags.negative_max_age, &failure);
+                }
+                Err(failure)
+            }
+        };
+        let content = match agreed {
+            Ok(size) => {
+                let told = match (size, is_part) {
+                    // A range cannot be answered without the size, and the transfer tells it only at its end.
+                    (None, true) => self.size_at_upstream(target, &digest).await.ok().flatten(),
+                    (size, _) => size,
+                };
+                self.cache.growing(fill, self.aside(target, &digest, is_first), told)
+            }
+            // Our own disk is no reason to fail a pull.
+            Err(failure) if failure.kind.is_of_the_store() => return self.uncached(request, target, digest).await,
+            Err(failure) => return Err(refuse(failure)),
+        };
+        let state = CacheState::Miss { collapsed: !is_first };
+        let response = respond::blob(&request.headers, &digest, content, &state).await?;
+        Ok(Answer { response, state })
+    }
+
+    /// The fill of a blob, whether it was begun here, and how long the blob is once that is known.
+    async fn begun(&self, target: &Target, digest: &Digest) -> (FillReader, bool, Result<Option<u64>, Failure>) {
+        let party = party(target);
+        let (mut fill, mut is_first) = self.join(target, digest, &party);
+        let mut begun = fill.size().await;
+        if begun.is_err() && !is_first {
+            // The fill was somebody else's, perhaps through another upstream; ours may do better.
+            (fill, is_first) = self.join(target, digest, &party);
+            begun = fill.size().await;
+        }
+        (fill, is_first, begun)
+    }
+
+    /// Makes sure that a fill which has begun may be read by who asks.
+    async fn agreed(&self, target: &Target, digest: &Digest, fill: &FillReader, is_first: bool) -> Result<(), Failure> {
+        let is_foreign = match is_first {
+            // What an earlier transfer left may have been for another client alone.
+            true => target.repository.config.client_consent.is_some() && fill.is_resumed(),
+            false => self.is_foreign(target, fill) && !self.consent.given.is_begun(target, digest, fill),
+        };
+        if is_foreign {
+            // What was begun for others is ours if our upstream says so. Where the upstream of those others does not tell
+            // the size, the end of the transfer does.
+            let size = fill.final_size().await?;
+            return self.consent.confirm(target, Stored::Blob(size), digest).await;
+        }
+        if is_first && target.repository.is_trusted {
+            self.consent.given.begun(target, digest, fill);
+        }
+        Ok(())
+    }
+
+    /// Answers past the store: the upstream says how long the blob is, and sends it to this client alone.
+    async fn uncached(&self, request: &Parts, target: &Target, digest: Digest) -> Result<Answer, Refusal> {
+        let size = self.size_at_upstream(target, &digest).await.map_err(Refusal::of(Wanted::Blob))?;
+        let content = Content::Uncached { aside: self.aside(target, &digest, true), size };
+        let state = CacheState::Miss { collapsed: false };
+        let response = respond::blob(&request.headers, &digest, content, &state).await?;
+        Ok(Answer { response, state })
+    }
+
+    /// Where a client gets a blob past the store. `is_own`: the fill that it reads was begun for it.
+    fn aside(&self, target: &Target, digest: &Digest, is_own: bool) -> Aside {
+        Aside { digest: *digest, origin: self.origins.of(target, digest, Lane::Aside), is_own }
+    }
+
+    /// An object that is stored, or verified and about to be, and its size.
+    async fn at_hand(&self, target: &Target, digest: &Digest) -> Option<Result<(u64, Content), Failure>> {
+        let stored = |content: Content| match &content {
+            Content::Complete { object, .. } => Some(Ok((object.size, content))),
+            _ => None,
+        };
+        if let Ok(Some(content)) = self.cache.stored(digest).await {
+            return stored(content);
+        }
+        match self.cache.running_fill(digest) {
+            Some(fill) if fill.is_verified() => {
+                let size = fill.final_size().await;
+                let content = |size| self.cache.growing(fill, self.aside(target, digest, false), Some(size));
+                Some(size.map(|size| (size, content(size))))
+            }
+            Some(_) => None,
+            // It may have been stored between the first look and this one.
+            None => self.cache.stored(digest).await.ok().flatten().and_then(stored),
+        }
+    }
+
+    async fn answer_hit(
+        &self,
+        request: &Parts,
+        target: &Target,
+        digest: &Digest,
+        (size, content): (u64, Content),
+    ) -> Result<Answer, Refusal> {
+        if self.cache.is_only_a_manifest(digest, &content).await {
+            self.has_as_blob(target, digest).await.map_err(Refusal::of(Wanted::Blob))?;
+        }
+        let since = match &content {
+            Content::Complete { object, .. } => object.since,
+            Content::Growing { .. } | Content::Uncached { .. } => SystemTime::now(),
+        };
+        let state = CacheState::Hit { since };
+        let response = if request.method == Method::HEAD {
+            respond::blob_head(digest, Some(size), &state)
+        } else {
+            let is_looked_at = request.version == Version::HTTP_2 || is_secure(request);
+            let content = if is_looked_at { content.unmapped() } else { content };
+            respond::blob(&request.headers, digest, content, &state).await?
+        };
+        Ok(Answer { response, state })
+    }
+
+    /// Whether the upstream has under `/blobs/` what came from it as a manifest: some registries do, others do not
+    /// (distribution#4812). What cannot be asked is not kept from a client.
+    async fn has_as_blob(&self, target: &Target, digest: &Digest) -> Result<(), Failure> {
+        let page = format!("blobs/{digest}");
+        self.absences.recall(target, &page)?;
+        match self.size_at_upstream(target, digest).await {
+            Err(failure) if failure.kind == FailureKind::NotFound => {
+                let life = target.repository.config.tags.negative_max_age;
+                self.absences.remember(target, &page, life, &failure);
+                Err(failure)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether a running fill was begun for others, so that our own upstream has to say whether it has
+    /// the blob.
+    fn is_foreign(&self, target: &Target, fill: &Fill) -> bool {
+        *fill.viewer() != target.repository.viewer() || target.repository.config.client_consent.is_some()
+    }
+
+    /// The fill of a blob, begun here if nobody else did.
+    fn join(&self, target: &Target, digest: &Digest, party: &Party) -> (FillReader, bool) {
+        let (viewer, origin) = (target.repository.viewer(), || self.origins.of(target, digest, Lane::Fill));
+        match target.repository.is_trusted {
+            true => self.cache.fill(&viewer, *digest, party.clone(), origin),
+            false => self.cache.fill_apart(&viewer, *digest, party.clone(), origin),
+        }
+    }
+
+    /// Asks the upstream how long a blob is; downloads nothing.
+    async fn head_blob(&self, target: &Target, digest: &Digest) -> Result<Answer, Failure> {
+        let page = format!("blobs/{digest}");
+        self.absences.recall(target, &page)?;
+        // What comes in for this client tells, too.
+        let fill = self.cache.running_fill(digest);
+        let fill =
+            fill.filter(|fill| !self.is_foreign(target, fill) || self.consent.given.is_begun(target, digest, fill));
+        if let Some(size) = fill.and_then(|fill| fill.size_so_far()) {
+            let state = CacheState::Miss { collapsed: true };
+            return Ok(Answer { response: respond::blob_head(digest, Some(size), &state), state });
+        }
+        let life = target.repository.config.tags.negative_max_age;
+        let size = self.size_at_upstream(target, digest).await;
+        let size = size.inspect_err(|failure| self.absences.remember(target, &page, life, failure))?;
+        let state = CacheState::Miss { collapsed: false };
+        Ok(Answer { response: respond::blob_head(digest, size, &state), state })
+    }
+
+    /// How long the upstream says that a blob is, or said a moment ago.
+    async fn size_at_upstream(&self, target: &Target, digest: &Digest) -> Result<Option<u64>, Failure> {
+        let page = format!("blobs/{digest}");
+        if let Some(said) = self.heads.recall(target, &page) {
+            return Ok(said.size);
+        }
+        let size = self.consent.ask_for_size(target, digest).await?;
+        self.heads.remember(target, &page, Said { media_type: None, size });
+        Ok(size)
+    }
+}

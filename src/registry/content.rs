@@ -1,0 +1,140 @@
+//! Manifests, blobs and lists of repositories, for the registry door and the proxy door alike.
+
+use std::sync::Arc;
+
+use http::request::Parts;
+use http::{Method, StatusCode};
+
+use super::answer::Answer;
+use super::blobs::Blobs;
+use super::lists::Lists;
+use super::manifests::Manifests;
+use super::patience::{self, Lagging};
+use super::query::Query;
+use super::respond;
+use super::tags::Tags;
+use super::written::Written;
+use crate::access::{Absences, Consent, Questions, Refusal, Wanted};
+use crate::body;
+use crate::cache::Cache;
+use crate::failure::Failure;
+use crate::observe::Metrics;
+use crate::oci::Reference;
+use crate::oci::route::Object;
+use crate::routing::Target;
+use crate::upstream::Clients;
+
+/// Manifests above this size are read from the store as their client takes them.
+const LARGE: usize = 256 << 10;
+
+/// Answers requests for objects and lists.
+pub struct Content {
+    cache: Arc<Cache>,
+    pub consent: Arc<Consent>,
+    pub written: Arc<Written>,
+    absences: Arc<Absences>,
+    lagging: Arc<Lagging>,
+    manifests: Arc<Manifests>,
+    tags: Arc<Tags>,
+    blobs: Blobs,
+    lists: Arc<Lists>,
+}
+
+impl Content {
+    pub fn new(cache: &Arc<Cache>, clients: &Clients, metrics: &Arc<Metrics>) -> Self {
+        let (absences, questions) = (Arc::<Absences>::default(), Arc::<Questions>::default());
+        let (written, lagging) = (Arc::<Written>::default(), Arc::<Lagging>::default());
+        let consent = Arc::new(Consent::new(cache.clone(), absences.clone(), questions.clone()));
+        let known = || (cache.clone(), consent.clone());
+        let asking = || (absences.clone(), questions.clone());
+        let noted = || (written.clone(), lagging.clone());
+        let manifests = Arc::new(Manifests::new(known(), asking(), metrics.clone()));
+        let tags = Arc::new(Tags::new(manifests.clone(), known(), asking(), noted()));
+        let lists = Arc::new(Lists::new(tags.clone(), known(), asking(), noted()));
+        let blobs = Blobs::new(known(), absences.clone(), clients.shared().storages.clone(), metrics.clone());
+        Self { cache: cache.clone(), consent, written, absences, lagging, manifests, tags, blobs, lists }
+    }
+
+    /// Forgets what upstreams said: they may be others now.
+    pub fn clear(&self) {
+        self.consent.clear();
+        self.absences.clear();
+        self.lagging.clear();
+        self.manifests.clear();
+        self.tags.clear();
+        self.blobs.clear();
+        self.lists.clear();
+    }
+
+    /// Answers a request for something of a repository. Whether the client may read the repository was asked before;
+    /// whether it may read this, where its own credentials decide, is asked here.
+    pub async fn answer(
+        &self,
+        request: &Parts,
+        target: &Target,
+        object: &Object,
+        query: &Query,
+    ) -> Result<Answer, Refusal> {
+        let answer = async {
+            match object {
+                Object::Manifest(reference) => self.manifest(request, target, reference).await,
+                Object::Blob(digest) => self.blobs.answer(request, target, *digest).await,
+                Object::Tags => self.lists.tags(request, target, query).await,
+                Object::Referrers(subject) => self.lists.referrers(request, target, *subject, query).await,
+                Object::Upload => Err(Refusal::Unsupported),
+            }
+        };
+        patience::in_time(target, Wanted::of(object), answer, || self.waits_for_a_place(object)).await
+    }
+
+    /// Whether what is asked for waited for a place among the transfers.
+    fn waits_for_a_place(&self, object: &Object) -> bool {
+        let Object::Blob(digest) = object else {
+            return false;
+        };
+        self.cache.running_fill(digest).is_some_and(|fill| fill.waited_long())
+    }
+
+    /// Answers with a manifest, where this client may have it.
+    async fn manifest(&self, request: &Parts, target: &Target, reference: &Reference) -> Result<Answer, Refusal> {
+        let asked_by = reference.to_string();
+        let found = match reference {
+            Reference::Tag(tag) => self.tags.by_tag_in_a_pull(request, target, tag).await,
+            Reference::Digest(digest) => {
+                if request.method == Method::HEAD
+                    && let Some(mut answer) =
+                        self.manifests.head_uncached(target, digest).await.map_err(manifest_refusal)?
+                {
+                    self.manifests.warnings.add_to(answer.response.headers_mut(), target, &[&asked_by]);
+                    return Ok(answer);
+                }
+                self.manifests.by_digest(target, digest).await
+            }
+        };
+        let found = found.map_err(manifest_refusal)?;
+        self.consent.manifest_was_shown(target, &found.manifest);
+        if found.is_news_of_name {
+            self.cache.note_manifest(target.repository.prefix(), &target.name, found.manifest.digest);
+        }
+        let mut response = respond::manifest(&request.method, &request.headers, &found.manifest, &found.state);
+        let digest = found.manifest.digest.to_string();
+        self.manifests.warnings.add_to(response.headers_mut(), target, &[&asked_by, &digest]);
+        let size = found.manifest.bytes.len();
+        if size > LARGE && response.status() == StatusCode::OK && request.method == Method::GET {
+            // A slow reader would keep all of it in memory.
+            let (digest, state, size) = (found.manifest.digest, found.state, size as u64);
+            drop(found.manifest);
+            // Under the digest of a signed one its plain form may be stored.
+            let stored = self.cache.stored(&digest).await.ok().flatten();
+            if let Some(content) = stored.filter(|content| content.is_complete_with(size)) {
+                *response.body_mut() = body::streamed(content.unmapped().stream(0, Some(size), Some(size), false));
+            }
+            return Ok(Answer { response, state });
+        }
+        Ok(Answer { response, state: found.state })
+    }
+}
+
+fn manifest_refusal(failure: Failure) -> Refusal {
+    Refusal::of(Wanted::Manifest)(failure)
+}

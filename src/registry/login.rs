@@ -1,0 +1,135 @@
+//! Pages of the registry door by which clients log in: `/v2/` and `/token`, and the challenge that leads there.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE};
+use http::request::Parts;
+use http::{HeaderValue, Response};
+use serde_json::json;
+
+use crate::access::token_form::{Form, WrongForm};
+use crate::access::{Access, Caller, Challenge, LIFE, Refusal, challenge, host};
+use crate::body::{self, Body};
+use crate::failure::{Failure, FailureKind};
+use crate::oci::route::InvalidRoute;
+use crate::routing::{Asked, Repository};
+use crate::upstream::Who;
+
+/// `/v2/`: whether this is a registry, and for who logs in, whether the credentials are taken.
+pub async fn base(
+    access: &Access,
+    request: &Parts,
+    caller: &Caller,
+    namespace: Option<&str>,
+    prefix: &str,
+) -> Result<Response<Body>, Refusal> {
+    let routing = &caller.rules.routing;
+    let asked = Asked { namespace, host: host(request), path: prefix, tag: None };
+    let passes = |repository: &Arc<Repository>| repository.config.client_consent.is_some();
+    let needs_login = |repository: &Arc<Repository>| {
+        passes(repository) || !caller.stranger().may_pull(&repository.config.allow, caller.has_logins())
+    };
+    let selected = routing.selected(asked);
+    // Some clients only log in if they are asked to right here.
+    let asks = selected.map_or_else(|| routing.repositories().iter().any(needs_login), needs_login);
+    if !request.headers.contains_key(AUTHORIZATION) {
+        let can_log_in = caller.has_logins() || routing.repositories().iter().any(passes);
+        return match asks && can_log_in {
+            true => Err(challenge(request, caller, Challenge::Missing, None)),
+            false => Ok(yes()),
+        };
+    }
+    match selected.or(routing.default()).filter(|repository| passes(repository)) {
+        // Who is one of ours is no business of the upstream's, to which not everybody who logs in belongs.
+        Some(repository) => match access.is_ours(request, caller).await {
+            true => drop(access.identify(request, caller, None).await?),
+            false => greet(access, request, caller, repository).await?,
+        },
+        // Whose login it is cannot be told where some are of upstreams.
+        None if routing.repositories().iter().any(passes) => {}
+        None => drop(access.identify(request, caller, None).await?),
+    }
+    Ok(yes())
+}
+
+/// Asks the upstream whether it takes the client's credentials.
+async fn greet(access: &Access, request: &Parts, caller: &Caller, repository: &Repository) -> Result<(), Refusal> {
+    let who = access.credentials(&request.headers).map_err(|why| challenge(request, caller, why, None))?;
+    if !matches!(who, Who::Login(_) | Who::Header(_)) {
+        return Ok(());
+    }
+    let greet = async |at: usize| repository.upstreams[at].greet(&who).await;
+    // An upstream that cannot say is no reason to turn anybody away: each pull asks again.
+    let is_denied = |failure: Failure| failure.kind == FailureKind::Denied;
+    match repository.upstreams.first(None, greet).await.is_err_and(is_denied) {
+        true => Err(challenge(request, caller, Challenge::Invalid, None)),
+        false => Ok(()),
+    }
+}
+
+/// What a client is told that gets no content. Who sends no credentials is asked for them, whatever keeps the
+/// upstream from answering it: with them it may be another, or what is stored is for who has them. Many clients send
+/// what they have only when they are asked. Who sent some is told the truth.
+pub fn ask_who_it_is(refusal: Refusal, request: &Parts, caller: &Caller, who: &Who, path: &str) -> Refusal {
+    let Refusal::Failure { failure, .. } = &refusal else {
+        return refusal;
+    };
+    let is_of_upstream = !matches!(failure.kind, FailureKind::Busy | FailureKind::NoRoom | FailureKind::Storage);
+    let has_sent = request.headers.contains_key(AUTHORIZATION);
+    let why = match who {
+        Who::Anonymous if !has_sent && is_of_upstream => Challenge::Missing,
+        // It has a token of ours for nobody: asking for one again would change nothing, and it is to know that.
+        Who::Anonymous if failure.kind == FailureKind::Denied => Challenge::Insufficient,
+        Who::Header(_) if failure.kind == FailureKind::Denied => Challenge::Invalid,
+        _ => return refusal,
+    };
+    match challenge(request, caller, why, Some(path)) {
+        Refusal::Unauthenticated { why, challenge, .. } => {
+            let tried = (failure.kind != FailureKind::Denied).then(|| failure.clone());
+            Refusal::Unauthenticated { why, challenge, tried }
+        }
+        other => other,
+    }
+}
+
+/// `/token`: a token for what the client comes with, by GET or by a form. Of an upstream's account the upstream
+/// says what it is worth, when the token is used. There are no refresh tokens: they would end with this process.
+pub async fn give_token(access: &Access, request: &Parts, caller: &Caller) -> Result<Response<Body>, Refusal> {
+    let mut repositories = caller.rules.routing.repositories().iter();
+    let passes = repositories.any(|repository| repository.config.client_consent.is_some());
+    if !passes && !caller.has_logins() {
+        return Err(InvalidRoute::NotFound.into());
+    }
+    let form = request.extensions.get::<Result<Form, WrongForm>>().cloned().transpose()?;
+    if !passes {
+        access.identify(request, caller, None).await?;
+    }
+    let login = match access.credentials(&request.headers) {
+        Ok(Who::Login(login)) => Some(login),
+        Ok(Who::Anonymous) => None,
+        _ => return Err(challenge(request, caller, Challenge::Invalid, None)),
+    };
+    let sealed = access.seal(login.as_deref(), SystemTime::now());
+    let token = sealed.ok_or_else(|| challenge(request, caller, Challenge::Invalid, None))?;
+    let issued_at = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+    let mut document = json!({
+        "token": token, "access_token": token, "expires_in": LIFE.as_secs(), "issued_at": issued_at
+    });
+    if let Some(scope) = form.and_then(|form| form.scope) {
+        document["scope"] = scope.into();
+    }
+    let mut response = Response::new(body::full(document.to_string().into()));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    Ok(response)
+}
+
+/// What `/v2/` says where this is a registry and the login is fine.
+fn yes() -> Response<Body> {
+    let mut response = Response::new(body::full(Bytes::from_static(b"{}")));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}

@@ -1,0 +1,164 @@
+//! Manifests and indexes by digest.
+
+use std::sync::Arc;
+
+use super::answer::Answer;
+use super::heads::{Heads, Said};
+use super::respond::{self, CacheState};
+use super::warnings::Warnings;
+use crate::access::{Absences, Consent, Questions};
+use crate::cache::flight::Flights;
+use crate::cache::{Cache, Manifest};
+use crate::failure::Failure;
+use crate::index::Timestamp;
+use crate::observe::Metrics;
+use crate::oci::{Digest, Name, Reference};
+use crate::routing::Target;
+use crate::upstream::{HeadSaid, ManifestAnswer, WhoId};
+
+/// Finds manifests by digest: in the cache, else at the upstream.
+pub struct Manifests {
+    cache: Arc<Cache>,
+    consent: Arc<Consent>,
+    absences: Arc<Absences>,
+    questions: Arc<Questions>,
+    metrics: Arc<Metrics>,
+    /// What upstreams warn of.
+    pub warnings: Warnings,
+    /// Answers to HEADs of a moment ago.
+    heads: Heads,
+    fetches: Flights<(String, Name, Digest, WhoId), Fetched>,
+    asked_heads: Flights<(String, String, WhoId), Option<Said>>,
+}
+
+/// What came of fetching a manifest by digest.
+#[derive(Clone)]
+pub struct Fetched(pub Arc<Manifest>);
+
+/// A manifest to answer with.
+pub struct Found {
+    pub manifest: Arc<Manifest>,
+    pub state: CacheState,
+    /// Whether it is news that the upstream has it under this name.
+    pub is_news_of_name: bool,
+}
+
+impl Manifests {
+    pub fn new(
+        (cache, consent): (Arc<Cache>, Arc<Consent>),
+        (absences, questions): (Arc<Absences>, Arc<Questions>),
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self {
+            cache,
+            consent,
+            absences,
+            questions,
+            metrics,
+            warnings: Warnings::default(),
+            heads: Heads::default(),
+            fetches: Flights::default(),
+            asked_heads: Flights::default(),
+        }
+    }
+
+    /// Forgets all: the upstreams may be others now.
+    pub fn clear(&self) {
+        self.warnings.clear();
+        self.heads.clear();
+    }
+
+    /// The manifest, where this client may have it.
+    pub async fn by_digest(self: &Arc<Self>, target: &Target, digest: &Digest) -> Result<Found, Failure> {
+        let stored = self.cache.manifest(digest).await.ok().flatten();
+        if let Some(manifest) = stored {
+            let is_news_of_name = self.consent.confirm_manifest(target, digest).await?;
+            let since = manifest.stored_at.to_system_time();
+            return Ok(Found { manifest, state: CacheState::Hit { since }, is_news_of_name });
+        }
+        let page = format!("manifests/{digest}");
+        self.absences.recall(target, &page)?;
+        let key = (target.repository.config.asked_as(), target.name.clone(), *digest, target.who.id());
+        let (manifests, asked, wanted) = (self.clone(), target.clone(), *digest);
+        let work = || async move {
+            let _place = manifests.questions.place(&asked).await?;
+            manifests.fetch(&asked, wanted, None).await
+        };
+        let (fetched, is_first) = self.fetches.run(key, work).await;
+        let life = target.repository.config.tags.negative_max_age;
+        let Fetched(manifest) = fetched.inspect_err(|failure| self.absences.remember(target, &page, life, failure))?;
+        self.consent.given.given(target, digest);
+        Ok(Found { manifest, state: CacheState::Miss { collapsed: !is_first }, is_news_of_name: true })
+    }
+
+    /// Fetches it from the upstream `preferred`, or the first that gives it.
+    pub async fn fetch(&self, target: &Target, digest: Digest, preferred: Option<usize>) -> Result<Fetched, Failure> {
+        let upstreams = &target.repository.upstreams;
+        let reference = Reference::Digest(digest);
+        let get = async |at: usize| upstreams[at].manifest(&target.who, &target.name, &reference).await;
+        let (_, answer) = upstreams.first(preferred, get).await?;
+        Ok(Fetched(self.keep(target, answer).await))
+    }
+
+    /// Stores an answer of an upstream.
+    pub async fn keep(&self, target: &Target, answer: ManifestAnswer) -> Arc<Manifest> {
+        let ManifestAnswer { digest, media_type, bytes, is_signed, warnings } = answer;
+        self.warnings.note(target, &digest.to_string(), warnings);
+        let (size, repository) = (bytes.len(), target.repository.prefix());
+        self.metrics.fetched(target.repository.metrics_label(), size as u64);
+        tracing::info!(path = format!("/v2/{}/manifests/{digest}", target.name), size, repository, "cached response");
+        let manifest = Manifest { digest, media_type, bytes, stored_at: Timestamp::now() };
+        match is_signed {
+            // What is kept under a digest, for whoever asks for it, has that digest itself.
+            true => Arc::new(manifest),
+            false => self.cache.put_manifest(&target.repository.viewer(), manifest).await,
+        }
+    }
+
+    /// A HEAD for a manifest that is not here is answered with the upstream's HEAD: it downloads
+    /// nothing. `None` when the manifest is here, or must be fetched to answer.
+    pub async fn head_uncached(self: &Arc<Self>, target: &Target, digest: &Digest) -> Result<Option<Answer>, Failure> {
+        if self.cache.manifest(digest).await.ok().flatten().is_some() {
+            return Ok(None);
+        }
+        let page = format!("manifests/{digest}");
+        self.absences.recall(target, &page)?;
+        let said = match self.heads.recall(target, &page) {
+            Some(said) => Some(said),
+            None => self.ask_head(target, digest, &page).await?,
+        };
+        let said = said.and_then(|said| Some((said.media_type?, said.size?)));
+        Ok(said.map(|(media_type, size)| {
+            let response = respond::manifest_head(digest, media_type.as_str(), size);
+            Answer { response, state: CacheState::Miss { collapsed: false } }
+        }))
+    }
+
+    /// Asks the upstream by HEAD about a manifest, once for all clients that ask at the same time. `None` where the
+    /// upstream does not answer HEAD.
+    async fn ask_head(self: &Arc<Self>, target: &Target, digest: &Digest, page: &str) -> Result<Option<Said>, Failure> {
+        let key = (target.repository.prefix().to_owned(), format!("{}/{page}", target.name), target.who.id());
+        let (manifests, asked, wanted, page) = (self.clone(), target.clone(), *digest, page.to_owned());
+        let reference = Reference::Digest(wanted);
+        let ask = || async move {
+            let _place = manifests.questions.place(&asked).await?;
+            let upstreams = &asked.repository.upstreams;
+            let head = async |at: usize| upstreams[at].head_manifest(&asked.who, &asked.name, &reference, false).await;
+            let head = upstreams.first(None, head).await;
+            let life = asked.repository.config.tags.negative_max_age;
+            let (_, head) = head.inspect_err(|failure| manifests.absences.remember(&asked, &page, life, failure))?;
+            let said = match head {
+                HeadSaid::Manifest(head) if !head.digest.contradicts(&wanted) => {
+                    manifests.warnings.note(&asked, &reference.to_string(), head.warnings);
+                    Some(Said { media_type: head.media_type, size: head.size })
+                }
+                _ => None,
+            };
+            if let Some(said) = &said {
+                manifests.heads.remember(&asked, &page, said.clone());
+            }
+            Ok(said)
+        };
+        self.asked_heads.run(key, ask).await.0
+    }
+}

@@ -1,0 +1,184 @@
+//! The registry door: the life of a request, from its head to its answer.
+
+mod answer;
+mod blob_origin;
+mod blobs;
+mod catalog;
+mod content;
+mod heads;
+mod lists;
+mod login;
+mod manifests;
+mod moments;
+mod pages;
+mod patience;
+mod public_lists;
+mod query;
+mod rejected;
+pub mod respond;
+mod tags;
+mod warnings;
+mod written;
+
+use std::sync::Arc;
+
+use http::request::Parts;
+use http::{HeaderName, HeaderValue, Method, Request, Response};
+
+pub use answer::Answer;
+pub use content::Content;
+pub use query::Query;
+pub use written::Written;
+
+use crate::access::{Access, Caller, Refusal, Rules, Wanted, challenge, host, token_form};
+use crate::auth::{Client, counted_client};
+use crate::body::{self, Body};
+use crate::cache::Cache;
+use crate::failure::{Failure, FailureKind};
+use crate::observe::metrics::Kind;
+use crate::observe::{Metrics, Observation};
+use crate::oci::Reference;
+use crate::oci::route::{Object, Route};
+use crate::routing::{Asked, RoutingError};
+use crate::sent::Sent;
+
+pub const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
+const OCI_NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
+
+/// Answers the requests of clients that take this for a registry; shared by all connections.
+pub struct Registry {
+    access: Arc<Access>,
+    content: Arc<Content>,
+    cache: Arc<Cache>,
+    metrics: Arc<Metrics>,
+}
+
+impl Registry {
+    pub fn new(access: Arc<Access>, content: Arc<Content>, cache: Arc<Cache>, metrics: Arc<Metrics>) -> Self {
+        Self { access, content, cache, metrics }
+    }
+
+    /// Answers one request. Where the body is made of pages of a mapped file, its [`Mapping`](crate::cache::Mapping) is
+    /// among the extensions of the response.
+    pub async fn handle(&self, request: Request<Sent>, client: Client) -> Response<Body> {
+        let (mut request, body) = request.into_parts();
+        if request.method == Method::POST && request.uri.path() == "/token" {
+            let form = token_form::read(&mut request, body).await;
+            request.extensions.insert(form);
+        } else {
+            drop(body);
+        }
+        let rules = self.access.rules();
+        let client = rules.forwarding.client(client, &request.headers);
+        let mut observation = Observation::begin(&request, client.clone(), self.metrics.clone(), rules.log_access);
+        request.extensions.insert(client);
+        let mut response = match self.dispatch(&request, &rules, &mut observation).await {
+            Ok(response) => response,
+            Err(refusal) => {
+                if let Refusal::Failure { failure, wanted } = &refusal {
+                    observation.failed(wanted.as_str(), failure);
+                }
+                refusal.into_response()
+            }
+        };
+        if request.method == Method::HEAD {
+            *response.body_mut() = body::empty();
+        }
+        response.headers_mut().insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
+        observation.watch(response)
+    }
+
+    async fn dispatch(
+        &self,
+        request: &Parts,
+        rules: &Arc<Rules>,
+        observation: &mut Observation,
+    ) -> Result<Response<Body>, Refusal> {
+        if request.method == Method::CONNECT {
+            return Err(Refusal::Unsupported);
+        }
+        let query = Query::read(request.uri.query());
+        let is_read = request.method == Method::GET || request.method == Method::HEAD;
+        let caller = Caller::of(rules, request)?;
+        let routing = &caller.rules.routing;
+        let (path, object) = match Route::parse(request.uri.path())? {
+            Route::Object { path, object } => (path, object),
+            page => return self.page(page, request, &query, &caller).await,
+        };
+        let tag = match &object {
+            Object::Manifest(Reference::Tag(tag)) => Some(tag.as_str()),
+            _ => None,
+        };
+        let namespace = query.namespace.as_deref();
+        let mut target = routing.route(Asked { namespace, host: host(request), path: &path, tag })?;
+        target.client = counted_client(request);
+        observation.found(target.repository.prefix(), kind_of(&object));
+        if !is_read {
+            return Err(Refusal::Unsupported);
+        }
+
+        let passes = target.repository.config.client_consent.is_some();
+        observation.admitted(&self.access.admit(request, &caller, &target.repository, &path).await?);
+        caller.means_us()?;
+        if passes {
+            let client = self.access.upstream_sees(request, &caller);
+            target.who = client.map_err(|why| challenge(request, &caller, why, Some(&path)))?;
+        }
+        let Answer { mut response, state } = match self.content.answer(request, &target, &object, &query).await {
+            Err(refusal) if passes => {
+                return Err(login::ask_who_it_is(refusal, request, &caller, &target.who, &path));
+            }
+            answer => answer?,
+        };
+        observation.answered(state.outcome());
+        routing.served(&path, &target);
+        if let Some(value) = namespace.and_then(|namespace| HeaderValue::from_str(namespace).ok()) {
+            response.headers_mut().insert(OCI_NAMESPACE, value);
+        }
+        Ok(response)
+    }
+
+    /// Answers what is no object: the base, the catalog, tokens.
+    async fn page(
+        &self,
+        page: Route,
+        request: &Parts,
+        query: &Query,
+        caller: &Caller,
+    ) -> Result<Response<Body>, Refusal> {
+        let is_read = request.method == Method::GET || request.method == Method::HEAD;
+        let is_form = matches!(page, Route::Token) && request.method == Method::POST;
+        if !is_read && !is_form {
+            return Err(Refusal::Unsupported);
+        }
+        let answer = match page {
+            Route::Token => login::give_token(&self.access, request, caller).await?,
+            Route::Base { prefix } if caller.rules.routing.knows_prefix(&prefix) => {
+                login::base(&self.access, request, caller, query.namespace.as_deref(), &prefix).await?
+            }
+            Route::Base { prefix } => return Err(RoutingError::UnknownName(prefix).into()),
+            Route::Catalog => {
+                let identity = self.access.identify(request, caller, None).await?;
+                caller.means_us()?;
+                return catalog::catalog(&self.cache, query, caller, &identity).await;
+            }
+            Route::Object { .. } => return Err(Refusal::Unsupported),
+        };
+        caller.means_us().map(|()| answer)
+    }
+}
+
+/// The answer where too many requests are under way.
+pub fn busy() -> Response<Body> {
+    let message = "too many requests are under way at this cache; try again soon";
+    Refusal::of(Wanted::Name)(Failure::new(FailureKind::Busy, message)).into_response()
+}
+
+/// What the statistics count a request as.
+pub fn kind_of(object: &Object) -> Kind {
+    match object {
+        Object::Manifest(_) => Kind::Manifest,
+        Object::Blob(_) | Object::Upload => Kind::Blob,
+        Object::Tags | Object::Referrers(_) => Kind::Listing,
+    }
+}

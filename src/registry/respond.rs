@@ -1,0 +1,323 @@
+//! Answers: bodies, cache headers, ranges and conditions.
+
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use futures_util::stream::{self, Stream, StreamExt};
+use http::header::{
+    ACCEPT_RANGES, AGE, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, IF_NONE_MATCH, IF_RANGE, RANGE, WARNING,
+};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
+
+use crate::access::{Refusal, Wanted};
+use crate::body::{Body, empty, full, streamed};
+use crate::cache::{Content, Manifest};
+use crate::failure::Failure;
+use crate::observe::metrics::Outcome;
+use crate::oci::Digest;
+use crate::oci::range::{ByteRange, RangeHeader, Selection};
+
+const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
+const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+const X_CACHE: HeaderName = HeaderName::from_static("x-cache");
+const X_CACHE_DATE: HeaderName = HeaderName::from_static("x-cache-date");
+
+/// How long a part of content of unknown size is waited for.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How the cache stood to a request.
+#[derive(Clone, Debug)]
+pub enum CacheState {
+    /// From the cache; since when it has been there or was last found true.
+    Hit { since: SystemTime },
+    /// From the cache, after its server said that it is still so.
+    Confirmed { at: SystemTime },
+    /// From upstream, by this request's transfer or by one it joined.
+    Miss { collapsed: bool },
+    /// An old copy, because of a failure.
+    Stale { since: SystemTime, why: Failure },
+}
+
+impl CacheState {
+    pub fn outcome(&self) -> Outcome {
+        match self {
+            Self::Hit { .. } | Self::Confirmed { .. } => Outcome::Hit,
+            Self::Miss { .. } => Outcome::Miss,
+            Self::Stale { .. } => Outcome::Stale,
+        }
+    }
+
+    /// `Cache-Status` (RFC 9211), `X-Cache`, `X-Cache-Date`, `Age` and `Warning`.
+    pub fn write(&self, headers: &mut HeaderMap) {
+        let (status, word, since) = match self {
+            Self::Hit { since } => ("larder; hit".to_owned(), "HIT", Some(since)),
+            Self::Confirmed { at } => ("larder; fwd=stale; fwd-status=304".to_owned(), "HIT", Some(at)),
+            Self::Miss { collapsed: false } => ("larder; fwd=miss".to_owned(), "MISS", None),
+            Self::Miss { collapsed: true } => ("larder; fwd=miss; collapsed".to_owned(), "MISS", None),
+            Self::Stale { since, why } => {
+                (format!("larder; fwd=stale; detail={}", why.kind.as_str()), "STALE", Some(since))
+            }
+        };
+        insert(headers, CACHE_STATUS, &status);
+        headers.insert(X_CACHE, HeaderValue::from_static(word));
+        if let Some(since) = since {
+            let age = SystemTime::now().duration_since(*since).unwrap_or_default();
+            headers.insert(AGE, HeaderValue::from(age.as_secs()));
+            insert(headers, X_CACHE_DATE, &humantime::format_rfc3339_seconds(*since).to_string());
+        }
+        if let Self::Stale { why, .. } = self {
+            warn(headers, &format!("larder serves an old copy: {}", why.message()));
+        }
+    }
+}
+
+/// `Warning` with a text for people.
+pub fn warn(headers: &mut HeaderMap, text: &str) {
+    let text: String = text.chars().filter(|c| !c.is_control() && *c != '"' && *c != '\\').collect();
+    insert(headers, WARNING, &format!("299 - \"{text}\""));
+}
+
+/// Values made here are plain text; one that is none is left out rather than sent broken.
+fn insert(headers: &mut HeaderMap, name: HeaderName, value: &str) {
+    match HeaderValue::from_str(value) {
+        Ok(value) => drop(headers.insert(name, value)),
+        Err(_) => tracing::debug!(%name, "a header was left out: its value cannot be sent"),
+    }
+}
+
+/// Answers with a manifest.
+pub fn manifest(method: &Method, conditions: &HeaderMap, manifest: &Manifest, state: &CacheState) -> Response<Body> {
+    let etag = etag(&manifest.digest);
+    let mut response = Response::new(empty());
+    let headers = response.headers_mut();
+    state.write(headers);
+    insert(headers, DOCKER_CONTENT_DIGEST, &manifest.digest.to_string());
+    insert(headers, ETAG, &etag);
+    if is_unmodified(conditions, &etag) {
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+        return response;
+    }
+    insert(headers, CONTENT_TYPE, manifest.media_type.as_str());
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(manifest.bytes.len()));
+    if method != Method::HEAD {
+        *response.body_mut() = full(manifest.bytes.clone());
+    }
+    response
+}
+
+/// Answers with a document.
+pub fn json(body: Bytes, media_type: &str) -> Response<Body> {
+    let length = body.len();
+    let mut response = Response::new(full(body));
+    let headers = response.headers_mut();
+    headers.extend(HeaderValue::from_str(media_type).ok().map(|value| (CONTENT_TYPE, value)));
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+    response
+}
+
+/// Answers a HEAD with what the upstream's HEAD said.
+pub fn manifest_head(digest: &Digest, media_type: &str, size: u64) -> Response<Body> {
+    let mut response = Response::new(empty());
+    let headers = response.headers_mut();
+    CacheState::Miss { collapsed: false }.write(headers);
+    insert(headers, DOCKER_CONTENT_DIGEST, &digest.to_string());
+    insert(headers, ETAG, &etag(digest));
+    insert(headers, CONTENT_TYPE, media_type);
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(size));
+    response
+}
+
+/// Answers a HEAD for a blob.
+pub fn blob_head(digest: &Digest, size: Option<u64>, state: &CacheState) -> Response<Body> {
+    let mut response = Response::new(empty());
+    let headers = response.headers_mut();
+    blob_headers(headers, digest, state);
+    if let Some(size) = size {
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(size));
+    }
+    response
+}
+
+/// Answers with a blob or the parts of it that were asked for.
+pub async fn blob(
+    asked: &HeaderMap,
+    digest: &Digest,
+    content: Content,
+    state: &CacheState,
+) -> Result<Response<Body>, Refusal> {
+    let mut headers = HeaderMap::new();
+    blob_headers(&mut headers, digest, state);
+    let etag = etag(digest);
+    let is_unmodified = is_unmodified(asked, &etag);
+    let about =
+        About { headers, is_unmodified, range: range_header(asked, &etag), boundary: *digest, is_verified: true };
+    answer(about, content).await
+}
+
+/// What an answer is like, but for its content.
+pub struct About {
+    pub headers: HeaderMap,
+    /// Whether the client has it already.
+    pub is_unmodified: bool,
+    /// What the client wants of it.
+    pub range: Option<RangeHeader>,
+    /// Something that the content does not hold.
+    pub boundary: Digest,
+    /// Whether its end is to be given only when the digest has matched.
+    pub is_verified: bool,
+}
+
+/// Answers with content or the parts of it that were asked for.
+pub async fn answer(about: About, content: Content) -> Result<Response<Body>, Refusal> {
+    let About { headers, is_unmodified, range, boundary, is_verified } = about;
+    let mut response = Response::new(empty());
+    *response.headers_mut() = headers;
+    if is_unmodified {
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+        return Ok(response);
+    }
+    let content_type = response.headers().get(CONTENT_TYPE).cloned();
+    let content_type = content_type.unwrap_or_else(|| HeaderValue::from_static("application/octet-stream"));
+    let size = content.size().await.map_err(Refusal::of(Wanted::Blob))?;
+    let size = match (&range, size) {
+        // Who wants all of it gets it as it comes: a server may leave a range out of account (RFC 9110, section 14.2).
+        (Some(range), None) if !range.is_from_the_start() => {
+            match tokio::time::timeout(PATIENCE, content.final_size()).await {
+                Ok(size) => size.map_err(Refusal::of(Wanted::Blob))?,
+                Err(_) => None,
+            }
+        }
+        (_, size) => size,
+    };
+    let is_open_ended = range.as_ref().is_some_and(RangeHeader::is_open_ended);
+    let selection = match (range, size) {
+        (Some(range), Some(size)) => range.select(size),
+        _ => Selection::Whole,
+    };
+    if let Some(mapping) = content.mapping() {
+        response.extensions_mut().insert(mapping.clone());
+    }
+    let headers = response.headers_mut();
+    match (selection, size) {
+        (Selection::Unsatisfiable, size) => return Err(Refusal::Range { size: size.unwrap_or_default() }),
+        (Selection::Parts(parts), Some(size)) if parts.len() > 1 => {
+            let may_read_unverified = !is_verified || (!is_open_ended && !are_whole(&parts, size));
+            let multipart = Multipart::new(&boundary, &content_type, &parts, size);
+            insert(headers, CONTENT_TYPE, &multipart.content_type());
+            headers.insert(CONTENT_LENGTH, HeaderValue::from(multipart.length()));
+            *response.body_mut() = streamed(multipart.stream(content, size, may_read_unverified));
+            *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+        }
+        (Selection::Parts(parts), Some(size)) => {
+            // Open-ended parts may be the rest of a whole that the client puts together.
+            let may_read_unverified = !is_verified || (!is_open_ended && !are_whole(&parts, size));
+            let part = parts.first().copied().unwrap_or(ByteRange { start: 0, end: size });
+            insert(headers, CONTENT_RANGE, &content_range(part, size));
+            headers.insert(CONTENT_LENGTH, HeaderValue::from(part.len()));
+            *response.body_mut() =
+                streamed(content.stream(part.start, Some(part.end), Some(size), may_read_unverified));
+            *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+        }
+        (_, size) => {
+            if let Some(size) = size {
+                headers.insert(CONTENT_LENGTH, HeaderValue::from(size));
+            }
+            *response.body_mut() = streamed(content.stream(0, size, size, !is_verified));
+        }
+    }
+    Ok(response)
+}
+
+fn blob_headers(headers: &mut HeaderMap, digest: &Digest, state: &CacheState) {
+    state.write(headers);
+    insert(headers, DOCKER_CONTENT_DIGEST, &digest.to_string());
+    insert(headers, ETAG, &etag(digest));
+    headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+}
+
+/// Content under a digest never changes: the digest is a strong validator.
+fn etag(digest: &Digest) -> String {
+    format!("\"{digest}\"")
+}
+
+/// `If-None-Match` (RFC 9110, section 13.1.2), compared weakly.
+pub fn is_unmodified(conditions: &HeaderMap, etag: &str) -> bool {
+    let values = conditions.get_all(IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
+    let mut listed = values.flat_map(|value| value.split(',')).map(str::trim);
+    let strong = |tag| str::strip_prefix(tag, "W/").unwrap_or(tag);
+    listed.any(|listed| listed == "*" || strong(listed) == strong(etag))
+}
+
+/// The `Range` header, unless `If-Range` names another content (RFC 9110, section 13.1.5).
+fn range_header(asked: &HeaderMap, etag: &str) -> Option<RangeHeader> {
+    let holds = asked.get(IF_RANGE).is_none_or(|condition| condition == etag);
+    let text = asked.get(RANGE).filter(|_| holds)?.to_str().ok()?;
+    RangeHeader::parse(text)
+}
+
+/// Whether parts make up the whole.
+fn are_whole(parts: &[ByteRange], size: u64) -> bool {
+    let mut parts = parts.to_vec();
+    parts.sort_unstable_by_key(|part| part.start);
+    let mut end = 0;
+    for part in parts {
+        if part.start > end {
+            return false;
+        }
+        end = end.max(part.end);
+    }
+    end >= size
+}
+
+fn content_range(part: ByteRange, size: u64) -> String {
+    format!("bytes {}-{}/{size}", part.start, part.end - 1)
+}
+
+/// A `multipart/byteranges` body (RFC 9110, section 14.6).
+struct Multipart {
+    boundary: String,
+    /// The header of each part and its range.
+    parts: Vec<(Bytes, ByteRange)>,
+    end: Bytes,
+}
+
+impl Multipart {
+    fn new(digest: &Digest, content_type: &HeaderValue, ranges: &[ByteRange], size: u64) -> Self {
+        // As unlikely to stand in the content as the content's own hash is.
+        let boundary = format!("larder-{}", &digest.hex()[..32]);
+        let part = |range: &ByteRange| {
+            let head = format!(
+                "\r\n--{boundary}\r\nContent-Type: {}\r\nContent-Range: {}\r\n\r\n",
+                String::from_utf8_lossy(content_type.as_bytes()),
+                content_range(*range, size)
+            );
+            (Bytes::from(head), *range)
+        };
+        let parts = ranges.iter().map(part).collect();
+        let end = Bytes::from(format!("\r\n--{boundary}--\r\n"));
+        Self { boundary, parts, end }
+    }
+
+    fn content_type(&self) -> String {
+        format!("multipart/byteranges; boundary={}", self.boundary)
+    }
+
+    fn length(&self) -> u64 {
+        let parts: u64 = self.parts.iter().map(|(head, range)| head.len() as u64 + range.len()).sum();
+        parts + self.end.len() as u64
+    }
+
+    fn stream(
+        self,
+        content: Content,
+        size: u64,
+        may_read_unverified: bool,
+    ) -> impl Stream<Item = Result<Bytes, Failure>> + Send + 'static {
+        let parts = stream::iter(self.parts).flat_map(move |(head, range)| {
+            let bytes = content.clone().stream(range.start, Some(range.end), Some(size), may_read_unverified);
+            stream::once(std::future::ready(Ok(head))).chain(bytes)
+        });
+        parts.chain(stream::once(std::future::ready(Ok(self.end))))
+    }
+}

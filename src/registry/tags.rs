@@ -1,0 +1,316 @@
+//! Tags: which manifest a tag of a name is now.
+
+use std::sync::Arc;
+
+use http::Method;
+use http::request::Parts;
+
+use super::manifests::{Fetched, Found, Manifests};
+use super::moments::{MOMENT, Moments};
+use super::patience::{self, Lagging};
+use super::respond::CacheState;
+use super::written::Written;
+use crate::access::{Absences, Consent, Questions};
+use crate::cache::flight::Flights;
+use crate::cache::freshness::{self, Freshness};
+use crate::cache::{Cache, Manifest};
+use crate::config::{OnUpstream404, TagPolicy};
+use crate::failure::{Failure, FailureKind};
+use crate::index::{TagEntry, TagKey, Timestamp};
+use crate::oci::{Digest, Reference, Tag};
+use crate::routing::Target;
+use crate::upstream::{HeadSaid, ManifestHead, WhoId};
+
+/// Finds the manifest of a tag: in the cache while it is fresh, else as the upstream says.
+pub struct Tags {
+    cache: Arc<Cache>,
+    consent: Arc<Consent>,
+    absences: Arc<Absences>,
+    questions: Arc<Questions>,
+    manifests: Arc<Manifests>,
+    written: Arc<Written>,
+    lagging: Arc<Lagging>,
+    /// Pulls that ask again for what they just asked for.
+    moments: Moments,
+    /// By tag and client: what asks an upstream now.
+    checks: Flights<(TagKey, WhoId), Checked>,
+}
+
+/// What came of asking an upstream about a tag.
+#[derive(Clone)]
+struct Checked {
+    manifest: Arc<Manifest>,
+    /// Whether the manifest had to be fetched.
+    is_fetched: bool,
+}
+
+impl Tags {
+    pub fn new(
+        manifests: Arc<Manifests>,
+        (cache, consent): (Arc<Cache>, Arc<Consent>),
+        (absences, questions): (Arc<Absences>, Arc<Questions>),
+        (written, lagging): (Arc<Written>, Arc<Lagging>),
+    ) -> Self {
+        let (moments, checks) = (Moments::default(), Flights::default());
+        Self { cache, consent, absences, questions, manifests, written, lagging, moments, checks }
+    }
+
+    /// Forgets all: the upstreams may be others now.
+    pub fn clear(&self) {
+        self.moments.clear();
+    }
+
+    /// A tag as [`Self::by_tag`] has it, or as the upstream just said to an earlier request of the same pull.
+    pub async fn by_tag_in_a_pull(
+        self: &Arc<Self>,
+        request: &Parts,
+        target: &Target,
+        tag: &Tag,
+    ) -> Result<Found, Failure> {
+        // What comes of this one counts from now on.
+        let goes_on = self.moments.goes_on(request, target, tag);
+        if request.method != Method::HEAD
+            && goes_on
+            && let Some(found) = self.just_checked(target, tag).await
+        {
+            return Ok(found);
+        }
+        let found = self.by_tag(target, tag, request.method == Method::GET).await?;
+        if request.method == Method::HEAD && !matches!(found.state, CacheState::Stale { .. }) {
+            self.moments.will_go_on(request, target, tag);
+        }
+        Ok(found)
+    }
+
+    /// The list of referrers may have been made of its fallback tag, for which clients ask next where they were told that
+    /// there is no list.
+    pub fn will_ask_for_fallback(&self, request: &Parts, target: &Target, subject: &Digest) {
+        self.moments.will_go_on(request, target, &Tag::referrers_fallback(subject));
+    }
+
+    /// What the upstream said of a tag a moment ago, to this very client where its own credentials decide. After a failure
+    /// nothing is that young.
+    async fn just_checked(&self, target: &Target, tag: &Tag) -> Option<Found> {
+        let (entry, manifest) = self.cached(target, &target.tag_key(tag)).await?;
+        let is_for_client =
+            target.repository.config.client_consent.is_none() || self.consent.given.is_shown(target, &entry.digest);
+        if entry.checked_at.age() >= MOMENT || !is_for_client {
+            return None;
+        }
+        let state = CacheState::Hit { since: entry.checked_at.to_system_time() };
+        Some(Found { manifest, state, is_news_of_name: true })
+    }
+
+    /// A tag: from the cache while it is fresh, else as the upstream says, else as it last was.
+    /// `may_fetch`: whether a tag that HEAD does not find may be asked for by GET, too.
+    pub async fn by_tag(self: &Arc<Self>, target: &Target, tag: &Tag, may_fetch: bool) -> Result<Found, Failure> {
+        let policy = target.repository.config.policy_of(tag.as_str());
+        let key = target.tag_key(tag);
+        let cached = self.cached(target, &key).await;
+        if let Some((entry, manifest)) = &cached
+            && let freshness = freshness::of_tag(policy, tag.as_str(), entry.checked_at.age(), spread(&key, entry))
+            && freshness != Freshness::Check
+            && (self.consent.given.is_fresh(target, &entry.digest)
+                || self.consent.is_public(target, &entry.digest).await)
+        {
+            if freshness == Freshness::Aging && target.repository.upstreams.have_quota_to_spare() {
+                self.check_behind(target, tag, &key);
+            }
+            let state = CacheState::Hit { since: entry.checked_at.to_system_time() };
+            return Ok(Found { manifest: manifest.clone(), state, is_news_of_name: true });
+        }
+
+        let page = format!("manifests/{tag}");
+        let checked = match self.absences.recall(target, &page) {
+            Ok(()) => self.checked(target, tag, &key, cached.as_ref().map(|(entry, _)| entry), may_fetch).await,
+            Err(absent) => (Err(absent), false),
+        };
+        let is_public = match &cached {
+            Some((entry, _)) if checked.0.is_err() => self.consent.is_public(target, &entry.digest).await,
+            _ => false,
+        };
+        match (checked, cached) {
+            ((Ok(Checked { manifest, is_fetched: true }), is_first), _) => {
+                Ok(Found { manifest, state: CacheState::Miss { collapsed: !is_first }, is_news_of_name: true })
+            }
+            ((Ok(Checked { manifest, .. }), _), _) => {
+                let since = manifest.stored_at.to_system_time();
+                Ok(Found { manifest, state: CacheState::Hit { since }, is_news_of_name: true })
+            }
+            ((Err(failure), _), Some((entry, manifest)))
+                if freshness::may_serve_stale(policy, failure.kind, entry.checked_at.age())
+                    && (self.consent.given.holds_through(&failure, target, &entry.digest)
+                        || (is_public && !failure.was_refused)) =>
+            {
+                self.absences.remember(target, &page, policy.negative_max_age, &failure);
+                let since = entry.checked_at.to_system_time();
+                Ok(Found { manifest, state: CacheState::Stale { since, why: failure }, is_news_of_name: true })
+            }
+            ((Err(failure), _), cached) => {
+                self.absences.remember(target, &page, policy.negative_max_age, &failure);
+                // What an upstream hides from one client it may show to others.
+                if failure.kind == FailureKind::NotFound && cached.is_some() && !target.who.is_client() {
+                    self.cache.drop_tag(key);
+                }
+                Err(failure)
+            }
+        }
+    }
+
+    /// What the upstream says of a tag, once for all who ask at the same time; the second value tells whether it was asked
+    /// by this call. Where the copy `cached` could be served, it is waited for only as long as no client minds.
+    async fn checked(
+        self: &Arc<Self>,
+        target: &Target,
+        tag: &Tag,
+        key: &TagKey,
+        cached: Option<&TagEntry>,
+        may_fetch: bool,
+    ) -> (Result<Checked, Failure>, bool) {
+        let (tags, asked, tag, of) = (self.clone(), target.clone(), tag.clone(), key.clone());
+        let policy = target.repository.config.policy_of(&key.tag);
+        let check = self.checks.run((key.clone(), target.who.id()), || async move {
+            let checked = tags.check_tag(&asked, tag, of, may_fetch).await;
+            let is_late = checked.as_ref().is_err_and(|failure| failure.kind == FailureKind::Timeout);
+            tags.lagging.note(&asked, is_late);
+            checked
+        });
+        match cached {
+            Some(entry) if self.may_serve_old(target, policy, entry).await => {
+                let patience = self.lagging.patience(target);
+                tokio::time::timeout(patience, check).await.unwrap_or_else(|_| {
+                    self.lagging.note(target, true);
+                    (Err(patience::too_slow(target, patience)), false)
+                })
+            }
+            _ => check.await,
+        }
+    }
+
+    /// Whether the copy of a tag could be served if its upstream did not answer.
+    async fn may_serve_old(&self, target: &Target, policy: &TagPolicy, entry: &TagEntry) -> bool {
+        let no_answer = Failure::new(FailureKind::Timeout, "no answer");
+        freshness::may_serve_stale(policy, no_answer.kind, entry.checked_at.age())
+            && (self.consent.given.holds_through(&no_answer, target, &entry.digest)
+                || self.consent.is_public(target, &entry.digest).await)
+    }
+
+    /// Checks a tag for those who come next; nobody waits for it.
+    fn check_behind(self: &Arc<Self>, target: &Target, tag: &Tag, key: &TagKey) {
+        let (tags, target, tag, key) = (self.clone(), target.clone(), tag.clone(), key.clone());
+        self.checks.begin((key.clone(), target.who.id()), || async move {
+            let checked = tags.check_tag(&target, tag, key.clone(), false).await;
+            if let Err(failure) = &checked {
+                let policy = target.repository.config.policy_of(&key.tag);
+                tracing::info!(repository = key.repository, name = key.name, tag = key.tag, %failure, "a tag could not be checked");
+                if failure.kind == FailureKind::NotFound && policy.on_upstream_404 == OnUpstream404::Drop && !target.who.is_client() {
+                    tags.cache.drop_tag(key);
+                }
+            }
+            checked
+        });
+    }
+
+    /// A tag whose manifest is there too, and may be shown here. An index or store that cannot be read counts as an empty
+    /// one: the upstream may still answer.
+    pub async fn cached(&self, target: &Target, key: &TagKey) -> Option<(TagEntry, Arc<Manifest>)> {
+        let is_of_now = |entry: &TagEntry| !self.written.was_tag_written(key, entry.checked_at);
+        if let Some(entry) = self.cache.tag(key).await.ok().flatten().filter(is_of_now) {
+            // It may have been brought in by clients' own credentials, when these decided.
+            let viewer = target.repository.viewer();
+            let is_visible = self.cache.is_visible(&viewer, &entry.digest).await.unwrap_or(false);
+            if is_visible || self.consent.is_public(target, &entry.digest).await {
+                return self.with_manifest(entry).await;
+            }
+        }
+        // What is for everybody was shown by the same upstreams, whoever asked.
+        let other = TagKey { shelf: target.repository.config.other_shelf(), ..key.clone() };
+        let entry = self.cache.tag(&other).await.ok().flatten().filter(is_of_now)?;
+        match self.consent.is_public(target, &entry.digest).await {
+            true => self.with_manifest(entry).await,
+            false => None,
+        }
+    }
+
+    async fn with_manifest(&self, entry: TagEntry) -> Option<(TagEntry, Arc<Manifest>)> {
+        let manifest = self.cache.manifest(&entry.digest).await.ok().flatten()?;
+        Some((entry, manifest))
+    }
+
+    /// Asks the upstream what the tag is now, and fetches the manifest if it is not here yet.
+    async fn check_tag(
+        self: &Arc<Self>,
+        target: &Target,
+        tag: Tag,
+        key: TagKey,
+        may_fetch: bool,
+    ) -> Result<Checked, Failure> {
+        let _place = self.questions.place(target).await?;
+        let upstreams = &target.repository.upstreams;
+        let reference = Reference::Tag(tag);
+        let head =
+            async |at: usize| upstreams[at].head_manifest(&target.who, &target.name, &reference, may_fetch).await;
+        let (at, head) = upstreams.first(None, head).await?;
+        if let HeadSaid::Manifest(head) = &head {
+            self.manifests.warnings.note(target, &reference.to_string(), head.warnings.clone());
+        }
+
+        let checked = match head {
+            HeadSaid::Manifest(head) => {
+                let digest = head.digest;
+                match self.cache.manifest(&digest).await.ok().flatten() {
+                    // Whom we do not trust has to send what it says that it has.
+                    Some(manifest)
+                        if self.consent.is_believed(target, &digest).await
+                            && self.suffices(target, &head, &manifest) =>
+                    {
+                        self.cache.mark_visible(&target.repository.viewer(), digest);
+                        Checked { manifest, is_fetched: false }
+                    }
+                    _ => match self.manifests.fetch(target, digest, Some(at)).await {
+                        Ok(Fetched(manifest)) => Checked { manifest, is_fetched: true },
+                        // It names a digest that it does not know: perhaps it knows the tag.
+                        Err(failure) if failure.kind == FailureKind::NotFound => {
+                            self.fetch_tag(target, &reference, at).await?
+                        }
+                        Err(failure) => return Err(failure),
+                    },
+                }
+            }
+            HeadSaid::Nothing => self.fetch_tag(target, &reference, at).await?,
+        };
+        let entry = TagEntry {
+            digest: checked.manifest.digest,
+            media_type: checked.manifest.media_type.clone(),
+            size: checked.manifest.bytes.len() as u64,
+            checked_at: Timestamp::now(),
+        };
+        self.cache.put_tag(key, entry);
+        self.consent.given.given(target, &checked.manifest.digest);
+        Ok(checked)
+    }
+
+    /// Whether a HEAD shows enough for a client to be served with a stored manifest. Where its own credentials decide, a
+    /// page that names the digest is no consent.
+    fn suffices(&self, target: &Target, head: &ManifestHead, manifest: &Manifest) -> bool {
+        target.repository.config.client_consent.is_none() || head.shows(&manifest.digest, manifest.bytes.len() as u64)
+    }
+
+    async fn fetch_tag(&self, target: &Target, tag: &Reference, preferred: usize) -> Result<Checked, Failure> {
+        let upstreams = &target.repository.upstreams;
+        let get = async |at: usize| upstreams[at].manifest(&target.who, &target.name, tag).await;
+        let (_, answer) = upstreams.first(Some(preferred), get).await?;
+        let is_known = self.cache.manifest(&answer.digest).await.ok().flatten().is_some();
+        Ok(Checked { manifest: self.manifests.keep(target, answer).await, is_fetched: !is_known })
+    }
+}
+
+/// Where in the spread of `max_age` a copy of a tag is: tags that were checked together are not all
+/// checked together again.
+#[allow(clippy::cast_precision_loss)]
+fn spread(key: &TagKey, entry: &TagEntry) -> f64 {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let mut hasher = DefaultHasher::new();
+    (key, entry.checked_at.0).hash(&mut hasher);
+    (hasher.finish() >> 32) as f64 / f64::from(u32::MAX)
+}

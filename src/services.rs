@@ -1,0 +1,91 @@
+//! The services of an instance: all that answers requests, made of one configuration, in the order of their dependencies.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use crate::access::{Access, NoRandomness, Rules, RulesError};
+use crate::cache::Cache;
+use crate::config::Config;
+use crate::observe::Metrics;
+use crate::proxy::{Proxy, ProxyRules};
+use crate::registry::{Content, Registry};
+use crate::upstream::{BuildError, Clients};
+
+/// The services, shared by all doors.
+pub struct Services {
+    pub cache: Arc<Cache>,
+    pub metrics: Arc<Metrics>,
+    pub access: Arc<Access>,
+    pub registry: Arc<Registry>,
+    pub proxy: Arc<Proxy>,
+    content: Arc<Content>,
+    clients: Clients,
+}
+
+/// The rules of another configuration, which [`Services::apply`] takes.
+pub struct Prepared {
+    rules: Arc<Rules>,
+    proxy: Option<ProxyRules>,
+}
+
+/// Why requests cannot be answered by a configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ServicesError {
+    #[error(transparent)]
+    Rules(#[from] RulesError),
+    #[error(transparent)]
+    Proxy(#[from] BuildError),
+    #[error(transparent)]
+    Randomness(#[from] NoRandomness),
+}
+
+impl Services {
+    pub fn new(config: &Config, cache: Arc<Cache>, metrics: Arc<Metrics>) -> Result<Self, ServicesError> {
+        let clients = Clients::default();
+        let Prepared { rules, proxy } = prepare(config, &clients, &metrics, None)?;
+        let access = Arc::new(Access::new(rules)?);
+        let content = Arc::new(Content::new(&cache, &clients, &metrics));
+        let registry = Registry::new(access.clone(), content.clone(), cache.clone(), metrics.clone());
+        let proxy = Proxy::new(proxy, access.clone(), content.clone(), (cache.clone(), metrics.clone()));
+        Ok(Self { cache, metrics, access, registry: Arc::new(registry), proxy: Arc::new(proxy), content, clients })
+    }
+
+    /// As configured by default, with its cache there.
+    #[cfg(test)]
+    pub fn in_directory(dir: &std::path::Path) -> Self {
+        let environment = [("LARDER_CACHE__DIR".to_owned(), dir.display().to_string())];
+        let config = Config::load(&[], environment.into_iter()).expect("valid");
+        let metrics = Arc::new(Metrics::default());
+        let cache = Arc::new(Cache::open(&config, metrics.clone()).expect("a cache"));
+        Self::new(&config, cache, metrics).expect("services")
+    }
+
+    /// Says where the process listens: there nothing is asked, whoever leads there.
+    pub fn listens_at(&self, addresses: &[SocketAddr]) {
+        self.clients.shared().ours.set(addresses);
+    }
+
+    /// What [`Self::apply`] takes; all that can fail of it.
+    pub fn prepare(&self, config: &Config) -> Result<Prepared, ServicesError> {
+        prepare(config, &self.clients, &self.metrics, Some(&self.access.rules()))
+    }
+
+    /// Answers by another configuration from now on. Running transfers end as they began; upstreams that are configured as
+    /// before keep what is known of them.
+    pub fn apply(&self, prepared: Prepared) {
+        self.access.apply(prepared.rules);
+        self.content.clear();
+        self.proxy.apply(prepared.proxy);
+    }
+}
+
+fn prepare(
+    config: &Config,
+    clients: &Clients,
+    metrics: &Arc<Metrics>,
+    before: Option<&Rules>,
+) -> Result<Prepared, ServicesError> {
+    let rules = Arc::new(Rules::new(config, clients, metrics, before)?);
+    let proxy = ProxyRules::new(config, &rules, clients, metrics)?;
+    Ok(Prepared { rules, proxy })
+}

@@ -1,7 +1,0 @@
-//! What Larder tells about itself: logs, access log, metrics.
-
-pub mod access_log;
-pub mod log;
-pub mod metrics;
-
-pub use metrics::Metrics;
