@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use larder::index::{Index, ObjectEntry, Purge, Scope, TagEntry, TagKey, Timestamp, Viewer, Write};
+use larder::index::{ObjectEntry, Purge, Scope, Sqlite, TagEntry, TagKey, Timestamp, Viewer, Write};
 use larder::oci::{Algorithm, Digest, MediaType, Reference};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -27,7 +27,7 @@ fn main() -> Result<()> {
     fill(dir.path(), images)?;
     let bytes = std::fs::metadata(dir.path().join("larder.db"))?.len() >> 20;
     println!("{} objects in {bytes} MiB, made in {:.0} s", images * 10 + BASES, began.elapsed().as_secs_f64());
-    let index = Index::open(dir.path())?;
+    let index = Sqlite::open(dir.path())?;
 
     read(&index, images)?;
     let tag = |tag: &str| Ok::<_, Box<dyn Error>>(Reference::Tag(tag.parse()?));
@@ -41,7 +41,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn read(index: &Index, images: u64) -> Result<()> {
+fn read(index: &Sqlite, images: u64) -> Result<()> {
     let middle = {
         let (repository, name) = place(images / 2);
         format!("{repository}/{name}")
@@ -61,7 +61,7 @@ fn read(index: &Index, images: u64) -> Result<()> {
 }
 
 /// Purges, and tells how long it took and how long a write of somebody else waited at most.
-fn purge(index: &Index, what: &str, purge: &Purge) -> Result<()> {
+fn purge(index: &Sqlite, what: &str, purge: &Purge) -> Result<()> {
     let began = Instant::now();
     let mut objects = 0;
     let longest = watched(index, || Ok(index.purge(purge, |purged| objects += purged.objects)?))?;
@@ -70,7 +70,7 @@ fn purge(index: &Index, what: &str, purge: &Purge) -> Result<()> {
 }
 
 /// As many tags as make the oldest go, some times over.
-fn flood(index: &Index, images: u64) -> Result<()> {
+fn flood(index: &Sqlite, images: u64) -> Result<()> {
     index.keep_within(larder::index::Bounds { names: images / 2, ..Default::default() });
     let began = Instant::now();
     let longest = watched(index, || {
@@ -95,7 +95,7 @@ fn flood(index: &Index, images: u64) -> Result<()> {
 }
 
 /// The longest wait, in milliseconds, of a write while `work` is done.
-fn watched(index: &Index, work: impl FnOnce() -> Result<()>) -> Result<f64> {
+fn watched(index: &Sqlite, work: impl FnOnce() -> Result<()>) -> Result<f64> {
     let is_done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let watch = scope.spawn(|| {
@@ -137,7 +137,7 @@ fn digest(image: u64, part: u64) -> Digest {
 
 /// Images of an index, two manifests, and of each a configuration, layers of its own and one that many have.
 fn fill(dir: &Path, images: u64) -> Result<()> {
-    let index = Index::open(dir)?;
+    let index = Sqlite::open(dir)?;
     for image in 0..images {
         let (repository, name) = place(image);
         let viewer = Viewer { repository: repository.clone(), scope: Scope::Own };

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use larder::index::{Index, ObjectEntry, Timestamp, Viewer, Write};
+use larder::index::{ObjectEntry, Sqlite, Timestamp, Viewer, Write};
 use larder::oci::{Algorithm, Digest};
 use larder::store::Disk;
 use larder::upkeep::evict::Evictor;
@@ -90,7 +90,7 @@ fn digest(number: u64) -> Digest {
 /// Files and rows as Larder leaves them.
 fn fill(cache: &Path, count: u64) -> Result<()> {
     drop(Disk::open(cache, Pool::new("reading the cache directory", 1, Duration::from_secs(60)))?);
-    let index = Index::open(cache)?;
+    let index = Sqlite::open(cache)?;
     for first in 0..=255u8 {
         fs::create_dir_all(cache.join(format!("blobs/sha256/{first:02x}")))?;
     }

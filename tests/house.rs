@@ -29,7 +29,7 @@ const ROOMS: [(&str, &[&str]); 35] = [
     ("work", &["oci"]),
     ("spool", &["files", "oci", "work"]),
     ("store", &["files", "oci", "spool", "work"]),
-    ("index", &["files", "oci"]),
+    ("index", &["files", "oci", "work"]),
     ("upkeep", &["config", "failure", "index", "oci", "spool", "store", "observe", "work"]),
     (
         "cache",

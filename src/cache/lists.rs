@@ -11,19 +11,14 @@ impl Cache {
         if let Some(listing) = self.hot.listings.get(key) {
             return Ok(Some(listing));
         }
-        match self.read_listing(key, SMALL).await {
+        match self.index.listing(key, SMALL).await {
             Err(IndexError::TooLarge(bytes)) => {
                 let right = self.lists.admit(bytes).await?;
-                let found = self.read_listing(key, bytes).await;
+                let found = self.index.listing(key, bytes).await;
                 Ok(found.map_err(|error| self.broken("cannot read a list", error))?.map(|listing| hold(listing, right)))
             }
             found => found.map_err(|error| self.broken("cannot read a list", error)),
         }
-    }
-
-    async fn read_listing(&self, key: &ListKey, room: u64) -> Result<Option<Listing>, IndexError> {
-        let (index, key) = (self.index.clone(), key.clone());
-        self.index_reads.run(move || index.listing(&key, room)).await.map_err(std::io::Error::from)?
     }
 
     /// Takes a list in, to be handed out and perhaps kept; fails where there is no room for it in memory for long.
@@ -35,6 +30,6 @@ impl Cache {
     /// Keeps a list for a while and for outages.
     pub fn put_listing(&self, key: ListKey, listing: Listing) {
         self.hot.listings.insert(key.clone(), listing.clone());
-        self.index.write(Write::Listing { key, listing });
+        self.index.note(Write::Listing { key, listing });
     }
 }

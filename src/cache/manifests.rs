@@ -11,13 +11,12 @@ use super::Cache;
 use super::hot::{Hot, MAX_MANIFEST, Manifest};
 use super::read::Content;
 use crate::failure::{Failure, FailureKind};
-use crate::index::{Index, IndexError, ObjectEntry, Timestamp, Viewer, Write};
+use crate::index::{Index, Timestamp, Viewer, Write};
 use crate::oci::Digest;
 use crate::oci::manifest::{self, Outline};
 use crate::store::{Body, Store};
 use crate::upkeep::Upkeep;
 use crate::upkeep::room::Reservation;
-use crate::work::Pool;
 
 /// How long an answer waits for a manifest to be stored. A disk in good health takes a few milliseconds.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -70,7 +69,7 @@ impl Cache {
                 self.record_object(viewer, manifest.digest, size, Some(manifest.media_type.clone()), is_new);
                 let children = Outline::read(&manifest.bytes).children;
                 let children = children.iter().map(|child| child.digest).collect();
-                self.index.write(Write::Edges { parent: manifest.digest, children });
+                self.index.note(Write::Edges { parent: manifest.digest, children });
                 self.upkeep.edges_changed(&manifest.digest);
             }
             Err(failure) => {
@@ -100,7 +99,6 @@ impl Cache {
         Loader {
             store: self.store.clone(),
             index: self.index.clone(),
-            index_reads: self.index_reads.clone(),
             upkeep: self.upkeep.clone(),
             hot: self.hot.clone(),
         }
@@ -116,8 +114,7 @@ impl Cache {
         if !is_json {
             return false;
         }
-        let digest = *digest;
-        let entry = self.read(move |index| index.object(&digest)).await;
+        let entry = self.read(self.index.object(digest)).await;
         entry.is_ok_and(|entry| entry.is_some_and(|entry| entry.media_type.is_some()))
     }
 }
@@ -125,8 +122,7 @@ impl Cache {
 /// Reads manifests from the store into memory.
 struct Loader {
     store: Arc<dyn Store>,
-    index: Arc<Index>,
-    index_reads: Pool,
+    index: Arc<dyn Index>,
     upkeep: Arc<Upkeep>,
     hot: Arc<Hot>,
 }
@@ -154,7 +150,7 @@ impl Loader {
             self.upkeep.discard(digest).await?;
             return Ok(None);
         }
-        let entry = self.known(digest).await.unwrap_or_else(|error| {
+        let entry = self.index.object(digest).await.unwrap_or_else(|error| {
             tracing::warn!(%digest, %error, "cannot read what the index knows of a manifest");
             None
         });
@@ -165,10 +161,5 @@ impl Loader {
             None => manifest::is_one(&bytes).then(|| manifest::media_type_of(&bytes)),
         };
         Ok(media_type.map(|media_type| Manifest { digest: *digest, media_type, bytes, stored_at }))
-    }
-
-    async fn known(&self, digest: &Digest) -> Result<Option<ObjectEntry>, IndexError> {
-        let (index, digest) = (self.index.clone(), *digest);
-        self.index_reads.run(move || index.object(&digest)).await.map_err(io::Error::from)?
     }
 }

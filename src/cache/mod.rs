@@ -40,8 +40,8 @@ use crate::config::Config;
 use crate::descriptors::Shares;
 use crate::failure::{Failure, FailureKind};
 use crate::index::{
-    Image, ImageName, ImagePage, Index, IndexError, ObjectEntry, Purge, Purged, TagEntry, TagKey, Timestamp, Viewer,
-    Write,
+    self, Image, ImageName, ImagePage, Index, IndexError, LocalIndex, ObjectEntry, Purge, Purged, Sqlite, TagEntry,
+    TagKey, Timestamp, Viewer, Write,
 };
 use crate::observe::Metrics;
 use crate::oci::{Digest, MediaType};
@@ -69,9 +69,7 @@ const LAST_STORES: Duration = Duration::from_secs(5);
 pub struct Cache {
     store: Arc<dyn Store>,
     spool: Spool,
-    index: Arc<Index>,
-    /// For reads of the index.
-    index_reads: Pool,
+    index: Arc<dyn Index>,
     hot: Arc<Hot>,
     lists: Lists,
     upkeep: Arc<Upkeep>,
@@ -134,25 +132,26 @@ impl Cache {
         if let Err(error) = spool.clear_blocking(max_age) {
             tracing::warn!(%error, "cannot clear abandoned downloads");
         }
-        let index = Index::open(&config.cache.dir)?;
+        let sqlite = Sqlite::open(&config.cache.dir)?;
+        let index = LocalIndex::new(sqlite, pools.index_reads, pools.upkeep.clone());
         if let Ok(capacity) = disk.capacity() {
             // Before anything is written to it.
             index.keep_within(upkeep::bounds(config, capacity.total));
         }
         let store = LocalStore::new(disk, pools.reads, pools.syncs, pools.upkeep.clone());
-        Ok(Self::of(config, Arc::new(store), spool, index, (pools.index_reads, pools.upkeep), metrics))
+        Ok(Self::of(config, Arc::new(store), spool, Arc::new(index), pools.upkeep, metrics))
     }
 
-    /// A cache of these parts; the pools are for reads of the index, and for upkeep.
+    /// A cache of these parts; the pool is for upkeep.
     fn of(
         config: &Config,
         store: Arc<dyn Store>,
         spool: Spool,
-        index: Index,
-        (index_reads, pool): (Pool, Pool),
+        index: Arc<dyn Index>,
+        pool: Pool,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let (index, hot, fills) = (Arc::new(index), Arc::new(Hot::default()), Fills::default());
+        let (hot, fills) = (Arc::new(Hot::default()), Fills::default());
         let parts = upkeep::Parts {
             store: store.clone(),
             spool: spool.clone(),
@@ -166,7 +165,6 @@ impl Cache {
             store,
             spool,
             index,
-            index_reads,
             hot,
             lists: Lists::default(),
             room: Arc::new(upkeep.clone()),
@@ -280,7 +278,7 @@ impl Cache {
 
     fn record_object(&self, viewer: &Viewer, digest: Digest, size: u64, media_type: Option<MediaType>, is_new: bool) {
         let entry = ObjectEntry { size, media_type, stored_at: Timestamp::now() };
-        self.index.write(Write::Object { digest, entry });
+        self.index.note(Write::Object { digest, entry });
         self.mark_visible(viewer, digest);
         if is_new {
             self.metrics.stores.inc();
@@ -292,8 +290,7 @@ impl Cache {
         if let Some(entry) = self.hot.tags.get(key) {
             return Ok(Some(entry));
         }
-        let wanted = key.clone();
-        let entry = self.read(move |index| index.tag(&wanted)).await?;
+        let entry = self.read(self.index.tag(key)).await?;
         if let Some(entry) = &entry {
             self.hot.tags.insert(key.clone(), entry.clone());
         }
@@ -303,7 +300,7 @@ impl Cache {
     pub fn put_tag(&self, key: TagKey, entry: TagEntry) {
         let is_news = self.hot.tags.get(&key).is_none_or(|known| known.digest != entry.digest);
         self.hot.tags.insert(key.clone(), entry.clone());
-        self.index.write(Write::Tag { key: key.clone(), entry });
+        self.index.note(Write::Tag { key: key.clone(), entry });
         if is_news {
             self.upkeep.tag_changed(&key);
         }
@@ -311,7 +308,7 @@ impl Cache {
 
     pub fn drop_tag(&self, key: TagKey) {
         self.hot.tags.remove(&key);
-        self.index.write(Write::DropTag { key: key.clone() });
+        self.index.note(Write::DropTag { key: key.clone() });
         self.upkeep.tag_changed(&key);
     }
 
@@ -321,8 +318,7 @@ impl Cache {
         if self.hot.visible.get(&key).is_some() {
             return Ok(true);
         }
-        let (viewer, digest) = key.clone();
-        let is_visible = self.read(move |index| index.is_visible(&viewer, &digest)).await?;
+        let is_visible = self.read(self.index.is_visible(viewer, digest)).await?;
         if is_visible {
             self.hot.visible.insert(key, ());
         }
@@ -332,12 +328,12 @@ impl Cache {
     pub fn mark_visible(&self, viewer: &Viewer, digest: Digest) {
         self.hot.visible.insert((viewer.clone(), digest), ());
         self.upkeep.seen_by(&digest, &viewer.repository);
-        self.index.write(Write::Visible { viewer: viewer.clone(), digest });
+        self.index.note(Write::Visible { viewer: viewer.clone(), digest });
     }
 
     /// Names with cached content of these repositories behind `last`, in order.
     pub async fn catalog(&self, repositories: Vec<String>, last: String, count: usize) -> Result<Vec<String>, Failure> {
-        self.read(move |index| index.catalog(&repositories, &last, count)).await
+        self.read(self.index.catalog(repositories, last, count)).await
     }
 
     /// Takes content out, in steps: rows first, then files. Readers that have a file open go on. It is done to its end also
@@ -361,11 +357,8 @@ impl Cache {
     pub async fn images(&self, last: String, count: usize) -> Result<(Vec<(Image, bool)>, Option<String>), Failure> {
         let refreshed = self.upkeep.refresh_pins().await;
         refreshed.map_err(|error| self.broken("cannot read the index", error))?;
-        let page = self.read(move |index| {
-            index.flush_blocking()?;
-            index.images(&last, count)
-        });
-        let ImagePage { images, next } = page.await?;
+        self.read(self.index.flush()).await?;
+        let ImagePage { images, next } = self.read(self.index.images(last, count)).await?;
         let with_pin = |image: Image| {
             let is_pinned = self.upkeep.is_pinned(&image.digest);
             (image, is_pinned)
@@ -383,7 +376,7 @@ impl Cache {
 
     /// The images that were pinned by name.
     pub async fn pins(&self) -> Result<Vec<ImageName>, Failure> {
-        self.read(|index| index.pins()).await
+        self.read(self.index.pins()).await
     }
 
     /// The right to verify all that is stored; `None` while somebody else does.
@@ -399,17 +392,12 @@ impl Cache {
     /// Whether content can be stored and looked up now. Answers soon, whatever the disk does.
     pub async fn check(&self) -> Result<(), Failure> {
         let (store, index) = (self.store.clone(), self.index.clone());
-        let reads = self.index_reads.clone();
         let probe = || async move {
             store
                 .check()
                 .await
                 .map_err(|error| Failure::of(FailureKind::Storage, "the cache directory cannot be written", error))?;
-            let read = reads
-                .run(move || index.check())
-                .await
-                .map_err(|error| Failure::of(FailureKind::Storage, "the index", error))?;
-            read.map_err(|error| Failure::of(FailureKind::Storage, "cannot read the index", error))
+            index.check().await.map_err(|error| Failure::of(FailureKind::Storage, "cannot read the index", error))
         };
         self.readiness.check(probe).await
     }
@@ -434,14 +422,8 @@ impl Cache {
         }
     }
 
-    async fn read<T: Send + 'static>(
-        &self,
-        read: impl FnOnce(&Index) -> Result<T, IndexError> + Send + 'static,
-    ) -> Result<T, Failure> {
-        let index = self.index.clone();
-        let read = self.index_reads.run(move || read(&index)).await;
-        let read = read.map_err(|error| self.broken("cannot read the index", error))?;
-        read.map_err(|error| self.broken("cannot read the index", error))
+    async fn read<T>(&self, answer: index::Answer<'_, T>) -> Result<T, Failure> {
+        answer.await.map_err(|error| self.broken("cannot read the index", error))
     }
 
     fn broken(&self, what: &str, error: impl std::error::Error + Send + Sync + 'static) -> Failure {

@@ -1,6 +1,7 @@
 //! Which names have which manifests, as their upstreams have said: what the catalog and the list of images show.
 
 use super::Cache;
+use crate::failure::Failure;
 use crate::index::{Timestamp, Write};
 use crate::oci::{Digest, Name};
 
@@ -12,7 +13,7 @@ impl Cache {
             return;
         }
         let (repository, name, digest) = key.clone();
-        self.index.write(Write::Manifest { repository, name, digest, at: Timestamp::now() });
+        self.index.note(Write::Manifest { repository, name, digest, at: Timestamp::now() });
         self.hot.names.insert(key, ());
     }
 
@@ -23,16 +24,16 @@ impl Cache {
         if self.hot.names.get(&key).is_some() {
             return true;
         }
-        let (prefix, path, digest) = key;
-        let found = self.read(move |index| {
-            if index.knows_name(&prefix, &path, &digest)? {
-                return Ok(true);
+        let found = async || {
+            let knows_name = async || self.read(self.index.knows_name(repository, name.as_str(), &digest)).await;
+            if knows_name().await? {
+                return Ok::<_, Failure>(true);
             }
             // What leads there may have been learnt a moment ago, and wait to be written.
-            index.flush_blocking()?;
-            index.knows_name(&prefix, &path, &digest)
-        });
-        let is_known = matches!(found.await, Ok(true));
+            self.read(self.index.flush()).await?;
+            knows_name().await
+        };
+        let is_known = matches!(found().await, Ok(true));
         if is_known {
             // Next time it is known without the index.
             self.note_manifest(repository, name, digest);

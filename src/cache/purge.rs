@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use tokio::sync::mpsc;
+use futures_util::StreamExt;
 
 use super::hot::Hot;
 use crate::index::{Index, IndexError, Purge, Purged};
@@ -12,7 +12,7 @@ use crate::upkeep::Upkeep;
 
 /// What a purge works on.
 pub struct Purging {
-    pub index: Arc<Index>,
+    pub index: Arc<dyn Index>,
     pub hot: Arc<Hot>,
     pub upkeep: Arc<Upkeep>,
     pub store: Arc<dyn Store>,
@@ -30,6 +30,13 @@ pub enum PurgeError {
 impl Purging {
     /// Takes content out. Readers that have a file open go on.
     pub async fn run(&self, purge: &Purge) -> Result<Purged, PurgeError> {
+        let purged = self.rows_and_files(purge).await;
+        // Also where it broke off: what was removed is not served from memory.
+        self.hot.clear();
+        purged
+    }
+
+    async fn rows_and_files(&self, purge: &Purge) -> Result<Purged, PurgeError> {
         match self.in_steps(purge).await {
             // On a full disk not even rows can be removed until something else was.
             Err(PurgeError::Index(_)) if *purge == Purge::All => {
@@ -42,14 +49,10 @@ impl Purging {
 
     async fn in_steps(&self, purge: &Purge) -> Result<Purged, PurgeError> {
         let is_all = *purge == Purge::All;
-        let (sender, mut steps) = mpsc::channel::<Purged>(1);
-        let (index, wanted) = (self.index.clone(), purge.clone());
-        let rows = tokio::task::spawn_blocking(move || {
-            // The other side listens to the end.
-            index.purge(&wanted, |step| drop(sender.blocking_send(step)))
-        });
+        let mut steps = self.index.purge(purge.clone());
         let (mut all, mut removed) = (Purged::default(), Ok(()));
-        while let Some(step) = steps.recv().await {
+        while let Some(step) = steps.next().await {
+            let step = step?;
             self.hot.clear();
             self.upkeep.removed(&step.digests, false);
             if !is_all {
@@ -60,8 +63,6 @@ impl Purging {
             // Nobody asks which ones they were.
             all.add(Purged { digests: Vec::new(), ..step });
         }
-        rows.await.map_err(io::Error::other)??;
-        self.hot.clear();
         self.upkeep.removed(&[], is_all);
         if is_all {
             removed = self.store.clear().await;

@@ -6,12 +6,14 @@ use tokio::time::Instant;
 use super::*;
 use crate::config::tests::parse;
 use crate::index::Viewer;
+use crate::index::simulated as index_simulated;
 use crate::oci::Algorithm;
 use crate::store::simulated::{DEADLINE, Health, Simulated};
 
 struct Scene {
     _dir: tempfile::TempDir,
     store: Simulated,
+    index: index_simulated::Simulated,
     cache: Arc<Cache>,
 }
 
@@ -20,13 +22,13 @@ async fn scene() -> Scene {
     let config = parse(&format!("[cache]\ndir = {:?}\n", dir.path())).expect("a configuration");
     let pool = || Pool::new("a test", 8, Duration::from_secs(3600));
     let store = Simulated::default();
-    let index = Index::open(dir.path()).expect("an index");
+    let index = index_simulated::Simulated::open(dir.path());
     let spool = Spool::new(dir.path().join("partial"), pool());
-    let cache = Cache::of(&config, Arc::new(store.clone()), spool, index, (pool(), pool()), Arc::default());
+    let cache = Cache::of(&config, Arc::new(store.clone()), spool, Arc::new(index.clone()), pool(), Arc::default());
     let cache = Arc::new(cache);
     tokio::spawn(cache.clone().look_after());
     cache.loaded().await;
-    Scene { _dir: dir, store, cache }
+    Scene { _dir: dir, store, index, cache }
 }
 
 fn manifest(text: &str) -> Manifest {
@@ -108,4 +110,103 @@ async fn what_a_hanging_store_has_is_as_if_it_were_not_there_in_time() {
     // Behind the probe that still hangs.
     tokio::time::sleep(DEADLINE).await;
     scene.cache.check().await.expect("well again");
+}
+
+const INDEX_ILLS: [index_simulated::Health; 3] =
+    [index_simulated::Health::Failing, index_simulated::Health::Hanging, index_simulated::Health::Full];
+
+#[tokio::test(start_paused = true)]
+async fn an_index_that_fails_hangs_or_is_full_keeps_no_manifest_from_who_asked_for_it() {
+    let scene = scene().await;
+    for health in INDEX_ILLS {
+        scene.index.set(health).await;
+        let begun = Instant::now();
+        let digest = scene.put(&format!("{health:?}")).await;
+        assert!(begun.elapsed() < Duration::from_secs(1), "{health:?}: it took {:?}", begun.elapsed());
+        // What came in is remembered, whatever the index does.
+        assert!(scene.cache.is_visible(&Viewer::own("r"), &digest).await.expect("known"), "{health:?}");
+        assert!(scene.cache.manifest(&digest).await.expect("readable").is_some(), "{health:?}");
+        scene.index.set(index_simulated::Health::Well).await;
+        assert!(scene.store.contains(&digest).await.expect("known"), "{health:?}: it is stored all the same");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_ill_index_cannot_tell_is_an_error_in_time_and_no_answer() {
+    let scene = scene().await;
+    let digest = scene.put("shown to this repository").await;
+    for health in [index_simulated::Health::Failing, index_simulated::Health::Hanging] {
+        scene.cache.hot.clear();
+        scene.index.set(health).await;
+        let begun = Instant::now();
+        let asked = scene.cache.is_visible(&Viewer::own("r"), &digest).await;
+        assert!(asked.is_err(), "{health:?}: a right is not guessed");
+        assert!(begun.elapsed() <= index_simulated::DEADLINE, "{health:?}: it took {:?}", begun.elapsed());
+        // The first probe of a hanging one is answered with what was found before.
+        let _ = scene.cache.check().await;
+        tokio::time::sleep(index_simulated::DEADLINE).await;
+        assert!(scene.cache.check().await.is_err(), "{health:?}: it is not ready");
+        scene.index.set(index_simulated::Health::Well).await;
+        assert!(scene.cache.is_visible(&Viewer::own("r"), &digest).await.expect("known"));
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        scene.cache.check().await.expect("ready again");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_purge_that_breaks_off_is_an_error_and_a_later_one_takes_the_rest() {
+    let scene = scene().await;
+    let mut digests = Vec::new();
+    for number in 0..200 {
+        digests.push(scene.put(&format!("image {number}")).await);
+    }
+    let purge = || scene.cache.purge(Purge::Repository("r".to_owned()));
+    scene.index.set(index_simulated::Health::Torn).await;
+    assert!(purge().await.is_err());
+    scene.index.set(index_simulated::Health::Well).await;
+    scene.cache.hot.clear();
+    for digest in &digests {
+        // What is shown is there, and what is not there is not shown.
+        let is_shown = scene.cache.is_visible(&Viewer::own("r"), digest).await.expect("known");
+        assert!(!is_shown || scene.store.contains(digest).await.expect("known"));
+    }
+    purge().await.expect("purged");
+    for digest in &digests {
+        assert!(!scene.cache.is_visible(&Viewer::own("r"), digest).await.expect("known"));
+    }
+    // Files whose rows went without them are found, and go with all.
+    scene.cache.upkeep.census(true).await.expect("counted");
+    scene.cache.purge(Purge::All).await.expect("purged");
+    for digest in &digests {
+        assert!(!scene.store.contains(digest).await.expect("known"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_index_does_not_keep_the_files_from_being_purged() {
+    let scene = scene().await;
+    let digest = scene.put("on a full disk").await;
+    scene.index.set(index_simulated::Health::Full).await;
+    assert!(scene.cache.purge(Purge::All).await.is_err());
+    assert!(!scene.store.contains(&digest).await.expect("known"), "room comes first");
+    assert!(scene.cache.manifest(&digest).await.expect("readable").is_none(), "nor is it served from memory");
+    scene.index.set(index_simulated::Health::Well).await;
+    scene.cache.purge(Purge::All).await.expect("purged");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_index_lost_that_lied_is_learnt_again_and_shown_to_nobody_meanwhile() {
+    let scene = scene().await;
+    let before = scene.put("before").await;
+    scene.index.set(index_simulated::Health::Lying).await;
+    let lost = scene.put("said to be durable").await;
+    scene.index.flush().await.expect("it says so");
+    assert!(scene.cache.index.object(&lost).await.expect("read").is_some());
+    scene.index.lose_power().await;
+    scene.cache.hot.clear();
+    assert!(scene.cache.is_visible(&Viewer::own("r"), &before).await.expect("known"));
+    assert!(!scene.cache.is_visible(&Viewer::own("r"), &lost).await.expect("known"), "its upstream is asked again");
+    scene.cache.upkeep.census(true).await.expect("counted");
+    scene.index.flush().await.expect("written");
+    assert!(scene.cache.store.contains(&lost).await.expect("known"));
 }

@@ -18,8 +18,7 @@ impl Cache {
         if let Some(entries) = self.hot.urls.get(key) {
             return Ok(entries);
         }
-        let wanted = *key;
-        let entries = Arc::new(self.read(move |index| index.urls(&wanted)).await?);
+        let entries = Arc::new(self.read(self.index.urls(key)).await?);
         self.hot.urls.insert(*key, entries.clone());
         Ok(entries)
     }
@@ -30,7 +29,7 @@ impl Cache {
         let others = before.iter().filter(|other| other.variant != entry.variant).cloned();
         let now = std::iter::once(entry.clone()).chain(others).take(MAX_VARIANTS).collect();
         self.hot.urls.insert(key, Arc::new(now));
-        self.index.write(Write::Url { key, entry });
+        self.index.note(Write::Url { key, entry });
     }
 
     /// Forgets an answer.
@@ -38,7 +37,7 @@ impl Cache {
         let before = self.urls(&key).await.unwrap_or_default();
         let others = before.iter().filter(|other| other.variant != variant).cloned().collect();
         self.hot.urls.insert(key, Arc::new(others));
-        self.index.write(Write::DropUrl { key, variant });
+        self.index.note(Write::DropUrl { key, variant });
     }
 
     /// Begins to bring in what a URL has now, or joins the fill that does; `None` where no place is free.

@@ -176,7 +176,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::graph::assert_goes_by_indexes;
-    use super::super::{Index, TagEntry, TagKey, Timestamp};
+    use super::super::{Sqlite, TagEntry, TagKey, Timestamp};
     use super::*;
     use crate::index::{ImageName, ObjectEntry, Viewer};
     use crate::oci::{Algorithm, Digest, MediaType};
@@ -185,7 +185,7 @@ mod tests {
         Digest::of(Algorithm::Sha256, &number.to_le_bytes())
     }
 
-    fn count(index: &Index, sql: &str) -> u64 {
+    fn count(index: &Sqlite, sql: &str) -> u64 {
         index.read(|connection| connection.query_row(sql, [], |row| row.get(0))).expect("read")
     }
 
@@ -203,14 +203,14 @@ mod tests {
     #[tokio::test]
     async fn tags_and_names_keep_to_their_number_and_the_oldest_go_first() {
         let dir = tempfile::tempdir().expect("a directory");
-        let index = Index::open(dir.path()).expect("an index");
+        let index = Sqlite::open(dir.path()).expect("an index");
         index.keep_within(Bounds { names: 1_000, ..Bounds::default() });
         let pin = ImageName {
             repository: "flood".to_owned(),
             name: "pinned".to_owned(),
             reference: "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855".parse().expect("one"),
         };
-        index.set_pin(pin, true).await.expect("pinned");
+        index.set_pin(pin, true).expect("pinned");
         index.write(tag("quiet", "old", 1));
         let named = |name: &str, number: u64| Write::Manifest {
             repository: "flood".to_owned(),
@@ -239,7 +239,7 @@ mod tests {
     #[test]
     fn what_is_too_much_goes_in_steps_and_none_looks_through_a_table() {
         let dir = tempfile::tempdir().expect("a directory");
-        let index = Index::open(dir.path()).expect("an index");
+        let index = Sqlite::open(dir.path()).expect("an index");
         index.apply((0..3_000).map(|number| tag("r", &number.to_string(), number)));
         let bounds = Bounds { names: 160, ..Bounds::default() };
         let left = index.change_blocking(move |connection| {
@@ -262,7 +262,7 @@ mod tests {
     #[test]
     fn where_all_that_is_left_is_pinned_it_stays_and_is_not_looked_for_again_and_again() {
         let dir = tempfile::tempdir().expect("a directory");
-        let index = Index::open(dir.path()).expect("an index");
+        let index = Sqlite::open(dir.path()).expect("an index");
         index.apply((0..200).map(|number| tag("r", &number.to_string(), number)));
         let bounds = Bounds { names: 160, ..Bounds::default() };
         let excess = index.change_blocking(move |connection| {
@@ -280,7 +280,7 @@ mod tests {
     #[tokio::test]
     async fn an_object_is_noted_for_so_many_repositories_and_no_more() {
         let dir = tempfile::tempdir().expect("a directory");
-        let index = Index::open(dir.path()).expect("an index");
+        let index = Sqlite::open(dir.path()).expect("an index");
         for number in 0..1_000 {
             index.write(Write::Visible { viewer: Viewer::own(format!("host-{number}.example")), digest: digest(1) });
         }
@@ -293,7 +293,7 @@ mod tests {
     #[tokio::test]
     async fn a_database_beyond_its_bound_drops_lists_first() {
         let dir = tempfile::tempdir().expect("a directory");
-        let index = Index::open(dir.path()).expect("an index");
+        let index = Sqlite::open(dir.path()).expect("an index");
         index.write(Write::Object {
             digest: digest(1),
             entry: ObjectEntry { size: 1, media_type: None, stored_at: Timestamp(1) },

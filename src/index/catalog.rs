@@ -5,9 +5,9 @@ use std::collections::BinaryHeap;
 
 use rusqlite::{Connection, params};
 
-use super::{Index, IndexError};
+use super::{IndexError, Sqlite};
 
-impl Index {
+impl Sqlite {
     /// At most `count` names with cached content, as `repository/name` in byte order, behind `last`. What only clients'
     /// own credentials brought in is not listed. Blocks.
     pub fn catalog(&self, repositories: &[String], last: &str, count: usize) -> Result<Vec<String>, IndexError> {

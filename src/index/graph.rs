@@ -4,7 +4,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use rusqlite::Connection;
 
-use super::{Index, ObjectEntry, Scope, TagEntry, TagKey, Timestamp, Viewer, Write};
+use super::{ObjectEntry, Scope, Sqlite, TagEntry, TagKey, Timestamp, Viewer, Write};
 use crate::oci::{Digest, MediaType};
 
 pub const OBJECTS: u8 = 12;
@@ -59,16 +59,16 @@ pub fn graphs() -> impl Strategy<Value = Graph> {
 pub struct Graph(Vec<Write>);
 
 impl Graph {
-    pub fn written(self) -> (tempfile::TempDir, Index) {
+    pub fn written(self) -> (tempfile::TempDir, Sqlite) {
         let dir = tempfile::tempdir().expect("a directory");
-        let index = Index::open(dir.path()).expect("an index");
+        let index = Sqlite::open(dir.path()).expect("an index");
         index.apply(self.0);
         index.flush_blocking_here();
         (dir, index)
     }
 }
 
-impl Index {
+impl Sqlite {
     /// Waits until all is written, wherever a test runs.
     pub fn flush_blocking_here(&self) {
         self.change_blocking(|_| Ok(())).expect("written");
@@ -102,7 +102,7 @@ pub fn assert_sums(connection: &Connection) {
 
 /// A statement goes by indexes: it looks through no table, and sorts nothing. One that reads its first rows in the order
 /// of an index is fine.
-pub fn assert_goes_by_indexes(index: &Index, sql: &str) {
+pub fn assert_goes_by_indexes(index: &Sqlite, sql: &str) {
     let plan = index.change_blocking({
         let sql = format!("EXPLAIN QUERY PLAN {sql}");
         move |connection| {

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::sqlite::{digest, read_digest};
-use super::{Image, ImageName, Index, IndexError, TagKey, Timestamp};
+use super::{Image, ImageName, IndexError, Sqlite, TagKey, Timestamp};
 use crate::oci::{Digest, MediaType, Reference};
 
 /// Rows and objects that are looked at for one page. A page on which little of that is an image ends before it is full.
@@ -19,7 +19,7 @@ pub struct ImagePage {
     pub next: Option<String>,
 }
 
-impl Index {
+impl Sqlite {
     /// At most `count` images whose manifest is stored, in the order of their references, behind the
     /// reference `last`. Manifests that were asked for by digest are listed too, unless a tag of the
     /// same name or another stored manifest leads to them. Blocks.

@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use rusqlite::{OptionalExtension, Transaction, params};
 
-use super::{Index, IndexError, ListKey, Listing, Timestamp};
+use super::{IndexError, ListKey, Listing, Sqlite, Timestamp};
 use crate::oci::MediaType;
 
 /// What a row takes beside its texts and body, in the table and its indexes.
@@ -28,7 +28,7 @@ impl Listing {
     }
 }
 
-impl Index {
+impl Sqlite {
     /// A list as last seen, if it takes no more than `room` bytes; else [`IndexError::TooLarge`] says how many. Blocks.
     pub fn listing(&self, key: &ListKey, room: u64) -> Result<Option<Listing>, IndexError> {
         const SQL: &str = "SELECT bytes, media_type, link, filters_applied, checked_at, body FROM listings \
@@ -125,13 +125,13 @@ mod tests {
         }
     }
 
-    fn is_there(index: &Index, key: &ListKey) -> bool {
+    fn is_there(index: &Sqlite, key: &ListKey) -> bool {
         index.listing(key, u64::MAX).expect("read").is_some()
     }
 
-    fn open(lists: u64) -> (tempfile::TempDir, Index) {
+    fn open(lists: u64) -> (tempfile::TempDir, Sqlite) {
         let dir = tempfile::tempdir().expect("a directory");
-        let index = Index::open(dir.path()).expect("an index");
+        let index = Sqlite::open(dir.path()).expect("an index");
         index.keep_within(Bounds { lists, ..Bounds::default() });
         (dir, index)
     }

@@ -1,7 +1,8 @@
 //! What is known about the bytes in the store: sizes, tags, who may see what, what refers to what.
 //!
-//! The index is a help, not the truth: an object's file is. Writes are queued and batched by one
-//! thread, so that no request waits for them; reads have connections of their own.
+//! The index is a help, not the truth: an object's file is. [`Index`] makes three promises: reads end in time; a write of a
+//! request never waits, and may be dropped ([`Index::note`]); a change of upkeep waits, and is not dropped
+//! ([`Index::apply`]).
 
 mod apply;
 mod bounds;
@@ -11,6 +12,7 @@ mod damage;
 mod graph;
 mod images;
 mod listings;
+mod local;
 mod names;
 mod open;
 mod pins;
@@ -19,23 +21,126 @@ mod purge;
 mod queue;
 mod reach;
 mod scope;
+#[cfg(test)]
+pub mod simulated;
 mod size;
 mod sqlite;
+#[cfg(test)]
+mod suite;
 mod urls;
 mod writer;
 
+use std::collections::HashSet;
 use std::time::{Duration, SystemTime};
 
 pub use bounds::Bounds;
 pub use images::ImagePage;
+pub use local::LocalIndex;
 pub use purge::{Purge, Purged};
 pub use scope::{Scope, Viewer};
-pub use sqlite::Index;
+pub use sqlite::Sqlite;
 pub use urls::UrlEntry;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
 
 use crate::oci::{Digest, MediaType, Reference};
+
+/// What a call of an [`Index`] comes to.
+pub type Answer<'a, T> = BoxFuture<'a, Result<T, IndexError>>;
+
+/// Takes one object of [`Index::objects_by_use`]: its digest, size, last use, and the repositories that may see it, a line
+/// each.
+pub type TakeObject = Box<dyn FnMut(Digest, u64, Timestamp, &str) + Send>;
+
+/// What is known about objects. Each call ends in time, with an error where the disk or the server behind it does not
+/// answer; those that read all of the index take as long as that takes.
+pub trait Index: Send + Sync + 'static {
+    /// What a tag was when its upstream was last asked.
+    fn tag<'a>(&'a self, key: &'a TagKey) -> Answer<'a, Option<TagEntry>>;
+
+    /// What is known of an object in the store.
+    fn object<'a>(&'a self, digest: &'a Digest) -> Answer<'a, Option<ObjectEntry>>;
+
+    /// Whether an object may be shown to a viewer.
+    fn is_visible<'a>(&'a self, viewer: &'a Viewer, digest: &'a Digest) -> Answer<'a, bool>;
+
+    /// Whether a name is known to have a manifest: its upstream said so, or a tag or a manifest of the name leads there.
+    fn knows_name<'a>(&'a self, repository: &'a str, name: &'a str, digest: &'a Digest) -> Answer<'a, bool>;
+
+    /// A list as it was last seen. Fails with [`IndexError::TooLarge`] where it takes more than `room` bytes.
+    fn listing<'a>(&'a self, key: &'a ListKey, room: u64) -> Answer<'a, Option<Listing>>;
+
+    /// The stored answers of the URL that `key` stands for, the newest first.
+    fn urls<'a>(&'a self, key: &'a Digest) -> Answer<'a, Vec<UrlEntry>>;
+
+    /// At most `count` names with cached content of these repositories behind `last`, in order.
+    fn catalog(&self, repositories: Vec<String>, last: String, count: usize) -> Answer<'_, Vec<String>>;
+
+    /// At most `count` images whose manifest is stored, in the order of their references, behind the reference `last`.
+    fn images(&self, last: String, count: usize) -> Answer<'_, ImagePage>;
+
+    /// The images that are pinned by name, in order.
+    fn pins(&self) -> Answer<'_, Vec<ImageName>>;
+
+    /// Whether the index can be read.
+    fn check(&self) -> Answer<'_, ()>;
+
+    /// The manifests of images, as far as they are known.
+    fn manifests_of(&self, images: Vec<ImageName>) -> Answer<'_, Vec<Digest>>;
+
+    /// The manifests of those tags of a repository that `is_wanted` takes.
+    fn tags_of<'a>(
+        &'a self,
+        repository: &'a str,
+        is_wanted: Box<dyn Fn(&TagKey) -> bool + Send>,
+    ) -> Answer<'a, Vec<Digest>>;
+
+    /// The given manifests and all that they lead to, stored or not.
+    fn below(&self, roots: Vec<Digest>) -> Answer<'_, HashSet<Digest>>;
+
+    /// Gives all objects to `each`, the least recently used first. `with_repositories`: whether the repositories that may
+    /// see an object are told, too. Takes as long as it takes to read them.
+    fn objects_by_use(&self, with_repositories: bool, each: TakeObject) -> Answer<'_, ()>;
+
+    /// Reads all of the index and compares its parts. Takes as long as that takes.
+    fn verify(&self) -> Answer<'_, ()>;
+
+    /// Queues a change of a request. Never waits: where too many wait already it is dropped and counted.
+    fn note(&self, write: Write);
+
+    /// Queues changes of upkeep, which are not dropped: waits while too many wait.
+    fn apply(&self, writes: Vec<Write>) -> Answer<'_, ()>;
+
+    /// Waits until all that was queued is written.
+    fn flush(&self) -> Answer<'_, ()>;
+
+    /// Writes what was queued and closes the index, whatever else still holds it: what is written later is dropped.
+    fn close(&self) -> Answer<'_, ()>;
+
+    /// Pins an image or takes that back. Returns whether that changed anything.
+    fn set_pin(&self, image: ImageName, is_pinned: bool) -> Answer<'_, bool>;
+
+    /// Removes rows in steps, and tells after each which objects nothing refers to any more. It ends with the last step, or
+    /// with an error; what was removed before stays removed.
+    fn purge(&self, purge: Purge) -> BoxStream<'static, Result<Purged, IndexError>>;
+
+    /// Holds no more than this from now on.
+    fn keep_within(&self, bounds: Bounds);
+
+    /// Bytes of disk that the index needs.
+    fn bytes(&self) -> Answer<'_, u64>;
+
+    /// Gives back what is kept only for people to look at. Returns how many bytes that was.
+    fn remove_aside(&self) -> Answer<'_, u64>;
+
+    /// Changes that were dropped since the start.
+    fn dropped(&self) -> u64;
+
+    /// Whether the index was damaged when it was opened, and had to be begun anew.
+    fn was_damaged(&self) -> bool;
+}
 
 /// Milliseconds since 1970, as the index keeps times.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -2,13 +2,13 @@
 
 use rusqlite::{Transaction, params};
 
-use super::{Index, IndexError, Timestamp};
+use super::{IndexError, Sqlite, Timestamp};
 use crate::oci::Digest;
 
 /// A name that is noted again is written again only after this, in milliseconds.
 const RESOLUTION: i64 = 24 * 3_600_000;
 
-impl Index {
+impl Sqlite {
     /// Whether the upstream of `repository` is known to have the manifest under this name: it said so, or a tag of the
     /// name leads to it, or a manifest of the name does. Blocks.
     pub fn knows_name(&self, repository: &str, name: &str, digest: &Digest) -> Result<bool, IndexError> {
@@ -44,7 +44,7 @@ mod tests {
     #[tokio::test]
     async fn a_name_has_what_its_tags_and_its_manifests_lead_to() {
         let dir = tempfile::tempdir().expect("a directory");
-        let index = Index::open(dir.path()).expect("an index");
+        let index = Sqlite::open(dir.path()).expect("an index");
         let [image_index, image, other] = [1, 2, 3].map(|byte| Digest::Sha256([byte; 32]));
         let key =
             TagKey { repository: "r".to_owned(), name: "a".to_owned(), tag: "1".to_owned(), shelf: String::new() };

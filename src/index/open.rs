@@ -10,7 +10,7 @@ use super::place::{Place, remove, uri};
 use super::size::{self, LITTLE};
 use super::sqlite::Readers;
 use super::writer::{PATIENCE, Queue, Writer};
-use super::{Index, IndexError, pins};
+use super::{IndexError, Sqlite, pins};
 use crate::files;
 
 pub(super) const MIGRATIONS: [&str; 8] = [
@@ -33,7 +33,7 @@ const SPARE_BYTES: u64 = 16 << 20;
 /// A smaller database is not what fills a disk.
 const LARGE: u64 = 4 << 20;
 
-impl Index {
+impl Sqlite {
     /// Opens the index under `dir`. One that cannot be read is set aside and a new one begun: what it
     /// knew is learnt again, and no state file can stop the start.
     pub fn open(dir: &Path) -> Result<Self, IndexError> {
@@ -223,7 +223,7 @@ mod tests {
         TagKey { repository: "r".to_owned(), name: "a".to_owned(), tag: tag.to_owned(), shelf: String::new() }
     }
 
-    fn put(index: &Index, tag: &str) {
+    fn put(index: &Sqlite, tag: &str) {
         let digest = Digest::Sha256([1; 32]);
         let entry = TagEntry { digest, media_type: MediaType::new("m"), size: 1, checked_at: Timestamp(1) };
         index.write(Write::Tag { key: key(tag), entry });
@@ -237,7 +237,7 @@ mod tests {
     async fn an_index_kept_in_memory_is_written_when_the_process_ends() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("larder.db");
-        let index = Index::open(dir.path()).expect("an index");
+        let index = Sqlite::open(dir.path()).expect("an index");
         put(&index, "before");
         index.flush().await.expect("written");
         // Killed: what was written last is in the log only.
@@ -248,12 +248,12 @@ mod tests {
         drop(index);
         for dir in [dir.path(), killed.path()] {
             let path = dir.join("larder.db");
-            let index = Index::open_without_disk(&path, &full()).expect("an index");
+            let index = Sqlite::open_without_disk(&path, &full()).expect("an index");
             assert!(index.tag(&key("before")).expect("read").is_some());
             assert_eq!(index.bytes(), 0);
             put(&index, "in memory");
             drop(index);
-            let index = Index::open(dir).expect("an index");
+            let index = Sqlite::open(dir).expect("an index");
             assert!(index.tag(&key("before")).expect("read").is_some());
             assert!(index.tag(&key("in memory")).expect("read").is_some());
             assert!(!dir.join("larder.db-new").exists());
@@ -262,7 +262,7 @@ mod tests {
         std::fs::write(&path, [0xff; 5000]).expect("written");
         let pin = r#"[{"repository": "r", "name": "a", "reference": "1"}]"#;
         std::fs::write(dir.path().join("pins.json"), pin).expect("written");
-        let index = Index::open_without_disk(&path, &full()).expect("an index");
+        let index = Sqlite::open_without_disk(&path, &full()).expect("an index");
         let reference = Reference::Tag("1".parse().expect("a tag"));
         let pin = ImageName { repository: "r".to_owned(), name: "a".to_owned(), reference };
         assert_eq!(index.pins().expect("read"), [pin]);
@@ -280,7 +280,7 @@ mod tests {
         std::fs::write(dir.path().join("larder.db.damaged-1"), "old").expect("written");
         std::fs::write(dir.path().join("larder.db.damaged-2"), "old").expect("written");
         std::fs::write(dir.path().join("larder.db"), vec![0x5a; 8192]).expect("written");
-        let index = Index::open(dir.path()).expect("a new index");
+        let index = Sqlite::open(dir.path()).expect("a new index");
         assert_eq!(aside(), 1);
         assert_eq!(index.remove_aside().expect("removed"), 8192);
         assert_eq!(aside(), 0);

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use rusqlite::{Connection, params};
 use serde::{Deserialize, Serialize};
 
-use super::{ImageName, Index, IndexError};
+use super::{ImageName, IndexError, Sqlite};
 use crate::files::{self, Readers};
 use crate::oci::Reference;
 
@@ -23,12 +23,12 @@ struct Row {
     reference: String,
 }
 
-impl Index {
-    /// Pins an image or takes that back. Returns whether that changed anything.
-    pub async fn set_pin(&self, image: ImageName, is_pinned: bool) -> Result<bool, IndexError> {
+impl Sqlite {
+    /// Pins an image or takes that back. Returns whether that changed anything. Blocks.
+    pub fn set_pin(&self, image: ImageName, is_pinned: bool) -> Result<bool, IndexError> {
         let ImageName { repository, name, reference } = image;
         let file = pins_file(self.path());
-        self.change(move |connection| {
+        self.change_blocking(move |connection| {
             let sql = if is_pinned { PIN } else { UNPIN };
             let is_changed = connection.execute(sql, params![repository, name, reference.to_string()])? > 0;
             if is_changed {
@@ -36,7 +36,6 @@ impl Index {
             }
             Ok(is_changed)
         })
-        .await
     }
 
     /// All pins, in order. Blocks.

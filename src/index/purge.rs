@@ -9,7 +9,7 @@ use rusqlite::{Connection, Transaction, params};
 use super::reach::{Reach, is_root};
 use super::size::{self, Left};
 use super::sqlite::read_digest;
-use super::{Index, IndexError};
+use super::{IndexError, Sqlite};
 use crate::oci::{Digest, Reference};
 
 /// Rows of one table that go in one step. Each is in several indexes, at other places of the disk than its neighbours.
@@ -73,7 +73,7 @@ impl Purged {
     }
 }
 
-impl Index {
+impl Sqlite {
     /// Removes rows in steps, and tells after each which objects nothing refers to any more. Blocks.
     pub fn purge(&self, purge: &Purge, mut each: impl FnMut(Purged)) -> Result<(), IndexError> {
         match purge {

@@ -17,7 +17,7 @@ use crate::oci::{Digest, MediaType};
 const READERS: usize = 4;
 
 /// The index of one cache directory.
-pub struct Index {
+pub struct Sqlite {
     pub(super) path: PathBuf,
     pub(super) readers: Readers,
     pub(super) writer: Queue,
@@ -26,7 +26,7 @@ pub struct Index {
     pub(super) file: Option<(u64, u64)>,
 }
 
-impl Index {
+impl Sqlite {
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
@@ -67,28 +67,14 @@ impl Index {
         self.path.parent().map_or(Ok(0), remove_aside)
     }
 
-    /// Makes a change behind all that is queued, and waits for its result.
-    pub(super) async fn change<T: Send + 'static>(
-        &self,
-        change: impl FnOnce(&mut Connection) -> Result<T, IndexError> + Send + 'static,
-    ) -> Result<T, IndexError> {
-        let (done, result) = oneshot::channel();
-        let change: Change = Box::new(move |connection| {
-            // A caller that has gone away needs no answer.
-            let _ = done.send(change(connection));
-        });
-        self.writer.add(Task::Change(change))?;
-        result.await.map_err(|_| IndexError::Closed)?
-    }
-
-    /// As [`Self::change`], for who may block.
+    /// Makes a change behind all that is queued, and waits for its result. Blocks.
     pub(super) fn change_blocking<T: Send + 'static>(
         &self,
         change: impl FnOnce(&mut Connection) -> Result<T, IndexError> + Send + 'static,
     ) -> Result<T, IndexError> {
         let (done, result) = std::sync::mpsc::sync_channel(1);
         let change: Change = Box::new(move |connection| {
-            // Who waits is still there: it cannot leave.
+            // The caller is still there: it cannot leave.
             let _ = done.send(change(connection));
         });
         self.writer.add(Task::Change(change))?;

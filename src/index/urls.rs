@@ -4,7 +4,7 @@ use bytes::Bytes;
 use rusqlite::{OptionalExtension, Row, Transaction, params};
 
 use super::sqlite::digest;
-use super::{Index, IndexError, Timestamp};
+use super::{IndexError, Sqlite, Timestamp};
 use crate::oci::Digest;
 
 /// Answers kept of one URL.
@@ -24,7 +24,7 @@ pub struct UrlEntry {
     pub stored_at: Timestamp,
 }
 
-impl Index {
+impl Sqlite {
     /// The answers of the URL that `key` stands for, the newest first. Blocks.
     pub fn urls(&self, key: &Digest) -> Result<Vec<UrlEntry>, IndexError> {
         const SQL: &str = "SELECT digest, variant, head, stored_at FROM urls WHERE key = ?1 ORDER BY stored_at DESC";
@@ -94,7 +94,7 @@ mod tests {
     #[tokio::test]
     async fn the_newest_answers_of_a_url_are_kept_until_their_content_is_gone() {
         let dir = tempfile::tempdir().expect("a directory");
-        let index = Index::open(dir.path()).expect("opened");
+        let index = Sqlite::open(dir.path()).expect("opened");
         let key = Digest::of(Algorithm::Sha256, b"key");
         for at in 0..20 {
             index.write(Write::Url { key, entry: entry(at, i64::from(at)) });
@@ -112,7 +112,7 @@ mod tests {
     #[tokio::test]
     async fn answers_keep_to_their_bytes_and_the_oldest_go_first() {
         let dir = tempfile::tempdir().expect("a directory");
-        let index = Index::open(dir.path()).expect("opened");
+        let index = Sqlite::open(dir.path()).expect("opened");
         index.keep_within(Bounds { urls: 1 << 20, ..Bounds::default() });
         let key = |number: i64| Digest::of(Algorithm::Sha256, &number.to_le_bytes());
         for number in 0..1_000 {

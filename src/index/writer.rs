@@ -355,7 +355,7 @@ impl Writer {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Index, ListKey, Listing, Purge, TagEntry, TagKey, Timestamp};
+    use super::super::{ListKey, Listing, Purge, Sqlite, TagEntry, TagKey, Timestamp};
     use super::*;
     use crate::oci::{Digest, MediaType};
 
@@ -380,7 +380,7 @@ mod tests {
         (key, TagEntry { digest, media_type: MediaType::new("m"), size: 1, checked_at: Timestamp(1) })
     }
 
-    async fn write_lists(index: &Index, count: usize) {
+    async fn write_lists(index: &Sqlite, count: usize) {
         for number in 0..count {
             index.write(list(number, 1 << 20));
             index.flush().await.expect("written");
@@ -400,7 +400,7 @@ mod tests {
     async fn what_a_flood_took_is_given_back() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("larder.db");
-        let index = Index::open(dir.path()).expect("an index");
+        let index = Sqlite::open(dir.path()).expect("an index");
         write_lists(&index, 20).await;
         assert!(size::on_disk(&path) > 20 * MIB && index.bytes() > 20 * MIB);
         // Behind everybody's back, where only a part goes.
@@ -438,7 +438,7 @@ mod tests {
         .expect("filled");
         drop(old);
         assert!(size::on_disk(&path) > 4 * MIB);
-        let index = Index::open(dir.path()).expect("an index");
+        let index = Sqlite::open(dir.path()).expect("an index");
         assert!(size::on_disk(&path) < MIB, "{}", size::on_disk(&path));
         assert!(index.tag(&tag().0).expect("read").is_some());
         let mode: i64 = index
@@ -451,14 +451,14 @@ mod tests {
     async fn a_large_index_that_cannot_shrink_is_written_anew_once_it_is_mostly_empty() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("larder.db");
-        let index = Index::open(dir.path()).expect("an index");
+        let index = Sqlite::open(dir.path()).expect("an index");
         // More than what is written anew at the start.
         write_lists(&index, 20).await;
         drop(index);
         let old = Connection::open(&path).expect("opened");
         old.execute_batch("PRAGMA auto_vacuum = NONE; VACUUM").expect("rewritten");
         drop(old);
-        let index = Index::open(dir.path()).expect("an index");
+        let index = Sqlite::open(dir.path()).expect("an index");
         assert!(size::on_disk(&path) > 20 * MIB);
         index.purge(&Purge::All, drop).expect("purged");
         assert!(size::on_disk(&path) < MIB / 4, "{}", size::on_disk(&path));
@@ -468,7 +468,7 @@ mod tests {
     async fn a_reader_that_takes_long_does_not_make_the_log_grow_for_ever() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("larder.db");
-        let index = Arc::new(Index::open(dir.path()).expect("an index"));
+        let index = Arc::new(Sqlite::open(dir.path()).expect("an index"));
         let (go_on, may_go_on) = std::sync::mpsc::channel::<()>();
         let (begun, has_begun) = std::sync::mpsc::channel();
         let reading = index.clone();

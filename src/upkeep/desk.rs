@@ -45,7 +45,7 @@ pub trait Cached: Send + Sync + 'static {
 pub struct Parts {
     pub store: Arc<dyn Store>,
     pub spool: Spool,
-    pub index: Arc<Index>,
+    pub index: Arc<dyn Index>,
     pub cached: Arc<dyn Cached>,
     /// For what blocks.
     pub pool: Pool,
@@ -303,19 +303,9 @@ impl Upkeep {
 
     /// Queues changes to the index that must not be dropped; waits while too many wait.
     pub(super) async fn apply(&self, writes: Vec<Write>) {
-        let index = self.parts.index.clone();
-        if let Err(error) = self.parts.pool.run(move || index.apply(writes)).await {
+        if let Err(error) = self.parts.index.apply(writes).await {
             tracing::warn!(%error, "the index takes long over what upkeep has changed");
         }
-    }
-
-    /// Runs what blocks on the index.
-    pub(super) async fn on_index<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Index) -> Result<T, IndexError> + Send + 'static,
-    ) -> Result<T, IndexError> {
-        let index = self.parts.index.clone();
-        self.parts.pool.run(move || work(&index)).await.map_err(io::Error::from)?
     }
 
     pub(super) fn ledger(&self) -> MutexGuard<'_, Ledger> {

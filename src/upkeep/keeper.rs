@@ -13,7 +13,7 @@ use super::clock::{now, seconds};
 use super::desk::Upkeep;
 use super::ledger::{Look, Step};
 use super::mail::{Ask, Message};
-use crate::index::IndexError;
+use crate::index::{IndexError, TakeObject};
 use crate::oci::Digest;
 use crate::spool::Download;
 
@@ -116,13 +116,8 @@ impl Keeper {
         let read = async {
             self.refresh_pins().await?;
             // What was written a moment ago is to be read, too.
-            let upkeep = self.upkeep.clone();
-            let place = self.upkeep.parts().pool.place().await.map_err(io::Error::from)?;
-            let read = move || {
-                let index = &upkeep.parts().index;
-                Ok(index.flush_blocking().and_then(|()| upkeep.read_objects(index)))
-            };
-            self.upkeep.parts().pool.run_at(place, read).await?
+            self.upkeep.parts().index.flush().await?;
+            self.read_objects().await
         };
         if let Err(error) = read.await {
             self.failed("what is stored cannot be read from the index", &error);
@@ -131,6 +126,18 @@ impl Keeper {
         self.upkeep.publish_totals();
         self.look_again().await;
         self.upkeep.set_loaded(true);
+    }
+
+    /// Reads all objects of the index into the ledger.
+    async fn read_objects(&self) -> Result<(), IndexError> {
+        let upkeep = self.upkeep.clone();
+        let by_repository = upkeep.ledger().limits().classes.count() > 1;
+        let each: TakeObject = Box::new(move |digest, size, last_use, repositories| {
+            let mut ledger = upkeep.ledger();
+            let class = ledger.limits().classes.longest(repositories);
+            ledger.known(digest, size, class, seconds(last_use));
+        });
+        self.upkeep.parts().index.objects_by_use(by_repository, each).await
     }
 
     async fn tick(&mut self) {
@@ -191,7 +198,7 @@ impl Keeper {
             return Ok(None);
         }
         // What was just asked for is not to be the first to go. A fill does not wait until that is written.
-        self.upkeep.take_in_uses().into_iter().for_each(|used| self.upkeep.parts().index.write(used));
+        self.upkeep.take_in_uses().into_iter().for_each(|used| self.upkeep.parts().index.note(used));
         let (mut look, abandoned) = self.look().await?;
         let rest = ask.wanted - ask.held.bytes;
         self.relieve(rest, &mut look, abandoned).await?;
@@ -224,7 +231,7 @@ impl Keeper {
         if needed(look) == 0 {
             return Ok(());
         }
-        look.free += self.upkeep.on_index(|index| Ok(index.remove_aside()?)).await.map_err(io::Error::other)?;
+        look.free += self.upkeep.parts().index.remove_aside().await.map_err(io::Error::other)?;
         abandoned.sort_by_key(|download| std::cmp::Reverse(download.since));
         while needed(look) > 0
             && let Some(download) = abandoned.pop()
@@ -296,7 +303,7 @@ impl Keeper {
         let released = self.upkeep.ledger().released();
         let downloads = parts.spool.list().await?;
         let capacity = parts.store.capacity().await?;
-        let index = self.upkeep.on_index(|index| Ok(index.bytes())).await.map_err(io::Error::other)?;
+        let index = parts.index.bytes().await.map_err(io::Error::other)?;
         let is_running = |download: &Download| parts.cached.is_coming_in(&download.digest);
         let (running, abandoned): (Vec<_>, Vec<_>) = downloads.into_iter().partition(is_running);
         let bytes = |downloads: &[Download]| downloads.iter().map(|download| download.bytes).sum();
@@ -333,11 +340,13 @@ impl Keeper {
             return Ok(());
         }
         let limits = self.upkeep.ledger().limits().clone();
-        let found = self.upkeep.on_index(move |index| {
-            index.flush_blocking()?;
-            let named = index.pins()?;
-            Ok((limits.rules.closure(index, &named)?, !named.is_empty()))
-        });
+        let index = &*self.upkeep.parts().index;
+        let found = async {
+            index.flush().await?;
+            let named = index.pins().await?;
+            let has_named_pins = !named.is_empty();
+            Ok::<_, IndexError>((limits.rules.closure(index, named).await?, has_named_pins))
+        };
         let (pinned, has_named_pins) = found.await.inspect_err(|_| self.upkeep.pins_changed())?;
         self.upkeep.ledger().set_pinned(pinned, has_named_pins, now());
         Ok(())
@@ -353,18 +362,6 @@ impl Keeper {
     fn failed(&self, what: &str, error: &dyn std::error::Error) {
         self.upkeep.parts().metrics.errors.inc();
         tracing::error!(error = %error, "{what}");
-    }
-}
-
-impl Upkeep {
-    /// Reads all objects of the index. Blocks.
-    fn read_objects(&self, index: &crate::index::Index) -> Result<(), IndexError> {
-        let by_repository = self.ledger().limits().classes.count() > 1;
-        index.objects_by_use(by_repository, |digest, size, last_use, repositories| {
-            let mut ledger = self.ledger();
-            let class = ledger.limits().classes.longest(repositories);
-            ledger.known(digest, size, class, seconds(last_use));
-        })
     }
 }
 

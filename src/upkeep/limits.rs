@@ -1,5 +1,6 @@
 //! What the configuration says of what is kept, in one piece that a change replaces.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::classes::Classes;
@@ -12,7 +13,7 @@ pub struct Limits {
     pub min_free: Amount,
     pub partial_ttl: Duration,
     pub classes: Classes,
-    pub rules: Rules,
+    pub rules: Arc<Rules>,
 }
 
 impl Limits {
@@ -23,7 +24,7 @@ impl Limits {
             min_free: config.cache.min_free,
             partial_ttl: config.cache.partial_ttl,
             classes: Classes::new(config),
-            rules: Rules::new(config),
+            rules: Arc::new(Rules::new(config)),
         }
     }
 }

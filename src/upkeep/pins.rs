@@ -2,6 +2,7 @@
 //! by name, and with it all that its manifest leads to.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use crate::config::{Config, Pattern};
 use crate::index::{ImageName, Index, IndexError, TagKey};
@@ -27,17 +28,18 @@ impl Rules {
         patterns.iter().any(|pattern| pattern.is_match(&text))
     }
 
-    /// All objects that pinned images consist of, as far as their manifests are known: those that the
-    /// rules match and those `named`. Blocks.
-    pub fn closure(&self, index: &Index, named: &[ImageName]) -> Result<HashSet<Digest>, IndexError> {
-        let mut roots = index.manifests_of(named)?;
+    /// All objects that pinned images consist of, as far as their manifests are known: those that the rules match and those
+    /// `named`.
+    pub async fn closure(
+        self: &Arc<Self>,
+        index: &dyn Index,
+        named: Vec<ImageName>,
+    ) -> Result<HashSet<Digest>, IndexError> {
+        let mut roots = index.manifests_of(named).await?;
         for repository in self.0.keys() {
-            index.tags_of(repository, |key, digest| {
-                if self.match_tag(&key) {
-                    roots.push(digest);
-                }
-            })?;
+            let rules = self.clone();
+            roots.extend(index.tags_of(repository, Box::new(move |key| rules.match_tag(key))).await?);
         }
-        index.below(roots)
+        index.below(roots).await
     }
 }

@@ -98,10 +98,12 @@ pub async fn verify(
     if upkeep.parts().index.was_damaged() && !is_repair {
         report.index = "it was damaged when it was opened, and was built anew from the files".to_owned();
     }
-    let index = upkeep.parts().index.clone();
-    let place = upkeep.parts().pool.place().await?;
-    let verified = move || Ok(index.flush_blocking().and_then(|()| index.verify()));
-    if let Err(error) = upkeep.parts().pool.run_at(place, verified).await? {
+    let index = &upkeep.parts().index;
+    let verified = async {
+        index.flush().await?;
+        index.verify().await
+    };
+    if let Err(error) = verified.await {
         report.index = error.to_string();
     }
     let census = upkeep.census(is_repair).await?;

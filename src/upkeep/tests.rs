@@ -12,7 +12,7 @@ use super::room::{Reservation, Room};
 use super::*;
 use crate::config::tests::parse;
 use crate::failure::{Failure, FailureKind};
-use crate::index::Index;
+use crate::index::{LocalIndex, Sqlite};
 use crate::oci::{Algorithm, Digest};
 use crate::spool::Spool;
 use crate::store::Store;
@@ -58,7 +58,11 @@ async fn scene(keys: &str) -> Scene {
     let parts = Parts {
         store: Arc::new(store.clone()),
         spool: Spool::new(dir.path().join("partial"), pool.clone()),
-        index: Arc::new(Index::open(&dir.path().join("cache")).expect("an index")),
+        index: Arc::new(LocalIndex::new(
+            Sqlite::open(&dir.path().join("cache")).expect("an index"),
+            pool.clone(),
+            pool.clone(),
+        )),
         cached: cached.clone(),
         pool,
         metrics: Arc::default(),

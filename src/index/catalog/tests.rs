@@ -42,6 +42,6 @@ proptest! {
 #[test]
 fn the_catalog_goes_from_name_to_name_and_looks_through_no_table() {
     let dir = tempfile::tempdir().expect("a directory");
-    let index = Index::open(dir.path()).expect("an index");
+    let index = Sqlite::open(dir.path()).expect("an index");
     assert_goes_by_indexes(&index, NEXT);
 }

@@ -64,7 +64,7 @@ proptest! {
 #[test]
 fn a_page_of_images_is_read_in_order_and_looks_through_no_table() {
     let dir = tempfile::tempdir().expect("a directory");
-    let index = Index::open(dir.path()).expect("an index");
+    let index = Sqlite::open(dir.path()).expect("an index");
     assert_goes_by_indexes(&index, TAGS);
     assert_goes_by_indexes(&index, MANIFESTS);
 }
@@ -72,7 +72,7 @@ fn a_page_of_images_is_read_in_order_and_looks_through_no_table() {
 #[test]
 fn a_page_ends_where_much_was_looked_at_and_little_of_it_is_an_image() {
     let dir = tempfile::tempdir().expect("a directory");
-    let index = Index::open(dir.path()).expect("an index");
+    let index = Sqlite::open(dir.path()).expect("an index");
     // Tags whose manifests are not stored, and one whose is.
     let digest = Digest::Sha256([1; 32]);
     let key = |tag: &str| TagKey {

@@ -142,9 +142,9 @@ fn digest(number: u32) -> Digest {
 }
 
 /// `count` images of one name, each an index, a manifest below it and a layer that all have.
-fn images(count: u32) -> (tempfile::TempDir, Index) {
+fn images(count: u32) -> (tempfile::TempDir, Sqlite) {
     let dir = tempfile::tempdir().expect("a directory");
-    let index = Index::open(dir.path()).expect("an index");
+    let index = Sqlite::open(dir.path()).expect("an index");
     for image in 0..count {
         let (top, manifest, layer) = (digest(3 * image), digest(3 * image + 1), digest(2));
         for object in [top, manifest, layer] {

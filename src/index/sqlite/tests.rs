@@ -6,9 +6,9 @@ fn object(byte: u8) -> Digest {
     Digest::Sha256([byte; 32])
 }
 
-fn open() -> (tempfile::TempDir, Index) {
+fn open() -> (tempfile::TempDir, Sqlite) {
     let dir = tempfile::tempdir().expect("a directory");
-    let index = Index::open(dir.path()).expect("an index");
+    let index = Sqlite::open(dir.path()).expect("an index");
     (dir, index)
 }
 
@@ -21,7 +21,7 @@ fn entry(digest: Digest) -> TagEntry {
 }
 
 /// All that a purge removes, in order.
-fn take_out(index: &Index, purge: Purge) -> Purged {
+fn take_out(index: &Sqlite, purge: Purge) -> Purged {
     let mut all = Purged::default();
     index.purge(&purge, |step| all.add(step)).expect("purged");
     all.digests.sort_unstable_by(|one, other| one.as_raw().cmp(other.as_raw()));
@@ -29,7 +29,7 @@ fn take_out(index: &Index, purge: Purge) -> Purged {
 }
 
 /// An image `r/name:tag`: manifest `m` with layers.
-fn put_image(index: &Index, name: &str, tag: &str, manifest: u8, layers: &[u8]) {
+fn put_image(index: &Sqlite, name: &str, tag: &str, manifest: u8, layers: &[u8]) {
     for byte in layers.iter().copied().chain([manifest]) {
         let entry = ObjectEntry { size: 10, media_type: None, stored_at: Timestamp(1) };
         index.write(Write::Object { digest: object(byte), entry });
@@ -46,7 +46,7 @@ async fn what_was_written_is_read_after_reopening() {
     put_image(&index, "a", "1", 1, &[2]);
     index.flush().await.expect("written");
     drop(index);
-    let index = Index::open(dir.path()).expect("an index");
+    let index = Sqlite::open(dir.path()).expect("an index");
     assert_eq!(index.tag(&key("a", "1")).expect("read"), Some(entry(object(1))));
     assert_eq!(index.tag(&key("a", "2")).expect("read"), None);
     assert!(index.is_visible(&Viewer::own("r"), &object(2)).expect("read"));
@@ -122,7 +122,7 @@ async fn purging_a_shared_image_here_and_there_leaves_nothing() {
 fn a_damaged_index_does_not_stop_the_start() {
     let dir = tempfile::tempdir().expect("a directory");
     std::fs::write(dir.path().join("larder.db"), vec![0x5a; 8192]).expect("written");
-    let index = Index::open(dir.path()).expect("a new index");
+    let index = Sqlite::open(dir.path()).expect("a new index");
     assert_eq!(index.totals().expect("read"), Totals::default());
     let names = std::fs::read_dir(dir.path()).expect("readable");
     let aside = names.filter_map(Result::ok).filter(|entry| entry.file_name().to_string_lossy().contains("damaged"));
@@ -136,16 +136,16 @@ async fn an_index_that_cannot_be_written_goes_on_in_memory() {
     index.flush().await.expect("written");
     drop(index);
     let path = dir.path().join("larder.db");
-    let index = Index::open_in_memory(&path).expect("an index");
+    let index = Sqlite::open_in_memory(&path).expect("an index");
     assert_eq!(index.tag(&key("a", "1")).expect("read"), Some(entry(object(1))));
     put_image(&index, "b", "1", 3, &[4]);
     index.flush().await.expect("written");
     assert_eq!(index.tag(&key("b", "1")).expect("read"), Some(entry(object(3))));
     // What is in no file is not there for the next one.
-    let other = Index::open_in_memory(&dir.path().join("none.db")).expect("an index");
+    let other = Sqlite::open_in_memory(&dir.path().join("none.db")).expect("an index");
     assert_eq!(other.totals().expect("read"), Totals { objects: 0, bytes: 0 });
     drop((index, other));
-    let index = Index::open(dir.path()).expect("an index");
+    let index = Sqlite::open(dir.path()).expect("an index");
     assert_eq!(index.tag(&key("b", "1")).expect("read"), None);
 }
 
@@ -171,10 +171,10 @@ async fn pins_are_kept_and_lead_to_all_that_an_image_is_made_of() {
         name: "a".to_owned(),
         reference: Reference::Tag("1".parse().expect("a tag")),
     };
-    assert!(index.set_pin(pin.clone(), true).await.expect("pinned"));
-    assert!(!index.set_pin(pin.clone(), true).await.expect("pinned already"));
+    assert!(index.set_pin(pin.clone(), true).expect("pinned"));
+    assert!(!index.set_pin(pin.clone(), true).expect("pinned already"));
     drop(index);
-    let index = Index::open(dir.path()).expect("an index");
+    let index = Sqlite::open(dir.path()).expect("an index");
     let pins = index.pins().expect("read");
     assert_eq!(pins, std::slice::from_ref(&pin));
     assert_eq!(index.manifests_of(&pins).expect("read"), []);
@@ -182,7 +182,7 @@ async fn pins_are_kept_and_lead_to_all_that_an_image_is_made_of() {
     index.flush().await.expect("written");
     let manifests = index.manifests_of(&pins).expect("read");
     assert_eq!(index.below(manifests).expect("read"), [1, 2, 3].map(object).into());
-    assert!(index.set_pin(pin, false).await.expect("unpinned"));
+    assert!(index.set_pin(pin, false).expect("unpinned"));
     assert_eq!(index.pins().expect("read"), []);
 }
 
@@ -210,7 +210,7 @@ fn of_version_4(dir: &std::path::Path) -> Connection {
 async fn tags_of_an_earlier_version_are_found_by_those_who_learnt_them() {
     let dir = tempfile::tempdir().expect("a directory");
     drop(of_version_4(dir.path()));
-    let index = Index::open(dir.path()).expect("opened");
+    let index = Sqlite::open(dir.path()).expect("opened");
     assert!(!index.was_damaged());
     let by_clients = |tag: &str| TagKey { shelf: " by clients".to_owned(), ..key("a", tag) };
     for (tag, digest, is_theirs) in [("ours", 1, false), ("theirs", 2, true), ("both", 3, true)] {
@@ -234,7 +234,7 @@ async fn tags_of_an_earlier_version_are_found_by_those_who_learnt_them() {
 }
 
 /// Who may see what in an index that was made as [`of_version_4`].
-fn assert_shown_as_before(index: &Index) {
+fn assert_shown_as_before(index: &Sqlite) {
     for (scope, shown) in [(Scope::Own, [1, 3].as_slice()), (Scope::ByClients, &[2, 3]), (Scope::Public, &[2])] {
         let is_shown = |digest: &u8| index.is_visible(&Viewer::new("r", scope), &object(*digest)).expect("read");
         assert_eq!((1..5).filter(is_shown).collect::<Vec<_>>(), shown, "{scope:?}");
@@ -245,15 +245,15 @@ fn assert_shown_as_before(index: &Index) {
 fn who_may_see_what_in_an_index_of_an_earlier_version_is_told_by_its_scope() {
     let dir = tempfile::tempdir().expect("a directory");
     drop(of_version_4(dir.path()));
-    assert_shown_as_before(&Index::open_in_memory(&dir.path().join("larder.db")).expect("opened"));
-    assert_shown_as_before(&Index::open(dir.path()).expect("opened"));
+    assert_shown_as_before(&Sqlite::open_in_memory(&dir.path().join("larder.db")).expect("opened"));
+    assert_shown_as_before(&Sqlite::open(dir.path()).expect("opened"));
 }
 
 #[test]
 fn an_index_of_an_earlier_version_that_cannot_be_written_is_read_all_the_same() {
     let dir = tempfile::tempdir().expect("a directory");
     drop(of_version_4(dir.path()));
-    let index = Index::open_in_memory(&dir.path().join("larder.db")).expect("opened");
+    let index = Sqlite::open_in_memory(&dir.path().join("larder.db")).expect("opened");
     let found = index.tag(&key("a", "ours")).expect("read").map(|found| found.digest);
     assert_eq!(found, Some(object(1)));
     assert!(index.is_visible(&Viewer::own("r"), &object(3)).expect("read"), "the tables behind it, too");

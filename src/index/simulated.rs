@@ -1,0 +1,255 @@
+//! An index that fails as disks and servers do: for tests of what the cache makes of it. It is a real one, whose calls are
+//! delayed, refused, broken off or lost.
+
+use std::future::Future;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use futures_util::{FutureExt, StreamExt};
+
+use super::*;
+use crate::work::Pool;
+
+/// How an index does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Health {
+    #[default]
+    Well,
+    /// Each call takes this long.
+    Slow(Duration),
+    /// Each call fails, and what is queued is lost.
+    Failing,
+    /// It can be read; nothing can be written.
+    Full,
+    /// A purge breaks off behind its first step, and of several changes the first half is made.
+    Torn,
+    /// A call ends only when its deadline passes.
+    Hanging,
+    /// It says that what it wrote is durable. After [`Simulated::lose_power`] all of that is gone.
+    Lying,
+}
+
+/// Calls of a hanging index end after this.
+pub const DEADLINE: Duration = Duration::from_secs(3);
+
+/// An index of a test; clones share it.
+#[derive(Clone)]
+pub struct Simulated(Arc<Mutex<State>>);
+
+struct State {
+    health: Health,
+    inner: Arc<LocalIndex>,
+    /// Changes that were lost by its health.
+    lost: u64,
+    /// What it was when it began to lie.
+    durable: Option<Vec<u8>>,
+    /// Its file.
+    path: std::path::PathBuf,
+}
+
+fn open(path: &Path) -> Arc<LocalIndex> {
+    let pool = Pool::new("a test", 8, Duration::from_secs(3600));
+    let sqlite = Sqlite::open(path.parent().expect("a directory")).expect("an index");
+    Arc::new(LocalIndex::new(sqlite, pool.clone(), pool))
+}
+
+fn failed<T>(kind: std::io::ErrorKind) -> Result<T, IndexError> {
+    Err(std::io::Error::from(kind).into())
+}
+
+impl Simulated {
+    /// One in a directory.
+    pub fn open(dir: &Path) -> Self {
+        let path = dir.join("larder.db");
+        let (health, lost, durable, inner) = (Health::Well, 0, None, open(&path));
+        Self(Arc::new(Mutex::new(State { health, inner, lost, durable, path })))
+    }
+
+    pub async fn set(&self, health: Health) {
+        if health == Health::Lying {
+            let path = self.reopen(|_| ()).await;
+            self.state().durable = Some(std::fs::read(path).expect("read"));
+        }
+        self.state().health = health;
+    }
+
+    /// What was written while it lied is gone, and it is opened anew.
+    pub async fn lose_power(&self) {
+        let durable = self.state().durable.take().expect("it has lied");
+        self.reopen(|path| std::fs::write(path, durable).expect("written")).await;
+        self.state().health = Health::Well;
+    }
+
+    /// Closes the file, whose log is empty then, and opens it again.
+    async fn reopen(&self, between: impl FnOnce(&Path)) -> std::path::PathBuf {
+        let (inner, path) = {
+            let state = self.state();
+            (state.inner.clone(), state.path.clone())
+        };
+        inner.close().await.expect("closed");
+        between(&path);
+        self.state().inner = open(&path);
+        path
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().expect("no panic while held")
+    }
+
+    /// Makes a call as its health is; `is_write`: whether it changes anything.
+    fn call<'a, T: Send + 'a, F>(
+        &self,
+        is_write: bool,
+        call: impl FnOnce(Arc<LocalIndex>) -> F + Send + 'a,
+    ) -> Answer<'a, T>
+    where
+        F: Future<Output = Result<T, IndexError>> + Send + 'a,
+    {
+        let (health, inner) = {
+            let state = self.state();
+            (state.health, state.inner.clone())
+        };
+        async move {
+            match health {
+                Health::Slow(time) => tokio::time::sleep(time).await,
+                Health::Failing => return failed(std::io::ErrorKind::Other),
+                Health::Full if is_write => return failed(std::io::ErrorKind::StorageFull),
+                Health::Hanging => {
+                    tokio::time::sleep(DEADLINE).await;
+                    return failed(std::io::ErrorKind::TimedOut);
+                }
+                Health::Well | Health::Full | Health::Torn | Health::Lying => {}
+            }
+            call(inner).await
+        }
+        .boxed()
+    }
+}
+
+impl Index for Simulated {
+    fn tag<'a>(&'a self, key: &'a TagKey) -> Answer<'a, Option<TagEntry>> {
+        self.call(false, async |index| index.tag(key).await)
+    }
+
+    fn object<'a>(&'a self, digest: &'a Digest) -> Answer<'a, Option<ObjectEntry>> {
+        self.call(false, async |index| index.object(digest).await)
+    }
+
+    fn is_visible<'a>(&'a self, viewer: &'a Viewer, digest: &'a Digest) -> Answer<'a, bool> {
+        self.call(false, async |index| index.is_visible(viewer, digest).await)
+    }
+
+    fn knows_name<'a>(&'a self, repository: &'a str, name: &'a str, digest: &'a Digest) -> Answer<'a, bool> {
+        self.call(false, async |index| index.knows_name(repository, name, digest).await)
+    }
+
+    fn listing<'a>(&'a self, key: &'a ListKey, room: u64) -> Answer<'a, Option<Listing>> {
+        self.call(false, async move |index| index.listing(key, room).await)
+    }
+
+    fn urls<'a>(&'a self, key: &'a Digest) -> Answer<'a, Vec<UrlEntry>> {
+        self.call(false, async |index| index.urls(key).await)
+    }
+
+    fn catalog(&self, repositories: Vec<String>, last: String, count: usize) -> Answer<'_, Vec<String>> {
+        self.call(false, async move |index| index.catalog(repositories, last, count).await)
+    }
+
+    fn images(&self, last: String, count: usize) -> Answer<'_, ImagePage> {
+        self.call(false, async move |index| index.images(last, count).await)
+    }
+
+    fn pins(&self) -> Answer<'_, Vec<ImageName>> {
+        self.call(false, async |index| index.pins().await)
+    }
+
+    fn check(&self) -> Answer<'_, ()> {
+        self.call(false, async |index| index.check().await)
+    }
+
+    fn manifests_of(&self, images: Vec<ImageName>) -> Answer<'_, Vec<Digest>> {
+        self.call(false, async |index| index.manifests_of(images).await)
+    }
+
+    fn tags_of<'a>(
+        &'a self,
+        repository: &'a str,
+        is_wanted: Box<dyn Fn(&TagKey) -> bool + Send>,
+    ) -> Answer<'a, Vec<Digest>> {
+        self.call(false, async |index| index.tags_of(repository, is_wanted).await)
+    }
+
+    fn below(&self, roots: Vec<Digest>) -> Answer<'_, HashSet<Digest>> {
+        self.call(false, async |index| index.below(roots).await)
+    }
+
+    fn objects_by_use(&self, with_repositories: bool, each: TakeObject) -> Answer<'_, ()> {
+        self.call(false, async move |index| index.objects_by_use(with_repositories, each).await)
+    }
+
+    fn verify(&self) -> Answer<'_, ()> {
+        self.call(false, async |index| index.verify().await)
+    }
+
+    fn note(&self, write: Write) {
+        let mut state = self.state();
+        match state.health {
+            Health::Failing | Health::Full | Health::Hanging => state.lost += 1,
+            _ => state.inner.note(write),
+        }
+    }
+
+    fn apply(&self, mut writes: Vec<Write>) -> Answer<'_, ()> {
+        if self.state().health == Health::Torn {
+            writes.truncate(writes.len() / 2);
+        }
+        self.call(true, async |index| index.apply(writes).await)
+    }
+
+    fn flush(&self) -> Answer<'_, ()> {
+        self.call(false, async |index| index.flush().await)
+    }
+
+    fn close(&self) -> Answer<'_, ()> {
+        self.call(false, async |index| index.close().await)
+    }
+
+    fn set_pin(&self, image: ImageName, is_pinned: bool) -> Answer<'_, bool> {
+        self.call(true, async move |index| index.set_pin(image, is_pinned).await)
+    }
+
+    fn purge(&self, purge: Purge) -> BoxStream<'static, Result<Purged, IndexError>> {
+        let health = self.state().health;
+        let purging = self.call(true, async move |index| Ok(index.purge(purge)));
+        let steps = purging.into_stream().flat_map(move |purging| match purging {
+            Ok(steps) if health == Health::Torn => {
+                let broken = futures_util::stream::once(async { failed(std::io::ErrorKind::Other) });
+                steps.take(1).chain(broken).boxed()
+            }
+            Ok(steps) => steps,
+            Err(error) => futures_util::stream::once(async { Err(error) }).boxed(),
+        });
+        steps.boxed()
+    }
+
+    fn keep_within(&self, bounds: Bounds) {
+        self.state().inner.keep_within(bounds);
+    }
+
+    fn bytes(&self) -> Answer<'_, u64> {
+        self.call(false, async |index| index.bytes().await)
+    }
+
+    fn remove_aside(&self) -> Answer<'_, u64> {
+        self.call(true, async |index| index.remove_aside().await)
+    }
+
+    fn dropped(&self) -> u64 {
+        let state = self.state();
+        state.lost + state.inner.dropped()
+    }
+
+    fn was_damaged(&self) -> bool {
+        self.state().inner.was_damaged()
+    }
+}

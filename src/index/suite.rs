@@ -1,0 +1,226 @@
+//! What each [`Index`] promises, tried on all of them.
+
+use std::sync::{Arc, Mutex};
+
+use futures_util::TryStreamExt;
+
+use super::simulated::Simulated;
+use super::*;
+use crate::work::Pool;
+
+/// A directory for each index, and the indexes to try.
+fn indexes() -> (Vec<tempfile::TempDir>, Vec<Arc<dyn Index>>) {
+    let dirs: Vec<_> = (0..2).map(|_| tempfile::tempdir().expect("a directory")).collect();
+    let pool = Pool::new("a test", 8, Duration::from_secs(60));
+    let local = LocalIndex::new(Sqlite::open(dirs[0].path()).expect("an index"), pool.clone(), pool);
+    let simulated = Simulated::open(dirs[1].path());
+    (dirs, vec![Arc::new(local), Arc::new(simulated)])
+}
+
+fn object(byte: u8) -> Digest {
+    Digest::Sha256([byte; 32])
+}
+
+fn key(name: &str, tag: &str) -> TagKey {
+    TagKey { repository: "r".to_owned(), shelf: String::new(), name: name.to_owned(), tag: tag.to_owned() }
+}
+
+fn tag_entry(digest: Digest) -> TagEntry {
+    TagEntry { digest, media_type: MediaType::new("m"), size: 10, checked_at: Timestamp(5) }
+}
+
+fn object_entry() -> ObjectEntry {
+    ObjectEntry { size: 10, media_type: Some(MediaType::new("m")), stored_at: Timestamp(1) }
+}
+
+fn pin(tag: &str) -> ImageName {
+    let reference = tag.parse().map(Reference::Tag).expect("a tag");
+    ImageName { repository: "r".to_owned(), name: "a".to_owned(), reference }
+}
+
+/// An image `r/name:1`: a manifest that leads to layers, seen with Larder's own credentials.
+async fn put_image(index: &dyn Index, name: &str, manifest: u8, layers: &[u8]) {
+    for byte in layers.iter().copied().chain([manifest]) {
+        index.note(Write::Object { digest: object(byte), entry: object_entry() });
+        index.note(Write::Visible { viewer: Viewer::own("r"), digest: object(byte) });
+    }
+    let children = layers.iter().map(|&byte| object(byte)).collect();
+    index.note(Write::Edges { parent: object(manifest), children });
+    index.note(Write::Tag { key: key(name, "1"), entry: tag_entry(object(manifest)) });
+    index.flush().await.expect("written");
+}
+
+#[tokio::test]
+async fn what_is_noted_is_read() {
+    let (_dirs, indexes) = indexes();
+    for index in &indexes {
+        put_image(&**index, "a", 1, &[2, 3]).await;
+        assert_eq!(index.tag(&key("a", "1")).await.expect("read"), Some(tag_entry(object(1))));
+        assert_eq!(index.tag(&key("a", "2")).await.expect("read"), None);
+        assert_eq!(index.object(&object(2)).await.expect("read"), Some(object_entry()));
+        for (viewer, is_shown) in [(Viewer::own("r"), true), (Viewer::new("r", Scope::Public), false)] {
+            assert_eq!(index.is_visible(&viewer, &object(2)).await.expect("read"), is_shown);
+        }
+        for (name, byte, is_known) in [("a", 1, true), ("a", 2, true), ("a", 9, false), ("b", 1, false)] {
+            assert_eq!(index.knows_name("r", name, &object(byte)).await.expect("read"), is_known, "{name} {byte}");
+        }
+        assert_eq!(index.catalog(vec!["r".to_owned()], String::new(), 10).await.expect("read"), ["r/a"]);
+        let page = index.images(String::new(), 10).await.expect("read");
+        let images: Vec<_> = page.images.iter().map(|image| (image.reference.as_str(), image.objects)).collect();
+        assert_eq!((images, page.next), (vec![("r/a:1", 3)], None));
+        index.note(Write::DropTag { key: key("a", "1") });
+        index.flush().await.expect("written");
+        assert_eq!(index.tag(&key("a", "1")).await.expect("read"), None);
+        index.check().await.expect("well");
+        index.verify().await.expect("well");
+        assert!(!index.was_damaged() && index.dropped() == 0);
+    }
+}
+
+#[tokio::test]
+async fn a_list_is_read_where_there_is_room_for_it() {
+    let (_dirs, indexes) = indexes();
+    let key = ListKey { repository: "r".to_owned(), name: "a".to_owned(), page: "tags/list".to_owned() };
+    let listing = Listing {
+        body: Bytes::from(vec![b' '; 1000]),
+        media_type: None,
+        link: Some("</v2/>".to_owned()),
+        filters_applied: None,
+        checked_at: Timestamp(7),
+    };
+    for index in &indexes {
+        assert_eq!(index.listing(&key, 10_000).await.expect("read"), None);
+        index.note(Write::Listing { key: key.clone(), listing: listing.clone() });
+        index.flush().await.expect("written");
+        assert_eq!(index.listing(&key, 10_000).await.expect("read"), Some(listing.clone()));
+        assert!(matches!(index.listing(&key, 100).await, Err(IndexError::TooLarge(bytes)) if bytes >= 1000));
+    }
+}
+
+#[tokio::test]
+async fn the_newest_answer_of_a_url_comes_first() {
+    let (_dirs, indexes) = indexes();
+    let entry = |variant: u8| UrlEntry {
+        variant: [variant; 32],
+        digest: object(variant),
+        head: Bytes::from_static(b"head"),
+        stored_at: Timestamp(i64::from(variant)),
+    };
+    for index in &indexes {
+        for variant in [1, 3, 2] {
+            index.note(Write::Url { key: object(9), entry: entry(variant) });
+        }
+        index.note(Write::DropUrl { key: object(9), variant: [2; 32] });
+        index.flush().await.expect("written");
+        assert_eq!(index.urls(&object(9)).await.expect("read"), [entry(3), entry(1)]);
+    }
+}
+
+#[tokio::test]
+async fn what_is_pinned_leads_to_all_that_it_consists_of() {
+    let (_dirs, indexes) = indexes();
+    for index in &indexes {
+        put_image(&**index, "a", 1, &[2, 3]).await;
+        assert!(index.set_pin(pin("1"), true).await.expect("pinned"));
+        assert!(!index.set_pin(pin("1"), true).await.expect("pinned already"));
+        assert_eq!(index.pins().await.expect("read"), [pin("1")]);
+        let roots = index.manifests_of(vec![pin("1"), pin("unknown")]).await.expect("read");
+        assert_eq!(roots, [object(1)]);
+        let tagged = index.tags_of("r", Box::new(|key| key.name == "a")).await.expect("read");
+        assert_eq!(tagged, [object(1)]);
+        assert_eq!(index.tags_of("r", Box::new(|_| false)).await.expect("read"), []);
+        let below = index.below(roots).await.expect("read");
+        assert_eq!(below, [1, 2, 3].map(object).into());
+        assert!(index.set_pin(pin("1"), false).await.expect("unpinned"));
+        assert_eq!(index.pins().await.expect("read"), []);
+    }
+}
+
+#[tokio::test]
+async fn objects_come_by_their_use_and_with_who_may_see_them() {
+    let (_dirs, indexes) = indexes();
+    for index in &indexes {
+        put_image(&**index, "a", 1, &[2, 3]).await;
+        let used =
+            [(1, 30), (2, 10), (3, 20)].map(|(byte, at)| Write::Used { digest: object(byte), at: Timestamp(at) });
+        index.apply(used.into()).await.expect("queued");
+        index.flush().await.expect("written");
+        for with_repositories in [false, true] {
+            let found = Arc::new(Mutex::new(Vec::new()));
+            let all = found.clone();
+            let each: TakeObject = Box::new(move |digest, size, at, repositories| {
+                all.lock().expect("no panic").push((digest, size, at, repositories.to_owned()));
+            });
+            index.objects_by_use(with_repositories, each).await.expect("read");
+            let seen_by = if with_repositories { "r" } else { "" };
+            let expected =
+                [(2, 10), (3, 20), (1, 30)].map(|(byte, at)| (object(byte), 10, Timestamp(at), seen_by.to_owned()));
+            assert_eq!(*found.lock().expect("no panic"), expected);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_purge_takes_what_nothing_else_leads_to() {
+    let (_dirs, indexes) = indexes();
+    for index in &indexes {
+        put_image(&**index, "a", 1, &[2, 3]).await;
+        put_image(&**index, "b", 4, &[3, 5]).await;
+        let purge = Purge::Name { repository: "r".to_owned(), name: "a".to_owned() };
+        let steps: Vec<_> = index.purge(purge).try_collect().await.expect("purged");
+        let gone: HashSet<_> = steps.iter().flat_map(|step| step.digests.iter().copied()).collect();
+        assert_eq!(gone, [1, 2].map(object).into());
+        assert_eq!(steps.iter().map(|step| step.objects).sum::<u64>(), 2);
+        assert_eq!(index.tag(&key("a", "1")).await.expect("read"), None);
+        assert_eq!(index.tag(&key("b", "1")).await.expect("read"), Some(tag_entry(object(4))));
+        assert_eq!(index.object(&object(2)).await.expect("read"), None);
+        assert_eq!(index.object(&object(3)).await.expect("read"), Some(object_entry()));
+
+        let steps: Vec<_> = index.purge(Purge::All).try_collect().await.expect("purged");
+        assert_eq!(steps.iter().map(|step| step.objects).sum::<u64>(), 3);
+        assert_eq!(index.images(String::new(), 10).await.expect("read").images, []);
+    }
+}
+
+#[tokio::test]
+async fn changes_of_requests_never_wait_and_those_of_upkeep_are_never_dropped() {
+    const MANY: u32 = 60_000;
+    let digest = |number: u32| {
+        let mut raw = [0; 32];
+        raw[..4].copy_from_slice(&number.to_be_bytes());
+        Digest::Sha256(raw)
+    };
+    let (_dirs, indexes) = indexes();
+    for index in &indexes {
+        let changes = (0..MANY).map(|number| Write::Object { digest: digest(number), entry: object_entry() });
+        index.apply(changes.collect()).await.expect("queued");
+        for number in 0..MANY {
+            index.note(Write::Used { digest: digest(number), at: Timestamp(i64::from(number)) });
+        }
+        index.flush().await.expect("written");
+        let count = Arc::new(Mutex::new((0, 0)));
+        let counted = count.clone();
+        let each: TakeObject = Box::new(move |_, _, at, _| {
+            let mut count = counted.lock().expect("no panic");
+            count.0 += 1;
+            // The first one's use is told from that of one whose use was dropped by nothing.
+            count.1 += u64::from(at.0 > 0 && at.0 < i64::from(MANY));
+        });
+        index.objects_by_use(false, each).await.expect("read");
+        let (objects, used) = *count.lock().expect("no panic");
+        assert_eq!(objects, MANY, "none was dropped");
+        assert!(used + 1 + index.dropped() >= u64::from(MANY), "{used} were written, {} dropped", index.dropped());
+    }
+}
+
+#[tokio::test]
+async fn what_comes_after_the_close_is_dropped_and_counted() {
+    let (_dirs, indexes) = indexes();
+    for index in &indexes {
+        put_image(&**index, "a", 1, &[2]).await;
+        index.close().await.expect("closed");
+        index.note(Write::DropTag { key: key("a", "1") });
+        assert_eq!(index.dropped(), 1);
+        assert_eq!(index.tag(&key("a", "1")).await.expect("read"), Some(tag_entry(object(1))));
+    }
+}
