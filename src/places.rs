@@ -1,8 +1,8 @@
-//! Places for work that leads upstream, shared so that no client and no upstream can take those that others need:
-//! transfers, the connections for blobs of one upstream, questions, requests that are passed on.
+//! Places for work that leads upstream: transfers, the connections for blobs of one upstream, questions, forwarded
+//! requests. Places are shared out so that no client and no upstream can take those that others need.
 //!
-//! What has no place waits. A place that becomes free goes to the upstream with the fewest transfers under way,
-//! and among these to the client with the fewest.
+//! Work that finds no place waits. A free place goes to the upstream with the fewest running transfers, and among its
+//! clients to the one with the fewest.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -12,25 +12,24 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-/// Transfers that may wait, for each place. Further ones are turned away.
+/// How many transfers may wait, for each place. Further ones are turned away.
 const WAITING: usize = 4;
 
-/// How many places of all there are each may have.
+/// How many of all places each party may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shares {
     pub source: usize,
     pub client: usize,
     /// For one client at one source.
     pub pair: usize,
-    /// For all sources that only clients name.
+    /// For all sources together that only clients name.
     pub unnamed: usize,
-    /// For one client at these.
+    /// For one client at those sources.
     pub unnamed_client: usize,
 }
 
 impl Shares {
-    /// Of `most` places for many sources: the last quarter is not for a source that has the first three, nor the second half
-    /// for a client that has the first.
+    /// Returns the shares of `most` places for many sources: a source may have three quarters, and a client half.
     pub fn of_many(most: usize) -> Self {
         Self {
             source: (most * 3).div_ceil(4),
@@ -41,25 +40,25 @@ impl Shares {
         }
     }
 
-    /// Of `most` places at one source: the last quarter is not for a client that has the first three.
+    /// Returns the shares of `most` places at one source: a client may have three quarters.
     pub fn of_one(most: usize) -> Self {
         let client = (most * 3).div_ceil(4);
         Self { source: most, client, pair: client, unnamed: most, unnamed_client: client }
     }
 }
 
-/// For whom a transfer is, and from where.
+/// The client that a transfer is for, and its source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Party {
-    /// The repository or host that it comes from.
+    /// The repository or host that the transfer comes from.
     pub source: Arc<str>,
-    /// The client that asked first; `None`: nobody in particular.
+    /// The client that asked first; `None`: no particular client.
     pub client: Option<IpAddr>,
-    /// Whether the configuration names the source, and not only a client of the proxy door.
+    /// Whether the configuration names the source; `false` if only a client of the proxy door names it.
     pub is_named: bool,
 }
 
-/// The places and who has them; clones share them.
+/// The places and the parties that have them. Clones share them.
 #[derive(Clone, Debug)]
 pub struct Places(Arc<Mutex<State>>);
 
@@ -68,14 +67,14 @@ struct State {
     most: usize,
     shares: Shares,
     running: usize,
-    /// Of sources that only clients name.
+    /// Running transfers from sources that only clients name.
     unnamed: usize,
     by_source: HashMap<Arc<str>, usize>,
     by_client: HashMap<IpAddr, usize>,
     by_pair: HashMap<(Arc<str>, IpAddr), usize>,
     waiting: Vec<Waiting>,
     next: u64,
-    /// Transfers that nobody reads and that are asked to give their place away.
+    /// How many transfers that nobody reads are asked to give up their place.
     wanted: usize,
 }
 
@@ -86,24 +85,24 @@ struct Waiting {
     granted: oneshot::Sender<Place>,
 }
 
-/// A place, until it is dropped.
+/// A place; dropping it frees the place.
 #[derive(Debug)]
 pub struct Place {
     state: Arc<Mutex<State>>,
     party: Party,
 }
 
-/// No place became free in time, or too many wait already.
+/// The error that no place became free in time, or that too many transfers wait already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NoPlace;
 
 impl Places {
-    /// Places for work at many sources.
+    /// Creates places for work at many sources.
     pub fn new(most: usize) -> Self {
         Self::shared(most, Shares::of_many(most.max(1)))
     }
 
-    /// Places at one source.
+    /// Creates places at one source.
     pub fn of_one(most: usize) -> Self {
         Self::shared(most, Shares::of_one(most.max(1)))
     }
@@ -146,7 +145,7 @@ impl Places {
         waited.map_err(|_| NoPlace)?.map_err(|_| NoPlace)
     }
 
-    /// A place if one is free now.
+    /// Returns a place if one is free now.
     pub fn take_now(&self, party: Party) -> Option<Place> {
         let mut state = self.state();
         let is_next = state.waiting.iter().all(|waiting| !state.may_run(&waiting.party)) && state.may_run(&party);
@@ -156,7 +155,8 @@ impl Places {
         })
     }
 
-    /// Whether a transfer that nobody reads is to give its place away now; one that is told so has to end.
+    /// Returns whether a transfer that nobody reads has to give up its place now. After `true`, that transfer has to
+    /// end.
     pub fn should_yield(&self) -> bool {
         let mut state = self.state();
         let is_wanted = state.wanted > 0 && !state.waiting.is_empty();
@@ -169,7 +169,7 @@ impl Places {
     }
 }
 
-/// Takes a transfer out of those that wait, also when its task ends.
+/// Removes a transfer from the waiting ones, also when its task is dropped.
 struct Leaving<'a> {
     places: &'a Places,
     number: u64,
@@ -184,7 +184,7 @@ impl Drop for Leaving<'_> {
 }
 
 impl State {
-    /// Whether a transfer may begin, by the shares of its kind, source and client.
+    /// Returns whether a transfer may begin, by the shares of its kind, source and client.
     fn may_run(&self, party: &Party) -> bool {
         let Shares { source, client, pair, unnamed, unnamed_client } = self.shares;
         let of_source = count(&self.by_source, &party.source);
@@ -195,7 +195,7 @@ impl State {
         self.running < self.most && is_fair && (party.is_named || is_fair_unnamed)
     }
 
-    /// Whether a transfer may wait: not all of those that wait are for one client or from one source.
+    /// Returns whether a transfer may wait. One client or one source cannot have all waiting transfers.
     fn may_wait(&self, party: &Party) -> bool {
         let most = self.most * WAITING;
         let waiting = |is_same: &dyn Fn(&Party) -> bool| self.waiting.iter().filter(|w| is_same(&w.party)).count();
@@ -224,7 +224,8 @@ impl State {
         }
     }
 
-    /// Who is next: of those whose shares allow it, the one whose source and then whose client has the fewest.
+    /// Returns the waiting transfer that is next: of those whose shares allow it, the one whose source has the fewest
+    /// transfers, then the one whose client has the fewest.
     fn next(&self) -> Option<usize> {
         let may_run = self.waiting.iter().enumerate().filter(|(_, waiting)| self.may_run(&waiting.party));
         let order = |waiting: &Waiting| {
@@ -245,7 +246,7 @@ impl Drop for Place {
                 let Waiting { party, granted, .. } = state.waiting.swap_remove(at);
                 state.begin(&party);
                 let place = Place { state: self.state.clone(), party };
-                // Whoever has left gives it back, outside the lock.
+                // If the receiver has left, the place comes back and is dropped outside the lock.
                 undelivered.extend(granted.send(place).err());
             }
             state.wanted = state.wanted.min(state.waiting.len());

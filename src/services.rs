@@ -1,4 +1,5 @@
-//! The services of an instance: all that answers requests, made of one configuration, in the order of their dependencies.
+//! The services of an instance: everything that answers requests, made from one configuration, in the order of its
+//! dependencies.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -22,13 +23,13 @@ pub struct Services {
     clients: Clients,
 }
 
-/// The rules of another configuration, which [`Services::apply`] takes.
+/// The rules of another configuration, for [`Services::apply`].
 pub struct Prepared {
     rules: Arc<Rules>,
     proxy: Option<ProxyRules>,
 }
 
-/// Why requests cannot be answered by a configuration.
+/// Why no services can be made from a configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ServicesError {
     #[error(transparent)]
@@ -40,6 +41,7 @@ pub enum ServicesError {
 }
 
 impl Services {
+    /// Makes the services of a configuration.
     pub fn new(config: &Config, cache: Arc<Cache>, metrics: Arc<Metrics>) -> Result<Self, ServicesError> {
         let clients = Clients::default();
         let Prepared { rules, proxy } = prepare(config, &clients, &metrics, None)?;
@@ -50,7 +52,7 @@ impl Services {
         Ok(Self { cache, metrics, access, registry: Arc::new(registry), proxy: Arc::new(proxy), content, clients })
     }
 
-    /// As configured by default, with its cache there.
+    /// Makes the services of the default configuration, with the cache in `dir`.
     #[cfg(test)]
     pub fn in_directory(dir: &std::path::Path) -> Self {
         let environment = [("LARDER_CACHE__DIR".to_owned(), dir.display().to_string())];
@@ -60,18 +62,18 @@ impl Services {
         Self::new(&config, cache, metrics).expect("services")
     }
 
-    /// Says where the process listens: there nothing is asked, whoever leads there.
+    /// Sets the addresses at which this process listens: Larder sends no requests there, whatever leads there.
     pub fn listens_at(&self, addresses: &[SocketAddr]) {
         self.clients.shared().ours.set(addresses);
     }
 
-    /// What [`Self::apply`] takes; all that can fail of it.
+    /// Returns what [`Self::apply`] takes. Whatever can fail, fails here.
     pub fn prepare(&self, config: &Config) -> Result<Prepared, ServicesError> {
         prepare(config, &self.clients, &self.metrics, Some(&self.access.rules()))
     }
 
-    /// Answers by another configuration from now on. Running transfers end as they began; upstreams that are configured as
-    /// before keep what is known of them.
+    /// Answers by another configuration from now on. Running transfers end as they began. Upstreams whose configuration
+    /// is unchanged keep what is known about them.
     pub fn apply(&self, prepared: Prepared) {
         self.access.apply(prepared.rules);
         self.content.clear();

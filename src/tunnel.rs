@@ -1,4 +1,4 @@
-//! Bytes both ways between two connections, whatever they mean.
+//! Carries bytes both ways between two connections, whatever they mean.
 
 use std::io;
 use std::pin::Pin;
@@ -9,15 +9,15 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// A tunnel through which nothing goes for this long is given up.
+/// A tunnel is given up when no bytes pass through it for this long.
 const IDLE: Duration = Duration::from_secs(15 * 60);
-/// Of a tunnel that is to end: for what is on its way.
+/// How long a tunnel that is to end goes on without bytes: time for what is on its way.
 const LINGER: Duration = Duration::from_secs(1);
-/// For each way.
+/// Size of the buffer for each direction, in bytes.
 const BUFFER: usize = 16 * 1024;
 
-/// Carries bytes until one side has no more to say and the other has it all, or both are silent for long, or,
-/// once `ends` has come, for a moment. `passes` is called when bytes go by.
+/// Carries bytes until both sides have closed, or no bytes pass for `IDLE`, or, once `ends` has completed, for
+/// `LINGER`. Calls `passes` when bytes pass.
 pub async fn run(
     client: impl AsyncRead + AsyncWrite + Unpin,
     server: impl AsyncRead + AsyncWrite + Unpin,
@@ -48,7 +48,7 @@ async fn falls_silent(moved: &AtomicU64, span: Duration) {
     }
 }
 
-/// Counts the times that something went by.
+/// A connection that counts its reads and writes.
 struct Noted<S, P> {
     inner: S,
     moved: Arc<AtomicU64>,
@@ -82,7 +82,7 @@ impl<S: AsyncWrite + Unpin, P: Fn() + Unpin> AsyncWrite for Noted<S, P> {
         self.note(polled)
     }
 
-    // Not counted: it is ready where there was nothing to do.
+    // Not counted: a flush is ready also when there was nothing to do.
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.inner).poll_flush(context)
     }
@@ -101,13 +101,13 @@ mod tests {
 
     use super::*;
 
-    /// The two ends, what ends the tunnel, and its result.
+    /// Returns the two ends, the sender that ends the tunnel, and the running tunnel.
     fn tunnel() -> (DuplexStream, DuplexStream, oneshot::Sender<()>, JoinHandle<io::Result<()>>) {
         let (client, near) = tokio::io::duplex(1024);
         let (server, far) = tokio::io::duplex(1024);
         let (end, ends) = oneshot::channel::<()>();
         let running = tokio::spawn(run(near, far, || (), async {
-            // Without its sender nothing ends it.
+            // Once the sender is dropped, nothing ends the tunnel.
             if ends.await.is_err() {
                 std::future::pending().await
             }

@@ -1,4 +1,4 @@
-//! Remembering for a short while that something does not exist, or is not for who asked.
+//! Remembers for a short time that something does not exist, or that a client may not read it.
 
 use std::time::{Duration, Instant};
 
@@ -9,12 +9,12 @@ use crate::failure::{Failure, FailureKind};
 use crate::routing::Target;
 use crate::upstream::WhoId;
 
-/// Absences kept, about; a client can ask for any number of names.
+/// Most absences that are kept, roughly: a client can ask for any number of names.
 const ENTRIES: usize = 10_000;
-/// And the memory for them: names are as long as clients make them, and messages as upstreams do.
+/// Most memory for them, in bytes: clients choose the length of names, and upstreams that of messages.
 const BYTES: u64 = 8 << 20;
 
-/// Confirmed absences and denials, by repository, page and who was told.
+/// Confirmed absences and denials, by repository, page and credentials.
 pub struct Absences(Cache<Key, (Instant, Failure), ByLength>);
 
 type Key = (String, String, WhoId);
@@ -35,12 +35,12 @@ impl Weighter<Key, (Instant, Failure)> for ByLength {
 }
 
 impl Absences {
-    /// Forgets all: the upstreams may be others now.
+    /// Forgets all. Called after a change of the configuration: the upstreams may be different ones.
     pub fn clear(&self) {
         self.0.clear();
     }
 
-    /// The failure that is remembered for `page` of a target's repository.
+    /// Fails with the failure that is remembered for `page` of a target's name, if there is one.
     pub fn recall(&self, target: &Target, page: &str) -> Result<(), Failure> {
         let key = key(target, page);
         match self.0.get(&key) {
@@ -53,14 +53,15 @@ impl Absences {
         }
     }
 
-    /// Remembers a failure that is a confirmed absence or a denial for `life`; others pass. A client that is denied asks
-    /// again at once, in other ways and with another token: that changes nothing upstream.
+    /// Remembers a failure for `life` if it is a confirmed absence or a denial; other failures are not kept. A client
+    /// that is denied asks again at once, in other ways and with another token, which changes nothing upstream.
     pub fn remember(&self, target: &Target, page: &str, life: Duration, failure: &Failure) {
-        // A blob may be refused by the storage behind the registry, where a signature ended: that is over with the next.
+        // The storage behind a registry may refuse a blob because a signature has expired; the next redirect brings a
+        // new one.
         let is_denial = failure.kind == FailureKind::Denied && !page.starts_with("blobs/");
         let is_final = failure.kind == FailureKind::NotFound || is_denial;
         let (key, now) = (key(target, page), Instant::now());
-        // What is told from memory does not renew it.
+        // A failure that was recalled from memory does not renew its own entry.
         let is_known = self.0.get(&key).is_some_and(|(until, _)| now < until);
         if is_final && life > Duration::ZERO && !is_known {
             self.0.insert(key, (now + life, failure.clone()));

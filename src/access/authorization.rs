@@ -11,10 +11,10 @@ use super::refusal::Challenge;
 use super::sealer::{self, Sealer};
 use crate::upstream::Who;
 
-/// Longest token or password that is read.
+/// Longest `Authorization` that is read, in bytes.
 pub const MAX_LENGTH: usize = 16 * 1024;
 
-/// The credentials of a request. Fails where they cannot be read, or are a token of ours that has ended.
+/// Returns the credentials of a request. Fails if they cannot be read, or are an expired token of Larder.
 pub fn credentials(headers: &HeaderMap, sealer: &Sealer) -> Result<Who, Challenge> {
     let Some(value) = headers.get(AUTHORIZATION) else {
         return Ok(Who::Anonymous);
@@ -37,13 +37,13 @@ pub fn credentials(headers: &HeaderMap, sealer: &Sealer) -> Result<Who, Challeng
     if scheme.eq_ignore_ascii_case("bearer") && rest.starts_with(sealer::PREFIX) {
         return sealer.open(rest, SystemTime::now()).ok_or(Challenge::Invalid);
     }
-    // A token that the client had from the upstream's own service, for instance.
+    // For instance a token from the upstream's own token service.
     let mut value = value.clone();
     value.set_sensitive(true);
     Ok(Who::Header(value))
 }
 
-/// The token of `Bearer TOKEN`.
+/// Returns the token of `Bearer TOKEN`.
 pub fn bearer(value: &HeaderValue) -> Option<&str> {
     let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())

@@ -1,15 +1,16 @@
-//! Registries decide by repository who may read: whoever may read one blob of it may read all. So a client that its
-//! upstream showed blobs of a name need not be asked about for each further one, as long as all of this is so:
+//! Registries grant read access by repository: a client that may read one blob of a repository may read all. So when an
+//! upstream has shown blobs of a name to a client, the upstream need not be asked about each further blob, as long as
+//! all of this holds:
 //!
-//! - the client was shown at least two blobs of that very name lately, one of which is a layer (a config comes first, and
-//!   some give configs to everybody);
-//! - it was shown, lately and under that name, a manifest that names the blob;
-//! - the upstream sent the blob, or showed that it has it, to somebody under that very name within a day.
+//! - The client was lately shown at least two blobs of that very name, one of which is a layer (a config comes first,
+//!   and some registries give configs to everybody).
+//! - The client was lately shown, under that name, a manifest that names the blob.
+//! - Within a day, the upstream sent the blob, or showed that it has the blob, to some client under that very name.
 //!
-//! A manifest alone gives no right: its author may name what he may not read. But the upstream has the blob under the name
-//! only if whoever put it there could read it. All of it is known of trusted upstreams alone, where there is one, in memory, and nothing that
-//! follows from it is a proof of its own, so that no consent renews itself. That a day is the limit is for names that are
-//! given to somebody else.
+//! A manifest alone gives no right: its author may name blobs that he may not read. But the upstream has the blob under
+//! the name only if the client that put it there could read it. All of this is noted in memory only, only for
+//! repositories with a single upstream, and only if that upstream is trusted. What follows from it is no proof, so no
+//! consent renews itself. The limit of a day is there because a name may be given to another owner.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,24 +24,24 @@ use crate::oci::manifest::{ChildKind, Outline};
 use crate::routing::Target;
 use crate::upstream::WhoId;
 
-/// Blobs whose names are remembered.
+/// Most blobs, with their names, that are remembered.
 const BLOBS: usize = 50_000;
-/// How long it is remembered that the upstream has a blob under a name.
+/// How long Larder remembers that the upstream has a blob under a name.
 const OF_NAME: Duration = Duration::from_secs(24 * 3600);
-/// Clients, and names for each, of which it is remembered what they were shown.
+/// Most pairs of client and name for which it is remembered what the client was shown.
 const CLIENTS: usize = 10_000;
-/// And the memory for that.
+/// Most memory for that, in bytes.
 const BYTES: u64 = 16 << 20;
-/// Manifests that are remembered for one client and name, the last ones.
+/// Most manifests that are remembered for one client and name; the latest ones.
 const MANIFESTS: usize = 8;
-/// Most blobs of a manifest for it to be remembered.
+/// Most blobs of a manifest that is remembered.
 const NAMED: usize = 1_000;
 
 type Key = (String, String, WhoId);
 
-/// What was shown under names.
+/// What upstreams have shown under which names.
 pub struct ByName {
-    /// When the upstream last had a blob under a name.
+    /// When the upstream last showed that it has a blob under a name.
     blobs: Cache<(String, String, Digest), Instant>,
     shown: Cache<Key, Arc<Shown>, ByLength>,
 }
@@ -48,9 +49,9 @@ pub struct ByName {
 /// What one client was shown of one name.
 #[derive(Clone, Default)]
 struct Shown {
-    /// The last two blobs, which are not the same.
+    /// The last two different blobs.
     blobs: Vec<(Digest, Instant)>,
-    /// Manifests, with what they name.
+    /// Manifests with the blobs that they name.
     manifests: Vec<(Digest, Arc<[Digest]>, Instant)>,
 }
 
@@ -71,7 +72,7 @@ impl Default for ByName {
 }
 
 impl ByName {
-    /// The upstream gave a blob to who asked, or showed that it has it.
+    /// Notes that the upstream gave a blob to the client, or showed that it has the blob.
     pub fn blob_shown(&self, target: &Target, digest: &Digest) {
         if !is_usable(target) {
             return;
@@ -87,7 +88,7 @@ impl ByName {
         self.shown.insert(key, Arc::new(shown));
     }
 
-    /// The upstream gave a manifest to who asked, or showed that it has it, at this time.
+    /// Notes that at this time, the upstream gave a manifest to the client, or showed that it has the manifest.
     pub fn manifest_shown(&self, target: &Target, manifest: &Manifest, at: Instant) {
         if !is_usable(target) {
             return;
@@ -112,12 +113,12 @@ impl ByName {
         self.shown.insert(key, Arc::new(shown));
     }
 
-    /// The upstream refused something of the name: nothing follows any more from what it showed before.
+    /// Notes that the upstream refused something of the name: nothing follows any more from what it showed before.
     pub fn refused(&self, target: &Target) {
         self.shown.remove(&key(target));
     }
 
-    /// Whether who asks may read a blob, as it follows from what it was shown of the name.
+    /// Returns whether the client may read a blob by what it was shown of the name.
     pub fn follows(&self, target: &Target, digest: &Digest) -> bool {
         let Some(life) = target.repository.config.client_consent.filter(|_| is_usable(target)) else {
             return false;
@@ -132,15 +133,15 @@ impl ByName {
         is_open && is_named && self.blobs.get(&(repository, name, *digest)).is_some_and(|at| at.elapsed() < OF_NAME)
     }
 
-    /// What was shown by upstreams that may be others now.
+    /// Forgets all. Called after a change of the configuration: the upstreams may be different ones.
     pub fn clear(&self) {
         self.blobs.clear();
         self.shown.clear();
     }
 }
 
-/// Whether one upstream alone, which is trusted, decides for a client: what one of several shows says nothing of the same
-/// name at another.
+/// Returns whether the client's credentials decide at a single, trusted upstream: what one of several upstreams shows
+/// says nothing about the same name at another.
 pub fn is_usable(target: &Target) -> bool {
     target.repository.is_trusted && target.who.is_client() && target.repository.upstreams.len() == 1
 }

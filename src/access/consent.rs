@@ -1,7 +1,8 @@
-//! Who may read what is stored.
+//! Which client may read which stored object.
 //!
-//! Where Larder comes with its own credentials, a repository's upstream has to have confirmed once that it has an object.
-//! Where the clients' own credentials decide (`client_credentials = "pass"`), the upstream has to agree for each of them.
+//! Where Larder uses its own credentials, an upstream of the repository has to confirm once that it has the object.
+//! Where the clients' own credentials decide (`client_credentials = "pass"`), the upstream has to consent for each
+//! client.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,13 +21,13 @@ use crate::oci::{Digest, Reference};
 use crate::routing::Target;
 use crate::upstream::{HeadSaid, Proof, Who, WhoId};
 
-/// How long a name is taken for private, of which something is not shown to everybody.
+/// How long a name counts as private after the upstream hid something of it from clients without credentials.
 const PRIVATE: Duration = Duration::from_secs(10 * 60);
-/// Names kept that are private.
+/// Most private names that are kept.
 const PRIVATE_NAMES: usize = 10_000;
-/// Objects at once of which it is found out whether they are for everybody.
+/// Most objects at once for which Larder finds out whether they are public.
 const LEARNING: usize = 16;
-/// Names that upstreams are asked about at once.
+/// Most questions at once whether a name has a stored manifest.
 const NAMING: usize = 16;
 
 /// Finds out, and remembers, which client may read which object.
@@ -34,26 +35,26 @@ pub struct Consent {
     pub(super) cache: Arc<Cache>,
     pub(super) absences: Arc<Absences>,
     questions: Arc<Questions>,
-    /// What upstreams agreed to.
+    /// The consents of upstreams.
     pub given: Consents,
-    /// What follows from what was shown of a name.
+    /// Consents that follow from what a client was shown of a name.
     pub by_name: ByName,
-    /// Of objects, to clients that ask at the same time.
+    /// Running questions whether the upstream has an object; clients that ask at the same time share one.
     proofs: Flights<(String, String, WhoId), Proof>,
     sizes: Flights<(String, String, WhoId), Option<u64>>,
-    /// Names that are not for everybody, and until when that is believed.
+    /// Names that are not public, and until when they count as such.
     private: Bounded<(String, String), Instant>,
-    /// Bounds what is asked only to learn.
+    /// Bounds the questions that only find out what is public.
     learning: Arc<Semaphore>,
-    /// Bounds the questions whether a name has what is stored already.
+    /// Bounds the questions whether a name has a stored manifest.
     pub(super) naming: Semaphore,
 }
 
-/// What is to be confirmed.
+/// The kind of object to confirm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stored {
     Manifest,
-    /// With its size.
+    /// With its size in bytes.
     Blob(u64),
 }
 
@@ -67,6 +68,7 @@ impl Stored {
 }
 
 impl Consent {
+    /// Creates a `Consent` that holds no consents yet.
     pub fn new(cache: Arc<Cache>, absences: Arc<Absences>, questions: Arc<Questions>) -> Self {
         Self {
             cache,
@@ -82,14 +84,14 @@ impl Consent {
         }
     }
 
-    /// Forgets all: the upstreams may be others now.
+    /// Forgets all. Called after a change of the configuration: the upstreams may be different ones.
     pub fn clear(&self) {
         self.given.clear();
         self.by_name.clear();
         self.private.clear();
     }
 
-    /// A manifest was answered with on the upstream's own word to this client.
+    /// Notes a manifest with which a client was answered, if the upstream showed it to this client.
     pub fn manifest_was_shown(&self, target: &Target, manifest: &Manifest) {
         if !by_name::is_usable(target) {
             return;
@@ -101,14 +103,14 @@ impl Consent {
         }
     }
 
-    /// A place among what is asked only to learn whether something of a name is for everybody; `None` where there is none,
-    /// or the name is known not to be.
+    /// Returns a place among the questions that only find out whether an object or list of a name is public. Returns
+    /// `None` if no place is free, or the name is known to be private.
     pub fn may_learn(&self, target: &Target) -> Option<OwnedSemaphorePermit> {
         let is_private = self.private.get(&name_of(target)).is_some_and(|until| Instant::now() < until);
         if is_private { None } else { self.learning.clone().try_acquire_owned().ok() }
     }
 
-    /// Makes sure that a stored object may be served to who asks, by one HEAD upstream if need be.
+    /// Makes sure that a stored object may be served to the client; asks the upstream by one HEAD request if necessary.
     pub async fn confirm(self: &Arc<Self>, target: &Target, what: Stored, digest: &Digest) -> Result<(), Failure> {
         let passes = target.repository.config.client_consent.is_some();
         // An index that cannot be read knows nothing; the upstream does.
@@ -131,7 +133,7 @@ impl Consent {
                 }
             }
             Ok(Proof::Shown) => self.cache.mark_visible(&target.repository.viewer(), *digest),
-            // For now; a redirect alone is nothing to remember for good.
+            // Enough for this request; but a redirect alone is not remembered.
             Ok(Proof::Redirect) => {}
             Err(failure) if passes && self.given.holds_through(&failure, target, digest) => {}
             Err(failure) => {
@@ -146,7 +148,7 @@ impl Consent {
         Ok(())
     }
 
-    /// Has the upstream show that it has an object, once for all who ask the same at the same time.
+    /// Asks the upstream to show that it has an object, once for all clients that ask the same at the same time.
     pub async fn ask_for_proof(
         self: &Arc<Self>,
         target: &Target,
@@ -155,12 +157,13 @@ impl Consent {
         page: &str,
     ) -> Result<Proof, Failure> {
         let key = (target.repository.config.asked_as(), format!("{}/{page}", target.name), target.who.id());
-        // Who is not trusted may say that it has anything; what it sent once it has.
+        // An upstream that is not trusted may claim to have any object. It is believed once it has sent the object.
         let viewer = target.repository.viewer();
         let must_send_it = !self.is_believed(target, digest).await;
         let (target, digest) = (target.clone(), *digest);
         let (consent, cache) = (self.clone(), self.cache.clone());
-        // A digest alone says little where a page says it: what is stored has a size, too.
+        // An answer that only repeats the digest of the request proves little: it has to state the size of the stored
+        // object, too.
         let known_size = match what {
             Stored::Manifest => {
                 self.cache.manifest(&digest).await.ok().flatten().map(|manifest| manifest.bytes.len() as u64)
@@ -184,7 +187,7 @@ impl Consent {
                         {
                             Ok(Proof::Shown)
                         }
-                        // It does not say: the manifest itself, which is verified, is the proof.
+                        // The answer to HEAD is no proof: ask for the manifest itself, which is verified.
                         _ => upstreams[at].manifest(who, name, &reference).await.map(|_| Proof::Shown),
                     }
                 }
@@ -198,20 +201,20 @@ impl Consent {
         self.proofs.run(key, ask).await.0
     }
 
-    /// Whether a mere yes of a repository's upstream is believed: the configuration names it, or it sent the object
-    /// once, verified.
+    /// Returns whether an upstream's claim to have an object is believed: either the configuration names the upstream,
+    /// or the upstream has sent this object before and it was verified.
     pub async fn is_believed(&self, target: &Target, digest: &Digest) -> bool {
         let repository = &target.repository;
         repository.is_trusted || self.cache.is_visible(&repository.viewer(), digest).await.unwrap_or(false)
     }
 
-    /// Whether the upstreams of a repository show an object to everybody.
+    /// Returns whether the upstreams of a repository show an object to clients without credentials.
     pub async fn is_public(&self, target: &Target, digest: &Digest) -> bool {
         self.cache.is_visible(&target.repository.everybody(), digest).await.unwrap_or(false)
     }
 
-    /// Where the clients' own credentials decide: finds out whether an object that one was just served with
-    /// is for everybody, so that the next one need not be asked for. Nobody waits for it.
+    /// Where the clients' own credentials decide: finds out whether an object that was just served to a client is
+    /// public, so that for the next client the upstream need not be asked. Nobody waits for the result.
     pub async fn learn_whether_public(self: &Arc<Self>, target: &Target, what: Stored, digest: Digest) {
         if target.repository.config.client_consent.is_none()
             || self.is_public(target, &digest).await
@@ -221,7 +224,8 @@ impl Consent {
         }
         let everybody = target.repository.everybody();
         if matches!(target.who, Who::Anonymous) {
-            // What it is given on other grounds may be for others alone.
+            // The client may have been served for another reason than the upstream's answer, and that may not hold for
+            // everybody.
             if self.given.is_shown(target, &digest) {
                 self.cache.mark_visible(&everybody, digest);
                 tracing::debug!(%digest, repository = everybody.repository, "an object is for everybody");
@@ -240,7 +244,7 @@ impl Consent {
         let page = what.page(&digest);
         tokio::spawn(async move {
             match consent.ask_for_proof(&nobody, what, &digest, &page).await {
-                // Of a redirect alone nothing is learnt for good.
+                // From a redirect alone, nothing is learnt.
                 Ok(Proof::Redirect) => {}
                 Ok(Proof::Shown) => {
                     match (what, consent.cache.manifest(&digest).await) {
@@ -263,7 +267,7 @@ impl Consent {
         });
     }
 
-    /// How long a blob is, without downloading it; `None` where that is not told.
+    /// Returns the size of a blob without downloading it; `None` if the upstream does not state it.
     pub async fn ask_for_size(self: &Arc<Self>, target: &Target, digest: &Digest) -> Result<Option<u64>, Failure> {
         let page = format!("{}/blobs/{digest}?size", target.name);
         let key = (target.repository.config.asked_as(), page, target.who.id());

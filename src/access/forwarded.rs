@@ -1,9 +1,9 @@
 //! The client behind reverse proxies: `X-Forwarded-For` with `X-Forwarded-Proto`, or `Forwarded` (RFC 7239).
 //!
-//! Only the configured header is read, and only of proxies that the configuration trusts. Each proxy writes to the right
-//! of what it received, so the row of addresses is walked from the right for as long as they are of trusted proxies: what
-//! stands further left may have been written by anybody. An address that cannot be read ends the walk, too: then nobody
-//! knows from where the client comes ([`ClientAddress::Unknown`]).
+//! Only the configured header is read, and only from proxies that the configuration trusts. Each proxy writes to the
+//! right of what it received. So the addresses are read from the right for as long as they are addresses of trusted
+//! proxies: anybody may have written what is further left. An address that cannot be read also ends this; then the
+//! client's address is unknown ([`ClientAddress::Unknown`]).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -17,32 +17,34 @@ const FORWARDED: HeaderName = HeaderName::from_static("forwarded");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
-/// Which proxies are believed, and what is read of their requests.
+/// Which proxies are believed, and which header of their requests is read.
 #[derive(Clone, Debug)]
 pub struct Forwarding {
     trusted: Vec<IpNet>,
     header: ForwardedHeader,
 }
 
-/// What one proxy says of the client that it got the request from.
+/// What one proxy states about the client of its request.
 #[derive(Debug, Default)]
 struct Hop {
-    /// `None`: it cannot be read.
+    /// `None`: the address cannot be read.
     address: Option<IpAddr>,
     is_https: bool,
 }
 
 impl Forwarding {
+    /// Reads the rules from the configuration of the server.
     pub fn new(server: &config::Server) -> Self {
         Self { trusted: server.trusted_proxies.clone(), header: server.forwarded_header }
     }
 
+    /// Returns whether the configuration trusts the proxy at this address.
     pub fn trusts(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         self.trusted.iter().any(|network| network.contains(&address))
     }
 
-    /// The client of a request that came over this connection.
+    /// Returns the client of a request that came over this connection.
     pub fn client(&self, connected: Client, headers: &HeaderMap) -> Client {
         if !self.trusts(connected.peer.ip()) {
             return connected;
@@ -62,13 +64,14 @@ impl Forwarding {
         Client { address, is_secure: connected.is_secure || is_https, ..connected }
     }
 
-    /// The first address from the right that is of no trusted proxy; where all are, the leftmost one.
+    /// Returns the first address from the right that does not belong to a trusted proxy. If all belong to trusted
+    /// proxies, returns the leftmost one.
     fn walk(&self, peer: IpAddr, from_the_right: impl Iterator<Item = Option<IpAddr>>) -> ClientAddress {
         let mut nearest = peer;
         for address in from_the_right {
             match address {
                 None => return ClientAddress::Unknown,
-                // A proxy on another machine means that machine itself, not this one.
+                // A loopback address that a proxy on another machine states means that machine, not this one.
                 Some(address) if address.is_loopback() && !nearest.is_loopback() => return ClientAddress::Unknown,
                 Some(address) if self.trusts(address) => nearest = address,
                 Some(address) => return ClientAddress::Known(address),
@@ -78,21 +81,21 @@ impl Forwarding {
     }
 }
 
-/// The elements of all lines of a header that is a list, the last one first.
+/// Returns the elements of all lines of a list header, the last one first.
 fn elements_from_the_right<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
     let lines = headers.get_all(name).iter().rev().map(HeaderValue::as_bytes);
     lines.flat_map(|line| line.rsplit(|&byte| byte == b',')).map(<[u8]>::trim_ascii)
 }
 
-/// All that `Forwarded` says, the last proxy first. A line that breaks the grammar is one hop that cannot be read: who
-/// knows what of it a proxy wrote.
+/// Returns all hops of `Forwarded`, the last proxy first. A line that breaks the grammar counts as one unreadable hop:
+/// nobody knows which part of it a proxy wrote.
 fn hops_from_the_right(headers: &HeaderMap) -> impl Iterator<Item = Hop> {
     let lines = headers.get_all(FORWARDED).iter().rev().map(HeaderValue::as_bytes);
     lines.flat_map(|line| read_line(line).unwrap_or_else(|| vec![Hop::default()]).into_iter().rev())
 }
 
-/// Reads one line of `Forwarded` (RFC 7239, section 4), beside the grammar with spaces around `;` and addresses with
-/// colons and brackets that are not quoted, as some proxies write them.
+/// Reads one line of `Forwarded` (RFC 7239, section 4). Beyond the grammar, it accepts spaces around `;` and unquoted
+/// addresses with colons and brackets, as some proxies write them.
 fn read_line(line: &[u8]) -> Option<Vec<Hop>> {
     let mut rest = line.trim_ascii();
     let (mut hops, mut hop, mut has_address) = (Vec::new(), Hop::default(), false);
@@ -104,7 +107,7 @@ fn read_line(line: &[u8]) -> Option<Vec<Hop>> {
                 return None;
             }
             if name.eq_ignore_ascii_case(b"for") {
-                // Each parameter is there once.
+                // Each parameter may occur once.
                 if std::mem::replace(&mut has_address, true) {
                     return None;
                 }
@@ -130,7 +133,7 @@ fn read_line(line: &[u8]) -> Option<Vec<Hop>> {
     }
 }
 
-/// The value of a parameter, a token or a quoted string, and what is behind it.
+/// Reads the value of a parameter, a token or a quoted string. Returns it and the rest of the text.
 fn read_value(text: &[u8]) -> Option<(Vec<u8>, &[u8])> {
     let Some(quoted) = text.strip_prefix(b"\"") else {
         let is_end = |&byte: &u8| !(is_token(byte) || b":[]".contains(&byte));
@@ -141,7 +144,7 @@ fn read_value(text: &[u8]) -> Option<(Vec<u8>, &[u8])> {
     let mut bytes = quoted.iter().enumerate();
     loop {
         match bytes.next()? {
-            // A client may have opened the quote that a proxy's own element is in now.
+            // A client may have opened the quote in which a proxy's own element is now.
             (_, b'"') if value.to_ascii_lowercase().windows(4).any(|part| part == b"for=") => return None,
             (at, b'"') => return Some((value, &quoted[at + 1..])),
             (_, b'\\') => value.push(*bytes.next()?.1),
@@ -150,7 +153,7 @@ fn read_value(text: &[u8]) -> Option<(Vec<u8>, &[u8])> {
     }
 }
 
-/// RFC 9110, section 5.6.2.
+/// Returns whether a byte may occur in a token (RFC 9110, section 5.6.2).
 fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
@@ -159,8 +162,8 @@ fn is_https(scheme: &[u8]) -> bool {
     scheme.eq_ignore_ascii_case(b"https")
 }
 
-/// An address, with or without a port; of IPv6 in brackets where there is a port. Neither `unknown` nor another name that
-/// hides an address is one, nor is an address with a zone.
+/// Reads an address, with or without a port; an IPv6 address with a port is in brackets. Returns `None` for `unknown`,
+/// for other names that hide an address, and for an address with a zone.
 fn address(text: &[u8]) -> Option<IpAddr> {
     let text = str::from_utf8(text).ok()?;
     if let Ok(address) = text.parse::<Ipv6Addr>() {
@@ -179,7 +182,8 @@ fn address(text: &[u8]) -> Option<IpAddr> {
     is_port(port).then(|| address.to_canonical())
 }
 
-/// Nothing, or a port behind a colon: a number, or a name that hides one (RFC 7239, section 6).
+/// Returns whether the text is empty, or a port after a colon: a number, or a name that hides a port (RFC 7239, section
+/// 6).
 fn is_port(text: &str) -> bool {
     match text.strip_prefix(':').map(|port| (port, port.strip_prefix('_'))) {
         None => text.is_empty(),

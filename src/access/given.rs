@@ -1,6 +1,6 @@
-//! What upstreams agreed to give to which client, where the clients' own credentials decide
-//! (`client_credentials = "pass"`). A consent is remembered for a short time. It is for one object: what a manifest names
-//! may be anything, also what its author may not read.
+//! Consents: which object an upstream agreed to give to which client, where the clients' own credentials decide
+//! (`client_credentials = "pass"`). A consent is remembered for a short time. It holds for one object only: a manifest
+//! may name any object, also one that its author may not read.
 
 use std::sync::Weak;
 use std::time::{Duration, Instant};
@@ -13,14 +13,14 @@ use crate::oci::Digest;
 use crate::routing::Target;
 use crate::upstream::{Proof, WhoId};
 
-/// Consents remembered at most; the oldest unused go first.
+/// Most consents that are remembered; the ones unused for longest go first.
 const ENTRIES: usize = 50_000;
-/// What was shown this long ago was shown for the request that is being answered.
+/// An object that was shown this recently was shown for the request that is being answered now.
 const JUST_NOW: Duration = Duration::from_secs(10);
 /// How long a consent holds at most while the upstream cannot be asked again.
 const LONGEST_OUTAGE: Duration = Duration::from_secs(24 * 3600);
 
-/// Which object of which name an upstream agreed to give to whom.
+/// The object and name of a consent, and the credentials that it was given to.
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct Key {
     repository: String,
@@ -29,19 +29,19 @@ struct Key {
     digest: Digest,
 }
 
-/// What upstreams agreed to, and when.
+/// The consents of upstreams, with their times.
 pub struct Consents(Cache<Key, Given>);
 
 /// How an upstream agreed.
 #[derive(Clone)]
 enum Given {
     By(Proof, Instant),
-    /// By what is on its way in the client's own name; it is consent once it turns out to be the object.
+    /// By a transfer with the client's own credentials. It is a consent once the object is verified.
     Begun(Weak<Fill>, Instant),
 }
 
 impl Given {
-    /// How, and how long ago; `None`: it is none yet, or was none.
+    /// Returns how the upstream agreed, and how long ago. `None`: there is no consent, or not yet.
     fn counts(&self) -> Option<(Proof, Duration)> {
         match self {
             Self::By(proof, at) => Some((*proof, at.elapsed())),
@@ -57,17 +57,17 @@ impl Default for Consents {
 }
 
 impl Consents {
-    /// The upstream showed the object itself.
+    /// Notes that the upstream showed the object itself.
     pub fn given(&self, target: &Target, digest: &Digest) {
         self.note(target, digest, Given::By(Proof::Shown, Instant::now()));
     }
 
-    /// A transfer of the object was begun in the client's name.
+    /// Notes that a transfer of the object has begun with the client's credentials.
     pub fn begun(&self, target: &Target, digest: &Digest, fill: &FillReader) {
         self.note(target, digest, Given::Begun(fill.downgrade(), Instant::now()));
     }
 
-    /// The upstream agreed in this way.
+    /// Notes that the upstream agreed by this proof.
     pub fn agreed(&self, target: &Target, digest: &Digest, proof: Proof) {
         self.note(target, digest, Given::By(proof, Instant::now()));
     }
@@ -78,7 +78,7 @@ impl Consents {
         }
     }
 
-    /// Whether a transfer is the one that was begun in the client's name.
+    /// Returns whether a transfer is the one that was begun with the client's credentials.
     pub fn is_begun(&self, target: &Target, digest: &Digest, fill: &FillReader) -> bool {
         let life = target.repository.config.client_consent.unwrap_or_default();
         match self.0.get(&key(target, digest)) {
@@ -91,27 +91,28 @@ impl Consents {
         self.0.remove(&key(target, digest));
     }
 
-    /// Whether the upstream need not be asked again.
+    /// Returns whether the upstream need not be asked again.
     pub fn is_fresh(&self, target: &Target, digest: &Digest) -> bool {
         let life = target.repository.config.client_consent;
         life.is_none_or(|life| self.age(target, digest).is_some_and(|age| age < life))
     }
 
-    /// Whether the upstream showed the object itself just now, or so lately that it need not be asked again.
+    /// Returns whether the upstream showed the object itself just now, or so lately that it need not be asked again.
     pub fn is_shown(&self, target: &Target, digest: &Digest) -> bool {
         let life = target.repository.config.client_consent.unwrap_or_default().max(JUST_NOW);
         let counts = self.0.get(&key(target, digest)).and_then(|given| given.counts());
         counts.is_some_and(|(proof, age)| proof == Proof::Shown && age < life)
     }
 
-    /// How long ago the upstream showed the object itself.
+    /// Returns how long ago the upstream showed the object itself.
     pub fn age_of_proof(&self, target: &Target, digest: &Digest) -> Option<Duration> {
         let (proof, age) = self.0.get(&key(target, digest)).and_then(|given| given.counts())?;
         (proof == Proof::Shown).then_some(age)
     }
 
-    /// While the upstream cannot say, what it said before to the same credential holds, for as long as
-    /// old copies may be served. Always, where the clients' credentials play no part.
+    /// Returns whether an earlier consent holds through a failure: while the upstream cannot answer, its earlier
+    /// consent to the same credentials holds for as long as old copies may be served. Always true where the clients'
+    /// credentials do not decide.
     pub fn holds_through(&self, failure: &Failure, target: &Target, digest: &Digest) -> bool {
         let config = &target.repository.config;
         if config.client_consent.is_none() {
@@ -121,13 +122,13 @@ impl Consents {
             self.taken_back(target, digest);
             return false;
         }
-        // A client can bring a rate limit about, and an answer that makes no sense is one.
+        // A client can provoke a rate limit or an invalid answer, so these failures do not count.
         let cannot_say = matches!(failure.kind, FailureKind::Unavailable | FailureKind::Timeout);
         let is_old = |age: Duration| !config.tags.stale_if_error.covers(age) || age >= LONGEST_OUTAGE;
         cannot_say && self.age(target, digest).is_some_and(|age| !is_old(age))
     }
 
-    /// What was agreed to by upstreams that may be others now.
+    /// Forgets all. Called after a change of the configuration: the upstreams may be different ones.
     pub fn clear(&self) {
         self.0.clear();
     }

@@ -1,5 +1,5 @@
-//! The host that a request says it is for (RFC 9112, section 3.2; RFC 9113, section 8.3.1): said once, in a form that
-//! has one meaning, or the request is refused.
+//! The host that a request is for (RFC 9112, section 3.2; RFC 9113, section 8.3.1). It has to be stated once, in a form
+//! with one meaning; otherwise the request is refused.
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -19,7 +19,7 @@ pub struct AskedHost {
     port: Option<u16>,
 }
 
-/// Why it cannot be told which host a request is for.
+/// Why it is not clear which host a request is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WrongHost {
     #[error("the request has no `Host`, which HTTP/1.1 needs")]
@@ -33,7 +33,7 @@ pub enum WrongHost {
 }
 
 impl AskedHost {
-    /// `None`: it is of HTTP/1.0, which need not say it.
+    /// Reads the host of a request. `None`: a request of HTTP/1.0, which need not state it.
     pub fn of(version: Version, uri: &Uri, headers: &HeaderMap) -> Result<Option<Self>, WrongHost> {
         let mut lines = headers.get_all(HOST).iter();
         let line = lines.next().map(|line| Self::parse(line.as_bytes())).transpose()?;
@@ -54,7 +54,7 @@ impl AskedHost {
         }
     }
 
-    /// Reads a host with or without a port. A login in front of it is none of its forms.
+    /// Reads a host with or without a port. Credentials before the host are refused.
     pub fn parse(text: &[u8]) -> Result<Self, WrongHost> {
         let text = str::from_utf8(text).map_err(|_| WrongHost::Malformed)?;
         let (name, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
@@ -83,18 +83,19 @@ impl AskedHost {
         Ok(Self { name, port })
     }
 
-    /// Whether it is an address, or a name that leads to the machine itself by definition (RFC 6761, section 6.3): no
-    /// page of anywhere is called so, whatever it has its own name lead to.
+    /// Returns whether the host is an IP address, or a name that by definition means the machine itself (RFC 6761,
+    /// section 6.3). No web page from elsewhere has such a name, whatever the page's own name resolves to.
     pub fn is_nobodys_name(&self) -> bool {
         let is_address = self.name.starts_with('[') || self.name.parse::<Ipv4Addr>().is_ok();
         is_address || self.name == "localhost" || self.name.ends_with(".localhost")
     }
 
+    /// Returns whether the host matches one of these patterns.
     pub fn is_one_of(&self, hosts: &[HostPattern]) -> bool {
         hosts.iter().any(|host| host.matches(&self.name, self.port))
     }
 
-    /// Whether an `Origin` is the place that this request is for: the same host and port.
+    /// Returns whether an `Origin` has the same host and port as this request.
     pub fn is_origin(&self, origin: &str) -> bool {
         let Some((scheme, host)) = origin.split_once("://") else {
             return false;
@@ -182,7 +183,7 @@ mod tests {
                 let again = AskedHost::parse(host.to_string().as_bytes());
                 prop_assert_eq!(again.as_ref(), Ok(&host));
                 prop_assert!(!host.to_string().contains(['@', ' ', '/', '%', ',']));
-                // As a URL has it, but for shorthand of IPv4, which is a name here.
+                // The same as in a URL, except for shorthand forms of IPv4 addresses, which count as names here.
                 let url = url::Url::parse(&format!("http://{host}/"));
                 let url_host = url.as_ref().ok().and_then(|url| url.host_str());
                 prop_assert!(!host.is_nobodys_name() || url_host == Some(host.name.as_str()) || url.is_err(), "{host}");

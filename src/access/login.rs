@@ -1,4 +1,4 @@
-//! Who a client is, and what it may read: logins, tokens, `allow` of each repository.
+//! Authenticates clients and decides what they may read: logins, tokens, `allow` of each repository.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -20,58 +20,59 @@ use crate::failure::{Failure, FailureKind};
 use crate::routing::Repository;
 use crate::upstream::Who;
 
-/// After this long a client may come back whose logins are being looked at.
+/// After this time a client may come back if too many of its logins are being checked.
 const MOMENT: Duration = Duration::from_secs(1);
-/// The name of our token service.
+/// The name of Larder's token service.
 const SERVICE: &str = "larder";
 
-/// Decides which clients may read what, by the rules in force.
+/// Decides which clients may read which repositories, by the rules in force.
 pub struct Access {
     rules: ArcSwap<Rules>,
     sealer: Sealer,
 }
 
-/// How a client of the admin door stands to `admin.allow`.
+/// The result of checking a client of the admin door against `admin.allow`.
 #[derive(Clone, Debug)]
 pub enum Manager {
-    /// It is named by its login.
+    /// Its login is named.
     Known,
-    /// It is named by its address alone.
+    /// Only its address is named.
     ByAddress,
-    /// It could log in; with a challenge.
+    /// It is not named, but could log in; with the challenge.
     Unknown(HeaderValue),
     Refused,
-    /// Its login cannot be looked at now; why.
+    /// Its login cannot be checked now; with the reason.
     NotNow(NotNow),
 }
 
-/// Why a login is none.
+/// Why a login failed.
 pub enum Wrong {
     Invalid,
     NotNow(NotNow),
 }
 
 impl Access {
+    /// Creates an `Access` with these rules and a new key for tokens. Fails if the system gives no random numbers.
     pub fn new(rules: Arc<Rules>) -> Result<Self, NoRandomness> {
         Ok(Self { rules: ArcSwap::new(rules), sealer: Sealer::new()? })
     }
 
-    /// The rules in force.
+    /// Returns the rules in force.
     pub fn rules(&self) -> Arc<Rules> {
         self.rules.load_full()
     }
 
-    /// Decides by other rules from now on.
+    /// Puts other rules in force.
     pub fn apply(&self, rules: Arc<Rules>) {
         self.rules.store(rules);
     }
 
-    /// Whether the admin door is asked by a name that it has.
+    /// Returns whether a request asks the admin door by one of its names.
     pub fn is_admin_host(&self, host: &AskedHost) -> bool {
         self.rules.load().is_admin_host(host)
     }
 
-    /// Whether a client may manage the cache.
+    /// Returns whether a client may manage the cache.
     pub async fn manager(&self, client: Client, headers: &HeaderMap) -> Manager {
         let rules = self.rules();
         let client = rules.forwarding.client(client, headers);
@@ -79,7 +80,7 @@ impl Access {
         let has_logins = rules.logins.is_some();
         let challenge = || rules.logins.as_deref().and_then(basic).map_or(Manager::Refused, Manager::Unknown);
         if let (Some(logins), true) = (&rules.logins, headers.contains_key(AUTHORIZATION)) {
-            // A token of this cache is for pulling alone.
+            // A token of this cache is only for pulling.
             let is_token = headers.get(AUTHORIZATION).is_some_and(|value| bearer(value).is_some());
             if is_token && matches!(self.credentials(headers), Ok(Who::Login(_))) {
                 return challenge();
@@ -89,7 +90,8 @@ impl Access {
                 Err(Wrong::Invalid) => return challenge(),
                 Err(Wrong::NotNow(why)) => return Manager::NotNow(why),
             };
-            // By address alone would be no answer to a page that some browser has open.
+            // A client that is named by its address only may be a browser that shows a page from anywhere; so match the
+            // login alone.
             let is_by_name = |entry: &&Allow| !matches!(entry, Allow::Network(_) | Allow::Anonymous);
             let by_name: Vec<_> = rules.managers.iter().filter(is_by_name).cloned().collect();
             let is_known = known.is_some();
@@ -106,17 +108,17 @@ impl Access {
         }
     }
 
-    /// The credentials that a request comes with.
+    /// Returns the credentials of a request.
     pub fn credentials(&self, headers: &HeaderMap) -> Result<Who, Challenge> {
         credentials(headers, &self.sealer)
     }
 
-    /// A token that stands for a login at an upstream, or for nobody; `None` where the library fails.
+    /// Returns a token that stands for a login at an upstream, or for no login; `None` if the library fails.
     pub fn seal(&self, login: Option<&Login>, now: SystemTime) -> Option<String> {
         self.sealer.seal(login, now)
     }
 
-    /// Who a client is; wrong credentials are refused.
+    /// Authenticates a client. Wrong credentials are refused.
     pub async fn identify(&self, request: &Parts, caller: &Caller, path: Option<&str>) -> Result<Identity, Refusal> {
         let stranger = caller.stranger();
         let Some(logins) = caller.rules.logins.as_ref().filter(|_| request.headers.contains_key(AUTHORIZATION)) else {
@@ -129,22 +131,22 @@ impl Access {
         }
     }
 
-    /// As whom an upstream is asked where the client's own credentials decide. A token of an issuer of ours is for us: an
-    /// upstream that got it could come here with it.
+    /// Returns the credentials to ask an upstream with, where the client's own credentials decide. A token of a
+    /// configured issuer is for Larder: an upstream that received it could use it here.
     pub fn upstream_sees(&self, request: &Parts, caller: &Caller) -> Result<Who, Challenge> {
         let who = self.credentials(&request.headers)?;
         Ok(if caller.is_own_token(&who) { Who::Anonymous } else { who })
     }
 
-    /// Whether a client's credentials are for us to judge and no upstream: a token of an issuer of ours, or the name and
-    /// password of a user.
+    /// Returns whether Larder and no upstream checks a client's credentials: a token of a configured issuer, or the
+    /// name and password of a user.
     pub async fn is_ours(&self, request: &Parts, caller: &Caller) -> bool {
         let (Some(logins), Ok(who)) = (&caller.rules.logins, self.credentials(&request.headers)) else {
             return false;
         };
         match &who {
             who if caller.is_own_token(who) => true,
-            // What cannot be looked at now may be right.
+            // A login that cannot be checked now may be right.
             Who::Login(login) if logins.has_user(&login.username) => {
                 let known = self.login(logins, caller.stranger().address, &request.headers).await;
                 !matches!(known, Err(Wrong::Invalid))
@@ -153,7 +155,7 @@ impl Access {
         }
     }
 
-    /// As whom a client is known by its `Authorization`; `None`: it sends none, or an empty one.
+    /// Authenticates a client by its `Authorization`. `None`: the header is missing or empty.
     pub async fn login(
         &self,
         logins: &Logins,
@@ -170,7 +172,7 @@ impl Access {
         known.map(Some).ok_or(Wrong::Invalid)
     }
 
-    /// Whether a client may read a repository, and as whom; fails with what is missing.
+    /// Checks that a client may read a repository, and returns its identity. Fails with what is missing.
     pub async fn admit(
         &self,
         request: &Parts,
@@ -179,14 +181,14 @@ impl Access {
         path: &str,
     ) -> Result<Identity, Refusal> {
         let has_logins = caller.has_logins();
-        // Where clients log in at the upstream, that is none of ours.
+        // Where clients log in at the upstream, Larder does not check the login.
         let stranger = caller.stranger();
         if repository.config.client_consent.is_some() {
             let may_pull = stranger.may_pull(&repository.config.allow, false);
             return may_pull.then_some(stranger).ok_or(Refusal::Forbidden);
         }
-        // A client that needs no login is not asked for one, whatever it sends: some clients send what they have for
-        // Docker Hub to each of its mirrors.
+        // A client that needs no login is not asked for one, whatever credentials it sends: some clients send their
+        // credentials for Docker Hub to each of its mirrors.
         if stranger.may_pull(&repository.config.allow, has_logins) {
             return Ok(stranger);
         }
@@ -201,13 +203,13 @@ impl Access {
     }
 }
 
-/// HTTP/2 has the host in the URI, HTTP/1.1 in a header.
+/// Returns the host of a request: HTTP/2 has it in the URI, HTTP/1.1 in a header.
 pub fn host(request: &Parts) -> Option<&str> {
     let authority = request.uri.authority().map(http::uri::Authority::as_str);
     authority.or_else(|| request.headers.get(HOST)?.to_str().ok())
 }
 
-/// A 401 that says where tokens are to be had; `path` is the name that was asked for, as the client wrote it.
+/// Returns a 401 that tells where to get a token. `path` is the name that was asked for, as the client wrote it.
 pub fn challenge(request: &Parts, caller: &Caller, why: Challenge, path: Option<&str>) -> Refusal {
     if let Some(basic) = caller.basic() {
         return Refusal::Unauthenticated { why, challenge: Some(basic), tried: None };
@@ -216,7 +218,7 @@ pub fn challenge(request: &Parts, caller: &Caller, why: Challenge, path: Option<
     let header = match host(request).filter(is_plain) {
         Some(host) => {
             let scope = path.map_or_else(String::new, |path| format!(",scope=\"repository:{path}:pull\""));
-            // As RFC 6750, section 3.1, has it. containerd asks again and again where it finds none.
+            // As in RFC 6750, section 3.1. Without an error code, containerd asks again and again.
             let error = match why {
                 Challenge::Missing => "",
                 Challenge::Invalid => ",error=\"invalid_token\"",
@@ -230,7 +232,7 @@ pub fn challenge(request: &Parts, caller: &Caller, why: Challenge, path: Option<
     Refusal::Unauthenticated { why, challenge: HeaderValue::try_from(header).ok(), tried: None }
 }
 
-/// What a client is told whose login cannot be looked at now.
+/// Returns the refusal for a client whose login cannot be checked now.
 pub fn not_now(why: NotNow) -> Refusal {
     let failure = match why {
         NotNow::Busy => Failure::new(FailureKind::Busy, why),

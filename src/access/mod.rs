@@ -1,4 +1,5 @@
-//! Who asks, from where, and may they: addresses, names of hosts, logins, `allow`, and what upstreams let each client read.
+//! Which client sends a request, from which address, and what the client may read: addresses, names of hosts, logins,
+//! `allow`, and what upstreams let each client read.
 
 mod absences;
 mod authorization;

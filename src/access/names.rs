@@ -1,6 +1,6 @@
-//! Whether a name has a manifest that is stored already. What one name of a repository brought in may be seen by all who
-//! may pull from it; but that another name has it, too, is for the upstream to say, before the name counts in the catalog
-//! and among the images. Else made-up names would be answered, and listed for good.
+//! Whether a name has a manifest that is stored already. All clients that may pull from a repository may see what any
+//! of its names brought in. But before another name counts in the catalog and among the images, the upstream has to
+//! confirm that this name has the manifest, too. Otherwise made-up names would be answered, and listed for good.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,16 +11,17 @@ use crate::oci::Digest;
 use crate::routing::Target;
 use crate::upstream::Proof;
 
-/// How long a request waits for its turn; then it is served without an answer to this, and nothing is noted.
+/// How long a request waits for its turn. Then a manifest that is visible here is served without this confirmation, and
+/// nothing is noted.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 impl Consent {
-    /// Makes sure that a stored manifest may be served to who asks under this name, by one HEAD upstream if need be.
-    /// Returns whether it is news that the name has it.
+    /// Makes sure that a stored manifest may be served to the client under this name; asks the upstream by one HEAD
+    /// request if necessary. Returns whether the cache is to note that the name has the manifest.
     pub async fn confirm_manifest(self: &Arc<Self>, target: &Target, digest: &Digest) -> Result<bool, Failure> {
         if target.repository.config.client_consent.is_some() {
             self.confirm(target, Stored::Manifest, digest).await?;
-            // A consent is for a name; what everybody may have is served under any.
+            // A consent is for one name. A public manifest is served under any name, which says nothing about this one.
             return Ok(self.given.is_fresh(target, digest));
         }
         let repository = target.repository.prefix();
@@ -48,7 +49,7 @@ impl Consent {
                 self.absences.remember(target, &page, target.repository.config.tags.negative_max_age, &failure);
                 Err(failure)
             }
-            // The upstream cannot say. What may be seen here is served in an outage, and nothing is noted.
+            // The upstream cannot answer. In an outage a manifest that is visible here is served, and nothing is noted.
             Err(failure) => {
                 let is_visible = self.cache.is_visible(&target.repository.viewer(), digest).await.unwrap_or(false);
                 if is_visible || self.is_public(target, digest).await { Ok(false) } else { Err(failure) }

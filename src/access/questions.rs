@@ -1,4 +1,4 @@
-//! Requests to upstreams that are under way, counted: each has a connection, and clients may ask as much as they like.
+//! Counts the running requests to upstreams: each needs a connection, and clients may cause any number of them.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ impl Default for Questions {
 }
 
 impl Questions {
-    /// A place for one question; fails where none becomes free in time.
+    /// Waits for a place for one question. Fails if none becomes free in time.
     pub async fn place(&self, target: &Target) -> Result<Place, Failure> {
         let place = self.0.take(party(target), PATIENCE).await;
         place.map_err(|_| {
@@ -30,7 +30,7 @@ impl Questions {
     }
 }
 
-/// By whom a place is taken, and at which upstream.
+/// Returns the client and the upstream for which a place is taken.
 pub fn party(target: &Target) -> Party {
     let source = target.repository.upstreams.iter().next().map_or("", Upstream::label);
     Party { source: source.into(), client: target.client, is_named: target.repository.is_trusted }

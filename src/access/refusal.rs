@@ -1,5 +1,5 @@
-//! What a client is told when it does not get what it asked for: one exhaustive match from the
-//! reason to status, code, headers.
+//! The response to a client that does not get what it asked for: one exhaustive match from the reason to status, code
+//! and headers.
 
 use http::header::{ALLOW, CONTENT_RANGE, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderValue, Response, StatusCode};
@@ -33,7 +33,7 @@ pub enum Refusal {
     Unsupported,
     #[error("{0}")]
     Host(#[from] WrongHost),
-    /// With the name.
+    /// With the name of the host.
     #[error(
         "`{0}` is no name of this cache: on this machine it is asked by address or as localhost; add the name to server.hosts, or the address of the reverse proxy that passes it on to server.trusted_proxies"
     )]
@@ -44,32 +44,33 @@ pub enum Refusal {
     Failure { failure: Failure, wanted: Wanted },
     #[error("this client may not pull here; see `allow` and `allow_cidrs` of the configuration")]
     Forbidden,
-    /// Where nothing else is the reason than that there was no login, that is said; `tried` is what came of asking the
-    /// upstream without one.
+    /// If a missing login is the only reason, the message says so; `tried` is the failure of asking the upstream
+    /// without a login.
     #[error("{why}{}", .tried.as_ref().map_or_else(String::new, |tried| format!("; without a login: {tried}")))]
     Unauthenticated { why: Challenge, challenge: Option<HeaderValue>, tried: Option<Failure> },
     #[error("{0}")]
     Form(#[from] WrongForm),
 }
 
-/// Why a client is asked who it is.
+/// Why a client is asked to log in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Challenge {
     #[error("log in to this cache (docker login)")]
     Missing,
     #[error("the credentials or the token are not accepted; log in again")]
     Invalid,
-    /// It is known as whom it comes, and that is not enough.
+    /// Larder knows the client, but its rights do not suffice.
     #[error("this login may not pull this; log in with another one (docker login)")]
     Insufficient,
 }
 
 impl Refusal {
-    /// For `Result::map_err`.
+    /// Returns a function that makes the refusal of a failure, for `Result::map_err`.
     pub fn of(wanted: Wanted) -> impl Fn(Failure) -> Self {
         move |failure| Self::Failure { failure, wanted }
     }
 
+    /// Returns the status of the response and the error code of the distribution specification.
     pub fn status_and_code(&self) -> (StatusCode, Code) {
         match self {
             Self::Route(InvalidRoute::NotFound) => (StatusCode::NOT_FOUND, Code::NameUnknown),
@@ -103,6 +104,7 @@ impl Refusal {
         }
     }
 
+    /// Returns the response to the client.
     pub fn into_response(self) -> Response<Body> {
         let (status, code) = self.status_and_code();
         let document = match &self {
@@ -134,7 +136,7 @@ impl Refusal {
         response
     }
 
-    /// What kind of failure it was, and the reason in the upstream's own words.
+    /// Returns the kind of the failure, and the reason in the upstream's own words.
     fn detail(&self) -> Option<String> {
         match self {
             Self::Failure { failure, .. } => Some(match failure.reason() {
@@ -149,7 +151,7 @@ impl Refusal {
         let Self::Failure { failure, .. } = self else {
             return None;
         };
-        // Rounded up: who comes a moment early is told to wait again.
+        // Rounded up: a client that comes back a moment too early would be told to wait again.
         let stated = failure.retry_after.map(|after| (after.as_secs() + u64::from(after.subsec_nanos() > 0)).max(1));
         match failure.kind {
             FailureKind::Busy => Some(1),
@@ -159,7 +161,7 @@ impl Refusal {
 }
 
 impl Wanted {
-    /// What of a repository a request asks for.
+    /// Returns what a request for an object asks for.
     pub fn of(object: &Object) -> Self {
         match object {
             Object::Manifest(_) | Object::Referrers(_) => Self::Manifest,
@@ -168,7 +170,7 @@ impl Wanted {
         }
     }
 
-    /// For the log.
+    /// Returns the word for the log.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Manifest => "manifest",

@@ -1,4 +1,4 @@
-//! What the configuration says of clients: from where they come, by which names they ask, how they log in.
+//! What the configuration says about clients: from which addresses they come, by which names they ask, how they log in.
 
 use std::sync::Arc;
 
@@ -11,25 +11,26 @@ use crate::routing::Routing;
 use crate::upstream::{BuildError, Clients};
 use crate::web::WebError;
 
-/// The rules of one configuration, with the repositories that they are about. A request keeps to those that it came in by.
+/// The rules of one configuration, with the repositories that they apply to. A request is answered by the rules in
+/// force when it came in.
 pub struct Rules {
     pub routing: Arc<Routing>,
     pub forwarding: Forwarding,
-    /// Only clients of these networks; empty: all.
+    /// Only clients of these networks may connect; if empty, all may.
     allow_cidrs: Vec<ipnet::IpNet>,
-    /// `None`: nobody logs in here.
+    /// `None`: clients cannot log in here.
     pub logins: Option<Arc<Logins>>,
     /// Clients that may manage the cache.
     pub managers: Vec<Allow>,
-    /// Names by which the registry door may be asked, beside addresses and those of repositories.
+    /// Names of the registry door, besides addresses and the hosts of repositories.
     hosts: Vec<HostPattern>,
-    /// And the admin door.
+    /// Names of the admin door, besides addresses.
     admin_hosts: Vec<HostPattern>,
-    /// Whether each request gets a line of the access log.
+    /// Whether each request gets a line in the access log.
     pub log_access: bool,
 }
 
-/// Why a configuration gives no rules.
+/// Why no rules can be made from a configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum RulesError {
     #[error(transparent)]
@@ -39,7 +40,7 @@ pub enum RulesError {
 }
 
 impl Rules {
-    /// `before`: those in force, whose counts of wrong logins go on.
+    /// Makes the rules of a configuration. `before`: the rules in force, whose counts of wrong logins continue.
     pub fn new(
         config: &Config,
         clients: &Clients,
@@ -59,19 +60,20 @@ impl Rules {
         })
     }
 
-    /// Whether clients of this address may connect at all.
+    /// Returns whether clients of this address may connect at all.
     pub fn lets_in(&self, client: &Client) -> bool {
         self.allow_cidrs.is_empty() || self.allow_cidrs.iter().any(|network| client.address.is_in(network))
     }
 
-    /// Whether the admin door is asked by a name that it has.
+    /// Returns whether a request asks the admin door by one of its names.
     pub fn is_admin_host(&self, host: &AskedHost) -> bool {
         host.is_nobodys_name() || host.is_one_of(&self.admin_hosts)
     }
 
-    /// Whether a name may be somebody else's that was made to lead here (DNS rebinding). That matters on plain connections
-    /// within this machine: only programs here can make them, and a browser with a page of anywhere is one. TLS asks for a
-    /// certificate of the name, and a reverse proxy passes on the name that it was asked by.
+    /// Returns whether a name may belong to somebody else and was made to resolve to this machine (DNS rebinding). That
+    /// matters for plain connections within this machine: only programs on this machine can make them, and one of these
+    /// may be a browser with a web page from anywhere. TLS needs a certificate for the name, and a reverse proxy passes
+    /// on the name by which it was asked.
     pub fn is_foreign_name(&self, host: &AskedHost, client: &Client) -> bool {
         let is_within = client.local.is_some_and(|local| local.is_loopback());
         is_within

@@ -1,8 +1,8 @@
-//! Tokens of this cache, for clients whose own credentials an upstream judges.
+//! Tokens of this cache, for clients whose own credentials an upstream checks.
 //!
-//! Clients are sent to a token service of our own (Docker Registry v2 token authentication), so that they need no way to
-//! the upstream's. It gives out what the client came with, sealed with a key that only this process has. What those
-//! credentials are worth, the upstream says with each pull.
+//! Clients are sent to Larder's own token service (Docker Registry v2 token authentication), so that they need no
+//! access to the upstream's. The token is what the client sent, sealed with a key that only this process has. With each
+//! pull, the upstream decides whether those credentials are valid.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -15,18 +15,18 @@ use serde::{Deserialize, Serialize};
 use crate::config::{Login, Secret};
 use crate::upstream::Who;
 
-/// How long a token is good; clients come back for another.
+/// How long a token is valid; then clients get another one.
 pub const LIFE: Duration = Duration::from_secs(300);
-/// Tells our tokens from those of upstreams.
+/// Tells Larder's tokens from those of upstreams.
 pub const PREFIX: &str = "larder.";
 
 /// Seals credentials into tokens.
 pub struct Sealer(RandomizedNonceKey);
 
-/// What a token holds.
+/// The content of a token.
 #[derive(Serialize, Deserialize)]
 struct Content {
-    /// Seconds since 1970.
+    /// When the token expires, in seconds since 1970.
     expires: u64,
     login: Option<(String, String)>,
 }
@@ -37,13 +37,14 @@ struct Content {
 pub struct NoRandomness;
 
 impl Sealer {
+    /// Creates a sealer with a new random key.
     pub fn new() -> Result<Self, NoRandomness> {
         let mut key = [0; 32];
         aws_lc_rs::rand::fill(&mut key).map_err(|_| NoRandomness)?;
         RandomizedNonceKey::new(&AES_256_GCM, &key).map(Self).map_err(|_| NoRandomness)
     }
 
-    /// A token for a login, or for nobody; `None` where the library fails.
+    /// Returns a token for a login, or for no login; `None` if the library fails.
     pub fn seal(&self, login: Option<&Login>, now: SystemTime) -> Option<String> {
         let login = login.map(|login| (login.username.clone(), login.password.reveal().to_owned()));
         let content = Content { expires: seconds(now + LIFE), login };
@@ -53,7 +54,7 @@ impl Sealer {
         Some(format!("{PREFIX}{}", BASE64_URL_SAFE_NO_PAD.encode(sealed)))
     }
 
-    /// Whose token it is; `None` if it is not one of ours, or too old.
+    /// Returns the credentials in a token; `None` if the token is not one of Larder's, or has expired.
     pub fn open(&self, token: &str, now: SystemTime) -> Option<Who> {
         let sealed = BASE64_URL_SAFE_NO_PAD.decode(token.strip_prefix(PREFIX)?).ok()?;
         let (nonce, sealed) = sealed.split_at_checked(NONCE_LEN)?;
@@ -72,7 +73,7 @@ fn seconds(time: SystemTime) -> u64 {
     time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
-/// A client that logs in at an upstream by name and password.
+/// Returns the credentials of a client that logs in at an upstream by name and password.
 pub fn login(name: String, password: String) -> Who {
     Who::Login(Arc::new(Login::new(name, Secret::new(password))))
 }

@@ -1,5 +1,5 @@
-//! Logging in by a form: `POST /token` as OAuth 2 has it (RFC 6749, sections 4.3 and 6), which containerd, Docker,
-//! BuildKit and ORAS send where they have a name and password or an identity token.
+//! Logging in by a form: `POST /token` as in OAuth 2 (RFC 6749, sections 4.3 and 6). containerd, Docker, BuildKit and
+//! ORAS send it when they have a name and password or an identity token.
 
 use std::time::Duration;
 
@@ -12,12 +12,12 @@ use http_body_util::{BodyExt, Limited};
 
 use crate::sent::Sent;
 
-/// Longest form that is read.
+/// Longest form that is read, in bytes.
 const MAX_FORM: usize = 32 * 1024;
-/// And the longest that it is waited for.
+/// How long Larder waits for the form.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// The user name that goes with an identity token where only names and passwords are known, as in Docker's
-/// credential helpers.
+/// The user name that stands for an identity token where only names and passwords are known, as in Docker's credential
+/// helpers.
 const IDENTITY_TOKEN: &str = "<token>";
 
 /// Why a form brings no token (RFC 6749, section 5.2).
@@ -32,7 +32,7 @@ pub enum WrongForm {
 }
 
 impl WrongForm {
-    /// The word of RFC 6749 for it.
+    /// Returns the error code of RFC 6749.
     pub fn code(self) -> &'static str {
         match self {
             Self::Unreadable | Self::Missing(_) => "invalid_request",
@@ -41,13 +41,13 @@ impl WrongForm {
     }
 }
 
-/// What a form asks for, beside as whom.
+/// What a form asks for, except for the credentials.
 #[derive(Clone)]
 pub struct Form {
     pub scope: Option<String>,
 }
 
-/// Reads the form, and puts what it logs in with where a GET has it.
+/// Reads the form, and puts its credentials into `Authorization`, where a GET has them.
 pub async fn read(request: &mut Parts, body: Sent) -> Result<Form, WrongForm> {
     let whole = Limited::new(body, MAX_FORM).collect();
     let read = tokio::time::timeout(PATIENCE, whole).await.map_err(|_| WrongForm::Unreadable)?;
@@ -67,7 +67,7 @@ fn parse(bytes: &[u8]) -> Result<(HeaderValue, Form), WrongForm> {
         "refresh_token" => (IDENTITY_TOKEN.to_owned(), value("refresh_token")?),
         _ => return Err(WrongForm::Grant),
     };
-    // Names with a colon there are none of (RFC 7617, section 2).
+    // A user name contains no colon (RFC 7617, section 2).
     if name.contains(':') {
         return Err(WrongForm::Missing("username"));
     }

@@ -1,4 +1,4 @@
-//! Who may come in by the admin door.
+//! Which clients may use the admin door.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::access::{AskedHost, Manager, NotNow};
 use crate::auth::Client;
 use crate::services::Services;
 
-/// Lets in who `admin.allow` names. Whether the process is well may be asked by anybody.
+/// Lets in clients that `admin.allow` names. Anybody may ask whether the process is well.
 pub async fn guard(
     State(services): State<Arc<Services>>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
@@ -36,7 +36,7 @@ pub async fn guard(
     }
     match services.access.manager(Client::connected(peer), request.headers()).await {
         Manager::Known => next.run(request).await,
-        // A page of anywhere can have its own name lead here: only names that are ours are believed.
+        // A web page from anywhere can have its own name resolve to this machine: only Larder's own names are believed.
         Manager::ByAddress if host.is_some_and(|host| services.access.is_admin_host(&host)) => next.run(request).await,
         Manager::ByAddress => Problem::new(
             StatusCode::FORBIDDEN,
@@ -64,7 +64,7 @@ pub async fn guard(
     }
 }
 
-/// What changes something is not for pages of other places that a browser here has open.
+/// Refuses a request that changes something, if it comes from a web page of another site in a browser on this machine.
 fn refuse_foreign_pages(request: &Request, host: Option<&AskedHost>) -> Result<(), Problem> {
     if matches!(*request.method(), Method::GET | Method::HEAD) {
         return Ok(());

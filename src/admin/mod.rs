@@ -25,7 +25,7 @@ use crate::sent::Sent;
 use crate::services::Services;
 use problem::Problem;
 
-/// Answers the requests that come by the admin door: each with the address of its client.
+/// Returns the handler of requests at the admin door. Each request comes with the address of its client.
 pub fn handler(
     services: Arc<Services>,
 ) -> impl Fn(Request<Sent>, SocketAddr) -> BoxFuture<'static, Response<Body>> + Send + Sync {
@@ -63,7 +63,7 @@ fn router(services: Arc<Services>) -> Router {
         .with_state(services)
 }
 
-/// Whether content can be stored and looked up.
+/// Answers `/readyz`: whether content can be stored and looked up.
 async fn ready(State(services): State<Arc<Services>>) -> axum::response::Response {
     match services.cache.check().await {
         Ok(()) => Json(json!({ "status": "ready" })).into_response(),
@@ -71,6 +71,7 @@ async fn ready(State(services): State<Arc<Services>>) -> axum::response::Respons
     }
 }
 
+/// Answers `/metrics`.
 async fn metrics(State(services): State<Arc<Services>>) -> axum::response::Response {
     const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     match services.metrics.encode() {

@@ -18,9 +18,9 @@ use crate::ops::{self, Images, OpsError, PinDone, Pins, PurgeDone};
 use crate::services::Services;
 use crate::upkeep::scrub::Report;
 
-/// How often a verification says how far it is.
+/// How often a verification reports its progress.
 const PROGRESS: Duration = Duration::from_millis(500);
-/// How long the last line of a verification waits for a caller who does not read.
+/// How long the last line of a verification waits for a caller that does not read.
 const LAST_LINE: Duration = Duration::from_secs(60);
 
 impl From<OpsError> for Problem {
@@ -35,6 +35,7 @@ impl From<OpsError> for Problem {
     }
 }
 
+/// The page of a list that a query asks for.
 #[derive(Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Page {
@@ -54,7 +55,7 @@ pub async fn images(State(services): State<Arc<Services>>, page: QueryOf<Page>) 
     Ok(Json(ops::images(&services.cache, &last, n).await?))
 }
 
-/// `DELETE /api/cache`, of all or of `?reference=` or `?repository=`.
+/// `DELETE /api/cache`, of everything, or of `?reference=` or `?repository=`.
 pub async fn purge(
     State(services): State<Arc<Services>>,
     RawQuery(query): RawQuery,
@@ -89,8 +90,8 @@ fn pinned_reference(query: Option<&str>) -> Result<String, Problem> {
     only_parameter(query, &["reference"])?.ok_or_else(missing)
 }
 
-/// The value of the one parameter that a query has. An unknown one is refused: a misspelt parameter
-/// must not change everything.
+/// Returns the value of the only parameter of a query. An unknown parameter is refused: a misspelt one must not change
+/// everything.
 fn only_parameter(query: Option<&str>, known: &[&str]) -> Result<Option<String>, Problem> {
     let bad = |message: String| Err(Problem::new(StatusCode::BAD_REQUEST, message));
     let names = known.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(" and ");
@@ -107,6 +108,7 @@ fn only_parameter(query: Option<&str>, known: &[&str]) -> Result<Option<String>,
     }
 }
 
+/// The query of a verification.
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Verify {
@@ -115,8 +117,8 @@ pub struct Verify {
 
 type QueryOf<T> = Result<Query<T>, axum::extract::rejection::QueryRejection>;
 
-/// `POST /api/verify?repair=true`: a line of JSON now and then, and the whole report as the last. It
-/// ends when the caller leaves.
+/// `POST /api/verify?repair=true`: answers with a line of JSON now and then, and with the whole report as the last
+/// line. The verification ends when the caller leaves.
 pub async fn verify(State(services): State<Arc<Services>>, query: QueryOf<Verify>) -> Result<Response, Problem> {
     let Query(Verify { repair }) = query.map_err(|error| Problem::new(StatusCode::BAD_REQUEST, error.body_text()))?;
     let (lines, told) = mpsc::channel::<Report>(2);
@@ -125,7 +127,7 @@ pub async fn verify(State(services): State<Arc<Services>>, query: QueryOf<Verify
     let progress = move |report: &Report| {
         if last.elapsed() >= PROGRESS {
             last = Instant::now();
-            // Who is slow to read misses a line.
+            // A caller that reads slowly misses a line.
             let _ = telling.try_send(report.without_names());
         }
         !telling.is_closed()
@@ -146,7 +148,7 @@ pub async fn verify(State(services): State<Arc<Services>>, query: QueryOf<Verify
         line.push(b'\n');
         Some((Ok::<_, Infallible>(Bytes::from(line)), told))
     });
-    // Until it is known that it has begun there is no answer that could say why not.
+    // The answer waits until the verification has begun: later it could not say why it has not.
     begins.await.map_err(|_| Problem::from(OpsError::Busy))?;
     Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(body)).into_response())
 }

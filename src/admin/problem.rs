@@ -9,6 +9,7 @@ use serde_json::json;
 pub struct Problem(StatusCode, String);
 
 impl Problem {
+    /// Creates an error with a status and a message for people.
     pub fn new(status: StatusCode, message: impl std::fmt::Display) -> Self {
         Self(status, message.to_string())
     }

@@ -12,14 +12,15 @@ use crate::observe::metrics::{Kind, Outcome, RepositoryLabel, RequestLabels};
 use crate::services::Services;
 use crate::upstream::OTHER_HOSTS;
 
+/// The answer to `GET /api/cache/stats`.
 #[derive(Serialize)]
 pub struct Stats {
     hits: u64,
     misses: u64,
-    /// Old copies served because the upstream failed.
+    /// Old copies that were served because the upstream failed.
     stale: u64,
     stores: u64,
-    /// Objects that passed uncached for want of room or a working disk.
+    /// Objects that passed uncached because there was no room or no working disk.
     unstored: u64,
     evictions: u64,
     /// Failures of the cache's own disk or index.
@@ -27,14 +28,14 @@ pub struct Stats {
     /// Bytes of the stored objects.
     current_size: i64,
     objects: i64,
-    /// Disk that the index needs, its log included.
+    /// Disk space of the index, its log included.
     index_size: i64,
-    /// Hits and stale answers as a share of all; 0 before the first request.
+    /// Hits and stale answers as a share of all answers; 0 before the first request.
     hit_rate: f64,
     #[serde(flatten)]
     traffic: Traffic,
     fills_running: i64,
-    /// Requests that joined a transfer which another had begun.
+    /// Requests that joined a transfer which another request had begun.
     coalesced: u64,
     repositories: BTreeMap<String, Repository>,
 }
@@ -43,7 +44,7 @@ pub struct Stats {
 struct Traffic {
     bytes_served: u64,
     bytes_fetched: u64,
-    /// Served and not fetched.
+    /// Bytes that were served without being fetched.
     bytes_saved: u64,
 }
 
@@ -57,6 +58,7 @@ struct Repository {
     traffic: Traffic,
 }
 
+/// Answers `GET /api/cache/stats`.
 pub async fn show(State(services): State<Arc<Services>>) -> Json<Stats> {
     let metrics = &services.metrics;
     let routing = services.access.rules().routing.clone();

@@ -1,4 +1,4 @@
-//! `GET /api/upstreams`: how the upstreams do and what is left of their rate limits.
+//! `GET /api/upstreams`: the state of the upstreams and what is left of their rate limits.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,6 +11,7 @@ use crate::failure::Failure;
 use crate::services::Services;
 use crate::upstream::Upstream;
 
+/// The answer to `GET /api/upstreams`.
 #[derive(Serialize)]
 pub struct Upstreams {
     upstreams: Vec<Entry>,
@@ -22,13 +23,13 @@ struct Entry {
     /// Host and port.
     upstream: String,
     url: String,
-    /// As whom it is asked: a user name, `anonymous`, or a credential helper.
+    /// The account by which it is asked: a user name, `anonymous`, or a credential helper.
     account: String,
-    /// `ready`; `limited`: nothing that counts as a pull is asked for; `resting`: nothing at all.
+    /// `ready`; `limited`: Larder sends no request that counts as a pull; `resting`: Larder sends no request at all.
     state: &'static str,
     /// Why it is not `ready`.
     reason: Option<String>,
-    /// Seconds until it is.
+    /// Seconds until it is `ready`.
     retry_after: Option<f64>,
     quota: Option<Quota>,
 }
@@ -37,14 +38,15 @@ struct Entry {
 struct Quota {
     limit: u64,
     remaining: u64,
-    /// Seconds.
+    /// In seconds.
     window: Option<u64>,
-    /// Whom the upstream counts.
+    /// The account or address whose pulls the upstream counts.
     source: Option<String>,
-    /// Seconds since the upstream said so.
+    /// Seconds since the upstream stated this.
     age: u64,
 }
 
+/// Answers `GET /api/upstreams`.
 pub async fn show(State(services): State<Arc<Services>>) -> Json<Upstreams> {
     let routing = services.access.rules().routing.clone();
     let of = |repository: &Arc<crate::routing::Repository>| {

@@ -21,28 +21,30 @@ use crate::observe::Metrics;
 use crate::registry::busy;
 use crate::sent::{self, Sent};
 
-/// A client has this long for a request's head, and between two requests.
+/// How long a client has for the head of a request, and between two requests.
 pub const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Most bytes of a request's head.
+/// Largest head of a request, in bytes.
 const MAX_HEAD: usize = 64 * 1024;
 
-/// Most requests at once on one HTTP/2 connection: as many as clients may count on (RFC 9113, section 6.5.2). Of
-/// each answer about 100 KiB are in memory while the client takes none of it.
+/// Most requests at once on one HTTP/2 connection: as many as clients may count on (RFC 9113, section 6.5.2). While the
+/// client takes none of a response, about 100 KiB of it are in memory.
 const MAX_STREAMS: u32 = 100;
 
-/// A connection's place among all others, for as long as anything of it is left.
+/// A connection's place among all others, kept for as long as any part of the connection is left.
 pub type Held = Arc<dyn Send + Sync>;
 
-/// What ends a connection as soon as its running requests are answered.
+/// The events that end a connection as soon as its running requests are answered.
 #[derive(Clone)]
 pub struct Ends {
     pub stop: watch::Receiver<Option<Duration>>,
-    /// Who may connect is decided otherwise than when it was made; `None`: that never changes.
+    /// Notified when other rules decide which clients may connect than when the connection was made; `None`: these
+    /// rules never change.
     pub renewed: Option<watch::Receiver<()>>,
 }
 
 impl Ends {
+    /// Waits until one of the events has come.
     pub async fn come(&mut self) {
         let renewed = async {
             match &mut self.renewed {
@@ -51,7 +53,7 @@ impl Ends {
             }
         };
         tokio::select! {
-            // Without its sender the process is at its end, too.
+            // The sender is dropped only when the process ends.
             _ = self.stop.wait_for(Option::is_some) => {}
             () = renewed => {}
         }
@@ -66,7 +68,7 @@ pub struct Peer {
     pub load: Arc<Load>,
 }
 
-/// Serves one connection to its end, or to where it speaks something else than HTTP.
+/// Serves one connection to its end, or until it changes to another protocol than HTTP.
 pub async fn connection<S, A>(
     stream: S,
     peer: Peer,
@@ -87,11 +89,12 @@ pub async fn connection<S, A>(
             watched.speaks_http2();
         }
         let (watched, running, counted) = (watched.clone(), paced.begin(), load.begin());
-        // Other streams of HTTP/2 go on whatever is left of one; and who asks before it sends is told not to.
+        // With HTTP/2, unread bytes of one request do not disturb the other streams. A client that sends `Expect` waits
+        // before it sends the body, and is told not to send it.
         let is_heard_out = request.version() == Version::HTTP_2;
         let may_be_heard = counted.is_some() && !request.headers().contains_key(EXPECT);
         let (request, left) = sent::watched(request);
-        // Where too many requests are under way the answer is short, and nothing is begun for it.
+        // If too many requests are running, the response is short, and no work is begun for it.
         let answered = counted.is_some().then(|| answer(request));
         async move {
             let mut response = match answered {
@@ -136,7 +139,7 @@ fn set_limits(builder: &mut Builder<TokioExecutor>) {
         .keep_alive_timeout(HEADER_TIMEOUT);
 }
 
-/// Waits until the client has taken nothing for too long, or its place is needed.
+/// Waits until the client has taken nothing for too long, or another connection needs the place.
 async fn given_up(pace: &Pace, client: SocketAddr) {
     tokio::select! {
         () = pace.stalls() => tracing::debug!(%client, "a client takes nothing of what it asked for"),
@@ -144,7 +147,7 @@ async fn given_up(pace: &Pace, client: SocketAddr) {
     }
 }
 
-/// Waits until a connection that takes no further requests has answered those that run.
+/// Waits until a connection that takes no further requests has answered the running ones.
 async fn wind_down<E>(
     mut connection: Pin<&mut impl Future<Output = Result<(), E>>>,
     pace: &Pace,
@@ -158,7 +161,7 @@ async fn wind_down<E>(
     };
     match ended {
         Some(ended) => ended,
-        // That may come, behind what is still on its way.
+        // The answer to a ping may still come, after the bytes that are on their way.
         None if written.is_http2() => tokio::time::timeout(CLOSING, connection).await.unwrap_or(Ok(())),
         None => Ok(()),
     }

@@ -1,4 +1,4 @@
-//! How many connections each address has, and how many requests are under way.
+//! Counts the connections of each address, and the running requests.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -7,30 +7,30 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::auth::counted_as;
 
-/// Requests under way at one door at most, for all clients together: each holds buffers, and some wait for long.
+/// Most running requests at one door, for all clients together: each holds buffers, and some wait for long.
 const REQUESTS: usize = 16_384;
-/// And for one address.
+/// Most running requests of one address.
 const REQUESTS_BY_ADDRESS: usize = REQUESTS / 2;
 
-/// Counts connections and requests by address; an IPv6 address counts with its /64.
+/// Counts connections and requests by address. An IPv6 address counts with its /64.
 #[derive(Debug)]
 pub struct Crowd {
-    /// Connections of one address; `None`: any number.
+    /// Most connections of one address; `None`: any number.
     limit: Option<usize>,
     open: Mutex<HashMap<IpAddr, Arc<Load>>>,
     requests: Arc<AtomicUsize>,
 }
 
-/// What one address has open.
+/// The open connections and running requests of one address.
 #[derive(Debug)]
 pub struct Load {
     connections: AtomicUsize,
     requests: AtomicUsize,
-    /// Of all addresses.
+    /// The running requests of all addresses.
     all_requests: Arc<AtomicUsize>,
 }
 
-/// One connection, counted until this is dropped.
+/// A connection that is counted until this value is dropped.
 #[derive(Debug)]
 pub struct Counted {
     crowd: Arc<Crowd>,
@@ -38,16 +38,17 @@ pub struct Counted {
     load: Arc<Load>,
 }
 
-/// One request, counted until this is dropped.
+/// A request that is counted until this value is dropped.
 #[derive(Debug)]
 pub struct Request(Arc<Load>);
 
 impl Crowd {
+    /// Creates a count without connections. `limit`: most connections of one address; `None`: any number.
     pub fn new(limit: Option<usize>) -> Arc<Self> {
         Arc::new(Self { limit, open: Mutex::default(), requests: Arc::default() })
     }
 
-    /// Counts a connection; `None` if the address has as many as it may.
+    /// Counts a connection. Returns `None` if the address has as many as it may have.
     pub fn enter(self: &Arc<Self>, address: IpAddr) -> Option<Counted> {
         let address = counted_as(address);
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
@@ -64,14 +65,14 @@ impl Crowd {
 }
 
 impl Counted {
-    /// Of the connection's address.
+    /// Returns the load of the connection's address.
     pub fn load(&self) -> Arc<Load> {
         self.load.clone()
     }
 }
 
 impl Load {
-    /// Counts a request; `None` if too many are under way.
+    /// Counts a request. Returns `None` if too many are running.
     pub fn begin(self: &Arc<Self>) -> Option<Request> {
         let own = self.requests.fetch_add(1, Ordering::Relaxed);
         let all = self.all_requests.fetch_add(1, Ordering::Relaxed);

@@ -1,6 +1,6 @@
-//! Deadlines on a client's socket that the HTTP library does not keep: for the first bytes, by which
-//! the protocol is told, and for a client that no longer takes what is sent. And a short way: pages of
-//! a file go from the system's cache to the socket without being copied.
+//! Deadlines on a client's socket that the HTTP library does not keep: for the first bytes, which tell the protocol,
+//! and for a client that no longer takes the bytes that are sent. And a short path: pages of a file go from the
+//! system's cache to the socket without being copied.
 
 use std::io;
 use std::io::IoSlice;
@@ -17,12 +17,12 @@ use tokio_rustls::server::TlsStream;
 
 use crate::cache::Mapping;
 
-/// For the first request to arrive.
+/// How long the first request may take to arrive.
 const FIRST_REQUEST: Duration = Duration::from_secs(30);
-/// For a client to take any of the bytes that wait for it. A slow client takes some.
+/// How long a client may take none of the bytes that wait for it. A slow client takes some.
 const STALLED: Duration = Duration::from_secs(120);
 
-/// For a client to take what is on its way, and to close, after we have.
+/// How long a client may take, after Larder has closed, to take the remaining bytes and to close as well.
 pub const CLOSING: Duration = Duration::from_secs(10);
 
 /// A socket with deadlines.
@@ -30,53 +30,54 @@ pub struct Guard<S> {
     inner: S,
     watched: Arc<Watched>,
     first: Pin<Box<Sleep>>,
-    /// Since the client last took something; only while it is waited for.
+    /// Runs while bytes wait, since the client last took some.
     stalled: Option<Pin<Box<Sleep>>>,
-    /// For the client to close, once we have.
+    /// Runs since Larder closed, until the client has closed.
     closing: Option<Pin<Box<Sleep>>>,
 }
 
-/// What the guard is told of the requests on its socket.
+/// What the guard is told about the requests on its socket.
 #[derive(Debug, Default)]
 pub struct Watched {
     has_arrived: AtomicBool,
     /// Whether bytes wait for the client to take them.
     is_writing: AtomicBool,
     mapping: Mutex<Option<Arc<Mapping>>>,
-    /// Whether the client may speak while it reads.
+    /// Whether the client may send while it reads.
     is_http2: AtomicBool,
-    /// Whether the client may still be sending what is not read any more.
+    /// Whether the client may still be sending bytes that nobody reads any more.
     may_speak: AtomicBool,
 }
 
 impl Watched {
-    /// A client of HTTP/2 says all the time how much it takes.
+    /// Notes that the client speaks HTTP/2: such a client states all the time how many bytes it takes.
     pub fn speaks_http2(&self) {
         self.is_http2.store(true, Ordering::Relaxed);
     }
 
+    /// Returns whether the client speaks HTTP/2.
     pub fn is_http2(&self) -> bool {
         self.is_http2.load(Ordering::Relaxed)
     }
 
-    /// The client may still be sending what is not read any more: it is heard out when the socket is closed, as RFC 9112,
-    /// section 9.6, has it.
+    /// Notes that the client may still be sending bytes that nobody reads any more. They are read before the socket is
+    /// closed, as in RFC 9112, section 9.6.
     pub fn may_still_speak(&self) {
         self.may_speak.store(true, Ordering::Relaxed);
     }
 
-    /// A request has arrived; from now on the HTTP library keeps the time.
+    /// Notes that a request has arrived. From now on the HTTP library keeps the deadlines.
     pub fn arrived(&self) {
         self.has_arrived.store(true, Ordering::Relaxed);
     }
 
-    /// The answer to come is made of frames of `mapping`. They are recognized by their address; what
-    /// is of an earlier answer is written like anything else.
+    /// Sets the mapping of the next response. Its frames are recognized by their address; bytes of an earlier response
+    /// are written like all others.
     pub fn answers_with(&self, mapping: Option<Arc<Mapping>>) {
         *self.mapping.lock().unwrap_or_else(PoisonError::into_inner) = mapping;
     }
 
-    /// Whether bytes wait for the client to take them, some of which may have left the HTTP library.
+    /// Returns whether bytes wait for the client to take them. Some of them may have left the HTTP library.
     pub fn is_writing(&self) -> bool {
         self.is_writing.load(Ordering::Relaxed)
     }
@@ -88,7 +89,7 @@ impl Watched {
 
 /// A socket that may take pages of a file.
 pub trait Socket: AsyncRead + AsyncWrite + Unpin {
-    /// Sends bytes of a mapped object; returns how many went.
+    /// Sends bytes of a mapped object. Returns how many were sent.
     fn poll_send(
         &self,
         context: &mut Context<'_>,
@@ -117,25 +118,26 @@ impl Socket for TcpStream {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Socket for TlsStream<S> {
-    /// What is encrypted is copied anyway; nothing mapped is ever sent this way.
+    /// Fails: encrypting copies the bytes anyway, so no mapped bytes are ever sent this way.
     fn poll_send(&self, _: &mut Context<'_>, _: &Mapping, _: u64, _: usize) -> Poll<io::Result<usize>> {
         Poll::Ready(Err(io::Error::from(io::ErrorKind::Unsupported)))
     }
 }
 
 impl<S: Socket> Guard<S> {
+    /// Guards a socket. Returns the guard, and the value through which it is told about requests.
     pub fn new(inner: S) -> (Self, Arc<Watched>) {
         let watched = Arc::<Watched>::default();
         let first = Box::pin(sleep_until(Instant::now() + FIRST_REQUEST));
         (Self { inner, watched: watched.clone(), first, stalled: None, closing: None }, watched)
     }
 
-    /// The socket alone.
+    /// Returns the socket without its guard.
     pub fn into_inner(self) -> S {
         self.inner
     }
 
-    /// Writes what is at the front: pages of a file, or what comes before the next of them.
+    /// Writes the first bytes: pages of a file, or the bytes before the next page.
     fn poll_front(&mut self, context: &mut Context<'_>, buffers: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         let Some(mapping) = self.watched.mapping() else {
             return Pin::new(&mut self.inner).poll_write_vectored(context, buffers);
@@ -157,7 +159,7 @@ impl<S: Socket> Guard<S> {
         Pin::new(&mut self.inner).poll_write_vectored(context, &buffers[..front])
     }
 
-    /// Ends the wait for a client that takes nothing.
+    /// Fails once the client has taken nothing for [`STALLED`].
     fn watch_write<T>(&mut self, polled: Poll<io::Result<T>>, context: &mut Context<'_>) -> Poll<io::Result<T>> {
         self.watched.is_writing.store(polled.is_pending(), Ordering::Relaxed);
         if polled.is_ready() {
@@ -213,8 +215,9 @@ impl<S: Socket> AsyncWrite for Guard<S> {
         self.watch_write(polled, context)
     }
 
-    /// What arrives at a socket that is closed makes the system take back what the client has not read yet. So
-    /// one that may still speak is heard out.
+    /// Ends Larder's side of the connection. If bytes arrive at a closed socket, the system discards what the client
+    /// has not read yet. So if the client may still be sending, its bytes are read until it closes or [`CLOSING`] has
+    /// passed.
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.closing.is_none() {
             ready!(Pin::new(&mut self.inner).poll_shutdown(context))?;

@@ -35,20 +35,20 @@ use proxy::Way;
 use tls::Handshakes;
 pub use tls::{Tls, TlsError};
 
-/// How long to wait after the system had no socket to give.
+/// Pause after the system could not give a socket.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Why a door could not be opened.
 #[derive(Debug, thiserror::Error)]
 #[error("{table}.listen: cannot listen on {address}: {source}")]
 pub struct BindError {
-    /// Of the configuration.
+    /// The table of the configuration.
     table: &'static str,
     address: SocketAddr,
     source: std::io::Error,
 }
 
-/// Opens all addresses of a door and says so in the log.
+/// Opens all addresses of a door, and logs them.
 pub async fn bind(door: &'static str, addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, BindError> {
     let mut listeners = Vec::with_capacity(addresses.len());
     for &address in addresses {
@@ -62,7 +62,7 @@ pub async fn bind(door: &'static str, addresses: &[SocketAddr]) -> Result<Vec<Tc
     Ok(listeners)
 }
 
-/// What is behind a listener.
+/// The services behind a listener.
 #[derive(Clone)]
 pub enum Door {
     Registry(Arc<Registry>, Tls),
@@ -76,7 +76,7 @@ pub type Handler = Arc<dyn Fn(Request<Sent>, SocketAddr) -> BoxFuture<'static, R
 /// How long requests at the admin door may go on after a request to stop.
 const LAST_ANSWERS: Duration = Duration::from_secs(5);
 
-/// Serves a door until `stop` says how long running requests may still take.
+/// Serves a door until `stop` states how long running requests may still take.
 pub async fn serve(
     listener: TcpListener,
     door: Door,
@@ -85,7 +85,7 @@ pub async fn serve(
     crowd: Arc<Crowd>,
     mut stop: watch::Receiver<Option<Duration>>,
 ) {
-    // Every connection holds one end; when all have let go, nothing is left to wait for.
+    // Each connection holds a sender. When all senders are dropped, there is nothing left to wait for.
     let (open_connection, mut all_closed) = mpsc::channel::<()>(1);
     let grace = loop {
         let accepted = tokio::select! {
@@ -117,7 +117,7 @@ pub async fn serve(
                 }
             }
             Err(error) => {
-                // Most likely descriptors are short, and a connection that does nothing has one.
+                // Most likely no descriptors are free, and an idle connection has one.
                 let is_relieved = places.relieve();
                 tracing::warn!(%error, is_relieved, "cannot accept a connection");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -131,7 +131,7 @@ pub async fn serve(
     }
 }
 
-/// What a connection needs that was accepted.
+/// Everything that an accepted connection needs.
 struct Served {
     door: Door,
     metrics: Arc<Metrics>,
@@ -142,13 +142,13 @@ struct Served {
 }
 
 impl Served {
-    /// Serves a connection, in a task of its own.
+    /// Serves a connection in a task of its own.
     fn open(self, stream: TcpStream, address: SocketAddr) {
         let Self { door, metrics, places, crowd, stop, held } = self;
         let Some(counted) = crowd.enter(address.ip()) else {
             return tracing::debug!(client = %address, "too many connections from this address");
         };
-        // Answers are written whole; waiting for more would only delay their last segment.
+        // Responses are written whole; waiting for more would only delay their last segment.
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "cannot set TCP_NODELAY");
         }
@@ -188,7 +188,7 @@ async fn accept(listener: &TcpListener, places: &Places) -> std::io::Result<(Tcp
     Ok(accepted)
 }
 
-/// Shakes hands where that is to be done, and serves one connection to its end.
+/// Does the TLS handshake if the door uses TLS, and serves one connection to its end.
 async fn open(
     stream: TcpStream,
     peer: Peer,
@@ -250,14 +250,14 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(300);
 
-    /// What lives as long as a connection.
+    /// Values that live as long as a connection.
     struct Kept {
         _dir: TempDir,
         stopping: watch::Sender<Option<Duration>>,
         renewing: watch::Sender<()>,
     }
 
-    /// A connection to a door.
+    /// Connects to a door.
     fn connect() -> (DuplexStream, Kept) {
         let dir = TempDir::new().expect("a directory");
         let services = Services::in_directory(dir.path());
@@ -274,7 +274,7 @@ mod tests {
         (client, Kept { _dir: dir, stopping, renewing })
     }
 
-    /// How long the door stays open for a client that does no more than it did.
+    /// Returns how long the door stays open for a client that does nothing more.
     async fn ends_after(client: &mut (impl AsyncReadExt + Unpin)) -> Duration {
         let begun = Instant::now();
         let mut rest = Vec::new();
@@ -303,7 +303,7 @@ mod tests {
         assert_eq!(&answer, b"HTTP/1.1 200");
         assert!(ends_after(&mut client).await <= 2 * HEADER_TIMEOUT);
 
-        // One of HTTP/2 that does not even answer pings.
+        // An HTTP/2 connection that does not even answer pings.
         let (mut client, _kept) = connect();
         client.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.expect("sent");
         assert!(ends_after(&mut client).await <= 3 * HEADER_TIMEOUT);
@@ -313,7 +313,7 @@ mod tests {
     async fn who_keeps_its_window_shut_and_answers_pings_is_not_waited_for() {
         let (mut client, _kept) = connect();
         let begun = Instant::now();
-        // SETTINGS_INITIAL_WINDOW_SIZE is 0, and a GET of /v2/ (RFC 9113, RFC 7541).
+        // SETTINGS_INITIAL_WINDOW_SIZE is 0; then a GET of /v2/ (RFC 9113, RFC 7541).
         let settings = b"\0\0\x06\x04\0\0\0\0\0\0\x04\0\0\0\0";
         let request = b"\0\0\x0b\x01\x05\0\0\0\x01\x82\x86\x04\x04/v2/\x01\x01x";
         client.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.expect("sent");
@@ -340,7 +340,7 @@ mod tests {
         for begun in [&b""[..], b"G", b"GET /v2/ HTTP/1.1\r\nhost: ", preface] {
             let (mut client, kept) = connect();
             client.write_all(begun).await.expect("sent");
-            // The door has read it when nothing else is left to do.
+            // When there is nothing else to do, the door has read the bytes.
             tokio::time::sleep(Duration::from_millis(1)).await;
             kept.stopping.send_replace(Some(LONG));
             assert!(ends_after(&mut client).await <= Duration::from_secs(2), "{}", String::from_utf8_lossy(begun));

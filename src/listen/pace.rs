@@ -1,6 +1,6 @@
-//! How the answers on one connection get on: whether any is under way, and whether the client takes what it
-//! asked for. One of HTTP/2 may keep its windows shut and answer pings, so that no socket ever waits; what
-//! counts is therefore whether bytes leave the HTTP library's buffers.
+//! How the responses on one connection progress: whether any is running, and whether the client takes the bytes that it
+//! asked for. An HTTP/2 client may keep its windows shut and answer pings, so that no socket ever waits. Therefore only
+//! bytes that leave the HTTP library's buffers count.
 
 use std::io::IoSlice;
 use std::pin::Pin;
@@ -16,28 +16,29 @@ use tokio::time::Instant;
 
 use super::crowd::Request;
 
-/// For a client to take anything at all of what waits for it.
+/// How long a client may take none of the bytes that wait for it.
 const STALLED: Duration = Duration::from_secs(120);
-/// Of a connection that is to end: for the last bytes to leave, and for a request that is half there.
+/// How long a connection that is to end waits for the last bytes to leave, and for a request that has arrived only in
+/// part.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// The answers of one connection.
+/// The responses of one connection.
 #[derive(Debug)]
 pub struct Pace {
-    /// Tells connections apart.
+    /// A number of its own for each connection.
     number: u64,
     made: Instant,
-    /// When something last happened: a request came or ended, bytes left. Milliseconds since it was made.
+    /// When something last happened (a request came or ended, bytes left), in milliseconds since `made`.
     touched: AtomicU64,
-    /// Goes up whenever bytes leave.
+    /// Increases whenever bytes leave.
     moved: AtomicU64,
     /// Pieces that wait for the client to take them.
     owed: AtomicUsize,
-    /// Requests whose answers are not all handed over.
+    /// Requests whose responses have not been handed over completely.
     running: AtomicUsize,
-    /// Whether it is a tunnel, through which bytes go that are no requests.
+    /// Whether the connection is a tunnel, whose bytes are no requests.
     is_tunnel: AtomicBool,
-    /// Whether the connection is to end at once.
+    /// Whether the connection has to end at once.
     closing: watch::Sender<bool>,
 }
 
@@ -57,18 +58,18 @@ impl Default for Pace {
     }
 }
 
-/// A request under way, until this is dropped.
+/// A running request; dropping it ends the count.
 #[derive(Debug)]
 pub struct Running(Arc<Pace>, Option<Request>);
 
-/// The body of an answer.
+/// The body of a response.
 #[derive(Debug)]
 pub struct Paced<B> {
     body: B,
     running: Running,
 }
 
-/// A piece of an answer, until it has left.
+/// A piece of a response, until it has left.
 #[derive(Debug)]
 pub struct Piece {
     bytes: Bytes,
@@ -76,41 +77,42 @@ pub struct Piece {
 }
 
 impl Pace {
-    /// Tells connections apart.
+    /// Returns the connection's own number.
     pub fn number(&self) -> u64 {
         self.number
     }
 
-    /// A request has come.
+    /// Notes that a request has come.
     pub fn begin(self: &Arc<Self>) -> Running {
         self.running.fetch_add(1, Ordering::Relaxed);
         self.touch();
         Running(self.clone(), None)
     }
 
-    /// Something happened.
+    /// Notes that something happened.
     pub fn touch(&self) {
         let since = u64::try_from(self.made.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.touched.store(since, Ordering::Relaxed);
     }
 
-    /// From now on it is a tunnel.
+    /// Notes that the connection is a tunnel from now on.
     pub fn becomes_tunnel(&self) {
         self.is_tunnel.store(true, Ordering::Relaxed);
         self.touch();
     }
 
+    /// Returns whether the connection is a tunnel.
     pub fn is_tunnel(&self) -> bool {
         self.is_tunnel.load(Ordering::Relaxed)
     }
 
-    /// For how long the connection has had no request under way; `None`: one is.
+    /// Returns for how long the connection has had no running request; `None`: one is running.
     pub fn idle_for(&self, now: Instant) -> Option<Duration> {
         let is_idle = self.running.load(Ordering::Relaxed) == 0 && self.owed.load(Ordering::Relaxed) == 0;
         is_idle.then(|| self.untouched_for(now))
     }
 
-    /// For how long the client has taken nothing of what waits for it; `None`: nothing waits.
+    /// Returns for how long the client has taken none of the bytes that wait for it; `None`: no bytes wait.
     pub fn stuck_for(&self, now: Instant) -> Option<Duration> {
         (self.owed.load(Ordering::Relaxed) > 0).then(|| self.untouched_for(now))
     }
@@ -120,16 +122,17 @@ impl Pace {
         now.saturating_duration_since(touched)
     }
 
-    /// The connection is to end at once: others need its place.
+    /// Tells the connection to end at once: another one needs its place.
     pub fn close(&self) {
         self.closing.send_replace(true);
     }
 
+    /// Returns whether the connection has to end at once.
     pub fn is_closing(&self) -> bool {
         *self.closing.borrow()
     }
 
-    /// Ends when the connection is to end at once.
+    /// Waits until the connection has to end at once.
     pub async fn closed(&self) {
         // The sender lives as long as `self`.
         let _ = self.closing.subscribe().wait_for(|is_closing| *is_closing).await;
@@ -140,7 +143,7 @@ impl Pace {
         self.touch();
     }
 
-    /// Ends when the client has taken nothing for long of what waits for it.
+    /// Waits until the client has taken nothing for `STALLED` though bytes wait for it.
     pub async fn stalls(&self) {
         loop {
             let before = self.moved.load(Ordering::Relaxed);
@@ -151,8 +154,7 @@ impl Pace {
         }
     }
 
-    /// Ends when nothing is under way any more; `is_writing`: whether there still is something on its way to
-    /// the socket.
+    /// Waits until nothing is running any more. `is_writing`: whether bytes are still on their way to the socket.
     pub async fn rests(&self, is_writing: impl Fn() -> bool) {
         loop {
             tokio::time::sleep(LINGER).await;
@@ -165,14 +167,14 @@ impl Pace {
 }
 
 impl Running {
-    /// Counted among all requests for as long.
+    /// Keeps the request counted among all requests for as long as the request runs.
     pub fn counted(self, request: Option<Request>) -> Self {
         let mut counted = self;
         counted.1 = request;
         counted
     }
 
-    /// Its answer.
+    /// Returns the body of the request's response.
     pub fn answer<B>(self, body: B) -> Paced<B> {
         Paced { body, running: self }
     }
@@ -259,7 +261,7 @@ mod tests {
         let stalls = async || tokio::time::timeout(LONG, pace.stalls()).await.is_ok();
         assert!(!stalls().await, "nobody asked");
 
-        // Content that is not there yet is no fault of the client's.
+        // Content that is not here yet is not the client's fault.
         let coming = stream::pending::<Result<Frame<Bytes>, std::convert::Infallible>>();
         let mut coming = pace.begin().answer(StreamBody::new(coming));
         assert!(coming.frame().now_or_never().is_none());
@@ -267,7 +269,7 @@ mod tests {
 
         let mut answer = pace.begin().answer(Full::new(Bytes::from(vec![1; 1000])));
         let mut piece = answer.frame().await.expect("a frame").expect("no error").into_data().expect("data");
-        // Which the HTTP library holds, with the answer at its end.
+        // The HTTP library holds the piece, and has read the response to its end.
         drop(answer);
         let slow = async {
             for _ in 0..50 {

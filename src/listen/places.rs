@@ -1,8 +1,8 @@
-//! The connections of one door: how many may be open, and which one is closed when a newcomer finds no place.
+//! The connections of one door: how many may be open, and which one is closed when a new connection finds no place.
 //!
-//! A connection that does nothing yields to one that wants something: first those of the address that has the most,
-//! among these the one that has been idle longest. A connection with an answer under way is left alone, unless its
-//! client has taken nothing of it for a while.
+//! An idle connection yields to one that wants something: first those of the address with the most connections, among
+//! these the one that has been idle for longest. A connection with a running response is left alone, unless its client
+//! has taken none of it for a while.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
@@ -16,23 +16,24 @@ use tokio::time::Instant;
 use super::pace::Pace;
 use crate::auth::counted_as;
 
-/// A connection that was made just now gets this long for its first request, however short places are.
+/// How long a new connection has for its first request, however few places are left.
 const JUST_MADE: Duration = Duration::from_secs(1);
-/// A tunnel through which nothing goes for this long yields.
+/// A tunnel yields when no bytes pass through it for this long.
 const SILENT_TUNNEL: Duration = Duration::from_secs(30);
-/// A client that takes nothing of its answer for this long yields.
+/// A client yields when it takes no byte of its response for this long.
 const STUCK: Duration = Duration::from_secs(10);
-/// Connections that wait at most, of all addresses, and for how long.
+/// Most connections of all addresses that wait.
 const MOST_WAITING: usize = 64;
+/// How long a connection waits.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// How often a newcomer looks whether a connection may be closed for it.
+/// How often a waiting connection looks for a free place, or for a connection that may be closed for it.
 const LOOK: Duration = Duration::from_millis(100);
 
 /// The places of one door.
 #[derive(Debug)]
 pub struct Places {
     most: usize,
-    /// Connections that were accepted and wait, because their address has many.
+    /// Accepted connections that wait because their address has many. Each entry tells its connection to give up.
     waiting: Mutex<VecDeque<Arc<AtomicBool>>>,
     open: Mutex<HashMap<u64, Open>>,
     freed: Notify,
@@ -44,7 +45,7 @@ struct Open {
     pace: Arc<Pace>,
 }
 
-/// A connection's place, until this is dropped.
+/// A connection's place; dropping it frees the place.
 #[derive(Debug)]
 pub struct Place {
     places: Arc<Places>,
@@ -52,11 +53,12 @@ pub struct Place {
 }
 
 impl Places {
+    /// Creates places for `most` connections, at least one.
     pub fn new(most: usize) -> Arc<Self> {
         Arc::new(Self { most: most.max(1), waiting: Mutex::default(), open: Mutex::default(), freed: Notify::new() })
     }
 
-    /// Waits until one more connection may be open, closing one that does nothing if need be.
+    /// Waits until one more connection may be open. Closes an idle one if necessary.
     pub async fn wait_for_room(&self) {
         loop {
             let freed = self.freed.notified();
@@ -69,8 +71,8 @@ impl Places {
         }
     }
 
-    /// Whether an address may have one more connection. When most places are taken by what does not yield now, an address
-    /// that has many of these gets no further ones: the last places are for others.
+    /// Returns whether an address may have one more connection. When most places are taken by connections that do not
+    /// yield now, an address that has many of these gets no more: the last places are for others.
     pub fn admits(&self, address: IpAddr) -> bool {
         let (address, now) = (counted_as(address), Instant::now());
         let open = self.open();
@@ -81,7 +83,8 @@ impl Places {
             || busy().filter(|open| open.address == address).count() < self.most.div_ceil(16)
     }
 
-    /// Has a connection wait whose address is not admitted now. When too many wait, the one that has waited longest goes.
+    /// Makes a connection wait whose address is not admitted now. If too many wait, the one that has waited for longest
+    /// has to give up.
     pub fn wait(self: &Arc<Self>) -> Waiting {
         let has_to_go = Arc::<AtomicBool>::default();
         let mut waiting = self.waiting();
@@ -98,7 +101,7 @@ impl Places {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells the connection that is missed least to close; returns whether there was one.
+    /// Tells the connection that will be missed least to close. Returns whether there is one.
     pub fn relieve(&self) -> bool {
         let now = Instant::now();
         let open = self.open();
@@ -131,7 +134,7 @@ pub struct Waiting {
 }
 
 impl Waiting {
-    /// Waits for a while; returns whether the address is admitted.
+    /// Waits for at most `PATIENCE`. Returns whether the address is admitted.
     pub async fn until_admitted(self, address: IpAddr) -> bool {
         let deadline = Instant::now() + PATIENCE;
         while !self.places.admits(address) {
@@ -150,8 +153,8 @@ impl Drop for Waiting {
     }
 }
 
-/// How readily a connection yields (idle ones before stuck ones), and for how long it has done nothing; `None`: it
-/// does not yield.
+/// Returns how readily a connection yields (idle ones before stuck ones), and for how long it has done nothing. `None`:
+/// it does not yield.
 fn yields_for(pace: &Pace, now: Instant) -> Option<(u8, Duration)> {
     if pace.is_closing() {
         return None;

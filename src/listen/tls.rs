@@ -20,28 +20,28 @@ use crate::acme::Shown;
 use crate::auth::CertificateNames;
 use crate::config::{ClientRoots, ServerTls};
 
-/// A client has this long for its handshake.
+/// How long a client has for the TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
-/// What an ACME server speaks that wants to see a proof (RFC 8737).
+/// The protocol of an ACME server that asks for a proof (RFC 8737).
 const ACME: &[u8] = b"acme-tls/1";
 
-/// How a door does TLS; `None` inside: it does not. Changed while running, each connection is of what it was
-/// when it was made.
+/// The TLS of a door; `None` inside: the door uses no TLS. It can change while the process runs; each connection keeps
+/// the TLS of the moment when it was made.
 #[derive(Clone)]
 pub struct Tls {
     handshakes: Arc<ArcSwapOption<Handshakes>>,
     shown: Shown,
-    /// Told when connections are not what they would be now.
+    /// Notified when open connections would be made differently now.
     renewed: Arc<watch::Sender<()>>,
 }
 
-/// How a door shakes hands.
+/// The TLS configuration of a door.
 pub struct Handshakes {
     clients: Arc<ServerConfig>,
-    /// Whose certificates were verified.
+    /// The roots by which clients' certificates are verified.
     roots: Option<ClientRoots>,
-    /// With ACME servers, which have no certificate of a client.
+    /// For ACME servers, which have no client certificate.
     proofs: Arc<ServerConfig>,
 }
 
@@ -51,21 +51,21 @@ pub struct Handshakes {
 pub struct TlsError(String);
 
 impl Tls {
-    /// `shown`: what there is by ACME.
+    /// `shown`: the certificates and proofs that ACME gives.
     pub fn new(config: Option<&ServerTls>, shown: Shown) -> Result<Self, TlsError> {
         let tls = Self { handshakes: Arc::default(), shown, renewed: Arc::default() };
         tls.set(tls.prepare(config)?);
         Ok(tls)
     }
 
-    /// What [`Tls::set`] takes.
+    /// Returns what [`Tls::set`] takes.
     pub fn prepare(&self, config: Option<&ServerTls>) -> Result<Option<Arc<Handshakes>>, TlsError> {
         let prepared = config.map(|config| Handshakes::new(config, &self.shown).map(Arc::new)).transpose();
         prepared.map_err(TlsError)
     }
 
-    /// For new connections from now on. Those that are open go on, unless what lets clients in has changed:
-    /// then they end with their running requests.
+    /// Puts handshakes in force for new connections. Open connections go on, unless other roots decide which clients
+    /// may connect: then they end with their running requests.
     pub fn set(&self, handshakes: Option<Arc<Handshakes>>) {
         let lets_in = |handshakes: &Option<Arc<Handshakes>>| handshakes.as_ref().map(|now| now.roots.clone());
         let now = lets_in(&handshakes);
@@ -75,12 +75,13 @@ impl Tls {
         }
     }
 
-    /// Told when connections are to end; had before [`Tls::handshakes`].
+    /// Returns a receiver that is notified when connections are to end. Call it before [`Tls::handshakes`], so that no
+    /// change is missed.
     pub fn renewed(&self) -> watch::Receiver<()> {
         self.renewed.subscribe()
     }
 
-    /// What new connections do, if they do TLS.
+    /// Returns the handshakes for new connections; `None`: no TLS.
     pub fn handshakes(&self) -> Option<Arc<Handshakes>> {
         self.handshakes.load_full()
     }
@@ -94,7 +95,7 @@ impl Handshakes {
         Ok(Self { clients, roots: tls.clients.clone(), proofs: Arc::new(proofs) })
     }
 
-    /// Shakes hands; `None`: it was an ACME server, which has seen what it wants.
+    /// Does the handshake. `None`: the client was an ACME server, which has received its proof.
     pub async fn shake(&self, stream: TcpStream) -> std::io::Result<Option<TlsStream<TcpStream>>> {
         let shaken = async {
             let begun = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
@@ -110,7 +111,7 @@ impl Handshakes {
     }
 }
 
-/// The names of the client's certificate, if it showed one; it was verified in the handshake.
+/// Returns the names of the client's certificate, if it showed one; the handshake has verified it.
 pub fn names(stream: &TlsStream<TcpStream>) -> Option<Arc<CertificateNames>> {
     let (_, session) = stream.get_ref();
     let own = session.peer_certificates()?.first()?;
@@ -143,14 +144,14 @@ fn server_config(tls: &ServerTls, shown: &Shown) -> Result<ServerConfig, String>
     Ok(config)
 }
 
-/// Shows the certificate that is for the name which the client asks for, else the first.
+/// Shows the certificate for the name that the client asks for, else the first one.
 #[derive(Debug)]
 struct ByName {
     certificates: Vec<Arc<CertifiedKey>>,
     acme: Option<Shown>,
 }
 
-/// Shows what proves to an ACME server that a domain is ours.
+/// Shows an ACME server the proof that this server controls a domain.
 #[derive(Debug)]
 struct Proof(Shown);
 

@@ -1,5 +1,5 @@
-//! What people do to a cache: list, purge, pin, verify. The API does it to the running instance it is a part of, the
-//! command line to a directory that no instance uses; the answers are the same.
+//! What people do to a cache: list, purge, pin, verify. The API does it to its own running instance, the command line
+//! to a directory that no instance uses. The answers are the same.
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
@@ -11,7 +11,7 @@ use crate::oci::Reference;
 use crate::routing::{Routing, RoutingError};
 use crate::upkeep::scrub::Report;
 
-/// Images a page when the caller does not say.
+/// Images on a page if the caller does not state a number.
 pub const PAGE: usize = 1_000;
 const MAX_PAGE: usize = 10_000;
 
@@ -47,7 +47,7 @@ impl From<Failure> for OpsError {
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Images {
     pub images: Vec<Image>,
-    /// To be given as `last` for the next page; absent on the last one.
+    /// The value of `last` for the next page; absent on the last page.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next: Option<String>,
 }
@@ -61,13 +61,13 @@ pub struct Image {
     pub name: String,
     pub digest: String,
     pub media_type: Option<String>,
-    /// What is stored of it, the manifest included: count and bytes. Layers that it shares with others
-    /// count for each.
+    /// The stored objects of the image, its manifest included: count and bytes. Layers that several images share count
+    /// for each of them.
     pub objects: u64,
     pub size: u64,
-    /// RFC 3339; absent for what was asked for by digest only.
+    /// RFC 3339; absent if the image was asked for by digest only.
     pub checked_at: Option<String>,
-    /// RFC 3339, to a minute.
+    /// RFC 3339, accurate to a minute.
     pub last_use: String,
     pub pinned: bool,
 }
@@ -80,22 +80,22 @@ pub struct PurgeDone {
     pub bytes: u64,
 }
 
-/// How an image's pin stands.
+/// The state of an image's pin.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct PinDone {
     pub reference: String,
     pub pinned: bool,
-    /// Whether this call changed it.
+    /// Whether this call changed the pin.
     pub changed: bool,
 }
 
-/// The images that are pinned by name; those that `repository.pin` matches are not among them.
+/// The images that are pinned by name, without those that `repository.pin` matches.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Pins {
     pub pins: Vec<String>,
 }
 
-/// Some of the cached images: `count` of them behind `last`.
+/// Returns some of the cached images: `count` of them after `last`.
 pub async fn images(cache: &Cache, last: &str, count: usize) -> Result<Images, OpsError> {
     let count = count.clamp(1, MAX_PAGE);
     let (found, next) = cache.images(last.to_owned(), count).await?;
@@ -118,7 +118,7 @@ pub async fn images(cache: &Cache, last: &str, count: usize) -> Result<Images, O
     Ok(Images { images, next })
 }
 
-/// Takes out everything (`None`), or what `which` names: a repository, a name, a tag or a digest.
+/// Removes everything (`None`), or what `which` names: a repository, a name, a tag or a digest.
 pub async fn purge(cache: &Cache, routing: &Routing, which: Option<&str>) -> Result<PurgeDone, OpsError> {
     let purge = match which {
         None => Purge::All,
@@ -142,8 +142,8 @@ fn what_to_purge(routing: &Routing, text: &str) -> Result<Purge, OpsError> {
     })
 }
 
-/// Pins the image that `text` names (`NAME:TAG` or `NAME@DIGEST`; `latest` where neither is given), or
-/// takes that back. It need not be cached yet.
+/// Pins the image that `text` names (`NAME:TAG` or `NAME@DIGEST`; `latest` if neither is given), or unpins it. The
+/// image need not be cached yet.
 pub async fn set_pin(cache: &Cache, routing: &Routing, text: &str, is_pinned: bool) -> Result<PinDone, OpsError> {
     let (path, reference) = split(text)?;
     if routing.prefixes().any(|prefix| prefix == path) {
@@ -158,14 +158,14 @@ pub async fn set_pin(cache: &Cache, routing: &Routing, text: &str, is_pinned: bo
     Ok(PinDone { reference, pinned: is_pinned, changed })
 }
 
-/// The images that are pinned by name.
+/// Returns the images that are pinned by name.
 pub async fn pins(cache: &Cache) -> Result<Pins, OpsError> {
     let pins = cache.pins().await?;
     Ok(Pins { pins: pins.iter().map(written).collect() })
 }
 
-/// Reads all that is stored; see [`crate::upkeep::scrub`]. One at a time; `begun` is told when
-/// it is this one's turn.
+/// Reads everything that is stored; see [`crate::upkeep::scrub`]. Only one verification runs at a time; `begun` is
+/// notified when this one begins.
 pub async fn verify(
     cache: &Cache,
     is_repair: bool,
@@ -173,19 +173,19 @@ pub async fn verify(
     progress: impl FnMut(&Report) -> bool + Send + 'static,
 ) -> Result<Report, OpsError> {
     let turn = cache.begin_verification().ok_or(OpsError::Busy)?;
-    // Whoever asked may have left; the first progress tells.
+    // The caller may have left; the first call of `progress` tells.
     let _ = begun.send(());
     Ok(turn.run(is_repair, progress).await?)
 }
 
-/// An image as it is written in a pull.
+/// Returns an image as it is written in a pull.
 fn written(image: &ImageName) -> String {
     let ImageName { repository, name, reference } = image;
     let sign = if matches!(reference, Reference::Tag(_)) { ':' } else { '@' };
     format!("{repository}/{name}{sign}{reference}")
 }
 
-/// `NAME`, `NAME:TAG` or `NAME@DIGEST` (with a tag before the digest too, which then says nothing).
+/// Splits `NAME`, `NAME:TAG` or `NAME@DIGEST` into name and reference. A tag before a digest is ignored.
 fn split(text: &str) -> Result<(&str, Option<Reference>), OpsError> {
     let (named, digest) = match text.split_once('@') {
         Some((named, digest)) => (named, Some(digest)),

@@ -1,4 +1,4 @@
-//! Copies of what servers answered: what has to be known to use one again, and how one comes in.
+//! Copies of servers' answers: what has to be known to use a copy again, and how a copy comes in.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -33,18 +33,18 @@ use crate::registry::Written;
 use crate::upstream::{OTHER_HOSTS, PassError, Place};
 
 const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
-/// Copies on their way that newcomers find.
+/// Most running copies that further requests can join.
 const OPENED: usize = 1_024;
-/// Most bytes of a head that is kept.
+/// Longest head of an answer that is kept, in bytes.
 const MAX_HEAD: usize = 16 * 1024;
-/// An `Age` beyond this is nonsense; more than the library can add up.
+/// Highest `Age` that is believed, in seconds. A higher value is nonsense, and may be more than the library can add up.
 const MAX_AGE: u64 = 100 * 365 * 24 * 3600;
-/// How long an answer is fresh at most whose server does not say how long.
+/// How long an answer is fresh at most if its server does not state a time.
 const LONGEST_GUESS: Duration = Duration::from_secs(24 * 3600);
 
-/// What is on its way in.
+/// Copies that are on their way in.
 pub struct Copies {
-    /// By URL and by what an answer usually depends on.
+    /// Running requests to servers, by URL and by the headers on which an answer usually depends.
     pub openings: Flights<(Digest, [u8; 32]), Opened>,
     /// By URL.
     opened: Bounded<Digest, Weak<Copy>>,
@@ -57,32 +57,33 @@ impl Default for Copies {
 }
 
 impl Copies {
-    /// The copy of a URL that is on its way, with what reads it.
+    /// Returns the running copy of a URL, with a reader of its fill.
     pub fn running(&self, key: &Digest, cache: &Cache) -> Option<(Arc<Copy>, FillReader)> {
         let copy = self.opened.get(key)?.upgrade().filter(|copy| !copy.is_outdated())?;
         let fill = cache.running_fill(&copy.name)?;
         Some((copy, fill))
     }
 
+    /// Makes a running copy available to further requests.
     pub fn put(&self, copy: &Arc<Copy>) {
         self.opened.insert(copy.key, Arc::downgrade(copy));
     }
 }
 
-/// What came of asking a server.
+/// The result of asking a server.
 #[derive(Clone)]
 pub enum Opened {
-    /// It is coming in, for all whose request it fits.
+    /// The answer is coming in, for all requests that it fits.
     Shared(Arc<Copy>, FillReader),
-    /// It is for the one alone who asked.
+    /// The answer is for this one client only.
     Own(Arc<Mutex<Option<http::Response<Body>>>>),
-    /// The stored variant is still right, with this head.
+    /// The stored variant is still current, with this head.
     Renewed(Arc<Head>, [u8; 32]),
     /// The server cannot be reached, or fails.
     Failed(PassError),
 }
 
-/// All of an answer but its body.
+/// All of an answer except its body.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Head {
     pub policy: CachePolicy,
@@ -91,25 +92,27 @@ pub struct Head {
 }
 
 impl Head {
+    /// Creates a head from the policy of an answer and its headers.
     pub fn new(policy: CachePolicy, headers: HeaderMap) -> Self {
         Self { policy, headers }
     }
 
-    /// The answer's headers, as they are given to clients at `now`.
+    /// Returns the answer's headers as clients get them at `now`.
     pub fn headers(&self, now: SystemTime) -> HeaderMap {
         let mut headers = self.headers.clone();
         headers.insert(AGE, HeaderValue::from(self.policy.age(now).as_secs()));
         headers
     }
 
-    /// What to add to a request, so that it is only answered if there is something else by now.
+    /// Returns the headers that make a request conditional: the server sends content only if it has changed.
     pub fn comparison(&self) -> Vec<(HeaderName, HeaderValue)> {
         let pairs = [(ETAG, IF_NONE_MATCH), (LAST_MODIFIED, IF_MODIFIED_SINCE)];
         let add = |(has, asks): (HeaderName, HeaderName)| Some((asks, self.headers.get(has)?.clone()));
         pairs.into_iter().filter_map(add).collect()
     }
 
-    /// The headers after a 304 with these (RFC 9111, section 3.2); `None`: it is of something else.
+    /// Returns the headers after a 304 with these headers (RFC 9111, section 3.2). `None`: the 304 is about other
+    /// content.
     pub fn renewed_by(&self, told: &HeaderMap) -> Option<HeaderMap> {
         let differs = |name: &HeaderName| told.get(name).is_some_and(|told| self.headers.get(name) != Some(told));
         if differs(&ETAG) || (!told.contains_key(ETAG) && differs(&LAST_MODIFIED)) {
@@ -123,20 +126,20 @@ impl Head {
                 renewed.append(name.clone(), value.clone());
             }
         }
-        // It is as old as the answer says, or new.
+        // Without `Age`, the answer is new.
         if !told.contains_key(AGE) {
             renewed.remove(AGE);
         }
         Some(renewed)
     }
 
-    /// Stands for what the answer depends on, in another request.
+    /// Returns the digest of the headers of another request on which the answer depends.
     pub fn variant_of(&self, request: &Request<()>) -> [u8; 32] {
         variant(request.headers(), &self.headers)
     }
 
-    /// Whether it may be used at `now` without asking its server. Where the server does not say how long, that is guessed
-    /// from how long it did not change, and no guess is good for longer than a day.
+    /// Returns whether the answer may be used at `now` without asking its server. If the server states no time, the
+    /// time is guessed from how long the content had not changed; no guess is good for longer than a day.
     pub fn is_fresh(&self, request: &Request<()>, now: SystemTime) -> bool {
         let says_how_long = |directive: &String| directive.starts_with("max-age") || directive.starts_with("s-maxage");
         let is_guess = !self.headers.contains_key(EXPIRES) && !self.directives().any(|said| says_how_long(&said));
@@ -144,29 +147,30 @@ impl Head {
         !is_too_old && matches!(self.policy.before_request(request, now), BeforeRequest::Fresh(_))
     }
 
-    /// What it says about being stored and used again.
+    /// Returns the answer's directives about storing and reusing it.
     pub fn directives(&self) -> impl Iterator<Item = String> {
         directives(&self.headers)
     }
 
+    /// Reads a head that [`Self::write`] wrote.
     pub fn read(bytes: &Bytes) -> Option<Self> {
         serde_json::from_slice(bytes).ok()
     }
 
-    /// `None`: it is too long to be kept.
+    /// Returns the head as bytes. `None`: it is too long to be kept.
     pub fn write(&self) -> Option<Bytes> {
         serde_json::to_vec(self).ok().filter(|bytes| bytes.len() <= MAX_HEAD).map(Bytes::from)
     }
 }
 
-/// The directives of `Cache-Control`, in lower case.
+/// Returns the directives of `Cache-Control`, in lower case.
 pub fn directives(headers: &HeaderMap) -> impl Iterator<Item = String> {
     let values = headers.get_all(CACHE_CONTROL).iter().filter_map(|value| value.to_str().ok());
     values.flat_map(|value| value.split(',')).map(|directive| directive.trim().to_ascii_lowercase())
 }
 
-/// Whether an answer may be kept for others (RFC 9111, section 3): a whole one to GET that says nothing
-/// against it.
+/// Returns whether an answer may be kept for other clients (RFC 9111, section 3): a whole answer to GET that does not
+/// forbid it.
 pub fn is_storable(request: &Request<()>, answer: &http::Response<()>, policy: &CachePolicy) -> bool {
     let headers = answer.headers();
     let is_for_all = directives(headers).any(|directive| directive == "public");
@@ -180,16 +184,16 @@ pub fn is_storable(request: &Request<()>, answer: &http::Response<()>, policy: &
         && policy.is_storable()
 }
 
-/// The headers of an answer as the library can reckon with them: for its rules, not for clients.
+/// Returns an answer's headers in a form that the library understands: for its rules, not for clients.
 pub fn sane(headers: &HeaderMap) -> HeaderMap {
     let mut headers = headers.clone();
-    // Of several the first counts (RFC 9111, section 5.1).
+    // If there are several, the first one counts (RFC 9111, section 5.1).
     let age = headers.get(AGE).and_then(|age| age.to_str().ok()?.split(',').next()?.trim().parse::<u64>().ok());
     match age {
         Some(age) => drop(headers.insert(AGE, HeaderValue::from(age.min(MAX_AGE)))),
         None => drop(headers.remove(AGE)),
     }
-    // The library reads one of the three forms of dates that there are (RFC 9110, section 5.6.7).
+    // The library reads only one of the three forms of dates (RFC 9110, section 5.6.7).
     for name in [DATE, EXPIRES, LAST_MODIFIED] {
         let date = headers.get(&name).and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok());
         if let Some(Ok(date)) = date.map(|date| HeaderValue::try_from(httpdate::fmt_http_date(date))) {
@@ -200,7 +204,8 @@ pub fn sane(headers: &HeaderMap) -> HeaderMap {
     headers
 }
 
-/// Directives are the same in capitals (RFC 9111, section 5.2), which the library does not know.
+/// Puts directives in lower case: their case has no meaning (RFC 9111, section 5.2), but the library does not know
+/// that.
 pub fn lower_directives(headers: &mut HeaderMap) {
     let values: Vec<_> =
         headers.get_all(CACHE_CONTROL).iter().map(HeaderValue::as_bytes).map(<[u8]>::to_ascii_lowercase).collect();
@@ -209,12 +214,12 @@ pub fn lower_directives(headers: &mut HeaderMap) {
     }
 }
 
-/// Whether two answers with the same are the same.
+/// Returns whether an answer has a strong entity tag: two answers with the same strong tag have the same content.
 pub fn has_strong_etag(headers: &HeaderMap) -> bool {
     headers.get(ETAG).is_some_and(|etag| !etag.as_bytes().starts_with(b"W/"))
 }
 
-/// What an answer depends on in the request: the names in its `Vary`, in order.
+/// Returns the headers of the request on which an answer depends: the names in its `Vary`, sorted.
 fn varied(answer: &HeaderMap) -> Vec<String> {
     let names = answer.get_all(VARY).iter().filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
     let mut names: Vec<_> =
@@ -223,7 +228,7 @@ fn varied(answer: &HeaderMap) -> Vec<String> {
     names
 }
 
-/// A request as far as an answer depends on it; what else a client says is not to be kept.
+/// Returns a request with only the headers on which an answer depends. The client's other headers must not be kept.
 pub fn essence(request: &Request<()>, answer: &HeaderMap) -> Request<()> {
     let mut essence = request.clone();
     let mut kept = HeaderMap::new();
@@ -236,7 +241,7 @@ pub fn essence(request: &Request<()>, answer: &HeaderMap) -> Request<()> {
     essence
 }
 
-/// Stands for what an answer depends on in the request.
+/// Returns the digest of the request's headers on which an answer depends.
 pub fn variant(request: &HeaderMap, answer: &HeaderMap) -> [u8; 32] {
     let names = varied(answer);
     let mut text = String::new();
@@ -247,6 +252,7 @@ pub fn variant(request: &HeaderMap, answer: &HeaderMap) -> [u8; 32] {
     digest_of(text.as_bytes())
 }
 
+/// Returns the SHA-256 digest of `bytes`.
 pub fn digest_of(bytes: &[u8]) -> [u8; 32] {
     let digest = Digest::of(Algorithm::Sha256, bytes);
     let mut raw = [0; 32];
@@ -256,18 +262,18 @@ pub fn digest_of(bytes: &[u8]) -> [u8; 32] {
 
 /// An answer on its way into the cache.
 pub struct Copy {
-    /// Of the URL.
+    /// Stands for the URL.
     pub key: Digest,
-    /// Of this very transfer.
+    /// Stands for this transfer alone.
     pub name: Digest,
     pub head: Head,
-    /// As they came.
+    /// As the server sent them.
     headers: HeaderMap,
     variant: [u8; 32],
     pub total: Option<u64>,
     first: Mutex<Option<BoxStream<'static, Result<Bytes, Failure>>>>,
     asked: Asked,
-    /// When it was asked for.
+    /// When the server was asked.
     since: SystemTime,
     written: Arc<Written>,
     standing: Mutex<Standing>,
@@ -275,24 +281,25 @@ pub struct Copy {
     metrics: Arc<Metrics>,
 }
 
-/// What was asked for, to be asked for again from where it broke off.
+/// A request, kept so that it can be sent again from the byte where its answer broke off.
 #[derive(Clone)]
 pub struct Asked {
     pub rules: Arc<ProxyRules>,
     pub place: Place,
     pub url: url::Url,
-    /// As the server is to see them, but for what the configuration adds.
+    /// As the server gets them, without those that the configuration adds.
     pub headers: HeaderMap,
-    /// Not among those, since what they hold is stored.
+    /// Kept apart from `headers`: those may be stored.
     pub secrets: Arc<Secrets>,
-    /// For whom.
+    /// The client that the request is for.
     pub party: Party,
-    /// Its place among the requests that are passed on, once it has one.
+    /// Its place among the forwarded requests, once it has one.
     pub held: Option<Held>,
     pub since: SystemTime,
 }
 
 impl Asked {
+    /// Sends the request, with the headers `more`.
     pub async fn send(&self, more: &[(HeaderName, HeaderValue)]) -> Result<reqwest::Response, PassError> {
         let mut request = reqwest::Request::new(http::Method::GET, self.url.clone());
         *request.headers_mut() = self.headers.clone();
@@ -303,18 +310,19 @@ impl Asked {
         in_time(self.rules.send(request, &self.place, false), &AtomicU64::new(0), &self.place).await
     }
 
-    /// Path of the URL, for the log.
+    /// Returns the path of the URL, for the log.
     pub fn path(&self) -> &str {
         self.url.path()
     }
 }
 
 impl Copy {
-    /// Whether a request would get the same.
+    /// Returns whether a request would get the same answer.
     pub fn fits(&self, request: &Request<()>) -> bool {
         self.head.variant_of(request) == self.variant
     }
 
+    /// Creates the copy of an answer whose body has not been read yet.
     pub fn new(
         key: Digest,
         asked: Asked,
@@ -345,12 +353,12 @@ impl Copy {
         }
     }
 
-    /// Whether something was written there since it was asked for.
+    /// Returns whether the URL was written to since the server was asked.
     pub fn is_outdated(&self) -> bool {
         self.written.was_url_written(self.asked.url.as_str(), self.since)
     }
 
-    /// What came is for the client alone, since it cannot be stored.
+    /// Returns the answer for its own client alone, since it cannot be stored.
     pub fn pass_on(&self) -> Option<http::Response<Body>> {
         let first = self.first.lock().unwrap_or_else(PoisonError::into_inner).take()?;
         let mut response = http::Response::new(body::streamed(first));
@@ -363,7 +371,7 @@ impl Copy {
         self.standing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Asks for the rest, or for all of it once more.
+    /// Asks for the rest of the answer, or for all of it again.
     async fn reopen(&self, from: u64) -> Result<Transfer, Failure> {
         if self.standing().worth_asking(now()).is_empty() {
             return Err(self.standing().why_none());
@@ -396,7 +404,7 @@ impl Copy {
     }
 }
 
-/// The time, which tests may hold.
+/// Returns the time; tests may stop it.
 fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }

@@ -29,7 +29,7 @@ use std::net::IpAddr;
 use tokio::net::TcpStream;
 
 impl Proxy {
-    /// Answers a CONNECT; where it comes about, what to do with the tunnel.
+    /// Answers a CONNECT. If the tunnel is allowed, also returns what to do with it.
     pub async fn connect(&self, request: &Parts, client: Client) -> (Response<Body>, Option<Lead>) {
         let mut observation = self.observe(request, client.clone());
         match self.lead(request, &client, &mut observation).await {
@@ -44,7 +44,7 @@ impl Proxy {
     async fn lead(&self, request: &Parts, client: &Client, observation: &mut Observation) -> Result<Lead, Refused> {
         let rules = self.rules()?;
         let text = request.uri.authority().map(http::uri::Authority::as_str).unwrap_or_default();
-        // A login in front of the place is refused below, and is not for the log.
+        // Credentials before the host are refused below, and do not belong in the log.
         observation.goes_to(text.rsplit('@').next().unwrap_or_default().to_owned());
         let standing = self.let_through(&rules, request, client).await?;
         observation.admitted(&standing.identity);
@@ -57,7 +57,8 @@ impl Proxy {
         Ok(Lead::Carry(Tunnel { standing, place, address }, server))
     }
 
-    /// A connection for what came through an opened tunnel and is no HTTP, with the address of its server.
+    /// Opens a connection for bytes that came through an opened tunnel and are not HTTP. Returns it with the address of
+    /// its server.
     pub async fn dial(&self, place: &Place) -> Result<(TcpStream, Option<IpAddr>), PassError> {
         match self.rules() {
             Ok(rules) => rules.anywhere.dial(place).await,
@@ -99,7 +100,7 @@ impl Proxy {
         let rules = self.rules()?;
         let (mut parts, body) = request.into_parts();
         if parts.method == Method::CONNECT {
-            // Through a tunnel that was opened; others are seen to before.
+            // This CONNECT came through an opened tunnel; others never get here.
             return Err(Refused::Tunnel);
         }
         let (place, url) = destination(&parts, came)?;
@@ -120,7 +121,7 @@ impl Proxy {
         let asked = Asked::of(&parts, &url);
         let has_logins = rules.rules.logins.is_some();
         let is_mere_read = body.is_end_stream() && secrets::is_mere_read(&parts);
-        // Who may not pull there with the configuration's credentials may still with its own.
+        // A client that may not pull there with the configuration's credentials may still pull with its own.
         let by_ours = |repository: &Repository| is_mere_read && identity.may_pull(&repository.config.allow, has_logins);
         let may_pull = |repository: &Repository| repository.config.client_consent.is_some() || by_ours(repository);
         if let Asked::Object { name, object } = &asked
@@ -146,7 +147,7 @@ impl Proxy {
         }
     }
 
-    /// Answers `/v2/` for a registry that cannot be reached: clients ask this first, and go no further without an answer.
+    /// Answers `/v2/` for a registry that cannot be reached: clients ask this first, and stop if they get no answer.
     async fn base_of(
         &self,
         rules: &ProxyRules,
@@ -160,7 +161,7 @@ impl Proxy {
         self.base_without(repository.as_deref(), failure, path).await
     }
 
-    /// Who asks, and that it is let in.
+    /// Authenticates the client of a request and checks that it may use the door.
     async fn standing(
         self: &Arc<Self>,
         rules: &Arc<ProxyRules>,
@@ -174,7 +175,7 @@ impl Proxy {
         }
     }
 
-    /// Passes a request on, and forgets what it has changed at its server.
+    /// Forwards a request, and forgets the copies of pages that it has changed at its server.
     async fn forwarded(
         self: &Arc<Self>,
         rules: &Arc<ProxyRules>,
@@ -192,8 +193,8 @@ impl Proxy {
         forwarded
     }
 
-    /// Stands in for a registry that cannot be reached, if anything of it is cached that does not depend on a client's
-    /// own credentials.
+    /// Answers in place of a registry that cannot be reached, if any content of it is cached that does not depend on a
+    /// client's own credentials.
     async fn base_without(
         &self,
         repository: Option<&Repository>,
@@ -213,8 +214,8 @@ impl Proxy {
         Observation::begin(request, client, self.metrics.clone(), self.access.rules().log_access)
     }
 
-    /// As whom a client is known that may use the door without a login, where it may read more with one. A wrong login
-    /// is none.
+    /// Authenticates a client that may use the door without a login, if a login lets it read more. A wrong login counts
+    /// as none.
     async fn known_for_repositories(&self, rules: &Rules, stranger: &Identity, headers: &HeaderMap) -> Option<Known> {
         let (logins, shown) = (rules.logins.as_ref()?, shown(headers)?);
         let mut repositories = rules.routing.repositories().iter();
@@ -224,7 +225,7 @@ impl Proxy {
         self.access.login(logins, stranger.address, &shown).await.ok().flatten()
     }
 
-    /// Lets a client in by its address, or by what it logs in with.
+    /// Lets a client in by its address, or by its login.
     async fn let_through(&self, rules: &ProxyRules, request: &Parts, client: &Client) -> Result<Standing, Refused> {
         let caller = Caller::new(&rules.rules, client.clone()).map_err(|_| Refused::NotYou)?;
         let (stranger, has_logins, allow) = (caller.stranger(), caller.has_logins(), &rules.door.allow);
@@ -251,7 +252,7 @@ impl Proxy {
     }
 }
 
-/// Tells the observation why a request goes nowhere.
+/// Tells the observation why a request was refused.
 fn note(observation: &mut Observation, refused: &Refused) {
     match refused.failure() {
         Some(failure) => observation.failed("url", failure),
@@ -259,14 +260,14 @@ fn note(observation: &mut Observation, refused: &Refused) {
     }
 }
 
-/// What a client logs in with at the proxy door, as what it logs in with elsewhere.
+/// Returns the credentials that a client sends to the proxy door, as an `Authorization` header.
 fn shown(headers: &HeaderMap) -> Option<HeaderMap> {
     Some(HeaderMap::from_iter([(AUTHORIZATION, headers.get(PROXY_AUTHORIZATION)?.clone())]))
 }
 
 /// What a request asks for.
 enum Asked {
-    /// `/v2/`: is this a registry?
+    /// `/v2/`: whether this is a registry.
     Base,
     Object {
         name: String,
@@ -278,7 +279,7 @@ enum Asked {
 impl Asked {
     fn of(request: &Parts, url: &Url) -> Self {
         let is_read = request.method == Method::GET || request.method == Method::HEAD;
-        // A query may mean anything to a registry but for those of lists, and so may a path before /v2/.
+        // A query may mean anything to a registry, except for the parameters of lists; so may a path before `/v2/`.
         if !is_read || !url.path().starts_with("/v2/") {
             return Self::Other;
         }
@@ -298,7 +299,7 @@ impl Asked {
     }
 }
 
-/// Where a request goes: as it says itself, else where its tunnel leads.
+/// Returns where a request goes: the destination that it names itself, else the one of its tunnel.
 fn destination(request: &Parts, came: &Came) -> Result<(Place, Url), Refused> {
     let (scheme, place) = match came {
         Came::Open => {

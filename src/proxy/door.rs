@@ -16,23 +16,24 @@ use crate::observe::Metrics;
 use crate::places::Places;
 use crate::registry::Content;
 
-/// Answers the requests of clients that take this for a proxy; shared by all connections.
+/// Answers the requests of clients that use Larder as a proxy. All connections share it.
 pub struct Proxy {
     /// `None`: there is no proxy door.
     rules: ArcSwapOption<ProxyRules>,
-    /// Told when there are other rules.
+    /// Notified when the rules change.
     changes: watch::Sender<()>,
     pub(super) access: Arc<Access>,
     pub(super) content: Arc<Content>,
     pub(super) cache: Arc<Cache>,
     pub(super) metrics: Arc<Metrics>,
-    /// Content of other URLs on its way.
+    /// Content of other URLs that is on its way in.
     pub(super) copies: Copies,
-    /// Bounds the requests that are passed on.
+    /// Bounds the requests that are forwarded.
     pub(super) forwards: Places,
 }
 
 impl Proxy {
+    /// Creates the proxy door's service. `rules`: `None` if there is no proxy door.
     pub fn new(
         rules: Option<ProxyRules>,
         access: Arc<Access>,
@@ -51,23 +52,23 @@ impl Proxy {
         }
     }
 
-    /// Whether there is a proxy door.
+    /// Returns whether there is a proxy door.
     pub fn is_open(&self) -> bool {
         self.rules.load().is_some()
     }
 
-    /// Keeps to other rules from now on; tunnels that these forbid end.
+    /// Puts other rules in force. Tunnels that they forbid end.
     pub fn apply(&self, rules: Option<ProxyRules>) {
         self.rules.store(rules.map(Arc::new));
         self.changes.send_replace(());
     }
 
-    /// The rules in force.
+    /// Returns the rules in force.
     pub(super) fn rules(&self) -> Result<Arc<ProxyRules>, Refused> {
         self.rules.load_full().ok_or(Refused::Closed)
     }
 
-    /// Waits until a tunnel would not come about any more, by the rules that are in force then.
+    /// Waits until the rules in force no longer allow a tunnel.
     pub async fn until_turned_away(&self, tunnel: &Tunnel) {
         let mut changes = self.changes.subscribe();
         loop {
@@ -77,7 +78,7 @@ impl Proxy {
                 tracing::info!(%client, %place, %why, "a tunnel ends, since the configuration does not allow it any more");
                 return;
             }
-            // Its sender is as old as the process.
+            // The sender lives as long as the process.
             if changes.changed().await.is_err() {
                 return std::future::pending().await;
             }

@@ -1,4 +1,4 @@
-//! Requests that go to their server as they are, and answers that come back as they are.
+//! Requests that are forwarded unchanged, and answers that come back unchanged.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -30,7 +30,7 @@ use crate::upstream::PassError;
 const FOR_A_PLACE: Duration = Duration::from_secs(10);
 
 impl Proxy {
-    /// `tunnel`: whose request it is, and where it goes.
+    /// Forwards a request. `tunnel`: the client of the request, and where it goes.
     pub(super) async fn forward(
         self: &Arc<Self>,
         rules: &ProxyRules,
@@ -48,7 +48,7 @@ impl Proxy {
         let party = Party { source: place.host.as_str().into(), client: counted_client(&parts), is_named: true };
         let held = self.place_to_forward(party).await?;
         headers::pass_on(&mut parts.headers, version);
-        // Those of the connection to come are for the HTTP library to write.
+        // The HTTP library writes the headers of the new connection.
         parts.headers.remove(HOST);
         secrets.add_to(&mut parts.headers);
         if let Some(protocol) = &upgrade {
@@ -59,7 +59,7 @@ impl Proxy {
         let mut outgoing = reqwest::Request::new(parts.method, url.clone());
         *outgoing.headers_mut() = parts.headers;
         if body.is_end_stream() {
-            // A body of no bytes is told from none.
+            // A body without bytes differs from no body.
             let is_stated = outgoing.headers().contains_key(CONTENT_LENGTH);
             *outgoing.body_mut() = is_stated.then(|| reqwest::Body::from(Bytes::new()));
         } else {
@@ -84,15 +84,15 @@ impl Proxy {
         Ok(returned(response, place, Some(held)))
     }
 
-    /// A place for a request that is passed on: HTTP/2 brings many on one connection, and each has a connection of its own
-    /// to its server.
+    /// Waits for a place for a forwarded request: HTTP/2 brings many requests on one connection, and each of them needs
+    /// its own connection to its server.
     pub(super) async fn place_to_forward(&self, party: Party) -> Result<Held, Failure> {
         let held = self.forwards.take(Party { is_named: true, ..party }, FOR_A_PLACE).await;
         held.map(Arc::new)
             .map_err(|_| Failure::new(FailureKind::Busy, "too many requests are passed on at once; try again soon"))
     }
 
-    /// Joins both sides of what is no longer HTTP.
+    /// Joins both sides of a connection that is no longer HTTP.
     fn switched(
         self: &Arc<Self>,
         response: reqwest::Response,

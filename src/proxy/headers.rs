@@ -1,4 +1,4 @@
-//! Headers on the way through: what is for the next hop only, and what no request may have.
+//! Headers of forwarded messages: those for the next hop only, and those that no request may have.
 
 use http::header::{
     ACCEPT, ACCEPT_ENCODING, ACCEPT_LANGUAGE, AUTHORIZATION, CACHE_CONTROL, CONNECTION, COOKIE, HOST, IF_MATCH,
@@ -11,7 +11,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Ver
 use super::refused::Refused;
 use crate::body::{self, Body};
 
-/// Between two hops (RFC 9110, section 7.6.1), beside what `Connection` names.
+/// Headers for one hop (RFC 9110, section 7.6.1), besides those that `Connection` names.
 const OF_THE_HOP: [HeaderName; 9] = [
     CONNECTION,
     HeaderName::from_static("keep-alive"),
@@ -23,9 +23,9 @@ const OF_THE_HOP: [HeaderName; 9] = [
     TRANSFER_ENCODING,
     UPGRADE,
 ];
-/// Of a client's request, what every server and cache understands alike. All else may mean something to one server that
-/// nobody else knows of: another method, another path, another host than the request line names, or what is to stand in
-/// the answer.
+/// Headers of a client's request that all servers and caches understand in the same way. Any other header may have a
+/// meaning to one server that nobody else knows of: another method, another path, another host than the request line
+/// names, or text for the answer.
 const PLAIN: [HeaderName; 17] = [
     ACCEPT,
     ACCEPT_ENCODING,
@@ -45,9 +45,9 @@ const PLAIN: [HeaderName; 17] = [
     USER_AGENT,
     VIA,
 ];
-/// Headers of a client that tell how its request came about or was led here. None is passed on where the answer may be
-/// for others: servers put such in their answers (James Kettle, "Practical Web Cache Poisoning", 2018), and they differ
-/// from request to request.
+/// Headers of a client that tell how its request was made or routed. None is forwarded if the answer may be for other
+/// clients: servers put such values in their answers (James Kettle, "Practical Web Cache Poisoning", 2018), and they
+/// differ from request to request.
 const OF_THE_WAY: [&str; 30] = [
     "b3",
     "baggage",
@@ -80,25 +80,27 @@ const OF_THE_WAY: [&str; 30] = [
     "x-scheme",
     "x-url-scheme",
 ];
-/// And those that begin so.
+/// Prefixes of further such headers.
 const OF_THE_WAY_TOO: [&str; 9] =
     ["npm-", "pacote-", "sec-", "x-b3-", "x-forwarded", "x-http-method", "x-method", "x-original", "x-rewrite"];
+/// Larder's name in `Via`.
 const ME: &str = "larder";
-/// Says to a server who asks, where the client's own name is not passed on.
+/// The `User-Agent` for a server, where the client's own is not forwarded.
 const USER: HeaderValue = HeaderValue::from_static(concat!("larder/", env!("CARGO_PKG_VERSION")));
-/// Servers and proxies that a request may come through.
+/// Most servers and proxies that a request may have passed through.
 const MAX_VIA: usize = 16;
+/// Most times that a request may have passed through a Larder.
 const MAX_MINE: usize = 3;
 
-/// Leaves what is plain, and those of these names: for a request that goes with what the configuration logs in with.
+/// Keeps only the plain headers and those in `also`: for a request that carries the configuration's credentials.
 pub fn keep_plain(headers: &mut HeaderMap, also: &[HeaderName]) {
     let others: Vec<HeaderName> =
         headers.keys().filter(|name| !PLAIN.contains(name) && !also.contains(name)).cloned().collect();
     others.iter().for_each(|name| drop(headers.remove(name)));
 }
 
-/// Takes out what no answer that is for others may depend on. Returns the headers that are left and are not plain, as a
-/// text in order: an answer is for those alone who send the same.
+/// Removes the headers on which an answer for other clients must not depend. Returns the remaining headers that are not
+/// plain, as a sorted text: the answer is only for clients that send the same ones.
 pub fn make_shared(headers: &mut HeaderMap) -> String {
     let is_of_the_way = |name: &HeaderName| {
         let name = name.as_str();
@@ -106,7 +108,7 @@ pub fn make_shared(headers: &mut HeaderMap) -> String {
     };
     let out: Vec<HeaderName> = headers.keys().filter(|name| is_of_the_way(name)).cloned().collect();
     out.iter().for_each(|name| drop(headers.remove(name)));
-    // How often it came by here still counts; through what else it came, nobody needs to know.
+    // How often the request passed through Larder still counts; the other hops are not forwarded.
     let mine = hops(headers).filter(|hop| is_mine(hop)).count();
     headers.remove(VIA);
     headers.extend(HeaderValue::try_from(vec![format!("1.1 {ME}"); mine].join(", ")).ok().map(|via| (VIA, via)));
@@ -117,7 +119,8 @@ pub fn make_shared(headers: &mut HeaderMap) -> String {
     further.concat()
 }
 
-/// Counts a TRACE or OPTIONS down (RFC 9110, section 7.6.2). Returns whether it has to be answered here.
+/// Counts down `Max-Forwards` of a TRACE or OPTIONS (RFC 9110, section 7.6.2). Returns whether Larder has to answer the
+/// request itself.
 pub fn count_down(request: &mut Parts) -> bool {
     if request.method != Method::TRACE && request.method != Method::OPTIONS {
         return false;
@@ -129,7 +132,7 @@ pub fn count_down(request: &mut Parts) -> bool {
     left == Some(0)
 }
 
-/// What is said to such a request by who is the last that it may reach.
+/// Returns the answer to a request for which Larder is the last hop.
 pub fn last_hop() -> Response<Body> {
     let mut response = Response::new(body::empty());
     *response.status_mut() = StatusCode::NO_CONTENT;
@@ -144,28 +147,28 @@ fn is_mine(hop: &str) -> bool {
     hop.split_whitespace().nth(1) == Some(ME)
 }
 
-/// Refuses what could be read in two ways, or goes in a circle.
+/// Refuses a request that could be read in two ways, or that goes in a circle.
 pub fn check(request: &Parts) -> Result<(), Refused> {
     let headers = &request.headers;
     if headers.get_all(HOST).iter().count() > 1 {
         return Err(Refused::Malformed("there has to be one Host"));
     }
     let (mine, others): (Vec<_>, Vec<_>) = hops(headers).partition(|hop| is_mine(hop));
-    // Larders may stand one behind another.
+    // Several Larders may stand one behind another.
     if mine.len() > MAX_MINE || mine.len() + others.len() > MAX_VIA {
         return Err(Refused::Circle);
     }
     Ok(())
 }
 
-/// The protocol that a request asks to change to, where it does.
+/// Returns the protocol that a request asks to change to, if it does.
 pub fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
     let mut options = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
     let is_asked = options.any(|value| value.split(',').any(|option| option.trim().eq_ignore_ascii_case("upgrade")));
     headers.get(UPGRADE).filter(|_| is_asked).cloned()
 }
 
-/// Takes out what was for this hop, and says that it came by here.
+/// Removes the headers for this hop, and adds Larder to `Via`.
 pub fn pass_on(headers: &mut HeaderMap, version: Version) {
     let named = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
     let named: Vec<HeaderName> =
@@ -174,7 +177,7 @@ pub fn pass_on(headers: &mut HeaderMap, version: Version) {
     for name in named.iter().chain(&OF_THE_HOP) {
         headers.remove(name);
     }
-    // HTTP/2 may have it in pieces (RFC 9113, section 8.2.3).
+    // HTTP/2 may split it into several lines (RFC 9113, section 8.2.3).
     let cookies: Vec<_> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
     if cookies.len() > 1 {
         let joined = HeaderValue::from_bytes(&cookies.join(&b"; "[..]));

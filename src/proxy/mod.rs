@@ -1,5 +1,5 @@
-//! What becomes of a request that came by the proxy door: content of a registry comes from the cache, what the
-//! configuration's patterns match too, and all else goes to its server and back.
+//! Decides what becomes of a request that came by the proxy door: content of registries, and what the configuration's
+//! patterns match, comes from the cache; all other requests are forwarded to their server.
 
 mod copies;
 mod dispatch;

@@ -1,4 +1,5 @@
-//! Names of repositories: hosts by which clients know a registry, beside that of its upstream. Docker Hub has four.
+//! Names of repositories: hosts by which clients know a registry, besides the host of its upstream. Docker Hub has
+//! four.
 
 use std::collections::{HashMap, HashSet};
 
@@ -7,7 +8,7 @@ use url::Url;
 use crate::config::Config;
 use crate::upstream::Place;
 
-/// What stands behind each name.
+/// The upstream behind each name.
 #[derive(Default)]
 pub struct Names(HashMap<Place, Behind>);
 
@@ -18,11 +19,12 @@ struct Behind {
     namespace: String,
 }
 
-/// Ports that a name without one has.
+/// The ports of a name that has none.
 const USUAL: [u16; 2] = [443, 80];
 
 impl Names {
-    /// Names that are no hosts, or hosts of upstreams, stand for themselves.
+    /// Collects the names. Names that are no hosts, or that are hosts of upstreams, are left out: they stand for
+    /// themselves.
     pub fn new(config: &Config) -> Self {
         let upstreams = config.repositories.iter().flat_map(|repository| &repository.upstreams);
         let taken: HashSet<_> = upstreams.filter_map(|upstream| place_of(&upstream.url.origin)).collect();
@@ -42,13 +44,13 @@ impl Names {
         Self(names)
     }
 
-    /// The upstream's place behind a name.
+    /// Returns the upstream's place behind a name.
     pub fn behind(&self, place: &Place) -> Option<&Place> {
         self.0.get(place).map(|behind| &behind.place)
     }
 
-    /// The page of the upstream that a page of the registry is, where it is asked for by a name. What else such a host
-    /// has, such as a search or pages for people, is its own.
+    /// Returns the upstream's page for a registry's page that is asked for by a name. Other pages of such a host, such
+    /// as a search or pages for people, are its own.
     pub fn page(&self, place: &Place, url: &Url) -> Option<(Place, Url)> {
         let behind = self.0.get(place)?;
         let rest = match url.path() {
@@ -61,7 +63,7 @@ impl Names {
             None => page.set_path("/v2"),
             Some(rest) => {
                 let is_of_all = rest.is_empty() || rest == "_catalog" || behind.namespace.is_empty();
-                // Where the upstream itself led on, its namespace is there already.
+                // After a link or redirect of the upstream itself, the path has the namespace already.
                 let is_inside = rest.strip_prefix(&behind.namespace).is_some_and(|rest| rest.starts_with('/'));
                 match is_of_all || is_inside {
                     true => page.set_path(&format!("/v2/{rest}")),

@@ -35,17 +35,17 @@ use crate::oci::{Algorithm, Digest};
 use crate::registry::respond::{self, About, CacheState};
 use crate::upstream::{OTHER_HOSTS, PassError, Place};
 
-/// With which a client says what it has, or wants a part; the whole is stored whatever they say.
+/// Headers by which a client states what it has, or asks for a part. The whole is stored, whatever they say.
 const CONDITIONS: [HeaderName; 6] = [RANGE, IF_RANGE, IF_MATCH, IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_UNMODIFIED_SINCE];
-/// What an answer most likely depends on: who differ in these do not wait for each other.
+/// Headers on which an answer most likely depends: requests that differ in these do not wait for each other.
 const SELECTING: [HeaderName; 5] = [AUTHORIZATION, COOKIE, ACCEPT, ACCEPT_ENCODING, ACCEPT_LANGUAGE];
 
 /// A copy to answer with.
 struct Found {
-    /// Of the answer.
+    /// The headers of the answer.
     headers: HeaderMap,
     content: Content,
-    /// Stands in no content.
+    /// A digest whose text does not occur in the content.
     boundary: Digest,
     state: CacheState,
 }
@@ -64,8 +64,8 @@ impl Stored {
 }
 
 impl Proxy {
-    /// Answers from the cache and through it; `None`: the server itself is to answer. `secrets`: those of the
-    /// configuration that go with the request.
+    /// Answers from the cache and through it. `None`: the server itself is to answer. `secrets`: the configuration's
+    /// headers that go with the request.
     pub(super) async fn other(
         self: &Arc<Self>,
         rules: &Arc<ProxyRules>,
@@ -81,8 +81,8 @@ impl Proxy {
         }
         observation.found(OTHER_HOSTS, Kind::Other);
         let (asked, further) = asked(rules, request, place, url, secrets);
-        // What the configuration's headers brought in is for those who get them, and what a client says that no other
-        // says makes an answer of its own.
+        // An answer to the configuration's headers is only for clients that get these headers. Further headers that a
+        // client sends make an answer of its own.
         let key = key_of(url, !secrets.is_empty(), &further);
         let whole = asked_for_whole(&asked)?;
         let now = SystemTime::now();
@@ -106,7 +106,7 @@ impl Proxy {
         if directives(&request.headers).any(|directive| directive == "only-if-cached") {
             return Err(Refused::NotCached);
         }
-        // Where nothing is stored, a part or a comparison is between the client and the server.
+        // If nothing is stored, a request for a part or a conditional request is forwarded.
         let is_partial = CONDITIONS.iter().any(|name| request.headers.contains_key(name));
         if stored.is_none() && (is_partial || request.method == Method::HEAD) {
             return Ok(None);
@@ -115,7 +115,7 @@ impl Proxy {
         self.answer_opened(opened, stored, (request, url, &whole, now), observation).await
     }
 
-    /// Answers with what came of asking the server.
+    /// Answers with the result of asking the server.
     async fn answer_opened(
         self: &Arc<Self>,
         (opened, is_first): (Opened, bool),
@@ -142,7 +142,7 @@ impl Proxy {
                 self.answer_with(request, url, stored.found(headers, state), observation).await.map(Some)
             }
             (Opened::Failed(error), _) => Err(error.into()),
-            // It may be for the one alone who asked.
+            // The answer may be for this one client only.
             (Opened::Own(response), _) if is_first => {
                 let own = response.lock().unwrap_or_else(PoisonError::into_inner).take();
                 Ok(own.filter(|_| request.method == Method::GET && !is_partial))
@@ -151,7 +151,7 @@ impl Proxy {
         }
     }
 
-    /// The stored answer that fits a request, and whether it need not be checked.
+    /// Returns the stored answer that fits a request, and whether it is fresh.
     async fn stored_answer(
         &self,
         key: &Digest,
@@ -184,8 +184,8 @@ impl Proxy {
         None
     }
 
-    /// Asks the server, once for all who want the same at the same time. The second value tells whether it was
-    /// this one who asked.
+    /// Asks the server, once for all requests that want the same at the same time. The second value tells whether this
+    /// call asked.
     async fn open(
         self: &Arc<Self>,
         key: Digest,
@@ -230,7 +230,7 @@ impl Proxy {
         let mut seen = seen_of(&response);
         let told = response.headers();
         if let (StatusCode::NOT_MODIFIED, Some((entry, head))) = (response.status(), &stored) {
-            // A 304 of something else: asked again it sends what it has.
+            // The 304 is about other content: ask again without conditions.
             let Some(renewed) = head.renewed_by(told) else {
                 return self.ask_for_whole(key, asked, whole).await;
             };
@@ -244,7 +244,8 @@ impl Proxy {
                     let entry = UrlEntry { head: bytes, stored_at: Timestamp::now(), ..entry.clone() };
                     self.cache.put_url(key, entry).await;
                 }
-                // What is said to one who logged in is not for all; what they have stays as it is.
+                // An answer to a client with credentials is not for all clients. The stored answer that others get
+                // stays unchanged.
                 None if may_be_kept(&essence) => {}
                 None => self.cache.drop_url(key, entry.variant).await,
             }
@@ -263,7 +264,7 @@ impl Proxy {
         }
     }
 
-    /// Begins to store an answer, where it may be.
+    /// Begins to store an answer if it may be stored.
     fn take_in(
         self: &Arc<Self>,
         key: Digest,
@@ -276,7 +277,7 @@ impl Proxy {
         let place = asked.place.clone();
         let kept = CachePolicy::new(&essence(whole, seen.headers()), &seen);
         let head = Head::new(kept, response.headers().clone());
-        // Where it does not fit it is asked for once more, and has to be the same.
+        // If the answer does not fit into the cache, the server is asked again, and has to send the same content.
         let can_be_asked_again = seen.headers().contains_key(CONTENT_LENGTH) || has_strong_etag(seen.headers());
         let is_kept = can_be_asked_again && is_storable(whole, &seen, &policy);
         if !is_kept || head.write().is_none() {
@@ -292,7 +293,7 @@ impl Proxy {
                 self.copies.put(&copy);
                 Opened::Shared(copy, fill)
             }
-            // Too much is under way.
+            // Too many fills are running.
             None => Opened::Own(Arc::new(Mutex::new(copy.pass_on()))),
         }
     }
@@ -312,7 +313,7 @@ impl Proxy {
         sent.remove(CONTENT_LENGTH);
         let age = sent.get(AGE).cloned();
         state.write(&mut sent);
-        // By the server's own clock, and what others before us added.
+        // The age by the server's own clock, with what earlier caches added.
         if let Some(age) = age {
             sent.insert(AGE, age);
         }
@@ -333,14 +334,14 @@ impl Proxy {
     }
 }
 
-/// Under what an answer to GET is kept: for those who get the configuration's headers apart, and for each set of headers
-/// that are not plain.
+/// Returns the key under which an answer to GET is kept. Clients that get the configuration's headers have another key,
+/// and so has each set of headers that are not plain.
 pub fn key_of(url: &Url, is_secret: bool, further: &str) -> Digest {
     let by = if is_secret { " as the configuration says" } else { "" };
     Digest::of(Algorithm::Sha256, format!("GET {url}{by}{further}").as_bytes())
 }
 
-/// A server's answer as the rules see it.
+/// Returns a server's answer in the form that the rules need.
 fn seen_of(response: &reqwest::Response) -> Response<()> {
     let mut seen = Response::new(());
     *seen.status_mut() = response.status();
@@ -356,19 +357,19 @@ fn out_of_range(size: u64) -> Response<Body> {
     response
 }
 
-/// What is on its way, as an answer.
+/// Returns a running copy as an answer.
 async fn coming(copy: &Arc<Copy>, fill: FillReader, now: SystemTime, is_joined: bool) -> Found {
     let headers = copy.head.headers(now);
     let aside = Aside { digest: copy.name, origin: copy.clone(), is_own: true };
     let content = match fill.size().await {
-        // Our own disk is no reason to fail.
+        // A failure of Larder's own disk must not fail the request.
         Err(failure) if failure.kind.is_of_the_store() => Content::Uncached { aside, size: copy.total },
         _ => Content::Growing { fill, aside, told: None, _lease: None },
     };
     Found { headers, content, boundary: copy.name, state: CacheState::Miss { collapsed: is_joined } }
 }
 
-/// What the server is asked, for the client, and what of that is of this client's own making.
+/// Returns the request to the server for a client, and the client's headers that are not plain.
 fn asked(rules: &Arc<ProxyRules>, request: &Parts, place: &Place, url: &Url, secrets: &Secrets) -> (Asked, String) {
     let mut asked = request.headers.clone();
     headers::pass_on(&mut asked, request.version);
@@ -381,7 +382,7 @@ fn asked(rules: &Arc<ProxyRules>, request: &Parts, place: &Place, url: &Url, sec
     (Asked { rules, place, url, headers: asked, secrets, party, held: None, since: SystemTime::now() }, further)
 }
 
-/// The same for the whole of it.
+/// Returns the request for the whole content, without conditions.
 fn asked_for_whole(asked: &Asked) -> Result<Request<()>, Refused> {
     let mut whole = Request::new(());
     *whole.uri_mut() = asked.url.as_str().parse().map_err(|_| Refused::Malformed("the URL cannot be asked for"))?;
@@ -391,13 +392,13 @@ fn asked_for_whole(asked: &Asked) -> Result<Request<()>, Refused> {
     Ok(whole)
 }
 
-/// Whether an old answer may be served when its server fails (RFC 9111, section 4.2.4).
+/// Returns whether an old answer may be served when its server fails (RFC 9111, section 4.2.4).
 fn may_be_stale(head: &Head) -> bool {
     let never = ["must-revalidate", "proxy-revalidate", "no-cache"];
     !head.directives().any(|directive| never.contains(&directive.as_str()) || directive.starts_with("s-maxage"))
 }
 
-/// Whether the client has what would be sent (RFC 9110, section 13.2.2).
+/// Returns whether the client has the content already (RFC 9110, section 13.2.2).
 fn is_unmodified(request: &HeaderMap, sent: &HeaderMap) -> bool {
     let text = |headers: &HeaderMap, name: HeaderName| headers.get(name)?.to_str().ok().map(str::to_owned);
     if request.contains_key(IF_NONE_MATCH) {
@@ -408,7 +409,7 @@ fn is_unmodified(request: &HeaderMap, sent: &HeaderMap) -> bool {
     since.zip(modified).is_some_and(|(since, modified)| modified <= since)
 }
 
-/// The part that is asked for, unless it is to be of something else.
+/// Returns the part that is asked for, unless `If-Range` names other content.
 fn range(request: &HeaderMap, sent: &HeaderMap) -> Option<RangeHeader> {
     let is_strong = |etag: &&HeaderValue| !etag.as_bytes().starts_with(b"W/");
     let holds = request.get(IF_RANGE).is_none_or(|condition| {

@@ -1,4 +1,4 @@
-//! What a client of the proxy door is told when its request goes nowhere.
+//! The response to a client of the proxy door whose request is refused.
 
 use http::header::{ALLOW, CONTENT_TYPE, PROXY_AUTHENTICATE};
 use http::{HeaderName, HeaderValue, Response, StatusCode};
@@ -9,12 +9,13 @@ use crate::config::Forbidden;
 use crate::failure::{Failure, FailureKind};
 use crate::upstream::PassError;
 
-/// RFC 9209
+/// The header of RFC 9209.
 const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 
+/// The methods that are allowed in a tunnel, for `Allow`.
 const IN_A_TUNNEL: HeaderValue = HeaderValue::from_static("GET, HEAD, OPTIONS, POST, PUT, PATCH, DELETE");
 
-/// Why a request goes nowhere.
+/// Why a request is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum Refused {
     #[error("{0}")]
@@ -23,12 +24,12 @@ pub enum Refused {
     Forbidden(Forbidden),
     #[error("this client may not use this proxy; see `proxy.allow` and `auth.allow_cidrs` of the configuration")]
     NotYou,
-    /// With the realm.
+    /// The client has to log in; with the realm of the challenge.
     #[error("log in to this proxy, as in http://NAME:PASSWORD@PROXY")]
     Login(String),
     #[error("{0}")]
     Failure(Failure),
-    /// In the registry's own form.
+    /// Answered in the form of a registry.
     #[error("{0}")]
     Registry(Refusal),
     #[error("the proxy door is closed by now")]
@@ -42,7 +43,7 @@ pub enum Refused {
 }
 
 impl Refused {
-    /// With the word of RFC 9209, section 2.3.
+    /// Returns the status, and the error type of RFC 9209, section 2.3.
     fn status(&self) -> (StatusCode, &'static str) {
         match self {
             Self::Malformed(_) => (StatusCode::BAD_REQUEST, "http_request_error"),
@@ -63,6 +64,7 @@ impl Refused {
         }
     }
 
+    /// Returns the response to the client.
     pub fn into_response(self) -> Response<Body> {
         let (status, word) = self.status();
         let text = self.to_string();
@@ -83,7 +85,7 @@ impl Refused {
         response
     }
 
-    /// What to say of it in the log, where it is more than a client's own mistake.
+    /// Returns the failure for the log, if the reason is more than a client's own mistake.
     pub fn failure(&self) -> Option<&Failure> {
         match self {
             Self::Failure(failure) | Self::Registry(Refusal::Failure { failure, .. }) => Some(failure),
@@ -120,7 +122,7 @@ fn page(status: StatusCode, text: &str) -> Response<Body> {
     response
 }
 
-/// For who takes the door for a web server.
+/// Returns the response for a client that takes the door for a web server.
 pub fn usage() -> Response<Body> {
     let text = "this is a proxy, not a web server or a registry. Set HTTP_PROXY and HTTPS_PROXY to this address; the certificate to trust is at /ca.crt.";
     page(StatusCode::BAD_REQUEST, text)

@@ -1,5 +1,5 @@
-//! The registries behind the proxy door: the same repositories as at the registry door, for clients that name the
-//! registry itself, and those that only clients name.
+//! The registries behind the proxy door: the repositories of the registry door, for clients that name the registry
+//! itself, and the registries that only clients name.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,28 +15,30 @@ use crate::oci::Name;
 use crate::routing::Repository;
 use crate::upstream::{Anywhere, BuildError, Clients, Place, Upstream, Upstreams};
 
-/// Registries kept that only clients have named.
+/// Most registries that are kept of those that only clients name.
 const MAX_OTHERS: usize = 256;
 
 /// The registries behind the proxy door, by their origins.
 pub struct Registries {
     known: HashMap<String, Vec<Arc<Repository>>>,
-    /// The ways to them for what goes through untouched: nothing says that Larder asks.
+    /// The same upstreams without Larder's credentials, for forwarded requests: nothing tells the server that Larder
+    /// sends them.
     ways: HashMap<String, Upstreams>,
     others: Mutex<HashMap<String, Arc<Repository>>>,
-    /// What those are made of.
+    /// What the repositories of `others` are made of.
     made: Made,
 }
 
 struct Made {
     door: ProxyDoor,
-    /// Prefixes that repositories have.
+    /// Prefixes of configured repositories.
     taken: Vec<String>,
     clients: Clients,
     metrics: Arc<Metrics>,
 }
 
 impl Registries {
+    /// Makes the registries of a configuration.
     pub fn new(
         config: &Config,
         door: &ProxyDoor,
@@ -63,13 +65,13 @@ impl Registries {
         Ok(Self { known, ways, others: Mutex::default(), made })
     }
 
-    /// Whether the configuration has a server as an upstream.
+    /// Returns whether a server is an upstream of the configuration.
     pub fn is_known(&self, url: &Url) -> bool {
         self.known.contains_key(&key(url))
     }
 
-    /// The repositories of the configuration that a request to a server concerns: that of the name, or all at this
-    /// server where it has none.
+    /// Returns the configured repositories that a request to a server concerns: the repository of the name, or all
+    /// repositories at this server if there is no name.
     pub fn concerned(&self, url: &Url, name: Option<&str>) -> Vec<&Arc<Repository>> {
         let repositories = self.known.get(&key(url)).map(Vec::as_slice).unwrap_or_default();
         match name.and_then(|name| inside(repositories, name)) {
@@ -78,12 +80,12 @@ impl Registries {
         }
     }
 
-    /// The way to a server that the configuration has as an upstream.
+    /// Returns the upstream for forwarding to a server, if the configuration has it as an upstream.
     pub fn upstream_of(&self, url: &Url) -> Option<&Upstream> {
         self.ways.get(&key(url)).map(|way| &way[0])
     }
 
-    /// The repository of a name at a registry, and its name there.
+    /// Returns the repository of a name at a registry, and the name within it.
     pub fn find(&self, url: &Url, name: &str, anywhere: &Anywhere) -> Result<Option<(Arc<Repository>, Name)>, Refused> {
         let key = key(url);
         let Ok(whole) = name.parse::<Name>() else {
@@ -107,7 +109,7 @@ impl Registries {
 }
 
 impl Made {
-    /// A registry that no repository has.
+    /// Makes the repository of a registry that the configuration does not have.
     fn other(&self, url: &Url, anywhere: &Anywhere) -> Result<Repository, Refused> {
         let refuse = |error: &dyn std::fmt::Display| Refused::Failure(Failure::new(FailureKind::Unavailable, error));
         let place = Place::new(url.host_str().unwrap_or_default(), url.port_or_known_default().unwrap_or_default())
@@ -131,7 +133,7 @@ impl Made {
             confined_to,
         );
         let scheme = url.scheme();
-        // Another scheme is another server, and a repository of this name may have other upstreams.
+        // Another scheme is another server, and a configured repository of this name may have other upstreams.
         let mut prefix = if scheme == "http" { format!("http:{place}") } else { place.authority(scheme) };
         if self.taken.contains(&prefix) {
             prefix = format!("{scheme}:{prefix}");
@@ -150,9 +152,9 @@ impl Made {
     }
 }
 
-/// A repository of the configuration for clients that name one of its upstreams: that upstream alone. Where the
-/// client's own credentials decide, nothing of the configuration logs in there; and with `client_credentials = "pass"` of
-/// the door only its headers do, which decide then.
+/// Makes a configured repository for clients that name one of its upstreams, with that upstream alone. Where the
+/// client's own credentials decide, nothing of the configuration logs in there. With `client_credentials = "pass"` of
+/// the door, only the configuration's headers log in there, and then they decide.
 fn of_repository(
     repository: &config::Repository,
     upstream: &config::Upstream,
@@ -177,7 +179,7 @@ fn of_repository(
     Ok(Repository { config, upstreams, is_trusted: true, is_configured: true, learns_public: true })
 }
 
-/// Without anything of its own that logs in.
+/// Returns the upstream without its own credentials.
 fn bare(upstream: &config::Upstream) -> config::Upstream {
     let mut upstream = upstream.clone();
     upstream.credentials = None;
@@ -186,7 +188,7 @@ fn bare(upstream: &config::Upstream) -> config::Upstream {
     upstream
 }
 
-/// Of the repositories at one server, that with the longest namespace that a name is in.
+/// Returns the repository at a server that has a name, the one with the longest namespace.
 fn inside<'a>(repositories: &'a [Arc<Repository>], name: &str) -> Option<&'a Arc<Repository>> {
     let is_inside = |repository: &&Arc<Repository>| name_inside(repository, name).is_some();
     let length = |repository: &&Arc<Repository>| repository.config.upstreams[0].url.namespace.len();
@@ -197,7 +199,7 @@ fn key(url: &Url) -> String {
     url.origin().ascii_serialization()
 }
 
-/// A name as the repository's own upstream has it, without the namespace.
+/// Returns a name without the namespace, as the repository's own upstream knows it.
 fn name_inside(repository: &Repository, name: &str) -> Option<Name> {
     let namespace = &repository.config.upstreams.first()?.url.namespace;
     let rest = match namespace.is_empty() {

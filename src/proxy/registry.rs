@@ -26,8 +26,8 @@ use crate::upstream::Who;
 const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 
 impl Proxy {
-    /// Answers from the cache and through it; `None`: the registry itself is to answer, since it refuses, or
-    /// because this is not for us.
+    /// Answers from the cache and through it. `None`: the registry itself is to answer, because it refuses, or because
+    /// the request is not for the cache.
     pub(super) async fn registry(
         &self,
         request: &Parts,
@@ -47,7 +47,7 @@ impl Proxy {
             }
         };
         observation.found(repository.metrics_label(), kind_of(object));
-        // What a server has there that is no registry is its own.
+        // A server that is no registry may have something else at these paths.
         let is_list = matches!(object, Object::Tags | Object::Referrers(_));
         let target = Target { repository, name, who, is_by_tag: false, client: counted_client(request) };
         if matches!(object, Object::Upload) {
@@ -57,7 +57,7 @@ impl Proxy {
         let answer = self.content.answer(request, &target, object, &query).await;
         let Answer { mut response, state } = match answer {
             Ok(answer) => answer,
-            // In its own words, and with what it wants to see.
+            // The registry answers in its own words, with its own challenge.
             Err(Refusal::Failure { failure, .. })
                 if matches!(failure.kind, FailureKind::NotFound | FailureKind::Denied)
                     || (is_list && failure.kind == FailureKind::WrongContent) =>
@@ -68,7 +68,8 @@ impl Proxy {
         };
         observation.answered(state.outcome());
         tell(&state, url.path());
-        // A transfer of its own is looked at when it is at its end.
+        // If this request began the transfer, the origin finds out whether the blob is public once the transfer has
+        // ended.
         let is_coming = matches!((object, &state), (Object::Blob(_), CacheState::Miss { collapsed: false }));
         if let Some((what, digest)) = shown(object, &response).filter(|_| !is_coming) {
             self.content.consent.learn_whether_public(&target, what, digest).await;
@@ -78,7 +79,7 @@ impl Proxy {
     }
 }
 
-/// What an answer showed its client.
+/// Returns the object that an answer showed its client.
 fn shown(object: &Object, response: &Response<Body>) -> Option<(Stored, Digest)> {
     let header = |name: HeaderName| response.headers().get(name)?.to_str().ok();
     match object {
@@ -96,7 +97,7 @@ fn shown(object: &Object, response: &Response<Body>) -> Option<(Stored, Digest)>
     }
 }
 
-/// What a registry says at `/v2/` to who needs no login, in the place of one that cannot be reached.
+/// Returns the answer to `/v2/` in place of a registry that cannot be reached; it says that no login is needed.
 pub fn base(failure: &Failure) -> Response<Body> {
     let mut response = Response::new(body::full(Bytes::from_static(b"{}")));
     let headers = response.headers_mut();

@@ -1,4 +1,4 @@
-//! Bodies on their way through, each piece of which has a deadline.
+//! Bodies that are forwarded, with a deadline for each piece.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -18,13 +18,13 @@ use crate::failure::{Failure, FailureKind};
 use crate::places;
 use crate::upstream::{PassError, Place};
 
-/// For an answer to begin after all was sent, and between two pieces of what goes either way. Long, since some requests
-/// wait for something to happen.
+/// How long to wait for the answer after all was sent, and between two pieces of a body in either direction. Long,
+/// since some requests wait for an event.
 const PATIENCE: Duration = Duration::from_secs(5 * 60);
-/// A place among the requests that are passed on.
+/// A place among the forwarded requests.
 pub type Held = Arc<places::Place>;
 
-/// The answer of a server for a client. `held`: the request's place, until all of the answer is there.
+/// Returns a server's answer for a client. `held`: the request's place, kept until the whole answer has arrived.
 pub fn returned(response: reqwest::Response, place: &Place, held: Option<Held>) -> Response<Body> {
     let (mut parts, body) = http::Response::<reqwest::Body>::from(response).into_parts();
     headers::pass_on(&mut parts.headers, parts.version);
@@ -39,7 +39,7 @@ pub fn returned(response: reqwest::Response, place: &Place, held: Option<Held>) 
     response
 }
 
-/// Waits for an answer for as long as something goes there.
+/// Waits for an answer as long as the request's body makes progress.
 pub async fn in_time<T>(
     sending: impl Future<Output = Result<T, PassError>>,
     moved: &AtomicU64,
@@ -58,6 +58,7 @@ pub async fn in_time<T>(
     }
 }
 
+/// Returns the failure of a body that broke off. `who`: the side that sent it.
 pub fn broken(who: &str, error: &(dyn std::error::Error + 'static)) -> Failure {
     let mut last = error;
     while let Some(cause) = last.source() {
@@ -66,7 +67,7 @@ pub fn broken(who: &str, error: &(dyn std::error::Error + 'static)) -> Failure {
     Failure::new(FailureKind::Unavailable, format!("{who}: {last}"))
 }
 
-/// A body each of whose pieces has a deadline.
+/// A body with a deadline for each piece.
 pub struct Limited<B> {
     body: B,
     moved: Arc<AtomicU64>,
@@ -74,6 +75,7 @@ pub struct Limited<B> {
 }
 
 impl<B> Limited<B> {
+    /// Puts deadlines on a body. `moved` counts its pieces.
     pub fn new(body: B, moved: Arc<AtomicU64>) -> Self {
         Self { body, moved, deadline: Box::pin(sleep_until(Instant::now() + PATIENCE)) }
     }

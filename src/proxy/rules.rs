@@ -1,4 +1,4 @@
-//! What the proxy door does, by the configuration.
+//! What the configuration says about the proxy door.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -14,20 +14,20 @@ use crate::config::{Config, Forbidden, Pattern, ProxyDoor};
 use crate::observe::Metrics;
 use crate::upstream::{Anywhere, BuildError, Clients, PassError, Place};
 
-/// The rules of the proxy door, with those of all doors. A request keeps to those that it came in by.
+/// The rules of the proxy door, with those of all doors. A request is answered by the rules in force when it came in.
 pub struct ProxyRules {
     pub rules: Arc<Rules>,
     pub door: ProxyDoor,
-    /// Of paths that are cached beside content of registries.
+    /// Patterns of paths that are cached besides content of registries.
     patterns: Vec<Pattern>,
     pub registries: Registries,
-    /// Hosts by which they are known beside those of their upstreams.
+    /// Hosts by which repositories are known besides those of their upstreams.
     pub names: Names,
     pub anywhere: Anywhere,
 }
 
 impl ProxyRules {
-    /// `None`: there is no proxy door.
+    /// Makes the rules of a configuration. `None`: there is no proxy door.
     pub fn new(
         config: &Config,
         rules: &Arc<Rules>,
@@ -47,8 +47,9 @@ impl ProxyRules {
         }))
     }
 
-    /// Whether a tunnel may lead to a place, as far as it is known already: by a repository's name it leads to the
-    /// upstream, too, and each request in it is looked at by itself.
+    /// Checks that a tunnel may lead to a place, as far as that is known before its requests. A tunnel to a
+    /// repository's name is also allowed if it may lead to the upstream behind the name; each request in it is checked
+    /// on its own.
     pub fn permit_tunnel(&self, place: &Place, address: Option<IpAddr>) -> Result<(), Forbidden> {
         match self.names.behind(place) {
             Some(behind) if address.is_none() && self.anywhere.permit(behind).is_ok() => Ok(()),
@@ -56,18 +57,18 @@ impl ProxyRules {
         }
     }
 
-    /// Whether TLS with a place is opened.
+    /// Returns whether TLS with a place is opened.
     pub fn intercepts(&self, place: &Place) -> bool {
         self.door.intercepts(&place.host, place.port) || self.names.behind(place).is_some()
     }
 
-    /// Whether `cache.patterns` match a URL.
+    /// Returns whether `cache.patterns` match a URL.
     pub fn is_pattern(&self, url: &Url) -> bool {
         self.patterns.iter().any(|pattern| pattern.is_match(url.path()))
     }
 
-    /// The configuration's headers for a mere read of a client; none where it reads something else, or they are not for
-    /// this client.
+    /// Returns the configuration's headers for a request that only reads. Returns none if it reads something else, or
+    /// if they are not for this client.
     pub fn secrets(&self, url: &Url, identity: &Identity, has_logins: bool) -> Secrets {
         let read = Read::of(url);
         if asks_for_token(url) || hides_path(url) || (read.is_none() && !self.is_pattern(url)) {

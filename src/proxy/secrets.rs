@@ -1,8 +1,9 @@
-//! What the configuration holds to log in at a server, and with which requests of clients it goes there.
+//! The configuration's credentials for servers, and the requests of clients that they go with.
 //!
-//! Any header of the configuration may be such a secret, whatever its name. It goes with what only reads a registry, or
-//! what `cache.patterns` keep, and for clients that `allow` names. Otherwise a client could have it shown (TRACE), write
-//! with it, get a token that writes, or keep a connection on which it counts (`Upgrade`).
+//! Any header of the configuration may be such a secret, whatever its name. It goes with requests that only read a
+//! registry, or URLs that `cache.patterns` match, and only for clients that `allow` names. Otherwise a client could
+//! have the secret shown (TRACE), write with it, get a token for writing, or keep a connection that it has
+//! authenticated (`Upgrade`).
 
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING, UPGRADE};
 use http::request::Parts;
@@ -15,7 +16,7 @@ use crate::config::HostHeaders;
 use crate::oci::Name;
 use crate::oci::route::{Object, Route};
 
-/// The only methods that read. That a method is safe is not enough: TRACE is, and shows what it was sent.
+/// The only methods that read. It does not suffice that a method is safe: TRACE is, and shows the request's headers.
 const READS: [Method; 3] = [Method::GET, Method::HEAD, Method::OPTIONS];
 
 /// Headers of the configuration that go with a request.
@@ -26,12 +27,13 @@ pub struct Secrets {
 }
 
 impl Secrets {
+    /// Returns whether there are no headers.
     pub fn is_empty(&self) -> bool {
         self.set.is_empty() && self.append.is_empty()
     }
 
-    /// Adds them to a request. What else it says is then what every server understands alike, so that it is the read
-    /// that it looks like.
+    /// Adds them to a request. Keeps only such headers of the client that every server understands in the same way, so
+    /// that the request really is the read that it looks like.
     pub fn add_to(&self, request: &mut HeaderMap) {
         if self.is_empty() {
             return;
@@ -47,20 +49,21 @@ impl Secrets {
     }
 }
 
-/// Whether `[headers]` say to a server who asks, so that the configuration decides and not the client. `is_named`: the
-/// server is an upstream of the configuration.
+/// Returns whether `[headers]` authenticate Larder at a server, so that the configuration's credentials decide and not
+/// the client's. `is_named`: the server is an upstream of the configuration.
 pub fn speak_for(rules: &[HostHeaders], url: &Url, is_named: bool) -> bool {
     rules.iter().any(|rule| !(rule.set.is_empty() && rule.append.is_empty()) && rule.may_go_to(url, is_named))
 }
 
-/// What of a registry a path reads.
+/// What a path reads of a registry.
 pub enum Read {
     Name(Name),
-    /// `/v2/`, or the names of all that there is.
+    /// `/v2/`, or the catalog.
     Whole,
 }
 
 impl Read {
+    /// Returns what a URL reads of a registry; `None` if it reads no registry.
     pub fn of(url: &Url) -> Option<Self> {
         if !url.path().starts_with("/v2/") && url.path() != "/v2" {
             return None;
@@ -74,26 +77,26 @@ impl Read {
     }
 }
 
-/// Whether a request asks for something and for nothing else.
+/// Returns whether a request only reads.
 pub fn is_mere_read(request: &Parts) -> bool {
     READS.contains(&request.method) && !request.headers.contains_key(UPGRADE) && !has_body(request)
 }
 
-/// Whether a request comes with a body, by its head.
+/// Returns whether a request has a body, by its head.
 pub fn has_body(request: &Parts) -> bool {
     request.headers.contains_key(TRANSFER_ENCODING)
         || request.headers.get(CONTENT_LENGTH).is_some_and(|length| length != "0")
 }
 
-/// Whether a path has what servers that decode it first take for something else: a separator, or the beginning of a query.
-/// Behind a path that a pattern matches may then be another one.
+/// Returns whether a path contains text that servers which decode the path first take for something else: a separator,
+/// or the beginning of a query. A path that a pattern matches may then hide another path.
 pub fn hides_path(url: &Url) -> bool {
     let path = url.path().to_ascii_lowercase();
     ["%2f", "%5c", "%3f", "%23", "%25", "%00", "\\", "..;", ";/"].iter().any(|hidden| path.contains(hidden))
 }
 
-/// Whether a query has a scope, as those of token services have: what is asked for then is not read here but elsewhere,
-/// and perhaps written. Servers differ in what stands between two parameters.
+/// Returns whether a query has a scope, as requests to token services do. Such a request is not a read, but asks for
+/// rights to read elsewhere, and perhaps to write. Servers differ in the separator between two parameters.
 pub fn asks_for_token(url: &Url) -> bool {
     let parameters = url.query().unwrap_or_default().split(['&', ';']);
     parameters.map(|parameter| percent_decode_str(parameter).decode_utf8_lossy()).any(|parameter| {

@@ -2,7 +2,7 @@
 
 use crate::registry::respond::CacheState;
 
-/// Tells the log how the cache stood to a request.
+/// Logs how the cache answered a request.
 pub fn tell(state: &CacheState, path: &str) {
     match state {
         CacheState::Hit { .. } | CacheState::Confirmed { .. } => tracing::info!(path, "cache hit"),

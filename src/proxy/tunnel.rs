@@ -1,5 +1,5 @@
-//! Connections through the proxy door: whose they are, where they lead, and whether they would be opened now. A tunnel
-//! lasts, and rules change.
+//! Connections through the proxy door: which client has them, where they lead, and whether they would be allowed now. A
+//! tunnel lasts, and rules change.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -17,54 +17,56 @@ use crate::upstream::Place;
 /// How a request came to the door.
 #[derive(Clone)]
 pub enum Came {
-    /// In absolute form, by itself.
+    /// Directly, in absolute form.
     Open,
     /// Through a tunnel.
     Through { is_secure: bool, tunnel: Box<Tunnel> },
 }
 
-/// What goes on as long as anything of a connection does.
+/// State of a connection that has to live as long as any part of the connection does.
 #[derive(Clone)]
 pub struct Kept {
     /// The connection's place among all others.
     pub place: Arc<dyn Send + Sync>,
-    /// Says when all connections are to end.
+    /// Notified when all connections are to end.
     pub stop: watch::Receiver<Option<Duration>>,
 }
 
 /// What to do with a tunnel.
 pub enum Lead {
-    /// Find out what it is, and answer it if it is HTTP.
+    /// Find out which protocol it carries, and answer its requests if that is HTTP.
     Open(Tunnel),
-    /// Carry what comes.
+    /// Carry all bytes.
     Carry(Tunnel, TcpStream),
 }
 
-/// As whom a client was let in, with what it takes to ask that again: what it showed is not kept.
+/// The identity by which a client was let in, with what is needed to check it again. The credentials themselves are not
+/// kept.
 #[derive(Clone)]
 pub struct Standing {
     pub client: Client,
     pub identity: Identity,
-    /// Those who found its login right.
+    /// The logins that accepted the client's credentials.
     logins: Option<Arc<Logins>>,
 }
 
-/// A connection through the door: whose it is, and where it leads.
+/// A connection through the door: its client, and where it leads.
 #[derive(Clone)]
 pub struct Tunnel {
     pub standing: Standing,
     pub place: Place,
-    /// The address of the server, where it is known.
+    /// The address of the server, if known.
     pub address: Option<IpAddr>,
 }
 
 impl Standing {
+    /// Creates the standing of a client that was just let in.
     pub fn new(rules: &Rules, client: Client, identity: Identity) -> Self {
         Self { client, identity, logins: rules.logins.clone() }
     }
 
-    /// As whom the client is let in by the rules of now. A login counts as long as it would: the user has the same
-    /// password, or the token's issuer is configured the same and the token has not ended.
+    /// Checks a client again by the rules in force now. A login counts as long as it would be accepted: the user has
+    /// the same password, or the configuration of the token's issuer is the same and the token has not expired.
     pub fn judge(&self, now: &ProxyRules) -> Result<Self, Refused> {
         let caller = Caller::new(&now.rules, self.client.clone()).map_err(|_| Refused::NotYou)?;
         let known = self.identity.known.clone().filter(|known| match (&now.rules.logins, &self.logins) {

@@ -17,7 +17,7 @@ use crate::upstream::Who;
 /// Methods that change nothing (RFC 9110, section 9.2.1, and the registry of methods).
 const SAFE: [&str; 8] = ["GET", "HEAD", "OPTIONS", "TRACE", "PROPFIND", "REPORT", "SEARCH", "QUERY"];
 
-/// The pages that a request changed, by its server's answer.
+/// Returns the pages that a request changed, by its server's answer.
 pub fn changed_by(method: &Method, url: &Url, answer: &Response<Body>) -> Vec<Url> {
     let is_done = answer.status().is_success() || answer.status().is_redirection();
     if !is_done || SAFE.contains(&method.as_str()) {
@@ -25,18 +25,18 @@ pub fn changed_by(method: &Method, url: &Url, answer: &Response<Body>) -> Vec<Ur
     }
     let named = [LOCATION, CONTENT_LOCATION].into_iter().filter_map(|name| answer.headers().get(name));
     let named = named.filter_map(|value| url.join(value.to_str().ok()?).ok());
-    // What a server says of others is not believed.
+    // What a server says about other servers is not believed.
     let named = named.filter(|named| named.origin() == url.origin() && named != url);
     std::iter::once(url.clone()).chain(named).collect()
 }
 
 impl Proxy {
-    /// Something was written there.
+    /// Notes a write to a URL, and forgets the copies and tags that it made outdated.
     pub(super) async fn forget(&self, rules: &ProxyRules, mut url: Url) {
         url.set_fragment(None);
         let url = &url;
         self.content.written.note_url(url.as_str());
-        // Copies for clients with headers of their own are found by their time alone.
+        // Copies for requests with further headers are not looked up: the time of the write rules them out.
         for is_secret in [false, true] {
             let key = key_of(url, is_secret, "");
             for entry in self.cache.urls(&key).await.unwrap_or_default().iter() {

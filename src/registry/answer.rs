@@ -1,11 +1,11 @@
-//! What a request is answered with.
+//! The answer to a request.
 
 use http::Response;
 
 use super::respond::CacheState;
 use crate::body::Body;
 
-/// An answer and what the statistics say of it.
+/// A response and how the cache answered the request, for the statistics.
 pub struct Answer {
     pub response: Response<Body>,
     pub state: CacheState,

@@ -1,4 +1,4 @@
-//! Brings a blob from the upstreams of a repository.
+//! Origins of blobs: they get a blob from the upstreams of a repository.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,11 +19,11 @@ use crate::oci::Digest;
 use crate::routing::Target;
 use crate::upstream::{BlobAnswer, Lane, Storage, Storages, Upstream, pause};
 
-/// What all origins of blobs share.
+/// State that all origins of blobs share.
 pub struct Origins {
     cache: Arc<Cache>,
     consent: Arc<Consent>,
-    /// Where redirects of upstreams may lead.
+    /// The storages behind upstreams that have sent objects.
     storages: Arc<Storages>,
     metrics: Arc<Metrics>,
     /// Upstreams that sent wrong content.
@@ -31,11 +31,12 @@ pub struct Origins {
 }
 
 impl Origins {
+    /// Creates the shared state, with no rejected upstreams.
     pub fn new(cache: Arc<Cache>, consent: Arc<Consent>, storages: Arc<Storages>, metrics: Arc<Metrics>) -> Self {
         Self { cache, consent, storages, metrics, rejected: Rejected::default() }
     }
 
-    /// The origin of a blob. `lane`: what its connections are counted as.
+    /// Returns the origin of a blob. `lane`: the kind of transfer as which its connections are counted.
     pub fn of(self: &Arc<Self>, target: &Target, digest: &Digest, lane: Lane) -> Arc<dyn Origin> {
         let upstreams = target.repository.upstreams.len();
         let mut standing = Standing::new(upstreams);
@@ -53,34 +54,35 @@ impl Origins {
         })
     }
 
-    /// Forgets all: the upstreams may be others now.
+    /// Forgets all. Called after a change of the configuration: the upstreams may be different ones.
     pub fn clear(&self) {
         self.rejected.clear();
     }
 }
 
-/// Storages that are noted for one blob.
+/// Most storages that are noted for one blob.
 const MAX_STORAGES: usize = 16;
 
-/// Brings a blob from the upstreams of a repository.
+/// Gets a blob from the upstreams of a repository.
 struct BlobOrigin {
     all: Arc<Origins>,
     target: Target,
     digest: Digest,
     lane: Lane,
     standing: Mutex<Standing>,
-    /// Those that sent something of it.
+    /// The storages that sent bytes of the blob.
     storages: Arc<Mutex<Vec<Storage>>>,
-    /// Where redirects of the upstreams led, and when: more of the blob may be had there.
+    /// The URL to which each upstream redirected, and when: further parts of the blob may be available there.
     addresses: Mutex<HashMap<usize, (Url, Instant)>>,
 }
 
-/// How long an address is used again. Signed ones last some minutes, and are given up when they are refused.
+/// How long the URL of a redirect is reused. Signed URLs last some minutes; one that is refused is no longer used.
 const ADDRESS_LIFE: Duration = Duration::from_secs(300);
 
 impl BlobOrigin {
-    /// The first transfer that any upstream worth asking gives. Those whose failure may pass are asked once more a moment
-    /// later: quay.io answers 502 now and then (podman#17802), S3 asks to slow down with 503.
+    /// Opens a transfer from the first upstream, of those worth asking, that gives one. Upstreams with a temporary
+    /// failure are asked once more a moment later: quay.io answers 502 now and then (podman#17802), S3 asks clients to
+    /// slow down with 503.
     async fn open_first(&self, range: (u64, Option<u64>), lane: Lane) -> Result<Transfer, Failure> {
         let worth_asking = self.standing().worth_asking(now());
         let (told, passing) = match self.open_one_of(&worth_asking, range, lane).await {
@@ -98,7 +100,7 @@ impl BlobOrigin {
         })
     }
 
-    /// One round; the failure comes with those worth asking again.
+    /// Asks each of `upstreams` once. A failure comes with the upstreams that are worth asking again.
     async fn open_one_of(
         &self,
         upstreams: &[usize],
@@ -111,7 +113,7 @@ impl BlobOrigin {
             let upstream = &repository.upstreams[at];
             let opened = match upstream.permit(lane, self.target.client).await {
                 Ok(permit) => {
-                    // What it waits for from now on is the upstream.
+                    // From now on the fill waits for the upstream, not for a place.
                     if let Some(fill) = self.all.cache.running_fill(&self.digest) {
                         fill.has_place();
                     }
@@ -141,7 +143,7 @@ impl BlobOrigin {
         Err((failed, passing))
     }
 
-    /// Where a redirect of an upstream led not long ago.
+    /// Returns the URL to which an upstream redirected a short time ago.
     fn address(&self, upstream: usize) -> Option<Url> {
         let addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
         let (address, since) = addresses.get(&upstream)?;
@@ -161,7 +163,7 @@ impl BlobOrigin {
         self.standing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes the storage that a body comes from, with the first of its bytes.
+    /// Notes the storage that a body comes from as soon as the first bytes arrive.
     fn note_storage(&self, storage: Option<Storage>, body: Body) -> Body {
         let Some(storage) = storage else {
             return body;
@@ -183,7 +185,7 @@ impl BlobOrigin {
 
 type Body = BoxStream<'static, Result<Bytes, Failure>>;
 
-/// The time, which tests may hold.
+/// Returns the time; tests may stop it.
 fn now() -> std::time::Instant {
     tokio::time::Instant::now().into_std()
 }
@@ -218,9 +220,9 @@ impl Origin for BlobOrigin {
     fn verified(&self) {
         let storages = std::mem::take(&mut *self.storages.lock().unwrap_or_else(PoisonError::into_inner));
         storages.into_iter().for_each(|storage| self.all.storages.sent(storage));
-        // From now on it is a hit, whether it is stored yet or not.
+        // From now on the blob is a hit, whether or not it is stored already.
         self.all.cache.mark_visible(&self.target.repository.viewer(), self.digest);
-        // Of what began with another's bytes the upstream has shown little.
+        // If the fill continued bytes of another client's transfer, the upstream has shown only a part of the blob.
         if self.all.cache.running_fill(&self.digest).is_none_or(|fill| !fill.is_resumed()) {
             self.all.consent.given.given(&self.target, &self.digest);
             self.all.consent.by_name.blob_shown(&self.target, &self.digest);
@@ -233,7 +235,7 @@ impl Origin for BlobOrigin {
         if !self.target.repository.learns_public {
             return std::future::ready(()).boxed();
         }
-        // Only now that it is verified it is known to be there, for all who could have it.
+        // Only now that the blob is verified, Larder knows that the upstream has it and can ask whether it is public.
         self.all.consent.learn_whether_public(&self.target, Stored::Blob(size), *digest).boxed()
     }
 }

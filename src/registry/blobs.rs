@@ -1,4 +1,4 @@
-//! Blobs: from the store, from a fill that is under way, or from a new one.
+//! Blobs: from the store, from a running fill, or from a new fill.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -20,19 +20,20 @@ use crate::oci::Digest;
 use crate::routing::Target;
 use crate::upstream::{Lane, Storages};
 
-/// Finds blobs by digest, and brings in those that are not there.
+/// Finds blobs by digest, and begins fills for blobs that are not stored.
 pub struct Blobs {
     cache: Arc<Cache>,
     consent: Arc<Consent>,
     absences: Arc<Absences>,
     metrics: Arc<Metrics>,
-    /// Answers to HEADs of a moment ago.
+    /// Answers to HEAD requests of a moment ago.
     heads: Heads,
-    /// What brings in blobs.
+    /// Makes the origins from which fills get blobs.
     origins: Arc<Origins>,
 }
 
 impl Blobs {
+    /// Creates the service for blobs.
     pub fn new(
         (cache, consent): (Arc<Cache>, Arc<Consent>),
         absences: Arc<Absences>,
@@ -43,13 +44,13 @@ impl Blobs {
         Self { cache, consent, absences, metrics, heads: Heads::default(), origins: Arc::new(origins) }
     }
 
-    /// Forgets all: the upstreams may be others now.
+    /// Forgets all. Called after a change of the configuration: the upstreams may be different ones.
     pub fn clear(&self) {
         self.heads.clear();
         self.origins.clear();
     }
 
-    /// Answers with a blob, where this client may have it.
+    /// Answers with a blob if this client may read it.
     pub async fn answer(&self, request: &Parts, target: &Target, digest: Digest) -> Result<Answer, Refusal> {
         let refuse = Refusal::of(Wanted::Blob);
         // A store that cannot be read is no reason to fail: the upstream may still answer.
@@ -65,7 +66,8 @@ impl Blobs {
         self.absences.recall(target, &page).map_err(&refuse)?;
 
         let is_part = request.headers.contains_key(RANGE);
-        // Of what passes, parts are not waited for: they are got by themselves.
+        // A blob that is too large for the cache passes uncached. A request for a part of it does not wait for the fill
+        // to reach that part, but gets a transfer of its own.
         if self.cache.is_unfit(&digest) && target.repository.is_trusted && is_part {
             self.metrics.unstored.inc();
             return self.uncached(request, target, digest).await;
@@ -87,13 +89,13 @@ impl Blobs {
         let content = match agreed {
             Ok(size) => {
                 let told = match (size, is_part) {
-                    // A range cannot be answered without the size, and the transfer tells it only at its end.
+                    // A request for a range needs the size, and this transfer tells the size only at its end.
                     (None, true) => self.size_at_upstream(target, &digest).await.ok().flatten(),
                     (size, _) => size,
                 };
                 self.cache.growing(fill, self.aside(target, &digest, is_first), told)
             }
-            // Our own disk is no reason to fail a pull.
+            // A failure of Larder's own disk must not fail a pull.
             Err(failure) if failure.kind.is_of_the_store() => return self.uncached(request, target, digest).await,
             Err(failure) => return Err(refuse(failure)),
         };
@@ -102,29 +104,31 @@ impl Blobs {
         Ok(Answer { response, state })
     }
 
-    /// The fill of a blob, whether it was begun here, and how long the blob is once that is known.
+    /// Joins or begins the fill of a blob. Returns the fill, whether this call began it, and the size of the blob once
+    /// the transfer has begun (`None` if the upstream does not state it).
     async fn begun(&self, target: &Target, digest: &Digest) -> (FillReader, bool, Result<Option<u64>, Failure>) {
         let party = party(target);
         let (mut fill, mut is_first) = self.join(target, digest, &party);
         let mut begun = fill.size().await;
         if begun.is_err() && !is_first {
-            // The fill was somebody else's, perhaps through another upstream; ours may do better.
+            // Another client began the fill, perhaps at another upstream; the upstream of this client may succeed.
             (fill, is_first) = self.join(target, digest, &party);
             begun = fill.size().await;
         }
         (fill, is_first, begun)
     }
 
-    /// Makes sure that a fill which has begun may be read by who asks.
+    /// Makes sure that the client may read a fill that has begun.
     async fn agreed(&self, target: &Target, digest: &Digest, fill: &FillReader, is_first: bool) -> Result<(), Failure> {
         let is_foreign = match is_first {
-            // What an earlier transfer left may have been for another client alone.
+            // The fill may continue the bytes of an earlier transfer, which may have been for another client only.
             true => target.repository.config.client_consent.is_some() && fill.is_resumed(),
             false => self.is_foreign(target, fill) && !self.consent.given.is_begun(target, digest, fill),
         };
         if is_foreign {
-            // What was begun for others is ours if our upstream says so. Where the upstream of those others does not tell
-            // the size, the end of the transfer does.
+            // Other clients began this fill. This client may read it if its own upstream confirms the blob, for which
+            // Larder needs the size. If the other clients' upstream does not state the size, it is known at the end of
+            // the transfer.
             let size = fill.final_size().await?;
             return self.consent.confirm(target, Stored::Blob(size), digest).await;
         }
@@ -134,7 +138,7 @@ impl Blobs {
         Ok(())
     }
 
-    /// Answers past the store: the upstream says how long the blob is, and sends it to this client alone.
+    /// Answers without the store: the upstream states the size of the blob, and sends it for this client alone.
     async fn uncached(&self, request: &Parts, target: &Target, digest: Digest) -> Result<Answer, Refusal> {
         let size = self.size_at_upstream(target, &digest).await.map_err(Refusal::of(Wanted::Blob))?;
         let content = Content::Uncached { aside: self.aside(target, &digest, true), size };
@@ -143,12 +147,13 @@ impl Blobs {
         Ok(Answer { response, state })
     }
 
-    /// Where a client gets a blob past the store. `is_own`: the fill that it reads was begun for it.
+    /// Returns the origin from which a client gets a blob without the store. `is_own`: whether the fill that the client
+    /// reads was begun for it.
     fn aside(&self, target: &Target, digest: &Digest, is_own: bool) -> Aside {
         Aside { digest: *digest, origin: self.origins.of(target, digest, Lane::Aside), is_own }
     }
 
-    /// An object that is stored, or verified and about to be, and its size.
+    /// Returns an object that is stored, or verified and about to be stored, with its size.
     async fn at_hand(&self, target: &Target, digest: &Digest) -> Option<Result<(u64, Content), Failure>> {
         let stored = |content: Content| match &content {
             Content::Complete { object, .. } => Some(Ok((object.size, content))),
@@ -164,7 +169,7 @@ impl Blobs {
                 Some(size.map(|size| (size, content(size))))
             }
             Some(_) => None,
-            // It may have been stored between the first look and this one.
+            // The blob may have been stored between the first look and this one.
             None => self.cache.stored(digest).await.ok().flatten().and_then(stored),
         }
     }
@@ -194,8 +199,8 @@ impl Blobs {
         Ok(Answer { response, state })
     }
 
-    /// Whether the upstream has under `/blobs/` what came from it as a manifest: some registries do, others do not
-    /// (distribution#4812). What cannot be asked is not kept from a client.
+    /// Checks that the upstream also has under `/blobs/` an object that it sent as a manifest: some registries do,
+    /// others do not (distribution#4812). If the upstream cannot be asked, the client gets the object.
     async fn has_as_blob(&self, target: &Target, digest: &Digest) -> Result<(), Failure> {
         let page = format!("blobs/{digest}");
         self.absences.recall(target, &page)?;
@@ -209,13 +214,13 @@ impl Blobs {
         }
     }
 
-    /// Whether a running fill was begun for others, so that our own upstream has to say whether it has
-    /// the blob.
+    /// Returns whether a running fill was begun for others, so that this client's own upstream has to confirm that it
+    /// has the blob.
     fn is_foreign(&self, target: &Target, fill: &Fill) -> bool {
         *fill.viewer() != target.repository.viewer() || target.repository.config.client_consent.is_some()
     }
 
-    /// The fill of a blob, begun here if nobody else did.
+    /// Joins the fill of a blob, or begins it if there is none.
     fn join(&self, target: &Target, digest: &Digest, party: &Party) -> (FillReader, bool) {
         let (viewer, origin) = (target.repository.viewer(), || self.origins.of(target, digest, Lane::Fill));
         match target.repository.is_trusted {
@@ -224,11 +229,11 @@ impl Blobs {
         }
     }
 
-    /// Asks the upstream how long a blob is; downloads nothing.
+    /// Answers a HEAD request with the size of a blob, without a download.
     async fn head_blob(&self, target: &Target, digest: &Digest) -> Result<Answer, Failure> {
         let page = format!("blobs/{digest}");
         self.absences.recall(target, &page)?;
-        // What comes in for this client tells, too.
+        // A fill that runs for this client tells the size, too.
         let fill = self.cache.running_fill(digest);
         let fill =
             fill.filter(|fill| !self.is_foreign(target, fill) || self.consent.given.is_begun(target, digest, fill));
@@ -243,7 +248,7 @@ impl Blobs {
         Ok(Answer { response: respond::blob_head(digest, size, &state), state })
     }
 
-    /// How long the upstream says that a blob is, or said a moment ago.
+    /// Returns the size of a blob as the upstream states it, or stated it a moment ago.
     async fn size_at_upstream(&self, target: &Target, digest: &Digest) -> Result<Option<u64>, Failure> {
         let page = format!("blobs/{digest}");
         if let Some(said) = self.heads.recall(target, &page) {

@@ -14,10 +14,10 @@ use crate::body::Body;
 use crate::cache::Cache;
 use crate::routing::Repository;
 
-/// Names on one page, unless the client asks for fewer.
+/// Most names on one page; a client may ask for fewer.
 const CATALOG_PAGE: usize = 1000;
 
-/// `/v2/_catalog`: the names with cached content, by their local path.
+/// Answers `/v2/_catalog`: the names with cached content, by their local path.
 pub async fn catalog(
     cache: &Cache,
     query: &Query,
@@ -27,7 +27,8 @@ pub async fn catalog(
     let asked = query.n.as_deref().and_then(|n| n.parse().ok()).unwrap_or(CATALOG_PAGE);
     let count = asked.min(CATALOG_PAGE);
     let last = query.last.clone().unwrap_or_default();
-    // What clients' own credentials brought in is nobody else's to know, nor what is not served any more.
+    // Where clients' own credentials decide, nobody else may see the names. Repositories that are no longer configured
+    // are not listed.
     let may_see = |repository: &&Arc<Repository>| {
         repository.config.client_consent.is_none() && identity.may_pull(&repository.config.allow, caller.has_logins())
     };

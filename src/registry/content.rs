@@ -24,7 +24,7 @@ use crate::oci::route::Object;
 use crate::routing::Target;
 use crate::upstream::Clients;
 
-/// Manifests above this size are read from the store as their client takes them.
+/// Size in bytes above which a manifest is read from the store while its client takes it.
 const LARGE: usize = 256 << 10;
 
 /// Answers requests for objects and lists.
@@ -41,6 +41,7 @@ pub struct Content {
 }
 
 impl Content {
+    /// Creates all services for content, with what they share.
     pub fn new(cache: &Arc<Cache>, clients: &Clients, metrics: &Arc<Metrics>) -> Self {
         let (absences, questions) = (Arc::<Absences>::default(), Arc::<Questions>::default());
         let (written, lagging) = (Arc::<Written>::default(), Arc::<Lagging>::default());
@@ -55,7 +56,7 @@ impl Content {
         Self { cache: cache.clone(), consent, written, absences, lagging, manifests, tags, blobs, lists }
     }
 
-    /// Forgets what upstreams said: they may be others now.
+    /// Forgets what upstreams said. Called after a change of the configuration: the upstreams may be different ones.
     pub fn clear(&self) {
         self.consent.clear();
         self.absences.clear();
@@ -66,8 +67,8 @@ impl Content {
         self.lists.clear();
     }
 
-    /// Answers a request for something of a repository. Whether the client may read the repository was asked before;
-    /// whether it may read this, where its own credentials decide, is asked here.
+    /// Answers a request for an object or a list of a repository. The caller has checked that the client may read the
+    /// repository. Where the client's own credentials decide, this function checks that it may read this object.
     pub async fn answer(
         &self,
         request: &Parts,
@@ -87,7 +88,7 @@ impl Content {
         patience::in_time(target, Wanted::of(object), answer, || self.waits_for_a_place(object)).await
     }
 
-    /// Whether what is asked for waited for a place among the transfers.
+    /// Returns whether a request for this object waited long for a place among the transfers.
     fn waits_for_a_place(&self, object: &Object) -> bool {
         let Object::Blob(digest) = object else {
             return false;
@@ -95,7 +96,7 @@ impl Content {
         self.cache.running_fill(digest).is_some_and(|fill| fill.waited_long())
     }
 
-    /// Answers with a manifest, where this client may have it.
+    /// Answers with a manifest if this client may read it.
     async fn manifest(&self, request: &Parts, target: &Target, reference: &Reference) -> Result<Answer, Refusal> {
         let asked_by = reference.to_string();
         let found = match reference {
@@ -121,10 +122,10 @@ impl Content {
         self.manifests.warnings.add_to(response.headers_mut(), target, &[&asked_by, &digest]);
         let size = found.manifest.bytes.len();
         if size > LARGE && response.status() == StatusCode::OK && request.method == Method::GET {
-            // A slow reader would keep all of it in memory.
+            // A slow client would keep the whole manifest in memory.
             let (digest, state, size) = (found.manifest.digest, found.state, size as u64);
             drop(found.manifest);
-            // Under the digest of a signed one its plain form may be stored.
+            // For a signed manifest, the store may hold its plain form under the same digest: compare the sizes.
             let stored = self.cache.stored(&digest).await.ok().flatten();
             if let Some(content) = stored.filter(|content| content.is_complete_with(size)) {
                 *response.body_mut() = body::streamed(content.unmapped().stream(0, Some(size), Some(size), false));

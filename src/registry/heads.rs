@@ -1,5 +1,5 @@
-//! What an upstream said to a HEAD for content that is not cached. It is kept for a moment, so that many HEADs for the
-//! same content are one request upstream.
+//! Answers of upstreams to HEAD requests for content that is not cached. Each is kept for a moment, so that many HEAD
+//! requests for the same content cause one request upstream.
 
 use std::time::{Duration, Instant};
 
@@ -9,15 +9,15 @@ use crate::oci::MediaType;
 use crate::routing::Target;
 use crate::upstream::WhoId;
 
-/// How long an answer is used again.
+/// How long an answer is reused.
 const LIFE: Duration = Duration::from_secs(1);
-/// Answers kept at most.
+/// Most answers that are kept.
 const ENTRIES: usize = 1_024;
 
-/// An upstream's answer to a HEAD.
+/// An upstream's answer to a HEAD request.
 #[derive(Clone, Debug)]
 pub struct Said {
-    /// For manifests.
+    /// Set for manifests only.
     pub media_type: Option<MediaType>,
     pub size: Option<u64>,
 }
@@ -34,17 +34,18 @@ impl Default for Heads {
 }
 
 impl Heads {
-    /// The answer of a moment ago about `page` of a target's name.
+    /// Returns the answer, if it is still fresh, for `page` of a target's name.
     pub fn recall(&self, target: &Target, page: &str) -> Option<Said> {
         let (until, said) = self.0.get(&key(target, page))?;
         (Instant::now() < until).then_some(said)
     }
 
+    /// Keeps an answer for `page` of a target's name.
     pub fn remember(&self, target: &Target, page: &str, said: Said) {
         self.0.insert(key(target, page), (Instant::now() + LIFE, said));
     }
 
-    /// Forgets all: the upstreams may be others now.
+    /// Forgets all. Called after a change of the configuration: the upstreams may be different ones.
     pub fn clear(&self) {
         self.0.clear();
     }

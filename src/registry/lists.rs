@@ -27,10 +27,11 @@ use crate::oci::{Digest, MediaType, Tag, media_type};
 use crate::routing::Target;
 use crate::upstream::{ListAnswer, WhoId};
 
+/// Header that names the filters which were applied to a list of referrers.
 const OCI_FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
-/// Lists of one repository of the configuration that come in at once: each may be of some MiB.
+/// Most lists of one configured repository that are fetched at once: each may have some MiB.
 const AT_ONCE: usize = 4;
-/// How long a request waits until few enough lists of its repository come in.
+/// How long a request waits until fewer lists of its repository are being fetched.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Which list of a name.
@@ -55,7 +56,7 @@ impl List {
         }
     }
 
-    /// A page's address within its repository.
+    /// Returns the key of a page within its repository.
     fn key(self, page: &Page, target: &Target) -> ListKey {
         let query = page.kept_as.as_ref().unwrap_or(&page.query);
         let path = self.path();
@@ -75,13 +76,14 @@ pub struct Lists {
     written: Arc<Written>,
     lagging: Arc<Lagging>,
     listings: Flights<(ListKey, WhoId), Listing>,
-    /// Pages of lists, and which upstreams named them.
+    /// Which upstream named which page.
     named_by: NamedBy,
-    /// By repository: bounds the lists that come in at once.
+    /// By repository: bounds the lists that are fetched at once.
     turns: Mutex<HashMap<String, Arc<Semaphore>>>,
 }
 
 impl Lists {
+    /// Creates the service for lists.
     pub fn new(
         tags: Arc<Tags>,
         (cache, consent): (Arc<Cache>, Arc<Consent>),
@@ -92,7 +94,7 @@ impl Lists {
         Self { cache, consent, absences, questions, tags, written, lagging, listings, named_by, turns }
     }
 
-    /// Forgets all: the upstreams may be others now.
+    /// Forgets all. Called after a change of the configuration: the upstreams may be different ones.
     pub fn clear(&self) {
         self.named_by.clear();
     }
@@ -102,7 +104,7 @@ impl Lists {
         self.list(request, target, List::Tags, query).await
     }
 
-    /// Answers with what refers to a manifest of a name.
+    /// Answers with the manifests that refer to a manifest of a name.
     pub async fn referrers(
         self: &Arc<Self>,
         request: &Parts,
@@ -115,8 +117,8 @@ impl Lists {
         Ok(answer)
     }
 
-    /// A list: while fresh from the cache, else the upstream's, else as it last was. A page that no client of a
-    /// registry asks for only passes.
+    /// Answers with a list: from the cache while it is fresh, else from the upstream, else the last known one. A page
+    /// that no client of a registry would ask for passes uncached.
     async fn list(
         self: &Arc<Self>,
         request: &Parts,
@@ -127,7 +129,7 @@ impl Lists {
         let policy = &target.repository.config.tags;
         let page = Page::read(list.kind(), &query.page);
         let key = list.key(&page, target);
-        // What one client is shown is not for others, unless it is for everybody.
+        // A list that one client is shown is not for others, unless it is public.
         let may_be_kept = page.kept_as.is_some();
         let public = Self::public_key(target, &key).filter(|_| may_be_kept);
         let is_kept = may_be_kept && !target.who.is_client();
@@ -135,7 +137,7 @@ impl Lists {
             None => None,
             Some(key) => match self.cache.listing(key).await {
                 Err(failure) if failure.kind == FailureKind::Busy => return Err(Refusal::of(Wanted::Name)(failure)),
-                // An index that cannot be read is as good as an empty one.
+                // An index that cannot be read counts as empty.
                 found => found.ok().flatten(),
             },
         };
@@ -175,7 +177,8 @@ impl Lists {
         Ok(Answer { response: respond_list(request, query, &page, &listing, &state), state })
     }
 
-    /// The upstream's list. Where there is a copy to serve it is not waited for long, and comes in behind the answer.
+    /// Fetches the upstream's list. If there is a copy to serve, the wait is short, and the list comes in after the
+    /// response.
     async fn fetch_in_time(
         self: &Arc<Self>,
         target: &Target,
@@ -198,7 +201,8 @@ impl Lists {
         })
     }
 
-    /// The upstream's list, asked for once for all who want it now. The second value tells whether it was for this one.
+    /// Fetches the upstream's list, once for all requests that want it now. The second value tells whether this call
+    /// fetched it.
     pub async fn fetch_once(
         self: &Arc<Self>,
         target: &Target,
@@ -208,7 +212,7 @@ impl Lists {
         is_kept: bool,
     ) -> Result<(Listing, bool), Failure> {
         let flight = (key.clone(), target.who.id());
-        // One that joins another needs no turn.
+        // A request that joins a running fetch needs no turn.
         let turn = match self.listings.is_running(&flight) {
             true => None,
             false => self.turn_for_list(target).await?,
@@ -226,7 +230,7 @@ impl Lists {
         Ok((fetched?, is_first))
     }
 
-    /// A turn among the lists of a repository; `None`: they are not bounded.
+    /// Waits for a turn among the lists of a repository. `None`: lists of this repository are not bounded.
     async fn turn_for_list(&self, target: &Target) -> Result<Option<OwnedSemaphorePermit>, Failure> {
         if !target.repository.is_configured {
             return Ok(None);
@@ -242,8 +246,8 @@ impl Lists {
         })
     }
 
-    /// A page that only one registry understands is asked of the upstream that named it, and of no other. Others are
-    /// asked of it first.
+    /// Fetches a page. If only one registry understands the page, only the upstream that named it is asked. For other
+    /// pages that upstream is asked first.
     async fn fetch_list(self: &Arc<Self>, target: &Target, list: List, page: &Page) -> Result<Listing, Failure> {
         let (upstreams, query) = (&target.repository.upstreams, page.query.as_str());
         let ask = async |at: usize| match &list {
@@ -252,7 +256,7 @@ impl Lists {
         };
         let path = list.path();
         let named_by = self.named_by.recall(target, &path, query);
-        // Whether a registry has the API of referrers does not depend on the page.
+        // Whether a registry has the referrers API does not depend on the page.
         let may_lack = matches!(list, List::ReferrersOf(_)) && !page.is_opaque;
         let answer = match named_by {
             Some(at) if page.is_opaque => upstreams.only(at, ask).await,
@@ -269,9 +273,10 @@ impl Lists {
                 }
                 Ok(into_listing(answer))
             }
-            // At the proxy door the registry says so itself.
+            // At the proxy door the registry itself tells the client.
             (Err(failure), List::ReferrersOf(_)) if target.repository.learns_public => Err(failure),
-            // An upstream with the API answers an empty list; this one does not have it. Who named a page has it.
+            // An upstream with the referrers API answers with an empty list; a 404 means that it has no such API. An
+            // upstream that named a page has the API.
             (Err(failure), List::ReferrersOf(subject)) if failure.kind == FailureKind::NotFound && !page.is_opaque => {
                 self.referrers_by_tag(target, &subject, &page.filters).await
             }
@@ -279,7 +284,7 @@ impl Lists {
         }
     }
 
-    /// The referrers of an upstream without the API: what its fallback tag lists.
+    /// Makes the list of referrers for an upstream without the referrers API from the index behind its fallback tag.
     pub async fn referrers_by_tag(
         self: &Arc<Self>,
         target: &Target,

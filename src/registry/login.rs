@@ -17,7 +17,8 @@ use crate::oci::route::InvalidRoute;
 use crate::routing::{Asked, Repository};
 use crate::upstream::Who;
 
-/// `/v2/`: whether this is a registry, and for who logs in, whether the credentials are taken.
+/// Answers `/v2/`. The answer tells that this is a registry and, to a client that logs in, whether its credentials are
+/// accepted.
 pub async fn base(
     access: &Access,
     request: &Parts,
@@ -32,7 +33,7 @@ pub async fn base(
         passes(repository) || !caller.stranger().may_pull(&repository.config.allow, caller.has_logins())
     };
     let selected = routing.selected(asked);
-    // Some clients only log in if they are asked to right here.
+    // Some clients log in only if `/v2/` itself challenges them.
     let asks = selected.map_or_else(|| routing.repositories().iter().any(needs_login), needs_login);
     if !request.headers.contains_key(AUTHORIZATION) {
         let can_log_in = caller.has_logins() || routing.repositories().iter().any(passes);
@@ -42,26 +43,27 @@ pub async fn base(
         };
     }
     match selected.or(routing.default()).filter(|repository| passes(repository)) {
-        // Who is one of ours is no business of the upstream's, to which not everybody who logs in belongs.
+        // If the credentials are of a user of Larder, the upstream is not asked: not every user of Larder has an
+        // account there.
         Some(repository) => match access.is_ours(request, caller).await {
             true => drop(access.identify(request, caller, None).await?),
             false => greet(access, request, caller, repository).await?,
         },
-        // Whose login it is cannot be told where some are of upstreams.
+        // Some repositories take the accounts of upstreams, so Larder cannot tell whose account this is.
         None if routing.repositories().iter().any(passes) => {}
         None => drop(access.identify(request, caller, None).await?),
     }
     Ok(yes())
 }
 
-/// Asks the upstream whether it takes the client's credentials.
+/// Asks the upstream whether it accepts the client's credentials.
 async fn greet(access: &Access, request: &Parts, caller: &Caller, repository: &Repository) -> Result<(), Refusal> {
     let who = access.credentials(&request.headers).map_err(|why| challenge(request, caller, why, None))?;
     if !matches!(who, Who::Login(_) | Who::Header(_)) {
         return Ok(());
     }
     let greet = async |at: usize| repository.upstreams[at].greet(&who).await;
-    // An upstream that cannot say is no reason to turn anybody away: each pull asks again.
+    // If the upstream cannot answer, nobody is turned away: each pull asks again.
     let is_denied = |failure: Failure| failure.kind == FailureKind::Denied;
     match repository.upstreams.first(None, greet).await.is_err_and(is_denied) {
         true => Err(challenge(request, caller, Challenge::Invalid, None)),
@@ -69,9 +71,9 @@ async fn greet(access: &Access, request: &Parts, caller: &Caller, repository: &R
     }
 }
 
-/// What a client is told that gets no content. Who sends no credentials is asked for them, whatever keeps the
-/// upstream from answering it: with them it may be another, or what is stored is for who has them. Many clients send
-/// what they have only when they are asked. Who sent some is told the truth.
+/// Returns the refusal for a client that gets no content. A client without credentials is asked for them, whatever the
+/// reason of the failure: with credentials the upstream may answer, or a stored object may be visible. Many clients
+/// send their credentials only when they are asked. A client that sent credentials is told the actual reason.
 pub fn ask_who_it_is(refusal: Refusal, request: &Parts, caller: &Caller, who: &Who, path: &str) -> Refusal {
     let Refusal::Failure { failure, .. } = &refusal else {
         return refusal;
@@ -80,7 +82,8 @@ pub fn ask_who_it_is(refusal: Refusal, request: &Parts, caller: &Caller, who: &W
     let has_sent = request.headers.contains_key(AUTHORIZATION);
     let why = match who {
         Who::Anonymous if !has_sent && is_of_upstream => Challenge::Missing,
-        // It has a token of ours for nobody: asking for one again would change nothing, and it is to know that.
+        // The client has a token of Larder without an account. Asking for a token again would change nothing; the
+        // client has to be told so.
         Who::Anonymous if failure.kind == FailureKind::Denied => Challenge::Insufficient,
         Who::Header(_) if failure.kind == FailureKind::Denied => Challenge::Invalid,
         _ => return refusal,
@@ -94,8 +97,9 @@ pub fn ask_who_it_is(refusal: Refusal, request: &Parts, caller: &Caller, who: &W
     }
 }
 
-/// `/token`: a token for what the client comes with, by GET or by a form. Of an upstream's account the upstream
-/// says what it is worth, when the token is used. There are no refresh tokens: they would end with this process.
+/// Answers `/token`: gives a token for the credentials of the request, by GET or by a form. Whether an upstream's
+/// account is valid is decided by the upstream when the token is used. There are no refresh tokens: they would become
+/// invalid when this process ends.
 pub async fn give_token(access: &Access, request: &Parts, caller: &Caller) -> Result<Response<Body>, Refusal> {
     let mut repositories = caller.rules.routing.repositories().iter();
     let passes = repositories.any(|repository| repository.config.client_consent.is_some());
@@ -127,7 +131,7 @@ pub async fn give_token(access: &Access, request: &Parts, caller: &Caller) -> Re
     Ok(response)
 }
 
-/// What `/v2/` says where this is a registry and the login is fine.
+/// Returns the response to `/v2/` for a client whose login is fine or not needed.
 fn yes() -> Response<Body> {
     let mut response = Response::new(body::full(Bytes::from_static(b"{}")));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));

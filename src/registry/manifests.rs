@@ -23,15 +23,15 @@ pub struct Manifests {
     absences: Arc<Absences>,
     questions: Arc<Questions>,
     metrics: Arc<Metrics>,
-    /// What upstreams warn of.
+    /// Warnings of upstreams.
     pub warnings: Warnings,
-    /// Answers to HEADs of a moment ago.
+    /// Answers to HEAD requests of a moment ago.
     heads: Heads,
     fetches: Flights<(String, Name, Digest, WhoId), Fetched>,
     asked_heads: Flights<(String, String, WhoId), Option<Said>>,
 }
 
-/// What came of fetching a manifest by digest.
+/// A manifest that was fetched by digest.
 #[derive(Clone)]
 pub struct Fetched(pub Arc<Manifest>);
 
@@ -39,11 +39,12 @@ pub struct Fetched(pub Arc<Manifest>);
 pub struct Found {
     pub manifest: Arc<Manifest>,
     pub state: CacheState,
-    /// Whether it is news that the upstream has it under this name.
+    /// Whether the cache is to note that the upstream has the manifest under this name.
     pub is_news_of_name: bool,
 }
 
 impl Manifests {
+    /// Creates the service for manifests.
     pub fn new(
         (cache, consent): (Arc<Cache>, Arc<Consent>),
         (absences, questions): (Arc<Absences>, Arc<Questions>),
@@ -62,13 +63,13 @@ impl Manifests {
         }
     }
 
-    /// Forgets all: the upstreams may be others now.
+    /// Forgets all. Called after a change of the configuration: the upstreams may be different ones.
     pub fn clear(&self) {
         self.warnings.clear();
         self.heads.clear();
     }
 
-    /// The manifest, where this client may have it.
+    /// Returns a manifest if this client may read it.
     pub async fn by_digest(self: &Arc<Self>, target: &Target, digest: &Digest) -> Result<Found, Failure> {
         let stored = self.cache.manifest(digest).await.ok().flatten();
         if let Some(manifest) = stored {
@@ -91,7 +92,7 @@ impl Manifests {
         Ok(Found { manifest, state: CacheState::Miss { collapsed: !is_first }, is_news_of_name: true })
     }
 
-    /// Fetches it from the upstream `preferred`, or the first that gives it.
+    /// Fetches a manifest from the upstream `preferred`, else from the first that gives it.
     pub async fn fetch(&self, target: &Target, digest: Digest, preferred: Option<usize>) -> Result<Fetched, Failure> {
         let upstreams = &target.repository.upstreams;
         let reference = Reference::Digest(digest);
@@ -100,7 +101,7 @@ impl Manifests {
         Ok(Fetched(self.keep(target, answer).await))
     }
 
-    /// Stores an answer of an upstream.
+    /// Stores the manifest that an upstream answered with, and counts it.
     pub async fn keep(&self, target: &Target, answer: ManifestAnswer) -> Arc<Manifest> {
         let ManifestAnswer { digest, media_type, bytes, is_signed, warnings } = answer;
         self.warnings.note(target, &digest.to_string(), warnings);
@@ -109,14 +110,14 @@ impl Manifests {
         tracing::info!(path = format!("/v2/{}/manifests/{digest}", target.name), size, repository, "cached response");
         let manifest = Manifest { digest, media_type, bytes, stored_at: Timestamp::now() };
         match is_signed {
-            // What is kept under a digest, for whoever asks for it, has that digest itself.
+            // Whatever is stored under a digest must itself have that digest; a signed manifest does not.
             true => Arc::new(manifest),
             false => self.cache.put_manifest(&target.repository.viewer(), manifest).await,
         }
     }
 
-    /// A HEAD for a manifest that is not here is answered with the upstream's HEAD: it downloads
-    /// nothing. `None` when the manifest is here, or must be fetched to answer.
+    /// Answers a HEAD request for a manifest that is not cached with the upstream's answer to HEAD, without a download.
+    /// Returns `None` if the manifest is cached, or has to be fetched for an answer.
     pub async fn head_uncached(self: &Arc<Self>, target: &Target, digest: &Digest) -> Result<Option<Answer>, Failure> {
         if self.cache.manifest(digest).await.ok().flatten().is_some() {
             return Ok(None);
@@ -134,8 +135,8 @@ impl Manifests {
         }))
     }
 
-    /// Asks the upstream by HEAD about a manifest, once for all clients that ask at the same time. `None` where the
-    /// upstream does not answer HEAD.
+    /// Asks the upstream by HEAD about a manifest, once for all clients that ask at the same time. Returns `None` if
+    /// the upstream gives no usable answer to HEAD.
     async fn ask_head(self: &Arc<Self>, target: &Target, digest: &Digest, page: &str) -> Result<Option<Said>, Failure> {
         let key = (target.repository.prefix().to_owned(), format!("{}/{page}", target.name), target.who.id());
         let (manifests, asked, wanted, page) = (self.clone(), target.clone(), *digest, page.to_owned());

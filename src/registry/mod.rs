@@ -1,4 +1,4 @@
-//! The registry door: the life of a request, from its head to its answer.
+//! The registry door: the life of a request, from its head to its response.
 
 mod answer;
 mod blob_origin;
@@ -42,10 +42,11 @@ use crate::oci::route::{Object, Route};
 use crate::routing::{Asked, RoutingError};
 use crate::sent::Sent;
 
+/// Header by which a registry states the version of its API; in each response of the registry door.
 pub const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
 const OCI_NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
 
-/// Answers the requests of clients that take this for a registry; shared by all connections.
+/// Answers the requests of clients that use Larder as a registry. All connections share it.
 pub struct Registry {
     access: Arc<Access>,
     content: Arc<Content>,
@@ -54,12 +55,13 @@ pub struct Registry {
 }
 
 impl Registry {
+    /// Creates the registry door's service.
     pub fn new(access: Arc<Access>, content: Arc<Content>, cache: Arc<Cache>, metrics: Arc<Metrics>) -> Self {
         Self { access, content, cache, metrics }
     }
 
-    /// Answers one request. Where the body is made of pages of a mapped file, its [`Mapping`](crate::cache::Mapping) is
-    /// among the extensions of the response.
+    /// Answers one request. If the body consists of pages of a mapped file, the response has its
+    /// [`Mapping`](crate::cache::Mapping) among its extensions.
     pub async fn handle(&self, request: Request<Sent>, client: Client) -> Response<Body> {
         let (mut request, body) = request.into_parts();
         if request.method == Method::POST && request.uri.path() == "/token" {
@@ -138,7 +140,7 @@ impl Registry {
         Ok(response)
     }
 
-    /// Answers what is no object: the base, the catalog, tokens.
+    /// Answers requests for pages that are no objects: the base (`/v2/`), the catalog, tokens.
     async fn page(
         &self,
         page: Route,
@@ -168,13 +170,13 @@ impl Registry {
     }
 }
 
-/// The answer where too many requests are under way.
+/// Returns the response for a request that comes while too many requests are under way.
 pub fn busy() -> Response<Body> {
     let message = "too many requests are under way at this cache; try again soon";
     Refusal::of(Wanted::Name)(Failure::new(FailureKind::Busy, message)).into_response()
 }
 
-/// What the statistics count a request as.
+/// Returns the kind as which the statistics count a request.
 pub fn kind_of(object: &Object) -> Kind {
     match object {
         Object::Manifest(_) => Kind::Manifest,

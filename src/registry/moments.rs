@@ -1,5 +1,6 @@
-//! One pull asks for a tag more than once: by HEAD for its digest, then by GET for its manifest. What the upstream said to
-//! the first is good for the second, which so gets just what it was told of. Each pull asks the upstream all the same.
+//! One pull asks for a tag more than once: by HEAD for its digest, then by GET for its manifest. The upstream's answer
+//! to the HEAD also serves the GET, so that the client gets exactly the manifest whose digest it was told. Each new
+//! pull asks the upstream again.
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,15 +15,15 @@ use crate::oci::Tag;
 use crate::routing::Target;
 use crate::upstream::WhoId;
 
-/// How long an answer is good for the next request of a pull.
+/// How long an answer serves the next request of a pull.
 pub const MOMENT: Duration = Duration::from_secs(1);
-/// Pulls at once of which it is known that they go on.
+/// Most pulls that are remembered at once.
 const ENTRIES: usize = 4_096;
 
-/// Pulls that will ask again for a tag: of which tag, as whom, from where.
+/// Pulls that will ask for a tag again: by tag, credentials and client address.
 pub struct Moments {
     pulls: Cache<(TagKey, WhoId, Option<IpAddr>), Instant>,
-    /// Whether there ever was one: some clients never ask twice.
+    /// Whether there was ever an entry. Some clients never ask twice, and then no lookup is needed.
     has_any: AtomicBool,
 }
 
@@ -33,19 +34,19 @@ impl Default for Moments {
 }
 
 impl Moments {
-    /// Forgets all: the upstreams may be others now.
+    /// Forgets all. Called after a change of the configuration: the upstreams may be different ones.
     pub fn clear(&self) {
         self.pulls.clear();
     }
 
-    /// The pull of a request will ask for a tag next.
+    /// Notes that the pull of this request will ask for a tag next.
     pub fn will_go_on(&self, request: &Parts, target: &Target, tag: &Tag) {
         let key = (target.tag_key(tag), target.who.id(), counted_client(request));
         self.pulls.insert(key, Instant::now());
         self.has_any.store(true, Ordering::Release);
     }
 
-    /// Whether a request is the one that an earlier one of its pull announced.
+    /// Returns whether an earlier request of the same pull announced this request. Removes the announcement.
     pub fn goes_on(&self, request: &Parts, target: &Target, tag: &Tag) -> bool {
         if !self.has_any.load(Ordering::Acquire) {
             return false;

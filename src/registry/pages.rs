@@ -1,7 +1,7 @@
-//! Pages of lists: what a client asks for, under which name it is kept, and where the next page is.
+//! Pages of lists: which page a client asks for, the key under which it is kept, and where the next page is.
 //!
-//! A registry names its next page in its own way, and only it knows what that means: a client's query goes upstream as
-//! it came, all of it but `ns`, and so does the upstream's query come back in `Link`.
+//! Each registry names its next page in its own way, and only that registry knows its meaning. So the client's query
+//! goes upstream as it came, except for `ns`, and the upstream's query comes back in `Link` unchanged.
 
 use http::HeaderValue;
 use quick_cache::sync::Cache;
@@ -10,7 +10,7 @@ use crate::oci::link;
 use crate::routing::Target;
 use crate::upstream::WhoId;
 
-/// Longest list, in entries, of which a page is asked for and kept. Registries give fewer at a time.
+/// Largest page, in entries, that is kept. Registries give fewer entries at a time.
 const MAX_N: u32 = 10_000;
 /// Longest filter that is kept: a media type has at most 127 characters on both sides of its slash (RFC 6838).
 const MAX_FILTER: usize = 255;
@@ -18,7 +18,7 @@ const MAX_FILTER: usize = 255;
 const MAX_QUERY: usize = 2 << 10;
 /// Longest name of a parameter that is kept.
 const MAX_NAME: usize = 64;
-/// Pages remembered at most of which it is known who named them.
+/// Most pages for which the upstream that named them is remembered.
 const NAMED: usize = 1_024;
 
 /// Which list of a name.
@@ -31,19 +31,19 @@ pub enum Kind {
 /// One page of a list, as a client asks for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Page {
-    /// What goes upstream.
+    /// The query that goes upstream.
     pub query: String,
-    /// In one way for all that mean the same; `None` for a page that is not kept: there are any number of queries, and
-    /// only some that a registry gave, or a client of one makes.
+    /// The key of the page, the same for all queries with the same meaning. `None` for a page that is not kept: there
+    /// may be any number of queries, and only those are kept that a registry gives or that clients of registries make.
     pub kept_as: Option<String>,
-    /// All that `artifactType` says.
+    /// All values of `artifactType`.
     pub filters: Vec<String>,
-    /// It means something only to the registry that named it.
+    /// Whether only the registry that named the page understands the query.
     pub is_opaque: bool,
 }
 
 impl Page {
-    /// Reads a query, without the client's `ns`.
+    /// Reads a query without the client's `ns`.
     pub fn read(kind: Kind, query: &str) -> Self {
         let (mut n, mut last, mut filters, mut others) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let mut is_kept = query.len() <= MAX_QUERY;
@@ -70,7 +70,7 @@ impl Page {
                 }
             }
         }
-        // Of two values registries take the first or the last.
+        // If there are two values, some registries take the first and some the last.
         is_kept &= n.len() <= 1 && last.len() <= 1;
         let mut canonical = url::form_urlencoded::Serializer::new(String::new());
         canonical.extend_pairs(n.iter().map(|n| ("n", n)));
@@ -82,14 +82,14 @@ impl Page {
         Self {
             query: query.to_owned(),
             kept_as: is_kept.then(|| canonical.join("&")),
-            // A plus sign is a space in a form, and a media type has none.
+            // In a form a plus sign means a space, and a media type contains no space.
             filters: filters.into_iter().filter(|filter| !filter.is_empty()).map(|f| f.replace(' ', "+")).collect(),
             is_opaque,
         }
     }
 
-    /// The query of the next page by the upstream's `Link`. `None` where that leads to this page again, or to the first:
-    /// a client would go in a circle.
+    /// Returns the query of the next page from the upstream's `Link`. Returns `None` if the link leads to this page
+    /// again, or to the first page: a client would go in a circle.
     pub fn next(&self, header: &str) -> Option<String> {
         let query = link::query(link::next(header)?)?;
         let next = without_namespace(&query);
@@ -97,7 +97,8 @@ impl Page {
     }
 }
 
-/// A link to the next page for a client: the path that it asked for, with the upstream's query and the client's own `ns`.
+/// Returns the `Link` to the next page for a client: the path that the client asked for, with the upstream's query and
+/// the client's own `ns`.
 pub fn link_to(path: &str, next: &str, namespace: Option<&str>) -> Option<HeaderValue> {
     let namespace = namespace.map(|namespace| {
         let pair = url::form_urlencoded::Serializer::new(String::new()).append_pair("ns", namespace).finish();
@@ -106,7 +107,7 @@ pub fn link_to(path: &str, next: &str, namespace: Option<&str>) -> Option<Header
     HeaderValue::try_from(format!("<{path}?{next}{}>; rel=\"next\"", namespace.unwrap_or_default())).ok()
 }
 
-/// A query as it is, without its `ns`.
+/// Returns a query unchanged except that `ns` is removed.
 pub fn without_namespace(query: &str) -> String {
     let parts: Vec<_> = query.split('&').filter(|part| !part.is_empty() && decode(part).0 != "ns").collect();
     parts.join("&")
@@ -117,7 +118,7 @@ fn decode(part: &str) -> (String, String) {
     pair.map(|(name, value)| (name.into_owned(), value.into_owned())).unwrap_or_default()
 }
 
-/// What a query says, however it is written: clients may encode it anew.
+/// Returns the parameters of a query, decoded and sorted: clients may encode a query differently.
 fn meaning(query: &str) -> Vec<(String, String)> {
     let mut pairs: Vec<_> = query.split('&').filter(|part| !part.is_empty()).map(decode).collect();
     pairs.sort();
@@ -129,24 +130,25 @@ fn canonical_n(n: &str) -> Option<u32> {
     n.parse().ok().filter(|n| is_number && *n <= MAX_N)
 }
 
-/// As long and of such characters as a tag.
+/// Returns whether the value has the length and the characters of a tag.
 fn is_tag_like(last: &str) -> bool {
     let is_of_tags = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-');
     last.len() <= 128 && last.bytes().all(is_of_tags)
 }
 
-/// Made of the characters of media types (RFC 6838, section 4.2).
+/// Returns whether the value consists of characters of media types (RFC 6838, section 4.2).
 fn is_media_type(filter: &str) -> bool {
     let is_of_types = |byte: u8| byte.is_ascii_alphanumeric() || b"/!#$&-^_.+".contains(&byte);
     filter.len() <= MAX_FILTER && filter.bytes().all(is_of_types)
 }
 
-/// A parameter of some registry's own: a short name, and characters that may stand in a query (RFC 3986, section 3.4).
+/// Returns whether the parameter may be one of a registry's own: a short name, and characters that a query may contain
+/// (RFC 3986, section 3.4).
 fn is_plausible(name: &str, part: &str) -> bool {
     let is_of_names = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-');
     let is_of_queries = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~!$'()*+,;=:@/?%".contains(&byte);
     let lower = name.to_ascii_lowercase();
-    // What may log somebody in is not written to disk. Registries call their pages `nextToken`.
+    // Parameters that may be credentials are not written to disk. `nextToken` is a page token of registries.
     let is_secret = lower != "nexttoken"
         && ["token", "auth", "key", "secret", "sig", "pass"].iter().any(|word| lower.contains(word));
     !is_secret
@@ -155,7 +157,8 @@ fn is_plausible(name: &str, part: &str) -> bool {
         && part.bytes().all(is_of_queries)
 }
 
-/// Which upstream of a repository named which page: another one would not understand it, or give a page of another list.
+/// Remembers which upstream of a repository named which page: another upstream would not understand the page, or give a
+/// page of a different list.
 pub struct NamedBy(Cache<Key, usize>);
 
 type Key = (String, String, WhoId);
@@ -167,25 +170,26 @@ impl Default for NamedBy {
 }
 
 impl NamedBy {
-    /// The upstream that named a page of `list`.
+    /// Returns the upstream that named a page of `list`.
     pub fn recall(&self, target: &Target, list: &str, query: &str) -> Option<usize> {
         self.0.get(&key(target, list, query)?).filter(|&at| at < target.repository.upstreams.len())
     }
 
-    /// An upstream named a page.
+    /// Notes that an upstream named a page.
     pub fn remember(&self, target: &Target, list: &str, query: &str, at: usize) {
         if let Some(key) = key(target, list, query) {
             self.0.insert(key, at);
         }
     }
 
-    /// Forgets all: the upstreams may be others now.
+    /// Forgets all. Called after a change of the configuration: the upstreams may be different ones.
     pub fn clear(&self) {
         self.0.clear();
     }
 }
 
-/// `None`: with one upstream there is nothing to remember, and a long query is not a token.
+/// Returns the key of a page. `None`: with one upstream there is nothing to remember, and a query this long is no page
+/// token.
 fn key(target: &Target, list: &str, query: &str) -> Option<Key> {
     if target.repository.upstreams.len() < 2 || query.len() > MAX_QUERY {
         return None;
@@ -220,12 +224,12 @@ mod tests {
             ("last=a&last=b", None),
             ("last=a+b", None),
             (&format!("last={long}"), None),
-            // Of Quay, ECR, and what others have.
+            // From Quay, ECR and other registries.
             ("next_page=gAAAAABm%3D%3D&n=50", Some("n=50&next_page=gAAAAABm%3D%3D")),
             ("nextToken=a/b+c=&maxResults=1000", Some("nextToken=a/b+c=&maxResults=1000")),
             ("page=2&page_size=100", Some("page=2&page_size=100")),
             ("_nextPage=x", Some("_nextPage=x")),
-            // What may log somebody in is not written to disk.
+            // Parameters that may be credentials are not written to disk.
             ("access_token=geheim", None),
             ("n=5&X-Amz-Signature=geheim", None),
             ("apiKey=geheim", None),

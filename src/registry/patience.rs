@@ -1,7 +1,8 @@
-//! How long a request waits for its upstream: no answer is late.
+//! How long a request waits for its upstream, so that no response is late.
 //!
-//! With a copy to serve the answer begins within 3 s, and what was asked of the upstream goes on in the background. Without
-//! one, an answer or a truthful error begins within 25 s: containerd 2.3 gives up after 30 (containerd 574a60700).
+//! With a copy to serve, the response begins within 3 s, and the request to the upstream goes on in the background.
+//! Without a copy, a response or a truthful error begins within 25 s: containerd 2.3 gives up after 30 s (containerd
+//! 574a60700).
 
 use std::time::{Duration, Instant};
 
@@ -12,15 +13,16 @@ use crate::failure::{Failure, FailureKind};
 use crate::routing::Target;
 use crate::upstream::Upstream;
 
-/// For a check, where there is a copy to serve.
+/// How long a request waits for the check of a tag or list that it has a copy of.
 pub const WITH_COPY: Duration = Duration::from_millis(2500);
-/// The same for a while after a check took longer.
+/// The same wait for a while after a check took too long.
 const WHILE_LAGGING: Duration = Duration::from_millis(200);
-/// How long that is.
+/// How long [`WHILE_LAGGING`] applies after a check took too long.
 const LAGGING: Duration = Duration::from_secs(10);
+/// Most repositories that are remembered as lagging.
 const ENTRIES: usize = 1_024;
 
-/// Which repositories' upstreams took too long lately.
+/// The repositories whose upstreams took too long lately.
 pub struct Lagging(Cache<String, Instant>);
 
 impl Default for Lagging {
@@ -30,13 +32,13 @@ impl Default for Lagging {
 }
 
 impl Lagging {
-    /// How long to wait for a check of a target where there is a copy.
+    /// Returns how long to wait for a check of a target that has a copy.
     pub fn patience(&self, target: &Target) -> Duration {
         let is_lagging = self.0.get(target.repository.prefix()).is_some_and(|until| Instant::now() < until);
         if is_lagging { WHILE_LAGGING } else { WITH_COPY }
     }
 
-    /// A check took too long, or did not.
+    /// Notes whether a check took too long.
     pub fn note(&self, target: &Target, is_lagging: bool) {
         let prefix = target.repository.prefix();
         if is_lagging {
@@ -46,20 +48,21 @@ impl Lagging {
         }
     }
 
+    /// Forgets all. Called after a change of the configuration: the upstreams may be different ones.
     pub fn clear(&self) {
         self.0.clear();
     }
 }
 
-/// What a check is that takes too long where there is a copy.
+/// Returns the failure of a check that takes too long while there is a copy.
 pub fn too_slow(target: &Target, after: Duration) -> Failure {
     let label = target.repository.upstreams.iter().next().map_or("the upstream", Upstream::label);
     let message = format!("{label}: did not answer within {:.1} s; the question goes on", after.as_secs_f32());
     Failure::new(FailureKind::Timeout, message)
 }
 
-/// An answer to a client, or a truthful error in its stead when the upstream takes too long. `is_own_fault`: whether the
-/// request waited for places of our own.
+/// Returns the answer to a client, or a truthful error if the upstream takes too long. `is_own_fault` tells whether the
+/// request waited for places of Larder's own.
 pub async fn in_time<T>(
     target: &Target,
     wanted: Wanted,

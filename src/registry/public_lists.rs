@@ -1,5 +1,5 @@
-//! Lists that everybody may see, where the clients' own credentials decide: what one client is shown is not for others,
-//! unless the upstream shows the same to who has no credentials.
+//! Public lists, where the clients' own credentials decide. A list that one client is shown is not for others, unless
+//! the upstream shows the same list to clients without credentials.
 
 use std::sync::Arc;
 
@@ -11,18 +11,20 @@ use crate::oci::Tag;
 use crate::routing::Target;
 use crate::upstream::Who;
 
-/// Behind the page of a list, where the list is kept that is for everybody; no page has a blank.
+/// Suffix of a page's key under which the public list is kept. A page itself contains no space.
 const IN_PUBLIC: &str = " in public";
 
 impl Lists {
-    /// Where the list of a key is kept that is for everybody; `None` where that is not found out.
+    /// Returns the key of the public list that belongs to a key; `None` if Larder does not find out which lists are
+    /// public.
     pub fn public_key(target: &Target, key: &ListKey) -> Option<ListKey> {
         let is_learnt = target.who.is_client() && target.repository.learns_public;
         is_learnt.then(|| ListKey { page: format!("{}{IN_PUBLIC}", key.page), ..key.clone() })
     }
 
-    /// A list that a client was just shown: keeps it where it is for everybody. Where that is not known, it is found out
-    /// by asking as nobody; no client waits for it. `before` is what was for everybody before.
+    /// Keeps a list that a client was just shown as the public list, if it is known to be public. If that is not known,
+    /// a background task asks without credentials; no client waits for it. `before` is the public list that was kept
+    /// until now.
     pub fn learn_public_list(
         self: &Arc<Self>,
         target: &Target,
@@ -49,8 +51,8 @@ impl Lists {
         });
     }
 
-    /// While the upstream cannot say which referrers there are, its fallback tag that was seen before stands in for a list
-    /// that was not: of a registry without the list, that tag is all that clients ever saw.
+    /// While the upstream cannot answer, makes the list of referrers from the fallback tag, if the tag was seen before.
+    /// With a registry that has no referrers API, the fallback tag is all that clients ever saw.
     pub async fn fallback_in_outage(
         self: &Arc<Self>,
         target: &Target,
@@ -69,7 +71,7 @@ impl Lists {
         self.referrers_by_tag(target, &subject, &page.filters).await.ok()
     }
 
-    /// Whether a list that is for everybody stands in for one that this failure kept from a client.
+    /// Returns whether the public list may be served in place of a list that this failure kept from a client.
     pub fn may_stand_in(target: &Target, failure: &Failure) -> bool {
         !target.who.is_client() || !failure.was_refused
     }

@@ -2,19 +2,19 @@
 
 use super::pages;
 
-/// The parts of a query that mean something here.
+/// The query parameters that Larder reads.
 #[derive(Clone, Debug, Default)]
 pub struct Query {
-    /// `ns`
+    /// `ns`: the registry that the client means.
     pub namespace: Option<String>,
     pub n: Option<String>,
     pub last: Option<String>,
-    /// All of it but `ns`, as it came: which page of a list is asked for.
+    /// The whole query without `ns`, as the client sent it: it selects the page of a list.
     pub page: String,
 }
 
 impl Query {
-    /// Reads a query. Of a parameter that is there twice the first counts.
+    /// Reads a query. If a parameter occurs twice, the first one counts.
     pub fn read(query: Option<&str>) -> Self {
         let query = query.unwrap_or_default();
         let mut read = Self { page: pages::without_namespace(query), ..Self::default() };

@@ -1,5 +1,5 @@
-//! Remembering which upstream sent wrong content under a digest, so that the next fill of it begins
-//! with another one.
+//! Remembers which upstream sent wrong content under a digest, so that the next fill of the digest begins with another
+//! upstream.
 
 use std::time::{Duration, Instant};
 
@@ -7,11 +7,12 @@ use quick_cache::sync::Cache;
 
 use crate::oci::Digest;
 
-/// How long it is remembered: long enough to help, short enough for an upstream to be mended.
+/// How long a rejection is remembered: long enough to help, short enough for an upstream to be repaired meanwhile.
 const LIFE: Duration = Duration::from_secs(15 * 60);
+/// Most digests that are remembered, counted for each repository.
 const ENTRIES: usize = 10_000;
 
-/// Bad upstreams (by position, as bits), by repository and digest.
+/// Rejected upstreams (a bit for each position) by repository and digest.
 pub struct Rejected(Cache<(String, Digest), (Instant, u64)>);
 
 impl Default for Rejected {
@@ -21,21 +22,22 @@ impl Default for Rejected {
 }
 
 impl Rejected {
-    /// Forgets all: the upstreams may be others now.
+    /// Forgets all. Called after a change of the configuration: the upstreams may be different ones.
     pub fn clear(&self) {
         self.0.clear();
     }
 
+    /// Notes that an upstream sent wrong content under a digest.
     pub fn reject(&self, repository: &str, digest: &Digest, upstream: usize) {
         let key = (repository.to_owned(), *digest);
         let before = self.bits(&key);
-        // Further upstreams than there are bits are not remembered.
+        // Upstreams at positions beyond the number of bits are not remembered.
         let bit = 1u64.checked_shl(u32::try_from(upstream).unwrap_or(u32::MAX)).unwrap_or(0);
         self.0.insert(key, (Instant::now() + LIFE, before | bit));
     }
 
-    /// The upstreams of `count` that sent wrong content lately; none if all did, for then any may be
-    /// right by now.
+    /// Returns the upstreams, of `count`, that sent wrong content lately. Returns none if all did: then any of them may
+    /// send the right content by now.
     pub fn of(&self, repository: &str, digest: &Digest, count: usize) -> Vec<usize> {
         let bits = self.bits(&(repository.to_owned(), *digest));
         let rejected: Vec<_> = (0..count.min(64)).filter(|at| bits >> at & 1 == 1).collect();

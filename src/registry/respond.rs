@@ -1,4 +1,4 @@
-//! Answers: bodies, cache headers, ranges and conditions.
+//! Responses: bodies, cache headers, ranges and conditions.
 
 use std::time::{Duration, SystemTime};
 
@@ -22,23 +22,24 @@ const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 const X_CACHE: HeaderName = HeaderName::from_static("x-cache");
 const X_CACHE_DATE: HeaderName = HeaderName::from_static("x-cache-date");
 
-/// How long a part of content of unknown size is waited for.
+/// How long a request for a part waits for the size of content whose size is not known yet.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How the cache stood to a request.
+/// How the cache answered a request.
 #[derive(Clone, Debug)]
 pub enum CacheState {
-    /// From the cache; since when it has been there or was last found true.
+    /// From the cache. `since`: when the copy was stored or last confirmed.
     Hit { since: SystemTime },
-    /// From the cache, after its server said that it is still so.
+    /// From the cache, after the server confirmed that the copy is still current.
     Confirmed { at: SystemTime },
-    /// From upstream, by this request's transfer or by one it joined.
+    /// From upstream, by the transfer of this request or by one that it joined (`collapsed`).
     Miss { collapsed: bool },
     /// An old copy, because of a failure.
     Stale { since: SystemTime, why: Failure },
 }
 
 impl CacheState {
+    /// Returns the outcome as which the statistics count the request.
     pub fn outcome(&self) -> Outcome {
         match self {
             Self::Hit { .. } | Self::Confirmed { .. } => Outcome::Hit,
@@ -47,7 +48,7 @@ impl CacheState {
         }
     }
 
-    /// `Cache-Status` (RFC 9211), `X-Cache`, `X-Cache-Date`, `Age` and `Warning`.
+    /// Writes `Cache-Status` (RFC 9211), `X-Cache`, `X-Cache-Date`, `Age` and `Warning`.
     pub fn write(&self, headers: &mut HeaderMap) {
         let (status, word, since) = match self {
             Self::Hit { since } => ("larder; hit".to_owned(), "HIT", Some(since)),
@@ -71,13 +72,13 @@ impl CacheState {
     }
 }
 
-/// `Warning` with a text for people.
+/// Sets `Warning` to a text for people.
 pub fn warn(headers: &mut HeaderMap, text: &str) {
     let text: String = text.chars().filter(|c| !c.is_control() && *c != '"' && *c != '\\').collect();
     insert(headers, WARNING, &format!("299 - \"{text}\""));
 }
 
-/// Values made here are plain text; one that is none is left out rather than sent broken.
+/// Sets a header. Values that are made here are plain text; a value that cannot be sent is left out.
 fn insert(headers: &mut HeaderMap, name: HeaderName, value: &str) {
     match HeaderValue::from_str(value) {
         Ok(value) => drop(headers.insert(name, value)),
@@ -85,7 +86,7 @@ fn insert(headers: &mut HeaderMap, name: HeaderName, value: &str) {
     }
 }
 
-/// Answers with a manifest.
+/// Returns the response with a manifest.
 pub fn manifest(method: &Method, conditions: &HeaderMap, manifest: &Manifest, state: &CacheState) -> Response<Body> {
     let etag = etag(&manifest.digest);
     let mut response = Response::new(empty());
@@ -105,7 +106,7 @@ pub fn manifest(method: &Method, conditions: &HeaderMap, manifest: &Manifest, st
     response
 }
 
-/// Answers with a document.
+/// Returns the response with a JSON document.
 pub fn json(body: Bytes, media_type: &str) -> Response<Body> {
     let length = body.len();
     let mut response = Response::new(full(body));
@@ -115,7 +116,7 @@ pub fn json(body: Bytes, media_type: &str) -> Response<Body> {
     response
 }
 
-/// Answers a HEAD with what the upstream's HEAD said.
+/// Returns the response to a HEAD request for a manifest, from the upstream's answer to HEAD.
 pub fn manifest_head(digest: &Digest, media_type: &str, size: u64) -> Response<Body> {
     let mut response = Response::new(empty());
     let headers = response.headers_mut();
@@ -127,7 +128,7 @@ pub fn manifest_head(digest: &Digest, media_type: &str, size: u64) -> Response<B
     response
 }
 
-/// Answers a HEAD for a blob.
+/// Returns the response to a HEAD request for a blob.
 pub fn blob_head(digest: &Digest, size: Option<u64>, state: &CacheState) -> Response<Body> {
     let mut response = Response::new(empty());
     let headers = response.headers_mut();
@@ -138,7 +139,7 @@ pub fn blob_head(digest: &Digest, size: Option<u64>, state: &CacheState) -> Resp
     response
 }
 
-/// Answers with a blob or the parts of it that were asked for.
+/// Returns the response with a blob, or with the parts of it that were asked for.
 pub async fn blob(
     asked: &HeaderMap,
     digest: &Digest,
@@ -154,20 +155,20 @@ pub async fn blob(
     answer(about, content).await
 }
 
-/// What an answer is like, but for its content.
+/// All of a response except its content.
 pub struct About {
     pub headers: HeaderMap,
-    /// Whether the client has it already.
+    /// Whether the client has the content already.
     pub is_unmodified: bool,
-    /// What the client wants of it.
+    /// The parts that the client asks for.
     pub range: Option<RangeHeader>,
-    /// Something that the content does not hold.
+    /// A digest whose text does not occur in the content; becomes the boundary between parts.
     pub boundary: Digest,
-    /// Whether its end is to be given only when the digest has matched.
+    /// Whether the end of the content is sent only after the digest has matched.
     pub is_verified: bool,
 }
 
-/// Answers with content or the parts of it that were asked for.
+/// Returns the response with content, or with the parts of it that were asked for.
 pub async fn answer(about: About, content: Content) -> Result<Response<Body>, Refusal> {
     let About { headers, is_unmodified, range, boundary, is_verified } = about;
     let mut response = Response::new(empty());
@@ -180,7 +181,8 @@ pub async fn answer(about: About, content: Content) -> Result<Response<Body>, Re
     let content_type = content_type.unwrap_or_else(|| HeaderValue::from_static("application/octet-stream"));
     let size = content.size().await.map_err(Refusal::of(Wanted::Blob))?;
     let size = match (&range, size) {
-        // Who wants all of it gets it as it comes: a server may leave a range out of account (RFC 9110, section 14.2).
+        // A client that asks for all bytes from the start gets them as they arrive: a server may ignore a range (RFC
+        // 9110, section 14.2).
         (Some(range), None) if !range.is_from_the_start() => {
             match tokio::time::timeout(PATIENCE, content.final_size()).await {
                 Ok(size) => size.map_err(Refusal::of(Wanted::Blob))?,
@@ -209,7 +211,7 @@ pub async fn answer(about: About, content: Content) -> Result<Response<Body>, Re
             *response.status_mut() = StatusCode::PARTIAL_CONTENT;
         }
         (Selection::Parts(parts), Some(size)) => {
-            // Open-ended parts may be the rest of a whole that the client puts together.
+            // A client may put the whole together from an open-ended part, so such a part is verified first.
             let may_read_unverified = !is_verified || (!is_open_ended && !are_whole(&parts, size));
             let part = parts.first().copied().unwrap_or(ByteRange { start: 0, end: size });
             insert(headers, CONTENT_RANGE, &content_range(part, size));
@@ -236,12 +238,12 @@ fn blob_headers(headers: &mut HeaderMap, digest: &Digest, state: &CacheState) {
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
 }
 
-/// Content under a digest never changes: the digest is a strong validator.
+/// Returns the digest as an entity tag. Content under a digest never changes, so the digest is a strong validator.
 fn etag(digest: &Digest) -> String {
     format!("\"{digest}\"")
 }
 
-/// `If-None-Match` (RFC 9110, section 13.1.2), compared weakly.
+/// Returns whether `If-None-Match` lists this entity tag (RFC 9110, section 13.1.2), by weak comparison.
 pub fn is_unmodified(conditions: &HeaderMap, etag: &str) -> bool {
     let values = conditions.get_all(IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
     let mut listed = values.flat_map(|value| value.split(',')).map(str::trim);
@@ -249,14 +251,14 @@ pub fn is_unmodified(conditions: &HeaderMap, etag: &str) -> bool {
     listed.any(|listed| listed == "*" || strong(listed) == strong(etag))
 }
 
-/// The `Range` header, unless `If-Range` names another content (RFC 9110, section 13.1.5).
+/// Returns the `Range` header, unless `If-Range` names other content (RFC 9110, section 13.1.5).
 fn range_header(asked: &HeaderMap, etag: &str) -> Option<RangeHeader> {
     let holds = asked.get(IF_RANGE).is_none_or(|condition| condition == etag);
     let text = asked.get(RANGE).filter(|_| holds)?.to_str().ok()?;
     RangeHeader::parse(text)
 }
 
-/// Whether parts make up the whole.
+/// Returns whether the parts together make up the whole.
 fn are_whole(parts: &[ByteRange], size: u64) -> bool {
     let mut parts = parts.to_vec();
     parts.sort_unstable_by_key(|part| part.start);
@@ -277,14 +279,14 @@ fn content_range(part: ByteRange, size: u64) -> String {
 /// A `multipart/byteranges` body (RFC 9110, section 14.6).
 struct Multipart {
     boundary: String,
-    /// The header of each part and its range.
+    /// Each part: its head and its range.
     parts: Vec<(Bytes, ByteRange)>,
     end: Bytes,
 }
 
 impl Multipart {
     fn new(digest: &Digest, content_type: &HeaderValue, ranges: &[ByteRange], size: u64) -> Self {
-        // As unlikely to stand in the content as the content's own hash is.
+        // The content contains this text no more probably than its own hash.
         let boundary = format!("larder-{}", &digest.hex()[..32]);
         let part = |range: &ByteRange| {
             let head = format!(

@@ -1,4 +1,4 @@
-//! Tags: which manifest a tag of a name is now.
+//! Tags: which manifest a tag of a name means now.
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ use crate::oci::{Digest, Reference, Tag};
 use crate::routing::Target;
 use crate::upstream::{HeadSaid, ManifestHead, WhoId};
 
-/// Finds the manifest of a tag: in the cache while it is fresh, else as the upstream says.
+/// Finds the manifest of a tag: in the cache while the tag is fresh, else by asking the upstream.
 pub struct Tags {
     cache: Arc<Cache>,
     consent: Arc<Consent>,
@@ -30,13 +30,13 @@ pub struct Tags {
     manifests: Arc<Manifests>,
     written: Arc<Written>,
     lagging: Arc<Lagging>,
-    /// Pulls that ask again for what they just asked for.
+    /// Pulls that will ask again for the tag that they just asked for.
     moments: Moments,
-    /// By tag and client: what asks an upstream now.
+    /// Checks that run now, by tag and credentials.
     checks: Flights<(TagKey, WhoId), Checked>,
 }
 
-/// What came of asking an upstream about a tag.
+/// The result of asking an upstream about a tag.
 #[derive(Clone)]
 struct Checked {
     manifest: Arc<Manifest>,
@@ -45,6 +45,7 @@ struct Checked {
 }
 
 impl Tags {
+    /// Creates the service for tags.
     pub fn new(
         manifests: Arc<Manifests>,
         (cache, consent): (Arc<Cache>, Arc<Consent>),
@@ -55,19 +56,20 @@ impl Tags {
         Self { cache, consent, absences, questions, manifests, written, lagging, moments, checks }
     }
 
-    /// Forgets all: the upstreams may be others now.
+    /// Forgets all. Called after a change of the configuration: the upstreams may be different ones.
     pub fn clear(&self) {
         self.moments.clear();
     }
 
-    /// A tag as [`Self::by_tag`] has it, or as the upstream just said to an earlier request of the same pull.
+    /// Returns the manifest of a tag as [`Self::by_tag`] does, or as the upstream just answered an earlier request of
+    /// the same pull.
     pub async fn by_tag_in_a_pull(
         self: &Arc<Self>,
         request: &Parts,
         target: &Target,
         tag: &Tag,
     ) -> Result<Found, Failure> {
-        // What comes of this one counts from now on.
+        // This also consumes the announcement; below, this request may announce the next one.
         let goes_on = self.moments.goes_on(request, target, tag);
         if request.method != Method::HEAD
             && goes_on
@@ -82,14 +84,15 @@ impl Tags {
         Ok(found)
     }
 
-    /// The list of referrers may have been made of its fallback tag, for which clients ask next where they were told that
-    /// there is no list.
+    /// Notes that the client may ask for the fallback tag of a referrers list next: clients ask for it when they are
+    /// told that there is no list, and Larder may have made the list from this very tag.
     pub fn will_ask_for_fallback(&self, request: &Parts, target: &Target, subject: &Digest) {
         self.moments.will_go_on(request, target, &Tag::referrers_fallback(subject));
     }
 
-    /// What the upstream said of a tag a moment ago, to this very client where its own credentials decide. After a failure
-    /// nothing is that young.
+    /// Returns the cached tag if the upstream confirmed it less than [`MOMENT`] ago; where the client's own credentials
+    /// decide, only if the upstream has shown the manifest to this client. After a failed check, no cached tag is that
+    /// young.
     async fn just_checked(&self, target: &Target, tag: &Tag) -> Option<Found> {
         let (entry, manifest) = self.cached(target, &target.tag_key(tag)).await?;
         let is_for_client =
@@ -101,8 +104,8 @@ impl Tags {
         Some(Found { manifest, state, is_news_of_name: true })
     }
 
-    /// A tag: from the cache while it is fresh, else as the upstream says, else as it last was.
-    /// `may_fetch`: whether a tag that HEAD does not find may be asked for by GET, too.
+    /// Returns the manifest of a tag: from the cache while the tag is fresh, else as the upstream says, else the last
+    /// known one. `may_fetch`: whether a tag that HEAD does not find may also be asked for by GET.
     pub async fn by_tag(self: &Arc<Self>, target: &Target, tag: &Tag, may_fetch: bool) -> Result<Found, Failure> {
         let policy = target.repository.config.policy_of(tag.as_str());
         let key = target.tag_key(tag);
@@ -148,7 +151,7 @@ impl Tags {
             }
             ((Err(failure), _), cached) => {
                 self.absences.remember(target, &page, policy.negative_max_age, &failure);
-                // What an upstream hides from one client it may show to others.
+                // An upstream may show to other clients what it hides from this one.
                 if failure.kind == FailureKind::NotFound && cached.is_some() && !target.who.is_client() {
                     self.cache.drop_tag(key);
                 }
@@ -157,8 +160,8 @@ impl Tags {
         }
     }
 
-    /// What the upstream says of a tag, once for all who ask at the same time; the second value tells whether it was asked
-    /// by this call. Where the copy `cached` could be served, it is waited for only as long as no client minds.
+    /// Asks the upstream about a tag, once for all clients that ask at the same time. The second value tells whether
+    /// this call asked. If the copy `cached` could be served, the wait is short enough for every client.
     async fn checked(
         self: &Arc<Self>,
         target: &Target,
@@ -187,7 +190,7 @@ impl Tags {
         }
     }
 
-    /// Whether the copy of a tag could be served if its upstream did not answer.
+    /// Returns whether the copy of a tag could be served if its upstream did not answer.
     async fn may_serve_old(&self, target: &Target, policy: &TagPolicy, entry: &TagEntry) -> bool {
         let no_answer = Failure::new(FailureKind::Timeout, "no answer");
         freshness::may_serve_stale(policy, no_answer.kind, entry.checked_at.age())
@@ -195,7 +198,7 @@ impl Tags {
                 || self.consent.is_public(target, &entry.digest).await)
     }
 
-    /// Checks a tag for those who come next; nobody waits for it.
+    /// Checks a tag in the background, for later requests.
     fn check_behind(self: &Arc<Self>, target: &Target, tag: &Tag, key: &TagKey) {
         let (tags, target, tag, key) = (self.clone(), target.clone(), tag.clone(), key.clone());
         self.checks.begin((key.clone(), target.who.id()), || async move {
@@ -211,19 +214,19 @@ impl Tags {
         });
     }
 
-    /// A tag whose manifest is there too, and may be shown here. An index or store that cannot be read counts as an empty
-    /// one: the upstream may still answer.
+    /// Returns a cached tag whose manifest is cached, too, and is visible here. An index or store that cannot be read
+    /// counts as empty: the upstream may still answer.
     pub async fn cached(&self, target: &Target, key: &TagKey) -> Option<(TagEntry, Arc<Manifest>)> {
         let is_of_now = |entry: &TagEntry| !self.written.was_tag_written(key, entry.checked_at);
         if let Some(entry) = self.cache.tag(key).await.ok().flatten().filter(is_of_now) {
-            // It may have been brought in by clients' own credentials, when these decided.
+            // The tag may come from a client's own credentials, at a time when these decided.
             let viewer = target.repository.viewer();
             let is_visible = self.cache.is_visible(&viewer, &entry.digest).await.unwrap_or(false);
             if is_visible || self.consent.is_public(target, &entry.digest).await {
                 return self.with_manifest(entry).await;
             }
         }
-        // What is for everybody was shown by the same upstreams, whoever asked.
+        // A public manifest was shown by the same upstreams, whoever asked: the tag on the other shelf holds here, too.
         let other = TagKey { shelf: target.repository.config.other_shelf(), ..key.clone() };
         let entry = self.cache.tag(&other).await.ok().flatten().filter(is_of_now)?;
         match self.consent.is_public(target, &entry.digest).await {
@@ -237,7 +240,7 @@ impl Tags {
         Some((entry, manifest))
     }
 
-    /// Asks the upstream what the tag is now, and fetches the manifest if it is not here yet.
+    /// Asks the upstream which manifest the tag means now, and fetches the manifest if it is not cached.
     async fn check_tag(
         self: &Arc<Self>,
         target: &Target,
@@ -259,7 +262,8 @@ impl Tags {
             HeadSaid::Manifest(head) => {
                 let digest = head.digest;
                 match self.cache.manifest(&digest).await.ok().flatten() {
-                    // Whom we do not trust has to send what it says that it has.
+                    // An upstream that is not trusted has to send the manifest itself: its claim to have the manifest
+                    // is not believed.
                     Some(manifest)
                         if self.consent.is_believed(target, &digest).await
                             && self.suffices(target, &head, &manifest) =>
@@ -269,7 +273,7 @@ impl Tags {
                     }
                     _ => match self.manifests.fetch(target, digest, Some(at)).await {
                         Ok(Fetched(manifest)) => Checked { manifest, is_fetched: true },
-                        // It names a digest that it does not know: perhaps it knows the tag.
+                        // The upstream names a digest that it does not know; it may still know the tag.
                         Err(failure) if failure.kind == FailureKind::NotFound => {
                             self.fetch_tag(target, &reference, at).await?
                         }
@@ -290,8 +294,8 @@ impl Tags {
         Ok(checked)
     }
 
-    /// Whether a HEAD shows enough for a client to be served with a stored manifest. Where its own credentials decide, a
-    /// page that names the digest is no consent.
+    /// Returns whether the answer to HEAD is proof enough to serve a client with a stored manifest. Where the client's
+    /// own credentials decide, an answer that only names the digest is no consent.
     fn suffices(&self, target: &Target, head: &ManifestHead, manifest: &Manifest) -> bool {
         target.repository.config.client_consent.is_none() || head.shows(&manifest.digest, manifest.bytes.len() as u64)
     }
@@ -305,8 +309,8 @@ impl Tags {
     }
 }
 
-/// Where in the spread of `max_age` a copy of a tag is: tags that were checked together are not all
-/// checked together again.
+/// Returns the position of a tag within the spread of `max_age`, from 0 to 1. It makes tags that were checked at the
+/// same time expire at different times.
 #[allow(clippy::cast_precision_loss)]
 fn spread(key: &TagKey, entry: &TagEntry) -> f64 {
     use std::hash::{DefaultHasher, Hash, Hasher};

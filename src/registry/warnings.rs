@@ -1,5 +1,5 @@
-//! Warnings of upstreams about manifests. They are for people, and of the moment: kept in memory, and passed on as long as
-//! the upstream said nothing else, also while it is not asked.
+//! Warnings of upstreams about manifests. They are for people and hold for the moment: they are kept in memory only,
+//! and passed on until the upstream says something else, also while the upstream is not asked.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -11,14 +11,15 @@ use quick_cache::sync::Cache;
 use crate::routing::Target;
 use crate::upstream::{Who, WhoId};
 
+/// Most manifests whose warnings are kept.
 const ENTRIES: usize = 4_096;
-/// And the memory for them.
+/// Most memory for warnings, in bytes.
 const BYTES: u64 = 4 << 20;
 
-/// By repository, name with tag or digest, and who was warned.
+/// Warnings by repository, name with tag or digest, and the credentials that were warned.
 pub struct Warnings {
     by_page: Cache<Key, Vec<HeaderValue>, ByLength>,
-    /// Whether there ever was one: most upstreams never warn of anything.
+    /// Whether there was ever a warning: most upstreams never warn, and then no lookup is needed.
     has_any: AtomicBool,
 }
 
@@ -41,7 +42,7 @@ impl Weighter<Key, Vec<HeaderValue>> for ByLength {
 }
 
 impl Warnings {
-    /// What an upstream's answer about a tag or digest warned of, which may be nothing.
+    /// Notes the warnings of an upstream's answer about a tag or digest; an empty list removes earlier warnings.
     pub fn note(&self, target: &Target, reference: &str, warnings: Vec<HeaderValue>) {
         if warnings.is_empty() && !self.has_any.load(Ordering::Relaxed) {
             return;
@@ -55,13 +56,14 @@ impl Warnings {
         }
     }
 
-    /// Adds what there is to say about a manifest that is answered with, asked for by one reference or two.
+    /// Adds the known warnings about a manifest to a response. `references`: the tag and the digest, or one of them,
+    /// under which warnings may be noted.
     pub fn add_to(&self, headers: &mut HeaderMap, target: &Target, references: &[&str]) {
         if !self.has_any.load(Ordering::Relaxed) {
             return;
         }
         for reference in references {
-            // What is said to everybody is for who logs in, too.
+            // A warning for requests without credentials also concerns clients that log in.
             let keys = [&target.who, &Who::Anonymous].map(|who| key(target, reference, who));
             let warnings = keys.iter().find_map(|key| self.by_page.get(key)).unwrap_or_default();
             for warning in warnings {
@@ -72,7 +74,7 @@ impl Warnings {
         }
     }
 
-    /// Forgets all: the upstreams may be others now.
+    /// Forgets all. Called after a change of the configuration: the upstreams may be different ones.
     pub fn clear(&self) {
         self.by_page.clear();
     }

@@ -1,4 +1,4 @@
-//! What was written through the proxy door is not served as it was before (RFC 9111, section 4.4).
+//! Writes through the proxy door. Copies from before a write are not served (RFC 9111, section 4.4).
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
@@ -9,13 +9,13 @@ use crate::index::{TagKey, Timestamp};
 use crate::oci::{Algorithm, Digest};
 use crate::routing::Target;
 
-/// Writes that are remembered.
+/// Most writes that are remembered.
 const ENTRIES: usize = 8_192;
 
-/// When something was written, by what stands for it.
+/// The time of each write, by a digest that stands for the written page.
 pub struct Written {
     by_page: Cache<Digest, SystemTime>,
-    /// Whether anything was: caches are for reading, and each hit looks here.
+    /// Whether there was ever a write. Most caches are only read from, and each hit looks here.
     has_any: AtomicBool,
 }
 
@@ -26,17 +26,17 @@ impl Default for Written {
 }
 
 impl Written {
-    /// A URL was written to.
+    /// Notes a write to a URL.
     pub fn note_url(&self, url: &str) {
         self.note(url);
     }
 
-    /// A tag of a name was pushed or deleted.
+    /// Notes that a tag of a name was pushed or deleted.
     pub fn note_tag(&self, repository: &str, name: &str, tag: &str) {
         self.note(&tag_of(repository, name, tag));
     }
 
-    /// Something of a name was pushed or deleted, so that its lists may be others by now.
+    /// Notes that a manifest of a name was pushed or deleted, so that the lists of the name may have changed.
     pub fn note_name(&self, repository: &str, name: &str) {
         self.note(&lists_of(repository, name));
     }
@@ -50,17 +50,17 @@ impl Written {
         self.has_any.load(Ordering::Acquire)
     }
 
-    /// Whether a URL was written to at a time or later.
+    /// Returns whether a URL was written to at the time `at` or later.
     pub fn was_url_written(&self, url: &str, at: SystemTime) -> bool {
         self.since(url, at)
     }
 
-    /// Whether a tag was pushed or deleted since it was looked at.
+    /// Returns whether a tag was pushed or deleted since it was checked at `at`.
     pub fn was_tag_written(&self, key: &TagKey, at: Timestamp) -> bool {
         self.has_any() && self.since(&tag_of(&key.repository, &key.name, &key.tag), at.to_system_time())
     }
 
-    /// Whether a list of a name may be another by now.
+    /// Returns whether a list of a name may have changed since `at`.
     pub fn was_list_written(&self, target: &Target, at: Timestamp) -> bool {
         self.has_any() && self.since(&lists_of(target.repository.prefix(), target.name.as_str()), at.to_system_time())
     }
@@ -71,12 +71,12 @@ impl Written {
     }
 }
 
-/// What stands for a tag, whichever client asks.
+/// Returns the text that stands for a tag, whichever client asks.
 fn tag_of(repository: &str, name: &str, tag: &str) -> String {
     format!("tag of {repository} {name}:{tag}")
 }
 
-/// What stands for all lists of a name.
+/// Returns the text that stands for all lists of a name.
 fn lists_of(repository: &str, name: &str) -> String {
     format!("lists of {repository} {name}")
 }

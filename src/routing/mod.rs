@@ -15,7 +15,7 @@ use crate::oci::Name;
 use crate::oci::name::InvalidName;
 use crate::upstream::{BuildError, Clients, Upstreams, Who};
 
-/// What of a request decides where it goes.
+/// The parts of a request that decide its repository.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Asked<'a> {
     /// `?ns=`
@@ -27,7 +27,7 @@ pub struct Asked<'a> {
     pub tag: Option<&'a str>,
 }
 
-/// Why a request goes nowhere.
+/// Why a request leads to no repository.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RoutingError {
     #[error("no repository has the namespace `{0}`; add it to a [repository] table of larder.toml")]
@@ -40,7 +40,7 @@ pub enum RoutingError {
     InvalidName(#[from] InvalidName),
 }
 
-/// All repositories and the ways to them.
+/// All repositories, and how requests select them.
 pub struct Routing {
     /// In the order of the configuration.
     repositories: Vec<Arc<Repository>>,
@@ -48,15 +48,15 @@ pub struct Routing {
     by_host: HashMap<String, usize>,
     by_prefix: HashMap<String, usize>,
     default: Option<usize>,
-    /// Names that a scope matched together with a tag: what is asked of them by digest is of the same
-    /// repository.
+    /// Names that a scope matched together with a tag. Requests for these names by digest go to the same repository.
     scoped: Cache<String, usize>,
 }
 
-/// Names kept at most in `scoped`.
+/// Most names that are kept in `scoped`.
 const SCOPED: usize = 10_000;
 
 impl Routing {
+    /// Makes the repositories of a configuration, with the clients of their upstreams.
     pub fn new(config: &Config, clients: &Clients, metrics: &Arc<Metrics>) -> Result<Self, BuildError> {
         let repositories = config
             .repositories
@@ -93,7 +93,8 @@ impl Routing {
         })
     }
 
-    /// The first of namespace, host, longest prefix, scope and default that knows the request.
+    /// Returns the target of a request, by the first of namespace, host, longest prefix, scope and default that
+    /// matches.
     pub fn route(&self, asked: Asked<'_>) -> Result<Target, RoutingError> {
         if let Some(namespace) = asked.namespace {
             let at = self.by_namespace.get(&plain_host(namespace));
@@ -109,7 +110,7 @@ impl Routing {
         let (at, is_by_tag) = self.at_scope(asked);
         match at.or(self.default) {
             Some(at) => Ok(Target { is_by_tag, ..self.target(at, asked.path)? }),
-            // A malformed name is malformed wherever it might have gone.
+            // A malformed name is reported as malformed, whichever repository it was meant for.
             None => {
                 let name: Name = asked.path.parse()?;
                 Err(RoutingError::UnknownName(name.to_string()))
@@ -117,8 +118,8 @@ impl Routing {
         }
     }
 
-    /// Where what is cached of a name is, as people write it: its repository's prefix and the name within. A host
-    /// that no repository has is one of those that only clients of the proxy door name.
+    /// Returns where the cached content of a name is, as people write the name: the prefix of the repository and the
+    /// name within it. A host that no repository has is one that only clients of the proxy door name.
     pub fn locate(&self, path: &str) -> Result<(String, Name), RoutingError> {
         let asked = Asked { path, ..Asked::default() };
         if let Some((host, name)) = path.split_once('/')
@@ -132,17 +133,17 @@ impl Routing {
         Ok((target.repository.prefix().to_owned(), target.name))
     }
 
-    /// The prefixes of all repositories.
+    /// Returns the prefixes of all repositories.
     pub fn prefixes(&self) -> impl Iterator<Item = &str> {
         self.repositories.iter().map(|repository| repository.prefix())
     }
 
-    /// Whether a path such as `ghcr.io` before `/v2/` leads to a repository.
+    /// Returns whether a path such as `ghcr.io` before `/v2/` leads to a repository.
     pub fn knows_prefix(&self, path: &str) -> bool {
         path.is_empty() || self.by_prefix.contains_key(path) || self.longest_prefix(path).is_some()
     }
 
-    /// Whether a repository has this host, with or without a port.
+    /// Returns whether a repository has this host, with or without a port.
     pub fn has_host(&self, host: &str) -> bool {
         self.at_host(host).is_some()
     }
@@ -161,14 +162,15 @@ impl Routing {
         slashes.filter_map(|slash| Some((*self.by_prefix.get(&path[..slash])?, &path[slash + 1..]))).next()
     }
 
-    /// Clients that select by namespace or host may still send the prefix.
+    /// Removes the prefix from a name: clients that select the repository by namespace or host may still send the
+    /// prefix.
     fn without_prefix<'a>(&self, at: usize, path: &'a str) -> &'a str {
         let prefix = self.repositories[at].prefix();
         let rest = path.strip_prefix(prefix).and_then(|rest| rest.strip_prefix('/'));
         rest.unwrap_or(path)
     }
 
-    /// The repository of a scope, and whether the tag led there.
+    /// Returns the repository of the first scope that matches, and whether it matches only with the tag.
     fn at_scope(&self, asked: Asked<'_>) -> (Option<usize>, bool) {
         let with_tag = asked.tag.map(|tag| format!("{}:{tag}", asked.path));
         let first = |text: &str| {
@@ -187,7 +189,7 @@ impl Routing {
         }
     }
 
-    /// A tag was served: what is asked of its name by digest goes the same way from now on.
+    /// Notes that a tag was served. From now on, requests for its name by digest go to the same repository.
     pub fn served(&self, path: &str, target: &Target) {
         let at = self.by_prefix.get(target.repository.prefix()).filter(|_| target.is_by_tag);
         if let Some(at) = at.filter(|at| self.scoped.get(path) != Some(**at)) {
@@ -195,19 +197,19 @@ impl Routing {
         }
     }
 
-    /// The repository that `/v2/` is about, where the request tells one.
+    /// Returns the repository that a request for `/v2/` selects, if it selects one.
     pub fn selected(&self, asked: Asked<'_>) -> Option<&Arc<Repository>> {
         let by_namespace = asked.namespace.and_then(|namespace| self.by_namespace.get(&plain_host(namespace)).copied());
         let at = by_namespace.or_else(|| self.at_host(asked.host?)).or_else(|| self.by_prefix.get(asked.path).copied());
         at.map(|at| &self.repositories[at])
     }
 
-    /// The repository of names that no rule matches.
+    /// Returns the repository of names that no rule matches.
     pub fn default(&self) -> Option<&Arc<Repository>> {
         self.default.map(|at| &self.repositories[at])
     }
 
-    /// All repositories, in the order of the configuration.
+    /// Returns all repositories, in the order of the configuration.
     pub fn repositories(&self) -> &[Arc<Repository>] {
         &self.repositories
     }

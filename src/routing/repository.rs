@@ -12,52 +12,54 @@ use crate::upstream::{OTHER_HOSTS, Upstreams, Who};
 pub struct Repository {
     pub config: config::Repository,
     pub upstreams: Upstreams,
-    /// Whether the configuration names its upstreams; what others say that they have they have to show.
+    /// Whether the configuration names its upstreams. Other upstreams have to send an object to prove that they have
+    /// the object.
     pub is_trusted: bool,
-    /// Whether it is one of the configuration's, and not made up for a host.
+    /// Whether the configuration has this repository; `false` if it was made for a host that a client named.
     pub is_configured: bool,
-    /// Whether it is found out which of its objects are for everybody.
+    /// Whether Larder finds out which of its objects are public.
     pub learns_public: bool,
 }
 
 impl Repository {
-    /// The local prefix, which names the repository in the index, in logs and in metrics.
+    /// Returns the local prefix, which names the repository in the index, in logs and in metrics.
     pub fn prefix(&self) -> &str {
         &self.config.prefix
     }
 
-    /// What it is called in metrics: of those that only clients name there may be any number.
+    /// Returns the name in metrics. Repositories that only clients name share one: there may be any number of them.
     pub fn metrics_label(&self) -> &str {
         if self.is_configured { self.prefix() } else { OTHER_HOSTS }
     }
 
-    /// Who is shown what its upstreams show: whose credentials these are asked with tells the scope.
+    /// Returns the viewer of what its upstreams show. The scope depends on whose credentials the upstreams are asked
+    /// with.
     pub fn viewer(&self) -> Viewer {
         let scope = if self.config.client_consent.is_some() { Scope::ByClients } else { Scope::Own };
         Viewer::new(self.prefix(), scope)
     }
 
-    /// Who is shown what its upstreams show without any credentials.
+    /// Returns the viewer of what its upstreams show without credentials.
     pub fn everybody(&self) -> Viewer {
         Viewer::new(self.prefix(), Scope::Public)
     }
 }
 
-/// A repository and the name within it, as its upstreams know it.
+/// A repository and a name within it, as its upstreams know the name.
 #[derive(Clone)]
 pub struct Target {
     pub repository: Arc<Repository>,
     pub name: Name,
-    /// As whom its upstreams are asked.
+    /// The credentials that its upstreams are asked with.
     pub who: Who,
-    /// Whether only a scope and the tag led here.
+    /// Whether a scope that matches only with the tag led here.
     pub is_by_tag: bool,
-    /// The address that the client is counted by.
+    /// The address by which the client is counted.
     pub client: Option<IpAddr>,
 }
 
 impl Target {
-    /// Under what a tag of the name is kept.
+    /// Returns the key under which a tag of the name is kept.
     pub fn tag_key(&self, tag: &Tag) -> TagKey {
         TagKey {
             repository: self.repository.prefix().to_owned(),

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// The only proxy that is trusted in properties.
+/// The only proxy that the properties trust.
 const PROXY: &str = "192.0.2.80";
 const CLIENT: &str = "203.0.113.9";
 
@@ -60,10 +60,10 @@ fn behind_trusted_proxies_the_last_stranger_is_the_client() {
         ("::ffff:192.0.2.1", "192.0.2.1"),
         ("192.0.2.1, ::ffff:10.0.0.7", "192.0.2.1"),
         ("192.0.2.1, fd00::7", "192.0.2.1"),
-        // All of them are trusted: the first one is the client.
+        // All of them are trusted proxies: the first one is the client.
         ("10.9.9.9", "10.9.9.9"),
         ("10.9.9.9, 10.0.0.2", "10.9.9.9"),
-        // What stands left of a stranger or of what cannot be read is not looked at.
+        // What is left of an untrusted or unreadable address is not read.
         ("10.9.9.9, 192.0.2.1, 10.0.0.2", "192.0.2.1"),
         ("garbage, 192.0.2.1", "192.0.2.1"),
     ] {
@@ -98,7 +98,7 @@ fn what_cannot_be_read_is_nobodys_address() {
         b"2001:db8::1]",
         b"\"192.0.2.1\"",
         b"for=192.0.2.1",
-        // The loopback of another machine.
+        // The loopback address of another machine.
         b"127.0.0.1",
     ];
     for value in unreadable {
@@ -171,7 +171,7 @@ fn forwarded_is_read_as_its_grammar_says() {
         "f\"r=192.0.2.1",
         "=192.0.2.1",
         "for=192.0.2.1=x",
-        // A client opened a quote, and the proxy's own element is inside.
+        // A client opened a quote, and the proxy's own element is inside it.
         "x=\", for=192.0.2.1;host=\";for=10.1.2.3;y=\"\"",
         "for=192.0.2.1;x=\"a, For=9.9.9.9\"",
     ] {
@@ -180,7 +180,7 @@ fn forwarded_is_read_as_its_grammar_says() {
     }
 }
 
-/// Bytes that a header can have: what is of interest here, and anything else.
+/// Bytes that a header can have: parts that matter here, and any others.
 fn value() -> impl Strategy<Value = Vec<u8>> {
     let words: &[&[u8]] = &[
         b"10.1.2.3",
@@ -238,9 +238,9 @@ proptest! {
         prop_assert!(!client.is_secure);
     }
 
-    /// Of whatever a client sends, a proxy appends to the configured header or sets it, as nginx does with
-    /// `$proxy_add_x_forwarded_for` (which joins all lines of the client) and `$remote_addr`, or adds a line of its own, as
-    /// HAProxy does; the other header passes.
+    /// Whatever a client sends, a proxy appends to the configured header or sets it, as nginx does with
+    /// `$proxy_add_x_forwarded_for` (which joins all lines of the client) and `$remote_addr`, or adds a line of its
+    /// own, as HAProxy does. The other header passes unchanged.
     #[test]
     fn behind_a_proxy_a_client_is_itself_or_unknown(
         sent in lines(),
@@ -259,7 +259,7 @@ proptest! {
             }
         }
         let element = match reads_forwarded {
-            // The host is the client's own, quoted as the grammar has it.
+            // The client chooses the host; it is quoted as the grammar demands.
             true => {
                 let mut element = format!("for={CLIENT};host=\"").into_bytes();
                 for &byte in &hosts {

@@ -1,4 +1,4 @@
-//! CONNECT: to carry a tunnel, or to open it.
+//! CONNECT: a tunnel is carried, or opened and read.
 
 use std::io;
 use std::sync::Arc;
@@ -27,16 +27,18 @@ use crate::proxy::{Came, Lead, Tunnel};
 use crate::sent::Sent;
 use crate::tunnel;
 
-/// For a client to begin; longer waits who expects the server to speak first.
+/// How long Larder waits for the client's first byte. A client that expects the server to speak first waits longer.
 const SILENCE: Duration = Duration::from_secs(10);
+/// How long a client has for its first TLS message, and for the handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// Most bytes of a client's first TLS message.
+/// Longest first TLS message of a client, in bytes.
 const MAX_HELLO: usize = 64 * 1024;
 /// The first byte of TLS (RFC 8446, section 5.1: a handshake record).
 const TLS: u8 = 22;
+/// The protocols that Larder speaks in an opened tunnel.
 const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
 
-/// Answers a CONNECT and sees to what comes through it.
+/// Answers a CONNECT and serves its tunnel.
 pub async fn answer(way: Arc<Way>, mut request: Request<Sent>) -> Response<Body> {
     let upgraded = hyper::upgrade::on(&mut request);
     let (parts, _body) = request.into_parts();
@@ -56,7 +58,7 @@ pub async fn answer(way: Arc<Way>, mut request: Request<Sent>) -> Response<Body>
     response
 }
 
-/// Sees to a tunnel, of which something may have been read already.
+/// Serves a tunnel. `read`: bytes of it that were read already.
 pub async fn follow(stream: TcpStream, read: Bytes, lead: Lead, way: Arc<Way>) {
     let address = way.address();
     let result = match lead {
@@ -84,13 +86,13 @@ async fn carry(client: Rewound, server: TcpStream, through: Tunnel, way: &Way) -
     }
 }
 
-/// Carries what turned out to be no HTTP.
+/// Carries bytes that turned out not to be HTTP.
 async fn carry_to(client: Rewound, through: Tunnel, way: &Way) -> io::Result<()> {
     let (server, address) = way.proxy.dial(&through.place).await.map_err(io::Error::other)?;
     carry(client, server, Tunnel { address, ..through }, way).await
 }
 
-/// Finds out what a client speaks, and answers it where that is HTTP.
+/// Finds out which protocol a client speaks, and answers it if that is HTTP.
 async fn open(mut stream: TcpStream, read: Bytes, through: Tunnel, way: Arc<Way>) -> io::Result<()> {
     let mut begun = BytesMut::from(&read[..]);
     if begun.is_empty() {
@@ -117,7 +119,7 @@ async fn open(mut stream: TcpStream, read: Bytes, through: Tunnel, way: Arc<Way>
     }
 }
 
-/// Reads a client's first message; what was read of it stays in `begun`.
+/// Reads a client's first TLS message. The bytes stay in `begun`.
 async fn greet(stream: &mut TcpStream, begun: &mut BytesMut) -> io::Result<Accepted> {
     let mut acceptor = Acceptor::default();
     let mut taken = 0;
@@ -139,13 +141,14 @@ async fn greet(stream: &mut TcpStream, begun: &mut BytesMut) -> io::Result<Accep
     }
 }
 
-/// Who offers other protocols only is left alone; who offers none most likely speaks HTTP/1.1.
+/// Returns whether a client speaks HTTP. One that offers only other protocols does not; one that offers none most
+/// likely speaks HTTP/1.1.
 fn speaks_http(hello: &ClientHello<'_>) -> bool {
     hello.alpn().is_none_or(|mut offered| offered.any(|protocol| PROTOCOLS.contains(&protocol)))
 }
 
 async fn open_tls(stream: TcpStream, accepted: Accepted, through: Tunnel, way: Arc<Way>) -> io::Result<()> {
-    // Who connects to an address may name the host here.
+    // A client that connects to an address may name the host in this message.
     let name = accepted.client_hello().server_name().map(str::to_ascii_lowercase);
     let host = name.unwrap_or_else(|| through.place.host.clone());
     let config = server_config(&way.ca, &host).map_err(io::Error::other)?;
@@ -156,7 +159,7 @@ async fn open_tls(stream: TcpStream, accepted: Accepted, through: Tunnel, way: A
             Ok(())
         }
         Ok(Err(error)) => {
-            // Nearly always the one thing that is missing on the client's side.
+            // Nearly always the client does not trust Larder's authority.
             let (client, ca) = (way.address(), way.ca.file().display());
             tracing::info!(%client, %host, %error, "a client does not take our certificate; does it trust {ca}? `larder ca` tells how");
             Ok(())
@@ -165,8 +168,8 @@ async fn open_tls(stream: TcpStream, accepted: Accepted, through: Tunnel, way: A
     }
 }
 
-/// Answers the requests of an opened tunnel. Each of them is judged; when the tunnel is not allowed any more, it ends
-/// with those that are running.
+/// Answers the requests of an opened tunnel. Each request is checked on its own. When the tunnel is no longer allowed,
+/// it ends with its running requests.
 async fn serve(stream: impl Socket + Send + 'static, is_secure: bool, through: Tunnel, way: Arc<Way>) {
     let (peer, proxy, metrics) = (way.peer.clone(), way.proxy.clone(), way.metrics.clone());
     let (turn_away, turned_away) = watch::channel(());

@@ -1,5 +1,5 @@
-//! The proxy door: requests in absolute form, CONNECT, SOCKS 5. What comes through a tunnel to a host that
-//! matters is opened and read; all else is carried untouched.
+//! The proxy door: requests in absolute form, CONNECT, SOCKS 5. A tunnel to a host that the configuration names is
+//! opened and read; all others are carried unchanged.
 
 mod connect;
 mod rewound;
@@ -21,7 +21,7 @@ use crate::proxy::{Came, usage};
 use crate::sent::Sent;
 pub use way::Way;
 
-/// A client has this long to say its first word.
+/// How long a client has for its first byte.
 const FIRST: Duration = Duration::from_secs(30);
 
 /// Serves one connection to its end.
@@ -51,7 +51,7 @@ async fn answer(way: Arc<Way>, request: Request<Sent>) -> Response<Body> {
     if request.uri().authority().is_some() {
         return way.proxy.pass(request, Came::Open, way.client(), way.kept()).await;
     }
-    // To the door itself: somebody looks, or fetches what clients have to trust.
+    // A request to the door itself: somebody looks, or fetches the certificate that clients have to trust.
     let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
     if is_read && request.uri().path() == "/ca.crt" {
         let mut response = Response::new(full(way.ca.pem().to_owned().into()));

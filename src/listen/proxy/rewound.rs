@@ -1,4 +1,4 @@
-//! A connection of which something was read already.
+//! A connection of which some bytes were read already.
 
 use std::io;
 use std::pin::Pin;
@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use crate::cache::Mapping;
 use crate::listen::guard::Socket;
 
-/// Gives what was read once more, then what comes.
+/// Returns the bytes that were read already once more, then those that arrive.
 pub struct Rewound {
     pub read: Bytes,
     pub stream: TcpStream,

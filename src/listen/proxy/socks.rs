@@ -1,4 +1,4 @@
-//! SOCKS 5 (RFC 1928), with names and passwords (RFC 1929): CONNECT in other words.
+//! SOCKS 5 (RFC 1928), with names and passwords (RFC 1929): another form of CONNECT.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -17,18 +17,19 @@ use super::connect;
 use super::way::Way;
 use crate::proxy::Lead;
 
-/// The first byte of all that a client sends.
+/// The version of the protocol: the first byte that a client sends.
 pub const VERSION: u8 = 5;
 const CONNECT: u8 = 1;
+/// How long a client has until the tunnel is agreed on.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How a client may say who it is.
+/// Methods by which a client may authenticate.
 const NOBODY: u8 = 0;
 const PASSWORD: u8 = 2;
 const NOTHING_FITS: u8 = 0xff;
 const PASSWORD_VERSION: u8 = 1;
 
-/// What a client is told.
+/// Answers to a client.
 const DONE: u8 = 0;
 const NOT_ALLOWED: u8 = 2;
 const UNREACHABLE: u8 = 4;
@@ -46,7 +47,7 @@ pub async fn serve(mut stream: TcpStream, way: Arc<Way>) {
     }
 }
 
-/// Hears where the client wants to go; `None`: it was told that it cannot.
+/// Reads where the client wants to go. `None`: the client was told that it cannot go there.
 async fn agree(stream: &mut TcpStream, way: &Way) -> io::Result<Option<Lead>> {
     let Some(login) = log_in(stream).await? else {
         return Ok(None);
@@ -82,8 +83,8 @@ async fn agree(stream: &mut TcpStream, way: &Way) -> io::Result<Option<Lead>> {
     Ok(lead)
 }
 
-/// The client's name and password as HTTP has them, `None` inside where it is nobody; `None`: it offers
-/// neither.
+/// Returns the client's name and password as an HTTP header, or `Some(None)` if the client authenticates without them.
+/// Returns `None` if the client offers neither method.
 async fn log_in(stream: &mut TcpStream) -> io::Result<Option<Option<HeaderValue>>> {
     let [_, count] = read(stream).await?;
     let mut offered = vec![0; usize::from(count)];
@@ -92,7 +93,7 @@ async fn log_in(stream: &mut TcpStream) -> io::Result<Option<Option<HeaderValue>
         stream.write_all(&[VERSION, PASSWORD]).await?;
         let [_] = read(stream).await?;
         let (name, password) = (text(stream).await?, text(stream).await?);
-        // Whether they are right is said with the answer to what is asked for then.
+        // The answer to the request that follows tells whether they are right.
         stream.write_all(&[PASSWORD_VERSION, DONE]).await?;
         let login = format!("Basic {}", BASE64_STANDARD.encode(format!("{name}:{password}")));
         return Ok(Some(HeaderValue::try_from(login).ok()));
@@ -103,7 +104,7 @@ async fn log_in(stream: &mut TcpStream) -> io::Result<Option<Option<HeaderValue>
 }
 
 async fn tell(stream: &mut TcpStream, word: u8) -> io::Result<()> {
-    // From which address we go there is nobody's business.
+    // The address from which Larder connects is nobody's business.
     stream.write_all(&[VERSION, word, 0, 1, 0, 0, 0, 0, 0, 0]).await
 }
 
@@ -113,7 +114,7 @@ async fn read<const N: usize>(stream: &mut TcpStream) -> io::Result<[u8; N]> {
     Ok(bytes)
 }
 
-/// A text behind its length.
+/// Reads a text that follows its length.
 async fn text(stream: &mut TcpStream) -> io::Result<String> {
     let [length] = read(stream).await?;
     let mut bytes = vec![0; usize::from(length)];
