@@ -20,7 +20,9 @@ use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
+use crate::clock;
 use crate::files::{self, Readers};
+use crate::random;
 use crate::x509::Certificate;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -89,7 +91,7 @@ impl Ca {
         if !certificate.is_authority {
             return Err(unusable(&file, &"its certificate is not one of an authority (CA:TRUE)"));
         }
-        if certificate.until <= SystemTime::now() {
+        if certificate.until <= clock::wall() {
             let reason = "its certificate has ended; take both files away, and a new authority is made";
             return Err(unusable(&file, &reason));
         }
@@ -125,7 +127,7 @@ impl Ca {
 
     /// A certificate for a host name or address, with its key and what leads to the root.
     pub fn leaf(&self, host: &str) -> Result<Arc<CertifiedKey>, CaError> {
-        let now = SystemTime::now();
+        let now = clock::wall();
         if let Some(leaf) = self.leaves.get(host).filter(|leaf| leaf.renew_at > now) {
             return Ok(leaf.certified);
         }
@@ -163,7 +165,7 @@ fn make() -> Result<(String, String), String> {
     let text = |error: rcgen::Error| error.to_string();
     let key = KeyPair::generate().map_err(text)?;
     let mut params = CertificateParams::new(Vec::new()).map_err(text)?;
-    let now = SystemTime::now();
+    let now = clock::wall();
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params.distinguished_name = rcgen::DistinguishedName::new();
@@ -182,7 +184,7 @@ fn make() -> Result<(String, String), String> {
 /// No two certificates of one issuer may have the same (RFC 5280, section 4.1.2.2).
 fn random_serial() -> Result<SerialNumber, String> {
     let mut bytes = [0; 16];
-    ::aws_lc_rs::rand::fill(&mut bytes).map_err(|_| "the system gives no random numbers".to_owned())?;
+    random::fill(&mut bytes).map_err(|error| error.to_string())?;
     // It is a positive number.
     bytes[0] = bytes[0] & 0x7f | 0x40;
     Ok(SerialNumber::from(bytes.to_vec()))

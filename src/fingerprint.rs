@@ -5,16 +5,17 @@ use std::sync::OnceLock;
 
 use aws_lc_rs::hmac;
 
+use crate::random;
+
 /// An HMAC of the parts with a key that only this process has.
 pub fn of(parts: &[&[u8]]) -> [u8; 32] {
     static KEY: OnceLock<hmac::Key> = OnceLock::new();
     let key = KEY.get_or_init(|| {
         let mut secret = [0; 32];
         // Without random numbers nothing that needs TLS works either; the seeds of hash maps are the next best.
-        if aws_lc_rs::rand::fill(&mut secret).is_err() {
-            use std::hash::{BuildHasher, RandomState};
+        if random::fill(&mut secret).is_err() {
             for part in secret.chunks_mut(8) {
-                part.copy_from_slice(&RandomState::new().hash_one(0).to_le_bytes());
+                part.copy_from_slice(&random::number().to_le_bytes());
             }
         }
         hmac::Key::new(hmac::HMAC_SHA256, &secret)

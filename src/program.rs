@@ -107,9 +107,9 @@ impl Drop for Group {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
 
     use super::*;
+    use crate::clock::Instant;
 
     async fn sh(script: &str, reads: Reads, patience: Duration) -> Result<Ran, ProgramError> {
         let mut command = Command::new("sh");

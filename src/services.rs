@@ -4,11 +4,12 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use crate::access::{Access, NoRandomness, Rules, RulesError};
+use crate::access::{Access, Rules, RulesError};
 use crate::cache::Cache;
 use crate::config::Config;
 use crate::observe::Metrics;
 use crate::proxy::{Proxy, ProxyRules};
+use crate::random::NoRandomness;
 use crate::registry::{Content, Registry};
 use crate::upstream::{BuildError, Clients};
 

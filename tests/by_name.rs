@@ -179,3 +179,29 @@ async fn what_one_upstream_of_several_shows_says_nothing_of_the_same_name_at_ano
         assert_eq!(stolen.status, 403, "{}", stolen.text());
     }
 }
+
+/// Some registries give configs to everybody (a config comes first, and clients show it before they log in).
+#[tokio::test(flavor = "multi_thread")]
+async fn the_configs_of_two_images_open_no_layer() {
+    let scene = Proxied::start(options().user("also-me", "x").private(PRIVATE, "also-me")).await;
+    let images = [large_image(1), large_image(2)];
+    let (browser, also_me) = (scene.browser(), login("also-me:x"));
+    for (tag, image) in ["1", "2"].into_iter().zip(&images) {
+        scene.hub.push_image(PRIVATE, tag, image);
+        for bytes in image.blobs() {
+            let blob = browser.get_as(&login("me:mine"), scene.blob(PRIVATE, &sha256(&bytes))).await;
+            assert_eq!(blob.status, 200);
+        }
+        is_stored(&scene, image).await;
+    }
+    for (tag, image) in ["1", "2"].into_iter().zip(&images) {
+        assert_eq!(browser.get_as(&also_me, scene.manifest(PRIVATE, tag)).await.status, 200);
+        assert_eq!(browser.get_as(&also_me, scene.blob(PRIVATE, &image.config_digest())).await.status, 200);
+    }
+    scene.hub.take_requests();
+    let layers = images[0].layer_digests();
+    for layer in &layers[..3] {
+        assert_eq!(browser.get_as(&also_me, scene.blob(PRIVATE, layer)).await.status, 200);
+    }
+    assert_eq!(scene.hub.count_on(On::blob().head()), 1, "the first layer is asked for: {}", scene.hub.summary());
+}

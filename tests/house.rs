@@ -5,16 +5,21 @@ use std::path::{Path, PathBuf};
 
 use crate::support::Larder;
 
+/// Rooms that any other may import from.
+const FOR_ALL: [&str; 2] = ["clock", "random"];
+
 /// Each room and the rooms it may import from.
-const ROOMS: [(&str, &[&str]); 35] = [
+const ROOMS: [(&str, &[&str]); 37] = [
     ("oci", &[]),
     ("body", &["failure"]),
+    ("clock", &[]),
     ("descriptors", &[]),
     ("failure", &[]),
     ("files", &[]),
     ("fingerprint", &[]),
     ("places", &[]),
     ("program", &["text"]),
+    ("random", &[]),
     ("sent", &[]),
     ("text", &[]),
     ("tunnel", &[]),
@@ -152,11 +157,42 @@ fn imports_go_one_way() {
                 let rest = &text[at + "crate::".len()..];
                 let import =
                     rest.split(|c: char| !c.is_ascii_lowercase() && !c.is_ascii_digit()).next().unwrap_or_default();
-                let is_fine = import == room || import.is_empty() || allowed.contains(&import);
+                let is_own = import == room || import.is_empty();
+                let is_fine = is_own || FOR_ALL.contains(&import) || allowed.contains(&import);
                 assert!(is_fine, "{} imports {import}, which {room} may not", file.display());
             }
         }
     }
+}
+
+/// So that a test can hold the time, foretell chance, and see every connection.
+#[test]
+fn there_is_one_clock_one_source_of_chance_and_one_way_to_connect() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let kept_to = [
+        ("SystemTime::now", "clock.rs"),
+        ("std::time::Instant", "clock.rs"),
+        ("rand::fill", "random.rs"),
+        ("hash_one(0)", "random.rs"),
+        ("Client::builder", "dial.rs"),
+        ("HttpConnector::new", "dial.rs"),
+        ("TcpStream::connect", "dial.rs"),
+    ];
+    let mut found = 0;
+    for file in sources(src) {
+        let text = fs::read_to_string(&file).expect("readable");
+        let code = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
+        for (word, home) in kept_to {
+            let is_of_tests = file.to_string_lossy().contains("tests");
+            if code.contains(word) && !is_of_tests {
+                assert!(file.ends_with(home), "{} has {word}, which is for {home}", file.display());
+                found += 1;
+            }
+        }
+        let imports_another = code.lines().any(|line| line.starts_with("use std::time::") && line.contains("Instant"));
+        assert!(!imports_another, "{} imports the Instant of std", file.display());
+    }
+    assert!(found >= 5, "the sources were read");
 }
 
 #[tokio::test]

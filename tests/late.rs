@@ -251,6 +251,6 @@ async fn many_checks_at_once_share_few_connections() {
         assert_eq!(asked.await.expect("no panic").0.status, 200);
         most = most.max(hub.connections());
     }
-    // A few more may be about to go back to those that are kept.
-    assert!((1..=100).contains(&most), "{most} connections");
+    // More than have a place may be about to go back to those that are kept, on a busy machine some dozens.
+    assert!((1..=200).contains(&most), "{most} connections");
 }

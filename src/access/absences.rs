@@ -1,10 +1,11 @@
 //! Remembers for a short time that something does not exist, or that a client may not read it.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
+use crate::clock::Instant;
 use crate::failure::{Failure, FailureKind};
 use crate::routing::Target;
 use crate::upstream::WhoId;

@@ -1,7 +1,5 @@
 //! `Authorization` (RFC 9110, section 11.6.2): the credentials that a client sends.
 
-use std::time::SystemTime;
-
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use http::header::AUTHORIZATION;
@@ -9,6 +7,7 @@ use http::{HeaderMap, HeaderValue};
 
 use super::refusal::Challenge;
 use super::sealer::{self, Sealer};
+use crate::clock;
 use crate::upstream::Who;
 
 /// Longest `Authorization` that is read, in bytes.
@@ -35,7 +34,7 @@ pub fn credentials(headers: &HeaderMap, sealer: &Sealer) -> Result<Who, Challeng
         };
     }
     if scheme.eq_ignore_ascii_case("bearer") && rest.starts_with(sealer::PREFIX) {
-        return sealer.open(rest, SystemTime::now()).ok_or(Challenge::Invalid);
+        return sealer.open(rest, clock::wall()).ok_or(Challenge::Invalid);
     }
     // For instance a token from the upstream's own token service.
     let mut value = value.clone();

@@ -13,12 +13,13 @@
 //! consent renews itself. The limit of a day is there because a name may be given to another owner.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
 use crate::cache::Manifest;
+use crate::clock::Instant;
 use crate::oci::Digest;
 use crate::oci::manifest::{ChildKind, Outline};
 use crate::routing::Target;
@@ -52,7 +53,29 @@ struct Shown {
     /// The last two different blobs.
     blobs: Vec<(Digest, Instant)>,
     /// Manifests with the blobs that they name.
-    manifests: Vec<(Digest, Arc<[Digest]>, Instant)>,
+    manifests: Vec<(Digest, Named, Instant)>,
+}
+
+/// The blobs that a manifest names.
+#[derive(Clone)]
+struct Named {
+    /// The config first, where there is one.
+    blobs: Arc<[Digest]>,
+    /// Where the layers begin among them.
+    layers_from: usize,
+}
+
+impl Named {
+    fn by(manifest: &Manifest) -> Self {
+        let children = Outline::read(&manifest.bytes).children;
+        let blobs = children.iter().filter(|child| child.kind != ChildKind::Manifest);
+        let layers_from = blobs.clone().take_while(|child| child.kind == ChildKind::Config).count();
+        Self { blobs: blobs.map(|child| child.digest).collect(), layers_from }
+    }
+
+    fn layers(&self) -> &[Digest] {
+        &self.blobs[self.layers_from..]
+    }
 }
 
 #[derive(Clone)]
@@ -60,7 +83,8 @@ struct ByLength;
 
 impl Weighter<Key, Arc<Shown>> for ByLength {
     fn weight(&self, (repository, name, _): &Key, shown: &Arc<Shown>) -> u64 {
-        let named: usize = shown.manifests.iter().map(|(_, named, _)| 128 + named.len() * size_of::<Digest>()).sum();
+        let named: usize =
+            shown.manifests.iter().map(|(_, named, _)| 128 + named.blobs.len() * size_of::<Digest>()).sum();
         512 + (repository.len() + name.len() + named) as u64
     }
 }
@@ -96,15 +120,11 @@ impl ByName {
         let key = key(target);
         let mut shown = self.shown.get(&key).map(|shown| (*shown).clone()).unwrap_or_default();
         let known = shown.manifests.iter().position(|(known, ..)| *known == manifest.digest);
-        let named: Arc<[Digest]> = match known {
+        let named = match known {
             Some(known) => shown.manifests.remove(known).1,
-            None => {
-                let children = Outline::read(&manifest.bytes).children;
-                let blobs = children.iter().filter(|child| child.kind == ChildKind::Blob);
-                blobs.map(|child| child.digest).collect()
-            }
+            None => Named::by(manifest),
         };
-        if named.is_empty() || named.len() > NAMED {
+        if named.blobs.is_empty() || named.blobs.len() > NAMED {
             return;
         }
         shown.manifests.push((manifest.digest, named, at));
@@ -128,8 +148,12 @@ impl ByName {
             return false;
         };
         let is_of_now = |at: &Instant| at.elapsed() < life;
-        let is_open = shown.blobs.len() == 2 && shown.blobs.iter().all(|(_, at)| is_of_now(at));
-        let is_named = shown.manifests.iter().any(|(_, named, at)| is_of_now(at) && named.contains(digest));
+        let manifests = || shown.manifests.iter().filter(|(_, _, at)| is_of_now(at)).map(|(_, named, _)| named);
+        let is_layer = |blob: &Digest| manifests().any(|named| named.layers().contains(blob));
+        let is_open = shown.blobs.len() == 2
+            && shown.blobs.iter().all(|(_, at)| is_of_now(at))
+            && shown.blobs.iter().any(|(blob, _)| is_layer(blob));
+        let is_named = manifests().any(|named| named.blobs.contains(digest));
         is_open && is_named && self.blobs.get(&(repository, name, *digest)).is_some_and(|at| at.elapsed() < OF_NAME)
     }
 

@@ -5,7 +5,7 @@
 //! client.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use quick_cache::sync::Cache as Bounded;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -16,6 +16,7 @@ use super::given::Consents;
 use super::questions::Questions;
 use crate::cache::flight::Flights;
 use crate::cache::{Cache, Manifest};
+use crate::clock::Instant;
 use crate::failure::Failure;
 use crate::oci::{Digest, Reference};
 use crate::routing::Target;

@@ -3,11 +3,12 @@
 //! may name any object, also one that its author may not read.
 
 use std::sync::Weak;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use quick_cache::sync::Cache;
 
 use crate::cache::{Fill, FillReader};
+use crate::clock::Instant;
 use crate::failure::{Failure, FailureKind};
 use crate::oci::Digest;
 use crate::routing::Target;

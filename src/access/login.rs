@@ -13,10 +13,11 @@ use super::caller::{Caller, basic};
 use super::host::AskedHost;
 use super::refusal::{Challenge, Refusal, Wanted};
 use super::rules::Rules;
-use super::sealer::{NoRandomness, Sealer};
+use super::sealer::Sealer;
 use crate::auth::{Client, ClientAddress, Credential, Identity, Known, Logins, NotNow, is_secure};
 use crate::config::{Allow, Login};
 use crate::failure::{Failure, FailureKind};
+use crate::random::NoRandomness;
 use crate::routing::Repository;
 use crate::upstream::Who;
 

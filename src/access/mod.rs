@@ -27,4 +27,4 @@ pub use login::{Access, Manager, Wrong, challenge, host, not_now};
 pub use questions::{Questions, party};
 pub use refusal::{Challenge, Refusal, Wanted};
 pub use rules::{Rules, RulesError};
-pub use sealer::{LIFE, NoRandomness};
+pub use sealer::LIFE;

@@ -13,6 +13,7 @@ use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Login, Secret};
+use crate::random::{self, NoRandomness};
 use crate::upstream::Who;
 
 /// How long a token is valid; then clients get another one.
@@ -31,16 +32,11 @@ struct Content {
     login: Option<(String, String)>,
 }
 
-/// Why no sealer could be made: the system gives no random numbers.
-#[derive(Debug, thiserror::Error)]
-#[error("the system gives no random numbers for a key")]
-pub struct NoRandomness;
-
 impl Sealer {
     /// Creates a sealer with a new random key.
     pub fn new() -> Result<Self, NoRandomness> {
         let mut key = [0; 32];
-        aws_lc_rs::rand::fill(&mut key).map_err(|_| NoRandomness)?;
+        random::fill(&mut key)?;
         RandomizedNonceKey::new(&AES_256_GCM, &key).map(Self).map_err(|_| NoRandomness)
     }
 
@@ -81,11 +77,12 @@ pub fn login(name: String, password: String) -> Who {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock;
 
     #[test]
     fn a_token_holds_what_it_was_made_of_and_not_for_ever() {
         let sealer = Sealer::new().expect("a key");
-        let now = SystemTime::now();
+        let now = clock::wall();
         let login = Login::new("me", Secret::new("pass:word"));
         let token = sealer.seal(Some(&login), now).expect("sealed");
         assert_eq!(sealer.open(&token, now), Some(Who::Login(Arc::new(login.clone()))));
@@ -98,7 +95,7 @@ mod tests {
     #[test]
     fn a_token_of_another_key_or_a_changed_one_is_worth_nothing() {
         let (sealer, other) = (Sealer::new().expect("a key"), Sealer::new().expect("a key"));
-        let now = SystemTime::now();
+        let now = clock::wall();
         let token = sealer.seal(None, now).expect("sealed");
         assert_eq!(other.open(&token, now), None);
         let changed = format!("{}{}", &token[..token.len() - 1], if token.ends_with('A') { "Q" } else { "A" });

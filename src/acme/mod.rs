@@ -13,7 +13,7 @@ mod shown;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::sync::{Mutex, watch};
 
@@ -21,6 +21,7 @@ pub use door::DoorError;
 pub use error::AcmeError;
 pub use shown::Shown;
 
+use crate::clock;
 use crate::config;
 use crate::observe::Metrics;
 use crate::text::one_line;
@@ -160,7 +161,7 @@ impl Certificates {
         acme: &Arc<config::Acme>,
         interrupted: impl Future<Output = ()>,
     ) -> Result<Duration, AcmeError> {
-        let now = SystemTime::now();
+        let now = clock::wall();
         if let Some(kept) = self.show_kept(acme).await
             && kept.is_for(&acme.domains)
             && let Ok(left) = kept.due().duration_since(now)

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{Query, RawQuery, State};
@@ -14,6 +14,7 @@ use serde::Deserialize;
 use tokio::sync::mpsc;
 
 use super::problem::Problem;
+use crate::clock::Instant;
 use crate::ops::{self, Images, OpsError, PinDone, Pins, PurgeDone};
 use crate::services::Services;
 use crate::upkeep::scrub::Report;

@@ -1,12 +1,13 @@
 //! `GET /api/upstreams`: the state of the upstreams and what is left of their rate limits.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::response::Json;
 use serde::Serialize;
 
+use crate::clock::Instant;
 use crate::failure::Failure;
 use crate::services::Services;
 use crate::upstream::Upstream;

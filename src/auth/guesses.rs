@@ -4,11 +4,12 @@
 use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use quick_cache::sync::Cache;
 
 use super::{ClientAddress, NotNow};
+use crate::clock::Instant;
 
 /// Wrong logins that one address may try in one minute.
 pub const GUESSES: u32 = 20;

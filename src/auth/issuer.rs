@@ -4,7 +4,7 @@
 //! none of them. While the issuer cannot be asked, those that are known are used for a day.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -18,6 +18,7 @@ use tokio::sync::Mutex;
 use url::Url;
 
 use super::{Claims, NotNow};
+use crate::clock::{self, Instant};
 use crate::config::{self, Keys};
 use crate::text::one_line;
 use crate::web::{Client, WebError};
@@ -312,6 +313,6 @@ impl Key {
 /// The latest second in which a token can have been made.
 #[allow(clippy::cast_precision_loss)]
 fn latest() -> f64 {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let now = clock::wall().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     (now.as_secs() + LEEWAY) as f64
 }

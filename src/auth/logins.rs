@@ -1,7 +1,7 @@
 //! All the ways to log in here: passwords of users, and tokens of issuers.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use quick_cache::sync::Cache;
 use serde::Deserialize;
@@ -11,6 +11,7 @@ use super::guesses::Guesses;
 use super::issuer::{Issuer, Refused};
 use super::passwords::Passwords;
 use super::{Claims, ClientAddress, NotNow};
+use crate::clock::{self, Instant};
 use crate::config::Auth;
 use crate::fingerprint;
 use crate::text::one_line;
@@ -193,7 +194,7 @@ enum Says<'a> {
 /// How long a token is good.
 fn left(claims: &Claims) -> Duration {
     let expires = claims.values.get("exp").and_then(Value::as_f64).unwrap_or_default();
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let now = clock::wall().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     Duration::try_from_secs_f64(expires - now.as_secs_f64()).unwrap_or_default()
 }
 
@@ -223,7 +224,7 @@ mod tests {
         let both = line("bob", 'a') + &line("eve", 'b');
         let before = logins(dir.path(), &both, "larder", None);
         let token = |seconds: i64| {
-            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_secs();
+            let now = clock::wall().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_secs();
             let expires = i64::try_from(now).expect("a time") + seconds;
             let Value::Object(values) = json!({ "exp": expires }) else { unreachable!("an object") };
             Known::Bearer(Arc::new(Claims { issuer: "ci".into(), values }))

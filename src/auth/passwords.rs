@@ -4,13 +4,14 @@
 use std::collections::HashMap;
 use std::hint::black_box;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use quick_cache::sync::Cache;
 
 use super::guesses::{Guesses, Place};
 use super::turns::Turns;
 use super::{ClientAddress, NotNow};
+use crate::clock::Instant;
 use crate::config::{Htpasswd, Secret};
 use crate::fingerprint;
 

@@ -1,7 +1,8 @@
 //! Which source goes on with a transfer that broke, and when. Pure; the time is handed in.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use crate::clock::Instant;
 use crate::failure::{Failure, FailureKind};
 
 /// How often in a row a source may break without having brought much before it rests.

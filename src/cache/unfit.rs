@@ -1,9 +1,10 @@
 //! Objects that are larger than all of the cache.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use quick_cache::sync::Cache as Bounded;
 
+use crate::clock::Instant;
 use crate::oci::Digest;
 
 /// How long it is remembered that an object can never fit.

@@ -19,6 +19,7 @@ use crate::ops::{self, Images, PinDone, PurgeDone};
 use crate::routing::Routing;
 use crate::upkeep::scrub::Report;
 use crate::upstream::Clients;
+use crate::web::dial;
 
 const CONNECT: Duration = Duration::from_secs(5);
 /// For each answer to begin, and between two pieces of it.
@@ -189,7 +190,7 @@ impl Api {
     fn new(base: Url) -> Result<Self, CommandError> {
         // Another part of the process may have been first; any provider will do.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let client = reqwest::Client::builder().no_proxy().connect_timeout(CONNECT).read_timeout(ANSWER).build();
+        let client = dial::plain_client(CONNECT).read_timeout(ANSWER).build();
         let client = client.map_err(|error| CommandError::Failed(error.to_string()))?;
         Ok(Self { client, base })
     }

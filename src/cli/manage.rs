@@ -2,11 +2,12 @@
 
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::error::CommandError;
 use super::instance::{Instance, Where};
 use super::output::{print, print_json};
+use crate::clock::Instant;
 use crate::ops::Image;
 use crate::upkeep::scrub::{INDEX_IS_FINE, Report, Trouble};
 

@@ -4,11 +4,12 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::signal::unix::Signal;
 
 use crate::acme::{Certificates, Occasion};
+use crate::clock;
 use crate::config::{AcmeChallenge, Config, Loaded, Sources, Watch};
 use crate::listen::Tls;
 use crate::observe::Metrics;
@@ -65,7 +66,7 @@ impl Reload {
                 let has_changed = watch.has_changed();
                 if is_told || has_changed {
                     watch.settle();
-                    let read_at = SystemTime::now();
+                    let read_at = clock::wall();
                     let files = reload.load(if is_told { Occasion::Demand } else { Occasion::Change });
                     watch.follow(files, read_at);
                 }

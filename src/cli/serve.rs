@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -16,6 +16,7 @@ use super::reload::{Reached, Reload, acme_door, count_certificates};
 use crate::acme::{Certificates, Occasion};
 use crate::ca::Ca;
 use crate::cache::Cache;
+use crate::clock;
 use crate::config::{self, Config, Loaded, Sources, Watch};
 use crate::descriptors::{self, Shares};
 use crate::listen::Tls;
@@ -30,7 +31,7 @@ pub fn run(files: &[PathBuf]) -> ExitCode {
     let sources = Sources::new(files, config::environment());
     // Before it is read: what is changed while we start is not to be missed.
     let mut watch = Watch::new(sources.files_to_watch());
-    let read_at = SystemTime::now();
+    let read_at = clock::wall();
     let begun_with = Reload::written(&sources);
     let Loaded { config, files } = sources.load();
     watch.follow(files, read_at);

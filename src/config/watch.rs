@@ -7,6 +7,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
+use crate::clock;
+
 /// Some files and how they were when last taken note of.
 #[derive(Debug, Default)]
 pub struct Watch(Vec<Watched>);
@@ -43,7 +45,7 @@ impl Watch {
     /// Watches these files from their present state on. Blocks, as all of this does.
     pub fn new(files: Vec<PathBuf>) -> Self {
         let mut watch = Self::default();
-        watch.follow(files, SystemTime::now() + CLOCKS * 2);
+        watch.follow(files, clock::wall() + CLOCKS * 2);
         watch
     }
 
@@ -146,13 +148,13 @@ mod tests {
         fs::write(&config, "1").expect("written");
         fs::write(&password, "1").expect("written");
         let mut watch = Watch::new(vec![config.clone()]);
-        let read_at = SystemTime::now();
+        let read_at = clock::wall();
         // Both are read here, and then changed.
         fs::write(&config, "22").expect("written");
         fs::write(&password, "22").expect("written");
         watch.follow(vec![config.clone(), password.clone()], read_at);
         assert!((0..2).any(|_| watch.has_changed()));
-        watch.follow(vec![config, password], SystemTime::now());
+        watch.follow(vec![config, password], clock::wall());
         assert!(!(0..3).any(|_| watch.has_changed()), "once is enough");
     }
 }

@@ -45,6 +45,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 
+use crate::clock;
 use crate::oci::{Digest, MediaType, Reference};
 
 /// What a call of an [`Index`] comes to.
@@ -148,7 +149,7 @@ pub struct Timestamp(pub i64);
 
 impl Timestamp {
     pub fn now() -> Self {
-        Self::from_system_time(SystemTime::now())
+        Self::from_system_time(clock::wall())
     }
 
     pub fn from_system_time(time: SystemTime) -> Self {

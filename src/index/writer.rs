@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rusqlite::Connection;
 use tokio::sync::oneshot;
@@ -18,6 +18,7 @@ use super::place::{self, Place};
 use super::queue::{Task, Tasks};
 use super::size::{self, Left};
 use super::{IndexError, Write};
+use crate::clock::Instant;
 
 /// Most writes in one transaction, and about their bytes.
 const BATCH: usize = 1024;

@@ -4,7 +4,6 @@ use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
 
 use bytes::Bytes;
 use http::request::Parts;
@@ -16,6 +15,7 @@ use super::access_log::{self, Entry};
 use super::metrics::{Kind, Metrics, Outcome, StatusLabel};
 use crate::auth::{Client, Identity};
 use crate::body::Body;
+use crate::clock::Instant;
 use crate::failure::Failure;
 
 /// What is known of a request when its answer is over.

@@ -34,7 +34,10 @@ pub struct Child {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ChildKind {
     Manifest,
-    Blob,
+    /// A blob: the configuration of an image, or what an artifact has in its place.
+    Config,
+    /// Any other blob.
+    Layer,
 }
 
 #[derive(Deserialize)]
@@ -81,10 +84,11 @@ impl Outline {
         };
         let fs_layers = document.fs_layers.into_iter().flatten();
         let fs_layers = fs_layers.map(|layer| Descriptor { digest: layer.blob_sum, size: 0 });
-        let blobs = document.config.into_iter().chain(document.layers.into_iter().flatten()).chain(fs_layers);
+        let layers = document.layers.into_iter().flatten().chain(fs_layers);
         let manifests = document.manifests.into_iter().flatten();
-        let listed = blobs
-            .map(|descriptor| (descriptor, ChildKind::Blob))
+        let config = document.config.into_iter().map(|descriptor| (descriptor, ChildKind::Config));
+        let listed = config
+            .chain(layers.map(|descriptor| (descriptor, ChildKind::Layer)))
             .chain(manifests.map(|descriptor| (descriptor, ChildKind::Manifest)));
 
         let mut seen = std::collections::HashSet::new();
@@ -108,7 +112,7 @@ impl Outline {
         });
         static INDEX: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r#""manifests"\s*:\s*\["#).ok());
         let is_index = INDEX.as_ref().is_some_and(|index| index.is_match(bytes));
-        let kind = if is_index { ChildKind::Manifest } else { ChildKind::Blob };
+        let kind = if is_index { ChildKind::Manifest } else { ChildKind::Layer };
         let mut seen = std::collections::HashSet::new();
         let found = DIGEST.iter().flat_map(|digest| digest.captures_iter(bytes));
         let digests = found.filter_map(|found| std::str::from_utf8(found.get(1)?.as_bytes()).ok()?.parse().ok());
@@ -205,8 +209,8 @@ mod tests {
         assert_eq!(
             children,
             [
-                Child { digest: config, size: 3, kind: ChildKind::Blob },
-                Child { digest: layer, size: 5, kind: ChildKind::Blob },
+                Child { digest: config, size: 3, kind: ChildKind::Config },
+                Child { digest: layer, size: 5, kind: ChildKind::Layer },
             ]
         );
     }
@@ -241,7 +245,7 @@ mod tests {
             let found: Vec<_> = Outline::read(odd.as_bytes()).children;
             let digests: Vec<_> = found.iter().map(|child| child.digest).collect();
             assert_eq!(digests, [config, layer], "{odd}");
-            assert!(found.iter().all(|child| child.kind == ChildKind::Blob));
+            assert!(found.iter().all(|child| child.kind != ChildKind::Manifest));
             assert_eq!(found.iter().map(|child| child.size).collect::<Vec<_>>(), sizes);
         }
         let index = format!(r#"{{"x":"\ud800","manifests":[{{"digest":"{config}"}}]}}"#);

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -25,6 +25,7 @@ use super::secrets::Secrets;
 use crate::body::{self, Body};
 use crate::cache::flight::Flights;
 use crate::cache::{Cache, FillReader, Origin, Party, Source, Standing, Transfer};
+use crate::clock::Instant;
 use crate::failure::{Failure, FailureKind};
 use crate::index::{Timestamp, UrlEntry};
 use crate::observe::Metrics;
@@ -373,7 +374,7 @@ impl Copy {
 
     /// Asks for the rest of the answer, or for all of it again.
     async fn reopen(&self, from: u64) -> Result<Transfer, Failure> {
-        if self.standing().worth_asking(now()).is_empty() {
+        if self.standing().worth_asking(Instant::now()).is_empty() {
             return Err(self.standing().why_none());
         }
         let changed = |what: &str| Failure::new(FailureKind::Unavailable, format!("{}: {what}", self.asked.place));
@@ -404,11 +405,6 @@ impl Copy {
     }
 }
 
-/// Returns the time; tests may stop it.
-fn now() -> Instant {
-    tokio::time::Instant::now().into_std()
-}
-
 impl Origin for Copy {
     fn open(&self, from: u64, _until: Option<u64>, _is_part: bool) -> BoxFuture<'_, Result<Transfer, Failure>> {
         let first = self.first.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -425,7 +421,7 @@ impl Origin for Copy {
     }
 
     fn broke(&self, source: Source, has_progressed: bool, why: &Failure) {
-        self.standing().broke(source.0, has_progressed, why, now());
+        self.standing().broke(source.0, has_progressed, why, Instant::now());
     }
 
     fn reject(&self, source: Source) {

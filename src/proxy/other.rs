@@ -26,6 +26,7 @@ use crate::access::Refusal;
 use crate::auth::{counted_client, is_secure};
 use crate::body::{self, Body};
 use crate::cache::{Aside, Content, FillReader, Party};
+use crate::clock;
 use crate::failure::{Failure, FailureKind};
 use crate::index::{Timestamp, UrlEntry};
 use crate::observe::Observation;
@@ -85,7 +86,7 @@ impl Proxy {
         // client sends make an answer of its own.
         let key = key_of(url, !secrets.is_empty(), &further);
         let whole = asked_for_whole(&asked)?;
-        let now = SystemTime::now();
+        let now = clock::wall();
 
         let stored = self.stored_answer(&key, url, &whole, now).await;
         let stored = match stored {
@@ -379,7 +380,7 @@ fn asked(rules: &Arc<ProxyRules>, request: &Parts, place: &Place, url: &Url, sec
     let further = headers::make_shared(&mut asked);
     let secrets = Arc::new(secrets.clone());
     let (rules, place, url) = (rules.clone(), place.clone(), url.clone());
-    (Asked { rules, place, url, headers: asked, secrets, party, held: None, since: SystemTime::now() }, further)
+    (Asked { rules, place, url, headers: asked, secrets, party, held: None, since: clock::wall() }, further)
 }
 
 /// Returns the request for the whole content, without conditions.

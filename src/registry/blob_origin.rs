@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -13,6 +13,7 @@ use url::Url;
 use super::rejected::Rejected;
 use crate::access::{Consent, Stored};
 use crate::cache::{Cache, Origin, Source, Standing, Transfer};
+use crate::clock::Instant;
 use crate::failure::Failure;
 use crate::observe::Metrics;
 use crate::oci::Digest;
@@ -84,7 +85,7 @@ impl BlobOrigin {
     /// failure are asked once more a moment later: quay.io answers 502 now and then (podman#17802), S3 asks clients to
     /// slow down with 503.
     async fn open_first(&self, range: (u64, Option<u64>), lane: Lane) -> Result<Transfer, Failure> {
-        let worth_asking = self.standing().worth_asking(now());
+        let worth_asking = self.standing().worth_asking(Instant::now());
         let (told, passing) = match self.open_one_of(&worth_asking, range, lane).await {
             Ok(transfer) => return Ok(transfer),
             Err(failed) => failed,
@@ -185,11 +186,6 @@ impl BlobOrigin {
 
 type Body = BoxStream<'static, Result<Bytes, Failure>>;
 
-/// Returns the time; tests may stop it.
-fn now() -> std::time::Instant {
-    tokio::time::Instant::now().into_std()
-}
-
 impl Origin for BlobOrigin {
     fn open(&self, from: u64, until: Option<u64>, is_part: bool) -> BoxFuture<'_, Result<Transfer, Failure>> {
         let lane = if is_part && self.lane == Lane::Fill { Lane::Part } else { self.lane };
@@ -205,7 +201,7 @@ impl Origin for BlobOrigin {
     }
 
     fn broke(&self, source: Source, has_progressed: bool, why: &Failure) {
-        self.standing().broke(source.0, has_progressed, why, now());
+        self.standing().broke(source.0, has_progressed, why, Instant::now());
     }
 
     fn reject(&self, source: Source) {

@@ -1,7 +1,6 @@
 //! Blobs: from the store, from a running fill, or from a new fill.
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use http::header::RANGE;
 use http::request::Parts;
@@ -14,6 +13,7 @@ use super::respond::{self, CacheState};
 use crate::access::{Absences, Consent, Refusal, Stored, Wanted, party};
 use crate::auth::is_secure;
 use crate::cache::{Aside, Cache, Content, Fill, FillReader, Party};
+use crate::clock;
 use crate::failure::{Failure, FailureKind};
 use crate::observe::Metrics;
 use crate::oci::Digest;
@@ -186,7 +186,7 @@ impl Blobs {
         }
         let since = match &content {
             Content::Complete { object, .. } => object.since,
-            Content::Growing { .. } | Content::Uncached { .. } => SystemTime::now(),
+            Content::Growing { .. } | Content::Uncached { .. } => clock::wall(),
         };
         let state = CacheState::Hit { since };
         let response = if request.method == Method::HEAD {

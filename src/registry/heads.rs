@@ -1,10 +1,11 @@
 //! Answers of upstreams to HEAD requests for content that is not cached. Each is kept for a moment, so that many HEAD
 //! requests for the same content cause one request upstream.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use quick_cache::sync::Cache;
 
+use crate::clock::Instant;
 use crate::oci::MediaType;
 use crate::routing::Target;
 use crate::upstream::WhoId;

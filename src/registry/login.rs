@@ -1,7 +1,6 @@
 //! Pages of the registry door by which clients log in: `/v2/` and `/token`, and the challenge that leads there.
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE};
@@ -12,6 +11,7 @@ use serde_json::json;
 use crate::access::token_form::{Form, WrongForm};
 use crate::access::{Access, Caller, Challenge, LIFE, Refusal, challenge, host};
 use crate::body::{self, Body};
+use crate::clock;
 use crate::failure::{Failure, FailureKind};
 use crate::oci::route::InvalidRoute;
 use crate::routing::{Asked, Repository};
@@ -115,9 +115,9 @@ pub async fn give_token(access: &Access, request: &Parts, caller: &Caller) -> Re
         Ok(Who::Anonymous) => None,
         _ => return Err(challenge(request, caller, Challenge::Invalid, None)),
     };
-    let sealed = access.seal(login.as_deref(), SystemTime::now());
+    let sealed = access.seal(login.as_deref(), clock::wall());
     let token = sealed.ok_or_else(|| challenge(request, caller, Challenge::Invalid, None))?;
-    let issued_at = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+    let issued_at = humantime::format_rfc3339_seconds(clock::wall()).to_string();
     let mut document = json!({
         "token": token, "access_token": token, "expires_in": LIFE.as_secs(), "issued_at": issued_at
     });

@@ -4,12 +4,13 @@
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http::request::Parts;
 use quick_cache::sync::Cache;
 
 use crate::auth::counted_client;
+use crate::clock::Instant;
 use crate::index::TagKey;
 use crate::oci::Tag;
 use crate::routing::Target;

@@ -4,11 +4,12 @@
 //! Without a copy, a response or a truthful error begins within 25 s: containerd 2.3 gives up after 30 s (containerd
 //! 574a60700).
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use quick_cache::sync::Cache;
 
 use crate::access::{Refusal, Wanted};
+use crate::clock::Instant;
 use crate::failure::{Failure, FailureKind};
 use crate::routing::Target;
 use crate::upstream::Upstream;

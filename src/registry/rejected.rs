@@ -1,10 +1,11 @@
 //! Remembers which upstream sent wrong content under a digest, so that the next fill of the digest begins with another
 //! upstream.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use quick_cache::sync::Cache;
 
+use crate::clock::Instant;
 use crate::oci::Digest;
 
 /// How long a rejection is remembered: long enough to help, short enough for an upstream to be repaired meanwhile.

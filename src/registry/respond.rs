@@ -12,6 +12,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
 use crate::access::{Refusal, Wanted};
 use crate::body::{Body, empty, full, streamed};
 use crate::cache::{Content, Manifest};
+use crate::clock;
 use crate::failure::Failure;
 use crate::observe::metrics::Outcome;
 use crate::oci::Digest;
@@ -62,7 +63,7 @@ impl CacheState {
         insert(headers, CACHE_STATUS, &status);
         headers.insert(X_CACHE, HeaderValue::from_static(word));
         if let Some(since) = since {
-            let age = SystemTime::now().duration_since(*since).unwrap_or_default();
+            let age = clock::wall().duration_since(*since).unwrap_or_default();
             headers.insert(AGE, HeaderValue::from(age.as_secs()));
             insert(headers, X_CACHE_DATE, &humantime::format_rfc3339_seconds(*since).to_string());
         }

@@ -5,6 +5,7 @@ use std::time::SystemTime;
 
 use quick_cache::sync::Cache;
 
+use crate::clock;
 use crate::index::{TagKey, Timestamp};
 use crate::oci::{Algorithm, Digest};
 use crate::routing::Target;
@@ -42,7 +43,7 @@ impl Written {
     }
 
     fn note(&self, what: &str) {
-        self.by_page.insert(Digest::of(Algorithm::Sha256, what.as_bytes()), SystemTime::now());
+        self.by_page.insert(Digest::of(Algorithm::Sha256, what.as_bytes()), clock::wall());
         self.has_any.store(true, Ordering::Release);
     }
 

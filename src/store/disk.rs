@@ -26,6 +26,7 @@ use rustix::fs::OFlags;
 use super::mapped::Mapping;
 use super::open::OpenObjects;
 use super::{Body, Capacity, Listed, Object};
+use crate::clock;
 use crate::files::{entries, make_folder};
 use crate::oci::{Algorithm, Digest};
 use crate::spool::{Partial, TEMPORARY_NAME};
@@ -180,7 +181,7 @@ impl Disk {
     /// Breaks the seal of a damaged object, so that it is not served.
     pub fn unseal(&self, object: &Object) -> io::Result<()> {
         // That now happens to be the right nanosecond is as unlikely as that a write hits it.
-        let times = FileTimes::new().set_modified(SystemTime::now());
+        let times = FileTimes::new().set_modified(clock::wall());
         file_of(object).map_or(Ok(()), |file| file.set_times(times))
     }
 
@@ -194,7 +195,7 @@ impl Disk {
             file.set_len(size)?;
         }
         if self.can_seal {
-            seal(file, digest, size, SystemTime::now())?;
+            seal(file, digest, size, clock::wall())?;
         }
         file.sync_all()?;
         let path = self.prepare_place(digest)?;
@@ -216,7 +217,7 @@ impl Disk {
             let mut file = new_file(&temporary)?;
             file.write_all(bytes)?;
             if self.can_seal {
-                seal(&file, digest, bytes.len() as u64, SystemTime::now())?;
+                seal(&file, digest, bytes.len() as u64, clock::wall())?;
             }
             file.sync_all()?;
             let path = self.prepare_place(digest)?;
@@ -365,7 +366,7 @@ fn seal(file: &File, digest: &Digest, size: u64, since: SystemTime) -> io::Resul
 fn keeps_nanoseconds(probe: &Path) -> bool {
     let digest = Digest::of(Algorithm::Sha256, b"larder");
     let probed = (|| {
-        seal(&new_file(probe)?, &digest, 0, SystemTime::now())?;
+        seal(&new_file(probe)?, &digest, 0, clock::wall())?;
         let metadata = fs::metadata(probe)?;
         fs::remove_file(probe)?;
         io::Result::Ok(metadata.mtime_nsec() == i64::from(seal_of(&digest, 0)))

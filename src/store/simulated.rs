@@ -8,6 +8,8 @@ use futures_util::FutureExt;
 
 use super::*;
 
+use crate::clock;
+
 /// How a store does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Health {
@@ -113,7 +115,7 @@ impl Store for Simulated {
             let found = self.state().objects.get(digest).cloned();
             Ok(found.map(|kept| Object {
                 size: kept.content.len() as u64,
-                since: SystemTime::now(),
+                since: clock::wall(),
                 // A seal is one of the size, too.
                 is_sealed: kept.sealed_size == Some(kept.content.len()),
                 body: Body::Read(kept.content, None),
@@ -176,7 +178,7 @@ impl Store for Simulated {
             let objects: Vec<_> =
                 store.state().objects.iter().map(|(digest, kept)| (*digest, kept.content.len())).collect();
             for (digest, size) in objects {
-                let listed = Listed { digest, size: size as u64, since: SystemTime::now() };
+                let listed = Listed { digest, size: size as u64, since: clock::wall() };
                 if sender.send(Ok(listed)).await.is_err() {
                     return;
                 }

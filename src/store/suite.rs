@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use super::simulated::Simulated;
 use super::*;
+use crate::clock;
 use crate::oci::Algorithm;
 use crate::spool::Spool;
 use crate::work::Pool;
@@ -135,7 +136,7 @@ async fn reading_can_be_broken_off() {
 async fn a_list_that_stands_still_ends() {
     let (sender, receiver) = mpsc::channel(1);
     let mut list = Listing(receiver);
-    let listed = Listed { digest: digest(b"one"), size: 3, since: SystemTime::now() };
+    let listed = Listed { digest: digest(b"one"), size: 3, since: clock::wall() };
     sender.send(Ok(listed)).await.expect("it is read");
     assert_eq!(list.next().await.expect("one").expect("listed"), listed);
     let asked = tokio::time::Instant::now();

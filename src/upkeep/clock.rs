@@ -1,7 +1,6 @@
 //! The time as the order of use needs it.
 
-use std::time::SystemTime;
-
+use crate::clock;
 use crate::index::Timestamp;
 
 /// Seconds since 1970.
@@ -9,7 +8,7 @@ pub type Seconds = u32;
 
 /// Now.
 pub fn now() -> Seconds {
-    seconds(Timestamp::from_system_time(SystemTime::now()))
+    seconds(Timestamp::from_system_time(clock::wall()))
 }
 
 /// A time of the index.

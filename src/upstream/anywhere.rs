@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use http::Uri;
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::client::legacy::connect::dns::{GaiResolver, Name};
+use hyper_util::client::legacy::connect::dns::Name;
 use hyper_util::client::legacy::connect::proxy::Tunnel;
 use hyper_util::client::proxy::matcher::Matcher;
 use hyper_util::rt::TokioIo;
@@ -28,7 +28,7 @@ use super::shared::OTHER_HOSTS;
 use crate::config::{Allowlist, ClientTls, Forbidden, Permission, Proxies, ProxyDoor};
 use crate::failure::{Failure, FailureKind};
 use crate::observe::Metrics;
-use crate::web::{self, tls};
+use crate::web::{dial, tls};
 
 const CONNECT: Duration = Duration::from_secs(10);
 /// For a name, a connection and a proxy's answer together.
@@ -148,7 +148,7 @@ impl Anywhere {
                     connector.call(plain_uri).await.map_err(Box::<dyn StdError + Send + Sync>::from)
                 }
                 Some(proxy) => {
-                    let mut tunnel = Tunnel::new(proxy.uri().clone(), plain());
+                    let mut tunnel = Tunnel::new(proxy.uri().clone(), dial::system_connector(CONNECT));
                     if let Some(login) = proxy.basic_auth() {
                         tunnel = tunnel.with_auth(login.clone());
                     }
@@ -196,43 +196,23 @@ impl Ways {
         outside: Outside,
         is_http1: bool,
     ) -> Result<reqwest::Client, String> {
-        let mut builder = reqwest::Client::builder()
-            .tls_backend_preconfigured(tls.clone())
+        let mut client = dial::client(tls.clone(), CONNECT)
             .dns_resolver(Arc::new(outside))
-            .redirect(reqwest::redirect::Policy::none())
-            .referer(false)
-            .no_proxy()
             .http2_adaptive_window(true)
-            .connect_timeout(CONNECT)
             .pool_max_idle_per_host(8)
             .pool_idle_timeout(Duration::from_secs(60));
         if is_http1 {
-            builder = builder.http1_only();
+            client = client.http1_only();
         }
-        for proxy in web::through(proxies).map_err(|_| "the proxy of the environment is none".to_owned())? {
-            builder = builder.proxy(proxy);
-        }
-        builder.build().map_err(|error| error.to_string())
+        let client = dial::through(client, proxies).map_err(|_| "the proxy of the environment is none".to_owned())?;
+        client.build().map_err(|error| error.to_string())
     }
 
     /// For connections to servers at a port.
     fn connector(&self, port: u16) -> HttpConnector<Outside> {
         let port = Some(port).filter(|port| self.outside.ours.have_port(*port));
-        let mut connector = HttpConnector::new_with_resolver(Outside { port, ..self.outside.clone() });
-        connector.set_connect_timeout(Some(CONNECT));
-        connector.set_nodelay(true);
-        connector.enforce_http(false);
-        connector
+        dial::connector(Outside { port, ..self.outside.clone() }, CONNECT)
     }
-}
-
-/// To the proxy that the environment names.
-fn plain() -> HttpConnector<GaiResolver> {
-    let mut connector = HttpConnector::new();
-    connector.set_connect_timeout(Some(CONNECT));
-    connector.set_nodelay(true);
-    connector.enforce_http(false);
-    connector
 }
 
 fn matcher(proxies: &Proxies) -> Option<Matcher> {

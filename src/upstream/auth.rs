@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http::HeaderValue;
 use quick_cache::sync::Cache;
@@ -14,6 +14,7 @@ use url::Url;
 use super::helper::Helper;
 use super::token::{TokenAnswer, TokenRequest, basic_header};
 use super::who::Who;
+use crate::clock::Instant;
 use crate::config::{Credentials, Login};
 use crate::failure::{Failure, FailureKind};
 use crate::oci::challenge::Challenge;

@@ -4,8 +4,9 @@
 //! and names in `Docker-RateLimit-Source` whom it counts: an address or an account. Where they are
 //! absent, there is no limit.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use crate::clock::Instant;
 use http::{HeaderMap, HeaderName};
 
 const LIMIT: HeaderName = HeaderName::from_static("ratelimit-limit");

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::stream::{self, StreamExt};
@@ -26,6 +26,7 @@ use super::token::{self, TokenAnswer, TokenRequest};
 use super::transport::{Ask, Led, Reached, Transport};
 use super::warning;
 use super::who::Who;
+use crate::clock::Instant;
 use crate::config::{self, Credentials};
 use crate::failure::{Failure, FailureKind};
 use crate::observe::Metrics;

@@ -5,8 +5,9 @@
 //! 406 or 5xx (containerd#6684). So a GET decides, and what was learnt is remembered: asking twice each time costs a
 //! request, and time.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use crate::clock::Instant;
 use http::StatusCode;
 
 /// How long a registry is not asked by HEAD again.

@@ -1,8 +1,9 @@
 //! Whether an upstream is worth asking now: a circuit breaker, and the rest that a rate limit asks for.
 //! Pure; the time is handed in.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use crate::clock::Instant;
 use crate::failure::{Failure, FailureKind};
 
 /// The first rest after an upstream could not be reached; each further failure doubles it.

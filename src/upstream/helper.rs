@@ -2,7 +2,7 @@
 //! reads the server's name from standard input and writes `{"Username", "Secret"}` to standard output.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use base64::Engine;
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
@@ -10,6 +10,7 @@ use serde::Deserialize;
 use tokio::process::Command;
 use tokio::sync::Mutex;
 
+use crate::clock::{self, Instant};
 use crate::config::{self, Login, Secret};
 use crate::failure::{Failure, FailureKind};
 use crate::program::{self, Reads};
@@ -59,7 +60,7 @@ impl Helper {
         }
         let run = self.run().await;
         let life = match &run {
-            Ok(Some(login)) => life(&login.password, SystemTime::now()),
+            Ok(Some(login)) => life(&login.password, clock::wall()),
             Ok(None) => USUAL_LIFE,
             Err(_) => FAILURE_LIFE,
         };

@@ -9,7 +9,7 @@ use url::Url;
 use super::ours::Ours;
 use super::reach::Resolver;
 use crate::config::{self, Proxy};
-use crate::web::{self, tls};
+use crate::web::{dial, tls};
 
 /// Makes a client for servers at one port, or for all ports that are not ours.
 type Make = Box<dyn Fn(Option<u16>) -> Result<reqwest::Client, String> + Send + Sync>;
@@ -50,25 +50,18 @@ impl Pool {
 /// A client for an upstream.
 pub fn client(config: &config::Upstream, resolver: Resolver) -> Result<reqwest::Client, String> {
     let tls = tls::client_config(&config.tls).map_err(|error| error.to_string())?;
-    let mut builder = builder(config).tls_backend_preconfigured(tls).dns_resolver(Arc::new(resolver));
+    let mut client = builder(config, tls).dns_resolver(Arc::new(resolver));
     if let Proxy::Through(proxies) = &config.proxy {
-        for proxy in web::through(proxies).map_err(|_| "http_proxy cannot be used".to_owned())? {
-            builder = builder.proxy(proxy);
-        }
+        client = dial::through(client, proxies).map_err(|_| "http_proxy cannot be used".to_owned())?;
     }
-    builder.build().map_err(|error| error.to_string())
+    client.build().map_err(|error| error.to_string())
 }
 
-/// What all clients of an upstream have in common. Of a name with addresses of both families it tries the
-/// other one when the first does not answer within 300 ms (Happy Eyeballs, RFC 8305).
-fn builder(config: &config::Upstream) -> reqwest::ClientBuilder {
-    reqwest::Client::builder()
-        .redirect(reqwest::redirect::Policy::none())
-        .referer(false)
-        .no_proxy()
+/// What all clients of an upstream have in common.
+fn builder(config: &config::Upstream, tls: rustls::ClientConfig) -> reqwest::ClientBuilder {
+    dial::client(tls, config.connect_timeout)
         // One stream a connection: a shared HTTP/2 window would slow large layers down.
         .http1_only()
-        .connect_timeout(config.connect_timeout)
         .pool_max_idle_per_host(config.max_connections)
         .pool_idle_timeout(Duration::from_secs(60))
         .user_agent(concat!("larder/", env!("CARGO_PKG_VERSION")))
@@ -106,7 +99,7 @@ mod tests {
 
         let config = upstream("url = \"http://dual.invalid\"\nconnect_timeout = \"60s\"");
         let tls = tls::client_config(&config.tls).expect("TLS");
-        let client = builder(&config).tls_backend_preconfigured(tls);
+        let client = builder(&config, tls);
         let client = client.resolve_to_addrs("dual.invalid", &[v6, v4]).build().expect("a client");
         let url = format!("http://dual.invalid:{}/", v4.port());
         let answer = tokio::time::timeout(Duration::from_secs(20), client.get(url).send()).await;

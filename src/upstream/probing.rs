@@ -3,9 +3,10 @@
 
 use std::sync::Weak;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::health::Health;
+use crate::clock::Instant;
 
 /// For an upstream to answer a look.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -40,7 +41,7 @@ impl Probing {
 /// Asks after each rest, until the upstream answers or nobody asks for it any more.
 async fn look<T: Watched>(watched: Weak<T>) {
     while let Some(until) = watched.upgrade().and_then(|watched| watched.health().watch()) {
-        tokio::time::sleep_until(until.into()).await;
+        tokio::time::sleep_until(until).await;
         let Some(watched) = watched.upgrade() else {
             return;
         };

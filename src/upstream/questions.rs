@@ -5,7 +5,7 @@
 //! at this registry is remembered ([`Habit`]).
 
 use std::hash::BuildHasher;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use http::header::{ETAG, RANGE};
@@ -22,6 +22,7 @@ use super::storages::Storage;
 use super::transport::{Ask, Led, is_storage_of};
 use super::warning;
 use super::who::Who;
+use crate::clock::Instant;
 use crate::failure::{Failure, FailureKind};
 use crate::oci::media_type::{self, MediaType};
 use crate::oci::{Digest, Name, Reference};

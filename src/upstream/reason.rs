@@ -4,9 +4,11 @@
 //! Registries write `{"errors":[{"code","message","detail"}]}` (OCI Distribution Specification, "Error Codes"), token
 //! services `{"details":"…"}` or `{"message":"…"}`, storages XML, others plain text.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use http::{HeaderMap, header};
+
+use crate::clock;
 
 /// Longest `Retry-After` that is believed.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(24 * 3600);
@@ -63,7 +65,7 @@ fn parse_wait(text: &str) -> Option<Duration> {
         return seconds_of(seconds);
     }
     if let Ok(date) = httpdate::parse_http_date(text) {
-        return Some(date.duration_since(SystemTime::now()).unwrap_or_default());
+        return Some(date.duration_since(clock::wall()).unwrap_or_default());
     }
     go_duration(text)
 }

@@ -2,7 +2,7 @@
 //! the upstream.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http::header::{ACCEPT_ENCODING, AUTHORIZATION, LOCATION};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
@@ -23,11 +23,13 @@ use super::reach::{Reach, Resolver};
 use super::shared::{OTHER_HOSTS, Shared};
 use super::storages::{Storage, Storages};
 use super::who::{Who, WhoId};
+use crate::clock::Instant;
 use crate::config::{self, ClientTls, Credentials, HostHeaders, Proxy};
 use crate::failure::{Failure, FailureKind};
 use crate::observe::Metrics;
 use crate::oci::Digest;
 use crate::oci::route::Route;
+use crate::random;
 
 /// How long it is remembered that a client was limited in a row.
 const LIMITS_REMEMBERED: Duration = Duration::from_secs(120);
@@ -459,8 +461,8 @@ impl Transport {
         let mut health = self.health();
         let was_resting = health.resting(now).is_some();
         match failure.kind {
-            FailureKind::Timeout if !was_reached => health.timed_out(failure, since, now, spread()),
-            _ => health.failed(failure, was_reached, now, spread()),
+            FailureKind::Timeout if !was_reached => health.timed_out(failure, since, now, random::fraction()),
+            _ => health.failed(failure, was_reached, now, random::fraction()),
         }
         if let (false, Some((left, why))) = (was_resting, health.resting(now)) {
             tracing::warn!(upstream = %self.label, kind = why.kind.as_str(), %why, "an upstream is left alone for {left:.1?}");
@@ -564,13 +566,6 @@ fn is_redirect(status: StatusCode) -> bool {
 /// Whether a status is about the upstream and not about what was asked for.
 fn is_own_trouble(status: StatusCode) -> bool {
     status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED
-}
-
-/// A number between 0 and 1 that is another one each time.
-#[allow(clippy::cast_precision_loss)]
-pub fn spread() -> f64 {
-    use std::hash::{BuildHasher, RandomState};
-    (RandomState::new().hash_one(0) >> 32) as f64 / f64::from(u32::MAX)
 }
 
 #[cfg(test)]

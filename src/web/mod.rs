@@ -1,5 +1,6 @@
 //! What Larder itself asks the web for, beside upstreams: small documents such as keys and certificates.
 
+pub mod dial;
 pub mod tls;
 
 use std::error::Error as _;
@@ -8,7 +9,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http::{Request, Response};
 
-use crate::config::{ClientTls, Proxies, WebAccess};
+use crate::config::{ClientTls, WebAccess};
 
 /// To connect, and to the end of an answer.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -36,19 +37,13 @@ impl Client {
         let unusable = |error: &dyn std::fmt::Display| WebError::Unusable(error.to_string());
         let tls = ClientTls { roots: access.roots.clone(), ..ClientTls::default() };
         let tls = tls::client_config(&tls).map_err(|error| unusable(&error))?;
-        let mut builder = reqwest::Client::builder()
-            .tls_backend_preconfigured(tls)
-            .redirect(reqwest::redirect::Policy::none())
-            .referer(false)
-            .no_proxy()
-            .connect_timeout(CONNECT)
+        let client = dial::client(tls, CONNECT)
             .timeout(PATIENCE)
             .pool_max_idle_per_host(1)
             .user_agent(concat!("larder/", env!("CARGO_PKG_VERSION")));
-        for proxy in through(&access.proxies).map_err(|_| unusable(&"the proxy of the environment is none"))? {
-            builder = builder.proxy(proxy);
-        }
-        builder.build().map(Self).map_err(|error| unusable(&error))
+        let client = dial::through(client, &access.proxies);
+        let client = client.map_err(|_| unusable(&"the proxy of the environment is none"))?;
+        client.build().map(Self).map_err(|error| unusable(&error))
     }
 
     /// Sends a request and reads its answer, of any status.
@@ -67,14 +62,6 @@ impl Client {
         *answer.headers_mut() = std::mem::take(response.headers_mut());
         Ok(answer)
     }
-}
-
-/// The proxies as the HTTP client wants them.
-pub fn through(proxies: &Proxies) -> reqwest::Result<Vec<reqwest::Proxy>> {
-    let exceptions = || reqwest::NoProxy::from_string(&proxies.exceptions);
-    let http = proxies.http.iter().map(|url| reqwest::Proxy::http(url.reveal()));
-    let https = proxies.https.iter().map(|url| reqwest::Proxy::https(url.reveal()));
-    http.chain(https).map(|proxy| Ok(proxy?.no_proxy(exceptions()))).collect()
 }
 
 /// The cause that a person can act on is at the end of the chain.

@@ -10,6 +10,7 @@ use proptest::prelude::*;
 use super::tests::Place;
 use super::*;
 use crate::cache::standing::Standing;
+use crate::clock::Instant;
 use crate::oci::Algorithm;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -75,13 +76,9 @@ impl World {
     }
 }
 
-fn now() -> std::time::Instant {
-    tokio::time::Instant::now().into_std()
-}
-
 impl Origin for World {
     fn open(&self, from: u64, until: Option<u64>, _: bool) -> BoxFuture<'_, Result<Transfer, Failure>> {
-        let worth_asking = self.standing().worth_asking(now());
+        let worth_asking = self.standing().worth_asking(Instant::now());
         let mut answer = Err(self.standing().why_none());
         for at in worth_asking {
             answer = self.answer(at, from, until);
@@ -97,7 +94,7 @@ impl Origin for World {
     }
 
     fn broke(&self, source: Source, has_progressed: bool, why: &Failure) {
-        self.standing().broke(source.0, has_progressed, why, now());
+        self.standing().broke(source.0, has_progressed, why, Instant::now());
     }
 
     fn reject(&self, source: Source) {

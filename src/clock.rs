@@ -1,0 +1,42 @@
+//! The time, for all of Larder: nothing else asks the system for it.
+//!
+//! Deadlines and ages go by [`Instant`], which is tokio's, so that a test can hold the time and let it pass. The time of
+//! day goes along with it there.
+
+use std::time::SystemTime;
+
+pub use tokio::time::Instant;
+
+/// The time of day. An administrator or NTP may set it back: for deadlines and ages there is [`Instant`].
+#[cfg(not(test))]
+pub fn wall() -> SystemTime {
+    SystemTime::now()
+}
+
+/// The time of day. Where a test holds the time, it passes as that does.
+#[cfg(test)]
+pub fn wall() -> SystemTime {
+    use std::sync::OnceLock;
+    static START: OnceLock<(SystemTime, std::time::Instant)> = OnceLock::new();
+    let (day, since) = START.get_or_init(|| (SystemTime::now(), std::time::Instant::now()));
+    let now = Instant::now().into_std();
+    match now.checked_duration_since(*since) {
+        Some(passed) => *day + passed,
+        None => *day - since.duration_since(now),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_time_of_day_passes_with_the_time_that_a_test_holds() {
+        let (day, instant) = (wall(), Instant::now());
+        tokio::time::sleep(Duration::from_secs(86_400)).await;
+        assert_eq!(wall().duration_since(day).expect("later").as_secs(), 86_400);
+        assert_eq!(instant.elapsed().as_secs(), 86_400);
+    }
+}
