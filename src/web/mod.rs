@@ -1,4 +1,4 @@
-//! What Larder itself asks the web for, beside upstreams: small documents such as keys and certificates.
+//! The HTTP client for small documents, such as keys and certificates, from servers that are no upstreams.
 
 pub mod tls;
 
@@ -10,17 +10,18 @@ use http::{Request, Response};
 
 use crate::config::{ClientTls, Proxies, WebAccess};
 
-/// To connect, and to the end of an answer.
+/// How long opening a connection may take.
 const CONNECT: Duration = Duration::from_secs(5);
+/// How long a request may take to the end of its response.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Most bytes of an answer.
+/// Most bytes of a response.
 const MAX_ANSWER: usize = 1 << 20;
 
-/// Asks for small documents. Follows no redirects.
+/// A client for small documents. It follows no redirects.
 #[derive(Clone, Debug)]
 pub struct Client(reqwest::Client);
 
-/// Why there is no answer.
+/// Why there is no response.
 #[derive(Debug, thiserror::Error)]
 pub enum WebError {
     #[error("cannot be asked: {0}")]
@@ -32,6 +33,7 @@ pub enum WebError {
 }
 
 impl Client {
+    /// Builds a client. Fails if the TLS settings or the proxies cannot be used.
     pub fn new(access: &WebAccess) -> Result<Self, WebError> {
         let unusable = |error: &dyn std::fmt::Display| WebError::Unusable(error.to_string());
         let tls = ClientTls { roots: access.roots.clone(), ..ClientTls::default() };
@@ -51,7 +53,7 @@ impl Client {
         builder.build().map(Self).map_err(|error| unusable(&error))
     }
 
-    /// Sends a request and reads its answer, of any status.
+    /// Sends a request and reads the response, of any status.
     pub async fn send(&self, request: Request<Bytes>) -> Result<Response<Bytes>, WebError> {
         let request = reqwest::Request::try_from(request).map_err(|error| network(&error))?;
         let mut response = self.0.execute(request).await.map_err(|error| network(&error))?;
@@ -69,7 +71,7 @@ impl Client {
     }
 }
 
-/// The proxies as the HTTP client wants them.
+/// Returns the proxies as the HTTP client needs them.
 pub fn through(proxies: &Proxies) -> reqwest::Result<Vec<reqwest::Proxy>> {
     let exceptions = || reqwest::NoProxy::from_string(&proxies.exceptions);
     let http = proxies.http.iter().map(|url| reqwest::Proxy::http(url.reveal()));
@@ -77,7 +79,7 @@ pub fn through(proxies: &Proxies) -> reqwest::Result<Vec<reqwest::Proxy>> {
     http.chain(https).map(|proxy| Ok(proxy?.no_proxy(exceptions()))).collect()
 }
 
-/// The cause that a person can act on is at the end of the chain.
+/// Returns the last cause of an error: the cause that a person can act on is at the end of the chain.
 fn network(error: &reqwest::Error) -> WebError {
     let mut cause = error.source();
     let mut message = None;
