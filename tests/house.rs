@@ -133,6 +133,7 @@ const ROOMS: [(&str, &[&str]); 37] = [
             "upkeep",
             "upstream",
             "x509",
+            "web",
         ],
     ),
 ];

@@ -1,4 +1,4 @@
-//! The door for http-01: plain HTTP, one document for each challenge, and nothing else.
+//! The door for http-01: it speaks plain HTTP and serves one document for each challenge, and nothing else.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -18,14 +18,16 @@ use tokio::task::AbortHandle;
 use super::shown::Shown;
 
 const PREFIX: &str = "/.well-known/acme-challenge/";
-/// A connection is for one request, and over after this long.
+/// How long a connection may last. Each connection is for one request.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Most connections open at once.
 const CONNECTIONS: usize = 256;
+/// Most bytes of a request's head.
 const MAX_HEAD: usize = 16 * 1024;
-/// After the system had no socket to give.
+/// Pause after the system had no socket for a new connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Why it cannot be opened.
+/// Why a door cannot be opened.
 #[derive(Debug, thiserror::Error)]
 #[error("server.tls.acme.http_listen: cannot listen on {address}: {source}{hint}")]
 pub struct DoorError {
@@ -34,21 +36,21 @@ pub struct DoorError {
     hint: &'static str,
 }
 
-/// Said where the address is taken by what this process listens on already.
+/// The hint for an address that this process listens on already.
 const OWN: &str = " (by Larder itself; restart it to change this address)";
 
-/// The open ones, by the address that is configured.
+/// The open doors, by their configured address.
 #[derive(Debug, Default)]
 pub struct Doors(Vec<(SocketAddr, AbortHandle)>);
 
-/// Those that are to be open.
+/// The doors that are to be open.
 pub struct Prepared {
     all: Vec<SocketAddr>,
     new: Vec<(SocketAddr, TcpListener)>,
 }
 
 impl Doors {
-    /// Binds what is not open yet.
+    /// Binds the addresses that are not open yet.
     pub async fn prepare(&self, listen: &[SocketAddr]) -> Result<Prepared, DoorError> {
         let mut new = Vec::new();
         for &address in listen.iter().filter(|address| self.0.iter().all(|(open, _)| open != *address)) {
@@ -60,7 +62,7 @@ impl Doors {
         Ok(Prepared { all: listen.to_vec(), new })
     }
 
-    /// Opens the new ones and closes those that are not wanted any more.
+    /// Opens the new doors and closes those that are no longer configured.
     pub fn apply(&mut self, prepared: Prepared, shown: &Shown) {
         self.0.retain(|(address, serving)| {
             let stays = prepared.all.contains(address);
@@ -87,14 +89,14 @@ async fn serve(listener: TcpListener, shown: Shown) {
                 if open.len() >= CONNECTIONS {
                     open.retain(|connection| !connection.is_finished());
                 }
-                // An ACME server asks at once; who has been silent longest makes room.
+                // An ACME server sends its request at once. So the connection that has been open longest makes room.
                 if open.len() >= CONNECTIONS
                     && let Some(oldest) = open.pop_front()
                 {
                     oldest.abort();
                 }
                 let shown = shown.clone();
-                // Who does not come to an end in time is nobody we wait for.
+                // A connection that does not end in time is closed.
                 let served = async move { drop(tokio::time::timeout(PATIENCE, connection(stream, shown)).await) };
                 open.push_back(tokio::spawn(served).abort_handle());
             }

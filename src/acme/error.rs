@@ -1,4 +1,4 @@
-//! Why there is no certificate.
+//! Why no certificate was obtained.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use instant_acme::Error;
 
 use crate::web::WebError;
 
-/// Why there is no certificate.
+/// Why no certificate was obtained.
 #[derive(Debug, thiserror::Error)]
 pub enum AcmeError {
     #[error("the ACME server {directory}: {}", explained(error))]
@@ -23,13 +23,13 @@ pub enum AcmeError {
     Disk(#[from] std::io::Error),
     #[error("the order was not done within {} s", .0.as_secs())]
     Late(Duration),
-    /// By another configuration, or the end.
+    /// By another configuration, or by the end of the process.
     #[error("it was interrupted")]
     Interrupted,
 }
 
 impl AcmeError {
-    /// Whether the server knows nothing of the try.
+    /// Returns whether the try did not reach the server, so that the server knows nothing of it.
     pub fn is_unreached(&self) -> bool {
         let Self::Server { error: Error::Other(cause), .. } = self else {
             return false;

@@ -1,5 +1,5 @@
-//! What is kept on disk: for each ACME server the account, and for each first domain a certificate with its
-//! key in one file, so that they always belong together.
+//! The files on disk: for each ACME server the account, and for each first domain a certificate with its key in one
+//! file, so that they always belong together.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,11 +15,11 @@ use url::Url;
 use crate::files::{self, Readers};
 use crate::x509::Certificate;
 
-/// The files of one ACME server. All of it blocks.
+/// The files of one ACME server. All methods block.
 #[derive(Clone, Debug)]
 pub struct Files(PathBuf);
 
-/// A certificate and when it is good.
+/// A certificate, and the time for which it is valid.
 #[derive(Clone, Debug)]
 pub struct Kept {
     pub certified: Arc<CertifiedKey>,
@@ -27,6 +27,7 @@ pub struct Kept {
 }
 
 impl Files {
+    /// Makes the files below `dir` for the ACME server with this directory URL. Writes nothing yet.
     pub fn new(dir: &Path, directory: &Url) -> Self {
         let mut name = directory.host_str().unwrap_or_default().to_owned();
         if let Some(port) = directory.port() {
@@ -36,28 +37,29 @@ impl Files {
         Self(dir.join(name.replace(|c: char| !c.is_ascii_alphanumeric() && c != '.', "-")))
     }
 
-    /// `None` if there is none yet.
+    /// Reads the account; `None` if there is none yet.
     pub fn account(&self) -> io::Result<Option<Vec<u8>>> {
         read(&self.account_file())
     }
 
+    /// Writes the account.
     pub fn keep_account(&self, json: &[u8]) -> io::Result<()> {
         self.keep(&self.account_file(), json)
     }
 
-    /// The account is none any more.
+    /// Deletes the account, which is no longer valid.
     pub fn forget_account(&self) -> io::Result<()> {
         fs::remove_file(self.account_file())
     }
 
-    /// Whether something could be kept now.
+    /// Checks whether files can be written now.
     pub fn can_keep(&self) -> io::Result<()> {
         let probe = self.0.join("probe");
         self.keep(&probe, b"to see whether it can be written")?;
         fs::remove_file(&probe)
     }
 
-    /// `None` if there is none yet.
+    /// Reads the certificate of a domain; `None` if there is none yet.
     pub fn certificate(&self, domain: &str) -> io::Result<Option<Kept>> {
         let file = self.certificate_file(domain);
         let unusable = |why| io::Error::other(format!("{}: {why}", file.display()));
@@ -65,7 +67,7 @@ impl Files {
         pem.map(|pem| Kept::read(&pem).map_err(unusable)).transpose()
     }
 
-    /// `pem`: the key and the chain.
+    /// Writes the certificate of a domain. `pem`: the key and the chain.
     pub fn keep_certificate(&self, domain: &str, pem: &[u8]) -> io::Result<()> {
         self.keep(&self.certificate_file(domain), pem)
     }
@@ -75,6 +77,7 @@ impl Files {
         written.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", file.display())))
     }
 
+    /// Returns the path of the account's file.
     pub fn account_file(&self) -> PathBuf {
         self.0.join("account.json")
     }
@@ -93,7 +96,7 @@ fn read(file: &Path) -> io::Result<Option<Vec<u8>>> {
 }
 
 impl Kept {
-    /// Reads a key and a certificate chain in PEM form; an error says what is wrong with them.
+    /// Reads a key and a certificate chain in PEM form. The error says what is wrong with them.
     pub fn read(pem: &[u8]) -> Result<Self, String> {
         let key = PrivateKeyDer::from_pem_slice(pem).map_err(|error| format!("no private key: {error}"))?;
         let chain = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>();
@@ -105,18 +108,18 @@ impl Kept {
         Ok(Self { certified, certificate })
     }
 
-    /// Whether it is for all of them.
+    /// Returns whether the certificate is for all of these domains.
     pub fn is_for(&self, domains: &[String]) -> bool {
         domains.iter().all(|domain| self.certificate.domains.contains(domain))
     }
 
-    /// When it is to be renewed: with a third of its life left.
+    /// Returns when the certificate is to be renewed: when a third of its lifetime is left.
     pub fn due(&self) -> SystemTime {
         let Certificate { from, until, .. } = self.certificate;
         from + until.duration_since(from).unwrap_or_default() / 3 * 2
     }
 
-    /// When it ends.
+    /// Returns when the certificate expires.
     pub fn until(&self) -> SystemTime {
         self.certificate.until
     }
@@ -165,7 +168,7 @@ mod tests {
             let error = one.certificate("*.a.example").expect_err("damaged").to_string();
             assert!(error.contains("_.a.example.pem: no "), "{error}");
         }
-        // The key of one with the certificate of another.
+        // The key of one certificate together with another certificate.
         let (a, b) = (pem(&["a.example"]), pem(&["a.example"]));
         let mixed = a[..a.find("-----BEGIN CERT").expect("a chain")].to_owned()
             + &b[b.find("-----BEGIN CERT").expect("a chain")..];

@@ -1,7 +1,7 @@
-//! Certificates by ACME (RFC 8555): obtained, kept on disk, and renewed while there is time.
+//! Certificates by ACME (RFC 8555): obtained, kept on disk, and renewed in time.
 //!
-//! What was obtained is shown from the start on, whether the ACME server answers or not; a failure is
-//! reported and tried again, at once when the configuration is read again (SIGHUP).
+//! A certificate that was obtained before is shown from the start, whether the ACME server answers or not. A failure is
+//! reported and retried; it is retried at once when the configuration is read again (SIGHUP).
 
 mod door;
 mod error;
@@ -28,40 +28,42 @@ use crate::text::one_line;
 use door::Doors;
 use kept::{Files, Kept};
 
-/// After a failure; doubled with each more.
+/// Pause after a failure; each further failure doubles it.
 const FIRST_PAUSE: Duration = Duration::from_secs(30);
-/// The same where the server was not even reached, which costs nothing there: it may be starting, as we are.
+/// The same where the server was not even reached, which costs the server nothing: it may be starting, as Larder may
+/// be.
 const FIRST_UNREACHED: Duration = Duration::from_secs(2);
+/// The longest pause after failures.
 const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
-/// The clock is looked at this often: it may be set, and machines sleep.
+/// How often the clock is checked: the clock may be set, and machines sleep.
 const LOOK: Duration = Duration::from_secs(3600);
-/// And the disk, while it does not take a certificate.
+/// How often the disk is tried again, while it does not accept a certificate.
 const LONGEST_UNWRITTEN: Duration = Duration::from_secs(300);
 
-/// Sees to it that there is a certificate as the configuration wants it.
+/// Makes sure that there is a certificate as the configuration wants it.
 pub struct Certificates {
     /// Where accounts and certificates are kept.
     dir: PathBuf,
     shown: Shown,
     wanted: watch::Sender<Option<Arc<config::Acme>>>,
     doors: Mutex<Doors>,
-    /// A certificate that the disk did not take yet.
+    /// A certificate that the disk has not accepted yet.
     unwritten: Mutex<Option<Unwritten>>,
     metrics: Arc<Metrics>,
 }
 
-/// A configuration to go by.
+/// A configuration that is ready to be applied.
 pub struct Prepared {
     acme: Option<Arc<config::Acme>>,
     doors: door::Prepared,
 }
 
-/// Why a configuration is gone by.
+/// Why a configuration is applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Occasion {
-    /// Something in the files has changed.
+    /// The configuration files have changed.
     Change,
-    /// Somebody said so: what failed is tried again at once.
+    /// An operator asked for it: steps that failed are retried at once.
     Demand,
 }
 
@@ -72,18 +74,19 @@ struct Unwritten {
 }
 
 impl Certificates {
-    /// Keeps what it has under the cache directory.
+    /// Makes an instance whose files are kept below the cache directory.
     pub fn new(cache: &Path, metrics: Arc<Metrics>) -> Self {
         let (wanted, _) = watch::channel(None);
         let (doors, unwritten) = (Mutex::default(), Mutex::default());
         Self { dir: cache.join("acme"), shown: Shown::default(), wanted, doors, unwritten, metrics }
     }
 
+    /// Returns the certificate and the proofs that the registry door shows.
     pub fn shown(&self) -> Shown {
         self.shown.clone()
     }
 
-    /// All that can fail of [`Certificates::apply`].
+    /// Does all of [`Certificates::apply`] that can fail.
     pub async fn prepare(&self, acme: Option<&config::Acme>) -> Result<Prepared, DoorError> {
         let listen = match acme.map(|acme| &acme.challenge) {
             Some(config::AcmeChallenge::Http01 { listen }) => listen.as_slice(),
@@ -93,8 +96,8 @@ impl Certificates {
         Ok(Prepared { acme: acme.cloned().map(Arc::new), doors })
     }
 
-    /// Goes by another configuration from now on: shows what is kept for it, and looks at once whether that
-    /// will do.
+    /// Applies another configuration: shows the certificate that is kept for it, and checks at once whether that
+    /// certificate will do.
     pub async fn apply(&self, prepared: Prepared, occasion: Occasion) {
         self.doors.lock().await.apply(prepared.doors, &self.shown);
         match &prepared.acme {
@@ -108,7 +111,7 @@ impl Certificates {
         });
     }
 
-    /// Obtains and renews, until `stop`; then takes back what it shows to ACME servers.
+    /// Obtains and renews certificates until `stop`, then withdraws the proofs shown to ACME servers.
     pub async fn run(self: Arc<Self>, mut stop: watch::Receiver<Option<Duration>>) {
         let mut wanted = self.wanted.subscribe();
         let mut failures = 0;
@@ -155,7 +158,7 @@ impl Certificates {
         }
     }
 
-    /// Sees to it that a good certificate is shown; returns when to look again.
+    /// Makes sure that a valid certificate is shown. Returns how long to wait until the next check.
     async fn look_after(
         &self,
         acme: &Arc<config::Acme>,
@@ -186,7 +189,7 @@ impl Certificates {
         Ok(left.min(LONGEST_UNWRITTEN))
     }
 
-    /// Shows the certificate that there is, whatever it is worth: it is better than none.
+    /// Shows the certificate that there is, even an expired one: that is better than none.
     async fn show_kept(&self, acme: &Arc<config::Acme>) -> Option<Kept> {
         self.write().await;
         let unwritten = self.unwritten.lock().await;
@@ -210,7 +213,7 @@ impl Certificates {
         }
     }
 
-    /// Writes what is not written yet, if the disk takes it now.
+    /// Writes the certificate that is not written yet, if the disk accepts it now.
     async fn write(&self) {
         let mut unwritten = self.unwritten.lock().await;
         let Some(Unwritten { acme, pem, .. }) = unwritten.as_ref() else {
@@ -238,7 +241,7 @@ impl Certificates {
 }
 
 impl Unwritten {
-    /// Whether it is what would be read for this configuration.
+    /// Returns whether this is the certificate that would be read for a configuration.
     fn is_of(&self, acme: &config::Acme) -> bool {
         self.acme.directory == acme.directory && self.acme.domains.first() == acme.domains.first()
     }

@@ -1,4 +1,4 @@
-//! One order: an account, the proof that the domains are ours, a certificate.
+//! One order: an account, the proof that the domains are ours, and a certificate.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -20,35 +20,36 @@ use super::shown::Shown;
 use crate::config::Acme;
 use crate::web::Client;
 
-/// For all of an order.
+/// How long a whole order may take.
 const PATIENCE: Duration = Duration::from_secs(900);
-/// For the server to look at what it is shown.
+/// How long the server may take to check a proof, and to issue a certificate.
 const POLLS: RetryPolicy = RetryPolicy::new().timeout(Duration::from_secs(180));
-/// The account is not one of the server's, any more or because it is another server now.
+/// The type of the error that says that the server does not know the account: no longer, or because it is another
+/// server now.
 const NO_ACCOUNT: &str = "urn:ietf:params:acme:error:accountDoesNotExist";
 
-/// An account as it is kept.
+/// An account as it is kept on disk.
 #[derive(Serialize, Deserialize)]
 struct KeptAccount {
     email: Option<String>,
     credentials: AccountCredentials,
 }
 
-/// What came of an order.
+/// The result of an order.
 pub struct Obtained {
-    /// Key and certificate chain.
+    /// The key and the certificate chain.
     pub pem: String,
     pub kept: Kept,
 }
 
-/// Obtains a certificate, unless it is `interrupted`; what was shown for it is taken back in any case.
+/// Obtains a certificate, unless it is `interrupted`. The proofs shown for it are withdrawn in any case.
 pub async fn obtain(
     acme: &Acme,
     files: &Files,
     shown: &Shown,
     interrupted: impl Future<Output = ()>,
 ) -> Result<Obtained, AcmeError> {
-    // Certificates and accounts are limited: none is asked for that could not be kept.
+    // ACME servers limit certificates and accounts. So none is asked for that could not be kept.
     let trying = files.clone();
     blocking(move || trying.can_keep()).await?;
     let mut given = Vec::new();
@@ -65,7 +66,7 @@ pub async fn obtain(
     Ok(Obtained { pem, kept })
 }
 
-/// Returns a key and a certificate chain in PEM form.
+/// Places an order and proves the domains. Returns a key and a certificate chain in PEM form.
 async fn order(acme: &Acme, files: &Files, shown: &Shown, given: &mut Vec<Given>) -> Result<String, AcmeError> {
     let client = Client::new(&acme.access)?;
     let server = |error| AcmeError::Server { directory: acme.directory.to_string(), error };
@@ -110,7 +111,7 @@ async fn order(acme: &Acme, files: &Files, shown: &Shown, given: &mut Vec<Given>
     Ok(key + &chain)
 }
 
-/// The account that is kept, or a new one; and whether it is new.
+/// Returns the account that is kept or a new one, and whether it is new.
 async fn account(acme: &Acme, files: &Files, client: &Client) -> Result<(Account, bool), AcmeError> {
     let server = |error| AcmeError::Server { directory: acme.directory.to_string(), error };
     let builder = || Account::builder_with_http(Box::new(ByWeb(client.clone())));
@@ -128,7 +129,8 @@ async fn account(acme: &Acme, files: &Files, client: &Client) -> Result<(Account
     });
     let (account, kept, is_new) = match kept {
         Some(KeptAccount { email, credentials }) => {
-            // Written again only with another address; credentials cannot be taken out of an account.
+            // The account is written again only with another email address. For that a copy is needed: credentials
+            // cannot be taken out of an account.
             let copy = serde_json::to_value(&credentials).and_then(serde_json::from_value);
             let copy = copy.map_err(|error| server(Error::Json(error)))?;
             let account = builder().from_credentials(credentials).await.map_err(server)?;
@@ -136,7 +138,7 @@ async fn account(acme: &Acme, files: &Files, client: &Client) -> Result<(Account
                 return Ok((account, false));
             }
             match account.update_contacts(&contact).await {
-                // Which the order finds out, too.
+                // The order will find this out, too.
                 Err(Error::Api(problem)) if problem.r#type.as_deref() == Some(NO_ACCOUNT) => {
                     return Ok((account, false));
                 }
@@ -161,7 +163,7 @@ async fn account(acme: &Acme, files: &Files, client: &Client) -> Result<(Account
     Ok((account, is_new))
 }
 
-/// What the server found wrong with each domain.
+/// Returns what the server found wrong with each domain.
 async fn refusals(order: &mut Order) -> String {
     let mut told = Vec::new();
     let mut authorizations = order.authorizations();
@@ -184,7 +186,7 @@ async fn blocking<T: Send + 'static>(
     Ok(done.unwrap_or_else(|error| Err(std::io::Error::other(error)))?)
 }
 
-/// The protocol's requests by our own client.
+/// Sends the protocol's requests with Larder's own HTTP client.
 struct ByWeb(Client);
 
 impl HttpClient for ByWeb {
@@ -201,7 +203,7 @@ impl HttpClient for ByWeb {
             };
             let answer = client.send(http::Request::from_parts(parts, body)).await;
             let (parts, body) = answer.map_err(|error| Error::Other(Box::new(error)))?.into_parts();
-            // What is wrong is told in a document of its own; anything else is no answer of the protocol.
+            // The protocol reports an error in a problem document. Any other error is no answer of the protocol.
             let kind = parts.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
             if !parts.status.is_success() && !kind.starts_with("application/problem+json") {
                 return Err(Error::Other(format!("answered {}", parts.status).into()));

@@ -1,4 +1,4 @@
-//! Showing an ACME server that a domain is ours.
+//! Proves to an ACME server that a domain is ours.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,21 +15,21 @@ use super::error::AcmeError;
 use crate::config::{AcmeChallenge, Hook};
 use crate::program::{self, Reads};
 
-/// A hook has this long, in which the record gets to all of the domain's name servers.
+/// How long a hook may take. In this time the record has to reach all of the domain's name servers.
 const HOOK_PATIENCE: Duration = Duration::from_secs(300);
-/// And to take it back.
+/// How long a hook may take to remove the record.
 const CLEANUP_PATIENCE: Duration = Duration::from_secs(60);
 
-/// What is shown to ACME servers at the moment.
+/// The proofs that are shown to ACME servers at the moment.
 #[derive(Debug, Default)]
 pub struct Proofs {
-    /// By domain.
+    /// Certificates for tls-alpn-01, by domain.
     certificates: Mutex<HashMap<String, Arc<CertifiedKey>>>,
-    /// Key authorizations by token.
+    /// Key authorizations for http-01, by token.
     documents: Mutex<HashMap<String, String>>,
 }
 
-/// Something that is shown, to be taken back.
+/// A proof that is shown, to be withdrawn later.
 #[derive(Debug)]
 pub enum Given {
     Certificate(String),
@@ -38,17 +38,17 @@ pub enum Given {
 }
 
 impl Proofs {
-    /// RFC 8737.
+    /// Returns the certificate that proves a domain (tls-alpn-01, RFC 8737).
     pub fn certificate(&self, domain: &str) -> Option<Arc<CertifiedKey>> {
         lock(&self.certificates).get(domain).cloned()
     }
 
-    /// What `/.well-known/acme-challenge/TOKEN` is (RFC 8555, section 8.3).
+    /// Returns the content of `/.well-known/acme-challenge/TOKEN` (RFC 8555, section 8.3).
     pub fn document(&self, token: &str) -> Option<String> {
         lock(&self.documents).get(token).cloned()
     }
 
-    /// Shows what a challenge asks for.
+    /// Shows the proof that a challenge asks for, and adds it to `given`.
     pub async fn give(
         &self,
         by: &AcmeChallenge,
@@ -73,7 +73,7 @@ impl Proofs {
             AcmeChallenge::Dns01 { hook } => {
                 let record = format!("_acme-challenge.{domain}");
                 let value = key.dns_value();
-                // Before it is known how it ends: it may be there although the hook failed.
+                // Noted before the hook runs: the record may be there even if the hook fails.
                 given.push(Given::Record { domain: domain.clone(), record: record.clone(), value: value.clone() });
                 run(hook, HOOK_PATIENCE, ["present", &domain, &record, &value]).await?;
             }
@@ -81,7 +81,7 @@ impl Proofs {
         Ok(())
     }
 
-    /// Takes back what was shown.
+    /// Withdraws the proofs that were shown.
     pub async fn take_back(&self, by: &AcmeChallenge, given: Vec<Given>) {
         for given in given {
             match (given, by) {
@@ -98,7 +98,7 @@ impl Proofs {
     }
 }
 
-/// What each way is called in the protocol.
+/// Returns the type of a challenge and its name in the protocol.
 pub fn kind(challenge: &AcmeChallenge) -> (ChallengeType, &'static str) {
     match challenge {
         AcmeChallenge::TlsAlpn01 => (ChallengeType::TlsAlpn01, "tls-alpn-01"),
@@ -107,7 +107,7 @@ pub fn kind(challenge: &AcmeChallenge) -> (ChallengeType, &'static str) {
     }
 }
 
-/// A certificate that holds the digest of a key authorization (RFC 8737, section 3).
+/// Makes a certificate that holds the digest of a key authorization (RFC 8737, section 3).
 fn certificate(domain: &str, digest: &[u8]) -> Result<CertifiedKey, AcmeError> {
     let unusable = |error: &dyn std::fmt::Display| AcmeError::Certificate(error.to_string());
     let mut params = CertificateParams::new(vec![domain.to_owned()]).map_err(|error| unusable(&error))?;
@@ -116,7 +116,7 @@ fn certificate(domain: &str, digest: &[u8]) -> Result<CertifiedKey, AcmeError> {
     let certificate = params.self_signed(&key).map_err(|error| unusable(&error))?;
     let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
     let key = aws_lc_rs::default_provider().key_provider.load_private_key(key).map_err(|error| unusable(&error))?;
-    // Not compared with each other: the extension is critical, and nobody but ACME servers knows it.
+    // Key and certificate are not compared with each other: the extension is critical, and only ACME servers know it.
     Ok(CertifiedKey::new(vec![certificate.der().clone()], key))
 }
 

@@ -1,4 +1,4 @@
-//! What the registry door shows of certificates and proofs.
+//! The certificate and the proofs that the registry door shows.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use rustls::sign::CertifiedKey;
 
 use super::proof::Proofs;
 
-/// What the registry door shows; changes while it runs.
+/// The certificate and the proofs that the registry door shows. They change while the door runs; clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct Shown(Arc<Inner>);
 
@@ -18,12 +18,12 @@ struct Inner {
 }
 
 impl Shown {
-    /// The certificate, once there is one.
+    /// Returns the certificate, once there is one.
     pub fn certificate(&self) -> Option<Arc<CertifiedKey>> {
         self.0.certificate.load_full()
     }
 
-    /// What an ACME server wants to see that asks for `domain` (tls-alpn-01), if it was told to.
+    /// Returns the certificate that proves `domain` to an ACME server (tls-alpn-01), while a challenge needs it.
     pub fn proof(&self, domain: &str) -> Option<Arc<CertifiedKey>> {
         self.0.proofs.certificate(domain)
     }
@@ -33,6 +33,7 @@ impl Shown {
         self.0.certificate.store(certificate);
     }
 
+    /// Returns the proofs.
     pub fn proofs(&self) -> &Proofs {
         &self.0.proofs
     }

@@ -1,4 +1,4 @@
-//! From where a client comes, as far as that is known.
+//! The address that a client comes from, as far as it is known.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -7,17 +7,18 @@ use ipnet::IpNet;
 
 use super::counted_as;
 
-/// The address of a client. IPv4 addresses written as IPv6 are IPv4.
+/// The address of a client. An IPv4 address written as IPv6 is an IPv4 address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ClientAddress {
     Known(IpAddr),
-    /// A proxy in front says it in a way that cannot be read. It is in no network, not in that of everything either,
-    /// and all such clients are counted as one.
+    /// A proxy in front of Larder states the address in a form that cannot be read. Such a client is in no network, not
+    /// even in the one of all addresses, and all such clients are counted as one.
     Unknown,
 }
 
 impl ClientAddress {
-    /// What stands for it where clients are counted: who has an IPv6 address has a /64 of them.
+    /// Returns the address that the client is counted by. A client with an IPv6 address has a whole /64, so it is
+    /// counted by that.
     pub fn counted(self) -> Self {
         match self {
             Self::Known(address) => Self::Known(counted_as(address)),
@@ -25,6 +26,7 @@ impl ClientAddress {
         }
     }
 
+    /// Returns whether the address is in a network.
     pub fn is_in(&self, network: &IpNet) -> bool {
         match self {
             Self::Known(address) => network.contains(address),

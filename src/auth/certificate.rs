@@ -11,7 +11,7 @@ pub struct CertificateNames {
 }
 
 impl CertificateNames {
-    /// Reads a certificate in DER form; nothing of what cannot be read.
+    /// Reads a certificate in DER form. A certificate that cannot be read has no names.
     pub fn read(der: &[u8]) -> Self {
         let Ok(certificate) = Certificate::read(der) else {
             return Self::default();
@@ -20,17 +20,18 @@ impl CertificateNames {
         Self { names: [common_names, domains, others].concat(), organisations }
     }
 
+    /// Makes the names of a certificate that has this name alone.
     #[cfg(test)]
     pub fn named(name: &str) -> Self {
         Self { names: vec![name.to_owned()], organisations: Vec::new() }
     }
 
-    /// Its common name, or what it has instead.
+    /// Returns the common name, or the first alternative name where there is none.
     pub fn first(&self) -> Option<&str> {
         self.names.first().map(String::as_str)
     }
 
-    /// Whether one of the names is `pattern`, which may begin with `*`.
+    /// Returns whether one of the names matches `pattern`, which may begin with `*`.
     pub fn is_named(&self, pattern: &str) -> bool {
         match pattern.strip_prefix('*') {
             Some(end) => self.names.iter().any(|name| name.ends_with(end)),
@@ -38,6 +39,7 @@ impl CertificateNames {
         }
     }
 
+    /// Returns whether the certificate names this organisation.
     pub fn is_of(&self, organisation: &str) -> bool {
         self.organisations.iter().any(|name| name == organisation)
     }

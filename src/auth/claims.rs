@@ -1,4 +1,4 @@
-//! What a token says of its bearer.
+//! The claims of a token about its bearer.
 
 use std::sync::Arc;
 
@@ -11,23 +11,24 @@ use crate::config::ClaimRule;
 pub struct Claims {
     /// The issuer, by its name in the configuration.
     pub issuer: Arc<str>,
+    /// All claims, by name.
     pub values: Map<String, Value>,
 }
 
 impl Claims {
-    /// Whom the token is about.
+    /// Returns the subject of the token (`sub`).
     pub fn subject(&self) -> &str {
         self.values.get("sub").and_then(Value::as_str).unwrap_or_default()
     }
 
-    /// Whether they claim what is wanted.
+    /// Returns whether the claims meet a rule.
     pub fn fulfil(&self, rule: &ClaimRule) -> bool {
         let found = find(&self.values, &rule.claim);
         found.is_some_and(|found| rule.values.iter().any(|wanted| is_or_holds(found, wanted)))
     }
 }
 
-/// A claim by its name, or by names with dots between them.
+/// Finds a claim by its name. A name with dots may also lead into nested claims.
 fn find<'a>(values: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
     values.get(name).or_else(|| {
         name.match_indices('.').find_map(|(at, _)| match values.get(&name[..at])? {

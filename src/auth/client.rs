@@ -10,38 +10,38 @@ use super::address::ClientAddress;
 use super::certificate::CertificateNames;
 use super::counted_as;
 
-/// A client. It goes along with its request, among the extensions.
+/// A client. It is kept in the extensions of its request.
 #[derive(Clone, Debug)]
 pub struct Client {
     /// The other end of the connection: the client itself, or the last of the proxies before it.
     pub peer: SocketAddr,
-    /// Our own address that was connected to, where that is known.
+    /// Larder's own address that was connected to, where it is known.
     pub local: Option<IpAddr>,
-    /// From where the request comes.
+    /// The address that the request comes from.
     pub address: ClientAddress,
-    /// Whether it comes over TLS.
+    /// Whether the request came over TLS.
     pub is_secure: bool,
-    /// Of a certificate that was verified.
+    /// The names of a client certificate that was verified.
     pub certificate: Option<Arc<CertificateNames>>,
 }
 
 impl Client {
-    /// A client that connected from there, in plain text, and shows no certificate.
+    /// Makes a client that connected from `peer`, in plain text and without a certificate.
     pub fn connected(peer: SocketAddr) -> Self {
         Self { peer, local: None, address: peer.ip().into(), is_secure: false, certificate: None }
     }
 
-    /// The address that it is counted by.
+    /// Returns the address that the client is counted by.
     pub fn counted(&self) -> IpAddr {
         match self.address.counted() {
             ClientAddress::Known(address) => address,
-            // Behind a proxy that does not say which client it is: counted with the proxy.
+            // A client behind a proxy that does not state the client's address is counted by the proxy's address.
             ClientAddress::Unknown => counted_as(self.peer.ip()),
         }
     }
 }
 
-/// For the log: the address, with the port where it is of our connection.
+/// Writes the address for the log, with the port where the address is that of the connection.
 impl fmt::Display for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.address == self.peer.ip().into() {
@@ -51,12 +51,12 @@ impl fmt::Display for Client {
     }
 }
 
-/// Whether a request came over TLS.
+/// Returns whether a request came over TLS.
 pub fn is_secure(request: &Parts) -> bool {
     request.extensions.get::<Client>().is_some_and(|client| client.is_secure)
 }
 
-/// The address that the client of a request is counted by.
+/// Returns the address that the client of a request is counted by.
 pub fn counted_client(request: &Parts) -> Option<IpAddr> {
     request.extensions.get::<Client>().map(Client::counted)
 }

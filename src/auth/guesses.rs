@@ -1,5 +1,5 @@
-//! Wrong logins are counted by address, and an address with too many has to wait. Each login takes a place before it is
-//! compared, so that no more than the limit are compared, however many come at once.
+//! Counts wrong logins by address; an address with too many has to wait. Each login takes a place before it is
+//! compared, so that no more logins than the limit are compared, however many come at once.
 
 use std::convert::Infallible;
 use std::net::IpAddr;
@@ -13,14 +13,16 @@ use crate::clock::Instant;
 
 /// Wrong logins that one address may try in one minute.
 pub const GUESSES: u32 = 20;
-/// And all addresses of one /48 of IPv6 together: a site has one, and with it 65,536 networks to guess from.
+/// Wrong logins that all addresses of one /48 of IPv6 together may try in one minute: a site has one /48, and with it
+/// 65,536 networks to guess from.
 pub const OF_A_SITE: u32 = 200;
+/// The time after which the counts begin again at 0.
 pub const MINUTE: Duration = Duration::from_secs(60);
-/// Logins of one address that may be refused without a comparison in one minute. After that even a login that is known from
-/// this address is refused: each of the refused ones could be a guess at it.
+/// Logins of one address that may be refused without a comparison in one minute. After that even a login that is known
+/// from this address is refused: each of the refused logins could be a guess at it.
 const UNSEEN: u32 = 500;
-/// Addresses and sites counted at the same time. An attacker with enough addresses to push counts out gains nothing: so many
-/// addresses may try 200,000 logins a minute anyway.
+/// Most addresses and sites counted at the same time. An attacker with enough addresses to evict counts gains nothing:
+/// that many addresses may try 200,000 logins a minute anyway.
 const COUNTED: usize = 10_000;
 
 /// Wrong logins by address.
@@ -44,17 +46,17 @@ impl Counted {
 
 #[derive(Default)]
 struct Tally {
-    /// When the first one of this minute was wrong or refused.
+    /// When the first login of this minute was wrong or refused.
     since: Option<Instant>,
     wrong: u32,
-    /// Looked at right now.
+    /// Logins that are being compared now.
     running: u32,
-    /// Refused without being looked at.
+    /// Logins refused without a comparison.
     unseen: u32,
 }
 
 impl Tally {
-    /// How much of this minute is left. With the next one everything is counted anew.
+    /// Returns how much of this minute is left. In the next minute all counts begin at 0.
     fn left(&mut self) -> Duration {
         let left = self.since.map_or(MINUTE, |since| MINUTE.saturating_sub(since.elapsed()));
         if !left.is_zero() {
@@ -64,7 +66,7 @@ impl Tally {
         MINUTE
     }
 
-    /// How many count already, or why there may be no more.
+    /// Returns how many logins count already, or why no further login is compared.
     fn look(&mut self, limit: u32) -> Result<u32, NotNow> {
         let left = self.left();
         if self.wrong + self.running < limit {
@@ -76,15 +78,15 @@ impl Tally {
     }
 }
 
-/// A login that is being looked at. Dropped, it counts no longer.
+/// A login that is being compared. When it is dropped, it no longer counts.
 pub struct Place {
     taken: Vec<Arc<Mutex<Tally>>>,
-    /// How many logins of the same address, or site, counted before it.
+    /// How many logins of the same address or site counted before this login.
     pub rank: u32,
 }
 
 impl Place {
-    /// From now on it counts for a minute.
+    /// Notes that the login was wrong: it counts for the rest of the minute.
     pub fn was_wrong(self) {
         for tally in &self.taken {
             let mut tally = lock(tally);
@@ -107,7 +109,7 @@ impl Default for Guesses {
 }
 
 impl Guesses {
-    /// Whether an address may try again.
+    /// Checks whether an address may try a further login.
     pub fn may_guess(&self, address: ClientAddress) -> Result<(), NotNow> {
         for (tally, limit) in self.tallies(address) {
             lock(&tally).look(limit)?;
@@ -115,7 +117,7 @@ impl Guesses {
         Ok(())
     }
 
-    /// A place for a login to be looked at.
+    /// Takes a place for a login that is to be compared.
     pub fn reserve(&self, address: ClientAddress) -> Result<Place, NotNow> {
         let mut place = Place { taken: Vec::new(), rank: 0 };
         for (tally, limit) in self.tallies(address) {
@@ -128,7 +130,7 @@ impl Guesses {
         Ok(place)
     }
 
-    /// Whether a login may be taken that is known from this address.
+    /// Checks whether a login that is known from this address may be accepted.
     pub fn may_be_known(&self, address: ClientAddress) -> Result<(), NotNow> {
         let Some(tally) = self.0.get(&Counted::Address(address.counted())) else {
             return Ok(());
@@ -138,7 +140,7 @@ impl Guesses {
         if tally.unseen >= UNSEEN { Err(NotNow::Guessing(left)) } else { Ok(()) }
     }
 
-    /// What counts the logins of an address, with the limits.
+    /// Returns the counts that a login of this address belongs to, with their limits.
     fn tallies(&self, address: ClientAddress) -> impl Iterator<Item = (Arc<Mutex<Tally>>, u32)> {
         let site = match address {
             ClientAddress::Known(IpAddr::V6(address)) => {
@@ -175,7 +177,7 @@ mod tests {
         assert!(matches!(guesses.reserve(at("192.0.2.1")), Err(NotNow::Crowded)));
         assert!(matches!(guesses.may_guess(at("192.0.2.1")), Err(NotNow::Crowded)));
         assert!(guesses.reserve(at("192.0.2.2")).is_ok());
-        // Who was right gives its place back.
+        // A login that was right gives its place back.
         drop(places.pop());
         let place = guesses.reserve(at("192.0.2.1")).expect("a place");
         place.was_wrong();

@@ -1,7 +1,7 @@
-//! Tokens of one OpenID Connect issuer: its keys, and whether a token is one that we take.
+//! The tokens of one OpenID Connect issuer: the issuer's keys, and whether Larder accepts a token.
 //!
-//! The keys are fetched when they are needed first, when they are an hour old, and when a token was signed with
-//! none of them. While the issuer cannot be asked, those that are known are used for a day.
+//! The keys are fetched when they are first needed, when they are an hour old, and when a token was signed with none of
+//! them. While the issuer cannot be asked, the known keys are used for a day.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -25,20 +25,21 @@ use crate::web::{Client, WebError};
 
 /// How long keys are used before they are fetched again.
 const FRESH: Duration = Duration::from_secs(3600);
-/// How long they are used when they cannot be.
+/// How long keys are used when they cannot be fetched again.
 const USABLE: Duration = Duration::from_secs(24 * 3600);
-/// Between two tries to fetch them, whatever tokens come.
+/// Pause between two tries to fetch the keys, however many tokens come.
 const PAUSE: Duration = Duration::from_secs(10);
 /// How long a token waits for keys.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// And where there are some that may do.
+/// How long a token waits for newer keys where the known keys may do.
 const IMPATIENCE: Duration = Duration::from_secs(2);
-/// Most keys of one issuer.
+/// Most keys accepted from one issuer.
 const MAX_KEYS: usize = 100;
-/// Clocks differ.
+/// How far clocks may differ, in seconds.
 const LEEWAY: u64 = 30;
 
-/// Signatures by a secret that both sides know are no proof of who made them.
+/// The signature algorithms that are accepted. Those with a secret that both sides know are not: such a signature does
+/// not prove which side made it.
 const ALGORITHMS: [Algorithm; 9] = [
     Algorithm::RS256,
     Algorithm::RS384,
@@ -56,18 +57,18 @@ pub struct Issuer {
     config: config::Issuer,
     client: Client,
     known: ArcSwap<Known>,
-    /// Held by who fetches; when it was tried last.
+    /// When a fetch was last begun. The lock is held during a fetch.
     fetching: Arc<Mutex<Option<Instant>>>,
 }
 
-/// The keys as they were fetched last.
+/// The keys that were fetched last.
 #[derive(Default)]
 struct Known {
     keys: Vec<Key>,
     fetched: Option<Instant>,
 }
 
-/// A token of a form that we take, and the keys to judge it by.
+/// A token of an accepted form, and the keys to verify it with.
 pub struct Ready<'a> {
     token: &'a str,
     header: Header,
@@ -76,18 +77,18 @@ pub struct Ready<'a> {
 
 struct Key {
     id: Option<String>,
-    /// The only one it is for, where it says so.
+    /// The only algorithm that the key is for, where the key states one.
     algorithm: Option<Algorithm>,
     key: DecodingKey,
 }
 
-/// Why a token is not taken.
+/// Why a token is not accepted.
 #[derive(Debug, thiserror::Error)]
 pub enum Refused {
-    /// Anybody could have made it.
+    /// Anybody could have made the token.
     #[error("{0}")]
     Forged(&'static str),
-    /// It is the issuer's, but not for here and now.
+    /// The token may be the issuer's, but it is not for here and now.
     #[error("{0}")]
     NotForUs(String),
     #[error(transparent)]
@@ -106,27 +107,29 @@ struct KeySet {
 }
 
 impl Issuer {
+    /// Makes an issuer whose keys are not fetched yet.
     pub fn new(config: config::Issuer) -> Result<Arc<Self>, WebError> {
         let client = Client::new(&config.access)?;
         Ok(Arc::new(Self { config, client, known: ArcSwap::default(), fetching: Arc::default() }))
     }
 
-    /// Whether it is as configured there.
+    /// Returns whether this issuer has this configuration.
     pub fn is_of(&self, config: &config::Issuer) -> bool {
         self.config == *config
     }
 
-    /// Its name in the configuration.
+    /// Returns the issuer's name in the configuration.
     pub fn name(&self) -> &str {
         &self.config.name
     }
 
-    /// Whether its tokens say that they are of `issuer`.
+    /// Returns whether this issuer's tokens name `issuer` as their issuer (`iss`).
     pub fn is(&self, issuer: &str) -> bool {
         self.config.issuer == issuer
     }
 
-    /// Gets what is needed to judge a token, which may take a while.
+    /// Gets the keys to verify a token, which may take a while. Fails at once for a token of a form that is not
+    /// accepted.
     pub async fn ready<'a>(self: &Arc<Self>, token: &'a str) -> Result<Ready<'a>, Refused> {
         let header = jsonwebtoken::decode_header(token).map_err(|_| Refused::Forged("it is no JWT"))?;
         if !ALGORITHMS.contains(&header.alg) {
@@ -139,11 +142,11 @@ impl Issuer {
         Ok(Ready { token, header, known })
     }
 
-    /// What a token claims, if it is to be believed.
+    /// Returns the claims of a token, if the token is valid.
     pub async fn claims(self: &Arc<Self>, ready: &Ready<'_>) -> Result<Claims, Refused> {
         let Ready { token, header, known } = ready;
         match self.verify_by(known, token, header) {
-            // It may be that the keys were exchanged; whoever looks at the newest ones knows.
+            // The issuer may have replaced its keys. The newest keys decide.
             Err(Refused::Forged(_)) if !known.is_younger(PAUSE) => {
                 let newer = self.fetched(IMPATIENCE).await;
                 match newer.is_younger(PAUSE) {
@@ -156,7 +159,7 @@ impl Issuer {
     }
 
     fn verify_by(&self, known: &Known, token: &str, header: &Header) -> Result<Claims, Refused> {
-        // No guess: it may be a new one that we are too early for.
+        // This is no guess: the token may be signed with a key so new that Larder has not fetched it.
         let mut refused = Refused::NotForUs("no key of the issuer is the one it was signed with".to_owned());
         for key in known.keys.iter().filter(|key| key.may_verify(header)) {
             match self.verify(token, header.alg, &key.key) {
@@ -185,7 +188,7 @@ impl Issuer {
             _ => Refused::Forged("its signature is wrong"),
         })?;
         let claims = Claims { issuer: self.config.name.as_str().into(), values: values.claims };
-        // The library takes a list of issuers, too.
+        // The library also accepts a list of issuers.
         if claims.values.get("iss").and_then(Value::as_str) != Some(&self.config.issuer) {
             return Err(Refused::NotForUs("it is of another issuer".to_owned()));
         }
@@ -199,7 +202,7 @@ impl Issuer {
         }
     }
 
-    /// Keys among which is the one of this header, if the issuer has it.
+    /// Returns keys that include the key for this header, if the issuer has that key.
     async fn known_for(self: &Arc<Self>, header: &Header) -> Result<Arc<Known>, NotNow> {
         let known = self.known.load_full();
         let has_one = known.has_one_for(header);
@@ -214,15 +217,15 @@ impl Issuer {
         }
     }
 
-    /// The newest keys, as far as they can be had in time.
+    /// Returns the newest keys that are there in time.
     async fn fetched(self: &Arc<Self>, patience: Duration) -> Arc<Known> {
         self.begin_to_fetch();
-        // Held by whoever fetches, until it is over.
+        // The task that fetches holds this lock until it is done.
         drop(tokio::time::timeout(patience, self.fetching.lock()).await);
         self.known.load_full()
     }
 
-    /// Fetches the keys in a task of its own, unless it is being done or was tried just now.
+    /// Fetches the keys in a task of its own, unless another task does so or a fetch was tried a moment ago.
     fn begin_to_fetch(self: &Arc<Self>) {
         let Ok(mut tried) = self.fetching.clone().try_lock_owned() else {
             return;
@@ -263,7 +266,7 @@ impl Issuer {
             }
         };
         let set: KeySet = self.get(&jwks).await?;
-        // One that we do not understand does not spoil the others.
+        // A key that Larder does not understand does not spoil the others.
         Ok(set.keys.into_iter().filter_map(Key::read).take(MAX_KEYS).collect())
     }
 
@@ -289,7 +292,7 @@ impl Known {
 }
 
 impl Key {
-    /// `None` for what is no public key for signatures.
+    /// Reads a key; `None` if it is no public key for signatures.
     fn read(value: Value) -> Option<Self> {
         let jwk: Jwk = serde_json::from_value(value).ok()?;
         if jwk.common.public_key_use.as_ref().is_some_and(|for_what| *for_what != PublicKeyUse::Signature) {
@@ -310,7 +313,7 @@ impl Key {
     }
 }
 
-/// The latest second in which a token can have been made.
+/// Returns the latest time, in seconds since 1970, at which a token can have been made.
 #[allow(clippy::cast_precision_loss)]
 fn latest() -> f64 {
     let now = clock::wall().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! All the ways to log in here: passwords of users, and tokens of issuers.
+//! All ways to log in at Larder: passwords of users, and tokens of issuers.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -17,15 +17,17 @@ use crate::fingerprint;
 use crate::text::one_line;
 use crate::web::WebError;
 
-/// How long a token that was taken is not looked at again.
+/// How long a token that was accepted is not verified again.
 const TAKEN: Duration = Duration::from_secs(300);
+/// Most accepted tokens remembered.
 const TOKENS: usize = 10_000;
+/// The realm where no htpasswd file has one.
 const REALM: &str = "larder";
 
-/// What a client shows.
+/// The credentials that a client sends.
 #[derive(Clone, Copy)]
 pub enum Credential<'a> {
-    /// With a token as the password any name will do.
+    /// A user name and a password. If the password is a token, any name will do.
     Password {
         user: &'a str,
         password: &'a str,
@@ -33,7 +35,7 @@ pub enum Credential<'a> {
     Token(&'a str),
 }
 
-/// As whom a client is known.
+/// The identity of a client that logged in.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Known {
     User(Arc<str>),
@@ -50,8 +52,8 @@ pub struct Logins {
 }
 
 impl Logins {
-    /// `None` if nobody can log in. What was known `before` is known still, as far as it is configured the
-    /// same.
+    /// Makes the logins of a configuration; `None` if nobody can log in. Users and issuers of `before` whose
+    /// configuration is the same are kept, with all that is remembered of them.
     pub fn new(auth: &Auth, before: Option<&Self>) -> Result<Option<Arc<Self>>, WebError> {
         if !auth.has_logins() {
             return Ok(None);
@@ -72,21 +74,22 @@ impl Logins {
         Ok(Some(Arc::new(Self { passwords, issuers, taken: Cache::new(TOKENS), guesses, realm })))
     }
 
-    /// What people are asked for.
+    /// Returns the realm, which a login prompt shows to people.
     pub fn realm(&self) -> &str {
         &self.realm
     }
 
-    /// Whether it says that it is a token of one of the issuers.
+    /// Returns whether a text claims to be a token of one of the issuers.
     pub fn knows_issuer_of(&self, token: &str) -> bool {
         matches!(self.issuer_of(token), Says::Known(_))
     }
 
+    /// Returns whether there is a user of this name.
     pub fn has_user(&self, user: &str) -> bool {
         self.passwords.as_ref().is_some_and(|passwords| passwords.has(user))
     }
 
-    /// As whom a client is known by what it shows; `None`: it is wrong.
+    /// Returns the identity that a client's credentials prove; `None` if they are wrong.
     pub async fn known(&self, address: ClientAddress, shown: Credential<'_>) -> Result<Option<Known>, NotNow> {
         let (Credential::Token(token) | Credential::Password { password: token, .. }) = shown;
         let says = self.issuer_of(token);
@@ -112,7 +115,7 @@ impl Logins {
         Ok(known)
     }
 
-    /// Whether what a client showed is still what logs it in: `before` found it right, and that it is `known`.
+    /// Returns whether a client that logged in as `known` with the logins `before` can still log in the same way.
     pub fn still_know(&self, before: &Self, known: &Known) -> bool {
         match known {
             Known::User(user) => {
@@ -120,7 +123,7 @@ impl Logins {
                 passwords.is_some_and(|(now, before)| now.has_password_of(before, user))
             }
             Known::Bearer(claims) => {
-                // One that is configured the same stays the same.
+                // An issuer whose configuration is the same stays the same object.
                 let is_known = |issuer: &Arc<Issuer>| self.issuers.iter().any(|known| Arc::ptr_eq(known, issuer));
                 let issuer = before.issuers.iter().find(|issuer| issuer.name() == &*claims.issuer);
                 issuer.is_some_and(is_known) && left(claims) > Duration::ZERO
@@ -143,7 +146,7 @@ impl Logins {
         }
         self.guesses.may_guess(address)?;
         let ready = issuer.ready(token).await;
-        // Only now: tokens that wait for keys are no guesses.
+        // The place is taken only now: tokens that wait for keys are no guesses.
         let place = self.guesses.reserve(address)?;
         let told = match ready {
             Ok(ready) => issuer.claims(&ready).await,
@@ -158,7 +161,7 @@ impl Logins {
             Err(Refused::NotNow(why)) => Err(why),
             Err(why) => {
                 tracing::info!(client = %address, %why, "a token is not taken");
-                // Who shows a token that has expired does not guess.
+                // A client with an expired token does not guess.
                 if matches!(why, Refused::Forged(_)) {
                     place.was_wrong();
                 }
@@ -167,7 +170,7 @@ impl Logins {
         }
     }
 
-    /// Whose token it says it is.
+    /// Returns the issuer that a text claims to be a token of, unverified.
     fn issuer_of(&self, token: &str) -> Says<'_> {
         #[derive(Deserialize)]
         struct Unverified {
@@ -184,14 +187,14 @@ impl Logins {
     }
 }
 
-/// What a text says of its issuer, true or not.
+/// The issuer that a text claims to be a token of, true or not.
 enum Says<'a> {
     Nothing,
     Unknown(String),
     Known(&'a Arc<Issuer>),
 }
 
-/// How long a token is good.
+/// Returns how long a token is still valid.
 fn left(claims: &Claims) -> Duration {
     let expires = claims.values.get("exp").and_then(Value::as_f64).unwrap_or_default();
     let now = clock::wall().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! Who a client is, and whether it may pull.
+//! Who a client is, and whether the client may pull.
 
 mod address;
 mod certificate;
@@ -22,7 +22,7 @@ pub use logins::{Credential, Known, Logins};
 
 use crate::config::Allow;
 
-/// Why a login is not looked at now.
+/// Why a login is not checked now.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotNow {
     #[error("too many logins at once; try again soon")]
@@ -35,18 +35,18 @@ pub enum NotNow {
     Issuer(Arc<str>),
 }
 
-/// What is known of a client.
+/// The facts known about a client.
 #[derive(Clone, Debug)]
 pub struct Identity {
     pub address: ClientAddress,
-    /// Who logged in.
+    /// The identity that the client logged in with, if it did.
     pub known: Option<Known>,
-    /// Of a certificate that one of the configured authorities signed.
+    /// The names of a certificate that one of the configured authorities signed.
     pub certificate: Option<Arc<CertificateNames>>,
 }
 
 impl Identity {
-    /// Who it is, for the log: as `allow` has it.
+    /// Returns the client's name for the log, written as in `allow`.
     pub fn name(&self) -> Option<String> {
         match (&self.known, &self.certificate) {
             (Some(Known::User(name)), _) => Some(format!("user:{name}")),
@@ -56,7 +56,7 @@ impl Identity {
         }
     }
 
-    /// Whether `allow` lets this client pull; `has_logins`: whether clients can log in at all.
+    /// Returns whether `allow` lets this client pull. `has_logins`: whether clients can log in at all.
     pub fn may_pull(&self, allow: &[Allow], has_logins: bool) -> bool {
         let is_known = self.known.is_some() || self.certificate.is_some();
         let user = match &self.known {
@@ -81,7 +81,8 @@ impl Identity {
     }
 }
 
-/// The address that a client is counted by: who has an IPv6 address has a /64 of them.
+/// Returns the address that a client is counted by. A client with an IPv6 address has a whole /64, so it is counted by
+/// that.
 pub fn counted_as(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => {

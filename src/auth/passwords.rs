@@ -1,5 +1,5 @@
-//! Users of an htpasswd file. A password is compared off the async threads, which takes its time on
-//! purpose, once for all requests of a pull: what came of it is remembered for a while.
+//! Users of an htpasswd file. Comparing a password is slow on purpose, so it is done off the async threads, once for
+//! all requests of a pull: the result is remembered for a while.
 
 use std::collections::HashMap;
 use std::hint::black_box;
@@ -15,28 +15,28 @@ use crate::clock::Instant;
 use crate::config::{Htpasswd, Secret};
 use crate::fingerprint;
 
-/// How long a password that was right is not compared again.
+/// How long a right password is not compared again.
 const RIGHT: Duration = Duration::from_secs(300);
-/// And one that was wrong.
+/// How long a wrong password is not compared again.
 const WRONG: Duration = Duration::from_secs(10);
-/// Right ones that are remembered: by themselves, and with each address that came with them.
+/// Most right logins remembered: each by itself, and with each address that it came from.
 const RIGHT_ONES: usize = 20_000;
-/// Wrong ones: no more, so that they put out only each other.
+/// Most wrong logins remembered. They have a cache of their own, so that they evict only each other.
 const WRONG_ONES: usize = 1_000;
-/// Passwords compared at once.
+/// Most passwords compared at once.
 const AT_ONCE: usize = 2;
-/// Logins that wait to be compared.
+/// Most logins that wait to be compared.
 const WAITING: usize = 1_000;
-/// How long a login takes at most.
+/// How long a login may take.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// bcrypt looks at no more of a password.
+/// Longest part of a password that bcrypt uses, in bytes.
 const LONGEST: usize = 72;
-/// Behind a cost, a hash that no password is known for.
+/// The part of a hash after its cost. No password is known for it.
 const NOBODY: &str = "2l/MHZxq.k0BTsORQzVQ9uLCLpVkZLNsCV2lnHYV2hKNFVTMmQLLi";
 
 type Key = [u8; 32];
 
-/// The users and what is remembered of their logins.
+/// The users of one htpasswd file, and what is remembered of their logins.
 pub struct Passwords {
     written: Htpasswd,
     users: Arc<Users>,
@@ -46,13 +46,15 @@ pub struct Passwords {
     guesses: Arc<Guesses>,
 }
 
-/// Why a comparison did not end in `wrong`, which is remembered where it is waited for.
+/// A result of a comparison that is not "wrong". It is the error of the cache `wrong`, where other requests wait for
+/// the result and only wrong logins are remembered.
 enum Otherwise {
     Right,
     NotNow(NotNow),
 }
 
 impl Passwords {
+    /// Makes the users of an htpasswd file. `guesses` counts their wrong logins.
     pub fn new(written: Htpasswd, guesses: Arc<Guesses>) -> Self {
         Self {
             users: Arc::new(Users::new(&written)),
@@ -64,35 +66,36 @@ impl Passwords {
         }
     }
 
-    /// Whether these are of the same file.
+    /// Returns whether these users are those of the same file content.
     pub fn are_of(&self, written: &Htpasswd) -> bool {
         self.written == *written
     }
 
+    /// Returns whether the file has this user.
     pub fn has(&self, user: &str) -> bool {
         self.written.users.contains_key(user)
     }
 
-    /// Whether a user has the password that it had before.
+    /// Returns whether a user still has the password that it had in `before`.
     pub fn has_password_of(&self, before: &Self, user: &str) -> bool {
         let hash = self.written.users.get(user);
         hash.is_some() && hash == before.written.users.get(user)
     }
 
-    /// Whether `password` is that of `user`; `address` is who says so.
+    /// Returns whether `password` is that of `user`. `address`: the client that logs in.
     pub async fn are_right(&self, address: ClientAddress, user: &str, password: &str) -> Result<bool, NotNow> {
         let key = fingerprint::of(&[user.as_bytes(), password.as_bytes()]);
         let here = fingerprint::of(&[&key, address.counted().to_string().as_bytes()]);
-        // Who logged in from here goes on, also while others here guess.
+        // A client that logged in from this address goes on, even while others at this address guess.
         if self.remembers(&here).is_some() {
             return self.guesses.may_be_known(address).map(|()| true);
         }
-        // Who may not guess is not told either what is known from elsewhere.
+        // A client that may not guess is not told either that a login is known from another address.
         self.guesses.may_guess(address)?;
         if self.wrong.get(&key).is_some_and(|until| until <= Instant::now()) {
             self.wrong.remove(&key);
         }
-        // Whoever asks the same meanwhile waits for the one answer.
+        // Other requests with the same login wait for this result.
         let compared = self.wrong.get_or_insert_async(&key, self.compare(key, address, user, password)).await;
         match compared {
             Ok(_) => Ok(false),
@@ -105,12 +108,12 @@ impl Passwords {
         }
     }
 
-    /// Until when a right one is remembered.
+    /// Returns until when a right login is remembered.
     fn remembers(&self, key: &Key) -> Option<Instant> {
         self.right.get(key).filter(|until| Instant::now() < *until)
     }
 
-    /// Until when it is to be remembered that this is wrong.
+    /// Compares a login, and returns until when to remember that it is wrong.
     async fn compare(
         &self,
         key: Key,
@@ -134,7 +137,7 @@ impl Passwords {
         }
     }
 
-    /// `None`: there are too many.
+    /// Compares a login when its turn comes; `None`: too many logins wait.
     async fn compare_in_turn(&self, place: Place, user: String, password: &str) -> Option<bool> {
         let turn = self.turns.take(place.rank).await?;
         let users = self.users.clone();
@@ -142,7 +145,7 @@ impl Passwords {
         let compared = tokio::task::spawn_blocking(move || {
             let _turn = turn;
             let is_right = users.compare(&user, &password);
-            // Here, so that it counts for who did not wait for it, too.
+            // Counted here, so that a wrong login counts even if its client did not wait for the result.
             if !is_right {
                 place.was_wrong();
             }
@@ -152,9 +155,9 @@ impl Passwords {
     }
 }
 
-/// Hashes by user, and what it takes to compare with any of them.
+/// The hashes by user, and the work that each comparison has to take.
 struct Users {
-    /// With their costs.
+    /// Hashes and their costs, by user.
     hashes: HashMap<String, (Secret, u32)>,
     highest_cost: u32,
 }
@@ -174,8 +177,8 @@ impl Users {
         Self { hashes, highest_cost }
     }
 
-    /// Compares, with as much work for every name: whether there is such a user, and at what cost, does not show in the
-    /// time it takes. Blocks.
+    /// Compares a password, with the same work for every name. So the time does not show whether there is such a user,
+    /// and at what cost its password is hashed. Blocks.
     fn compare(&self, user: &str, password: &[u8]) -> bool {
         let known = self.hashes.get(user);
         let is_right = known.is_some_and(|(hash, _)| bcrypt::verify(password, hash.reveal()).unwrap_or(false));
@@ -187,10 +190,11 @@ impl Users {
     }
 }
 
-/// The costs of further comparisons that make up one of the highest cost: each cost is twice the work of the one below.
+/// Returns the costs of further comparisons, which together with the one done make the work of the highest cost. Each
+/// cost is twice the work of the cost below.
 fn costs_left(done: Option<u32>, highest: u32) -> std::ops::Range<u32> {
     match done {
-        // 2^c and 2^c, 2^(c + 1) … 2^(h - 1) are 2^h.
+        // 2^c + 2^c + 2^(c + 1) + … + 2^(h - 1) = 2^h.
         Some(cost) => cost..highest,
         None => highest..highest + 1,
     }
@@ -265,7 +269,7 @@ mod tests {
         let told = passwords.are_right(at("2001:db8::2"), "bob", "right").await;
         assert!(matches!(told, Err(NotNow::Guessing(left)) if left <= MINUTE), "{told:?}");
         assert_eq!(passwords.are_right(at("2001:db8:0:1::1"), "bob", "right").await, Ok(true));
-        // That somebody logged in elsewhere tells who guesses nothing.
+        // A login from another address tells nothing to a client that guesses.
         let told = passwords.are_right(at("2001:db8::2"), "bob", "right").await;
         assert!(matches!(told, Err(NotNow::Guessing(_))), "{told:?}");
     }
@@ -287,7 +291,7 @@ mod tests {
         let tried: Vec<_> = (0..300).map(|number| format!("wrong-{number}")).collect();
         let told = join_all(tried.iter().map(|tried| passwords.are_right(HERE, "bob", tried))).await;
         assert_eq!(told.iter().filter(|told| **told == Ok(false)).count(), GUESSES as usize);
-        // Of one password that many come with at once there is one comparison, which counts once.
+        // When many requests bring the same password at once, there is one comparison, which counts once.
         let told = join_all((0..100).map(|_| passwords.are_right(at("192.0.2.1"), "bob", "right"))).await;
         assert!(told.iter().all(|told| *told == Ok(true)), "{told:?}");
         let told = join_all((0..100).map(|_| passwords.are_right(at("192.0.2.2"), "bob", "wrong"))).await;
@@ -303,7 +307,7 @@ mod tests {
             let tried = format!("wrong-{number}");
             let mut asked = Box::pin(passwords.are_right(HERE, "bob", &tried));
             match (&mut asked).now_or_never() {
-                // It waits for its turn, or is being compared.
+                // The login waits for its turn, or is being compared.
                 None => drop(asked),
                 Some(Err(NotNow::Guessing(_))) => break,
                 Some(_) => {}

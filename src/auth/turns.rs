@@ -1,4 +1,4 @@
-//! A queue for work of which only a little may run at once. The address that has had the fewest turns goes first, so a
+//! A queue for work of which only a little may run at once. The address with the fewest turns so far goes first, so a
 //! flood of logins from one address keeps no other address waiting.
 
 use std::collections::BTreeMap;
@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
-/// Hands out turns.
+/// The queue, which hands out turns.
 pub struct Turns {
     state: Mutex<State>,
     most_waiting: usize,
@@ -14,7 +14,7 @@ pub struct Turns {
 
 struct State {
     free: usize,
-    /// By rank, then in the order in which they came.
+    /// The logins that wait, by rank, then in the order in which they came.
     waiting: BTreeMap<(u32, u64), oneshot::Sender<Turn>>,
     next: u64,
 }
@@ -22,7 +22,7 @@ struct State {
 /// The right to work, until it is dropped.
 pub struct Turn(Arc<Turns>);
 
-/// A place in the queue; dropped, it is taken out.
+/// A place in the queue. When it is dropped, it leaves the queue.
 struct Waiting {
     turns: Arc<Turns>,
     key: (u32, u64),
@@ -30,12 +30,13 @@ struct Waiting {
 }
 
 impl Turns {
+    /// Makes a queue: `at_once` turns may be held at once, and `most_waiting` logins may wait.
     pub fn new(at_once: usize, most_waiting: usize) -> Arc<Self> {
         let state = State { free: at_once, waiting: BTreeMap::new(), next: 0 };
         Arc::new(Self { state: Mutex::new(state), most_waiting })
     }
 
-    /// Waits for a turn. `None`: too many of the same or a lower rank wait already.
+    /// Waits for a turn; the lowest rank goes first. `None`: too many of the same or a lower rank wait already.
     pub async fn take(self: &Arc<Self>, rank: u32) -> Option<Turn> {
         let mut waiting = {
             let mut state = self.lock();
@@ -69,7 +70,7 @@ impl Turns {
             next
         };
         if let Some((_, tell)) = next {
-            // If the waiting login was given up meanwhile, its turn is dropped, which hands it on.
+            // If the waiting login was given up meanwhile, its turn is dropped here, which hands the turn on.
             drop(tell.send(Turn(self.clone())));
         }
     }
@@ -97,7 +98,7 @@ mod tests {
 
     use super::*;
 
-    /// Who is served, one after the other, when all of these ranks wait.
+    /// Returns the order in which logins of these ranks get their turns when all of them wait.
     fn order(ranks: &[u32]) -> Vec<usize> {
         let turns = Turns::new(1, 100);
         let running = turns.take(0).now_or_never().flatten().expect("it is free");
@@ -125,7 +126,7 @@ mod tests {
 
     #[test]
     fn who_had_least_goes_first_and_else_who_came_first() {
-        // Twenty of one address, then one each of two others.
+        // Twenty logins of one address, then one each of two others.
         let flood: Vec<u32> = (0..20).collect();
         assert_eq!(order(&[&flood[..], &[0, 0]].concat())[..4], [0, 20, 21, 1]);
         assert_eq!(order(&[3, 0, 3, 1]), [1, 3, 0, 2]);
@@ -143,7 +144,7 @@ mod tests {
         }
         drop(left);
         drop(running);
-        // This one has been told, and leaves before it hears of it.
+        // This login was given a turn, and leaves before it notices.
         drop(told);
         let turn = last.now_or_never().flatten().expect("a turn");
         drop(turn);

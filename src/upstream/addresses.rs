@@ -1,4 +1,4 @@
-//! What kinds of addresses there are, by the registries of IANA.
+//! The kinds of IP addresses, by the registries of IANA.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -7,14 +7,15 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 /// A kind of address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Of the internet.
+    /// On the internet.
     Public,
-    /// Of somebody's own network (RFC 1918, RFC 6598, RFC 4193, RFC 2544).
+    /// In somebody's own network (RFC 1918, RFC 6598, RFC 4193, RFC 2544).
     Private,
+    /// On this machine.
     Loopback,
-    /// Of the link (RFC 3927, RFC 4291), and where clouds keep the credentials of machines.
+    /// On the link (RFC 3927, RFC 4291), and where clouds keep the credentials of machines.
     LinkLocal,
-    /// Multicast, reserved, for documentation: no server has it.
+    /// Multicast, reserved, or for documentation: no server has such an address.
     Nobody,
 }
 
@@ -26,10 +27,11 @@ const fn v6(a: u16, b: u16, c: u16, prefix: u8) -> Ipv6Net {
     Ipv6Net::new_assert(Ipv6Addr::new(a, b, c, 0, 0, 0, 0, 0), prefix)
 }
 
-/// Not public (IANA IPv4 Special-Purpose Address Registry, RFC 6890, as of 2025). The first network that an address is in
-/// counts. Left out are what the registry calls globally reachable: 192.31.196.0/24, 192.52.193.0/24, 192.175.48.0/24.
+/// Networks that are not public (IANA IPv4 Special-Purpose Address Registry, RFC 6890, as of 2025). The first network
+/// that holds an address counts. Networks that the registry calls globally reachable are left out: 192.31.196.0/24,
+/// 192.52.193.0/24, 192.175.48.0/24.
 const V4: [(Ipv4Net, Kind); 18] = [
-    // Of clouds: Azure's agent, Alibaba's metadata; Oracle's former one is in 192.0.0.0/24.
+    // Clouds: Azure's agent, Alibaba's metadata service. Oracle's former one is in 192.0.0.0/24.
     (v4(168, 63, 129, 16, 32), Kind::LinkLocal),
     (v4(100, 100, 100, 200, 32), Kind::LinkLocal),
     // "This network": 0.0.0.0 leads to this machine.
@@ -39,7 +41,7 @@ const V4: [(Ipv4Net, Kind); 18] = [
     (v4(10, 0, 0, 0, 8), Kind::Private),
     (v4(172, 16, 0, 0, 12), Kind::Private),
     (v4(192, 168, 0, 0, 16), Kind::Private),
-    // Shared address space of providers.
+    // Shared address space of internet providers.
     (v4(100, 64, 0, 0, 10), Kind::Private),
     // Benchmarks; some networks have servers there all the same.
     (v4(198, 18, 0, 0, 15), Kind::Private),
@@ -50,28 +52,28 @@ const V4: [(Ipv4Net, Kind); 18] = [
     (v4(198, 51, 100, 0, 24), Kind::Nobody),
     (v4(203, 0, 113, 0, 24), Kind::Nobody),
     (v4(233, 252, 0, 0, 24), Kind::Nobody),
-    // Relays of 6to4, given up.
+    // Relays of 6to4, deprecated.
     (v4(192, 88, 99, 0, 24), Kind::Nobody),
     // Multicast, reserved, broadcast.
     (v4(224, 0, 0, 0, 4), Kind::Nobody),
     (v4(240, 0, 0, 0, 4), Kind::Nobody),
 ];
 
-/// Metadata of clouds within private networks: Amazon, Google, Oracle.
+/// Metadata services of clouds at addresses within private networks: Amazon, Google, Oracle.
 const METADATA_V6: [Ipv6Addr; 3] = [
     Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254),
     Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254),
     Ipv6Addr::new(0xfd00, 0xc1, 0, 0, 0, 0, 0xa9fe, 0xa9fe),
 ];
 
-/// All that is given out as public (RFC 4291; IANA IPv6 Global Unicast Address Assignments).
+/// The network of all addresses that are assigned as public (RFC 4291; IANA IPv6 Global Unicast Address Assignments).
 const GLOBAL: Ipv6Net = v6(0x2000, 0, 0, 3);
 
-/// As for IPv4 (IANA IPv6 Special-Purpose Address Registry), within [`GLOBAL`] and outside.
+/// IPv6 networks that are not public (IANA IPv6 Special-Purpose Address Registry), within [`GLOBAL`] and outside.
 const V6: [(Ipv6Net, Kind); 8] = [
     (v6(0xfe80, 0, 0, 10), Kind::LinkLocal),
     (v6(0xfc00, 0, 0, 7), Kind::Private),
-    // Site-local, given up by RFC 3879 and still routed inside.
+    // Site-local addresses, deprecated by RFC 3879 and still routed inside networks.
     (v6(0xfec0, 0, 0, 10), Kind::Private),
     // NAT64 within a network (RFC 8215).
     (v6(0x64, 0xff9b, 1, 48), Kind::Private),
@@ -85,6 +87,7 @@ const V6: [(Ipv6Net, Kind); 8] = [
 ];
 
 impl Kind {
+    /// Returns the kind of an address. An IPv6 address that holds an IPv4 address is of the kind of the latter.
     pub fn of(address: IpAddr) -> Self {
         match address {
             IpAddr::V4(address) => Self::of_v4(address),
@@ -111,12 +114,14 @@ impl Kind {
         special.map_or(usual, |(_, kind)| *kind)
     }
 
+    /// Returns the bit that stands for this kind in a set of kinds.
     pub fn bit(self) -> u8 {
         1 << self as u8
     }
 }
 
-/// The IPv4 address inside: mapped (`::ffff:0:0/96`), translated (RFC 2765), for NAT64 (RFC 6052), of 6to4.
+/// Returns the IPv4 address that an IPv6 address holds: mapped (`::ffff:0:0/96`), translated (RFC 2765), for NAT64 (RFC
+/// 6052), or of 6to4.
 fn embedded(address: Ipv6Addr) -> Option<Ipv4Addr> {
     let [a, b, c, d, e, f, high, low] = address.segments();
     let v4 = |high: u16, low: u16| Ipv4Addr::from((u32::from(high) << 16) | u32::from(low));
@@ -124,13 +129,13 @@ fn embedded(address: Ipv6Addr) -> Option<Ipv4Addr> {
         [0x64, 0xff9b, 0, 0, 0, 0] | [0, 0, 0, 0, 0xffff, 0] => Some(v4(high, low)),
         // 6to4 (RFC 3056)
         [0x2002, high, low, ..] => Some(v4(high, low)),
-        // The old form of compatible addresses; ::1 and :: are none.
+        // The old form of compatible addresses; ::1 and :: are not of this form.
         [0, 0, 0, 0, 0, 0] if high != 0 => Some(v4(high, low)),
         _ => address.to_ipv4_mapped(),
     }
 }
 
-/// An address as it is dialled: of IPv4 where it stands for one.
+/// Returns an address as it is connected to: the IPv4 address that an IPv6 address holds, else the address itself.
 pub fn plain(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V6(inner) => embedded(inner).map_or(address, IpAddr::V4),
@@ -138,8 +143,8 @@ pub fn plain(address: IpAddr) -> IpAddr {
     }
 }
 
-/// Whether the proxy door leads to an address: `is_named`, the configuration names its host; `networks`,
-/// those that it names.
+/// Returns whether the proxy door may connect to an address. `is_named`: whether the configuration names the host;
+/// `networks`: the networks that the configuration names.
 pub fn is_open(address: IpAddr, is_named: bool, networks: &[IpNet]) -> bool {
     is_named
         || Kind::of(address) == Kind::Public

@@ -1,4 +1,4 @@
-//! What an upstream answers, and how it is read from heads.
+//! The answers of an upstream, and how Larder reads them from response headers.
 
 use std::sync::Arc;
 
@@ -12,18 +12,20 @@ use super::storages::Storage;
 use crate::failure::Failure;
 use crate::oci::{Digest, MediaType};
 
-/// For whom a blob is transferred.
+/// For whom a blob is transferred. This decides which of the upstream's connections the transfer may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lane {
-    /// For the cache and all clients that read along.
+    /// For the cache, and for all clients that read the same fill.
     Fill,
-    /// A further one of a blob that is coming in: it waits for nothing, and the last places are not for these.
+    /// A further transfer of a blob that is already coming in. It does not wait for a place, and only a share of the
+    /// connections is for such transfers.
     Part,
-    /// For one client alone, which may take as long as it likes: only a share of the connections is for these.
+    /// For one client alone, which may read as slowly as it likes. So only a share of the connections is for such
+    /// transfers.
     Aside,
 }
 
-/// Why a client could not be made.
+/// Why the client of an upstream could not be built.
 #[derive(Debug, thiserror::Error)]
 #[error("upstream {upstream}: {reason}")]
 pub struct BuildError {
@@ -31,38 +33,39 @@ pub struct BuildError {
     pub(super) reason: String,
 }
 
-/// What a HEAD says of a manifest.
+/// The description of a manifest in a response to HEAD.
 #[derive(Clone, Debug)]
 pub struct ManifestHead {
     pub digest: Digest,
     pub media_type: Option<MediaType>,
+    /// Length in bytes.
     pub size: Option<u64>,
-    /// For people who pull.
+    /// `Warning` headers for people who pull.
     pub warnings: Vec<HeaderValue>,
 }
 
 impl ManifestHead {
-    /// Whether this shows that the upstream has a manifest which is known to have `digest` and `size`: it says so of a
-    /// manifest of that size.
+    /// Returns whether this response shows that the upstream has the manifest that Larder knows to have `digest` and
+    /// `size`: the response must state this digest, this size and a media type.
     pub fn shows(&self, digest: &Digest, size: u64) -> bool {
         self.digest == *digest && self.size == Some(size) && self.media_type.is_some()
     }
 }
 
-/// What a HEAD for a manifest is answered with.
+/// The result of a HEAD for a manifest.
 #[derive(Clone, Debug)]
 pub enum HeadSaid {
     Manifest(ManifestHead),
-    /// Nothing that can be believed: only the manifest itself tells.
+    /// Nothing reliable: only a GET of the manifest can tell.
     Nothing,
 }
 
-/// How an upstream showed that it gives an object to whom it was asked for.
+/// How an upstream showed that it gives an object to the client whose credentials were used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Proof {
-    /// By what only the object has: its bytes, its digest, or its length where that cannot be guessed.
+    /// By something that only the object has: its bytes, its digest, or its length where that cannot be guessed.
     Shown,
-    /// By a redirect to the storage that sent this very object before, which cannot be asked now.
+    /// By a redirect to the storage that sent this object before. The storage itself cannot be asked now.
     Redirect,
 }
 
@@ -72,9 +75,9 @@ pub struct ManifestAnswer {
     pub digest: Digest,
     pub media_type: MediaType,
     pub bytes: Bytes,
-    /// Whether the digest is that of the signed part and not of the bytes, as of signed manifests of the first format.
+    /// Whether the digest is that of the signed part and not of all bytes, as in signed manifests of the first format.
     pub is_signed: bool,
-    /// For people who pull.
+    /// `Warning` headers for people who pull.
     pub warnings: Vec<HeaderValue>,
 }
 
@@ -83,48 +86,53 @@ pub struct ManifestAnswer {
 pub struct ListAnswer {
     pub bytes: Bytes,
     pub media_type: Option<MediaType>,
-    /// The `Link` headers, as one: where the list goes on.
+    /// The `Link` headers joined into one: where the next page of the list is.
     pub link: Option<String>,
-    /// `OCI-Filters-Applied`
+    /// The header `OCI-Filters-Applied`.
     pub filters_applied: Option<String>,
 }
 
-/// A blob on its way.
+/// The answer to a request for a blob, with its body still to be read.
 pub struct BlobAnswer {
-    /// The offset of the first byte that comes: less than what was asked for when the upstream does
-    /// not serve ranges.
+    /// The offset of the first byte in `body`. It is lower than the offset asked for when the upstream does not serve
+    /// ranges.
     pub start: u64,
-    /// Length of the whole blob, where the upstream said it.
+    /// Length of the whole blob in bytes, where the upstream stated it.
     pub total: Option<u64>,
-    /// Each wait for the next bytes has a deadline.
+    /// The bytes. Each wait for the next ones has a deadline.
     pub body: BoxStream<'static, Result<Bytes, Failure>>,
-    /// The storage that it comes from, where that is not the upstream itself.
+    /// The storage that sends the blob, where that is not the upstream itself.
     pub storage: Option<Storage>,
-    /// Where a redirect led: more of the blob may be had there without asking the registry again.
+    /// The URL that a redirect led to. Further parts of the blob may be requested there without asking the registry
+    /// again.
     pub address: Option<Url>,
 }
 
 const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 
+/// Returns the digest in `Docker-Content-Digest`; `None` where the header is absent or holds no digest.
 pub(super) fn content_digest(headers: &HeaderMap) -> Option<Digest> {
     headers.get(DOCKER_CONTENT_DIGEST)?.to_str().ok()?.trim().parse().ok()
 }
 
+/// Returns the media type in `Content-Type`.
 pub(super) fn media_type(headers: &HeaderMap) -> Option<MediaType> {
     MediaType::of_others(headers.get(CONTENT_TYPE)?.to_str().ok()?.trim())
 }
 
+/// Returns the length in `Content-Length`, in bytes.
 pub(super) fn content_length(headers: &HeaderMap) -> Option<u64> {
     headers.get(CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
 }
 
-/// The whole length of `Content-Range: bytes */LENGTH`, which comes with 416.
+/// Returns LENGTH of `Content-Range: bytes */LENGTH`, which comes with status 416: the length of the whole object.
 pub(super) fn length_behind_which_nothing_is(headers: &HeaderMap) -> Option<u64> {
     let text = headers.get(CONTENT_RANGE)?.to_str().ok()?;
     text.trim().strip_prefix("bytes")?.trim().strip_prefix("*/")?.trim().parse().ok()
 }
 
-/// The first byte and the whole length of `Content-Range: bytes FIRST-LAST/LENGTH`.
+/// Returns FIRST and LENGTH of a header `Content-Range: bytes FIRST-LAST/LENGTH`: the offset of the first byte and the
+/// length of the whole object.
 pub(super) fn content_range(headers: &HeaderMap) -> Option<(u64, Option<u64>)> {
     let text = headers.get(CONTENT_RANGE)?.to_str().ok()?;
     let (range, length) = text.trim().strip_prefix("bytes")?.trim().split_once('/')?;
@@ -132,7 +140,7 @@ pub(super) fn content_range(headers: &HeaderMap) -> Option<(u64, Option<u64>)> {
     Some((first.trim().parse().ok()?, length.trim().parse().ok()))
 }
 
-/// Whether a document is a page for people.
+/// Returns whether the document is an HTML page, which is for people.
 pub(super) fn is_page(headers: &HeaderMap) -> bool {
     let value = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let essence = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();

@@ -1,4 +1,4 @@
-//! The way to whatever server a client of the proxy door names, where that is allowed.
+//! Requests and connections to any server that a client of the proxy door names, where that is allowed.
 
 use std::error::Error as StdError;
 use std::net::{IpAddr, SocketAddr};
@@ -30,16 +30,17 @@ use crate::failure::{Failure, FailureKind};
 use crate::observe::Metrics;
 use crate::web::{dial, tls};
 
+/// How long opening a connection may take.
 const CONNECT: Duration = Duration::from_secs(10);
-/// For a name, a connection and a proxy's answer together.
+/// How long resolving a name, connecting, and a proxy's answer may take together.
 const DIAL: Duration = Duration::from_secs(30);
 
-/// Reaches servers.
+/// Reaches the servers that clients name.
 pub struct Anywhere {
     allowlist: Allowlist,
-    /// To hosts that the configuration names, wherever they are.
+    /// For hosts that the configuration names, at any address.
     named: Ways,
-    /// To all others, which are in the public network or in these.
+    /// For all other hosts, which must be in the public network or in the allowlist's networks.
     public: Ways,
     proxies: Option<Matcher>,
     ours: Ours,
@@ -48,12 +49,12 @@ pub struct Anywhere {
 
 struct Ways {
     any: Pool,
-    /// For what only HTTP/1.1 can: to change the protocol.
+    /// For requests that change the protocol, which only HTTP/1.1 can do.
     http1: Pool,
     outside: Outside,
 }
 
-/// Why a server is not reached.
+/// Why a server was not reached.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum PassError {
     #[error(transparent)]
@@ -63,6 +64,8 @@ pub enum PassError {
 }
 
 impl Anywhere {
+    /// Builds the HTTP clients of the proxy door. `ours`: the addresses of Larder's own doors, which are never
+    /// connected to.
     pub fn new(door: &ProxyDoor, metrics: Arc<Metrics>, ours: &Ours) -> Result<Self, BuildError> {
         let networks: Arc<[IpNet]> = door.allowlist.networks().collect();
         let outside = |is_named| Outside { networks: networks.clone(), is_named, ours: ours.clone(), port: None };
@@ -76,7 +79,7 @@ impl Anywhere {
         })
     }
 
-    /// Whether a server may be gone to, as far as its name tells.
+    /// Returns the permission to connect to a server, judged by the server's name alone. Fails if that is forbidden.
     pub fn permit(&self, place: &Place) -> Result<Permission, Forbidden> {
         let permission = self.allowlist.permit(&place.host, place.port)?;
         let address: Option<IpAddr> = place.host.trim_matches(['[', ']']).parse().ok();
@@ -91,7 +94,7 @@ impl Anywhere {
         }
     }
 
-    /// Whether a connection that there is may stay: to `address`, where that is known.
+    /// Checks whether an open connection may stay open. `address`: the server's address, where it is known.
     pub fn permit_connection(&self, place: &Place, address: Option<IpAddr>) -> Result<(), Forbidden> {
         let permission = self.permit(place)?;
         match address {
@@ -102,12 +105,12 @@ impl Anywhere {
         }
     }
 
-    /// The address of a server by one of its answers; `None` where there may be a proxy before it.
+    /// Returns the address of the server that sent a response; `None` where a proxy may stand in between.
     pub fn address_of(&self, response: &reqwest::Response) -> Option<IpAddr> {
         response.remote_addr().filter(|_| self.proxies.is_none()).map(|address| address.ip())
     }
 
-    /// Sends a request to its server; `is_upgrade`: it asks for another protocol.
+    /// Sends a request to its server. `is_upgrade`: whether the request asks for another protocol.
     pub async fn send(
         &self,
         request: reqwest::Request,
@@ -132,12 +135,13 @@ impl Anywhere {
         Err(forbidden.map_or_else(|| failure.into(), PassError::from))
     }
 
-    /// A connection for whatever the client has to say, and the address of the server, where no proxy is before it.
+    /// Opens a connection for whatever bytes the client sends. Also returns the server's address, where no proxy stands
+    /// in between.
     pub async fn dial(&self, place: &Place) -> Result<(TcpStream, Option<IpAddr>), PassError> {
         let ways = self.ways(&self.permit(place)?);
         let failed = |what: &dyn std::fmt::Display| Failure::new(FailureKind::Unavailable, format!("{place}: {what}"));
         let uri = |scheme: &str| format!("{scheme}://{place}/").parse::<Uri>().map_err(|error| failed(&error));
-        // Nothing is made of the scheme but the choice of a proxy: most likely it is TLS.
+        // The scheme only decides which proxy is used. The connection is most likely for TLS.
         let (plain_uri, likely_uri) = (uri("http")?, uri(if place.port == 80 { "http" } else { "https" })?);
         let proxy = self.proxies.as_ref().and_then(|proxies| proxies.intercept(&likely_uri));
         let is_direct = proxy.is_none();
@@ -208,7 +212,7 @@ impl Ways {
         client.build().map_err(|error| error.to_string())
     }
 
-    /// For connections to servers at a port.
+    /// Makes a connector for servers at a port.
     fn connector(&self, port: u16) -> HttpConnector<Outside> {
         let port = Some(port).filter(|port| self.outside.ours.have_port(*port));
         dial::connector(Outside { port, ..self.outside.clone() }, CONNECT)
@@ -225,18 +229,18 @@ fn matcher(proxies: &Proxies) -> Option<Matcher> {
     Some(builder.no(proxies.exceptions.clone()).build())
 }
 
-/// Resolves names to addresses that may be gone to, so that the address that is looked at is the one that
-/// is dialled.
+/// Resolves names to addresses that Larder may connect to, so that the address that is checked is the one that is
+/// connected to.
 #[derive(Clone)]
 struct Outside {
     networks: Arc<[IpNet]>,
     is_named: bool,
     ours: Ours,
-    /// Of the servers that are resolved, where one of our doors has it.
+    /// The port of the servers whose names are resolved, if one of Larder's doors uses this port.
     port: Option<u16>,
 }
 
-/// All addresses of a host are inside our networks.
+/// The error for a host whose addresses are all inside our networks.
 #[derive(Debug, thiserror::Error)]
 #[error("its addresses are inside this network")]
 struct Inside;
@@ -276,7 +280,7 @@ impl Service<Name> for Outside {
     }
 }
 
-/// Why a name is not gone to, where an error is about that.
+/// Returns why a name is forbidden, where the error says so.
 fn forbidden(error: &(dyn StdError + 'static), place: &Place) -> Option<Forbidden> {
     let mut cause = Some(error);
     while let Some(error) = cause {

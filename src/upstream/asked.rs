@@ -1,4 +1,4 @@
-//! What is remembered of the questions to one upstream.
+//! The memory of the questions to one upstream.
 
 use std::hash::RandomState;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,15 +7,18 @@ use tokio::sync::Semaphore;
 
 use super::habits::Habit;
 
-/// What is known of how a registry answers, and the bound on the questions under way.
+/// How one registry answers HEAD, as far as Larder has learnt it, and the bound on the questions under way.
 pub struct Questions {
     blobs: Mutex<Habit>,
     manifests: Mutex<Habit>,
+    /// One permit for each question that may be under way.
     pub turns: Arc<Semaphore>,
+    /// Makes the numbers that stand for manifests in [`Habit`].
     pub hasher: RandomState,
 }
 
 impl Questions {
+    /// Makes an empty memory. `at_once`: how many questions may be under way.
     pub fn new(at_once: usize) -> Self {
         Self {
             blobs: Mutex::default(),
@@ -25,10 +28,12 @@ impl Questions {
         }
     }
 
+    /// Returns how the registry answers HEAD for blobs, locked.
     pub fn blobs(&self) -> MutexGuard<'_, Habit> {
         self.blobs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Returns how the registry answers HEAD for manifests, locked.
     pub fn manifests(&self) -> MutexGuard<'_, Habit> {
         self.manifests.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,7 +1,7 @@
-//! Who we are to an upstream: Basic credentials and Bearer tokens.
+//! How Larder authenticates to an upstream: with Basic credentials and with Bearer tokens.
 //!
-//! Tokens are kept per credential, service and scope, fetched once however many wait for one, and
-//! renewed before they expire (Docker Registry v2 token authentication).
+//! Tokens are kept per credentials, service and scope. Each is fetched once, however many requests wait for it, and
+//! renewed before it expires (Docker Registry v2 token authentication).
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,31 +19,36 @@ use crate::config::{Credentials, Login};
 use crate::failure::{Failure, FailureKind};
 use crate::oci::challenge::Challenge;
 
-/// Fetches a token; the client's HTTP side, kept apart so that this module decides and does not dial.
+/// Fetches a token. This is the HTTP side of the client, kept apart so that this module decides and sends nothing
+/// itself.
 pub trait FetchToken {
+    /// Sends a request for a token and returns the answer.
     async fn fetch_token(&self, request: &TokenRequest, who: &Who) -> Result<TokenAnswer, Failure>;
 }
 
-/// The life of a token whose answer does not state it.
+/// The lifetime of a token whose answer does not state it.
 const DEFAULT_LIFE: Duration = Duration::from_secs(60);
+/// The longest lifetime of a token; a longer one that is stated is shortened to this.
 const MAX_LIFE: Duration = Duration::from_secs(24 * 3600);
-/// How long a refused login is not tried again: services lock accounts that fail too often.
+/// How long refused credentials are not tried again: services lock accounts that fail too often.
 const REFUSED_LIFE: Duration = Duration::from_secs(10);
-/// Longest realm, service or scope taken from a challenge.
+/// Longest service or scope accepted from a challenge, in bytes.
 const MAX_TOLD: usize = 1024;
-/// Longest token taken; real ones have some thousand bytes.
+/// Longest token accepted, in bytes; real tokens have some thousand bytes.
 const MAX_TOKEN: usize = 32 * 1024;
-/// Tokens kept per upstream; one is needed for each repository name pulled.
+/// Most tokens kept per upstream; one is needed for each repository name pulled.
 const MAX_TOKENS: usize = 4096;
-/// And per upstream that only clients name: there may be many, and their tokens are as long as somebody likes.
+/// Most tokens kept per upstream that only clients name: there may be many such upstreams, and their tokens may be of
+/// any length.
 const FEW_TOKENS: usize = 16;
 
-/// A token that is younger has the rights of now.
+/// A token younger than this has the current rights: a new one would give no more.
 const YOUNG: Duration = Duration::from_secs(5);
-/// How long no further token is fetched for a scope because of a 400 or 403: most of these are meant.
+/// How long no further token is fetched for a scope because of a 400 or 403: most of these refusals are not about the
+/// token.
 const DOUBT_LIFE: Duration = Duration::from_secs(60);
 
-/// An `Authorization` header and what it was made of.
+/// An `Authorization` header, and the token request or login that it was made from.
 #[derive(Clone)]
 pub struct Authorization {
     pub header: HeaderValue,
@@ -51,7 +56,7 @@ pub struct Authorization {
     basic: Option<Arc<Login>>,
     /// When the token was fetched.
     since: Option<Instant>,
-    /// Whether it was fetched for this request, and not kept from an earlier one.
+    /// Whether the token was fetched for this request, and not kept from an earlier one.
     is_fresh: bool,
 }
 
@@ -62,12 +67,12 @@ pub struct Auth {
     is_tls: bool,
     own: Own,
     trusted_realms: Vec<String>,
-    /// The challenge last met; requests for further names need not be refused first.
+    /// The scheme of the last challenge, so that requests for further names need not be refused first.
     scheme: Mutex<Scheme>,
-    /// The challenges that named another scope than the one that was asked for, by that one: `aws` (ECR Public), `*`
-    /// (Gitea), a rewritten path (Artifactory) (oras-go#650, gradle-oci#141).
+    /// Challenges that named another scope than the one needed, by the needed one. The other scope may be `aws` (ECR
+    /// Public), `*` (Gitea) or a rewritten path (Artifactory) (oras-go#650, gradle-oci#141).
     told: Cache<String, Told>,
-    /// By a digest of the request.
+    /// Kept tokens, by a digest of the request for the token.
     tokens: Mutex<HashMap<[u8; 32], Arc<Slot>>>,
     most_tokens: usize,
 }
@@ -81,7 +86,7 @@ enum Own {
 
 type Slot = tokio::sync::Mutex<Kept>;
 
-/// What came of the last request for one token.
+/// The result of the last request for one token.
 #[derive(Default)]
 struct Kept {
     token: Option<Token>,
@@ -96,7 +101,7 @@ struct Token {
     renew_at: Instant,
 }
 
-/// What a challenge asks for.
+/// The token that a challenge asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Told {
     realm: Url,
@@ -105,7 +110,7 @@ struct Told {
 }
 
 impl Told {
-    /// The same request for another token, with what this asks for.
+    /// Returns the token request `before` with the realm, service and scope of this challenge.
     fn request(&self, before: &TokenRequest) -> TokenRequest {
         let Self { realm, service, scope } = self.clone();
         TokenRequest { realm, service, scope, ..before.clone() }
@@ -120,6 +125,8 @@ enum Scheme {
 }
 
 impl Auth {
+    /// Makes the credentials and the empty token cache of one upstream. `trusted_realms`: hosts of token services that
+    /// get the credentials although they are on another domain.
     pub fn new(
         upstream: Arc<str>,
         origin: &Url,
@@ -144,7 +151,7 @@ impl Auth {
         }
     }
 
-    /// For an upstream that the configuration does not name.
+    /// Keeps only a few tokens if `are_few`: for an upstream that the configuration does not name.
     pub fn keep_few_tokens(mut self, are_few: bool) -> Self {
         if are_few {
             (self.most_tokens, self.told) = (FEW_TOKENS, Cache::new(FEW_TOKENS));
@@ -152,7 +159,7 @@ impl Auth {
         self
     }
 
-    /// What to send with a first request for `scope`.
+    /// Returns the authorization for the first request for `scope`; `None`: the request is sent without.
     pub async fn prepare(
         &self,
         who: &Who,
@@ -178,13 +185,14 @@ impl Auth {
             Scheme::Basic => Ok(self.login(who).await?.map(Authorization::basic)),
             Scheme::Bearer { realm, service } => {
                 let token = self.token(who, realm, service, scope, fetch).await;
-                // The upstream may have another token service by now: the next request asks it.
+                // The upstream may use another token service by now. The next request goes without a token, to get a
+                // new challenge.
                 token.inspect_err(|_| self.remember(Scheme::Unknown)).map(Some)
             }
         }
     }
 
-    /// What a bearer challenge asks for; without a scope of its own, the one that is needed.
+    /// Returns what a bearer challenge asks for. Where the challenge has no scope, `scope` is taken.
     fn told_by(&self, bearer: &Challenge, scope: &str) -> Result<Told, Failure> {
         let realm = bearer.parameter("realm").and_then(|realm| Url::parse(realm).ok());
         let realm = realm.filter(|realm| matches!(realm.scheme(), "http" | "https"));
@@ -194,8 +202,8 @@ impl Auth {
         Ok(Told { realm, service: stated("service").map(str::to_owned), scope })
     }
 
-    /// Takes note that a request was refused with another status than 401, which may be because what it was sent with ended
-    /// before its time. Returns whether it is worth to be asked again, with a new one.
+    /// Notes that a request was refused with another status than 401, perhaps because its token or login expired early.
+    /// Returns whether to retry the request with a new token or login.
     pub async fn ended_early(&self, who: &Who, refused: &Authorization) -> bool {
         if refused.is_fresh {
             return false;
@@ -212,7 +220,7 @@ impl Auth {
         };
         let mut kept = slot.lock().await;
         if kept.token.as_ref().is_some_and(|token| token.header != refused.header) {
-            // Another request got a new one meanwhile.
+            // Another request got a new token meanwhile.
             return true;
         }
         if kept.doubted.is_some_and(|at| at.elapsed() < DOUBT_LIFE) {
@@ -222,8 +230,8 @@ impl Auth {
         true
     }
 
-    /// What to send again after a 401 with these challenges: `None` is nothing, to be challenged anew; an error when there
-    /// is nothing to add.
+    /// Returns the authorization for a retry after a 401 with these challenges. `None`: retry without any, to get a new
+    /// challenge. Fails when Larder has nothing else to send.
     pub async fn answer(
         &self,
         who: &Who,
@@ -240,15 +248,16 @@ impl Auth {
             if let Some(refused) = refused
                 && let Some(token) = &refused.token
             {
-                // It is known to be good, and was given just now: another one would give no more rights.
+                // The upstream accepts the token as valid, and the token was fetched just now: another one would give
+                // no more rights.
                 let is_young = refused.since.is_some_and(|since| since.elapsed() < YOUNG);
                 if is_young && bearer.parameter("error") == Some("insufficient_scope") && *token == asked.request(token)
                 {
                     return Err(self.denied("says that the token gives no right to this"));
                 }
                 self.forget(token, &refused.header);
-                // The realm for an ended token may be another than that for none: nvcr.io tells the right one only to who
-                // comes without (nvidia-container-toolkit#1945).
+                // The realm for an expired token may differ from the realm for no token: nvcr.io tells the right one
+                // only to requests without a token (nvidia-container-toolkit#1945).
                 if token.realm != asked.realm {
                     self.told.remove(scope);
                     self.remember(Scheme::Unknown);
@@ -285,7 +294,7 @@ impl Auth {
         *self.scheme.lock().unwrap_or_else(PoisonError::into_inner) = scheme;
     }
 
-    /// The name and password to come with, if any.
+    /// Returns the user name and password to log in with, if any.
     async fn login(&self, who: &Who) -> Result<Option<Arc<Login>>, Failure> {
         match (who, &self.own) {
             (Who::Login(login), _) => Ok(Some(login.clone())),
@@ -295,7 +304,7 @@ impl Auth {
         }
     }
 
-    /// Another login than the one that was refused; only a helper may have one.
+    /// Returns another login than the refused one; only a helper may have another.
     async fn login_instead_of(&self, who: &Who, refused: Option<&Arc<Login>>) -> Result<Option<Arc<Login>>, Failure> {
         if let (Some(refused), Who::Larder, Own::Helper(helper)) = (refused, who, &self.own) {
             helper.refused(refused).await;
@@ -327,7 +336,7 @@ impl Auth {
             Ok(token) => return Ok(token),
             Err(failure) => failure,
         };
-        // A helper's password may have been changed before its time.
+        // A helper's password may have been changed before it expired.
         match (&request.login, failure.kind) {
             (Some(refused), FailureKind::Denied) => match self.login_instead_of(who, Some(refused)).await? {
                 Some(login) => self.kept_token(&TokenRequest { login: Some(login), ..request }, who, fetch).await,
@@ -337,8 +346,9 @@ impl Auth {
         }
     }
 
-    /// Credentials go to the upstream's own host, to its registrable domain (Public Suffix List; not
-    /// for addresses) and to the hosts that the configuration names. They never leave TLS for less.
+    /// Returns whether a token service may get the credentials: on the upstream's own host, on its registrable domain
+    /// (Public Suffix List; not for addresses), and on hosts that the configuration names. Credentials of an upstream
+    /// with TLS are never sent without TLS.
     fn trusts(&self, realm: &Url) -> bool {
         let Some(host) = realm.host_str().map(str::to_ascii_lowercase) else {
             return false;
@@ -365,8 +375,8 @@ impl Auth {
         fetch: &impl FetchToken,
     ) -> Result<Authorization, Failure> {
         let slot = self.slot(request);
-        // Whoever comes second waits here and finds what the first was given, token or failure, so the
-        // wait of all is bounded by the deadline of one fetch.
+        // Later requests wait here and find the result of the first, a token or a failure. So the deadline of one fetch
+        // bounds the wait of all.
         let asked_at = Instant::now();
         let mut kept = slot.lock().await;
         let authorization = |header: &HeaderValue, since: Instant| Authorization {
@@ -412,10 +422,10 @@ impl Auth {
         tokens.entry(request.id()).or_default().clone()
     }
 
-    /// Drops a token that was refused; one that was fetched since stays.
+    /// Drops a token that was refused; a token that was fetched since stays.
     fn forget(&self, request: &TokenRequest, refused: &HeaderValue) {
         let slot = self.tokens.lock().unwrap_or_else(PoisonError::into_inner).get(&request.id()).cloned();
-        // Whoever holds the lock is fetching another one.
+        // While the lock is held, another token is being fetched.
         if let Some(mut kept) = slot.as_ref().and_then(|slot| slot.try_lock().ok())
             && kept.token.as_ref().is_some_and(|token| token.header == *refused)
         {
@@ -425,7 +435,7 @@ impl Auth {
 }
 
 impl Authorization {
-    /// Whether it was made for the request that it goes with.
+    /// Returns whether the token was fetched for the request that it is sent with.
     pub fn is_fresh(&self) -> bool {
         self.is_fresh
     }
@@ -442,12 +452,12 @@ fn into_token(answer: TokenAnswer, now: Instant) -> Option<Token> {
     let mut header = HeaderValue::from_str(&format!("Bearer {text}")).ok()?;
     header.set_sensitive(true);
     let life = life(answer.expires_in.as_ref());
-    // Renewed a little early, so that no request travels with a token that dies on the way.
+    // Renewed a little early, so that no token expires while a request is on its way.
     let early = (life / 10).min(Duration::from_secs(10));
     Some(Token { header, fetched_at: now, renew_at: now + (life - early) })
 }
 
-/// `expires_in` as a number or as text; what makes no sense counts as not stated.
+/// Reads `expires_in`, a number or a text. A value that makes no sense counts as not stated.
 fn life(stated: Option<&serde_json::Value>) -> Duration {
     let seconds = match stated {
         Some(serde_json::Value::Number(number)) => number.as_f64(),

@@ -1,4 +1,4 @@
-//! The bodies of answers: documents as a whole, blobs piece by piece. Each wait has a deadline.
+//! Reads the bodies of responses: documents as a whole, blobs piece by piece. Each wait has a deadline.
 
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::{self, BoxStream, StreamExt};
@@ -8,14 +8,14 @@ use super::errors;
 use super::transport::Transport;
 use crate::failure::{Failure, FailureKind};
 
-/// A document that is larger waits for one of the places for large documents.
+/// Largest document, in bytes, that needs no place. A larger document waits for one of the places for large documents.
 const SMALL_DOCUMENT: usize = 256 << 10;
 
 impl Transport {
     /// Reads a whole body of at most `limit` bytes.
     pub async fn read(&self, mut response: Response, limit: usize) -> Result<Bytes, Failure> {
         let (mut bytes, mut place) = (BytesMut::new(), None);
-        // For the whole: one that drips is as bad as one that hangs.
+        // One deadline for the whole body: a body that drips is as bad as one that hangs.
         let deadline = tokio::time::Instant::now() + self.patience;
         loop {
             let chunk = tokio::time::timeout_at(deadline, response.chunk()).await;
@@ -36,7 +36,7 @@ impl Transport {
         }
     }
 
-    /// A body piece by piece; `guard` is held until its end.
+    /// Returns a body piece by piece; `guard` is held until the body ends.
     pub fn stream(&self, response: Response, guard: impl Send + 'static) -> BoxStream<'static, Result<Bytes, Failure>> {
         let (label, timeout) = (self.label.clone(), self.read_timeout);
         stream::try_unfold((response, guard), move |(mut response, guard)| {

@@ -1,8 +1,8 @@
-//! What an upstream says of its rate limit. Pure.
+//! The rate limit that an upstream reports. Pure.
 //!
-//! Docker Hub sends `RateLimit-Limit: 100;w=21600` and `RateLimit-Remaining: 20;w=21600` with manifests,
-//! and names in `Docker-RateLimit-Source` whom it counts: an address or an account. Where they are
-//! absent, there is no limit.
+//! Docker Hub sends `RateLimit-Limit: 100;w=21600` and `RateLimit-Remaining: 20;w=21600` with manifests.
+//! `Docker-RateLimit-Source` names the address or the account that Docker Hub counts. Where these headers are absent,
+//! there is no limit.
 
 use std::time::Duration;
 
@@ -13,24 +13,28 @@ const LIMIT: HeaderName = HeaderName::from_static("ratelimit-limit");
 const REMAINING: HeaderName = HeaderName::from_static("ratelimit-remaining");
 const SOURCE: HeaderName = HeaderName::from_static("docker-ratelimit-source");
 
-/// The share of a limit that is kept for clients: with less left, nothing is fetched without one waiting.
+/// The share of a limit that is kept for clients: when less is left, Larder fetches only what a client waits for.
 const FLOOR: f64 = 0.1;
+/// Longest source that is kept, in characters.
 const LONGEST_SOURCE: usize = 100;
 
-/// What was left of a rate limit when the upstream last said.
+/// The state of a rate limit when the upstream last reported it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Budget {
     /// Pulls in one window.
     pub limit: u64,
+    /// Pulls left in this window.
     pub remaining: u64,
+    /// Length of the window, where it is known.
     pub window: Option<Duration>,
-    /// Whom the upstream counts.
+    /// The address or account that the upstream counts.
     pub source: Option<String>,
+    /// When the upstream reported this.
     pub read_at: Instant,
 }
 
 impl Budget {
-    /// What the headers of an answer say; `None` where they say nothing or nothing that makes sense.
+    /// Reads the headers of a response; `None` where they state no limit, or one that makes no sense.
     pub fn read(headers: &HeaderMap, now: Instant) -> Option<Self> {
         let text = |name: &HeaderName| headers.get(name)?.to_str().ok();
         let (limit, window) = quota(text(&LIMIT)?)?;
@@ -39,20 +43,20 @@ impl Budget {
         (limit > 0).then_some(Self { limit, remaining: remaining.min(limit), window, source, read_at: now })
     }
 
-    /// What is left as a share of the limit (0 to 1). A window later all of it is there again.
+    /// Returns what is left as a share of the limit (0 to 1). One window later, all of it is left again.
     #[allow(clippy::cast_precision_loss)]
     pub fn left(&self, now: Instant) -> f64 {
         let is_over = self.window.is_some_and(|window| now.saturating_duration_since(self.read_at) >= window);
         if is_over { 1.0 } else { self.remaining as f64 / self.limit as f64 }
     }
 
-    /// Whether what is left is to be kept for clients that wait.
+    /// Returns whether what is left must be kept for clients that wait.
     pub fn is_below_floor(&self, now: Instant) -> bool {
         self.left(now) < FLOOR
     }
 }
 
-/// `NUMBER;w=SECONDS`, perhaps with more parameters.
+/// Reads `NUMBER;w=SECONDS`, perhaps with more parameters.
 fn quota(text: &str) -> Option<(u64, Option<Duration>)> {
     let mut parts = text.split(';').map(str::trim);
     let number = parts.next()?.parse().ok()?;

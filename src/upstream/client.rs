@@ -1,4 +1,4 @@
-//! The client of one upstream registry: the questions that can be asked of it.
+//! The client of one upstream registry: the questions that can be asked of the registry.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -34,59 +34,61 @@ use crate::oci::media_type::{self, MediaType};
 use crate::oci::{Digest, Name, Reference, challenge, list, manifest, signed};
 use crate::places::{Party, Place, Places};
 
-/// Largest manifest, index or list taken. containerd stops at about 4 MiB, so nothing real is larger.
+/// Largest manifest, index or list accepted, in bytes. containerd stops at about 4 MiB, so nothing real is larger.
 const MAX_DOCUMENT: usize = 8 << 20;
 
-/// How long a blob waits for a connection of its own.
+/// How long a blob transfer waits for a connection of its own.
 const PERMIT_PATIENCE: Duration = Duration::from_secs(20);
 
-/// Logins that one request is sent with at most: none or an old one, one that is refused although it was kept, a new one.
+/// Most times that one request is sent, each with another login: none or an old one, a kept one that is refused, a new
+/// one.
 const MAX_LOGINS: usize = 3;
 
 const OCI_FILTERS_APPLIED: HeaderName = HeaderName::from_static("oci-filters-applied");
 
-/// One upstream registry and what is known of it.
+/// The client of one upstream registry, and what is known about the registry.
 pub struct Upstream {
     config: config::Upstream,
     pub(super) transport: Arc<Transport>,
     pub(super) auth: Auth,
     pub(super) storages: Arc<Storages>,
     pub(super) questions: Questions,
-    /// Bounds the blob transfers under way, by client.
+    /// Bounds the blob transfers under way, and shares them out by client.
     transfers: Places,
-    /// Of these, those for a single client.
+    /// Bounds those of them that are for a single client.
     asides: Arc<Semaphore>,
-    /// And those that are further ones of one blob.
+    /// Bounds those of them that are further transfers of one blob.
     parts: Arc<Semaphore>,
 }
 
-/// The right to one of an upstream's connections for blobs, until it is dropped.
+/// The right to one of an upstream's connections for blobs, held until it is dropped.
 #[derive(Debug)]
 pub struct Permit {
     _share: Option<OwnedSemaphorePermit>,
     _all: Place,
 }
 
-/// The share of an upstream's connections that single clients may have.
+/// Transfers for single clients may use one in this many of an upstream's connections.
 const ASIDE_SHARE: usize = 4;
-/// The share that further transfers of large blobs may have: first ones, small blobs among them, have the rest.
+/// Further transfers of large blobs may use one in this many connections: first transfers, those of small blobs among
+/// them, have the rest.
 const PART_SHARE: usize = 2;
 
-/// How an upstream does.
+/// The state of an upstream.
 #[derive(Clone, Debug)]
 pub struct Status {
-    /// How long it is left alone, and why.
+    /// How long Larder sends it no requests, and why.
     pub resting: Option<(Duration, Failure)>,
-    /// How long it is not asked for what counts as a pull, and why.
+    /// How long Larder sends it no requests that count as pulls, and why.
     pub pulls_resting: Option<(Duration, Failure)>,
-    /// What it says of its rate limit.
+    /// Its rate limit, as it last reported it.
     pub budget: Option<Budget>,
-    /// As whom it is asked.
+    /// The account that Larder uses: a user name, the program of a helper, or `anonymous`.
     pub account: String,
 }
 
 impl Upstream {
-    /// `patience`: how long to wait for an answer to begin.
+    /// Makes the client of an upstream. `patience`: how long to wait for an answer to begin.
     pub fn new(
         config: &config::Upstream,
         patience: Duration,
@@ -113,20 +115,22 @@ impl Upstream {
         })
     }
 
-    /// Sends a request of somebody else's as it is and gives its answer as it is.
+    /// Sends a client's request unchanged and returns the response unchanged.
     pub async fn pass(&self, request: reqwest::Request) -> Result<Response, Failure> {
         self.transport.pass(request).await
     }
 
-    /// Host and port, for logs and errors.
+    /// Returns the upstream's host and port, for logs and errors.
     pub fn label(&self) -> &str {
         &self.transport.label
     }
 
+    /// Returns the upstream's configuration.
     pub fn config(&self) -> &config::Upstream {
         &self.config
     }
 
+    /// Returns the upstream's current state.
     pub fn status(&self) -> Status {
         let now = Instant::now();
         let owned = |(left, why): (Duration, &Failure)| (left, why.clone());
@@ -139,13 +143,13 @@ impl Upstream {
         }
     }
 
-    /// What is left of its rate limit (0 to 1; 1 without a limit).
+    /// Returns what is left of the upstream's rate limit (0 to 1; 1 without a limit).
     pub fn left(&self, now: Instant) -> f64 {
         let is_limited = self.transport.health().pulls_resting(now).is_some();
         if is_limited { 0.0 } else { self.transport.budget().map_or(1.0, |budget| budget.left(now)) }
     }
 
-    /// Whether it may be asked for what no client waits for.
+    /// Returns whether the upstream may be asked for something that no client waits for.
     pub fn has_quota_to_spare(&self, now: Instant) -> bool {
         let is_free = {
             let health = self.transport.health();
@@ -154,12 +158,13 @@ impl Upstream {
         is_free && self.transport.budget().is_none_or(|budget| !budget.is_below_floor(now))
     }
 
-    /// There was no time left for it to answer in.
+    /// Returns the failure of an upstream for whose answer no time was left. It does not count against the upstream.
     pub(super) fn had_no_time(&self, after: Duration) -> Failure {
         errors::timeout(self.label(), "an answer as a whole", after)
     }
 
-    /// It answered, if at all, so slowly that it is not waited for any longer.
+    /// Returns the failure of an upstream that did not complete its answer in time, and notes it in the upstream's
+    /// health.
     pub(super) fn took_too_long(&self, after: Duration) -> Failure {
         let failure = errors::timeout(self.label(), "an answer as a whole", after);
         let now = Instant::now();
@@ -168,7 +173,7 @@ impl Upstream {
         failure
     }
 
-    /// Whether it takes `who` in: what `docker login` wants to know.
+    /// Checks whether the upstream accepts the credentials of `who`, as `docker login` wants to know.
     pub async fn greet(&self, who: &Who) -> Result<(), Failure> {
         let mut url = self.config.url.origin.clone();
         url.set_path("/v2/");
@@ -177,13 +182,14 @@ impl Upstream {
         self.transport.successful(response).await.map(drop)
     }
 
-    /// Whether it may send signed manifests, whose bytes do not have their digest: not if only a client names it.
+    /// Returns whether the upstream may send signed manifests, whose bytes do not have their digest. An upstream that
+    /// only a client names may not.
     fn may_sign(&self) -> bool {
         self.config.confined_to.is_none()
     }
 
-    /// Fetches a manifest and verifies it: against the digest asked for, else against the one that
-    /// the upstream names.
+    /// Fetches a manifest and verifies it: against the digest asked for, else against the digest that the upstream
+    /// states.
     pub async fn manifest(&self, who: &Who, name: &Name, reference: &Reference) -> Result<ManifestAnswer, Failure> {
         let _turn = self.turn().await?;
         let mut ask = self.ask(Method::GET, who, name, &format!("manifests/{reference}"), Some(media_type::ACCEPT));
@@ -200,8 +206,8 @@ impl Upstream {
             Reference::Tag(_) => stated,
         };
         let came = || stated_type.as_ref().map_or("something", MediaType::as_str);
-        // Under its digest it is what was meant, whatever it looks like. Without one it has to look like a manifest:
-        // any page of a web service may come with 200.
+        // Bytes that have the digest asked for are right, whatever they look like. By a tag they must not be a page,
+        // and where no digest is stated they must look like a manifest: any page of a web service may come with 200.
         let is_by_tag = matches!(reference, Reference::Tag(_));
         if (is_by_tag && is_page) || (expected.is_none() && !manifest::says_so(&bytes)) {
             return Err(self.transport.wrong(format!("sent {} that is no manifest for {name}:{reference}", came())));
@@ -209,7 +215,7 @@ impl Upstream {
         let algorithm = expected.map_or(crate::oci::Algorithm::Sha256, |digest| digest.algorithm());
         let found = Digest::of(algorithm, &bytes);
         let digest = match expected {
-            // Signed manifests of the first format are named by the digest of what was signed.
+            // Signed manifests of the first format are named by the digest of the part that was signed.
             Some(expected) if expected != found && self.may_sign() && signed::is_named(&bytes, &expected) => expected,
             Some(expected) if expected != found => {
                 let what = if is_page { "a page" } else { "a manifest" };
@@ -229,8 +235,9 @@ impl Upstream {
         Ok(ManifestAnswer { digest, media_type, bytes, is_signed: false, warnings })
     }
 
-    /// Opens a blob from offset `range.0` to `range.1` or its end. Nothing of it is verified yet. `address`: where a
-    /// redirect led for this blob and this client; the registry is asked again where that is refused.
+    /// Requests a blob from offset `range.0` up to `range.1` or to its end. No byte of it is verified yet. `address`:
+    /// the URL that a redirect led to for this blob and this client. If that URL refuses the request, the registry is
+    /// asked again.
     pub async fn blob(
         &self,
         permit: Permit,
@@ -263,7 +270,7 @@ impl Upstream {
         if response.status() == StatusCode::RANGE_NOT_SATISFIABLE
             && let Some(total) = length_behind_which_nothing_is(response.headers())
         {
-            // An answer all the same: so long it is, and nothing comes from there on.
+            // This is an answer, too: the blob has `total` bytes, and none from this offset on.
             return Ok(BlobAnswer { start: from, total: Some(total), body: stream::empty().boxed(), storage, address });
         }
         let response = self.transport.successful(response).await?;
@@ -281,8 +288,8 @@ impl Upstream {
         Ok(BlobAnswer { start, total, body: self.transport.stream(response, permit), storage, address })
     }
 
-    /// Waits for one of the connections that blobs may use. That none is free is no failure of the upstream's.
-    /// `client`: the address of the client that it is for.
+    /// Waits for one of the connections that blobs may use. If none becomes free, that is no failure of the upstream.
+    /// `client`: the address of the client that the transfer is for.
     pub async fn permit(&self, lane: Lane, client: Option<IpAddr>) -> Result<Permit, Failure> {
         let party = Party { source: self.transport.label.clone(), client, is_named: true };
         let share = match lane {
@@ -312,19 +319,20 @@ impl Upstream {
         })
     }
 
-    /// Whether a blob waits for a connection that one which nobody reads has.
+    /// Returns whether a transfer that nobody reads must give its connection to a transfer that waits for one. A
+    /// transfer that is told so has to end.
     pub fn wants_connection(&self) -> bool {
         self.transfers.should_yield()
     }
 
-    /// A page of the tag list; `query` goes as it is.
+    /// Fetches a page of the tag list; `query` is sent unchanged.
     pub async fn tags(&self, who: &Who, name: &Name, query: &str) -> Result<ListAnswer, Failure> {
         let mut ask = self.ask(Method::GET, who, name, "tags/list", None);
         ask.url.set_query(Some(query).filter(|query| !query.is_empty()));
         self.list(&ask, name, list::is_of_tags).await
     }
 
-    /// A page of the referrers of `subject`; `query` goes as it is.
+    /// Fetches a page of the referrers of `subject`; `query` is sent unchanged.
     pub async fn referrers(
         &self,
         who: &Who,
@@ -343,7 +351,7 @@ impl Upstream {
         let response = self.transport.successful(response).await?;
         let text = |name: HeaderName| {
             let values: Vec<_> = response.headers().get_all(name).iter().map(|value| value.as_bytes()).collect();
-            // Several lines are one list (RFC 9110, section 5.3).
+            // Several header lines form one list (RFC 9110, section 5.3).
             (!values.is_empty()).then(|| String::from_utf8_lossy(&values.join(&b", "[..])).into_owned())
         };
         let (link, filters_applied) = (text(LINK), text(OCI_FILTERS_APPLIED));
@@ -355,6 +363,7 @@ impl Upstream {
         Ok(ListAnswer { bytes, media_type, link, filters_applied })
     }
 
+    /// Makes a request for `page`, a path below the name. `accept`: the media types accepted.
     pub(super) fn ask<'a>(
         &self,
         method: Method,
@@ -373,7 +382,7 @@ impl Upstream {
         Ask { method, url, who, is_pull: false, of: None, headers }
     }
 
-    /// The name as the upstream knows it, which is what tokens are asked for.
+    /// Returns the token scope for pulling `name`, with the name as the upstream knows it.
     pub(super) fn scope(&self, name: &Name) -> String {
         let namespace = &self.config.url.namespace;
         let separator = if namespace.is_empty() { "" } else { "/" };
@@ -384,11 +393,12 @@ impl Upstream {
         self.send_led(ask, scope).await.0
     }
 
-    /// Sends a request as whom the upstream wants us to be. Tells where a redirect led.
+    /// Sends a request with the login that the upstream asks for. Also returns where a redirect led.
     ///
-    /// A refused login is answered once: by what the challenge asks for, or anew from the start where a token or a
-    /// helper's password was refused that was given before. Registries end these early, and say so with 401
-    /// (nvcr.io, with another realm: nvidia-container-toolkit#1945), 400 (ECR Public: oras-go#1227) or 403 (ECR: rules_img#715).
+    /// A refused login is replaced once: by the login that the challenge asks for, or by a new start where the upstream
+    /// refused a token or a helper's password that was kept from before. Registries end these early, and say so with
+    /// 401 (nvcr.io, with another realm: nvidia-container-toolkit#1945), 400 (ECR Public: oras-go#1227) or 403 (ECR:
+    /// rules_img#715).
     pub(super) async fn send_led(&self, ask: &Ask<'_>, scope: &str) -> (Result<Response, Failure>, Option<Led>) {
         let mut prepared = match self.transport.may_ask(ask) {
             Ok(()) => self.auth.prepare(ask.who, scope, self).await,
@@ -402,13 +412,13 @@ impl Upstream {
             let header = login.as_ref().map(|login| &login.header);
             let (response, led) = self.transport.follow(ask, header, &self.storages).await;
             let refused = match response {
-                // What a storage refuses is not about the login at the registry.
+                // A refusal by a storage is not about the login at the registry.
                 Ok(response) if led.is_none() && attempt + 1 < MAX_LOGINS => response,
                 response => return (response, led),
             };
             let status = refused.status();
             if login.as_ref().is_some_and(Authorization::is_fresh) {
-                // A login that was just given is refused because of what is asked for.
+                // The login was fetched for this request, so the refusal is about the object asked for.
                 return (Ok(refused), None);
             }
             let next = if status == StatusCode::UNAUTHORIZED {
@@ -424,7 +434,7 @@ impl Upstream {
             };
             prepared = match next {
                 Ok(login) => Ok(login),
-                // The upstream's own reason is more telling than that there is no further login.
+                // The upstream's own reason tells more than the failure that says that there is no further login.
                 Err(failure) if failure.kind == FailureKind::Denied && failure.reason().is_none() => {
                     let told = self.transport.reason(refused).await;
                     Err(failure.told(told.as_deref()))

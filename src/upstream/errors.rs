@@ -1,4 +1,4 @@
-//! From what HTTP and the network say to a [`Failure`].
+//! Turns errors of HTTP and of the network into a [`Failure`].
 
 use std::error::Error as _;
 use std::time::Duration;
@@ -8,8 +8,8 @@ use http::{HeaderMap, StatusCode};
 use super::reason;
 use crate::failure::{Failure, FailureKind};
 
-/// The failure behind an error of the HTTP client. The whole source chain is read: the cause that a
-/// person can act on is at its end.
+/// Returns the failure for an error of the HTTP client. The whole source chain is read: the cause that a person can act
+/// on is at its end.
 pub fn network(upstream: &str, error: reqwest::Error) -> Failure {
     let mut kind = if error.is_timeout() { FailureKind::Timeout } else { FailureKind::Unavailable };
     let mut cause = error.source();
@@ -21,24 +21,25 @@ pub fn network(upstream: &str, error: reqwest::Error) -> Failure {
         message = Some(inner.to_string());
         cause = inner.source();
     }
-    // The error's own text holds the URL, whose query may be signed.
+    // The error's own text has the URL, whose query may hold a signature.
     let message = message.unwrap_or_else(|| "the request failed".to_owned());
-    // What was reached and broke off may be a server being restarted behind a load balancer.
+    // A server that was reached and broke the connection off may be restarting behind a load balancer.
     let is_passing = kind == FailureKind::Unavailable && !error.is_connect();
     Failure::new(kind, format!("{upstream}: {message}")).passing(is_passing).caused_by(error.without_url())
 }
 
-/// Whether it is our own file descriptors that are short.
+/// Returns whether the error says that there are no file descriptors left on our side.
 fn is_own_shortage(error: &std::io::Error) -> bool {
     error.raw_os_error().is_some_and(|code| code == libc::EMFILE || code == libc::ENFILE)
 }
 
+/// Returns the failure for `what`, which did not come within `after`.
 pub fn timeout(upstream: &str, what: &str, after: Duration) -> Failure {
     Failure::new(FailureKind::Timeout, format!("{upstream}: {what} did not come within {} s", after.as_secs_f32()))
 }
 
-/// The failure that a status code other than success stands for. `said`: what the body says, of which only the time to
-/// wait is taken over.
+/// Returns the failure for a status code other than success. `said`: the text of the body, of which only the time to
+/// wait is used.
 pub fn status(upstream: &str, status: StatusCode, headers: &HeaderMap, said: Option<&str>) -> Failure {
     let kind = match status {
         StatusCode::NOT_FOUND | StatusCode::GONE => FailureKind::NotFound,
@@ -55,17 +56,17 @@ pub fn status(upstream: &str, status: StatusCode, headers: &HeaderMap, said: Opt
     failure.with_retry_after(after).passing(is_passing)
 }
 
-/// Which requests a rate limit is for.
+/// Which requests a rate limit covers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limited {
-    /// Manifests fetched: what Docker Hub counts as pulls.
+    /// Requests that fetch manifests: these are pulls to Docker Hub.
     Pulls,
-    /// Everything, as its limit against abuse.
+    /// All requests, like Docker Hub's limit against abuse.
     All,
 }
 
-/// What a 429 says. Docker Hub's limit on pulls comes as JSON that says so, its limit on requests of any
-/// kind as plain text.
+/// Returns which requests a 429 covers, and its failure. Docker Hub's limit on pulls comes as JSON that says so, its
+/// limit on all requests as plain text.
 pub fn rate_limit(upstream: &str, headers: &HeaderMap, said: Option<&str>) -> (Limited, Failure) {
     let is_of_pulls = said.is_some_and(|said| said.contains("pull rate limit"));
     let limited = if is_of_pulls { Limited::Pulls } else { Limited::All };

@@ -12,17 +12,18 @@ use crate::failure::{Failure, FailureKind};
 use crate::observe::Metrics;
 use crate::random;
 
-/// How long the upstreams of a repository together may take: containerd 2.3 gives up 30 s after it asked
-/// (containerd 574a60700).
+/// How long the upstreams of a repository together may take: containerd 2.3 gives up 30 s after its request (containerd
+/// 574a60700).
 const BUDGET: Duration = Duration::from_secs(24);
-/// What is added where an upstream is configured to take longer than that: for the token, and a second try.
+/// The time added to the timeout of the last upstream, for the token and for a retry, where that timeout exceeds the
+/// budget.
 const MARGIN: Duration = Duration::from_secs(4);
-/// An upstream that was given less time is not taken for one that hangs.
+/// An upstream that was given less time than this is not counted as one that hangs.
 const FAIR: Duration = Duration::from_secs(5);
-/// The pause before those are asked again whose failure may be over.
+/// The pause before a retry of upstreams whose failure may have passed.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// A pause before the second try, another one each time.
+/// Returns the pause before a retry, another one each time.
 pub fn pause() -> Duration {
     PAUSE.mul_f64(0.5 + random::fraction())
 }
@@ -31,14 +32,14 @@ pub fn pause() -> Duration {
 #[derive(Clone)]
 pub struct Upstreams {
     clients: Arc<[Arc<Upstream>]>,
-    /// For each of them to answer in, whatever it takes: redirects, tokens, the whole of a document.
+    /// How long each of them may take for a whole answer, with redirects, tokens and the body of a document.
     limits: Arc<[Duration]>,
-    /// For all of them together.
+    /// How long all of them together may take.
     patience: Duration,
 }
 
-/// All clients that are in use: what is configured alike is one client, with one health, one budget and
-/// one set of tokens, also over a change of the configuration.
+/// All clients in use. Upstreams with the same configuration share one client, with one health, one budget and one set
+/// of tokens, also across a change of the configuration.
 #[derive(Default)]
 pub struct Clients {
     known: Mutex<Vec<(Duration, Weak<Upstream>)>>,
@@ -46,10 +47,12 @@ pub struct Clients {
 }
 
 impl Clients {
+    /// Makes an empty set of clients.
     pub fn new(shared: Shared) -> Self {
         Self { known: Mutex::default(), shared }
     }
 
+    /// Returns the state that all clients share.
     pub fn shared(&self) -> &Shared {
         &self.shared
     }
@@ -73,11 +76,12 @@ impl Clients {
 }
 
 impl Upstreams {
+    /// Takes the clients of a repository's upstreams from `clients`, which makes those that are missing.
     pub fn new(configs: &[config::Upstream], clients: &Clients, metrics: &Arc<Metrics>) -> Result<Self, BuildError> {
         let longest = configs.last().map_or(Duration::ZERO, |config| config.timeout);
         let patience = BUDGET.max(longest + MARGIN);
         let share = BUDGET / u32::try_from(configs.len()).unwrap_or(u32::MAX).max(1);
-        // The last may take what it is configured to take: nobody comes after it.
+        // The last upstream may use its whole configured timeout: no other comes after it.
         let is_last = |at: usize| at + 1 == configs.len();
         let upstreams = configs.iter().enumerate().map(|(at, config)| {
             let patience = if is_last(at) { config.timeout } else { config.timeout.min(share) };
@@ -89,31 +93,34 @@ impl Upstreams {
         Ok(Self { clients: clients.into(), limits: limits.collect(), patience })
     }
 
-    /// How long a client waits for the head of an answer.
+    /// Returns how long a client waits for the headers of a response.
     pub fn patience(&self) -> Duration {
         self.patience
     }
 
+    /// Returns the number of upstreams.
     pub fn len(&self) -> usize {
         self.clients.len()
     }
 
+    /// Returns whether there are no upstreams.
     pub fn is_empty(&self) -> bool {
         self.clients.is_empty()
     }
 
+    /// Returns the upstreams in the configured order.
     pub fn iter(&self) -> impl Iterator<Item = &Upstream> {
         self.clients.iter().map(AsRef::as_ref)
     }
 
-    /// Whether one of them may be asked for what no client waits for.
+    /// Returns whether one of the upstreams may be asked for something that no client waits for.
     pub fn have_quota_to_spare(&self) -> bool {
         let now = Instant::now();
         self.iter().any(|upstream| upstream.has_quota_to_spare(now))
     }
 
-    /// The order in which they are asked: as configured, but of several accounts at one registry the one
-    /// with the most left of its rate limit first. `preferred` goes before all.
+    /// Returns the order in which the upstreams are asked: as configured, but of several accounts at one registry the
+    /// account with the most left of its rate limit comes first. `preferred` comes before all.
     fn order(&self, preferred: Option<usize>) -> Vec<usize> {
         let now = Instant::now();
         let left: Vec<_> = self.iter().map(|upstream| upstream.left(now)).collect();
@@ -125,10 +132,10 @@ impl Upstreams {
         order
     }
 
-    /// The first answer that any upstream gives, and which one gave it. Whatever goes wrong with one,
-    /// the next is asked; of several failures the most telling is returned, so that "not found" means
-    /// all of them said so. Those whose failure may pass are asked once more a moment later.
-    /// `preferred` is asked first: who knew the tag also has the manifest.
+    /// Returns the first answer that any upstream gives, and which upstream gave it. If one fails, for whatever reason,
+    /// the next is asked. Of several failures the most telling is returned, so that "not found" means that all of them
+    /// said so. Upstreams whose failure may pass are asked once more a moment later. `preferred` is asked first: an
+    /// upstream that knew the tag also has the manifest.
     pub async fn first<T, A>(&self, preferred: Option<usize>, ask: impl Fn(usize) -> A) -> Result<(usize, T), Failure>
     where
         A: Future<Output = Result<T, Failure>>,
@@ -136,7 +143,8 @@ impl Upstreams {
         self.first_in(&self.order(preferred), ask).await
     }
 
-    /// The answer of one upstream alone, for what no other understands; like [`Upstreams::first`] otherwise.
+    /// Returns the answer of one upstream alone, for requests that no other upstream understands; like
+    /// [`Upstreams::first`] otherwise.
     pub async fn only<T, A>(&self, at: usize, ask: impl Fn(usize) -> A) -> Result<(usize, T), Failure>
     where
         A: Future<Output = Result<T, Failure>>,
@@ -160,7 +168,7 @@ impl Upstreams {
         self.first_of(&passing, deadline, &ask).await.map_err(|(again, _)| told.more_telling(again))
     }
 
-    /// One round; the failure comes with those worth asking again.
+    /// Asks each upstream once. A failure comes with the upstreams that are worth a retry.
     async fn first_of<T, A>(
         &self,
         order: &[usize],
@@ -177,7 +185,7 @@ impl Upstreams {
             let limit = self.limits[at].min(left);
             let answer = match tokio::time::timeout(limit, ask(at)).await {
                 Ok(answer) => answer,
-                // Those before it left it too little time: that is no fault of its own.
+                // The upstreams before it left it too little time, which is no fault of its own.
                 Err(_) if left < self.limits[at] && left < FAIR => Err(self[at].had_no_time(limit)),
                 Err(_) => Err(self[at].took_too_long(limit)),
             };
@@ -200,7 +208,7 @@ impl Upstreams {
     }
 }
 
-/// `0..count`, where those that are the same registry change places by what they have left.
+/// Returns `0..count`, where upstreams at the same registry swap places: the one with the most left comes first.
 fn share_load(count: usize, is_same: impl Fn(usize, usize) -> bool, left: &[f64]) -> Vec<usize> {
     let mut order: Vec<usize> = (0..count).collect();
     for first in 0..count {
@@ -209,7 +217,7 @@ fn share_load(count: usize, is_same: impl Fn(usize, usize) -> bool, left: &[f64]
             continue;
         }
         let mut members = places.clone();
-        // The sort is stable: among equals the configured order stays.
+        // The sort is stable: equal upstreams stay in the configured order.
         members.sort_by(|&a, &b| left[b].total_cmp(&left[a]));
         for (place, member) in places.into_iter().zip(members) {
             order[place] = member;
@@ -253,7 +261,7 @@ mod tests {
 
     #[test]
     fn accounts_at_one_registry_take_turns_by_what_is_left() {
-        // 0, 1 and 3 are accounts at one registry, 2 is another.
+        // 0, 1 and 3 are accounts at one registry, 2 is at another.
         let is_same = |a: usize, b: usize| (a == 2) == (b == 2);
         assert_eq!(share_load(4, is_same, &[1.0, 1.0, 1.0, 1.0]), [0, 1, 2, 3]);
         assert_eq!(share_load(4, is_same, &[0.2, 0.5, 0.0, 0.9]), [3, 1, 2, 0]);

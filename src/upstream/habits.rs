@@ -1,43 +1,44 @@
-//! What a registry's answers to HEAD are worth. Pure; the time is handed in.
+//! How reliable a registry's answers to HEAD are. Pure; the caller passes the time.
 //!
-//! Registries refuse HEAD or answer it wrongly where they answer GET: ECR Public gives 401 or 403 for every blob
-//! (distribution#4383, aws/containers-roadmap#2671), storages behind URLs signed for GET give 403 (moby#50065), others 405,
-//! 406 or 5xx (containerd#6684). So a GET decides, and what was learnt is remembered: asking twice each time costs a
-//! request, and time.
+//! Registries refuse HEAD, or answer it wrongly, for objects that they give to GET: ECR Public answers every blob with
+//! 401 or 403 (distribution#4383, aws/containers-roadmap#2671), storages behind URLs signed for GET answer 403
+//! (moby#50065), others 405, 406 or 5xx (containerd#6684). So a GET decides, and its result is remembered: asking twice
+//! each time costs a request, and time.
 
 use std::time::Duration;
 
 use crate::clock::Instant;
 use http::StatusCode;
 
-/// How long a registry is not asked by HEAD again.
+/// How long a registry is sent no HEAD after HEAD was of no use.
 const LIFE: Duration = Duration::from_secs(3600);
-/// A refusal that may be a passing failure counts only as one of so many in a row.
+/// Number of refusals in a row that make a habit, where each alone may be a passing failure.
 const MANY: u32 = 3;
-/// Objects of which HEAD was refused and GET is still to come.
+/// Most objects remembered for which HEAD was refused and the GET is still to come.
 const SUSPECTS: usize = 64;
 
 /// How a registry answers HEAD for one kind of object.
 #[derive(Debug, Default)]
 pub struct Habit {
-    /// Refused in a row, where GET gave the object.
+    /// Refusals in a row of HEAD, each for an object that GET gave.
     in_row: u32,
     useless_until: Option<Instant>,
     suspects: Vec<(u64, StatusCode)>,
 }
 
 impl Habit {
-    /// Whether HEAD is worth a request.
+    /// Returns whether HEAD is worth a request.
     pub fn is_worth_asking(&self, now: Instant) -> bool {
         self.useless_until.is_none_or(|until| until <= now)
     }
 
-    /// HEAD was answered as it should be.
+    /// Notes that HEAD was answered as it should be.
     pub fn served(&mut self) {
         (self.in_row, self.useless_until) = (0, None);
     }
 
-    /// HEAD was refused with `status` (200: what it said cannot be), and GET gave the object.
+    /// Notes that HEAD was refused with `status`, and that GET gave the object. Status 200: what the answer to HEAD
+    /// said cannot be true.
     pub fn refused(&mut self, status: StatusCode, now: Instant) {
         self.in_row += if status.is_server_error() { 1 } else { MANY };
         if self.in_row >= MANY {
@@ -45,7 +46,7 @@ impl Habit {
         }
     }
 
-    /// HEAD was refused for an object; a GET for it will tell more.
+    /// Notes that HEAD was refused for an object; a GET for the object will tell more.
     pub fn suspect(&mut self, object: u64, status: StatusCode) {
         if self.suspects.len() >= SUSPECTS {
             self.suspects.remove(0);
@@ -53,7 +54,7 @@ impl Habit {
         self.suspects.push((object, status));
     }
 
-    /// GET gave an object.
+    /// Notes that GET gave an object. If HEAD was refused for the same object, the refusal counts.
     pub fn given(&mut self, object: u64, now: Instant) {
         if let Some(at) = self.suspects.iter().position(|(suspect, _)| *suspect == object) {
             let (_, status) = self.suspects.remove(at);

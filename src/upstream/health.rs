@@ -1,38 +1,41 @@
-//! Whether an upstream is worth asking now: a circuit breaker, and the rest that a rate limit asks for.
-//! Pure; the time is handed in.
+//! Whether an upstream is worth asking now: a circuit breaker, and the wait that a rate limit asks for. A rest is the
+//! time for which Larder backs off and sends the upstream no requests. Pure; the caller passes the time.
 
 use std::time::Duration;
 
 use crate::clock::Instant;
 use crate::failure::{Failure, FailureKind};
 
-/// The first rest after an upstream could not be reached; each further failure doubles it.
+/// The first rest after the upstream could not be reached; each further failure doubles it.
 const FIRST_REST: Duration = Duration::from_millis(500);
+/// The longest rest after the upstream could not be reached, apart from its random spread.
 const LONGEST_REST: Duration = Duration::from_secs(30);
-/// The least rest of an upstream that did not answer in time: each look costs its caller that time.
+/// The shortest rest of an upstream that did not answer in time. Each new try costs its caller the whole timeout.
 const HUNG_REST: Duration = Duration::from_secs(10);
-/// An upstream that answers is at work: only so many failures (5xx) in a row count as an outage.
+/// Number of failures (such as 5xx) in a row that count as an outage of an upstream that was reached. Fewer do not: an
+/// upstream that answers is running.
 const MAX_ERRORS: u32 = 5;
-/// The first rest for a rate limit that does not say how long it lasts; each further one in a row doubles it.
+/// The first rest after a rate limit that does not state how long it lasts; each further one in a row doubles it.
 const FIRST_LIMITED: Duration = Duration::from_secs(1);
+/// The longest rest after such a rate limit.
 const LONGEST_LIMITED: Duration = Duration::from_secs(60);
 
-/// How an upstream has done lately.
+/// The recent failures of an upstream, and the rests that follow from them.
 #[derive(Debug, Default)]
 pub struct Health {
-    /// Failures in a row to reach it.
+    /// Failures in a row to reach the upstream.
     unreached: u32,
-    /// Errors in a row that it answered with.
+    /// Failures in a row of the upstream after it was reached.
     errors: u32,
     rest: Option<Rest>,
     /// Rate limits in a row.
     limits: Limits,
-    /// Its limit on pulls, which is not on other requests.
+    /// The rate limit that covers only pulls: when it ends, and its failure.
     pulls: Option<(Instant, Failure)>,
     pull_limits: Limits,
-    /// Requests were turned away since the last probe.
+    /// Whether requests were refused since the last probe.
     is_missed: bool,
-    /// When it last answered something.
+    /// When the upstream last answered anything.
     answered_at: Option<Instant>,
 }
 
@@ -40,20 +43,21 @@ pub struct Health {
 struct Rest {
     until: Instant,
     why: Failure,
-    /// When somebody was sent to see whether it is back.
+    /// When a request was let through as a probe, to see whether the upstream is back.
     probed: Option<Instant>,
-    /// Whether somebody looks in the background when the rest is over, so that no request has to.
+    /// Whether a background task probes the upstream when the rest is over, so that no request has to.
     is_watched: bool,
 }
 
-/// Rate limits in a row, and how long the upstream is left alone after each.
+/// The number of rate limits in a row, which decides how long Larder backs off after the next.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
     in_row: u32,
 }
 
 impl Limits {
-    /// The rest after a further limit: as it says, else doubling.
+    /// Counts a further rate limit and returns how long to back off: as long as the limit states, else twice as long
+    /// each time.
     pub fn next(&mut self, failure: &Failure) -> Duration {
         let doubled = FIRST_LIMITED * 2u32.pow(self.in_row.min(16));
         self.in_row = self.in_row.saturating_add(1);
@@ -62,22 +66,23 @@ impl Limits {
 }
 
 impl Rest {
-    /// Why a request is turned away `left` before the end. When a rate limit ends, only the upstream can say.
+    /// Returns the failure for a request that is refused when `left` of the rest remains.
     fn refusal(&self, left: Duration) -> Failure {
         limited_for(&self.why, left)
     }
 }
 
-/// A failure that is told again `left` before its end.
+/// Returns the failure `why` for a further request, to be retried after `left`. A rate limit that stated no time gets
+/// no time here either: only the upstream knows when it ends.
 pub fn limited_for(why: &Failure, left: Duration) -> Failure {
     let is_stated = why.kind != FailureKind::RateLimited || why.retry_after.is_some();
     why.clone().with_retry_after(is_stated.then_some(left))
 }
 
 impl Health {
-    /// Whether to ask at `now`; `is_pull`: for what counts against a limit on pulls. After a rest one
-    /// request is let through to see, unless that is done in the background; the others go on failing until the upstream
-    /// has come back, or for `patience`.
+    /// Checks whether the upstream may be asked at `now`; `is_pull`: whether the request counts against a limit on
+    /// pulls. After a rest, one request is let through as a probe, unless a background task probes. All others go on
+    /// failing until the upstream has answered, or for `patience`.
     pub fn may_ask(&mut self, now: Instant, patience: Duration, is_pull: bool) -> Result<(), Failure> {
         if is_pull && let Some((until, why)) = &self.pulls {
             if now < *until {
@@ -105,8 +110,8 @@ impl Health {
         }
     }
 
-    /// It answered, if only that it does not have what was asked for. A rate limit goes on all the same:
-    /// the answer may be to what was asked before.
+    /// Notes that the upstream answered, if only that it does not have the object. A rest for a rate limit goes on: the
+    /// answer may be to an earlier request.
     pub fn answered(&mut self, now: Instant) {
         (self.unreached, self.errors, self.answered_at) = (0, 0, Some(now));
         let is_limit = |rest: &Rest| rest.why.kind == FailureKind::RateLimited && now < rest.until;
@@ -115,28 +120,28 @@ impl Health {
         }
     }
 
-    /// It gave what counts as a pull.
+    /// Notes that the upstream answered a request that counts as a pull.
     pub fn gave_pull(&mut self, now: Instant) {
         if self.pulls_resting(now).is_none() {
             self.pull_limits = Limits::default();
         }
     }
 
-    /// A request that began at `since` got no answer in time. An upstream that answered others meanwhile does not hang:
-    /// it is slow about this one, and nobody else is to suffer for that.
+    /// Notes that a request that began at `since` got no answer in time. An upstream that answered other requests
+    /// meanwhile does not hang: it is slow for this request, and other requests must not suffer from that.
     pub fn timed_out(&mut self, failure: &Failure, since: Instant, now: Instant, spread: f64) {
         if self.answered_at.is_none_or(|at| at <= since) {
             self.failed(failure, false, now, spread);
         }
     }
 
-    /// It did not answer, or with an error of its own. `spread` (0 to 1) keeps many from coming back at
-    /// the same moment.
+    /// Notes that the upstream did not answer, or answered with an error of its own. `spread` (0 to 1) varies the
+    /// length of the rest, so that many callers do not come back at the same moment.
     pub fn failed(&mut self, failure: &Failure, was_reached: bool, now: Instant, spread: f64) {
         let is_hung = failure.kind == FailureKind::Timeout && !was_reached;
         let length = match failure.kind {
             FailureKind::RateLimited => self.limits.next(failure),
-            // Of what was asked before the rest, nothing more is learnt.
+            // Failures of requests from before the rest tell nothing new.
             _ if self.resting(now).is_some() => return,
             _ if was_reached => {
                 self.errors += 1;
@@ -151,7 +156,7 @@ impl Health {
         self.rest = Some(Rest { until: now + length, why: failure.clone(), probed: None, is_watched: false });
     }
 
-    /// It limits pulls, and nothing else.
+    /// Notes a rate limit that covers only pulls.
     pub fn pulls_limited(&mut self, failure: &Failure, now: Instant) {
         self.pulls = Some((now + self.pull_limits.next(failure), failure.clone()));
     }
@@ -162,16 +167,16 @@ impl Health {
         doubled.min(LONGEST_REST).mul_f64(0.8 + 0.4 * spread)
     }
 
-    /// Whether it rests because it did not answer in time, so that it is to be looked at in the background from now on;
-    /// returns when the rest ends.
+    /// Marks a rest that began with a timeout as watched by a background task, and returns when the rest ends; `None`
+    /// where there is no such rest.
     pub fn watch(&mut self) -> Option<Instant> {
         let rest = self.rest.as_mut().filter(|rest| rest.why.kind == FailureKind::Timeout)?;
         rest.is_watched = true;
         Some(rest.until)
     }
 
-    /// Whether requests were turned away since this was last asked. If none was, nobody looks any longer, and the next
-    /// request is let through to see.
+    /// Returns whether requests were refused since the last call. If none was, the background task ends, and the next
+    /// request is let through as a probe.
     pub fn goes_on_watching(&mut self) -> bool {
         let is_missed = std::mem::take(&mut self.is_missed);
         if let (false, Some(rest)) = (is_missed, &mut self.rest) {
@@ -180,13 +185,13 @@ impl Health {
         is_missed
     }
 
-    /// How long it is left alone from `now` on, and why.
+    /// Returns how long Larder backs off from `now` on, and why; `None` where the upstream may be asked.
     pub fn resting(&self, now: Instant) -> Option<(Duration, &Failure)> {
         let rest = self.rest.as_ref().filter(|rest| now < rest.until)?;
         Some((rest.until - now, &rest.why))
     }
 
-    /// How long it is not asked for what counts as a pull, and why.
+    /// Returns how long Larder sends no pulls from `now` on, and why; `None` where the upstream may be asked for them.
     pub fn pulls_resting(&self, now: Instant) -> Option<(Duration, &Failure)> {
         let (until, why) = self.pulls.as_ref().filter(|(until, _)| now < *until)?;
         Some((*until - now, why))
@@ -233,7 +238,7 @@ mod tests {
         let later = now + FIRST_REST;
         assert!(health.may_ask(later, PATIENCE, false).is_ok());
         assert!(health.may_ask(later, PATIENCE, false).is_err());
-        // Who was sent may never come back.
+        // The request that was let through may never end.
         assert!(health.may_ask(later + PATIENCE, PATIENCE, false).is_ok());
     }
 

@@ -1,5 +1,5 @@
-//! Credentials from a program that speaks the docker-credential-helpers protocol: it is run with `get`,
-//! reads the server's name from standard input and writes `{"Username", "Secret"}` to standard output.
+//! Credentials from a program that speaks the docker-credential-helpers protocol: Larder runs the program with `get`;
+//! the program reads the server's name from standard input and writes `{"Username", "Secret"}` to standard output.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -15,22 +15,24 @@ use crate::config::{self, Login, Secret};
 use crate::failure::{Failure, FailureKind};
 use crate::program::{self, Reads};
 
+/// How long one run of the program may take.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How long credentials are used that do not tell when they expire.
+/// How long credentials are used that do not state when they expire.
 const USUAL_LIFE: Duration = Duration::from_secs(15 * 60);
+/// How long credentials are used at most.
 const LONGEST_LIFE: Duration = Duration::from_secs(12 * 3600);
-/// How long a failure is told to others before the program is run again.
+/// How long a failure is repeated to further requests before the program is run again.
 const FAILURE_LIFE: Duration = Duration::from_secs(5);
-/// How long a refusal that may have other reasons does not make it run again.
+/// How long the program is not run again after a refusal that may have other reasons than the login.
 const DOUBT_LIFE: Duration = Duration::from_secs(60);
-/// What the protocol's library prints when there is nothing for a server.
+/// The text that the protocol's library prints when there are no credentials for a server.
 const NOT_FOUND: &str = "credentials not found";
 
-/// A credential helper and what it last said.
+/// A credential helper and its last answer.
 pub struct Helper {
     config: config::Helper,
     said: Mutex<Option<Said>>,
-    /// When a login was last doubted.
+    /// When a login was last doubted: a request with it was refused, perhaps for another reason.
     doubted: Mutex<Option<Instant>>,
 }
 
@@ -48,11 +50,12 @@ struct Answer {
 }
 
 impl Helper {
+    /// Makes a helper; the program is not run yet.
     pub fn new(config: config::Helper) -> Self {
         Self { config, said: Mutex::new(None), doubted: Mutex::new(None) }
     }
 
-    /// What the helper says, at most one run at a time; `None` if it has nothing for the server.
+    /// Returns the helper's credentials; `None` if it has none for the server. The program runs at most once at a time.
     pub async fn login(&self) -> Result<Option<Arc<Login>>, Failure> {
         let mut said = self.said.lock().await;
         if let Some(said) = said.as_ref().filter(|said| Instant::now() < said.until) {
@@ -69,8 +72,9 @@ impl Helper {
         login
     }
 
-    /// A request with `login` was refused, perhaps because the login ended before its time: ECR answers 403 then
-    /// (rules_img#715). The program is asked anew, at most once in a while; returns whether it gives another login.
+    /// Notes that a request with `login` was refused, perhaps because the login expired early: ECR answers 403 then
+    /// (rules_img#715). Runs the program again, but not more often than `DOUBT_LIFE` allows, and returns whether it
+    /// gives another login.
     pub async fn doubts(&self, login: &Arc<Login>) -> bool {
         {
             let mut doubted = self.doubted.lock().await;
@@ -83,7 +87,7 @@ impl Helper {
         self.login().await.ok().flatten().is_some_and(|new| new != *login)
     }
 
-    /// The upstream refused `login`: it is not used again, and the program is asked anew.
+    /// Notes that the upstream refused `login`: the login is not used again, and the next request runs the program.
     pub async fn refused(&self, login: &Login) {
         let mut said = self.said.lock().await;
         if said.as_ref().is_some_and(|said| matches!(&said.login, Ok(Some(kept)) if **kept == *login)) {
@@ -106,7 +110,8 @@ impl Helper {
                 tracing::info!(program = %name, server = self.config.server, "the credential helper has nothing for this server");
                 return Ok(None);
             }
-            // What a failing program prints may be anything; it is for the log, unless it looks like an answer.
+            // A failing program may print anything. The text goes to the log, unless it looks like an answer, which
+            // holds a secret.
             if !said.contains(['{', '"']) {
                 tracing::warn!(program = %name, said, "the credential helper failed");
             }
@@ -121,8 +126,8 @@ impl Helper {
     }
 }
 
-/// How long a secret may be used: a little less than it says itself, where it is a JWT or a password
-/// of Amazon ECR.
+/// Returns how long a secret may be used: a little less than the lifetime that it states, where it is a JWT or a
+/// password of Amazon ECR.
 fn life(secret: &Secret, now: SystemTime) -> Duration {
     let Some(expires) = expiry(secret.reveal()) else {
         return USUAL_LIFE;
@@ -132,7 +137,7 @@ fn life(secret: &Secret, now: SystemTime) -> Duration {
     (left - early).min(LONGEST_LIFE)
 }
 
-/// Seconds since 1970, at most a hundred centuries of them.
+/// Returns when a secret expires, in seconds since 1970, at most a hundred centuries.
 fn expiry(secret: &str) -> Option<u64> {
     #[derive(Deserialize)]
     struct Claims {

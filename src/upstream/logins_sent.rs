@@ -1,4 +1,5 @@
-//! What logs in at an upstream, so that a text of the upstream's that repeats some of it reaches no client and no log.
+//! The secrets that log in at an upstream. Larder looks for them in texts of the upstream, so that a text that repeats
+//! part of a secret reaches no client and no log.
 //!
 //! Debugging pages and careless services echo what they were sent: `invalid token: eyJ…`,
 //! `bad credentials user:password`.
@@ -13,24 +14,26 @@ use percent_encoding::percent_decode_str;
 
 use crate::config::Login;
 
-/// Secrets remembered of what was sent lately.
+/// Number of recently sent secrets that are remembered.
 const LATELY: usize = 256;
-/// A shorter one is in any text.
+/// The shortest secret that is looked for, in bytes: a shorter one is in any text.
 const LEAST: usize = 4;
-/// Of a longer one its beginning and its end are looked for: it may be repeated in part.
+/// Of a secret longer than this (in bytes), the beginning and the end are looked for: a text may repeat only a part of
+/// it.
 const LONG: usize = 40;
+/// Length of that beginning and of that end, in bytes.
 const PART: usize = 16;
 
-/// Secrets of one upstream.
+/// The secrets that log in at one upstream.
 #[derive(Default)]
 pub struct LoginsSent {
-    /// Of the configuration.
+    /// The secrets of the configuration.
     fixed: Vec<String>,
     lately: Mutex<VecDeque<String>>,
 }
 
 impl LoginsSent {
-    /// What the configuration has to log in with: a name and password, and headers.
+    /// Takes the secrets from the configuration: a user name and password, and the values of headers.
     pub fn new<'a>(login: Option<&Login>, headers: impl Iterator<Item = &'a HeaderValue>) -> Self {
         let mut fixed: Vec<_> = headers.filter_map(|value| value.to_str().ok()).flat_map(of_header).collect();
         if let Some(login) = login {
@@ -40,12 +43,12 @@ impl LoginsSent {
         Self { fixed, lately: Mutex::default() }
     }
 
-    /// An `Authorization` that goes out.
+    /// Remembers the secrets in an `Authorization` that is sent.
     pub fn note(&self, authorization: &HeaderValue) {
         authorization.to_str().into_iter().flat_map(of_header).for_each(|secret| self.note_secret(secret));
     }
 
-    /// The form of a request for a token.
+    /// Remembers the secrets in the form of a request for a token.
     pub fn note_form(&self, form: &str) {
         let pairs = url::form_urlencoded::parse(form.as_bytes());
         let secrets = pairs.filter(|(key, _)| matches!(&**key, "password" | "refresh_token"));
@@ -63,7 +66,7 @@ impl LoginsSent {
         lately.push_back(secret);
     }
 
-    /// Whether a text repeats some of it.
+    /// Returns whether a text repeats one of the secrets, or shows any login at all.
     pub fn are_in(&self, text: &str) -> bool {
         if shows_a_login(text) {
             return true;
@@ -82,11 +85,11 @@ impl LoginsSent {
     }
 }
 
-/// Words that follow the name of a scheme where no login does: `bearer token required`.
+/// Words that are no login although they follow the name of a scheme: `bearer token required`.
 const NO_LOGIN: [&str; 8] =
     ["token", "tokens", "auth", "authentication", "authorization", "credentials", "realm", "challenge"];
 
-/// Whether a text shows a login of whoever's: a header `Authorization`, or what follows the name of a scheme.
+/// Returns whether a text shows anybody's login: a header `Authorization`, or credentials after the name of a scheme.
 fn shows_a_login(text: &str) -> bool {
     let lower = text.to_ascii_lowercase();
     let words: Vec<_> = lower.split(|c: char| c.is_whitespace() || matches!(c, '"' | '\'' | ',' | ';')).collect();
@@ -98,8 +101,8 @@ fn shows_a_login(text: &str) -> bool {
     })
 }
 
-/// The secrets in a header's value: the whole, what follows a scheme, a name and password behind it, and the values of
-/// cookies and parameters.
+/// Returns the secrets in a header's value: the whole value, the part after a scheme, a user name and password in that
+/// part, and the values of cookies and parameters.
 fn of_header(value: &str) -> Vec<String> {
     let mut secrets = vec![value.to_owned()];
     let parts = value.split([' ', ';', ',']).map(|part| part.split_once('=').map_or(part, |(_, value)| value));

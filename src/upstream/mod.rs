@@ -1,5 +1,5 @@
-//! Asking upstream registries: one client each, with its credentials, tokens and limits, and the
-//! order in which several are tried.
+//! Requests to upstream registries: one client for each upstream, with its credentials, tokens and limits, and the
+//! order in which several upstreams are tried.
 
 mod addresses;
 mod answers;

@@ -1,5 +1,5 @@
-//! Where this process itself listens, so that it never asks itself: it would go in a circle, and what its doors say to
-//! this machine is not for an upstream or a client to have fetched.
+//! The addresses that this process listens on, so that it never sends requests to itself. Such a request would go in a
+//! circle, and answers that the doors give only to this machine must not be fetched for an upstream or a client.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -13,23 +13,24 @@ use url::{Host, Url};
 pub struct Ours(Arc<ArcSwap<Vec<SocketAddr>>>);
 
 impl Ours {
+    /// Replaces the addresses.
     pub fn set(&self, addresses: &[SocketAddr]) {
         let canonical = addresses.iter().map(|address| SocketAddr::new(address.ip().to_canonical(), address.port()));
         self.0.store(Arc::new(canonical.collect()));
     }
 
-    /// Whether something of ours listens on this port, at some address.
+    /// Returns whether one of Larder's doors listens on this port, at any address.
     pub fn have_port(&self, port: u16) -> bool {
         self.0.load().iter().any(|listener| listener.port() == port)
     }
 
-    /// Whether a connection to this address comes to one of our doors.
+    /// Returns whether a connection to this address and port reaches one of Larder's doors.
     pub fn are_at(&self, address: IpAddr, port: u16) -> bool {
         let address = address.to_canonical();
         self.0.load().iter().any(|listener| listener.port() == port && leads_to(address, listener.ip()))
     }
 
-    /// Of the addresses of a host, those that are none of our doors at this port.
+    /// Returns the addresses of a host that do not lead to one of Larder's doors at this port. Fails if none is left.
     pub fn leave_out(&self, host: &str, port: Option<u16>, addresses: Vec<IpAddr>) -> io::Result<Vec<IpAddr>> {
         let Some(port) = port else {
             return Ok(addresses);
@@ -41,7 +42,7 @@ impl Ours {
         }
     }
 
-    /// Whether a URL names one of our doors by its address; names are looked at where they are resolved.
+    /// Returns whether a URL names one of Larder's doors by its address. Host names are checked when they are resolved.
     pub fn are_named(&self, url: &Url) -> bool {
         let address = match url.host() {
             Some(Host::Ipv4(address)) => address.into(),
@@ -52,21 +53,22 @@ impl Ours {
     }
 }
 
-/// Whether a connection to `address` comes to who listens on `listener`.
+/// Returns whether a connection to `address` reaches a socket that listens on `listener`.
 fn leads_to(address: IpAddr, listener: IpAddr) -> bool {
-    // To no address in particular: the system takes its own.
+    // The unspecified address: the system connects to an address of its own.
     if address.is_unspecified() {
         return listener.is_loopback() || listener.is_unspecified();
     }
     match listener {
-        // One of IPv6 may take both.
+        // An IPv6 socket may accept both families.
         IpAddr::V6(Ipv6Addr::UNSPECIFIED) => is_of_this_machine(address),
         IpAddr::V4(Ipv4Addr::UNSPECIFIED) => address.is_ipv4() && is_of_this_machine(address),
         listener => listener == address,
     }
 }
 
-/// Whether an address is one of this machine's: who sends something there has it for a source itself. Nothing is sent.
+/// Returns whether an address is one of this machine's: packets to such an address have it as their source address,
+/// too. Nothing is sent.
 fn is_of_this_machine(address: IpAddr) -> bool {
     let any: SocketAddr = match address {
         IpAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
@@ -80,7 +82,7 @@ fn is_of_this_machine(address: IpAddr) -> bool {
     address.is_loopback() || source().is_ok_and(|source| source.ip() == address)
 }
 
-/// A place is one of our doors.
+/// The error for a server that is one of Larder's own doors, with its host and port.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{0} is an address that Larder itself listens on; name another server there")]
 pub struct Circle(pub String);

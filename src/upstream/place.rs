@@ -4,7 +4,7 @@ use std::fmt;
 
 use url::{Host, Url};
 
-/// Host and port. The host is as in a URL: in lower case, without a dot at its end, numbers written as
+/// The host and port of a server. The host is written as in a URL: in lower case, without a dot at its end, numbers as
 /// addresses, IPv6 addresses in brackets.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Place {
@@ -12,13 +12,13 @@ pub struct Place {
     pub port: u16,
 }
 
-/// A text names no server.
+/// The error for a text that names no server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("this is no host with a port")]
 pub struct NoPlace;
 
 impl Place {
-    /// Reads `host:port`, or `host` where there is a usual port.
+    /// Reads `host:port`, or `host` alone where `usual_port` is given.
     pub fn parse(text: &str, usual_port: Option<u16>) -> Result<Self, NoPlace> {
         let (host, port) = match text.rsplit_once(':') {
             Some((host, port)) if !port.ends_with(']') => {
@@ -30,13 +30,14 @@ impl Place {
         Self::new(host, port.filter(|port| *port > 0).ok_or(NoPlace)?)
     }
 
+    /// Makes a place from a host and a port. The host may be an IPv6 address without brackets.
     pub fn new(host: &str, port: u16) -> Result<Self, NoPlace> {
         let host = host.strip_suffix('.').unwrap_or(host);
         let is_plain = |c: char| c.is_ascii_alphanumeric() || "-._[]:".contains(c) || !c.is_ascii();
         if host.is_empty() || host.len() > 253 || !host.chars().all(is_plain) {
             return Err(NoPlace);
         }
-        // An address without brackets, as SOCKS has it.
+        // An IPv6 address without brackets, as in SOCKS.
         let host = match host.parse::<std::net::Ipv6Addr>() {
             Ok(address) => Host::Ipv6(address),
             Err(_) => Host::parse(host).map_err(|_| NoPlace)?,
@@ -44,12 +45,13 @@ impl Place {
         Ok(Self { host: host.to_string(), port })
     }
 
-    /// What `scheme` makes of it.
+    /// Returns the URL of the server's root with this scheme.
     pub fn url(&self, scheme: &str) -> Result<Url, NoPlace> {
         Url::parse(&format!("{scheme}://{self}/")).map_err(|_| NoPlace)
     }
 
-    /// As in a URL or a `Host` of this scheme, which names its usual port not.
+    /// Returns the server as in a URL or a `Host` header of this scheme: without the port where that is the scheme's
+    /// usual one.
     pub fn authority(&self, scheme: &str) -> String {
         match (scheme, self.port) {
             ("http", 80) | ("https", 443) => self.host.clone(),

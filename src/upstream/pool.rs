@@ -1,5 +1,6 @@
-//! HTTP clients that keep away from this process's own doors. A name is judged where it is resolved, and the HTTP
-//! library does not say there for which port. So each port that one of our doors has gets a client of its own.
+//! HTTP clients that do not connect to this process's own doors. A host name is checked when it is resolved, and the
+//! HTTP library does not say there for which port. So each port that one of Larder's doors uses gets an HTTP client of
+//! its own.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -11,19 +12,22 @@ use super::reach::Resolver;
 use crate::config::{self, Proxy};
 use crate::web::{dial, tls};
 
-/// Makes a client for servers at one port, or for all ports that are not ours.
+/// Builds an HTTP client for servers at one port, or (`None`) for servers at all ports that no door of Larder uses.
 type Make = Box<dyn Fn(Option<u16>) -> Result<reqwest::Client, String> + Send + Sync>;
 
-/// Clients that are alike.
+/// HTTP clients with the same settings.
 pub struct Pool {
     make: Make,
     ours: Ours,
+    /// For all ports that no door of Larder uses.
     usual: reqwest::Client,
-    /// As many as our doors have ports.
+    /// The others, by port: at most one for each port of Larder's doors.
     beside_us: Mutex<Vec<(u16, reqwest::Client)>>,
 }
 
 impl Pool {
+    /// Makes a pool whose clients `make` builds. The clients for ports of Larder's doors are built when they are first
+    /// needed.
     pub fn new(
         ours: Ours,
         make: impl Fn(Option<u16>) -> Result<reqwest::Client, String> + Send + Sync + 'static,
@@ -31,7 +35,7 @@ impl Pool {
         Ok(Self { usual: make(None)?, make: Box::new(make), ours, beside_us: Mutex::default() })
     }
 
-    /// The client for a URL.
+    /// Returns the client for a URL.
     pub fn client(&self, url: &Url) -> Result<reqwest::Client, String> {
         let port = url.port_or_known_default().filter(|port| self.ours.have_port(*port));
         let Some(port) = port else {
@@ -47,7 +51,7 @@ impl Pool {
     }
 }
 
-/// A client for an upstream.
+/// Builds an HTTP client for an upstream.
 pub fn client(config: &config::Upstream, resolver: Resolver) -> Result<reqwest::Client, String> {
     let tls = tls::client_config(&config.tls).map_err(|error| error.to_string())?;
     let mut client = builder(config, tls).dns_resolver(Arc::new(resolver));
@@ -57,10 +61,10 @@ pub fn client(config: &config::Upstream, resolver: Resolver) -> Result<reqwest::
     client.build().map_err(|error| error.to_string())
 }
 
-/// What all clients of an upstream have in common.
+/// Returns the settings that all HTTP clients of an upstream have in common.
 fn builder(config: &config::Upstream, tls: rustls::ClientConfig) -> reqwest::ClientBuilder {
     dial::client(tls, config.connect_timeout)
-        // One stream a connection: a shared HTTP/2 window would slow large layers down.
+        // One stream per connection: a shared HTTP/2 window would slow down large layers.
         .http1_only()
         .pool_max_idle_per_host(config.max_connections)
         .pool_idle_timeout(Duration::from_secs(60))
@@ -81,7 +85,7 @@ mod tests {
     async fn a_family_of_addresses_that_swallows_packets_is_not_waited_for() {
         let good = TcpListener::bind("127.0.0.1:0").await.expect("an address");
         let v4 = good.local_addr().expect("an address");
-        // The same port on ::1, with a queue that is full: what comes is dropped, as by a firewall.
+        // The same port on ::1, with a queue that is full: packets are dropped, as by a firewall.
         let v6 = SocketAddr::from((Ipv6Addr::LOCALHOST, v4.port()));
         let socket = TcpSocket::new_v6().expect("a socket");
         socket.bind(v6).expect("the port is free on ::1");

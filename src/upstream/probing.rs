@@ -1,4 +1,4 @@
-//! Looking in the background whether an upstream that did not answer in time is back, so that no client has to wait to
+//! Probes in the background whether an upstream that did not answer in time is back, so that no client has to wait to
 //! find out.
 
 use std::sync::Weak;
@@ -8,25 +8,27 @@ use std::time::Duration;
 use super::health::Health;
 use crate::clock::Instant;
 
-/// For an upstream to answer a look.
+/// How long an upstream may take to answer a probe.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What is looked at.
+/// An upstream that can be probed.
 pub trait Watched: Send + Sync + 'static {
+    /// Returns the upstream's health, locked.
     fn health(&self) -> std::sync::MutexGuard<'_, Health>;
 
+    /// Returns the state of the upstream's background task.
     fn probing(&self) -> &Probing;
 
-    /// Asks something; the answer, or that there is none in time, goes to the health.
+    /// Sends a probe. The answer or the timeout is noted in the health.
     fn look(&self, patience: Duration) -> impl Future<Output = ()> + Send;
 }
 
-/// Whether somebody looks.
+/// Whether the background task of one upstream runs.
 #[derive(Debug, Default)]
 pub struct Probing(AtomicBool);
 
 impl Probing {
-    /// Begins to look, if nobody does yet.
+    /// Starts the background task, unless it runs already.
     pub fn begin<T: Watched>(&self, watched: &Weak<T>) {
         if !self.0.swap(true, Ordering::AcqRel) {
             tokio::spawn(look(watched.clone()));
@@ -38,7 +40,7 @@ impl Probing {
     }
 }
 
-/// Asks after each rest, until the upstream answers or nobody asks for it any more.
+/// Sends a probe after each rest, until the upstream answers or no request asks for the upstream any more.
 async fn look<T: Watched>(watched: Weak<T>) {
     while let Some(until) = watched.upgrade().and_then(|watched| watched.health().watch()) {
         tokio::time::sleep_until(until).await;

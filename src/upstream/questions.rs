@@ -1,8 +1,9 @@
-//! The questions to an upstream that transfer no blob: have you this object, for this client, and how long is it?
+//! The questions to an upstream that transfer no blob: does it have this object, for this client, and how long is the
+//! object?
 //!
-//! HEAD is a hint and GET decides. A blob is asked for by HEAD, then by its first byte (`Range: bytes=0-0`, redirects
-//! followed), and where that says too little as a whole. A manifest is asked for by HEAD, then by GET. What HEAD is worth
-//! at this registry is remembered ([`Habit`]).
+//! HEAD is a hint and GET decides. A blob is asked for by HEAD, then by GET of its first byte (`Range: bytes=0-0`,
+//! redirects followed), and where that says too little by GET of the whole blob. A manifest is asked for by HEAD, then
+//! by GET. How reliable HEAD is at this registry is remembered ([`Habit`](super::habits::Habit)).
 
 use std::hash::BuildHasher;
 use std::time::Duration;
@@ -27,13 +28,13 @@ use crate::failure::{Failure, FailureKind};
 use crate::oci::media_type::{self, MediaType};
 use crate::oci::{Digest, Name, Reference};
 
-/// Blobs up to this size are looked at as a whole where no digest is named: a page that is as long is likely enough, and
-/// whoever writes the path that it shows can make it so.
+/// Blobs up to this size, in bytes, are read as a whole where the answer names no digest. A page may well have the same
+/// length, and anyone who writes the path that the page shows can give the page that length.
 const GUESSABLE: u64 = 64 * 1024;
 /// How long a question waits for its turn.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What an upstream says of a blob that it has.
+/// The upstream's description of a blob that it has.
 struct Told {
     size: Option<u64>,
     /// Whether the answer names the digest.
@@ -41,8 +42,8 @@ struct Told {
 }
 
 impl Upstream {
-    /// Waits for a turn to ask: of many questions at once only some are under way, so that their connections are used
-    /// again. Transfers of blobs have places of their own.
+    /// Waits for a turn to ask. Of many questions at once only some are under way, so that their connections are
+    /// reused. Blob transfers have places of their own.
     pub(super) async fn turn(&self) -> Result<OwnedSemaphorePermit, Failure> {
         let turn = tokio::time::timeout(PATIENCE, self.questions.turns.clone().acquire_owned()).await;
         turn.ok().and_then(Result::ok).ok_or_else(|| {
@@ -51,8 +52,8 @@ impl Upstream {
         })
     }
 
-    /// Asks what a manifest is without fetching it. Costs nothing of Docker Hub's quota. `may_fetch`: whether a manifest
-    /// that HEAD does not find may be asked for by GET, where that may say why it is not to be had.
+    /// Asks about a manifest without fetching it. This costs nothing of Docker Hub's quota. `may_fetch`: whether a
+    /// manifest that HEAD does not find may be asked for by GET, where GET may say why the manifest is not available.
     pub async fn head_manifest(
         &self,
         who: &Who,
@@ -70,7 +71,7 @@ impl Upstream {
         let status = response.status();
         let is_absent = matches!(status, StatusCode::NOT_FOUND | StatusCode::GONE);
         let says_why = may_fetch && is_long_refusal(&response, name, reference);
-        // Not where pulls are counted.
+        // No GET where the upstream counts pulls.
         if is_absent && !(says_why && self.transport.budget().is_none()) {
             return Err(self.transport.refused(response).await);
         }
@@ -79,12 +80,12 @@ impl Upstream {
             return Ok(HeadSaid::Nothing);
         }
         let headers = response.headers();
-        // No manifest is empty, and none is of a type that says nothing: a mirror may answer HEAD by itself
-        // (wharf#11, LightMirrors#9). The digest that it names may be right all the same.
+        // No manifest is empty, and none has a type that says nothing: a mirror may answer HEAD by itself (wharf#11,
+        // LightMirrors#9). The digest that it states may be right all the same.
         let size = content_length(headers).filter(|size| *size > 0);
         let media_type = media_type(headers).filter(MediaType::names_a_manifest);
         let warnings = self.transport.without_secrets(warning::of(headers));
-        // A page may name any digest, also its own.
+        // A page may state any digest, also its own.
         match content_digest(headers).filter(|_| !is_page(headers)) {
             None => {
                 self.questions.manifests().suspect(self.hash(name, reference), status);
@@ -97,7 +98,7 @@ impl Upstream {
         }
     }
 
-    /// GET gave a manifest.
+    /// Notes that GET gave a manifest.
     pub(super) fn gave_manifest(&self, name: &Name, reference: &Reference) {
         self.questions.manifests().given(self.hash(name, reference), Instant::now());
     }
@@ -106,13 +107,13 @@ impl Upstream {
         self.questions.hasher.hash_one((name.as_str(), reference.to_string()))
     }
 
-    /// The size of a blob, without fetching it; `None` when the upstream knows the blob and does not
-    /// say how long it is.
+    /// Returns the size of a blob without fetching it; `None` when the upstream has the blob and does not say how long
+    /// it is.
     pub async fn head_blob(&self, who: &Who, name: &Name, digest: &Digest) -> Result<Option<u64>, Failure> {
         self.told_of_blob(who, name, digest).await.map(|told| told.size).map_err(|(failure, _)| failure)
     }
 
-    /// What is told of a blob. A failure comes with where a redirect led.
+    /// Returns the upstream's description of a blob. A failure comes with the URL that a redirect led to.
     async fn told_of_blob(&self, who: &Who, name: &Name, digest: &Digest) -> Result<Told, (Failure, Option<Led>)> {
         let _turn = self.turn().await.map_err(|failure| (failure, None))?;
         let scope = self.scope(name);
@@ -162,7 +163,8 @@ impl Upstream {
         Ok(Told { size, is_named: content_digest(headers) == Some(*digest) || etag.contains(digest.hex().as_str()) })
     }
 
-    /// Only one content is empty, and its digest is known.
+    /// Fails if the upstream says that a blob is empty which is not: only one content is empty, and its digest is
+    /// known.
     fn refuse_size(&self, size: u64, digest: &Digest) -> Result<(), Failure> {
         if size == 0 && Digest::of(digest.algorithm(), b"") != *digest {
             return Err(self.transport.wrong(format!("says that {digest} is empty")));
@@ -170,7 +172,8 @@ impl Upstream {
         Ok(())
     }
 
-    /// A page for people, such as one to log in, is no answer about a blob.
+    /// Fails if the response is a page for people, such as a login page, or if it states another digest: neither is an
+    /// answer about the blob.
     fn refuse_pages(&self, response: &Response, digest: &Digest) -> Result<(), Failure> {
         let is_other = content_digest(response.headers()).is_some_and(|stated| stated.contradicts(digest));
         if is_page(response.headers()) || is_other {
@@ -179,9 +182,10 @@ impl Upstream {
         Ok(())
     }
 
-    /// Has the upstream show that it has a blob which is known to have `size` bytes: by its length there where it
-    /// is, and by the blob itself where that says too little. An answer alone is no proof, nor is a redirect: login pages
-    /// have both. While the storage is down, the redirect counts that led to this very blob before.
+    /// Makes the upstream prove that it has a blob that is known to have `size` bytes: by the length stated where the
+    /// redirects end, and by the blob itself where the length says too little. A successful response alone is no proof,
+    /// nor is a redirect: login pages have both. While the storage is down, a redirect counts that led to the same blob
+    /// before.
     pub async fn proves_blob(&self, who: &Who, name: &Name, digest: &Digest, size: u64) -> Result<Proof, Failure> {
         let told = match self.told_of_blob(who, name, digest).await {
             Ok(told) => told,
@@ -205,7 +209,7 @@ impl Upstream {
         is_redirect && self.storages.know(Storage::of(digest, &led.url))
     }
 
-    /// Has the upstream send a blob, to be looked at and thrown away.
+    /// Makes the upstream send a blob, to be verified and thrown away.
     pub async fn sends_blob(&self, who: &Who, name: &Name, digest: &Digest, size: u64) -> Result<(), Failure> {
         let permit = self.permit(Lane::Fill, None).await?;
         let mut body = self.blob(permit, who, name, digest, (0, None), None).await?.body;
@@ -223,10 +227,11 @@ impl Upstream {
     }
 }
 
-/// Whether the body that GET would give with a refusal is longer than registries' usual words for what does not exist: it
-/// may say what the user has to do (containerd#13547).
+/// Returns whether GET would give a refusal with a longer body than registries usually send for an object that does not
+/// exist. A longer body may say what the user has to do (containerd#13547).
 fn is_long_refusal(response: &Response, name: &Name, reference: &Reference) -> bool {
-    /// `{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown","detail":null}]}`, without names.
+    /// Length of `{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown","detail":null}]}`, without names,
+    /// in bytes.
     const USUAL: u64 = 90;
     let names = name.as_str().len() + 2 * reference.to_string().len();
     content_length(response.headers()).is_some_and(|length| length > USUAL + names as u64)

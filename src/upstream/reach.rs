@@ -1,10 +1,10 @@
-//! Where an upstream may send us.
+//! Where an upstream may send Larder.
 //!
-//! A registry names further addresses: of its token service, of the storage behind its redirects. One on
-//! the public internet has no business with addresses inside our network or on this machine, such as
-//! the metadata service of a cloud (server-side request forgery). So another host may be public, or of
-//! the same kind as the upstream's own address. And its own name does not make a registry of the internet one of our
-//! network: once it answered from a public address, it is public.
+//! A registry names further addresses: of its token service, of the storage behind its redirects. A registry on the
+//! public internet must not name addresses inside our network or on this machine, such as the metadata service of a
+//! cloud (server-side request forgery). So another host must be public, or of the same kind as the upstream's own
+//! address. A registry of the internet does not become one of our network by its own name either: once it answered from
+//! a public address, it is public.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -18,27 +18,31 @@ use url::{Host, Url};
 use super::addresses::{Kind, is_open};
 use super::ours::Ours;
 
-/// Addresses of a name that are remembered.
+/// Most addresses of a name that are remembered.
 const MAX_ADDRESSES: usize = 64;
 
-/// What one upstream may lead to. Also resolves names for its client, so that the address that is
-/// looked at is the one that is dialled.
+/// The hosts and addresses that one upstream may lead to. This also resolves names for the upstream's HTTP client, so
+/// that the address that is checked is the one that is connected to.
 pub struct Reach {
     own_host: String,
     origin: Url,
-    /// Hosts that the configuration names, wherever they are.
+    /// Hosts that the configuration names, at any address.
     trusted: Vec<String>,
-    /// Where requests go on their way; not to be led to.
+    /// Hosts of the proxies that requests go through: their names may resolve to any address. [`Reach::permits`] makes
+    /// no exception for them.
     proxies: Vec<String>,
-    /// The kind of the upstream's own address, as a bit; 0 while no connection to it has come about.
+    /// The kind of the upstream's own address, as a bit; 0 until an answer has come from it.
     own: AtomicU8,
-    /// What its own name was resolved to lately: another address that answers is a proxy's.
+    /// The addresses that the upstream's own name was resolved to lately. An answer from another address comes from a
+    /// proxy.
     found: Mutex<Vec<IpAddr>>,
-    /// Set where nobody but a client named the upstream: it is public or in these networks.
+    /// Set where only a client named the upstream: the upstream must be public or in these networks.
     confined_to: Option<Vec<IpNet>>,
 }
 
 impl Reach {
+    /// Makes the rules for the upstream at `origin`. `trusted`: hosts that the configuration names; `proxies`: hosts of
+    /// the proxies that requests go through.
     pub fn new(origin: &Url, trusted: &[String], proxies: Vec<String>, confined_to: Option<&[IpNet]>) -> Self {
         let own_host = origin.host_str().unwrap_or_default().to_ascii_lowercase();
         let own = literal(origin).filter(|_| confined_to.is_none()).map_or(0, |address| Kind::of(address).bit());
@@ -54,7 +58,7 @@ impl Reach {
         }
     }
 
-    /// Whether to go to the host of `url`, as far as the URL itself tells; names are judged when they
+    /// Returns whether Larder may go to the host of `url`, judged by the URL alone. Host names are checked when they
     /// are resolved.
     pub fn permits(&self, url: &Url) -> bool {
         if self.is_port_refused(url) {
@@ -64,13 +68,14 @@ impl Reach {
         self.is_own(host) || self.is_trusted(host) || literal(url).is_none_or(|address| self.allows(address))
     }
 
-    /// Nobody vouches for where a client's own choice leads: not to other ports than the door itself does.
+    /// Returns whether the port of `url` is refused. An upstream that only a client names may lead to the ports that
+    /// the door itself allows (80 and 443) and to its own origin: the configuration does not vouch for more.
     fn is_port_refused(&self, url: &Url) -> bool {
         let is_usual = matches!(url.port_or_known_default(), Some(80 | 443));
         self.confined_to.is_some() && !is_usual && url.origin() != self.origin.origin()
     }
 
-    /// Why not to go where [`Reach::permits`] does not, and what to do about it.
+    /// Returns why [`Reach::permits`] refuses a URL, and what an operator can do about that.
     pub fn refusal(&self, url: &Url) -> String {
         let host = url.host_str().unwrap_or_default();
         match url.port_or_known_default().filter(|_| self.is_port_refused(url)) {
@@ -82,9 +87,9 @@ impl Reach {
         }
     }
 
-    /// What to say of a host whose addresses we are not to go to.
+    /// Returns the message for a host whose addresses are not allowed.
     fn inside(&self, host: &str) -> String {
-        // Who is named by a client alone has no table of its own.
+        // An upstream that only a client names has no table in the configuration.
         let what = match self.confined_to {
             Some(_) => "add that network to allowlist.domains",
             None => "name the host in redirect_hosts",
@@ -96,7 +101,7 @@ impl Reach {
         self.trusted.iter().any(|trusted| trusted == host)
     }
 
-    /// Whether it is the host that the configuration names as the upstream.
+    /// Returns whether a host is the one that the configuration names as the upstream.
     fn is_own(&self, host: &str) -> bool {
         self.confined_to.is_none() && host.eq_ignore_ascii_case(&self.own_host)
     }
@@ -105,27 +110,27 @@ impl Reach {
         self.own.load(Ordering::Relaxed) & kind.bit() != 0
     }
 
-    /// Whether another host than its own may have this address.
+    /// Returns whether a host other than the upstream's own may have this address.
     fn allows(&self, address: IpAddr) -> bool {
         let is_let = self.confined_to.as_ref().is_some_and(|networks| is_open(address, false, networks));
         is_let
             || match Kind::of(address) {
                 Kind::Public => true,
-                // What runs on this machine is at home in its network.
+                // An upstream on this machine belongs to this machine's network.
                 Kind::Private => self.is_of_kind(Kind::Private) || self.is_of_kind(Kind::Loopback),
                 Kind::Loopback => self.is_of_kind(Kind::Loopback),
                 Kind::LinkLocal | Kind::Nobody => false,
             }
     }
 
-    /// Whether its own host may have this address: any before it answered from one, then those of that kind and public
-    /// ones.
+    /// Returns whether the upstream's own host may have this address: any address before the first answer, then
+    /// addresses of the same kind and public ones.
     fn is_home(&self, address: IpAddr) -> bool {
         self.own.load(Ordering::Relaxed) == 0 || self.is_of_kind(Kind::of(address)) || self.allows(address)
     }
 
-    /// An answer of its own host came from this address, so that is of its kind. Kinds only narrow: from this machine
-    /// to a network and to the internet. Fails where its host may not have this address.
+    /// Notes that the upstream's own host answered from this address, which sets the upstream's kind. The kind only
+    /// narrows: from this machine to a network and to the internet. Fails where the host may not have this address.
     pub fn answered_from(&self, address: IpAddr) -> Result<(), String> {
         let is_by_name = literal(&self.origin).is_none();
         let is_found = self.found.lock().unwrap_or_else(PoisonError::into_inner).contains(&address);
@@ -141,7 +146,7 @@ impl Reach {
             Kind::Private if own != Kind::Public.bit() => Some(kind.bit()),
             _ => None,
         };
-        // Where another answer narrowed it meanwhile, that stands or this one narrows it further.
+        // If another answer narrowed the kind meanwhile, that kind stays, or this answer narrows it further.
         let _ = self.own.fetch_update(Ordering::Relaxed, Ordering::Relaxed, narrow);
         Ok(())
     }
@@ -164,7 +169,7 @@ impl Reach {
         )
     }
 
-    /// Of the addresses of a host, those that we may go to.
+    /// Returns those addresses of a host that Larder may connect to. Fails if none of them is allowed.
     fn judge(&self, host: &str, addresses: Vec<IpAddr>) -> io::Result<Vec<IpAddr>> {
         let refuse = |why: String| Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
         if self.is_trusted(host) || self.proxies.iter().any(|proxy| proxy == host) {
@@ -194,12 +199,12 @@ fn literal(url: &Url) -> Option<IpAddr> {
     }
 }
 
-/// For the HTTP client.
+/// Resolves names for the HTTP client.
 #[derive(Clone)]
 pub struct Resolver {
     pub reach: Arc<Reach>,
     pub ours: Ours,
-    /// Of the servers that are resolved, where one of our doors has it.
+    /// The port of the servers whose names are resolved, if one of Larder's doors uses this port.
     pub port: Option<u16>,
 }
 
@@ -227,7 +232,7 @@ mod tests {
         text.parse().expect("an address")
     }
 
-    /// What a name service says, and what of it may be dialled.
+    /// Returns the addresses that may be connected to when a name service returns `addresses`.
     fn looked_up(reach: &Reach, host: &str, addresses: &[&str]) -> Vec<String> {
         let judged = reach.judge(host, addresses.iter().map(|text| address(text)).collect());
         judged.unwrap_or_default().iter().map(ToString::to_string).collect()
@@ -278,7 +283,7 @@ mod tests {
         let here = reach("http://127.0.0.1:5000");
         assert!(here.allows(address("127.0.0.3")) && here.allows(address("10.0.0.1")));
         assert!(!here.allows(address("169.254.169.254")));
-        // It is what it is, and opens nothing.
+        // An upstream on the link may be asked, but opens no other address.
         let link = reach("http://169.254.1.1:5000");
         assert!(link.permits(&Url::parse("http://169.254.1.1:5000/x").expect("a URL")));
         assert!(!link.allows(address("169.254.169.254")));
@@ -304,7 +309,7 @@ mod tests {
         internal.answered_from(address("10.0.0.1")).expect("its own");
         assert_eq!(looked_up(&internal, "storage.internal", &["10.0.0.2"]), ["10.0.0.2"]);
         assert!(looked_up(&internal, "storage.internal", &["169.254.169.254"]).is_empty());
-        // An answer from elsewhere is a proxy's, and shows nothing.
+        // An answer from another address comes from a proxy, and shows nothing.
         let proxied = reach("https://registry.example");
         proxied.answered_from(address("10.0.0.9")).expect("of no concern");
         assert!(looked_up(&proxied, "cdn.example", &["10.0.0.2"]).is_empty());
@@ -317,18 +322,18 @@ mod tests {
         looked_up(&public, "registry.example", &["1.1.1.1"]);
         public.answered_from(address("1.1.1.1")).expect("its own");
         for inside in ["127.0.0.1", "10.0.0.1", "169.254.169.254", "::1", "192.168.0.1", "168.63.129.16"] {
-            // For one connection, alone and beside the right one.
+            // For one connection: the address is refused alone, and left out beside the right address.
             let said = public.judge("registry.example", vec![address(inside)]).expect_err("refused").to_string();
             assert!(said.contains(inside) && said.contains("redirect_hosts"), "{said}");
             assert_eq!(looked_up(&public, "registry.example", &[inside, "1.1.1.1"]), ["1.1.1.1"]);
             assert!(looked_up(&public, "cdn.example", &[inside]).is_empty());
         }
-        // Of two that were begun before it was known, the one inside does not count any more.
+        // Two connections began before the kind was known: the one inside is refused afterwards.
         let mixed = reach("http://registry.example");
         looked_up(&mixed, "registry.example", &["1.1.1.1", "10.0.0.1"]);
         mixed.answered_from(address("1.1.1.1")).expect("its own");
         assert!(mixed.answered_from(address("10.0.0.1")).is_err());
-        // One of our network may move out, and not back in, nor to this machine.
+        // A registry of our network may move out, but not back in, nor to this machine.
         let moving = reach("http://registry.internal");
         looked_up(&moving, "registry.internal", &["10.0.0.1"]);
         moving.answered_from(address("10.0.0.1")).expect("its own");
@@ -336,7 +341,7 @@ mod tests {
         looked_up(&moving, "registry.internal", &["8.8.8.8"]);
         moving.answered_from(address("8.8.8.8")).expect("outside");
         assert!(looked_up(&moving, "registry.internal", &["10.0.0.1"]).is_empty());
-        // Unless the configuration says so.
+        // Any address is allowed where the configuration says so.
         let named = reach("http://trusted.example");
         looked_up(&named, "trusted.example", &["1.1.1.1"]);
         named.answered_from(address("1.1.1.1")).expect("its own");

@@ -1,5 +1,5 @@
-//! What an upstream says of a refusal: the reason for people in the body of an error, and when it may be asked again.
-//! Pure.
+//! The details of an upstream's refusal: the reason for people in the body of an error, and when the upstream may be
+//! asked again. Pure.
 //!
 //! Registries write `{"errors":[{"code","message","detail"}]}` (OCI Distribution Specification, "Error Codes"), token
 //! services `{"details":"…"}` or `{"message":"…"}`, storages XML, others plain text.
@@ -10,12 +10,12 @@ use http::{HeaderMap, header};
 
 use crate::clock;
 
-/// Longest `Retry-After` that is believed.
+/// The longest `Retry-After` that is believed; a longer one is shortened to this.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(24 * 3600);
-/// Longest reason that is passed on, in characters.
+/// The longest reason that is passed on, in characters; the rest is cut off.
 const LONGEST: usize = 300;
 
-/// The reason in the body of an error; `None` where there is none for people.
+/// Returns the reason in the body of an error; `None` where the body has none for people.
 pub fn of(headers: &HeaderMap, body: &[u8]) -> Option<String> {
     let media_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let text = String::from_utf8_lossy(body);
@@ -51,14 +51,15 @@ fn between(text: &str, from: &str, to: &str) -> Option<String> {
     rest.split_once(to).map(|(inner, _)| inner.to_owned())
 }
 
-/// When the upstream says that it may be asked again: by `Retry-After`, else in the words of the error.
+/// Returns how long the upstream asks to wait before the next request: by `Retry-After`, else in the text of the error
+/// (`reason`).
 pub fn wait(headers: &HeaderMap, reason: Option<&str>) -> Option<Duration> {
     let by_header = headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()).and_then(parse_wait);
     by_header.or_else(|| reason.and_then(wait_in_words)).map(|wait| wait.min(MAX_RETRY_AFTER))
 }
 
-/// Seconds or a date (RFC 9110, section 10.2.3), seconds with a fraction (Bitbucket, terrifi#50), or a duration as Go
-/// writes it: GHCR says "985.86µs" (falcosecurity/plugins#1069).
+/// Reads seconds or a date (RFC 9110, section 10.2.3), seconds with a fraction (Bitbucket, terrifi#50), or a duration
+/// as Go writes it: GHCR says "985.86µs" (falcosecurity/plugins#1069).
 fn parse_wait(text: &str) -> Option<Duration> {
     let text = text.trim();
     if let Ok(seconds) = text.parse::<f64>() {
@@ -75,7 +76,7 @@ fn seconds_of(seconds: f64) -> Option<Duration> {
     is_number.then(|| Duration::try_from_secs_f64(seconds).unwrap_or(MAX_RETRY_AFTER))
 }
 
-/// `1h2m3.5s`: numbers, each with its unit (Go, `time.ParseDuration`).
+/// Reads a duration as Go writes it, such as `1h2m3.5s`: numbers, each with its unit (Go, `time.ParseDuration`).
 fn go_duration(text: &str) -> Option<Duration> {
     let (mut rest, mut total) = (text, 0.0);
     while !rest.is_empty() {
@@ -98,7 +99,7 @@ fn go_duration(text: &str) -> Option<Duration> {
     (!text.is_empty()).then(|| seconds_of(total)).flatten()
 }
 
-/// "retry-after: 985.86µs, allowed: 44000/minute"
+/// Reads the wait in a text such as "retry-after: 985.86µs, allowed: 44000/minute".
 fn wait_in_words(reason: &str) -> Option<Duration> {
     let lower = reason.to_lowercase();
     let (_, rest) = lower.split_once("retry-after").or_else(|| lower.split_once("retry after"))?;

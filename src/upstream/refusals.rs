@@ -1,4 +1,4 @@
-//! What an upstream's refusal stands for, and the reason that it gives.
+//! Which failure an upstream's refusal becomes, and the reason that the refusal states.
 
 use std::time::Duration;
 
@@ -10,12 +10,14 @@ use super::transport::Transport;
 use super::{errors, reason};
 use crate::failure::Failure;
 
-/// Most that is read of a refusal: which limit it is of, and why.
+/// Most bytes read of a refusal's body, which says which limit was reached, and why.
 const MAX_REFUSAL: usize = 4096;
+/// How long to wait for the body of a refusal.
 const REFUSAL_PATIENCE: Duration = Duration::from_secs(2);
 
 impl Transport {
-    /// An answer that gives what was asked for; another one is a failure with the reason that it states.
+    /// Returns a response that gives what was asked for. Any other response is a failure, with the reason that it
+    /// states.
     pub async fn successful(&self, response: Response) -> Result<Response, Failure> {
         if response.status().is_success() {
             return Ok(response);
@@ -23,7 +25,7 @@ impl Transport {
         Err(self.refused(response).await)
     }
 
-    /// The failure that an answer stands for.
+    /// Returns the failure that a response stands for.
     pub async fn refused(&self, response: Response) -> Failure {
         let (status, headers) = (response.status(), response.headers().clone());
         let said = self.said(response).await;
@@ -31,18 +33,18 @@ impl Transport {
         failure.told(self.tellable(said).as_deref())
     }
 
-    /// The reason in an error's body, for clients and logs.
+    /// Returns the reason in an error's body, for clients and logs.
     pub async fn reason(&self, response: Response) -> Option<String> {
         let said = self.said(response).await;
         self.tellable(said)
     }
 
-    /// A reason, unless it repeats what was sent to log in.
+    /// Returns a reason, unless it repeats a secret that was sent to log in.
     pub fn tellable(&self, said: Option<String>) -> Option<String> {
         said.filter(|said| !self.logins_sent.are_in(said))
     }
 
-    /// What an error's body says. It may repeat what was sent to log in.
+    /// Returns the text in an error's body. It may repeat a secret that was sent to log in.
     pub async fn said(&self, mut response: Response) -> Option<String> {
         let headers = response.headers().clone();
         let mut body = BytesMut::new();
@@ -54,12 +56,12 @@ impl Transport {
                 }
             }
         };
-        // What came in time may be enough.
+        // The part that came in time may be enough.
         let _ = tokio::time::timeout(REFUSAL_PATIENCE, read).await;
         reason::of(&headers, &body)
     }
 
-    /// Warnings without those that repeat what was sent to log in.
+    /// Removes the warnings that repeat a secret that was sent to log in.
     pub fn without_secrets(&self, mut warnings: Vec<HeaderValue>) -> Vec<HeaderValue> {
         warnings.retain(|warning| !self.logins_sent.are_in(&String::from_utf8_lossy(warning.as_bytes())));
         warnings

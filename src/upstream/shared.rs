@@ -1,4 +1,4 @@
-//! What all clients of upstreams have in common.
+//! The state that all clients of upstreams share.
 
 use std::sync::Arc;
 
@@ -7,27 +7,29 @@ use tokio::sync::Semaphore;
 use super::ours::Ours;
 use super::storages::Storages;
 
-/// What all these servers are in the metrics: there may be any number of them.
+/// The name in metrics of all servers that only clients name: there may be any number of them.
 pub const OTHER_HOSTS: &str = "other hosts";
 
-/// Large documents in memory at once, on their way from all upstreams.
+/// Most large documents in memory at once, while they come from upstreams that the configuration names.
 pub const LARGE_DOCUMENTS: usize = 8;
 
-/// Large documents at once from upstreams that only clients name.
+/// Most large documents in memory at once from upstreams that only clients name.
 const LARGE_DOCUMENTS_OF_OTHERS: usize = 4;
 
-/// What all clients of a process have in common.
+/// The state that all clients of upstreams in this process share.
 #[derive(Clone)]
 pub struct Shared {
-    /// Where the process itself listens.
+    /// The addresses that this process listens on.
     pub ours: Ours,
+    /// Which storages sent which objects.
     pub storages: Arc<Storages>,
     /// Bounds the large documents in memory.
     pub documents: Arc<Semaphore>,
 }
 
 impl Shared {
-    /// For upstreams that only clients name: these take nothing of what the others need.
+    /// Returns the state for upstreams that only clients name, with a bound of its own on large documents: these
+    /// upstreams take nothing that the others need.
     pub fn of_others(&self) -> Self {
         Self { documents: Arc::new(Semaphore::new(LARGE_DOCUMENTS_OF_OTHERS)), ..self.clone() }
     }

@@ -1,4 +1,5 @@
-//! Which storages behind registries sent which objects, so that a redirect there means something while they are down.
+//! Which storages behind registries sent which objects. So a redirect to a storage can count as proof while the storage
+//! is down.
 
 use quick_cache::sync::Cache;
 use url::Url;
@@ -6,13 +7,13 @@ use url::Url;
 use crate::fingerprint;
 use crate::oci::Digest;
 
-/// Objects remembered; the least asked for go first.
+/// Most objects remembered; the least asked for are evicted first.
 const ENTRIES: usize = 100_000;
 
-/// What was sent from where, verified.
+/// The objects that storages sent, each verified.
 pub struct Storages(Cache<Storage, ()>);
 
-/// An object at its place in a storage; without the query, which is another one for each request.
+/// A fingerprint of an object and of its URL in a storage, without the query, which differs for each request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Storage([u8; 32]);
 
@@ -23,17 +24,19 @@ impl Default for Storages {
 }
 
 impl Storages {
-    /// The object came from there and was verified.
+    /// Notes that the storage sent this object, and that the object was verified.
     pub fn sent(&self, storage: Storage) {
         self.0.insert(storage, ());
     }
 
+    /// Returns whether the storage sent this object before.
     pub fn know(&self, storage: Storage) -> bool {
         self.0.get(&storage).is_some()
     }
 }
 
 impl Storage {
+    /// Makes the fingerprint of an object at a URL.
     pub fn of(digest: &Digest, url: &Url) -> Self {
         let origin = url.origin().ascii_serialization();
         Self(fingerprint::of(&[digest.to_string().as_bytes(), origin.as_bytes(), url.path().as_bytes()]))

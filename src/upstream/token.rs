@@ -1,4 +1,4 @@
-//! Asking a token service for a token.
+//! Requests to a token service.
 
 use std::sync::Arc;
 
@@ -14,23 +14,26 @@ use crate::config::Login;
 use crate::failure::Failure;
 use crate::fingerprint;
 
+/// Most bytes of a token service's answer.
 const MAX_ANSWER: usize = 256 << 10;
-/// Who asks, for the token service's own records.
+/// The name by which Larder asks, for the token service's own records.
 const CLIENT_ID: &str = "larder";
 
-/// What the token service is asked for.
+/// A request to a token service for a token.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct TokenRequest {
+    /// URL of the token service.
     pub realm: Url,
     pub service: Option<String>,
     pub scope: String,
-    /// Sent only where the realm may see it; `None`: anonymous.
+    /// The login, which is set only where the realm may get it; `None`: the request is anonymous.
     pub login: Option<Arc<Login>>,
-    /// Whether the realm may see the upstream's credentials.
+    /// Whether the realm may get the upstream's credentials.
     pub is_trusted: bool,
 }
 
 impl TokenRequest {
+    /// Returns a digest that stands for this request in the cache of tokens.
     pub fn id(&self) -> [u8; 32] {
         let who = self.login.clone().map_or(Who::Anonymous, Who::Login).id();
         let service = self.service.as_deref().unwrap_or_default();
@@ -38,7 +41,7 @@ impl TokenRequest {
     }
 }
 
-/// A token service's answer. Registries differ in the field's name and in the type of its life.
+/// A token service's answer. Registries differ in the name of the token's field and in the type of `expires_in`.
 #[derive(Deserialize)]
 pub struct TokenAnswer {
     pub access_token: Option<String>,
@@ -46,8 +49,8 @@ pub struct TokenAnswer {
     pub expires_in: Option<serde_json::Value>,
 }
 
-/// Gets a token: with GET and Basic, as the Docker Registry v2 token specification says, and with POST
-/// (OAuth 2) for an identity token. A service that does not know the one way is asked in the other.
+/// Fetches a token: with GET and Basic, as the Docker Registry v2 token specification says, or with POST (OAuth 2) for
+/// an identity token. A service that does not know the one way is asked the other way.
 pub async fn fetch(transport: &Transport, request: &TokenRequest, who: &Who) -> Result<TokenAnswer, Failure> {
     let login = request.login.as_deref();
     let is_identity_token = login.is_some_and(|login| login.is_identity_token);
@@ -55,7 +58,7 @@ pub async fn fetch(transport: &Transport, request: &TokenRequest, who: &Who) -> 
     let is_trusted = request.is_trusted;
     let response = transport.ask_for_token(call(request, by_get).borrowed(), who, is_trusted).await?;
     let may_try_other = match response.status() {
-        // Some have no GET, some (GCR, Artifactory, ACR) no POST.
+        // Some services have no GET, some (GCR, Artifactory, ACR) no POST.
         StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_FOUND | StatusCode::BAD_REQUEST => login.is_some(),
         StatusCode::UNAUTHORIZED => is_identity_token && login.is_some_and(has_name),
         _ => false,
@@ -64,7 +67,7 @@ pub async fn fetch(transport: &Transport, request: &TokenRequest, who: &Who) -> 
         let first = transport.successful(response).await;
         match transport.ask_for_token(call(request, !by_get).borrowed(), who, is_trusted).await {
             Ok(second) if second.status().is_success() => second,
-            // What it said to the way that it ought to know is more telling.
+            // The answer to the first way, which the service ought to know, tells more.
             Ok(_) => first?,
             Err(failure) => return Err(failure),
         }
@@ -116,7 +119,7 @@ fn call(request: &TokenRequest, by_get: bool) -> Call {
     Call { url: request.realm.clone(), form: Some(form.finish()), authorization: None }
 }
 
-/// `Authorization: Basic …`
+/// Returns the header `Authorization: Basic …` for a login.
 pub fn basic_header(login: &Login) -> HeaderValue {
     let pair = format!("{}:{}", login.username, login.password.reveal());
     let text = format!("Basic {}", BASE64_STANDARD.encode(pair));

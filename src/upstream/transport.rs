@@ -1,5 +1,5 @@
-//! Requests on their way: connections, redirects, headers, deadlines, and what each answer tells about
-//! the upstream.
+//! How requests reach an upstream: connections, redirects, headers, deadlines, and what each response tells about the
+//! upstream.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -31,81 +31,86 @@ use crate::oci::Digest;
 use crate::oci::route::Route;
 use crate::random;
 
-/// How long it is remembered that a client was limited in a row.
+/// How long, after a client's rate limit ended, Larder remembers how many limits in a row the client had.
 const LIMITS_REMEMBERED: Duration = Duration::from_secs(120);
 
-/// Clients with credentials of their own whose rate limits are remembered.
+/// Most clients with credentials of their own whose rate limits are remembered.
 const MAX_LIMITED: usize = 10_000;
-/// The same of an upstream that only clients name.
+/// The same for an upstream that only clients name.
 const FEW_LIMITED: usize = 100;
 
-/// The way to one upstream and how it does.
+/// Sends requests to one upstream, and keeps the upstream's health and rate limit.
 pub struct Transport {
     /// Host and port, for logs and errors.
     pub label: Arc<str>,
     origin: Url,
     http: Pool,
-    /// For other hosts, where a client certificate is for the upstream: without it.
+    /// For other hosts, without the client certificate, which is only for the upstream. `None`: there is no such
+    /// certificate.
     elsewhere: Option<Pool>,
     ours: Ours,
     headers: Vec<(HeaderName, HeaderValue)>,
     host_headers: Arc<[HostHeaders]>,
-    /// What logs in there.
+    /// The secrets that log in at the upstream.
     pub(super) logins_sent: LoginsSent,
     max_redirect: u8,
-    /// Whether the configuration names it.
+    /// Whether the configuration names the upstream.
     is_known: bool,
-    /// To an answer's headers.
+    /// How long to wait for the headers of a response.
     pub(super) patience: Duration,
-    /// Between two reads of a blob.
+    /// How long to wait between two reads of a blob.
     pub(super) read_timeout: Duration,
     /// Bounds the large documents in memory.
     pub(super) documents: Arc<Semaphore>,
     reach: Arc<Reach>,
     health: Mutex<Health>,
-    /// Looks whether it is back after it did not answer.
+    /// The background task that probes whether the upstream is back after it did not answer.
     probing: Probing,
     me: Weak<Self>,
-    /// Rate limits that are a client's own.
+    /// Rate limits that apply to one client's own credentials.
     limited: Cache<WhoId, (Instant, Failure, Limits)>,
     budget: Mutex<Option<Budget>>,
-    /// Which account the budget is of, for metrics.
+    /// The account that the budget belongs to, for metrics.
     account: String,
     metrics: Arc<Metrics>,
 }
 
-/// A request, before it is known with which `Authorization` it goes.
+/// A request whose `Authorization` is not known yet.
 pub struct Ask<'a> {
     pub method: Method,
     pub url: Url,
+    /// With whose credentials the request is sent.
     pub who: &'a Who,
-    /// Whether it counts against a limit on pulls.
+    /// Whether the request counts against a limit on pulls.
     pub is_pull: bool,
-    /// The object that is asked about: a storage that sent it before need not be waited for.
+    /// The object that the request is about: a storage that sent this object before is not waited for as long as
+    /// others.
     pub of: Option<Digest>,
     pub headers: HeaderMap,
 }
 
-/// How far a request got that failed.
+/// How far a failed request got.
 #[derive(Clone, Copy, Debug)]
 pub struct Reached {
-    /// Whether the upstream was there, and answered or broke off.
+    /// Whether the upstream was reached: it answered, or it broke the connection off.
     pub was_reached: bool,
     /// When the request began.
     pub since: Instant,
 }
 
-/// Where a redirect first led away from an upstream.
+/// The redirect that first led away from an upstream.
 #[derive(Clone, Debug)]
 pub struct Led {
     pub url: Url,
     pub status: StatusCode,
 }
 
-/// For an answer of a storage that is asked only to be sure.
+/// How long to wait for the answer of a storage that is asked only to be sure.
 const STORAGE_PATIENCE: Duration = Duration::from_secs(2);
 
 impl Transport {
+    /// Makes the transport of an upstream. `account`: see the field; `patience`: how long to wait for the headers of a
+    /// response.
     pub fn new(
         config: &config::Upstream,
         account: String,
@@ -165,24 +170,25 @@ impl Transport {
         }))
     }
 
-    /// What it is called in metrics: of those that only clients name there may be any number.
+    /// Returns the upstream's name in metrics. Upstreams that only clients name share one: there may be any number of
+    /// them.
     fn counted_as(&self) -> &str {
         if self.is_known { &self.label } else { OTHER_HOSTS }
     }
 
-    /// Whether `url` is of the upstream itself.
+    /// Returns whether `url` leads to the upstream itself.
     pub fn is_own(&self, url: &Url) -> bool {
         url.origin() == self.origin.origin()
     }
 
-    /// Whether this is worth asking now.
+    /// Checks whether the upstream is worth asking now.
     pub fn may_ask(&self, ask: &Ask<'_>) -> Result<(), Failure> {
         let now = Instant::now();
         if ask.who.is_client() {
             let id = ask.who.id();
             match self.limited.get(&id) {
                 Some((until, why, _)) if now < until => return Err(limited_for(&why, until - now)),
-                // How often it was limited in a row is still to be known for a while.
+                // The number of limits in a row is remembered a while longer.
                 Some((until, ..)) if now < until + LIMITS_REMEMBERED => {}
                 Some(_) => drop(self.limited.remove(&id)),
                 None => {}
@@ -191,9 +197,10 @@ impl Transport {
         self.health().may_ask(now, self.patience, ask.is_pull)
     }
 
-    /// Sends a request and follows its redirects. What is meant for the upstream alone (credentials, configured
-    /// headers, the client certificate) goes to no other origin, nor back to the upstream from there: a storage would
-    /// choose what is asked with them. Tells where a redirect led, also if that failed.
+    /// Sends a request and follows its redirects. Data for the upstream alone (credentials, configured headers, the
+    /// client certificate) is sent to no other origin. After a redirect to another origin it is not sent to the
+    /// upstream either: the storage would choose which request carries it. Also returns where a redirect led, even if
+    /// the request failed there.
     pub async fn follow(
         &self,
         ask: &Ask<'_>,
@@ -238,7 +245,7 @@ impl Transport {
         Err(self.wrong(format!("redirected more than {} times (max_redirect)", self.max_redirect)))
     }
 
-    /// Asks at an address where a redirect led before; `None` where that does not give the object any more.
+    /// Sends a request to a URL that a redirect led to before; `None` where that URL no longer gives the object.
     pub async fn at_address(&self, ask: &Ask<'_>, address: Url) -> Option<Response> {
         let ask = Ask {
             url: address,
@@ -257,7 +264,7 @@ impl Transport {
         is_there.then_some(response)
     }
 
-    /// Looks whether the upstream answers again; any answer will do.
+    /// Probes whether the upstream answers again; any answer will do.
     pub async fn look(&self, patience: Duration) {
         let mut url = self.origin.clone();
         url.set_path("/v2/");
@@ -279,8 +286,8 @@ impl Transport {
         }
     }
 
-    /// Adds what logs in at the upstream: an `Authorization`, and where Larder asks as itself the headers that the
-    /// configuration has for it. A client that comes with its own credentials gets no others beside them.
+    /// Adds the secrets that log in at the upstream: an `Authorization`, and where Larder asks as itself also the
+    /// headers that the configuration has for the upstream. A client's own credentials are sent without any others.
     fn add_secrets(&self, headers: &mut HeaderMap, url: &Url, authorization: Option<&HeaderValue>, who: &Who) {
         let (is_own, is_larder) = (self.is_own(url), !who.is_client());
         authorization.into_iter().for_each(|value| self.logins_sent.note(value));
@@ -299,8 +306,9 @@ impl Transport {
         }
     }
 
-    /// Sends a request for a token to the upstream's token service. Who gives out its tokens is a part
-    /// of an upstream: without them it cannot be asked either. `is_trusted`: it may see the upstream's credentials.
+    /// Sends a request for a token to the upstream's token service. The token service counts as a part of the upstream:
+    /// without tokens the upstream cannot be asked either. `is_trusted`: whether the token service may see the
+    /// upstream's credentials.
     pub async fn ask_for_token(
         &self,
         request: TokenCall<'_>,
@@ -312,7 +320,7 @@ impl Transport {
             return Err(self.wrong(self.reach.refusal(&url)));
         }
         let mut headers = HeaderMap::new();
-        // Headers for another server would get this upstream a token of that one.
+        // With headers for another server, this upstream would get a token of that server.
         if self.is_own(&url) {
             self.add_secrets(&mut headers, &url, authorization.as_ref(), who);
         } else {
@@ -333,7 +341,8 @@ impl Transport {
         self.execute(call, headers, Some(&ask), who, self.patience).await
     }
 
-    /// Sends a request of somebody else's as it is, who waits for its answer and may have long to say it.
+    /// Sends a client's request unchanged. There is no deadline: the client waits for the answer, and may take long to
+    /// send its body.
     pub async fn pass(&self, request: reqwest::Request) -> Result<Response, Failure> {
         let url = request.url().clone();
         let result = self.client(&url, true)?.execute(request).await;
@@ -346,8 +355,8 @@ impl Transport {
         result
     }
 
-    /// The client for a URL; `is_theirs`: it may show the certificate that is for the upstream. Our own doors are not for
-    /// upstreams to lead to.
+    /// Returns the HTTP client for a URL. `is_theirs`: whether the client may show the certificate that is for the
+    /// upstream. Fails for Larder's own doors: no upstream may lead there.
     fn client(&self, url: &Url, is_theirs: bool) -> Result<reqwest::Client, Failure> {
         if self.ours.are_named(url) {
             return Err(self.wrong(Circle(label(url)).to_string()));
@@ -356,7 +365,7 @@ impl Transport {
         pool.client(url).map_err(|error| Failure::new(FailureKind::Unavailable, format!("{}: {error}", self.label)))
     }
 
-    /// Learns from where the upstream answers; an answer from where it has no business is none.
+    /// Notes from which address the upstream answered. Fails where the upstream may not have this address.
     fn take_note_of_address(&self, url: &Url, response: &Response) -> Result<(), Failure> {
         match response.remote_addr().filter(|_| self.is_own(url)) {
             Some(address) => self.reach.answered_from(address.ip().to_canonical()).map_err(|why| self.wrong(why)),
@@ -364,8 +373,9 @@ impl Transport {
         }
     }
 
-    /// Sends one request. `own`: what was asked, where the answer tells how the upstream does; a storage
-    /// that it redirects to is not the upstream. A rate limit is a failure, everything else an answer.
+    /// Sends one request. `own`: the request, where the response tells how the upstream does; a storage that the
+    /// upstream redirects to is not the upstream. A 429 to such a request is a failure; every other status is a
+    /// response.
     async fn execute(
         &self,
         request: reqwest::RequestBuilder,
@@ -377,8 +387,8 @@ impl Transport {
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         let request = request.headers(headers);
         let since = Instant::now();
-        // One that breaks a connection off may do better at once; one that cannot be reached, or hangs,
-        // costs whoever asks next as much again.
+        // An upstream that breaks a connection off may do better at once. An upstream that cannot be reached, or hangs,
+        // costs the next request as much again.
         let (result, was_reached) = match tokio::time::timeout(patience, request.send()).await {
             Ok(Ok(response)) => (Ok(response), true),
             Ok(Err(error)) => {
@@ -405,7 +415,7 @@ impl Transport {
         }
     }
 
-    /// Reads which limit a 429 is of, and remembers it.
+    /// Reads which rate limit a 429 is about, and notes it.
     async fn rate_limited(&self, response: Response, ask: &Ask<'_>, who: &Who) -> Failure {
         let headers = response.headers().clone();
         let said = self.said(response).await;
@@ -419,7 +429,7 @@ impl Transport {
             return failure;
         }
         self.read_budget(&headers, now);
-        // A request that is no pull and limited all the same shows that the limit is on everything.
+        // A 429 to a request that is no pull shows that the limit covers all requests.
         if limited == Limited::Pulls && ask.is_pull {
             let was_resting = self.health().pulls_resting(now).is_some();
             self.health().pulls_limited(&failure, now);
@@ -450,12 +460,14 @@ impl Transport {
                     }
                 }
             }
-            // What we are short of ourselves says nothing of the upstream.
+            // A shortage on our own side tells nothing about the upstream.
             Err(failure) if failure.kind == FailureKind::Busy => {}
             Err(failure) => self.note_failure(failure, reached, now),
         }
     }
 
+    /// Notes a failure in the upstream's health. If Larder backs off because of a timeout, the background task is
+    /// started.
     pub fn note_failure(&self, failure: &Failure, reached: Reached, now: Instant) {
         let Reached { was_reached, since } = reached;
         let mut health = self.health();
@@ -466,7 +478,7 @@ impl Transport {
         }
         if let (false, Some((left, why))) = (was_resting, health.resting(now)) {
             tracing::warn!(upstream = %self.label, kind = why.kind.as_str(), %why, "an upstream is left alone for {left:.1?}");
-            // Of hosts that only clients name there may be any number: nobody looks after these.
+            // Hosts that only clients name are not probed: there may be any number of them.
             if why.kind == FailureKind::Timeout && self.is_known {
                 self.probing.begin(&self.me);
             }
@@ -492,16 +504,17 @@ impl Transport {
         *budget = Some(read);
     }
 
-    /// What is left of the rate limit, where the upstream has one.
+    /// Returns what is left of the rate limit, where the upstream reports one.
     pub fn budget(&self) -> Option<Budget> {
         self.budget.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Which account it is asked as, for people: a user name, or a word for its absence.
+    /// Returns the account that Larder uses at the upstream, for people: a user name, or a word for its absence.
     pub fn account(&self) -> &str {
         &self.account
     }
 
+    /// Returns the upstream's health, locked.
     pub fn health(&self) -> MutexGuard<'_, Health> {
         self.health.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -521,6 +534,7 @@ impl Transport {
         Ok(target)
     }
 
+    /// Returns the failure for an upstream that did something wrong: `what`.
     pub fn wrong(&self, what: String) -> Failure {
         Failure::new(FailureKind::WrongContent, format!("{}: {what}", self.label))
     }
@@ -543,7 +557,7 @@ impl Watched for Transport {
 /// A request to a token service.
 pub struct TokenCall<'a> {
     pub url: Url,
-    /// The body of a POST; GET without one.
+    /// The body of a POST; `None`: the request is a GET.
     pub form: Option<&'a str>,
     pub authorization: Option<HeaderValue>,
 }
@@ -553,8 +567,8 @@ fn label(origin: &Url) -> String {
     origin.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }
 
-/// Whether a URL is that of a blob in the storage behind a registry: its path names the digest, and is no
-/// registry's, which would have to be asked in its turn.
+/// Returns whether a URL is that of a blob in the storage behind a registry. The path of such a URL names the digest,
+/// and is not the path of a registry, which would have to be asked itself.
 pub fn is_storage_of(digest: &Digest, url: &Url) -> bool {
     url.path().contains(digest.hex().as_str()) && !matches!(Route::parse(url.path()), Ok(Route::Object { .. }))
 }
@@ -563,7 +577,7 @@ fn is_redirect(status: StatusCode) -> bool {
     matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
 }
 
-/// Whether a status is about the upstream and not about what was asked for.
+/// Returns whether a status is about the upstream and not about the object asked for.
 fn is_own_trouble(status: StatusCode) -> bool {
     status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED
 }

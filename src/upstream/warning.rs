@@ -1,14 +1,14 @@
-//! What an upstream warns of, for people who pull (OCI distribution specification, "Warnings").
+//! The warnings of an upstream for people who pull (OCI distribution specification, "Warnings").
 
 use http::header::WARNING;
 use http::{HeaderMap, HeaderValue};
 
-/// Most bytes of an answer's warnings that are passed on: as many as the specification lets clients look at.
+/// Most bytes of a response's warnings that are passed on: as many as the specification lets clients look at.
 const MOST: usize = 4096;
-/// And most lines: clients take about a hundred headers in all.
+/// Most lines of warnings that are passed on: clients accept about a hundred headers in all.
 const LINES: usize = 8;
 
-/// The warnings of an answer that are for whoever pulls: all others are of caches on the way.
+/// Returns the warnings of a response that are for people who pull (code 299): all others come from caches on the way.
 pub fn of(headers: &HeaderMap) -> Vec<HeaderValue> {
     let mut left = MOST;
     let warnings = headers.get_all(WARNING).iter().filter(|value| value.as_bytes().starts_with(b"299 "));

@@ -1,4 +1,4 @@
-//! As whom an upstream is asked.
+//! With whose credentials an upstream is asked.
 
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
@@ -8,24 +8,26 @@ use http::HeaderValue;
 use crate::config::Login;
 use crate::fingerprint;
 
-/// As whom an upstream is asked.
+/// With whose credentials an upstream is asked.
 #[derive(Clone, Debug)]
 pub enum Who {
-    /// As the configuration says.
+    /// Larder's own, as the configuration says.
     Larder,
-    /// As a client that gave no credentials.
+    /// None, for a client that gave no credentials.
     Anonymous,
-    /// With a client's name and password.
+    /// A client's user name and password.
     Login(Arc<Login>),
-    /// With a client's own `Authorization`, such as a token that it had from the upstream.
+    /// A client's own `Authorization`, such as a token that the client got from the upstream.
     Header(HeaderValue),
 }
 
-/// Stands for a [`Who`] in what is remembered: as long as any other, and nobody gets a password out of it.
+/// The key that stands for a [`Who`] in caches. All keys have the same length, and nobody can get a password out of
+/// one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WhoId([u8; 32]);
 
 impl WhoId {
+    /// Returns the bytes of the key.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
@@ -33,7 +35,7 @@ impl WhoId {
 
 impl Hash for WhoId {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        // They are evenly spread as they are.
+        // The bytes are evenly distributed already.
         state.write(&self.0[..8]);
     }
 }
@@ -45,11 +47,13 @@ impl PartialEq for Who {
 }
 
 impl Who {
-    /// Whether it is a client and not Larder itself.
+    /// Returns whether an upstream is asked for a client, with the client's credentials or with none, and not with
+    /// Larder's own.
     pub fn is_client(&self) -> bool {
         !matches!(self, Self::Larder)
     }
 
+    /// Returns the key that stands for these credentials.
     pub fn id(&self) -> WhoId {
         match self {
             Self::Larder => WhoId([0; 32]),

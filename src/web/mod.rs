@@ -1,4 +1,4 @@
-//! What Larder itself asks the web for, beside upstreams: small documents such as keys and certificates.
+//! The HTTP client for small documents, such as keys and certificates, from servers that are no upstreams.
 
 pub mod dial;
 pub mod tls;
@@ -11,17 +11,18 @@ use http::{Request, Response};
 
 use crate::config::{ClientTls, WebAccess};
 
-/// To connect, and to the end of an answer.
+/// How long opening a connection may take.
 const CONNECT: Duration = Duration::from_secs(5);
+/// How long a request may take to the end of its response.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Most bytes of an answer.
+/// Most bytes of a response.
 const MAX_ANSWER: usize = 1 << 20;
 
-/// Asks for small documents. Follows no redirects.
+/// A client for small documents. It follows no redirects.
 #[derive(Clone, Debug)]
 pub struct Client(reqwest::Client);
 
-/// Why there is no answer.
+/// Why there is no response.
 #[derive(Debug, thiserror::Error)]
 pub enum WebError {
     #[error("cannot be asked: {0}")]
@@ -33,6 +34,7 @@ pub enum WebError {
 }
 
 impl Client {
+    /// Builds a client. Fails if the TLS settings or the proxies cannot be used.
     pub fn new(access: &WebAccess) -> Result<Self, WebError> {
         let unusable = |error: &dyn std::fmt::Display| WebError::Unusable(error.to_string());
         let tls = ClientTls { roots: access.roots.clone(), ..ClientTls::default() };
@@ -46,7 +48,7 @@ impl Client {
         client.build().map(Self).map_err(|error| unusable(&error))
     }
 
-    /// Sends a request and reads its answer, of any status.
+    /// Sends a request and reads the response, of any status.
     pub async fn send(&self, request: Request<Bytes>) -> Result<Response<Bytes>, WebError> {
         let request = reqwest::Request::try_from(request).map_err(|error| network(&error))?;
         let mut response = self.0.execute(request).await.map_err(|error| network(&error))?;

@@ -1,4 +1,4 @@
-//! TLS towards a server: the system's roots or its own, a client certificate, or no check at all
+//! TLS towards a server: with the system's roots or configured ones, with a client certificate, or without any check
 //! where the configuration says so.
 
 use std::sync::{Arc, OnceLock};
@@ -14,7 +14,7 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(aws_lc_rs::default_provider())
 }
 
-/// The client side's TLS settings for one server.
+/// Returns the TLS settings of the client side for one server.
 pub fn client_config(tls: &ClientTls) -> Result<ClientConfig, rustls::Error> {
     let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
     let builder = if tls.insecure_skip_verify {
@@ -55,7 +55,7 @@ fn with_further(
     Ok(Arc::new(all))
 }
 
-/// The system's roots, read once; Mozilla's list where the system has none (a bare container).
+/// Returns the system's roots, read once; Mozilla's list where the system has none (a bare container).
 fn system_roots() -> Arc<RootCertStore> {
     static ROOTS: OnceLock<Arc<RootCertStore>> = OnceLock::new();
     let roots = ROOTS.get_or_init(|| {
@@ -69,7 +69,7 @@ fn system_roots() -> Arc<RootCertStore> {
     roots.clone()
 }
 
-/// For `insecure_skip_verify`: believes any certificate, but still checks that the peer holds its key.
+/// Accepts any certificate, for `insecure_skip_verify`, but still checks that the server holds the certificate's key.
 #[derive(Debug)]
 struct NoVerification(Arc<CryptoProvider>);
 

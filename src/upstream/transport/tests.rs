@@ -1,5 +1,6 @@
 use super::*;
 
+/// Reads the configuration of an upstream from the keys of its table.
 pub fn upstream(toml: &str) -> config::Upstream {
     let file = tempfile::NamedTempFile::new().expect("a file");
     std::fs::write(file.path(), format!("[[repository.hub.upstream]]\n{toml}")).expect("written");
