@@ -1,7 +1,8 @@
-//! The proxy door's own certificate authority: clients that trust it can be shown certificates for any host.
+//! The proxy door's own certificate authority: clients that trust it accept a certificate of Larder for any host.
 //!
-//! Made at the first start: `ca.crt` is for the clients, `ca.key` for nobody else. Both may be put there by
-//! the user instead, `ca.crt` then with the certificates that lead to a root behind its own.
+//! The authority is made at the first start: `ca.crt` is for the clients, `ca.key` for nobody else. The user may put
+//! both there instead; `ca.crt` then has the authority's own certificate first, and behind it those that lead to a
+//! root.
 
 use std::fs;
 use std::io;
@@ -26,14 +27,16 @@ use crate::random;
 use crate::x509::Certificate;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
+/// How long a new authority is valid.
 const LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+/// How long the certificate of a host is valid, at most.
 const LEAF_LIFE: Duration = Duration::from_secs(30 * 24 * 3600);
-/// Clocks of clients may be behind.
+/// How long before now certificates become valid, since the clocks of clients may be behind.
 const EARLIER: Duration = DAY;
-/// Hosts whose certificates are kept; others are made again.
+/// Most hosts whose certificates are kept; those of others are made again.
 const LEAVES: usize = 1000;
 
-/// Signs certificates for hosts.
+/// A certificate authority, which signs certificates for hosts.
 pub struct Ca {
     issuer: Issuer<'static, KeyPair>,
     /// Its own certificate and those that lead to a root.
@@ -41,7 +44,7 @@ pub struct Ca {
     certificate: Certificate,
     pem: String,
     file: PathBuf,
-    /// Of all leaves; not the authority's own, which signs nothing else than certificates.
+    /// The key of all leaves. It is not the authority's own key, which signs only certificates.
     leaf_key: KeyPair,
     leaves: Cache<String, Leaf>,
 }
@@ -64,7 +67,7 @@ pub enum CaError {
 }
 
 impl Ca {
-    /// Reads the authority of a directory, making it where there is none. Blocks.
+    /// Reads the authority in a directory, and makes one if there is none. Blocks.
     pub fn open(dir: &Path) -> Result<Self, CaError> {
         let (certificate, key) = (dir.join("ca.crt"), dir.join("ca.key"));
         let broken = |file: &Path| {
@@ -104,28 +107,29 @@ impl Ca {
         Ok(Self { issuer, certificate, pem, file, leaf_key, leaves: Cache::new(LEAVES), chain })
     }
 
-    /// The certificate for clients, in PEM form.
+    /// Returns the authority's own certificate, for clients, in PEM form.
     pub fn pem(&self) -> &str {
         &self.pem
     }
 
-    /// The SHA-256 of the certificate, as others show it.
+    /// Returns the SHA-256 of the authority's certificate, written as other programs show it.
     pub fn sha256(&self) -> String {
         let digest = digest::digest(&digest::SHA256, &self.chain[0]);
         let bytes: Vec<_> = digest.as_ref().iter().map(|byte| format!("{byte:02X}")).collect();
         bytes.join(":")
     }
 
-    /// Where that is.
+    /// Returns the file of the authority's certificate.
     pub fn file(&self) -> &Path {
         &self.file
     }
 
+    /// Returns the authority's own certificate.
     pub fn certificate(&self) -> &Certificate {
         &self.certificate
     }
 
-    /// A certificate for a host name or address, with its key and what leads to the root.
+    /// Returns a certificate for a host name or address, with its key and the certificates that lead to the root.
     pub fn leaf(&self, host: &str) -> Result<Arc<CertifiedKey>, CaError> {
         let now = clock::wall();
         if let Some(leaf) = self.leaves.get(host).filter(|leaf| leaf.renew_at > now) {
@@ -140,11 +144,11 @@ impl Ca {
 
     fn sign(&self, host: &str, now: SystemTime, until: SystemTime) -> Result<CertifiedKey, String> {
         let text = |error: &dyn std::fmt::Display| error.to_string();
-        // Addresses in URLs are in brackets.
+        // IPv6 addresses in URLs are in brackets.
         let name = host.trim_matches(['[', ']']);
         let mut params = CertificateParams::new(vec![name.to_owned()]).map_err(|error| text(&error))?;
         params.distinguished_name = rcgen::DistinguishedName::new();
-        // A common name is at most 64 characters (RFC 5280, appendix A); nobody looks at it.
+        // A common name has at most 64 characters (RFC 5280, appendix A); no client looks at it.
         params.distinguished_name.push(DnType::CommonName, name.chars().take(64).collect::<String>());
         params.not_before = (now - EARLIER).into();
         params.not_after = until.into();
@@ -160,7 +164,7 @@ impl Ca {
     }
 }
 
-/// Certificate and key of a new authority, in PEM form.
+/// Makes a new authority. Returns its certificate and key in PEM form.
 fn make() -> Result<(String, String), String> {
     let text = |error: rcgen::Error| error.to_string();
     let key = KeyPair::generate().map_err(text)?;
@@ -170,7 +174,7 @@ fn make() -> Result<(String, String), String> {
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params.distinguished_name = rcgen::DistinguishedName::new();
     let serial = random_serial()?;
-    // People see it in lists of authorities, where there may be those of several caches.
+    // People see this name in lists of authorities, which may have those of several caches.
     let mark: String = serial.as_ref().iter().take(4).map(|byte| format!("{byte:02x}")).collect();
     params.distinguished_name.push(DnType::CommonName, format!("Larder proxy {mark}"));
     params.distinguished_name.push(DnType::OrganizationName, "Larder");
@@ -181,11 +185,11 @@ fn make() -> Result<(String, String), String> {
     Ok((certificate.pem(), key.serialize_pem()))
 }
 
-/// No two certificates of one issuer may have the same (RFC 5280, section 4.1.2.2).
+/// Returns a random serial number: no two certificates of one issuer may have the same (RFC 5280, section 4.1.2.2).
 fn random_serial() -> Result<SerialNumber, String> {
     let mut bytes = [0; 16];
     random::fill(&mut bytes).map_err(|error| error.to_string())?;
-    // It is a positive number.
+    // A serial number is positive.
     bytes[0] = bytes[0] & 0x7f | 0x40;
     Ok(SerialNumber::from(bytes.to_vec()))
 }

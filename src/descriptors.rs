@@ -1,12 +1,13 @@
-//! File descriptors: every connection, object and transfer needs some, and a process has only so many.
+//! File descriptors: every connection, object and transfer needs some, and a process has a limited number.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// More than this is never needed; some systems allow a billion, and tools that walk over all of them take minutes.
+/// Most descriptors that Larder uses: more are never needed. Some systems allow a billion, and tools that walk over all
+/// of them take minutes.
 const ENOUGH: u64 = 1 << 20;
-/// With fewer, an office already notices.
+/// Larder warns if it has fewer than this: a single office already notices the limit.
 const FEW: u64 = 4096;
-/// Kept for the index, the log, listeners and names to be looked up, whatever the limit is.
+/// Fewest descriptors in the reserve, whatever the limit is: for the index, the log, listeners and name lookups.
 const LEAST_RESERVE: u64 = 64;
 
 /// How the descriptors of the process are shared out.
@@ -18,15 +19,15 @@ pub struct Shares {
     pub proxy: usize,
     /// Connections at the admin door.
     pub admin: usize,
-    /// Transfers from upstream at once: each has a file, its journal and a connection or some.
+    /// Transfers from upstream at once: each has a file, its journal, and one or several connections.
     pub fills: usize,
-    /// Questions to upstreams at once, and tokens for them: each has a connection.
+    /// Questions to upstreams at once, with requests for tokens: each has a connection.
     pub questions: usize,
-    /// Requests that the proxy door passes on at once.
+    /// Requests that the proxy door forwards at once.
     pub forwards: usize,
 }
 
-/// Descriptors that one transfer needs, about.
+/// Descriptors that one transfer needs, roughly.
 const BY_FILL: u64 = 6;
 /// Most transfers, however many descriptors there are: each holds two buffers of 1 MiB.
 const MOST_FILLS: u64 = 256;
@@ -36,15 +37,15 @@ const MOST_QUESTIONS: u64 = 4096;
 const MOST_ADMIN: u64 = 64;
 
 impl Shares {
-    /// The shares of a process that may have `limit` descriptors.
+    /// Returns the shares of a process that may have `limit` descriptors.
     pub fn of(limit: u64) -> Self {
         let limit = limit.min(ENOUGH);
-        // The rest is for objects, transfers, questions and what waits to be let in.
+        // The reserve is for objects, transfers, questions and connections that wait to be let in.
         let reserve = (limit * 5 / 16).max(LEAST_RESERVE).min(limit / 2);
         let doors = limit - reserve;
         let admin = (doors / 10).clamp(1, MOST_ADMIN);
-        // Half of the rest for clients of the registry door, half for the proxy door: its connections, those that they are
-        // tunnels to, and those for requests that are passed on, of which HTTP/2 has many on one connection.
+        // Half of the rest is for clients of the registry door, half for the proxy door: its connections, those that
+        // they are tunnelled to, and those of forwarded requests, of which HTTP/2 has many on one connection.
         let half = (doors - admin.min(doors)) / 2;
         let questions = (reserve / 4).min(MOST_QUESTIONS);
         let number = |share: u64| usize::try_from(share).unwrap_or(usize::MAX).max(1);
@@ -58,7 +59,7 @@ impl Shares {
         }
     }
 
-    /// The shares by the limit in force.
+    /// Returns the shares by the limit in force.
     pub fn now() -> Self {
         Self::of(soft_limit())
     }
@@ -68,7 +69,7 @@ fn soft_limit() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(ENOUGH)
 }
 
-/// Raises the soft limit to the hard one, and says so in the log; warns where that is still little.
+/// Raises the soft limit to the hard one, and logs it; warns if the limit is still low.
 pub fn raise() {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let (before, most) = (current.unwrap_or(ENOUGH), maximum.unwrap_or(ENOUGH).min(ENOUGH));

@@ -1,57 +1,57 @@
-//! Why content could not be had: one small type that says who broke it and what may be done, so that
-//! fallback, staleness and status codes read a field and not a text.
+//! Why content could not be served: one small type that tells who caused the failure and what may be done, so that
+//! fallback, staleness and status codes depend on a field and not on a text.
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A failure to get content. Cheap to clone, since every waiter on one transfer is told the same.
+/// A failure to get content. Cheap to clone, since all that wait for one transfer get the same failure.
 #[derive(Clone, Debug)]
 pub struct Failure {
     pub kind: FailureKind,
-    /// For people; holds no secrets.
+    /// The message for people; holds no secrets.
     message: Arc<str>,
-    /// When it may be asked again, where the upstream said so.
+    /// How long to wait before asking the upstream again, if the upstream said so.
     pub retry_after: Option<Duration>,
-    /// Whether asking again in a moment may well help.
+    /// Whether a retry in a moment is likely to succeed.
     pub is_passing: bool,
-    /// Whether any upstream said that it does not have it, or not for us.
+    /// Whether any upstream answered that it does not have the content, or refused access to it.
     pub was_refused: bool,
     /// The reason that the upstream gave, in its own words.
     told: Option<Arc<str>>,
-    /// The error that it was made of.
+    /// The error that the failure was made from.
     source: Option<Arc<dyn std::error::Error + Send + Sync>>,
 }
 
-/// In the order in which they are reported when several upstreams failed: what may still come right
-/// goes before what will not, so that "does not exist" is only said when every upstream said it.
+/// The kind of a failure. If several upstreams fail, the kind that is last in this order is reported. Failures that may
+/// still pass are behind those that will not, so that "does not exist" is reported only if every upstream said so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum FailureKind {
-    /// The upstream said that it does not exist.
+    /// The upstream said that the content does not exist.
     NotFound,
-    /// The upstream refused our credentials, or asks for some.
+    /// The upstream refused the credentials, or asks for some.
     Denied,
-    /// What came is not what was asked for.
+    /// The upstream sent other content than was asked for.
     WrongContent,
     /// No connection, a broken one, or a 5xx.
     Unavailable,
     Timeout,
     RateLimited,
-    /// Larder itself has too much under way.
+    /// Larder itself has too many transfers or requests running.
     Busy,
-    /// It does not fit into the cache.
+    /// The content does not fit into the cache.
     NoRoom,
     /// Larder's own disk or index failed.
     Storage,
 }
 
 impl FailureKind {
-    /// Whether only the store is in the way: the content can still be had past it.
+    /// Returns whether only the store failed: the content can still be served without being stored.
     pub fn is_of_the_store(self) -> bool {
         matches!(self, Self::NoRoom | Self::Storage)
     }
 
-    /// Word for logs and metrics.
+    /// Returns the word for logs and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::NotFound => "not_found",
@@ -68,6 +68,7 @@ impl FailureKind {
 }
 
 impl Failure {
+    /// Creates a failure without an error as its source.
     pub fn new(kind: FailureKind, message: impl fmt::Display) -> Self {
         let was_refused = matches!(kind, FailureKind::NotFound | FailureKind::Denied);
         Self {
@@ -81,7 +82,7 @@ impl Failure {
         }
     }
 
-    /// The failure that an error is: its message is `what`, a colon and the error's own.
+    /// Makes a failure from an error. Its message is `what`, a colon and the error's own message.
     pub fn of(
         kind: FailureKind,
         what: impl fmt::Display,
@@ -90,19 +91,20 @@ impl Failure {
         Self::new(kind, format!("{what}: {error}")).caused_by(error)
     }
 
-    /// With the error that it was made of, which [`std::error::Error::source`] gives back. The message holds what of it is
-    /// for people.
+    /// Adds the error that the failure was made from, which [`std::error::Error::source`] returns. The message already
+    /// has the part of it that is for people.
     pub fn caused_by(mut self, error: impl std::error::Error + Send + Sync + 'static) -> Self {
         self.source = Some(Arc::new(error));
         self
     }
 
+    /// Sets how long to wait before asking the upstream again.
     pub fn with_retry_after(mut self, after: Option<Duration>) -> Self {
         self.retry_after = after;
         self
     }
 
-    /// With the reason that the upstream gave, as far as it gave one.
+    /// Adds the reason that the upstream gave, if it gave one.
     pub fn told(mut self, reason: Option<&str>) -> Self {
         if let Some(reason) = reason {
             self.message = format!("{}: {reason}", self.message).into();
@@ -111,27 +113,28 @@ impl Failure {
         self
     }
 
-    /// The upstream's own words.
+    /// Returns the reason in the upstream's own words.
     pub fn reason(&self) -> Option<&str> {
         self.told.as_deref()
     }
 
-    /// Whether another who asks may fare better.
+    /// Returns whether another client may succeed where this one failed: by its rights or its rate limit.
     pub fn is_of_who_asked(&self) -> bool {
         matches!(self.kind, FailureKind::Denied | FailureKind::RateLimited)
     }
 
-    /// Marks what may be over in a moment.
+    /// Sets whether a retry in a moment is likely to succeed.
     pub fn passing(mut self, is_passing: bool) -> Self {
         self.is_passing = is_passing;
         self
     }
 
+    /// Returns the message for people.
     pub fn message(&self) -> &str {
         &self.message
     }
 
-    /// Of the failures of several upstreams, the one to report.
+    /// Returns the failure to report, of the failures of two upstreams.
     pub fn more_telling(self, other: Self) -> Self {
         let was_refused = self.was_refused || other.was_refused;
         let told = if other.kind > self.kind { other } else { self };

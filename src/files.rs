@@ -1,16 +1,16 @@
-//! Files that are there as a whole or not at all, whatever happens meanwhile.
+//! Files that exist as a whole or not at all, whatever happens while they are written.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// Makes a folder, and all above it that are missing, for the user that Larder runs as alone.
+/// Creates a folder, with all missing ones above it, only for the user that Larder runs as.
 pub fn make_folder(path: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
-/// What is in a folder; nothing if somebody removed it, or put a file there.
+/// Returns the entries of a folder; none if somebody removed the folder, or put a file in its place.
 pub fn entries(folder: &Path) -> io::Result<impl Iterator<Item = io::Result<fs::DirEntry>>> {
     let found = match fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
@@ -23,17 +23,17 @@ pub fn entries(folder: &Path) -> io::Result<impl Iterator<Item = io::Result<fs::
     Ok(found.into_iter().flatten())
 }
 
-/// Who may read a file.
+/// The users that may read a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Readers {
     All,
     /// The user that Larder runs as, and its group.
     Group,
-    /// Only the user that Larder runs as: it holds a secret.
+    /// Only the user that Larder runs as: the file holds a secret.
     Own,
 }
 
-/// Makes a file where there is none. A stricter umask makes it stricter still.
+/// Creates a file that does not exist yet. A stricter umask makes the permissions stricter still.
 pub fn make(file: &Path, readers: Readers) -> io::Result<File> {
     let mode = match readers {
         Readers::All => 0o644,
@@ -43,12 +43,12 @@ pub fn make(file: &Path, readers: Readers) -> io::Result<File> {
     OpenOptions::new().write(true).create_new(true).mode(mode).open(file)
 }
 
-/// Puts `bytes` in the place of what `file` was, if it was there. Blocks.
+/// Replaces a file, or creates it, with these bytes. Blocks.
 pub fn replace(file: &Path, bytes: &[u8], readers: Readers) -> io::Result<()> {
     let mut name = file.as_os_str().to_owned();
     name.push(".new");
     let new = PathBuf::from(name);
-    // What an earlier try has left may be readable to others.
+    // A file left by an earlier attempt may be readable for others.
     match fs::remove_file(&new) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}

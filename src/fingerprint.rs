@@ -1,5 +1,5 @@
-//! Digests that stand for secrets in what is remembered: as long as any other, and nobody gets a secret
-//! out of them.
+//! Digests that stand for secrets in what Larder remembers: all have the same length, and nobody can compute a secret
+//! from them.
 
 use std::sync::OnceLock;
 
@@ -7,12 +7,12 @@ use aws_lc_rs::hmac;
 
 use crate::random;
 
-/// An HMAC of the parts with a key that only this process has.
+/// Returns an HMAC of the parts with a key that only this process has.
 pub fn of(parts: &[&[u8]]) -> [u8; 32] {
     static KEY: OnceLock<hmac::Key> = OnceLock::new();
     let key = KEY.get_or_init(|| {
         let mut secret = [0; 32];
-        // Without random numbers nothing that needs TLS works either; the seeds of hash maps are the next best.
+        // Without random numbers, nothing that needs TLS works either; the seeds of hash maps are the next best.
         if random::fill(&mut secret).is_err() {
             for part in secret.chunks_mut(8) {
                 part.copy_from_slice(&random::number().to_le_bytes());

@@ -1,9 +1,9 @@
 //! Larder, a pull-through cache for container registries.
 //!
-//! The way of a request:
+//! The path of a request:
 //!
 //! ```text
-//! bytes → listen (limits) → oci::route (what is asked) → routing (of which repository) → access (may they) →
+//! bytes → listen (limits) → oci::route (what is requested) → routing (which repository) → access (allowed?) →
 //!   cache: complete → store ──────────────────────┐
 //!          coming   → join the running fill ──────┤→ registry::respond (ranges, headers, body)
 //!          absent   → begin a fill from upstream ─┘
@@ -11,7 +11,8 @@
 //!
 //! Rooms, each of which imports only from those below it: `cli` · [`admin`], [`listen`] · `services`, `ops` · `proxy` ·
 //! [`registry`] · [`access`] · `routing` · [`cache`], [`upstream`], [`acme`] · [`upkeep`], [`observe`] · [`auth`] ·
-//! [`spool`], [`store`], [`index`] · [`work`], [`config`] · the leaves [`oci`], [`failure`]. `docs/architecture.md` tells why.
+//! [`spool`], [`store`], [`index`] · [`work`], [`config`] · the leaves [`oci`], [`failure`]. `docs/architecture.md`
+//! explains why.
 
 pub mod access;
 pub mod acme;

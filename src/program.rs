@@ -1,4 +1,4 @@
-//! Running other people's programs: with a deadline, with bounded output, and never left behind.
+//! Runs programs of others: with a deadline, with bounded output, and without leaving any process behind.
 
 use std::pin::pin;
 use std::process::Stdio;
@@ -10,27 +10,27 @@ use tokio::process::Command;
 
 use crate::text::one_line;
 
-/// Most that is read of what a program says.
+/// Most bytes of a program's output that are read.
 const MAX_OUTPUT: u64 = 1 << 20;
 
-/// For what a program said to arrive after it has ended.
+/// How long Larder waits for the rest of the output after a program has ended.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// Which of its outputs is read; the other one goes nowhere.
+/// Which output of a program is read; the other one is discarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reads {
     Output,
     Errors,
 }
 
-/// How a program ended by itself.
+/// The result of a program that ended by itself.
 #[derive(Debug)]
 pub struct Ran {
     pub is_success: bool,
     pub said: Vec<u8>,
 }
 
-/// Why a program did not come to its end.
+/// Why a program did not run to its end.
 #[derive(Debug, thiserror::Error)]
 pub enum ProgramError {
     #[error("{0}")]
@@ -40,23 +40,23 @@ pub enum ProgramError {
 }
 
 impl Ran {
-    /// What it said, for people.
+    /// Returns the output as one line for people.
     pub fn text(&self) -> String {
         one_line(&String::from_utf8_lossy(&self.said))
     }
 }
 
-/// Runs a program with `input` as its standard input. It and what it starts end with this.
+/// Runs a program with `input` as its standard input. The program, and all that it starts, ends with this future.
 pub async fn run(mut command: Command, input: &[u8], reads: Reads, patience: Duration) -> Result<Ran, ProgramError> {
     let pipe = |is_read| if is_read { Stdio::piped() } else { Stdio::null() };
     command.stdin(Stdio::piped()).stdout(pipe(reads == Reads::Output)).stderr(pipe(reads == Reads::Errors));
-    // Its own group, so that what it starts ends with it.
+    // Its own process group, so that the processes that it starts end with it.
     command.process_group(0);
     let ran = async {
         let mut child = command.spawn()?;
         let _group = Group(child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)));
         if let Some(mut stdin) = child.stdin.take() {
-            // One that does not read its input may still answer.
+            // A program that does not read its input may still answer.
             let _ = stdin.write_all(input).await;
         }
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
@@ -73,7 +73,7 @@ pub async fn run(mut command: Command, input: &[u8], reads: Reads, patience: Dur
                     read?;
                     child.wait().await?.success()
                 }
-                // What it leaves running in the background may hold its outputs open.
+                // Processes that it leaves in the background may hold its outputs open.
                 ended = child.wait() => {
                     let rest = tokio::time::timeout(LAST_WORDS, reading).await;
                     rest.unwrap_or(Ok(()))?;
@@ -93,13 +93,13 @@ async fn read(output: Option<impl AsyncRead + Unpin>, said: &mut Vec<u8>) -> std
     Ok(())
 }
 
-/// The processes of a program; they end when this is dropped.
+/// The processes of a program; dropping this kills them.
 struct Group(Option<Pid>);
 
 impl Drop for Group {
     fn drop(&mut self) {
         if let Some(group) = self.0 {
-            // Mostly they are gone by then.
+            // Mostly they have ended by then.
             let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
         }
     }
@@ -133,7 +133,7 @@ mod tests {
         let ran = sh("sleep 600 & echo $!", Reads::Output, LONG).await.expect("it ran");
         assert!(ran.is_success && begun.elapsed() < LONG / 2);
         let child = std::path::PathBuf::from(format!("/proc/{}/stat", ran.text()));
-        // Killed; nobody may have collected it yet.
+        // The process was killed, but its parent may not have collected it yet.
         let is_over = || std::fs::read_to_string(&child).map_or(true, |stat| stat.contains(") Z "));
         while !is_over() {
             assert!(begun.elapsed() < LONG, "it runs on");

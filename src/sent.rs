@@ -1,4 +1,4 @@
-//! What a client sends with its request, and what becomes of it where nobody reads it.
+//! The body of a client's request, and what happens to it if nobody reads it.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,22 +10,22 @@ use http::Request;
 use http_body_util::BodyExt;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
-/// Most bytes that are read though nobody wants them.
+/// Most bytes of an unread body that are read and dropped.
 const MOST: u64 = 1 << 20;
-/// And the longest that they are waited for.
+/// How long Larder waits for these bytes.
 const LONGEST: Duration = Duration::from_secs(2);
 
-/// The body of a request. Dropped before its end, it goes back to where it came from.
+/// The body of a request. If it is dropped before its end, the rest goes to its [`Left`].
 pub struct Sent {
     body: Option<Incoming>,
     left: Left,
 }
 
-/// What was left unread of a request's body.
+/// The unread rest of a request's body.
 #[derive(Clone, Default)]
 pub struct Left(Arc<Mutex<Option<Incoming>>>);
 
-/// Makes a request whose body comes back if nobody reads it.
+/// Returns the request with a body whose unread rest goes to the [`Left`].
 pub fn watched(request: Request<Incoming>) -> (Request<Sent>, Left) {
     let left = Left::default();
     let watched = request.map(|body| Sent { body: Some(body), left: left.clone() });
@@ -33,8 +33,8 @@ pub fn watched(request: Request<Incoming>) -> (Request<Sent>, Left) {
 }
 
 impl Left {
-    /// Reads what was left, so that the next request of the connection can be told from it (RFC 9112, section 9.3).
-    /// Returns whether all of it was read: a connection where some is left has to end.
+    /// Reads the rest, so that the next request of the connection can be told from it (RFC 9112, section 9.3). Returns
+    /// whether all of it was read; if not, the connection has to be closed.
     pub async fn hear_out(&self) -> bool {
         let Some(mut body) = self.take() else {
             return true;
@@ -55,7 +55,7 @@ impl Left {
         tokio::time::timeout(LONGEST, heard).await.unwrap_or(false)
     }
 
-    /// Whether nothing is left; what is left is given up.
+    /// Returns whether nothing is left. The rest, if there is one, is dropped.
     pub fn is_none(&self) -> bool {
         self.take().is_none()
     }

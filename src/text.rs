@@ -1,14 +1,14 @@
-//! Texts of others, for people and logs.
+//! Makes texts of others fit for messages and logs.
 
-/// Most characters of such a text.
+/// Most characters of a text that [`one_line`] returns.
 const MOST: usize = 500;
 
-/// The text without control characters.
+/// Returns the text with a space for each control character.
 pub fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
-/// The text as one line without control characters; of a long one the end, where the reason mostly is.
+/// Returns the text as one line without control characters; of a long text only the end, where the reason mostly is.
 pub fn one_line(text: &str) -> String {
     let text = text.trim();
     let skipped = text.chars().count().saturating_sub(MOST);

@@ -1,4 +1,4 @@
-//! What stands in a certificate (RFC 5280).
+//! The content of a certificate (RFC 5280).
 
 use std::time::{Duration, SystemTime};
 
@@ -7,7 +7,7 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
 use x509_parser::time::ASN1Time;
 
-/// The parts of a certificate that somebody here asks for.
+/// The parts of a certificate that Larder uses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Certificate {
     pub common_names: Vec<String>,
@@ -16,16 +16,16 @@ pub struct Certificate {
     pub domains: Vec<String>,
     /// Alternative names that are mail addresses or URIs.
     pub others: Vec<String>,
-    /// Whether it may sign others.
+    /// Whether the certificate may sign others.
     pub is_authority: bool,
-    /// Its key (SubjectPublicKeyInfo), in DER form.
+    /// The certificate's key (SubjectPublicKeyInfo), in DER form.
     pub public_key: Vec<u8>,
     pub from: SystemTime,
     pub until: SystemTime,
 }
 
 impl Certificate {
-    /// Reads one in DER form; an error says what is wrong with it.
+    /// Reads a certificate in DER form. The error says what is wrong with it.
     pub fn read(der: &[u8]) -> Result<Self, String> {
         let (_, certificate) = X509Certificate::from_der(der).map_err(|error| error.to_string())?;
         let text = |value: &x509_parser::x509::AttributeTypeAndValue<'_>| value.as_str().ok().map(str::to_owned);
@@ -51,7 +51,7 @@ impl Certificate {
         })
     }
 
-    /// What it is called: its common name, or the first it has instead.
+    /// Returns the common name, or the first alternative name if there is none.
     pub fn name(&self) -> &str {
         let mut names = self.common_names.iter().chain(&self.domains).chain(&self.others);
         names.next().map_or("", String::as_str)

@@ -18,7 +18,7 @@ pub struct Ca {
     json: bool,
 }
 
-/// What is said of it to machines.
+/// The output as JSON.
 #[derive(Serialize)]
 struct Said<'a> {
     file: PathBuf,
@@ -28,6 +28,7 @@ struct Said<'a> {
     pem: &'a str,
 }
 
+/// Runs `larder ca`.
 pub fn run(files: &[PathBuf], arguments: &Ca) -> Result<(), CommandError> {
     let config = Config::load(files, config::environment()).map_err(|error| CommandError::Usage(error.to_string()))?;
     let Some(door) = &config.proxy else {
@@ -45,7 +46,7 @@ pub fn run(files: &[PathBuf], arguments: &Ca) -> Result<(), CommandError> {
         };
         return print_json(&said);
     }
-    // On standard output the certificate alone, so that it can be sent where it is to be.
+    // Standard output gets only the certificate, so that it can be redirected to where it is needed.
     print(ca.pem())?;
     eprint!("{}", help(&ca, door));
     Ok(())

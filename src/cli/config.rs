@@ -54,7 +54,7 @@ fn kind_parser() -> impl clap::builder::TypedValueParser<Value = Kind> {
     clap::builder::PossibleValuesParser::new(Kind::ALL.map(Kind::name)).try_map(|name| name.parse::<Kind>())
 }
 
-/// What is said of a configuration to machines.
+/// The result of a check as JSON.
 #[derive(Serialize)]
 struct Checked {
     ok: bool,
@@ -67,6 +67,7 @@ struct Checked {
     error: Option<String>,
 }
 
+/// Runs `larder config`.
 pub fn run(files: &[PathBuf], arguments: &Config) -> Result<(), CommandError> {
     let sources = Sources::new(files, config::environment());
     match &arguments.what {
@@ -130,7 +131,7 @@ fn convert(arguments: &Convert) -> Result<(), CommandError> {
     Ok(())
 }
 
-/// Only its owner may read it: it may hold passwords.
+/// Writes a new file that only its owner may read: it may hold passwords.
 fn write_new(path: &Path, text: &str) -> Result<(), CommandError> {
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
     let written = file.and_then(|mut file| file.write_all(text.as_bytes()));

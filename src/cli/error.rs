@@ -12,10 +12,10 @@ pub enum CommandError {
     Usage(String),
     #[error("{0}")]
     Failed(String),
-    /// What there is to say was said.
+    /// The command has reported the reason already.
     #[error("failed")]
     Quiet,
-    /// As `Quiet`, and it was wrong usage or configuration.
+    /// Like `Quiet`, for wrong usage or configuration.
     #[error("failed")]
     QuietUsage,
 }

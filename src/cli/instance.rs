@@ -1,5 +1,4 @@
-//! The cache that a command is for: a running instance, through its API, or the directory of a stopped
-//! one.
+//! The cache that a command works on: a running instance, through its API, or the directory of a stopped one.
 
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -21,10 +20,11 @@ use crate::upkeep::scrub::Report;
 use crate::upstream::Clients;
 use crate::web::dial;
 
+/// Longest time to connect to the API.
 const CONNECT: Duration = Duration::from_secs(5);
-/// For each answer to begin, and between two pieces of it.
+/// Longest time until a response begins, and between two pieces of it.
 const ANSWER: Duration = Duration::from_secs(600);
-/// Longest line of a report.
+/// Longest line of a report, in bytes.
 const MAX_LINE: usize = 16 << 20;
 
 /// Where a cache is to be found.
@@ -44,6 +44,7 @@ fn admin_url(text: &str) -> Result<Url, String> {
     }
 }
 
+/// The cache that a command works on.
 pub enum Instance {
     Running(Api),
     Stopped(Stopped),
@@ -53,12 +54,13 @@ pub enum Instance {
 pub struct Stopped {
     cache: Arc<Cache>,
     routing: Routing,
-    /// Looks after the directory meanwhile.
+    /// The task that looks after the directory until [`Instance::close`].
     attending: tokio::task::JoinHandle<()>,
 }
 
 impl Instance {
-    /// Takes the cache directory if no instance holds it, else speaks to that instance.
+    /// Returns the instance that `--admin` names. Without it, opens the cache directory if no instance uses it;
+    /// otherwise connects to that instance.
     pub fn find(files: &[PathBuf], place: &Where) -> Result<Self, CommandError> {
         if let Some(url) = &place.admin {
             return Ok(Self::Running(Api::new(url.clone())?));
@@ -100,7 +102,7 @@ impl Instance {
         }
     }
 
-    /// All cached images.
+    /// Returns all cached images.
     pub async fn images(&self) -> Result<Vec<ops::Image>, CommandError> {
         let mut all = Vec::new();
         let mut last = String::new();
@@ -117,7 +119,7 @@ impl Instance {
         }
     }
 
-    /// Takes out everything (`None`) or one repository, name, tag or digest.
+    /// Removes everything (`None`) or one repository, name, tag or digest from the cache.
     pub async fn purge(&self, which: Option<&str>) -> Result<PurgeDone, CommandError> {
         match self {
             Self::Stopped(Stopped { cache, routing, .. }) => Ok(ops::purge(cache, routing, which).await?),
@@ -128,6 +130,7 @@ impl Instance {
         }
     }
 
+    /// Pins an image, or unpins it.
     pub async fn set_pin(&self, reference: &str, is_pinned: bool) -> Result<PinDone, CommandError> {
         match self {
             Self::Stopped(Stopped { cache, routing, .. }) => {
@@ -140,7 +143,7 @@ impl Instance {
         }
     }
 
-    /// Verifies everything; `progress` is told how far it is.
+    /// Verifies everything; calls `progress` with each intermediate report.
     pub async fn verify(
         &self,
         is_repair: bool,
@@ -169,11 +172,11 @@ impl Instance {
         }
     }
 
-    /// Writes what the index still has queued, and leaves the directory to others.
+    /// Writes the changes that the index still has queued, and releases the directory of a stopped instance.
     pub async fn close(self) {
         if let Self::Stopped(Stopped { cache, attending, .. }) = self {
             attending.abort();
-            // It ends because it is told to.
+            // The only error is that the task was aborted.
             let _ = attending.await;
             cache.close().await;
         }
@@ -188,7 +191,7 @@ pub struct Api {
 
 impl Api {
     fn new(base: Url) -> Result<Self, CommandError> {
-        // Another part of the process may have been first; any provider will do.
+        // Another part of the process may have set a provider before; any provider will do.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let client = dial::plain_client(CONNECT).read_timeout(ANSWER).build();
         let client = client.map_err(|error| CommandError::Failed(error.to_string()))?;
@@ -224,7 +227,7 @@ impl Api {
             url.query_pairs_mut().extend_pairs(parameters);
         }
         let answer = self.client.request(method, url).send().await.map_err(|error| {
-            // The cause that a person can act on is at the end.
+            // The innermost cause is the one that a person can act on.
             let mut cause: &dyn std::error::Error = &error;
             while let Some(inner) = cause.source() {
                 cause = inner;
@@ -239,7 +242,7 @@ impl Api {
         let said = serde_json::from_str::<serde_json::Value>(&body).ok();
         let said = said.and_then(|said| Some(said.get("error")?.as_str()?.to_owned()));
         let said = said.unwrap_or_else(|| format!("{} answered {status}", self.shown()));
-        // The API's words for a wrong reference, and for a name that no repository serves.
+        // The API's statuses for a wrong reference, and for a name that no repository serves.
         let is_usage = matches!(status.as_u16(), 400 | 404);
         Err(if is_usage { CommandError::Usage(said) } else { CommandError::Failed(said) })
     }
@@ -255,7 +258,7 @@ impl Api {
         serde_json::from_slice(&body).map_err(|error| self.strange(&error))
     }
 
-    /// Reads an answer of one JSON document a line.
+    /// Sends a request whose response has one JSON document a line, and calls `each` with each document.
     async fn lines<T: DeserializeOwned>(
         &self,
         method: reqwest::Method,
@@ -278,7 +281,7 @@ impl Api {
         Ok(())
     }
 
-    /// Where it is, without the name and password that its URL may have.
+    /// Returns the URL of the instance without the user name and password that it may have.
     fn shown(&self) -> String {
         let port = self.base.port().map_or_else(String::new, |port| format!(":{port}"));
         format!("{}://{}{port}/", self.base.scheme(), self.base.host_str().unwrap_or_default())

@@ -1,4 +1,4 @@
-//! `larder ls`, `purge`, `pin`, `unpin` and `verify`: what people do to a cache, running or not.
+//! `larder ls`, `purge`, `pin`, `unpin` and `verify`: the commands that manage a cache, running or not.
 
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
@@ -61,6 +61,7 @@ pub struct Verify {
     common: Common,
 }
 
+/// Runs `larder ls`.
 pub async fn ls(files: &[PathBuf], arguments: &Ls) -> Result<(), CommandError> {
     let instance = Instance::find(files, &arguments.common.place)?;
     let images = instance.images().await?;
@@ -73,12 +74,13 @@ pub async fn ls(files: &[PathBuf], arguments: &Ls) -> Result<(), CommandError> {
 }
 
 fn row(image: &Image) -> [String; 5] {
-    // As much of a digest as `docker images --digests` users compare by eye.
+    // As much of a digest as users of `docker images --digests` compare by eye.
     let digest = image.digest.get(..19).unwrap_or(&image.digest).to_owned();
     let pinned = if image.pinned { "yes" } else { "" };
     [image.reference.clone(), digest, size(image.size), image.last_use.clone(), pinned.to_owned()]
 }
 
+/// Runs `larder purge`.
 pub async fn purge(files: &[PathBuf], arguments: &Purge) -> Result<(), CommandError> {
     let instance = Instance::find(files, &arguments.common.place)?;
     let done = instance.purge(arguments.reference.as_deref()).await?;
@@ -90,6 +92,7 @@ pub async fn purge(files: &[PathBuf], arguments: &Purge) -> Result<(), CommandEr
     print(&format!("purged {} {objects}, {}\n", done.objects, size(done.bytes)))
 }
 
+/// Runs `larder pin`, or `larder unpin` if `is_pinned` is false.
 pub async fn pin(files: &[PathBuf], arguments: &Pin, is_pinned: bool) -> Result<(), CommandError> {
     let instance = Instance::find(files, &arguments.common.place)?;
     let done = instance.set_pin(&arguments.reference, is_pinned).await?;
@@ -106,6 +109,7 @@ pub async fn pin(files: &[PathBuf], arguments: &Pin, is_pinned: bool) -> Result<
     print(&format!("{} {what}\n", done.reference))
 }
 
+/// Runs `larder verify`.
 pub async fn verify(files: &[PathBuf], arguments: &Verify) -> Result<(), CommandError> {
     let mut instance = Instance::find(files, &arguments.common.place)?;
     let mut report = instance.verify(arguments.repair, progress()).await?;
@@ -113,7 +117,7 @@ pub async fn verify(files: &[PathBuf], arguments: &Verify) -> Result<(), Command
     let is_stopped = matches!(instance, Instance::Stopped(..));
     instance.close().await;
     if is_index_damaged && arguments.repair && is_stopped {
-        // It was marked: to open the cache again sets it aside and builds it from the files.
+        // The index was marked as damaged: opening the cache again sets it aside and builds it from the files.
         instance = Instance::find(files, &arguments.common.place)?;
         let again = instance.verify(true, |_| ()).await?;
         (report.index, report.unknown) = (again.index, again.unknown);
@@ -127,7 +131,7 @@ pub async fn verify(files: &[PathBuf], arguments: &Verify) -> Result<(), Command
     if report.is_clean() { Ok(()) } else { Err(CommandError::Quiet) }
 }
 
-/// Shows on a terminal how far a verification is.
+/// Returns a function that shows the progress of a verification on a terminal.
 fn progress() -> impl FnMut(&Report) + Send + 'static {
     let is_shown = std::io::stderr().is_terminal();
     let mut last = Instant::now();
@@ -170,7 +174,7 @@ fn trouble(what: &str, trouble: &Trouble, remedy: &str) -> String {
     format!("{what}: {}{remedy}\n{listed}{more}", trouble.count)
 }
 
-/// Columns as wide as their widest value.
+/// Returns a table whose columns are as wide as their widest value.
 fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
     let widths: [usize; N] = std::array::from_fn(|at| rows.iter().map(|row| row[at].len()).max().unwrap_or(0));
     let line = |row: &[String; N]| {
@@ -180,7 +184,7 @@ fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
     rows.iter().map(line).collect()
 }
 
-/// Bytes for people.
+/// Returns a number of bytes in a form for people.
 #[allow(clippy::cast_precision_loss)]
 fn size(bytes: u64) -> String {
     let units = ["KiB", "MiB", "GiB", "TiB"];

@@ -68,7 +68,7 @@ pub fn run() -> ExitCode {
 
 /// Runs a command that ends, and turns its result into an exit code.
 fn finish(command: impl Future<Output = Result<(), CommandError>>) -> ExitCode {
-    // Only what goes wrong: standard output is the command's own.
+    // Only warnings and errors are logged: standard output is for the output of the command.
     let logging = Logging { level: "warn".to_owned(), format: LogFormat::Text, ..Logging::default() };
     let runtime =
         observe::log::init(&logging).map_err(|error| CommandError::Failed(error.to_string())).and_then(|_| {

@@ -1,4 +1,4 @@
-//! Taking in a changed configuration while running.
+//! Applies a changed configuration while Larder is running.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -17,42 +17,43 @@ use crate::observe::log::LogLevel;
 use crate::services::Services;
 use crate::x509::Certificate;
 
-/// How often the files are looked at. What changed is taken in when it looks the same twice.
+/// How often the files are looked at. A change is applied when two looks in a row see the same.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// What a change of the configuration reaches.
+/// The parts of a running instance that a change of the configuration reaches.
 pub struct Reached {
     pub services: Arc<Services>,
     pub tls: Tls,
     pub certificates: Arc<Certificates>,
     pub log: LogLevel,
-    /// Where the doors listen that stay as they are.
+    /// The addresses of the doors, which stay as they are.
     pub doors: Vec<SocketAddr>,
 }
 
-/// Takes changes in.
+/// Watches the configuration and applies its changes.
 pub struct Reload {
     sources: Sources,
     reached: Reached,
     /// The configuration in force.
     config: Arc<Mutex<Config>>,
-    /// The files that had something in them at the start.
+    /// The files that were not empty at the start.
     begun_with: Vec<PathBuf>,
 }
 
 impl Reload {
+    /// Creates a `Reload` for a running instance. `begun_with`: the files from [`Self::written`] at the start.
     pub fn new(sources: Sources, begun_with: Vec<PathBuf>, reached: Reached, config: Arc<Mutex<Config>>) -> Self {
         Self { sources, reached, config, begun_with }
     }
 
-    /// Those of the configuration's own files that have something in them. Blocks.
+    /// Returns those of the configuration's own files that are not empty. Blocks.
     pub fn written(sources: &Sources) -> Vec<PathBuf> {
         let is_written = |file: &PathBuf| fs::read_to_string(file).is_ok_and(|text| !text.trim().is_empty());
         sources.files().into_iter().filter(is_written).collect()
     }
 
-    /// Takes in what changes, or on SIGHUP; runs until the process ends. A configuration that cannot be
-    /// used changes nothing and is reported once.
+    /// Applies the configuration when it changes, or on SIGHUP; runs until the process ends. A configuration that
+    /// cannot be used changes nothing and is reported once.
     pub async fn run(self, mut watch: Watch, mut hangups: Signal) {
         let mut looks = tokio::time::interval(LOOK);
         let this = Arc::new(self);
@@ -82,7 +83,7 @@ impl Reload {
         }
     }
 
-    /// Returns the files to watch from now on. Blocks.
+    /// Reads and applies the configuration. Returns the files to watch from now on. Blocks.
     fn load(&self, occasion: Occasion) -> Vec<PathBuf> {
         let Loaded { config, files } = self.sources.load();
         let applied = match self.emptied() {
@@ -100,8 +101,8 @@ impl Reload {
         files
     }
 
-    /// A file that had something in it when we started and now has not: one that is being replaced, rather
-    /// than one that means that everything is to be as built in.
+    /// Returns a file that was not empty at the start and is now empty or gone. Such a file is taken as being replaced,
+    /// and not as a wish for the built-in defaults.
     fn emptied(&self) -> Option<&Path> {
         let is_empty =
             |file: &&PathBuf| fs::read_to_string(file).is_ok_and(|text| text.trim().is_empty()) || !file.exists();
@@ -109,7 +110,7 @@ impl Reload {
     }
 
     fn apply(&self, config: Config, occasion: Occasion) -> Result<(), String> {
-        // What can fail goes first, and what cannot be undone last of it.
+        // The steps that can fail come first, and of these the one that cannot be undone comes last.
         let Reached { services, tls, certificates, log, doors } = &self.reached;
         let runtime = tokio::runtime::Handle::current();
         let acme = config.server.tls.as_ref().and_then(|tls| tls.acme.as_ref());
@@ -130,7 +131,7 @@ impl Reload {
             tracing::warn!(key, "this change takes effect with the next start");
         }
         tracing::info!(repositories = config.repositories.len(), "the configuration was read again");
-        // What is bound to the start stays as it was.
+        // Values that take effect only at a start stay as they were.
         let (server, admin, dir) = (current.server.listen.clone(), current.admin.clone(), current.cache.dir.clone());
         *current = config;
         current.server.listen = server;
@@ -140,7 +141,7 @@ impl Reload {
     }
 }
 
-/// Takes note of how long the certificates in files are good. What comes by ACME counts itself.
+/// Sets the metrics for the expiry of the certificates in files. ACME sets those of its own certificates.
 pub fn count_certificates(config: &Config, metrics: &Metrics) {
     metrics.forget_certificates();
     for certified in config.server.tls.iter().flat_map(|tls| &tls.certificates) {
@@ -151,7 +152,7 @@ pub fn count_certificates(config: &Config, metrics: &Metrics) {
     }
 }
 
-/// Where the door for ACME's http-01 listens.
+/// Returns the addresses at which the door for ACME's http-01 listens.
 pub fn acme_door(config: &Config) -> &[SocketAddr] {
     match config.server.tls.as_ref().and_then(|tls| tls.acme.as_ref()).map(|acme| &acme.challenge) {
         Some(AcmeChallenge::Http01 { listen }) => listen,
@@ -163,7 +164,7 @@ fn listens(config: &Config) -> Option<&[SocketAddr]> {
     config.proxy.as_ref().map(|door| door.listen.as_slice())
 }
 
-/// The changed keys that belong to open sockets and files.
+/// Returns the changed keys that take effect only at the next start, since they belong to open sockets and files.
 fn needs_restart(before: &Config, after: &Config) -> Vec<&'static str> {
     let changes = [
         ("server.listen", before.server.listen != after.server.listen),

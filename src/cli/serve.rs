@@ -27,9 +27,10 @@ use crate::{admin, listen, observe};
 
 type AnyError = Box<dyn std::error::Error>;
 
+/// Runs `larder serve` until the process is told to stop.
 pub fn run(files: &[PathBuf]) -> ExitCode {
     let sources = Sources::new(files, config::environment());
-    // Before it is read: what is changed while we start is not to be missed.
+    // The watch begins before the configuration is read, so that no change during the start is missed.
     let mut watch = Watch::new(sources.files_to_watch());
     let read_at = clock::wall();
     let begun_with = Reload::written(&sources);
@@ -58,10 +59,10 @@ pub fn run(files: &[PathBuf]) -> ExitCode {
     }
 }
 
-/// What the configuration came from.
+/// The files that the configuration came from.
 struct Files {
     sources: Sources,
-    /// Those that had something in them.
+    /// The files that were not empty.
     begun_with: Vec<PathBuf>,
     watch: Watch,
 }
@@ -73,7 +74,7 @@ fn start(config: Config, files: Files, log: LogLevel) -> Result<(), AnyError> {
     let services = Arc::new(Services::new(&config, cache, metrics)?);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(serve(config, services, files, log));
-    // A fill that is still running is taken up again by the next request for it.
+    // The next request for an object continues a fill that is still running now.
     runtime.shutdown_background();
     result
 }
@@ -125,7 +126,7 @@ async fn serve(config: Config, services: Arc<Services>, files: Files, log: LogLe
     Ok(())
 }
 
-/// The doors and the addresses that they listen at.
+/// The listening sockets of all doors, with what the doors need.
 struct Doors {
     registry: Vec<TcpListener>,
     tls: Tls,
@@ -154,7 +155,7 @@ impl Doors {
         [&self.proxy, &self.registry, &self.admin].into_iter().flatten().map(TcpListener::local_addr).collect()
     }
 
-    /// Serves all of them, each until `stopped` says so.
+    /// Serves all doors, each until `stopped` says so.
     fn serve(
         self,
         server: &config::Server,
@@ -176,7 +177,7 @@ impl Doors {
         ];
         let mut serving = JoinSet::new();
         for (listeners, door, (places, crowd)) in all {
-            // Without a door there is no listener for it.
+            // Only the proxy door can be missing, and then it has no listener.
             let Some(door) = door else { continue };
             for listener in listeners {
                 let (door, places, crowd) = (door.clone(), places.clone(), crowd.clone());
@@ -188,7 +189,8 @@ impl Doors {
     }
 }
 
-/// How many connections a door takes, together and from each address; `share`: as many as there are descriptors for.
+/// Returns the limits on the connections of a door, in total and for each address. `share`: how many connections there
+/// are file descriptors for.
 fn limits(server: &config::Server, share: usize) -> (Arc<listen::Places>, Arc<listen::Crowd>) {
     let most = server.max_connections.map_or(share, |limit| limit.min(share));
     (listen::Places::new(most), listen::Crowd::new(server.max_connections_per_address))

@@ -18,9 +18,10 @@ use super::web::{WebAccess, trusted_url};
 /// Certificates from an ACME server (RFC 8555).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Acme {
-    /// What the certificate is for, in lower case; never empty. Only with `dns-01` some may begin with `*.`.
+    /// The domains that the certificate is for, in lower case; never empty. Only with `dns-01` may a domain begin with
+    /// `*.`.
     pub domains: Vec<String>,
-    /// Whom the server writes to.
+    /// The mail address to which the ACME server writes.
     pub email: Option<String>,
     pub challenge: AcmeChallenge,
     pub directory: Url,
@@ -28,16 +29,16 @@ pub struct Acme {
     pub access: WebAccess,
 }
 
-/// An account that the authority knows already and that ours is to belong to (RFC 8555, section 7.3.4).
+/// An account that the authority knows already, to which Larder's ACME account is bound (RFC 8555, section 7.3.4).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExternalAccount {
     pub key_id: String,
-    /// In base64, as authorities give it out.
+    /// The key in base64, as authorities give it out.
     pub hmac_key: Secret,
 }
 
 impl ExternalAccount {
-    /// The key itself; `None` if it is none.
+    /// Returns the decoded key; `None` if the text is no key.
     pub fn key(&self) -> Option<Vec<u8>> {
         let text = self.hmac_key.reveal().trim_end_matches('=');
         let decoded = BASE64_URL_SAFE_NO_PAD.decode(text).or_else(|_| BASE64_STANDARD_NO_PAD.decode(text));
@@ -45,14 +46,14 @@ impl ExternalAccount {
     }
 }
 
-/// How it is shown that the domains are ours.
+/// How Larder proves that it controls the domains.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AcmeChallenge {
     /// By a certificate that the registry door shows (RFC 8737).
     TlsAlpn01,
-    /// By a document on these addresses (RFC 8555, section 8.3).
+    /// By a document that Larder serves at these addresses (RFC 8555, section 8.3).
     Http01 { listen: Vec<SocketAddr> },
-    /// By a record that this command sets (RFC 8555, section 8.4).
+    /// By a DNS record that this command sets (RFC 8555, section 8.4).
     Dns01 { hook: Hook },
 }
 
@@ -63,8 +64,10 @@ pub struct Hook {
     pub arguments: Vec<String>,
 }
 
+/// Default address for the documents of `http-01`.
 const HTTP: &str = "0.0.0.0:80";
 
+/// Checks `[server.tls.acme]` and reads the files that it names.
 pub fn check(check: &Check<'_>, written: raw::Acme, proxies: &Proxies) -> Result<Acme, ConfigError> {
     let invalid = |key: &str, message: String| check.invalid(&["server", "tls", "acme", key], message);
     let challenge = challenge(&written).map_err(|(key, message)| invalid(key, message))?;

@@ -1,4 +1,4 @@
-//! `[auth]` and `allow`, checked: who may come in, and who may pull what.
+//! `[auth]` and `allow`, checked: which clients may connect, and which may pull from which repository.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -15,23 +15,24 @@ use super::proxy::Proxies;
 use super::raw;
 use super::secret::Secret;
 
-/// Who may come in.
+/// Which clients may connect, and how they log in.
 #[derive(Clone, Debug, Default)]
 pub struct Auth {
-    /// Only clients of these networks; empty: all.
+    /// Networks that clients may connect from; empty: all.
     pub allow_cidrs: Vec<IpNet>,
     pub htpasswd: Option<Htpasswd>,
-    /// Whose tokens are believed.
+    /// Issuers whose tokens are trusted.
     pub issuers: Vec<Issuer>,
 }
 
 impl Auth {
-    /// Whether clients can log in.
+    /// Returns whether clients can log in.
     pub fn has_logins(&self) -> bool {
         self.htpasswd.is_some() || !self.issuers.is_empty()
     }
 
-    /// Of all issuers, or of the one of that name: one whose tokens anybody can have.
+    /// Returns the name of an issuer whose tokens anybody can get. Looks at all issuers, or only at the one called
+    /// `name`.
     fn everybodys_issuer(&self, name: Option<&str>) -> Option<&str> {
         let is_meant = |issuer: &&Issuer| name.is_none_or(|name| issuer.name == name);
         let is_open = |issuer: &&Issuer| {
@@ -49,34 +50,37 @@ pub struct Htpasswd {
     pub users: HashMap<String, Secret>,
 }
 
-/// Who may pull from a repository: one entry of `allow`.
+/// One entry of `allow`: clients that may pull from a repository, use the proxy door or manage the cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Allow {
-    /// `*`: everybody, or where there are logins, everybody who logged in or showed a certificate.
+    /// `*`: every client; if clients can log in, only those that logged in or showed a certificate.
     Anyone,
-    /// `anonymous`: who did not log in, too.
+    /// `anonymous`: every client, also without a login.
     Anonymous,
-    /// `user:NAME`
+    /// `user:NAME`: the user of that name.
     User(String),
-    /// `oidc:ISSUER`, `oidc:ISSUER:CLAIM=VALUE`: a token of an issuer, by the name it has here.
+    /// `oidc:ISSUER`, `oidc:ISSUER:CLAIM=VALUE`: clients with a token of an issuer, which has this name in the
+    /// configuration.
     Token { issuer: String, rule: Option<ClaimRule> },
-    /// `cert:NAME`: the common name or an alternative name of a client certificate; may begin with `*`.
+    /// `cert:NAME`: clients whose certificate has this common name or alternative name; may begin with `*`.
     Certificate(String),
-    /// `cert:O=NAME`: its organisation.
+    /// `cert:O=NAME`: clients whose certificate has this organisation.
     Organisation(String),
-    /// Addresses.
+    /// Clients with an address in this network.
     Network(IpNet),
 }
 
-/// Issuers that give a token for any audience to whoever has an account.
+/// Issuers that give a token for any audience to everybody with an account there.
 const PUBLIC_ISSUERS: [&str; 3] =
     ["https://token.actions.githubusercontent.com", "https://gitlab.com", "https://accounts.google.com"];
+/// The part of an error message about such an issuer.
 const EVERYBODY: &str =
     "anybody in the world can have a token of it; say which with `required_claims`, or here with a claim";
 
-/// More rounds than this take minutes for each login.
+/// Largest bcrypt cost that a password may have: with a larger one, each login takes minutes.
 const MAX_COST: u32 = 16;
 
+/// Checks `[auth]` and reads the files that it names.
 pub fn check(check: &Check<'_>, written: raw::Auth, proxies: &Proxies) -> Result<Auth, ConfigError> {
     let allow_cidrs = written.allow_cidrs.iter().map(|network| network.0).collect();
     let htpasswd = match written.htpasswd {
@@ -131,7 +135,7 @@ fn read(check: &Check<'_>, path: &Path) -> Result<HashMap<String, Secret>, Strin
     Ok(users)
 }
 
-/// Reads `allow` of a repository. `passes`: its logins are those of the upstream.
+/// Reads the `allow` of a repository or door. `passes`: whether clients log in with their credentials for the upstream.
 pub fn check_allow(
     written: &[String],
     auth: &Auth,
@@ -181,7 +185,7 @@ pub fn check_allow(
     Ok(allow)
 }
 
-/// Reads `admin.allow` for a door on these addresses; a mistake comes with its key.
+/// Reads `admin.allow` for an admin door that listens on these addresses. An error comes with the key that is wrong.
 pub fn check_managers(
     written: &[String],
     listen: &[SocketAddr],

@@ -1,6 +1,6 @@
-//! The registries that are known without a word of the configuration.
+//! The registries that Larder knows without a configuration.
 
-/// The prefix of the repository that serves names which no other rule matches, where there is one of it.
+/// The prefix of the repository that serves names which no other rule matches, if there is a repository of this prefix.
 pub const BUILT_IN_DEFAULT: &str = "docker.io";
 
 /// Repositories that exist when the file names none: prefix, upstream and values of `?ns=`.

@@ -1,4 +1,4 @@
-//! What all checks of the configuration share.
+//! The parts that all checks of the configuration share.
 
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::error::ConfigError;
 use super::tree::Node;
 
-/// Names the place of a mistake found after reading, and notes what else was read.
+/// Makes errors that name the place of a mistake, and notes the further files that the configuration depends on.
 pub struct Check<'a> {
     pub tree: &'a Node,
     /// The files that the configuration depends on.
@@ -14,11 +14,13 @@ pub struct Check<'a> {
 }
 
 impl Check<'_> {
-    /// Notes a file before it is read, so that it is known even if it is not there.
+    /// Notes a file that the configuration depends on. Called before the file is read, so that a missing file is noted,
+    /// too.
     pub fn depends_on(&self, path: &Path) {
         self.files.borrow_mut().push(path.to_owned());
     }
 
+    /// Returns the error that the value under `path` is wrong, with the place where the value was written.
     pub fn invalid(&self, path: &[&str], message: impl Into<String>) -> ConfigError {
         let mut key = String::new();
         for (at, part) in path.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! Who Larder is to an upstream: a name and password, from wherever they are kept.
+//! Larder's own credentials for an upstream: a user name and password, wherever they are kept.
 
 use std::collections::HashMap;
 use std::fs;
@@ -21,12 +21,13 @@ pub enum Credentials {
     Helper(Helper),
 }
 
-/// A name and password.
+/// A user name and password.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Login {
     pub username: String,
     pub password: Secret,
-    /// The password is a refresh token of the token service ("identity token") and not for Basic.
+    /// Whether the password is a refresh token of the token service ("identity token"), which is not for Basic
+    /// authentication.
     pub is_identity_token: bool,
 }
 
@@ -34,16 +35,17 @@ pub struct Login {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Helper {
     pub program: PathBuf,
-    /// What it is asked for.
+    /// The registry whose credentials the program is asked for.
     pub server: String,
 }
 
-/// What Docker and its tools use for Docker Hub instead of a host.
+/// The key that Docker and its tools use for the credentials of Docker Hub, instead of a host.
 const DOCKER_HUB: &str = "https://index.docker.io/v1/";
-/// The user name that goes with an identity token.
+/// The user name that stands for an identity token.
 const IDENTITY_TOKEN: &str = "<token>";
 
 impl Login {
+    /// Creates a login. The user name `<token>` marks the password as an identity token.
     pub fn new(username: impl Into<String>, password: Secret) -> Self {
         let username = username.into();
         Self { is_identity_token: username == IDENTITY_TOKEN, username, password }
@@ -52,7 +54,7 @@ impl Login {
 
 type Mistake = (&'static str, String);
 
-/// The key under which the credentials of an upstream are written.
+/// Returns the key of the configuration that gives the credentials of an upstream; `username` if there is none.
 pub fn key_of(written: &raw::Upstream) -> &'static str {
     sources(written).into_iter().find(|(_, is_given)| *is_given).map_or("username", |(key, _)| key)
 }
@@ -66,7 +68,7 @@ fn sources(written: &raw::Upstream) -> [(&'static str, bool); 4] {
     ]
 }
 
-/// The credentials of one upstream; a mistake comes with its key.
+/// Checks the credentials of one upstream. An error comes with the key that is wrong.
 pub fn check(check: &Check<'_>, origin: &Url, written: &raw::Upstream) -> Result<Option<Credentials>, Mistake> {
     let mut named = sources(written).into_iter().filter(|(_, is_given)| *is_given).map(|(key, _)| key);
     let (first, second) = (named.next(), named.next());
@@ -106,7 +108,7 @@ pub fn check(check: &Check<'_>, origin: &Url, written: &raw::Upstream) -> Result
     }
 }
 
-/// The file's text without the newline at its end, which editors and `echo` leave there.
+/// Reads a password from a file, without the newline at its end, which editors and `echo` leave there.
 pub fn read_password(check: &Check<'_>, path: &Path) -> Result<Secret, String> {
     check.depends_on(path);
     let text = fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
@@ -117,8 +119,8 @@ pub fn read_password(check: &Check<'_>, path: &Path) -> Result<Secret, String> {
     Ok(Secret::new(text))
 }
 
-/// `ecr-login` means the program `docker-credential-ecr-login`, found as a shell would; a path means
-/// itself.
+/// Returns the program of a credential helper: `ecr-login` means `docker-credential-ecr-login`, which is looked up as
+/// in a shell; a path means the program at that path.
 fn helper_program(name: &str) -> Result<PathBuf, String> {
     match name.contains('/') {
         true => program(name),
@@ -126,7 +128,8 @@ fn helper_program(name: &str) -> Result<PathBuf, String> {
     }
 }
 
-/// A program by its path, or by a name that is found as a shell would.
+/// Returns a program by its path, or by a name that is looked up as in a shell. Fails if there is no such program, or
+/// if it may not be run.
 pub fn program(name: &str) -> Result<PathBuf, String> {
     let is_program = |path: &Path| fs::metadata(path).is_ok_and(|file| file.is_file() && file.mode() & 0o111 != 0);
     let is_there = if name.contains('/') {
@@ -142,7 +145,7 @@ pub fn program(name: &str) -> Result<PathBuf, String> {
     }
 }
 
-/// The name under which tools keep the credentials of a registry.
+/// Returns the name under which tools keep the credentials of a registry.
 fn server_name(origin: &Url) -> String {
     let host = origin.host_str().unwrap_or_default();
     if super::built_in::DOCKER_HUB.contains(&host) {
@@ -174,7 +177,7 @@ struct DockerAuth {
 fn read_docker_config(check: &Check<'_>, path: &Path, origin: &Url) -> Result<Credentials, String> {
     check.depends_on(path);
     let text = fs::read_to_string(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
-    // The library's message quotes what it stumbles over, which may be a secret.
+    // The library's message quotes the text that it cannot read, which may be a secret.
     let wrong = |error: serde_json::Error| {
         format!("{} is no Docker config.json (line {}, column {})", path.display(), error.line(), error.column())
     };
@@ -210,7 +213,7 @@ impl DockerAuth {
     }
 }
 
-/// The host of a key of `auths`, which may be a URL with a path.
+/// Returns the host of a key of `auths`, which may be a URL with a path.
 fn host_of(key: &str) -> &str {
     let rest = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key);
     rest.split('/').next().unwrap_or_default()

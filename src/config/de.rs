@@ -1,4 +1,4 @@
-//! Turns a [`Node`] tree into the types of [`super::raw`] and says of every mistake where it stands.
+//! Turns a [`Node`] tree into the types of [`super::raw`]. Every error tells where the mistake is written.
 
 use std::fmt;
 
@@ -18,7 +18,7 @@ pub fn from_tree<T: de::DeserializeOwned>(tree: &Node) -> Result<T, ConfigError>
     })
 }
 
-/// A mistake; `Unplaced` until the value it came from adds its place.
+/// An error of reading. It is `Unplaced` until the value that it came from adds its own place.
 #[derive(Debug)]
 enum Error {
     Unplaced(String),
@@ -146,12 +146,12 @@ impl<'de> de::Deserializer<'de> for Place<'_> {
     }
 
     fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        // `[::]:5000` begins as a list does, too.
+        // `[::]:5000` begins like a list, too.
         let is_list = |text: &str| text.starts_with('[') && (text.ends_with(']') || self.node.text_as_toml().is_some());
         if let Value::Text(text) = &self.node.value
             && !is_list(text.trim())
         {
-            // `LARDER_X=a,b` is the list that people expect it to be.
+            // `LARDER_X=a,b` is a list of two texts, as people expect.
             let items: Vec<_> = text
                 .split(',')
                 .map(str::trim)
@@ -163,7 +163,7 @@ impl<'de> de::Deserializer<'de> for Place<'_> {
         }
         self.resolved(|place| match &place.node.value {
             Value::Array(_) => place.deserialize_any(visitor),
-            // Some keys take one text where they take a list of them.
+            // Some keys take a list of texts or a single text.
             Value::String(text) => visitor.visit_str(text).map_err(|_: Error| place.not("a list")),
             _ => Err(place.not("a list")),
         })
@@ -202,7 +202,8 @@ impl<'de> de::Deserializer<'de> for Place<'_> {
 }
 
 impl Place<'_> {
-    /// Goes on with what an environment variable means, where it can only spell it as text.
+    /// Calls `go_on` with this value. If the value is text of an environment variable that is TOML, calls it with the
+    /// value of that TOML: a variable can hold numbers, lists and tables only as text.
     fn resolved<T>(self, go_on: impl FnOnce(Place<'_>) -> Result<T, Error>) -> Result<T, Error> {
         match self.node.text_as_toml() {
             Some(node) => go_on(Place { node: &node, path: self.path }),
@@ -222,8 +223,8 @@ impl Place<'_> {
         })
     }
 
-    /// The value is something else than what is wanted. The message holds nothing of it: it may be, or
-    /// have in it, a secret.
+    /// Returns the error that the value has the wrong type. The message quotes nothing of the value, which may be or
+    /// contain a secret.
     fn not(self, wanted: &str) -> Error {
         let is = match &self.node.value {
             Value::String(_) => "a text",
@@ -286,7 +287,7 @@ impl<'de> de::MapAccess<'de> for Entries<'_> {
         let (key, node) = &self.entries[self.at];
         self.at += 1;
         let place = self.place.child(key, node);
-        // A type's own check (`try_from`) runs after its deserializer returned, so it is placed here.
+        // A type's own check (`try_from`) runs after its deserializer has returned, so its error gets its place here.
         place.clone().placed(seed.deserialize(place))
     }
 }

@@ -1,21 +1,21 @@
-//! Writes TOML for people: headings, keys in order, comments.
+//! Writes TOML for people to read: headings, keys in order, comments.
 
 use toml::Value;
 use toml_writer::{TomlKeyBuilder, TomlWrite};
 
 use crate::text::printable;
 
-/// Column of the comments behind values.
+/// Column at which the comments after values begin.
 const COMMENTS: usize = 42;
 
-/// A TOML document as it grows.
+/// A TOML document that is being written.
 #[derive(Debug, Default)]
 pub struct Document {
     text: String,
 }
 
 impl Document {
-    /// Lines of their own.
+    /// Adds a comment on lines of its own.
     pub fn comment(&mut self, comment: &str) {
         for line in comment.lines() {
             self.text += format!("# {}", printable(line)).trim_end();
@@ -23,30 +23,31 @@ impl Document {
         }
     }
 
+    /// Adds an empty line, unless the document is empty or ends with an empty line.
     pub fn empty_line(&mut self) {
         if !self.text.is_empty() && !self.text.ends_with("\n\n") {
             self.text.push('\n');
         }
     }
 
-    /// `[a."b"]`
+    /// Adds the heading `[a."b"]`.
     pub fn table(&mut self, path: &[&str]) {
         self.empty_line();
         self.text += &format!("[{}]\n", dotted(path));
     }
 
-    /// `[[a."b".c]]`
+    /// Adds the heading `[[a."b".c]]`.
     pub fn table_of_list(&mut self, path: &[&str]) {
         self.empty_line();
         self.text += &format!("[[{}]]\n", dotted(path));
     }
 
-    /// `key = value  # comment`
+    /// Adds the line `key = value  # comment`.
     pub fn value(&mut self, key: &str, value: &Value, comment: Option<&str>) {
         let line = format!("{} = {value}", quoted(key));
         self.text += &match comment {
             Some(comment) => {
-                // A width beyond 16 bits is more than the formatter takes.
+                // A width is no alternative: the formatter takes no width beyond 16 bits.
                 let blanks = " ".repeat(COMMENTS.saturating_sub(line.len()).max(2));
                 format!("{line}{blanks}# {}\n", printable(comment))
             }
@@ -54,12 +55,13 @@ impl Document {
         };
     }
 
+    /// Returns the text of the document.
     pub fn into_text(self) -> String {
         self.text
     }
 }
 
-/// The keys that users choose are in quotes, as everybody writes them.
+/// Returns the dotted path of a table. Keys that users choose are in quotes, as people usually write them.
 fn dotted(path: &[&str]) -> String {
     let is_chosen = |at: usize| at == 1 && matches!(path.first(), Some(&("repository" | "headers")));
     let keys = path.iter().enumerate().map(|(at, key)| if is_chosen(at) { always_quoted(key) } else { quoted(key) });
@@ -76,7 +78,7 @@ fn always_quoted(key: &str) -> String {
 
 fn written(key: impl toml_writer::WriteTomlKey) -> String {
     let mut text = String::new();
-    // A String takes everything.
+    // Writing to a `String` cannot fail.
     let _ = text.key(key);
     text
 }

@@ -1,4 +1,4 @@
-//! What is wrong with a configuration, in words that say where and what to do.
+//! Errors of a configuration, with messages that say where the mistake is and how to correct it.
 
 use std::io;
 use std::path::PathBuf;
@@ -18,10 +18,10 @@ pub enum ConfigError {
     Invalid { origin: Origin, key: String, message: String },
 }
 
-/// How much alike two words must be for one to be taken for a slip in the other.
+/// How similar two words have to be (Jaro-Winkler, from 0 to 1) for one to count as a misspelling of the other.
 const ALIKE: f64 = 0.8;
 
-/// The candidate that looks most like `word`, if one does.
+/// Returns the candidate that is most similar to `word`, if any is similar enough.
 pub fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     candidates
         .map(|candidate| (strsim::jaro_winkler(word, candidate), candidate))

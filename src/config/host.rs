@@ -2,24 +2,25 @@
 
 use std::fmt;
 
-/// `host`, `host:port`, `*.domain`, `*.domain:port` or `*`, in lower case.
+/// A pattern of hosts: `host`, `host:port`, `*.domain`, `*.domain:port` or `*`, in lower case.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostPattern {
-    /// With the beginning `*` of a pattern.
+    /// The host, with the `*` at its beginning if there is one.
     host: String,
-    /// `None`: any.
+    /// `None`: any port.
     port: Option<u16>,
 }
 
-/// A text is no pattern of hosts.
+/// The error that a text is no pattern of hosts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NoPattern;
 
 impl HostPattern {
+    /// Reads a pattern. A name may end with a dot, and an IPv6 address may be without brackets.
     pub fn parse(text: &str) -> Result<Self, NoPattern> {
         let text = text.to_ascii_lowercase();
         let (host, port) = match text.rsplit_once(':') {
-            // The colons of an IPv6 address without brackets are none before a port.
+            // In an IPv6 address without brackets, no colon begins a port.
             Some((host, port)) if !port.ends_with(']') && (!host.contains(':') || host.ends_with(']')) => {
                 (host, Some(port.parse().map_err(|_| NoPattern)?))
             }
@@ -35,7 +36,7 @@ impl HostPattern {
         if port == Some(0) || rest == "." {
             return Err(NoPattern);
         }
-        // As hosts are written in URLs, which is how they come to be compared.
+        // The host is written as in URLs, because it is compared with hosts of URLs.
         let host = match host.parse::<std::net::Ipv6Addr>() {
             Ok(address) => format!("[{address}]"),
             Err(_) if is_wild => host.strip_suffix('.').unwrap_or(host).to_owned(),
@@ -44,7 +45,7 @@ impl HostPattern {
         Ok(Self { host, port })
     }
 
-    /// Whether it is for a host, in lower case, IPv6 addresses in brackets.
+    /// Returns whether the pattern matches a host, on any port. The host is in lower case, an IPv6 address in brackets.
     pub fn is_host(&self, host: &str) -> bool {
         match self.host.strip_prefix('*') {
             Some(rest) => host.ends_with(rest),
@@ -52,20 +53,22 @@ impl HostPattern {
         }
     }
 
+    /// Returns whether the pattern matches a host and port.
     pub fn matches(&self, host: &str, port: Option<u16>) -> bool {
         self.is_host(host) && self.port.is_none_or(|wanted| port == Some(wanted))
     }
 
+    /// Returns the port of the pattern; `None`: any port.
     pub fn port(&self) -> Option<u16> {
         self.port
     }
 
-    /// Whether it is for all hosts, and so names none.
+    /// Returns whether the pattern matches all hosts, and so names none.
     pub fn is_any_host(&self) -> bool {
         self.host == "*"
     }
 
-    /// Whether it names one host, and not many.
+    /// Returns whether the pattern names a single host.
     pub fn is_one_host(&self) -> bool {
         !self.host.contains('*')
     }
@@ -78,12 +81,12 @@ impl fmt::Display for HostPattern {
     }
 }
 
-/// A host with or without a port, written in one way: hosts have no case, and need no dot at their end; of usual ports
-/// nothing is said.
+/// Returns a host, with or without a port, in a single form: hosts have no case and need no dot at their end, and the
+/// usual ports (80, 443) are left out.
 pub fn plain_host(text: &str) -> String {
     let text = text.to_ascii_lowercase();
     let without_port = match text.rsplit_once(':') {
-        // The colons of an IPv6 address without brackets are none before a port.
+        // In an IPv6 address without brackets, no colon begins a port.
         Some((host, "443" | "80")) if !host.contains(':') || host.ends_with(']') => host,
         _ => &text,
     };

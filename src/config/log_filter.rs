@@ -1,10 +1,10 @@
-//! What is logged, as `logging.level` says it.
+//! The filter of the log, as `logging.level` gives it.
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::{LevelFilter, ParseError};
 
-/// Reads `logging.level`: a level, or a filter per module. A word alone must be a level: the library
-/// would take a misspelt one for the name of a module and log nothing.
+/// Reads `logging.level`: a level, or a filter per module. A word alone has to be a level: the library would take a
+/// misspelt level for the name of a module and log nothing.
 pub fn parse_filter(text: &str) -> Result<EnvFilter, FilterError> {
     let is_module = |part: &str| part.contains(['=', '[', ':']);
     for word in text.split(',').map(str::trim).filter(|part| !is_module(part)) {

@@ -1,7 +1,7 @@
 //! The configuration: TOML files and environment variables, read strictly, then checked and typed.
 //!
-//! The way of a value: [`tree`] (what is written, and where) → [`raw`] (keys, types, defaults) →
-//! [`Config`] (checked; the only form the rest of Larder sees).
+//! A value passes through [`tree`] (the text, and where it is written) → [`raw`] (keys, types, defaults) → [`Config`]
+//! (checked; the only form that the rest of Larder sees).
 
 mod acme;
 mod auth;
@@ -72,17 +72,17 @@ pub struct Config {
     pub logging: Logging,
 }
 
-/// The registry door.
+/// `[server]`: the registry door.
 #[derive(Clone, Debug)]
 pub struct Server {
     pub listen: Vec<SocketAddr>,
     /// The prefix of the repository that serves names which no other rule matches.
     pub default_repository: Option<String>,
-    /// Whose word on clients is believed.
+    /// Networks of the reverse proxies whose statements about clients are trusted.
     pub trusted_proxies: Vec<ipnet::IpNet>,
-    /// Where that word stands; no other header is read.
+    /// The header with these statements; no other header is read.
     pub forwarded_header: ForwardedHeader,
-    /// Names by which it may be asked on this machine, beside addresses and `localhost`.
+    /// Names by which clients on this machine may ask this door, beside addresses and `localhost`.
     pub hosts: Vec<HostPattern>,
     /// How long running transfers may go on after a request to stop.
     pub shutdown_grace: Duration,
@@ -94,71 +94,72 @@ pub struct Server {
     pub tls: Option<ServerTls>,
 }
 
+/// `[cache]`: what is stored, and for how long.
 #[derive(Clone, Debug)]
 pub struct Cache {
     pub dir: PathBuf,
-    /// Most bytes of objects and downloads.
+    /// Most bytes of objects and downloads together.
     pub max_size: Amount,
-    /// Always kept free on the filesystem.
+    /// Space that is always kept free on the filesystem.
     pub min_free: Amount,
-    /// Objects that nobody asked for in this long are removed.
+    /// Objects that no client has asked for in this time are removed.
     pub ttl: Limit,
     pub policy: Policy,
-    /// How long an abandoned partial download is kept to go on with.
+    /// How long an abandoned partial download is kept, so that it can be continued.
     pub partial_ttl: Duration,
-    /// Paths of URLs that are cached too, of what comes through the proxy door.
+    /// Patterns of URL paths: content that comes through the proxy door is cached, too, if its path matches.
     pub patterns: Vec<Pattern>,
 }
 
-/// The API and the metrics.
+/// `[admin]`: the API and the metrics.
 #[derive(Clone, Debug)]
 pub struct Admin {
     pub listen: Vec<SocketAddr>,
-    /// Who may come in; never empty.
+    /// Clients that may use this door; never empty.
     pub allow: Vec<Allow>,
-    /// Names by which it may be asked without a login, beside addresses and `localhost`.
+    /// Names by which clients may ask this door without a login, beside addresses and `localhost`.
     pub hosts: Vec<HostPattern>,
 }
 
 /// Where a configuration is read from.
 #[derive(Clone, Debug)]
 pub struct Sources {
-    /// Later ones win.
+    /// Later files override earlier ones.
     files: Vec<PathBuf>,
     environment: Vec<(String, String)>,
 }
 
-/// What reading a configuration gave.
+/// The result of reading a configuration.
 #[derive(Debug)]
 pub struct Loaded {
     pub config: Result<Config, ConfigError>,
-    /// All files that it depends on, as far as they were come by: its own, certificates, passwords.
+    /// All files that the configuration depends on, as far as reading came: its own files, certificates, passwords.
     pub files: Vec<PathBuf>,
 }
 
-/// The variables of the environment, whatever bytes are in them.
+/// Returns the environment variables. Bytes of a value that are not UTF-8 are replaced.
 pub fn environment() -> impl Iterator<Item = (String, String)> {
     std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.to_string_lossy().into_owned())))
 }
 
 impl Sources {
-    /// The given files, or `larder.toml` where none is given and it exists.
+    /// Names the sources: the environment, and the given files, or `larder.toml` if none is given and it exists.
     pub fn new(files: &[PathBuf], environment: impl Iterator<Item = (String, String)>) -> Self {
         Self { files: files.to_vec(), environment: environment.collect() }
     }
 
-    /// The files that are read and are there.
+    /// Returns the files that are read: the given files, or `larder.toml` if none is given and it exists.
     pub fn files(&self) -> Vec<PathBuf> {
         tree::files(&self.files)
     }
 
-    /// The files that are read, or would be if they were there.
+    /// Returns the files that are read, or would be read if they existed.
     pub fn files_to_watch(&self) -> Vec<PathBuf> {
         tree::to_watch(&self.files)
     }
 
-    /// Reads the files, lays the environment over them and checks the whole.
+    /// Reads the files, lays the environment over them and checks the result.
     pub fn load(&self) -> Loaded {
         let files = RefCell::new(self.files_to_watch());
         let config = self.tree().and_then(|tree| Config::from_tree(&tree, &self.environment, &files));
@@ -176,7 +177,7 @@ impl Sources {
 }
 
 impl Config {
-    /// As [`Sources::load`], for those who read it once.
+    /// Does the same as [`Sources::load`], for code that reads the configuration only once.
     pub fn load(files: &[PathBuf], environment: impl Iterator<Item = (String, String)>) -> Result<Self, ConfigError> {
         Sources::new(files, environment).load().config
     }
@@ -189,7 +190,7 @@ impl Config {
         Self::from_raw(de::from_tree(tree)?, tree, environment, files)
     }
 
-    /// Whether a text is a configuration; the files it names may be missing.
+    /// Checks that a text is a configuration; the files that it names may be missing.
     pub(crate) fn check_text(text: &str) -> Result<(), ConfigError> {
         let tree = Node::parse(Path::new("larder.toml"), text)?;
         let mut file: raw::File = de::from_tree(&tree)?;
@@ -269,7 +270,7 @@ fn check_cache(check: &Check<'_>, written: raw::Cache) -> Result<Cache, ConfigEr
     })
 }
 
-/// `logging.level`
+/// Checks `logging.level`.
 fn check_level(check: &Check<'_>, level: &str) -> Result<(), ConfigError> {
     let checked = parse_filter(level).map(drop);
     checked.map_err(|error| {
@@ -280,12 +281,12 @@ fn check_level(check: &Check<'_>, level: &str) -> Result<(), ConfigError> {
     })
 }
 
-/// A number of connections; 0 is any number.
+/// Returns a limit of connections; `None` for 0, which means any number.
 fn limit(number: u64) -> Option<usize> {
     usize::try_from(number).ok().filter(|&limit| limit > 0)
 }
 
-/// `hosts` of a door.
+/// Checks `hosts` of a door.
 fn check_hosts(check: &Check<'_>, table: &str, written: &[String]) -> Result<Vec<HostPattern>, ConfigError> {
     let parse = |text: &String| match HostPattern::parse(text) {
         Ok(pattern) if !pattern.is_any_host() => Ok(pattern),
@@ -296,7 +297,7 @@ fn check_hosts(check: &Check<'_>, table: &str, written: &[String]) -> Result<Vec
     hosts.map_err(|message| check.invalid(&[table, "hosts"], message))
 }
 
-/// No address is for two doors.
+/// Checks that no address is used twice, by one door or by two.
 fn check_doors(
     check: &Check<'_>,
     registry: &[SocketAddr],

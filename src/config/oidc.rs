@@ -1,4 +1,4 @@
-//! `[auth.oidc]`, checked: whose tokens are believed.
+//! `[auth.oidc]`, checked: the issuers whose tokens are trusted.
 
 use url::Url;
 
@@ -11,15 +11,15 @@ use super::web::{WebAccess, trusted_url};
 /// An issuer of tokens (OpenID Connect).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Issuer {
-    /// What the configuration calls it.
+    /// The issuer's name in the configuration.
     pub name: String,
     /// The claim `iss` of its tokens.
     pub issuer: String,
-    /// A token is for one of them at least; never empty.
+    /// A token has to be for at least one of these audiences; never empty.
     pub audience: Vec<String>,
-    /// Where its keys are.
+    /// Where the issuer's keys are.
     pub keys: Keys,
-    /// What its tokens have to claim.
+    /// Claims that its tokens have to make.
     pub required: Vec<ClaimRule>,
     pub access: WebAccess,
 }
@@ -27,20 +27,22 @@ pub struct Issuer {
 /// Where an issuer's keys are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Keys {
-    /// The document in which the issuer says it (OpenID Connect Discovery).
+    /// In the document that names their address (OpenID Connect Discovery).
     Discovered(Url),
+    /// At this address.
     At(Url),
 }
 
-/// A claim and what is wanted of it.
+/// A claim and the values that are accepted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClaimRule {
-    /// A name, or names with dots between them where claims hold others.
+    /// The name of the claim, or names with dots between them for a claim within other claims.
     pub claim: String,
-    /// One of these; each may end with `*`.
+    /// The claim has to have one of these values; each may end with `*`.
     pub values: Vec<String>,
 }
 
+/// Checks `[auth.oidc]`. No two tables may have the same issuer.
 pub fn check_all(
     check: &Check<'_>,
     written: raw::InOrder<raw::Oidc>,

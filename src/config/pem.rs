@@ -7,7 +7,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::check::Check;
 
-/// All certificates of a file; at least one.
+/// Reads all certificates of a file. Fails if there is none.
 pub fn certificates(check: &Check<'_>, path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     check.depends_on(path);
     let unreadable = |error| format!("cannot read certificates from {}: {error}", path.display());
@@ -19,7 +19,7 @@ pub fn certificates(check: &Check<'_>, path: &Path) -> Result<Vec<CertificateDer
     Ok(certificates)
 }
 
-/// The first private key of a file.
+/// Reads the first private key of a file.
 pub fn private_key(check: &Check<'_>, path: &Path) -> Result<PrivateKeyDer<'static>, String> {
     check.depends_on(path);
     let unreadable = |error| format!("cannot read a private key from {}: {error}", path.display());

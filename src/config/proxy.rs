@@ -8,31 +8,32 @@ use super::secret::Secret;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Proxy {
     Direct,
-    /// Through a proxy for each scheme that has one, but for the hosts of `NO_PROXY`.
+    /// Through the proxy for the scheme of the URL, if there is one, but directly to the hosts of `NO_PROXY`.
     Through(Proxies),
 }
 
-/// What the usual environment variables say: `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY`, in
-/// capitals or not.
+/// The proxies of the usual environment variables: `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY`, in upper or
+/// lower case.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Proxies {
-    /// URLs, which may hold a password.
+    /// The proxy for `http`. It is a URL, as for `https`, and may hold a password.
     pub http: Option<Secret>,
     pub https: Option<Secret>,
     pub exceptions: String,
 }
 
 impl Proxies {
-    /// The proxies' own hosts.
+    /// Returns the hosts of the proxies themselves.
     pub fn hosts(&self) -> Vec<String> {
         let urls = [&self.http, &self.https].into_iter().flatten().filter_map(|url| Url::parse(url.reveal()).ok());
         urls.filter_map(|url| Some(url.host_str()?.to_owned())).collect()
     }
 
+    /// Reads the proxies from environment variables. A proxy with an invalid URL is not used, and the log says so.
     pub fn of_environment(variables: &[(String, String)]) -> Self {
         let read = |name: &str| {
             let mut found = variables.iter().filter(|(key, value)| key.eq_ignore_ascii_case(name) && !value.is_empty());
-            // As curl does: the small letters win.
+            // As in curl, the name in lower case comes first.
             let (key, value) = found.clone().find(|(key, _)| key == name).or_else(|| found.next())?;
             match check_url(value) {
                 Ok(()) => Some(Secret::new(value.clone())),
@@ -52,8 +53,8 @@ impl Proxies {
 }
 
 impl Proxy {
-    /// The proxy that is written, else that of the environment, which is never used for this machine
-    /// itself.
+    /// Chooses the proxy on the way to `origin`: the written one, otherwise that of the environment, which is never
+    /// used for this machine itself.
     pub fn choose(written: &Secret, origin: &Url, environment: &Proxies) -> Result<Self, String> {
         match written.reveal() {
             "none" => Ok(Self::Direct),
@@ -70,10 +71,10 @@ impl Proxy {
     }
 }
 
-/// The message holds nothing of the text: it may have a password in it.
+/// Checks the URL of a proxy. The message quotes nothing of the text, which may contain a password.
 fn check_url(text: &str) -> Result<(), String> {
     let example = "write for example \"http://proxy.example.com:3128\", or \"none\"";
-    // Many write `host:port`, which the URL standard reads as a scheme.
+    // Many people write `host:port`; the URL standard reads that host as a scheme.
     let url = Url::parse(text).map_err(|error| format!("this is no URL ({error}); {example}"))?;
     if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
         return Err(format!("this does not begin with http:// or https:// and a host; {example}"));
@@ -81,6 +82,7 @@ fn check_url(text: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// Returns whether a URL is on this machine: at `localhost` or a loopback address.
 pub fn is_loopback(url: &Url) -> bool {
     match url.host() {
         Some(Host::Domain(name)) => name == "localhost",

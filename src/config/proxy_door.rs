@@ -1,4 +1,4 @@
-//! `[proxy]` and `[allowlist]`, checked: the proxy door and where it leads.
+//! `[proxy]` and `[allowlist]`, checked: the proxy door and the hosts that it leads to.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -21,28 +21,28 @@ use super::{Proxies, Repository, pem};
 #[derive(Clone, Debug)]
 pub struct ProxyDoor {
     pub listen: Vec<SocketAddr>,
-    /// Where the authority is whose certificates clients are shown.
+    /// The directory of the certificate authority that signs the certificates shown to clients.
     pub ca_dir: PathBuf,
     /// Hosts whose TLS is opened, beside those of repositories and of `headers`.
     pub intercept: Vec<HostPattern>,
-    /// Believed beside the system's.
+    /// Root certificates that are trusted beside the system's.
     pub upstream_roots: Vec<CertificateDer<'static>>,
-    /// Set where cached content is only for who the upstream would give it to: how long its consent is
-    /// remembered.
+    /// How long the upstream's consent is remembered. Set if a client gets cached content only if the upstream would
+    /// give it to that client.
     pub consent: Option<Duration>,
-    /// Who may use it; never empty.
+    /// Clients that may use this door; never empty.
     pub allow: Vec<Allow>,
     pub allowlist: Allowlist,
-    /// For whatever hosts.
+    /// Headers by host, for any host.
     pub host_headers: Arc<[HostHeaders]>,
-    /// On the way to whatever hosts.
+    /// Proxies on the way to any host.
     pub proxies: Proxies,
 }
 
-/// Where the proxy door leads.
+/// The hosts that the proxy door leads to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Allowlist {
-    /// Whether it leads nowhere else.
+    /// Whether the door leads to no other hosts.
     pub is_enabled: bool,
     entries: Vec<Entry>,
     /// Host and port of all upstreams.
@@ -55,19 +55,19 @@ enum Entry {
     Network(IpNet),
 }
 
-/// Ports that are open without being named.
+/// Ports that the door leads to although no entry of the allowlist names them.
 const PORTS: [u16; 2] = [80, 443];
 
-/// A place that the proxy door may lead to.
+/// The permission to lead a client to a host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Permission {
-    /// Whether the configuration names the host, wherever it is.
+    /// Whether the configuration names the host, which then may have any address.
     pub is_named: bool,
-    /// Networks that it may be in, beside the public one.
+    /// Networks that the host's address may be in, beside the public one.
     pub networks: Vec<IpNet>,
 }
 
-/// Why the proxy door does not lead there.
+/// Why the proxy door does not lead to a host.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Forbidden {
     #[error("{0} is not in the allowlist of this proxy; ask its administrator to add it to allowlist.domains")]
@@ -76,7 +76,7 @@ pub enum Forbidden {
         "{0} is inside this network (private, loopback or link-local), where this proxy does not lead; to allow it, name it in allowlist.domains"
     )]
     Inside(String),
-    /// With what there is to say.
+    /// The address is a door of this Larder; with the message about it.
     #[error("{0}, or ask this one without a proxy")]
     Ours(String),
     #[error("this proxy leads to ports 80 and 443 only; to allow {0}, add it to allowlist.domains")]
@@ -84,7 +84,7 @@ pub enum Forbidden {
 }
 
 impl Allowlist {
-    /// Whether the door leads to `host` (in lower case, IPv6 addresses in brackets).
+    /// Checks whether the door leads to `host` (in lower case, IPv6 addresses in brackets) and `port`.
     pub fn permit(&self, host: &str, port: u16) -> Result<Permission, Forbidden> {
         let address: Option<IpAddr> = host.trim_matches(['[', ']']).parse().ok();
         let is_upstream = self.upstreams.iter().any(|(name, of)| name == host && *of == port);
@@ -112,7 +112,7 @@ impl Allowlist {
         Ok(Permission { is_named, networks: self.networks().collect() })
     }
 
-    /// The networks that it names.
+    /// Returns the networks in the allowlist.
     pub fn networks(&self) -> impl Iterator<Item = IpNet> {
         self.entries.iter().filter_map(|entry| match entry {
             Entry::Network(network) => Some(*network),
@@ -122,15 +122,17 @@ impl Allowlist {
 }
 
 impl ProxyDoor {
-    /// Whether TLS with `host` is opened because the configuration says so of the host itself.
+    /// Returns whether TLS with `host` is opened because the configuration names the host: in `intercept`, in `headers`
+    /// or as an upstream.
     pub fn intercepts(&self, host: &str, port: u16) -> bool {
         let mut named = self.intercept.iter().chain(self.host_headers.iter().map(HostHeaders::host));
         named.any(|pattern| pattern.matches(host, Some(port)))
             || self.allowlist.upstreams.iter().any(|(name, of)| name == host && *of == port)
     }
 
-    /// Whether the configuration names a host, so that what it says of its content is believed. Of a whole domain anybody
-    /// may have a part (`*.amazonaws.com`): those are opened and not believed.
+    /// Returns whether the configuration names the host of a URL, so that the host's statements about its content are
+    /// trusted. Anybody may own a part of a whole domain (`*.amazonaws.com`): TLS with such a host is opened, but the
+    /// host is not trusted.
     pub fn trusts(&self, url: &Url) -> bool {
         let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else {
             return false;
@@ -140,7 +142,7 @@ impl ProxyDoor {
     }
 }
 
-/// Checks the door; `has_patterns`: `cache.patterns` are set.
+/// Checks `[proxy]` and `[allowlist]`. `has_patterns`: whether `cache.patterns` is set.
 pub fn check(
     check: &Check<'_>,
     written: Option<raw::Proxy>,

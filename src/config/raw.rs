@@ -11,6 +11,7 @@ use super::secret::{HIDDEN, Secret};
 pub use super::shapes::{Addresses, ClaimValues, InOrder, Network, OneOrMany, Pattern};
 use super::units::{Amount, Limit, Span};
 
+/// The whole file.
 #[derive(Debug, Default, Deserialize, Serialize)]
 #[serde(default)]
 pub struct File {
@@ -18,9 +19,9 @@ pub struct File {
     pub auth: Auth,
     pub cache: Cache,
     pub repository: Repositories,
-    /// By host.
+    /// Headers by host.
     pub headers: InOrder<HostHeaders>,
-    /// `None`: there is none.
+    /// `None`: there is no proxy door.
     pub proxy: Option<Proxy>,
     pub allowlist: Allowlist,
     pub admin: Admin,
@@ -28,7 +29,9 @@ pub struct File {
 }
 
 impl File {
-    /// Leaves out what only a file could tell, but not that it is needed.
+    /// Removes the keys that name files or programs, which need not exist here. A password from a file becomes a
+    /// placeholder, and a certificate without its key stays (or a key without its certificate), so that later checks
+    /// still find what is missing.
     pub fn forget_files(&mut self) {
         self.server.tls = None;
         self.auth.htpasswd = None;
@@ -48,11 +51,12 @@ impl File {
     }
 }
 
+/// `[server]`
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(default)]
 pub struct Server {
     pub listen: Addresses,
-    /// `None` is the built-in default, which may be absent from a file of other repositories.
+    /// `None`: the built-in default, which a file with other repositories may not have.
     pub default_repository: Option<String>,
     pub trusted_proxies: Vec<Network>,
     pub forwarded_header: ForwardedHeader,
@@ -80,14 +84,14 @@ impl Default for Server {
     }
 }
 
-/// The header in which proxies say for whom they ask.
+/// The header in which reverse proxies state the client that they ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(try_from = "String")]
 pub enum ForwardedHeader {
-    /// With `X-Forwarded-Proto`.
+    /// `X-Forwarded-For`, with `X-Forwarded-Proto`.
     #[serde(rename = "x-forwarded-for")]
     XForwardedFor,
-    /// RFC 7239
+    /// `Forwarded` (RFC 7239).
     #[serde(rename = "forwarded")]
     Forwarded,
 }
@@ -104,10 +108,11 @@ impl TryFrom<String> for ForwardedHeader {
     }
 }
 
+/// `[server.tls]`
 #[derive(Debug, Default, Deserialize, Serialize)]
 #[serde(default)]
 pub struct ServerTls {
-    /// One, or a list with as many keys.
+    /// One certificate, or a list with as many entries as `private_key`.
     pub certificate: OneOrMany<String>,
     pub private_key: OneOrMany<String>,
     #[serde(deserialize_with = "path")]
@@ -128,7 +133,7 @@ pub struct Acme {
     #[serde(serialize_with = "path_or_empty")]
     #[serde(deserialize_with = "path")]
     pub ca_bundle: Option<PathBuf>,
-    /// `None`: port 80 everywhere.
+    /// `None`: port 80 of every IPv4 address.
     pub http_listen: Option<Addresses>,
     pub dns_hook: Vec<String>,
     pub eab_key_id: String,
@@ -153,7 +158,7 @@ impl Default for Acme {
     }
 }
 
-/// How it is shown that domains are ours.
+/// How Larder proves that it controls the domains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub enum AcmeChallengeType {
     #[serde(rename = "tls-alpn-01")]
@@ -164,13 +169,14 @@ pub enum AcmeChallengeType {
     Dns01,
 }
 
+/// `[auth]`
 #[derive(Debug, Default, Deserialize, Serialize)]
 #[serde(default)]
 pub struct Auth {
     pub allow_cidrs: Vec<Network>,
-    /// `None`: nobody logs in with a password.
+    /// `None`: no client logs in with a password.
     pub htpasswd: Option<Htpasswd>,
-    /// By a name of the user's choice.
+    /// Issuers by a name that the user chooses.
     pub oidc: InOrder<Oidc>,
 }
 
@@ -187,6 +193,7 @@ pub struct Oidc {
     pub server_ca_bundle: Option<PathBuf>,
 }
 
+/// `[auth.htpasswd]`
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(default)]
 pub struct Htpasswd {
@@ -208,6 +215,7 @@ pub enum ClientAuth {
     Required,
 }
 
+/// `[cache]`
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(default)]
 pub struct Cache {
@@ -220,7 +228,7 @@ pub struct Cache {
     pub patterns: Vec<Pattern>,
 }
 
-/// In which order objects are evicted.
+/// The order in which objects are evicted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Policy {
@@ -242,9 +250,10 @@ impl Default for Cache {
     }
 }
 
-/// In the order of the file: among `scopes` the first match wins.
+/// `[repository]` in the order of the file: among `scopes` the first match wins.
 pub type Repositories = InOrder<Repository>;
 
+/// `[repository."…"]`
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(default)]
 pub struct Repository {
@@ -292,8 +301,7 @@ impl Default for Repository {
     }
 }
 
-/// `[[repository."…".tag]]`: other values for the tags that match; what is left out is as the repository
-/// has it.
+/// `[[repository."…".tag]]`: other values for the tags that match. A key that is left out has the repository's value.
 #[derive(Debug, Default, Deserialize, Serialize)]
 #[serde(default)]
 pub struct TagRule {
@@ -306,17 +314,17 @@ pub struct TagRule {
     pub negative_max_age: Option<Span>,
 }
 
-/// Whose credentials go upstream.
+/// Whose credentials are sent to the upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ClientCredentials {
-    /// Those of the configuration.
+    /// Larder's own, from the configuration.
     Ignore,
     /// The client's own.
     Pass,
 }
 
-/// What becomes of a cached tag that the upstream no longer has.
+/// What happens to a cached tag that the upstream no longer has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OnUpstream404 {
@@ -324,6 +332,7 @@ pub enum OnUpstream404 {
     Drop,
 }
 
+/// `[[repository."…".upstream]]`
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(default)]
 pub struct Upstream {
@@ -354,14 +363,14 @@ pub struct Upstream {
     pub max_connections: u32,
     pub token_realms: Vec<String>,
     pub redirect_hosts: Vec<String>,
-    /// A URL, `none`, or empty for what the environment says.
+    /// A URL, `none`, or empty for the proxy of the environment.
     #[serde(serialize_with = "proxy_without_password")]
     pub http_proxy: Secret,
     pub headers: BTreeMap<String, Secret>,
     pub insecure_skip_verify: bool,
 }
 
-/// A path; an empty one is none.
+/// Reads a path; `None` for an empty one.
 fn path<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<PathBuf>, D::Error> {
     let path = PathBuf::deserialize(deserializer)?;
     Ok((!path.as_os_str().is_empty()).then_some(path))
@@ -402,7 +411,7 @@ pub struct HostHeaders {
     pub append: BTreeMap<String, Secret>,
 }
 
-/// The proxy door.
+/// `[proxy]`
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(default)]
 pub struct Proxy {
@@ -431,7 +440,7 @@ impl Default for Proxy {
     }
 }
 
-/// Where the proxy door leads.
+/// `[allowlist]`
 #[derive(Debug, Default, Deserialize, Serialize)]
 #[serde(default)]
 pub struct Allowlist {
@@ -439,6 +448,7 @@ pub struct Allowlist {
     pub domains: Vec<String>,
 }
 
+/// `[admin]`
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(default)]
 pub struct Admin {
@@ -457,6 +467,7 @@ impl Default for Admin {
     }
 }
 
+/// `[logging]`
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default)]
 pub struct Logging {
@@ -472,6 +483,7 @@ impl Default for Logging {
     }
 }
 
+/// The form of the log: text for people or JSON for machines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
@@ -479,12 +491,12 @@ pub enum LogFormat {
     Json,
 }
 
-/// An empty path is the same as none.
+/// Writes a path; a missing one as an empty path, which means the same.
 fn path_or_empty<S: Serializer>(path: &Option<PathBuf>, serializer: S) -> Result<S::Ok, S::Error> {
     path.as_deref().unwrap_or(Path::new("")).serialize(serializer)
 }
 
-/// The URL of a proxy is a secret only if it holds one.
+/// Writes the URL of a proxy. It is hidden only if it contains a user name or password.
 fn proxy_without_password<S: Serializer>(proxy: &Secret, serializer: S) -> Result<S::Ok, S::Error> {
     let has_login = |url: url::Url| !url.username().is_empty() || url.password().is_some();
     match url::Url::parse(proxy.reveal()).is_ok_and(has_login) {

@@ -12,44 +12,44 @@ use super::raw::{self, ClientCredentials, OnUpstream404, OneOrMany, Pattern};
 use super::units::Limit;
 use super::upstream::{self, Around, Upstream};
 
-/// A local repository: a prefix of names, how requests find it and where its content comes from.
+/// A local repository: a prefix of names, how requests select it, and where its content comes from.
 #[derive(Clone, Debug)]
 pub struct Repository {
-    /// The table's key, which is also the local path prefix.
+    /// The key of its table, which is also the local path prefix.
     pub prefix: String,
     /// Values of `?ns=` that select it.
     pub namespaces: Vec<String>,
     /// Values of `Host` that select it, in lower case.
     pub hosts: Vec<String>,
     pub scopes: Vec<Pattern>,
-    /// For tags that no rule matches, and for lists and digests.
+    /// The policy for tags that no rule matches, and for lists and digests.
     pub tags: TagPolicy,
-    /// In order; the first whose pattern matches a tag applies.
+    /// Rules in order; the first whose pattern matches a tag applies.
     pub tag_rules: Vec<(Pattern, TagPolicy)>,
-    /// Set where the client's own credentials decide, upstream, what it may read: how long the
-    /// upstream's consent is remembered.
+    /// How long the upstream's consent is remembered. Set if the upstream decides by the client's own credentials what
+    /// the client may read.
     pub client_consent: Option<Duration>,
-    /// Who may pull; never empty.
+    /// Clients that may pull; never empty.
     pub allow: Vec<Allow>,
-    /// How long its objects are kept unused; `None`: as long as any.
+    /// How long its objects are kept unused; `None`: as `cache.ttl` says.
     pub ttl: Option<Limit>,
     /// Regexes on `NAME:TAG` of images that are never evicted.
     pub pin: Vec<Pattern>,
-    /// Whether names follow Docker Hub's custom: `alpine` means `library/alpine`.
+    /// Whether names follow the custom of Docker Hub: `alpine` means `library/alpine`.
     pub implies_library: bool,
     /// In order of preference; never empty.
     pub upstreams: Vec<Upstream>,
-    /// Set where this is one upstream of several: what it says of a tag is not what all say.
+    /// Whether this is one upstream of several: its answer about a tag is not the answer of all of them.
     pub one_of_several: bool,
 }
 
-/// How long tags are believed.
+/// How cached tags are kept and revalidated.
 #[derive(Clone, Debug)]
 pub struct TagPolicy {
     pub immutable: bool,
     pub immutable_exclusions: Vec<Pattern>,
     pub max_age: Duration,
-    /// How much longer it is served while it is checked.
+    /// How much longer than `max_age` a tag is served while it is revalidated.
     pub stale_while_revalidate: Duration,
     pub stale_if_error: Limit,
     pub on_upstream_404: OnUpstream404,
@@ -57,11 +57,11 @@ pub struct TagPolicy {
     pub negative_max_age: Duration,
 }
 
-/// The shelf of what clients' own credentials show, of all upstreams in order.
+/// The shelf of what clients' own credentials learnt of all upstreams in order.
 const BY_CLIENTS: &str = " by clients";
 
 impl Repository {
-    /// One that the configuration does not have.
+    /// Creates a repository that the configuration does not have, with an upstream that a client names.
     pub fn named_by_client(prefix: String, upstream: Upstream, client_consent: Option<Duration>) -> Self {
         let mut made = Self {
             prefix,
@@ -82,24 +82,25 @@ impl Repository {
         made
     }
 
-    /// From now on what does not exist is looked for each time: who asks may be just about to push it.
+    /// Stops the caching of absences: each request for an absent object asks the upstream, since the client may be just
+    /// about to push that object.
     pub fn forget_absences(&mut self) {
         self.tags.negative_max_age = Duration::ZERO;
         self.tag_rules.iter_mut().for_each(|(_, policy)| policy.negative_max_age = Duration::ZERO);
     }
 
-    /// What tells apart what is known of tags and lists here from what others know of the same repository: whose
-    /// credentials asked, and which upstream alone. Empty for Larder's own and all upstreams in order.
+    /// Returns the shelf of what this repository knows about tags and lists. It depends on whose credentials asked, and
+    /// names the upstream if this is one of several. Empty for Larder's own credentials and all upstreams in order.
     pub fn shelf(&self) -> String {
         self.shelf_by(if self.client_consent.is_some() { BY_CLIENTS } else { "" })
     }
 
-    /// The shelf of the same upstreams, by the other credentials: Larder's own or those of clients.
+    /// Returns the shelf of the same upstreams for the other credentials: Larder's own or those of clients.
     pub fn other_shelf(&self) -> String {
         self.shelf_by(if self.client_consent.is_some() { "" } else { BY_CLIENTS })
     }
 
-    /// All shelves that a tag of these upstreams may be on.
+    /// Returns all shelves on which a tag of these upstreams may be.
     pub fn shelves(&self) -> [String; 4] {
         [self.shelf(), self.other_shelf(), String::new(), BY_CLIENTS.to_owned()]
     }
@@ -111,11 +112,13 @@ impl Repository {
         }
     }
 
-    /// Under what name it is remembered what is asked for here.
+    /// Returns the name of this repository in the keys under which Larder remembers requests and their results: its
+    /// prefix with its shelf.
     pub fn asked_as(&self) -> String {
         format!("{}{}", self.prefix, self.shelf())
     }
 
+    /// Returns the policy for `tag`: that of the first rule that matches, otherwise the repository's.
     pub fn policy_of(&self, tag: &str) -> &TagPolicy {
         let rule = self.tag_rules.iter().find(|(pattern, _)| pattern.is_match(tag));
         rule.map_or(&self.tags, |(_, policy)| policy)
@@ -135,14 +138,14 @@ impl TagPolicy {
         }
     }
 
-    /// Whether `tag` is never checked again once it is cached.
+    /// Returns whether `tag` is never revalidated once it is cached.
     pub fn is_immutable(&self, tag: &str) -> bool {
         self.immutable && !self.immutable_exclusions.iter().any(|pattern| pattern.is_match(tag))
     }
 }
 
-/// Adds what a file need not say: the built-in repositories where it names none, the upstream and the
-/// namespace of one whose key is a host.
+/// Adds what a file may leave out: the built-in repositories if it has none, and the upstream and namespace of a
+/// repository that is built in or whose key is a host.
 pub fn fill_in(repositories: &mut raw::Repositories) {
     if repositories.0.is_empty() {
         repositories.0 = BUILT_IN.map(|(prefix, ..)| (prefix.to_owned(), raw::Repository::default())).into();
@@ -165,7 +168,7 @@ pub fn fill_in(repositories: &mut raw::Repositories) {
     }
 }
 
-/// Checks all repositories, each by itself and against each other.
+/// Checks all repositories, each by itself and against the others.
 pub fn check_all(
     check: &Check<'_>,
     written: raw::Repositories,
@@ -275,7 +278,7 @@ fn check_rules(
         })?;
         let policy = TagPolicy {
             immutable: rule.immutable_tags.unwrap_or(usual.immutable),
-            // Who says of just these tags that they are immutable means it.
+            // A rule that makes its own tags immutable means all of them.
             immutable_exclusions: match rule.immutable_tags {
                 Some(_) => Vec::new(),
                 None => usual.immutable_exclusions.clone(),
@@ -291,7 +294,7 @@ fn check_rules(
     written.into_iter().enumerate().map(rule).collect()
 }
 
-/// A prefix is one or more path segments as they may stand in an image name, the first of them
+/// Returns whether a text can be a prefix: one or more path segments that are valid in an image name, the first of them
 /// perhaps a host with a port.
 pub fn is_prefix(text: &str) -> bool {
     let is_character = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._-:".contains(&byte);

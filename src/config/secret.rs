@@ -1,4 +1,4 @@
-//! Text that must not be seen.
+//! Passwords and tokens, which must not be shown.
 
 use std::fmt;
 
@@ -13,14 +13,17 @@ pub const HIDDEN: &str = "[hidden]";
 pub struct Secret(String);
 
 impl Secret {
+    /// Creates a secret from its text.
     pub fn new(text: impl Into<String>) -> Self {
         Self(text.into())
     }
 
+    /// Returns the text itself.
     pub fn reveal(&self) -> &str {
         &self.0
     }
 
+    /// Returns whether the text is empty, which means that there is no secret.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -29,7 +32,7 @@ impl Secret {
 impl TryFrom<String> for Secret {
     type Error = String;
 
-    /// Refuses what stands for a secret in a configuration that was shown: it would be sent as one.
+    /// Refuses the placeholder that a shown configuration has instead of a secret: Larder would send it as the secret.
     fn try_from(text: String) -> Result<Self, String> {
         match text == HIDDEN {
             true => Err(format!("`{HIDDEN}` is what is shown instead of a secret; write the secret itself")),

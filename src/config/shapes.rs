@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize, Serializer};
 
-/// Addresses of a network, or one address.
+/// A network, or a single address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Network(pub ipnet::IpNet);
@@ -47,7 +47,7 @@ impl TryFrom<OneOrMany<String>> for Addresses {
     }
 }
 
-/// A value alone or in a list.
+/// A single value or a list of values.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct OneOrMany<T>(pub Vec<T>);
 
@@ -77,7 +77,7 @@ impl<'de> Deserialize<'de> for OneOrMany<String> {
     }
 }
 
-/// What a claim may be: a text, a number or a truth value, or a list of them; as texts.
+/// The accepted values of a claim, as texts. The file has a text, a number, `true` or `false`, or a list of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct ClaimValues(pub Vec<String>);
 
@@ -169,6 +169,7 @@ impl Serialize for Pattern {
 }
 
 impl Pattern {
+    /// Returns whether the expression matches anywhere in a text.
     pub fn is_match(&self, text: &str) -> bool {
         self.0.is_match(text)
     }
@@ -183,7 +184,8 @@ impl TryFrom<String> for Pattern {
         }
         let pattern = regex::Regex::new(&text);
         pattern.map(Self).map_err(|error| {
-            // The last line of the library's message says what is wrong; the others draw a picture.
+            // The last line of the library's message is the reason; the lines before it show the place in the
+            // expression.
             let message = error.to_string();
             let reason = message.lines().last().unwrap_or_default();
             format!("`{text}` is no valid regular expression: {}", reason.trim_start_matches("error: "))

@@ -47,7 +47,7 @@ impl fmt::Display for From {
 }
 
 impl Sources {
-    /// The configuration in effect; a mistake in it is an error, as for [`Sources::load`].
+    /// Returns the configuration in effect. Fails if the configuration has a mistake, as [`Sources::load`] does.
     pub fn effective(&self) -> Result<Effective, ConfigError> {
         self.load().config?;
         Effective::of_tree(&self.tree()?)
@@ -55,6 +55,7 @@ impl Sources {
 }
 
 impl Effective {
+    /// Returns the configuration in effect for what is written in `tree`.
     pub(super) fn of_tree(tree: &Node) -> Result<Self, ConfigError> {
         let mut file: raw::File = de::from_tree(tree)?;
         repository::fill_in(&mut file.repository);
@@ -73,7 +74,7 @@ impl Effective {
         Ok(Self(entries(values, Some(tree), &[])))
     }
 
-    /// As a `larder.toml`, each value with its origin in a comment.
+    /// Returns the text of a `larder.toml`, with the origin of each value in a comment.
     pub fn to_toml(&self) -> String {
         let mut document = Document::default();
         document.comment("The configuration in effect: each value, and where it comes from.");
@@ -136,11 +137,11 @@ fn shown(value: Value, node: Option<&Node>, path: &[&str]) -> Shown {
     }
 }
 
-/// Whether a table that holds nothing but tables gets a line of its own.
+/// Whether a table without any entries gets a heading.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Heading {
     Always,
-    /// TOML implies it.
+    /// Only a table with values has one; TOML implies the others.
     ForValues,
 }
 
@@ -160,7 +161,7 @@ fn write_tables(document: &mut Document, path: &[&str], tables: &[Vec<(String, S
     }
 }
 
-/// What TOML wants first comes first: the values, then the tables.
+/// Writes the entries of a table in the order that TOML demands: first the values, then the tables.
 fn write_entries(document: &mut Document, path: &[&str], table: &[(String, Shown)]) {
     for (key, shown) in table {
         if let Shown::Value(value, from) = shown {

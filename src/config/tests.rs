@@ -2,10 +2,12 @@ use std::path::Path;
 
 use super::*;
 
+/// Reads a configuration from text; an error is its message.
 pub fn parse(text: &str) -> Result<Config, String> {
     parse_with(text, &[])
 }
 
+/// Reads a configuration from text and environment variables.
 pub fn parse_with(text: &str, environment: &[(&str, &str)]) -> Result<Config, String> {
     let mut tree = Node::parse(Path::new("larder.toml"), text).map_err(|error| error.to_string())?;
     let variables: Vec<_> = environment.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
@@ -164,7 +166,7 @@ fn what_is_shown_can_be_used_as_the_configuration() {
     for text in [RICH, "", include_str!("../../larder.example.toml")] {
         let with_ttl = |mut config: Config| {
             for repository in &mut config.repositories {
-                // Where a repository says nothing it is as `cache.ttl`, and that is shown.
+                // A repository without a `ttl` has that of `cache.ttl`, and that value is shown.
                 repository.ttl.get_or_insert(config.cache.ttl);
             }
             format!("{config:#?}")
@@ -197,7 +199,7 @@ fn every_value_is_shown_with_its_origin() {
         ("/logging/access", false.into(), "environment variable LARDER_LOGGING__ACCESS"),
     ] {
         let expected = serde_json::json!({ "value": value, "origin": origin });
-        // A pointer writes `/` within a key as `~1`; there is none here.
+        // A pointer writes `/` within a key as `~1`; no key here has one.
         assert_eq!(json.pointer(pointer), Some(&expected), "{pointer}");
     }
     let toml = shown.to_toml();

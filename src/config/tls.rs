@@ -14,19 +14,19 @@ use super::pem;
 use super::proxy::Proxies;
 use super::raw::{self, ClientAuth};
 
-/// TLS on a door of ours.
+/// TLS of the registry door.
 #[derive(Clone, Debug)]
 pub struct ServerTls {
-    /// Certificate chains with their keys; which one is shown depends on the name that a client asks for,
-    /// the first where none fits. Empty only with `acme`.
+    /// Certificate chains with their keys. A client gets the one that fits the name that it asks for, or the first if
+    /// none fits. Empty only with `acme`.
     pub certificates: Vec<Arc<CertifiedKey>>,
-    /// Where certificates come from instead.
+    /// The ACME server that the certificates come from instead.
     pub acme: Option<Acme>,
-    /// Whose client certificates are believed.
+    /// The authorities whose client certificates are trusted.
     pub clients: Option<ClientRoots>,
 }
 
-/// The authorities of clients.
+/// The authorities of client certificates.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientRoots {
     pub roots: Vec<CertificateDer<'static>>,
@@ -34,6 +34,7 @@ pub struct ClientRoots {
     pub is_required: bool,
 }
 
+/// Checks `[server.tls]` and reads the files that it names.
 pub fn check(check: &Check<'_>, written: raw::ServerTls, proxies: &Proxies) -> Result<ServerTls, ConfigError> {
     let invalid = |key: &str, message: String| check.invalid(&["server", "tls", key], message);
     let (chains, keys) = (written.certificate.0, written.private_key.0);

@@ -1,5 +1,5 @@
-//! The configuration as written: TOML files and environment variables merged into one tree in which
-//! every value knows where it came from.
+//! The configuration as written: TOML files and environment variables merged into one tree, in which every value has
+//! its origin.
 
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
@@ -17,20 +17,21 @@ pub struct Node {
     pub origin: Origin,
 }
 
+/// A value as it is written.
 #[derive(Clone, Debug)]
 pub enum Value {
     String(String),
     Integer(i64),
     Float(f64),
     Boolean(bool),
-    /// From an environment variable: its type is what the key wants.
+    /// The text of an environment variable; the key decides of which type its value is.
     Text(String),
     Array(Vec<Node>),
     Table(Vec<(String, Node)>),
 }
 
 impl Node {
-    /// An empty tree: all defaults.
+    /// Returns an empty tree, which means all defaults.
     pub fn empty() -> Self {
         Self { value: Value::Table(Vec::new()), origin: Origin::Default }
     }
@@ -42,11 +43,12 @@ impl Node {
         Self::parse(path, &text)
     }
 
+    /// Reads TOML text; `path` is the file that errors and origins name.
     pub(crate) fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
         let reader = FileReader { path: path.into(), text };
         let table = DeTable::parse(text).map_err(|error| {
             let at = error.span().map_or(0, |span| span.start);
-            // Of a text without quotes TOML says that it is no number.
+            // For a text without quotes, the library's message is about a wrong number.
             let message = match error.message() {
                 message if message.contains("expected") && reader.is_bare(at) => {
                     "this is no value; a text needs quotes, as in key = \"value\""
@@ -77,8 +79,8 @@ impl Node {
         }
     }
 
-    /// Lays the variables named `LARDER_<TABLE>__<KEY>` over this tree. A name without `__` is none of
-    /// ours: Kubernetes sets such ones for a service called `larder`.
+    /// Lays the variables named `LARDER_<TABLE>__<KEY>` over this tree. A name without `__` is ignored: Kubernetes sets
+    /// such variables for a service called `larder`.
     pub fn merge_environment(&mut self, variables: impl Iterator<Item = (String, String)>) {
         let mut ours: Vec<_> =
             variables.filter(|(name, _)| name.starts_with("LARDER_") && name.contains("__")).collect();
@@ -95,7 +97,8 @@ impl Node {
         }
     }
 
-    /// A [`Value::Text`] as the TOML it holds, where it holds any: numbers, booleans, lists, tables.
+    /// Returns the value that the text of a [`Value::Text`] means as TOML: a number, a boolean, a list or a table.
+    /// `None` if the text is not TOML.
     pub fn text_as_toml(&self) -> Option<Self> {
         let Value::Text(text) = &self.value else {
             return None;
@@ -104,7 +107,7 @@ impl Node {
         let Value::Table(entries) = tree.value else {
             return None;
         };
-        // What goes on behind the value is no part of it.
+        // A text with further keys after the value is not one value.
         let mut entries = entries.into_iter();
         let (Some((_, mut node)), None) = (entries.next(), entries.next()) else {
             return None;
@@ -122,7 +125,7 @@ impl Node {
         }
     }
 
-    /// Where the value under `path` was written, or the nearest table around it.
+    /// Returns where the value under `path` was written, or the nearest table around it.
     pub fn origin(&self, path: &[&str]) -> Origin {
         match path.split_first().and_then(|(key, rest)| Some((child(self, key)?, rest))) {
             Some((child, rest)) => child.origin(rest),
@@ -131,7 +134,7 @@ impl Node {
     }
 }
 
-/// What stands under a key of a table or at a position of a list, also in the text of a variable.
+/// Returns the node under a key of a table or at a position of a list, also within the text of an environment variable.
 pub fn child<'a>(node: &'a Node, key: &str) -> Option<Cow<'a, Node>> {
     match &node.value {
         Value::Table(entries) => entries.iter().find(|(name, _)| name == key).map(|(_, node)| Cow::Borrowed(node)),
@@ -153,7 +156,7 @@ impl FileReader<'_> {
         Origin::File { path: self.path.clone(), line }
     }
 
-    /// Whether the line gives a key a value that begins as a number or a word does.
+    /// Returns whether the line at `offset` gives a key a value without quotes, such as a number or a word.
     fn is_bare(&self, offset: usize) -> bool {
         let before = self.text.get(..offset).unwrap_or_default();
         let start = before.rfind('\n').map_or(0, |at| at + 1);
@@ -162,7 +165,8 @@ impl FileReader<'_> {
         value.is_some_and(|value| !value.is_empty() && !value.starts_with(['"', '\'', '[', '{']))
     }
 
-    /// A table starts where it is first written; TOML's own span of one may cover only a part.
+    /// Reads a table that starts at `at`, where it is first written: the library's own span of a table may cover only a
+    /// part of it.
     fn table(&self, table: DeTable<'_>, at: usize) -> Result<Node, ConfigError> {
         let mut entries = Vec::with_capacity(table.len());
         for (key, value) in table {
@@ -202,14 +206,14 @@ impl FileReader<'_> {
     }
 }
 
-/// The files to read: those given, or `larder.toml` where it exists.
+/// Returns the files to read: the given files, or `larder.toml` if none is given and it exists.
 pub fn files(given: &[PathBuf]) -> Vec<PathBuf> {
     let mut files = to_watch(given);
     files.retain(|file| !given.is_empty() || file.exists());
     files
 }
 
-/// The files that are read, or would be if they were there.
+/// Returns the files that are read, or would be read if they existed.
 pub fn to_watch(given: &[PathBuf]) -> Vec<PathBuf> {
     if given.is_empty() { vec![PathBuf::from("larder.toml")] } else { given.to_vec() }
 }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize, Serializer};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span(pub Duration);
 
-/// A length of time without an end: `"forever"` or `"none"`, or as [`Span`].
+/// A length of time like [`Span`], or one without an end: `"forever"` or `"none"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Limit {
     Span(Duration),
@@ -20,7 +20,7 @@ pub enum Limit {
 }
 
 impl Limit {
-    /// Whether `age` is still within the limit.
+    /// Returns whether `age` is still within the limit.
     pub fn covers(self, age: Duration) -> bool {
         match self {
             Self::Unlimited => true,
@@ -29,7 +29,7 @@ impl Limit {
     }
 }
 
-/// Longest time that can be written: a hundred years, so that arithmetic on times cannot overflow.
+/// Longest time that can be written, in seconds: a hundred years, so that arithmetic on times cannot overflow.
 const MAX_SECONDS: u64 = 100 * 365 * 86_400;
 
 impl FromStr for Span {
@@ -68,7 +68,8 @@ impl FromStr for Limit {
 }
 
 impl fmt::Display for Span {
-    /// In the largest unit of which it is several, as people write it: `60s`, `24h`, `30d`.
+    /// Writes the time in the largest unit that fits into it twice or more without a rest, as people do: `60s`, `24h`,
+    /// `30d`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let milliseconds = self.0.as_millis();
         let units = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000)];
@@ -84,14 +85,14 @@ impl fmt::Display for Span {
 impl fmt::Display for Limit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            // For a limit of staleness "none" could be taken for "never".
+            // In a limit of staleness, "none" could be taken for "never".
             Self::Unlimited => f.write_str("forever"),
             Self::Span(span) => Span(*span).fmt(f),
         }
     }
 }
 
-/// Reads a time from its text; says of a bare number that it lacks its unit.
+/// Reads a time from its text; the error for a bare number says that its unit is missing.
 struct TimeVisitor<T>(PhantomData<T>);
 
 impl<T: FromStr<Err = String>> serde::de::Visitor<'_> for TimeVisitor<T> {
@@ -139,12 +140,12 @@ impl Serialize for Limit {
 pub enum Amount {
     None,
     Bytes(u64),
-    /// Hundredths of the filesystem.
+    /// Percent of the filesystem.
     Share(u8),
 }
 
 impl Amount {
-    /// In bytes, on a filesystem of `total`; `None` for `"none"`.
+    /// Returns the amount in bytes, on a filesystem of `total` bytes; `None` for `"none"`.
     pub fn of(self, total: u64) -> Option<u64> {
         match self {
             Self::None => None,
@@ -184,7 +185,7 @@ impl FromStr for Amount {
 }
 
 impl fmt::Display for Amount {
-    /// In the unit that gives the smallest number, as people write it.
+    /// Writes the amount in the unit that gives the smallest number, as people do.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let bytes = match self {
             Self::None => return f.write_str("none"),

@@ -17,7 +17,7 @@ use super::proxy::{Proxies, Proxy};
 use super::raw;
 use super::secret::Secret;
 
-/// One upstream registry. Two that are equal are asked in the same way.
+/// One upstream registry. Two equal ones are asked in the same way.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Upstream {
     pub url: UpstreamUrl,
@@ -26,43 +26,43 @@ pub struct Upstream {
     pub tls: ClientTls,
     pub max_redirect: u8,
     pub connect_timeout: Duration,
-    /// To the response's headers, and to the end of a document.
+    /// Time to the headers of a response, and to the end of a document.
     pub timeout: Duration,
-    /// Between two reads of a blob.
+    /// Time between two reads of a blob.
     pub read_timeout: Duration,
     /// Connections used at once for one large blob.
     pub parallel: usize,
     pub max_connections: usize,
     /// Further hosts that may receive the credentials.
     pub token_realms: Vec<String>,
-    /// Hosts that it may lead to wherever they are, those of `token_realms` among them.
+    /// Hosts that the upstream may redirect to whatever addresses they have, with those of `token_realms`.
     pub redirect_hosts: Vec<String>,
     pub proxy: Proxy,
-    /// Added to requests that Larder makes as itself; the values are marked sensitive.
+    /// Headers that are added to requests with Larder's own credentials; the values are marked sensitive.
     pub headers: Vec<(HeaderName, HeaderValue)>,
-    /// Those for the upstream's host are added, too.
+    /// Headers by host; those for the upstream's host are added, too.
     pub host_headers: Arc<[HostHeaders]>,
-    /// Set where a client and not the configuration names it: it is public or in these networks.
+    /// Set if a client and not the configuration names the upstream: its address has to be public or in these networks.
     pub confined_to: Option<Vec<IpNet>>,
 }
 
-/// Where an upstream is and which part of its names it serves.
+/// The address of an upstream, and the part of its names that is used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamUrl {
     /// Scheme, host and port, with `/` as path.
     pub origin: Url,
-    /// Put before each name; empty for the registry root.
+    /// The namespace that is put before each name; empty for the registry root.
     pub namespace: String,
 }
 
-/// How an upstream's TLS is checked and what it is shown.
+/// How Larder checks the TLS certificate of an upstream, and the certificate that Larder shows there.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct ClientTls {
-    /// The only roots believed; `None`: those of the system.
+    /// The only root certificates that are trusted; `None`: those of the system.
     pub roots: Option<Vec<CertificateDer<'static>>>,
-    /// Roots believed beside those.
+    /// Root certificates that are trusted beside those.
     pub further_roots: Vec<CertificateDer<'static>>,
-    /// Certificate chain and key shown to the upstream.
+    /// The certificate chain and key that Larder shows to the upstream.
     pub identity: Option<Arc<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>>,
     pub insecure_skip_verify: bool,
 }
@@ -77,19 +77,19 @@ impl std::fmt::Debug for ClientTls {
     }
 }
 
-/// Headers for a host: `[headers."HOST".set]` and `.append`. Each may be what logs in there, whatever its name, so all
-/// are secrets; the values are marked sensitive.
+/// Headers for a host: `[headers."HOST".set]` and `.append`. Any of them may hold credentials for that host, whatever
+/// its name, so all are secrets; the values are marked sensitive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostHeaders {
     host: HostPattern,
-    /// In the place of what a request has.
+    /// Headers that replace those of a request.
     pub set: Vec<(HeaderName, HeaderValue)>,
-    /// Beside what a request has.
+    /// Headers that are added to those of a request.
     pub append: Vec<(HeaderName, HeaderValue)>,
 }
 
 impl Upstream {
-    /// One that the configuration does not have.
+    /// Creates an upstream that the configuration does not have, because a client names it.
     pub fn named_by_client(
         url: UpstreamUrl,
         tls: ClientTls,
@@ -119,29 +119,29 @@ impl Upstream {
 }
 
 impl HostHeaders {
-    /// Whether they are for the host of this address.
+    /// Returns whether these headers are for the host of a URL.
     pub fn concern(&self, url: &Url) -> bool {
         url.host_str().is_some_and(|host| self.host.matches(host, url.port_or_known_default()))
     }
 
-    /// The pattern of their hosts.
+    /// Returns the pattern of their hosts.
     pub fn host(&self) -> &HostPattern {
         &self.host
     }
 
-    /// Whether these headers may go to this address: it is of their host, and it is asked over TLS, or the
-    /// configuration names it with its port (`is_named`: as an upstream), so that plain text is meant.
+    /// Returns whether these headers may be sent to a URL: its host has to match, and it has to use TLS or be named by
+    /// the configuration as an upstream (`is_named`) or with its port, so that plain text is intended.
     pub fn may_go_to(&self, url: &Url, is_named: bool) -> bool {
         self.concern(url) && (is_named || url.scheme() == "https" || self.host.port().is_some())
     }
 
-    /// Whether one of them is a login in any case.
+    /// Returns whether one of these headers holds credentials in any case.
     fn log_in(&self) -> bool {
         self.set.iter().chain(&self.append).any(|(name, _)| is_login(name))
     }
 }
 
-/// What of the rest of the configuration and of the environment concerns all upstreams.
+/// The parts of the configuration and of the environment that concern all upstreams.
 pub struct Around {
     pub host_headers: Arc<[HostHeaders]>,
     pub proxies: Proxies,
@@ -150,6 +150,7 @@ pub struct Around {
     pub has_certificates: bool,
 }
 
+/// Checks `[headers]`.
 pub fn check_host_headers(
     check: &Check<'_>,
     written: raw::InOrder<raw::HostHeaders>,
@@ -166,7 +167,7 @@ pub fn check_host_headers(
     checked.collect()
 }
 
-/// What the HTTP library says of a message, and nobody else.
+/// Headers that only the HTTP library may set, because they describe the message or the connection.
 const OF_THE_MESSAGE: [&str; 7] =
     ["host", "content-length", "transfer-encoding", "connection", "upgrade", "te", "proxy-authorization"];
 
@@ -187,7 +188,7 @@ fn check_headers(
     checked.collect()
 }
 
-/// Checks the upstream at position `at`. `passes`: the clients' own credentials are used.
+/// Checks the upstream at position `at`. `passes`: whether the clients' own credentials are used.
 pub fn check(
     check: &Check<'_>,
     prefix: &str,
@@ -236,7 +237,7 @@ pub fn check(
     })
 }
 
-/// A mistake: the key and what is wrong.
+/// The key of a mistake, and what is wrong.
 type Mistake = (&'static str, String);
 
 fn check_numbers(written: &raw::Upstream) -> Result<(), Mistake> {
@@ -265,12 +266,12 @@ fn check_hosts(written: &raw::Upstream) -> Result<(), Mistake> {
     Ok(())
 }
 
-/// Whether a header is a login, whatever server it is for.
+/// Returns whether a header holds credentials, whatever server it is for.
 fn is_login(name: &HeaderName) -> bool {
     *name == http::header::AUTHORIZATION || *name == http::header::COOKIE
 }
 
-/// Where the clients' own credentials decide, what Larder itself would show lets everybody in.
+/// Refuses Larder's own credentials where the clients' own credentials decide: Larder's would let in every client.
 fn refuse_own_identity(written: &raw::Upstream, origin: &Url, around: &Around) -> Result<(), (&'static str, String)> {
     let why = |what: &str| {
         format!(
@@ -316,12 +317,13 @@ fn check_tls(check: &Check<'_>, written: &raw::Upstream) -> Result<ClientTls, (&
 }
 
 impl UpstreamUrl {
-    /// `https://host`, or with a path that is the upstream namespace, with or without a leading `v2`.
+    /// Reads `https://host`, with or without a path. The path is the upstream namespace, with or without a leading
+    /// `v2`.
     fn parse(text: &str) -> Result<Self, String> {
         if text.is_empty() {
             return Err("it is missing; write for example url = \"https://registry-1.docker.io\"".to_owned());
         }
-        // Before an `@` there may be a password, behind a `?` a token.
+        // There may be a password before an `@`, and a token after a `?`.
         let shown = if text.contains(['@', '?']) { "this".to_owned() } else { format!("`{text}`") };
         let mut url = Url::parse(text).map_err(|error| {
             format!("{shown} is no URL ({error}); write for example \"https://registry-1.docker.io\"")

@@ -1,6 +1,6 @@
-//! Whether files were changed. They are looked at every now and then, which also works where the
-//! system tells nobody of changes: network filesystems, files mounted into containers, and links that
-//! are pointed elsewhere, as Kubernetes does with secrets.
+//! Finds out whether files were changed. The files are looked at every now and then. That also works where the system
+//! reports no changes: network filesystems, files mounted into containers, and links that are pointed elsewhere, as
+//! Kubernetes does with secrets.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -9,23 +9,23 @@ use std::time::{Duration, SystemTime};
 
 use crate::clock;
 
-/// Some files and how they were when last taken note of.
+/// Some files, with their last known states.
 #[derive(Debug, Default)]
 pub struct Watch(Vec<Watched>);
 
 #[derive(Debug)]
 struct Watched {
     file: PathBuf,
-    /// When it was last taken in.
+    /// The state that was last reported or taken as known.
     settled: Mark,
-    /// When it was last looked at.
+    /// The state at the last look.
     last: Mark,
 }
 
-/// Tells one state of a file from another.
+/// A state of a file, which differs from its other states.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mark {
-    /// It is not there.
+    /// The file does not exist.
     Absent,
     Present {
         device: u64,
@@ -34,23 +34,23 @@ enum Mark {
         changed: (i64, i64),
         size: u64,
     },
-    /// It was read, and may have changed since.
+    /// The file was read, and may have changed since.
     Unsure,
 }
 
-/// Times of files and of the system may differ by this much.
+/// Most difference between the times of files and the time of the system.
 const CLOCKS: Duration = Duration::from_secs(2);
 
 impl Watch {
-    /// Watches these files from their present state on. Blocks, as all of this does.
+    /// Watches these files from their present state on. Blocks, as all methods do.
     pub fn new(files: Vec<PathBuf>) -> Self {
         let mut watch = Self::default();
         watch.follow(files, clock::wall() + CLOCKS * 2);
         watch
     }
 
-    /// Watches these files from now on, all of which were read after `read_at`. Those that are new here and
-    /// were changed at about that time are taken as changed, since they may have been read before.
+    /// Watches these files from now on, all of which were read after `read_at`. A file that is new here and was changed
+    /// at about that time or later counts as changed, since it may have been read before the change.
     pub fn follow(&mut self, mut files: Vec<PathBuf>, read_at: SystemTime) {
         files.sort();
         files.dedup();
@@ -69,8 +69,8 @@ impl Watch {
         self.0 = watched.collect();
     }
 
-    /// Whether any file has changed since it was last said, and all are at rest: one that is being
-    /// written may look whole when it is not.
+    /// Returns whether any file has changed since the last report, and all files are at rest: a file that is being
+    /// written may look complete when it is not.
     pub fn has_changed(&mut self) -> bool {
         let (mut is_at_rest, mut is_changed) = (true, false);
         for watched in &mut self.0 {
@@ -85,7 +85,7 @@ impl Watch {
         is_at_rest && is_changed
     }
 
-    /// The files are about to be read as they are.
+    /// Takes the last seen states as known. Called when the files are about to be read.
     pub fn settle(&mut self) {
         self.0.iter_mut().for_each(|watched| watched.settled = watched.last);
     }
@@ -149,7 +149,7 @@ mod tests {
         fs::write(&password, "1").expect("written");
         let mut watch = Watch::new(vec![config.clone()]);
         let read_at = clock::wall();
-        // Both are read here, and then changed.
+        // Both files are read here, and then changed.
         fs::write(&config, "22").expect("written");
         fs::write(&password, "22").expect("written");
         watch.follow(vec![config.clone(), password.clone()], read_at);

@@ -9,17 +9,17 @@ use super::check::Check;
 use super::pem;
 use super::proxy::{Proxies, is_loopback};
 
-/// How a server is reached.
+/// How Larder reaches one server.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WebAccess {
-    /// The only roots believed; `None`: those of the system.
+    /// The only root certificates that are trusted; `None`: those of the system.
     pub roots: Option<Vec<CertificateDer<'static>>>,
     pub proxies: Proxies,
 }
 
 impl WebAccess {
-    /// To the server of `url`, through a proxy of the environment if it is not on this machine; an error is
-    /// about the bundle.
+    /// Returns the access to the server of `url`, through a proxy of the environment unless the server is on this
+    /// machine. Fails if the bundle cannot be read.
     pub(super) fn new(check: &Check<'_>, url: &Url, bundle: Option<&Path>, proxies: &Proxies) -> Result<Self, String> {
         let roots = bundle.map(|bundle| pem::certificates(check, bundle)).transpose()?;
         let proxies = if is_loopback(url) { Proxies::default() } else { proxies.clone() };
@@ -27,7 +27,7 @@ impl WebAccess {
     }
 }
 
-/// The address of a server whose word is believed.
+/// Reads the URL of a server whose statements are trusted, which therefore has to be asked over TLS or on this machine.
 pub fn trusted_url(text: &str, example: &str) -> Result<Url, String> {
     let url = Url::parse(text).map_err(|error| format!("this is no URL ({error}); write for example {example}"))?;
     if !url.username().is_empty() || url.password().is_some() {

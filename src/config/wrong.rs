@@ -1,4 +1,4 @@
-//! Wrong configurations and what is said of each: file, line, key, and a way out.
+//! Wrong configurations and the message for each: file, line, key, and a way out.
 
 mod doors;
 
@@ -511,7 +511,7 @@ fn environment_variables() {
     }
 }
 
-/// Every place for a secret, with each kind of value that is wrong there.
+/// Tests every key that may hold a secret, and others, with each kind of wrong value.
 #[test]
 fn no_message_holds_a_secret() {
     let places = [

@@ -7,10 +7,12 @@ use crate::config::origin::Origin;
 use crate::config::tree::{Node, Value};
 use crate::config::units::Amount;
 
-/// What discobot does where its file says nothing.
+/// The port of discobot's proxy if its file names none.
 const PORT: u64 = 17080;
+/// The directory of discobot's authority if its file names none.
 const CERT_DIR: &str = "./certs";
 
+/// Moves the values of `document` into `draft`.
 pub fn convert(mut document: Foreign, draft: &mut Draft) -> Result<(), ConvertError> {
     draft.remark("Clients go on as they were: the proxy door is where they look for it, with the authority that they");
     draft.remark("trust. The cache is also a mirror, at the registry door; see its README for how clients find that.");
@@ -70,7 +72,7 @@ fn proxy(document: &mut Foreign, draft: &mut Draft) -> Result<(), ConvertError> 
     Ok(())
 }
 
-/// Without effect where it is off, which it is where nothing is said.
+/// Converts the allowlist. It has no effect if it is off, which is its default.
 fn allowlist(document: &mut Foreign, draft: &mut Draft) -> Result<(), ConvertError> {
     let is_enabled = document.flag(&["allowlist", "enabled"])?.is_some_and(|(is_enabled, _)| is_enabled);
     let hosts = [document.texts(&["allowlist", "domains"])?, document.texts(&["allowlist", "ips"])?].concat();

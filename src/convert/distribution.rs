@@ -11,7 +11,7 @@ use crate::config::origin::Origin;
 const OTHER_LOGIN: &str = "clients log in with [auth.htpasswd] or a certificate; say who may pull in `allow`";
 const ONLY_FILES: &str = "there is no other store than the filesystem yet";
 
-/// What else its configuration may say.
+/// Other keys that its configuration may have, each with the warning about it; an empty one means no warning.
 const NOTES: [(&str, &str); 30] = [
     ("version", ""),
     ("auth", OTHER_LOGIN),
@@ -45,6 +45,7 @@ const NOTES: [(&str, &str); 30] = [
     ("validation", ""),
 ];
 
+/// Moves the values of `document` into `draft`.
 pub fn convert(mut document: Foreign, draft: &mut Draft) -> Result<(), ConvertError> {
     let Some((remote, origin)) = document.text(&["proxy", "remoteurl"])? else {
         let message = "`proxy.remoteurl` is missing, so it is no cache and there is nothing to convert";
@@ -52,7 +53,7 @@ pub fn convert(mut document: Foreign, draft: &mut Draft) -> Result<(), ConvertEr
     };
     let url = Url::parse(&remote).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
     let Some(url) = url.filter(|url| url.username().is_empty() && url.password().is_none()) else {
-        // It may hold a password.
+        // The URL may contain a password.
         let message = "`proxy.remoteurl`: this is no URL as https://registry-1.docker.io";
         return Err(ConvertError::at(&origin, message));
     };
@@ -95,7 +96,8 @@ pub fn convert(mut document: Foreign, draft: &mut Draft) -> Result<(), ConvertEr
     Ok(())
 }
 
-/// Its Let's Encrypt support. Without `hosts` it asks for a certificate for any name that a client comes by.
+/// Converts its Let's Encrypt support. Without `hosts`, the registry gets a certificate for any name that a client asks
+/// it by.
 fn acme(document: &mut Foreign, draft: &mut Draft) -> Result<(), ConvertError> {
     let of = |key| ["http", "tls", "letsencrypt", key];
     let hosts: Vec<_> = document.texts(&of("hosts"))?.into_iter().map(|(host, _)| host).collect();

@@ -1,4 +1,4 @@
-//! The `larder.toml` in the making.
+//! The `larder.toml` that a conversion builds.
 
 use toml::Value;
 use url::Url;
@@ -12,6 +12,7 @@ use crate::config::origin::Origin;
 use crate::config::raw::Pattern;
 use crate::config::repository::is_prefix;
 
+/// A `larder.toml` that is being built: the lines of its tables, with the remarks and warnings at the top.
 #[derive(Debug, Default)]
 pub struct Draft {
     server: Vec<Line>,
@@ -20,17 +21,18 @@ pub struct Draft {
     htpasswd: Vec<Line>,
     cache: Vec<Line>,
     pub repositories: Vec<Repository>,
-    /// By host and kind.
+    /// Headers by host and kind (`set` or `append`).
     headers: Vec<(String, &'static str, Vec<Line>)>,
     proxy: Vec<Line>,
     allowlist: Vec<Line>,
     admin: Vec<Line>,
     logging: Vec<Line>,
-    /// What is said at the top.
+    /// Comments at the top.
     remarks: Vec<String>,
     warnings: Vec<String>,
 }
 
+/// A repository, with its lines and those of each upstream.
 #[derive(Debug, Default)]
 pub struct Repository {
     pub prefix: String,
@@ -38,7 +40,7 @@ pub struct Repository {
     pub upstreams: Vec<Vec<Line>>,
 }
 
-/// A key, its value, and what is to be said of it.
+/// A key, its value, and a comment on them.
 #[derive(Clone, Debug)]
 pub struct Line {
     key: String,
@@ -46,79 +48,93 @@ pub struct Line {
     comment: Option<&'static str>,
 }
 
+/// Returns a line without a comment.
 pub fn line(key: &str, value: impl Into<Value>) -> Line {
     Line { key: key.to_owned(), value: value.into(), comment: None }
 }
 
 impl Line {
+    /// Adds a comment to the line.
     pub fn why(self, comment: &'static str) -> Self {
         Self { comment: Some(comment), ..self }
     }
 }
 
-/// Said of a password that is written out.
+/// The comment on a password that is written into the file.
 const PASSWORD: &str = "password_file = \"PATH\" keeps it out of this file";
 
 impl Draft {
+    /// Adds a line to `[server]`.
     pub fn server(&mut self, line: Line) {
         put(&mut self.server, line);
     }
 
+    /// Adds a line to `[server.tls]`.
     pub fn tls(&mut self, line: Line) {
         put(&mut self.tls, line);
     }
 
+    /// Adds a line to `[server.tls.acme]`.
     pub fn acme(&mut self, line: Line) {
         put(&mut self.acme, line);
     }
 
+    /// Adds a line to `[auth.htpasswd]`.
     pub fn htpasswd(&mut self, line: Line) {
         put(&mut self.htpasswd, line);
     }
 
+    /// Adds a line to `[cache]`.
     pub fn cache(&mut self, line: Line) {
         put(&mut self.cache, line);
     }
 
+    /// Adds a line to `[admin]`.
     pub fn admin(&mut self, line: Line) {
         put(&mut self.admin, line);
     }
 
+    /// Adds a line to `[logging]`.
     pub fn logging(&mut self, line: Line) {
         put(&mut self.logging, line);
     }
 
-    /// `kind`: whether they are set or appended.
+    /// Adds headers for a host. `kind`: `set` or `append`.
     pub fn headers(&mut self, host: &str, kind: &'static str, lines: Vec<Line>) {
         self.headers.push((host.to_owned(), kind, lines));
     }
 
+    /// Adds a line to `[proxy]`.
     pub fn proxy(&mut self, line: Line) {
         put(&mut self.proxy, line);
     }
 
+    /// Adds a line to `[allowlist]`.
     pub fn allowlist(&mut self, line: Line) {
         put(&mut self.allowlist, line);
     }
 
+    /// Adds a comment at the top of the file.
     pub fn remark(&mut self, remark: impl Into<String>) {
         self.remarks.push(remark.into());
     }
 
-    /// Something was not taken over.
+    /// Adds a warning that something was not taken over.
     pub fn warn(&mut self, warning: impl Into<String>) {
         self.warnings.push(warning.into());
     }
 
+    /// Adds a warning with the place of what was not taken over.
     pub fn warn_at(&mut self, origin: &Origin, warning: impl std::fmt::Display) {
         self.warn(format!("{origin}: {warning}"));
     }
 
+    /// Adds several warnings.
     pub fn warn_all(&mut self, warnings: Vec<String>) {
         self.warnings.extend(warnings);
     }
 
-    /// A certificate and its key.
+    /// Moves a certificate and its key; warns if only one of them is there.
     pub fn certificate(&mut self, foreign: &mut Foreign, [certificate, key]: [&[&str]; 2]) -> Result<(), ConvertError> {
         match (foreign.text(certificate)?, foreign.text(key)?) {
             (Some((certificate, _)), Some((key, _))) => {
@@ -133,7 +149,7 @@ impl Draft {
         Ok(())
     }
 
-    /// Where the registry listened.
+    /// Moves the address at which the registry listened.
     pub fn listen(&mut self, foreign: &mut Foreign, path: &[&str]) -> Result<(), ConvertError> {
         if let Some((text, origin)) = foreign.text(path)? {
             match values::address(&text) {
@@ -147,8 +163,8 @@ impl Draft {
         Ok(())
     }
 
-    /// A folder of Larder's own in the one where content was kept: simple-registry's files would be taken
-    /// for objects of the cache, and evicted.
+    /// Sets `cache.dir` to a new folder within the one where the other program kept its content. In that folder itself,
+    /// the files of simple-registry would be taken for objects of the cache, and evicted.
     pub fn dir(&mut self, foreign: &mut Foreign, path: &[&str]) -> Result<(), ConvertError> {
         if let Some((dir, _)) = foreign.text(path)? {
             let dir = format!("{}/larder", dir.trim_end_matches('/'));
@@ -157,7 +173,8 @@ impl Draft {
         Ok(())
     }
 
-    /// A time, if it is one that Larder takes.
+    /// Takes out a time and returns it in Larder's form. `None` if there is none, or if it is too long for Larder, with
+    /// a warning.
     pub fn time(&mut self, foreign: &mut Foreign, path: &[&str]) -> Result<Option<String>, ConvertError> {
         let Some((text, origin)) = foreign.text(path)? else {
             return Ok(None);
@@ -174,6 +191,7 @@ impl Draft {
         Ok(span)
     }
 
+    /// Writes the `larder.toml`. `kind`: the program that the configuration was for.
     pub fn finish(self, kind: Kind) -> Converted {
         let mut document = Document::default();
         document.comment(&format!("A configuration of Larder, converted from one of {}.", kind.name()));
@@ -209,7 +227,7 @@ impl Draft {
     }
 }
 
-/// The last value of a key counts.
+/// Adds a line; it replaces an earlier line with the same key.
 fn put(lines: &mut Vec<Line>, line: Line) {
     lines.retain(|other| other.key != line.key);
     lines.push(line);
@@ -228,7 +246,7 @@ fn write(document: &mut Document, lines: &[Line]) {
     }
 }
 
-/// A list of regexes; one that does not compile is an error.
+/// Returns a list of regexes. Fails if one does not compile.
 pub fn patterns(texts: Vec<(String, Origin)>) -> Result<Value, ConvertError> {
     let checked = texts.into_iter().map(|(text, origin)| match Pattern::try_from(text.clone()) {
         Ok(_) => Ok(Value::String(text)),
@@ -237,7 +255,7 @@ pub fn patterns(texts: Vec<(String, Origin)>) -> Result<Value, ConvertError> {
     checked.collect::<Result<Vec<_>, _>>().map(Value::Array)
 }
 
-/// The user name and password of an upstream, if there are both.
+/// Takes out the user name and password of an upstream; warns if only one of them is there.
 pub fn login(
     draft: &mut Draft,
     foreign: &mut Foreign,
@@ -270,7 +288,7 @@ pub fn login(
     }
 }
 
-/// The host of an upstream as everybody calls it, if it can be a repository's key.
+/// Returns the usual name of an upstream's host, if it can be a repository's key.
 pub fn prefix_of(url: &Url) -> Option<String> {
     let host = url.host_str()?;
     if DOCKER_HUB.contains(&host) {

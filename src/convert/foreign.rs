@@ -1,30 +1,31 @@
-//! A foreign configuration while it is taken apart: what is left in the end was not taken over.
+//! A foreign configuration during a conversion: values are taken out, and what is left at the end was not taken over.
 
 use super::kind::ConvertError;
 use crate::config::origin::Origin;
 use crate::config::tree::{Node, Value};
 
-/// A table of which values are taken.
+/// A table from which values are taken out.
 #[derive(Clone, Debug)]
 pub struct Foreign {
     pub node: Node,
-    /// What is put before the keys in messages.
+    /// The text before the keys in messages.
     name: String,
 }
 
 impl Foreign {
+    /// Returns a document with all its values.
     pub fn new(node: Node) -> Self {
         Self { node, name: String::new() }
     }
 
-    /// The table under `key`, to be taken apart by itself.
+    /// Takes out the table under `path`, so that its values can be taken out separately.
     pub fn table(&mut self, path: &[&str]) -> Option<Self> {
         let is_table = matches!(find(&self.node, path)?.value, Value::Table(_));
         let name = format!("{}{}.", self.name, dotted(path));
         is_table.then(|| take(&mut self.node, path)).flatten().map(|node| Self { node, name })
     }
 
-    /// The tables of the list under `path`.
+    /// Takes out the tables of the list under `path`.
     pub fn tables(&mut self, path: &[&str]) -> Vec<Self> {
         let is_tables = |node: &Node| match &node.value {
             Value::Array(items) => items.iter().all(|item| matches!(item.value, Value::Table(_))),
@@ -43,7 +44,7 @@ impl Foreign {
         }
     }
 
-    /// The keys of this table.
+    /// Returns the keys of this table.
     pub fn keys(&self) -> Vec<String> {
         match &self.node.value {
             Value::Table(entries) => entries.iter().map(|(key, _)| key.clone()).collect(),
@@ -51,15 +52,17 @@ impl Foreign {
         }
     }
 
+    /// Returns whether there is a value under `path`.
     pub fn has(&self, path: &[&str]) -> bool {
         find(&self.node, path).is_some()
     }
 
+    /// Takes out the value under `path`.
     pub fn take(&mut self, path: &[&str]) -> Option<Node> {
         take(&mut self.node, path)
     }
 
-    /// A text, which may be written as a number. An empty one is none.
+    /// Takes out a text, which may be written as a number. `None` for an empty one.
     pub fn text(&mut self, path: &[&str]) -> Result<Option<(String, Origin)>, ConvertError> {
         let Some(node) = self.take(path) else {
             return Ok(None);
@@ -72,6 +75,7 @@ impl Foreign {
         Ok((!text.is_empty()).then_some((text, node.origin)))
     }
 
+    /// Takes out a list of texts.
     pub fn texts(&mut self, path: &[&str]) -> Result<Vec<(String, Origin)>, ConvertError> {
         let Some(node) = self.take(path) else {
             return Ok(Vec::new());
@@ -86,6 +90,7 @@ impl Foreign {
         items.into_iter().map(text).collect()
     }
 
+    /// Takes out a whole number, which may be written as a text.
     pub fn number(&mut self, path: &[&str]) -> Result<Option<(u64, Origin)>, ConvertError> {
         let Some(node) = self.take(path) else {
             return Ok(None);
@@ -101,6 +106,7 @@ impl Foreign {
         }
     }
 
+    /// Takes out a truth value, as YAML may write it.
     pub fn flag(&mut self, path: &[&str]) -> Result<Option<(bool, Origin)>, ConvertError> {
         let Some(node) = self.take(path) else {
             return Ok(None);
@@ -120,17 +126,18 @@ impl Foreign {
         }
     }
 
-    /// What this key is called in messages.
+    /// Returns the name of a key in messages.
     pub fn called(&self, path: &[&str]) -> String {
         format!("{}{}", self.name, dotted(path))
     }
 
+    /// Returns the error that the value under `path` is wrong.
     pub fn wrong(&self, origin: &Origin, path: &[&str], message: &str) -> ConvertError {
         ConvertError::at(origin, format!("`{}`: {message}", self.called(path)))
     }
 
-    /// Warnings about all that is left. `notes` says of keys, or of all below them, why; with an empty
-    /// note nothing needs saying.
+    /// Returns warnings about all values that are left. `notes` has the warning for a key and for all keys below it; an
+    /// empty one means no warning.
     pub fn left_over(mut self, notes: &[(&str, &str)]) -> Vec<String> {
         let mut warnings = Vec::new();
         for (key, note) in notes {
@@ -161,7 +168,7 @@ fn line(origin: &Origin) -> usize {
     }
 }
 
-/// Nothing is in it, or nothing is left in it.
+/// Returns whether a node has no values, or has none left.
 fn is_empty(node: &Node) -> bool {
     match &node.value {
         Value::Array(items) => items.is_empty(),

@@ -1,10 +1,10 @@
-//! Whose configurations can be converted, and what comes of it.
+//! The programs whose configurations can be converted, and the result of a conversion.
 
 use std::str::FromStr;
 
 use crate::config::origin::Origin;
 
-/// Whose configuration it is.
+/// The program that a configuration is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// The YAML manifests of simple-registry (Go).
@@ -18,8 +18,10 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// All kinds.
     pub const ALL: [Self; 4] = [Self::Manifests, Self::SimpleToml, Self::Distribution, Self::Discobot];
 
+    /// Returns the name of the kind on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::Manifests => "simple-registry-yaml",
@@ -54,6 +56,7 @@ pub struct Converted {
 pub struct ConvertError(pub String);
 
 impl ConvertError {
+    /// Returns an error with the place that it is about.
     pub fn at(origin: &Origin, message: impl std::fmt::Display) -> Self {
         Self(format!("{origin}: {message}"))
     }

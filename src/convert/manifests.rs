@@ -12,6 +12,7 @@ use crate::config::repository::is_prefix;
 
 const NO_LOGIN: &str = "make an htpasswd file of the users for [auth.htpasswd], and say who may pull in `allow`";
 
+/// Moves the values of `documents` into `draft`.
 pub fn convert(documents: Vec<Foreign>, draft: &mut Draft) -> Result<(), ConvertError> {
     draft.server(line("default_repository", "").why("names that match no scope have no upstream"));
     let mut caches = Vec::new();
@@ -42,8 +43,8 @@ pub fn convert(documents: Vec<Foreign>, draft: &mut Draft) -> Result<(), Convert
     Ok(())
 }
 
-/// A key that may be one, that is not in use, and with which no name begins that a scope is for: the
-/// prefix would be taken off it.
+/// Returns a key for a repository that is valid, that no other repository has, and that begins no name in a scope: such
+/// a name would lose the key as its prefix.
 fn key(name: &str, scopes: &[String], draft: &Draft) -> String {
     let cleaned: String = name
         .to_lowercase()
@@ -56,7 +57,7 @@ fn key(name: &str, scopes: &[String], draft: &Draft) -> String {
         scopes.iter().any(|scope| {
             let is_match = |text: String| Regex::new(scope).is_ok_and(|scope| scope.is_match(&text));
             let says_so = scope.replace('\\', "").contains(&format!("{key}/"));
-            // A scope for all names says nothing of this one.
+            // A scope for all names does not mean this one.
             says_so || (is_match(format!("{key}/x")) && !is_match("another-name/x".to_owned()))
         })
     };
@@ -65,7 +66,7 @@ fn key(name: &str, scopes: &[String], draft: &Draft) -> String {
         number => format!("{cleaned}-cache-{number}"),
     });
     let mut candidates = std::iter::once(cleaned.clone()).chain(further);
-    // Scopes are finitely many, so some candidate is free.
+    // There are finitely many scopes, so some candidate is free.
     candidates.find(|key| !is_in_use(key) && !begins_names(key)).unwrap_or(cleaned)
 }
 

@@ -1,7 +1,7 @@
-//! Other programs' configurations as a `larder.toml`.
+//! Converts other programs' configurations to a `larder.toml`.
 //!
-//! Each kind takes its values out of a [`Foreign`] tree and puts them into a [`Draft`]; what is then left
-//! in the tree is named in warnings, so that nothing is lost unseen.
+//! Each kind takes its values out of a [`Foreign`] tree and puts them into a [`Draft`]; warnings name the values that
+//! are left in the tree, so that nothing is lost unseen.
 
 mod discobot;
 mod distribution;
@@ -22,10 +22,11 @@ use draft::Draft;
 use foreign::Foreign;
 pub use kind::{ConvertError, Converted, Kind};
 
-/// Larger files are no configuration.
+/// Largest file that is read, in bytes; larger files are no configuration.
 const MAX_FILE: u64 = 4 << 20;
 
-/// Reads the files, and those in the folders, and writes what they say as a `larder.toml`.
+/// Reads the files, and those in the folders, and converts them to a `larder.toml`. `kind`: the program that they are
+/// for; `None`: their content tells.
 pub fn convert(paths: &[PathBuf], kind: Option<Kind>) -> Result<Converted, ConvertError> {
     let mut texts = Vec::new();
     for path in paths {
@@ -90,7 +91,7 @@ fn convert_texts(texts: &[(PathBuf, String)], kind: Option<Kind>) -> Result<Conv
     Ok(converted)
 }
 
-/// The file itself, or the YAML files of a folder in the order of their names.
+/// Returns the file itself, or the YAML files of a folder in the order of their names.
 fn files(path: &Path) -> Result<Vec<PathBuf>, ConvertError> {
     if !path.is_dir() {
         return Ok(vec![path.to_owned()]);
@@ -129,7 +130,7 @@ fn parse(path: &Path, text: &str, kind: Option<Kind>) -> Result<Vec<Foreign>, Co
     Ok(documents.into_iter().map(Foreign::new).collect())
 }
 
-/// Whether Larder reads it as it is, and it says something that is Larder's alone.
+/// Returns whether a document is a configuration of Larder already: Larder accepts it, and it has a table of Larder.
 fn is_larders(document: &Foreign, text: &str) -> bool {
     ["server", "cache", "headers", "admin", "logging"].iter().any(|table| document.has(&[table]))
         && Config::check_text(text).is_ok()

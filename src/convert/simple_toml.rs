@@ -1,4 +1,4 @@
-//! The TOML of simple-registry (Rust), now angos. What is written as in Larder is taken as it is.
+//! The TOML of simple-registry (Rust), now angos. Keys that Larder has in the same form are taken over unchanged.
 
 use toml::Value;
 
@@ -11,9 +11,10 @@ use crate::config::tree::{self, Node};
 const NO_LOGIN: &str = "clients log in with [auth.htpasswd] or a certificate; say who may pull in `allow`";
 const NO_TLS: &str = "write it as Larder's [server.tls]: certificate, private_key, client_ca_bundle, client_auth";
 const NO_WEBHOOKS: &str = "Larder sends no notifications";
+/// The port of the registry if its file names none.
 const DEFAULT_PORT: u64 = 8000;
 
-/// Several files are joined as Larder joins its own.
+/// Moves the values of `documents` into `draft`. Several files are merged as Larder merges its own.
 pub fn convert(documents: Vec<Foreign>, draft: &mut Draft) -> Result<(), ConvertError> {
     let mut tree = Node::empty();
     for document in documents {
@@ -135,7 +136,7 @@ fn upstream(mut table: Foreign, draft: &mut Draft) -> Result<Vec<Line>, ConvertE
     Ok(lines)
 }
 
-/// The keys that Larder has too, as they are.
+/// Takes out the keys that Larder has too, unchanged.
 fn native(table: &mut Foreign, known: &[String]) -> Vec<Line> {
     let mut keys = table.keys();
     keys.retain(|key| known.contains(key));

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use crate::config::units::Span;
 
-/// `90s`, `1h30m`, `1.5h`, also `30d`; a number alone is nanoseconds, as in Go. `None`: no time.
+/// Reads a time: `90s`, `1h30m`, `1.5h`, also `30d`; a number alone is nanoseconds, as in Go. `None` if the text is no
+/// time.
 pub fn duration(text: &str) -> Option<Duration> {
     let mut rest = text.trim().trim_start_matches('+');
     if let Ok(nanoseconds) = rest.replace('_', "").parse::<u64>() {
@@ -35,15 +36,16 @@ pub fn duration(text: &str) -> Option<Duration> {
     (!text.trim().is_empty()).then_some(total)
 }
 
-/// As Larder writes it: in milliseconds at the finest, and something stays more than nothing. `None`:
-/// longer than Larder takes.
+/// Returns a time in Larder's form, rounded up to whole milliseconds, so that a short time does not become zero. `None`
+/// if it is longer than Larder accepts.
 pub fn span(time: Duration) -> Option<String> {
     let milliseconds = u64::try_from(time.as_nanos().div_ceil(1_000_000)).ok()?;
     let text = Span(Duration::from_millis(milliseconds)).to_string();
     text.parse::<Span>().ok().map(|_| text)
 }
 
-/// `:5000`, `localhost:5000` or an address, as an address. `None`: a host name, or no port.
+/// Returns the address of `:5000`, `localhost:5000` or an address with a port. `None` for another host name, or if
+/// there is no port.
 pub fn address(text: &str) -> Option<String> {
     let text = text.trim();
     if let Ok(address) = text.parse::<SocketAddr>() {

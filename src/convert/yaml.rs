@@ -1,4 +1,4 @@
-//! YAML as trees of [`Node`]s, with bounds on what a small file may grow to.
+//! Reads YAML as trees of [`Node`]s, with bounds on what a small file may grow to.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -9,12 +9,12 @@ use super::kind::ConvertError;
 use crate::config::origin::Origin;
 use crate::config::tree::{Node, Value};
 
-/// Tables and lists within each other.
+/// Most tables and lists within each other.
 const MAX_DEPTH: usize = 64;
-/// Values of a file, those that an alias repeats counted again.
+/// Most values of a file. Values that an alias repeats count again.
 const MAX_VALUES: usize = 20_000;
 
-/// The documents of a file. A plain scalar is a [`Value::Text`]; what is null is left out.
+/// Reads the documents of a file. A plain scalar becomes a [`Value::Text`]; null values are left out.
 pub fn documents(path: &Path, text: &str) -> Result<Vec<Node>, ConvertError> {
     let mut reader =
         Reader { path: path.into(), open: Vec::new(), anchors: Vec::new(), documents: Vec::new(), values: 0 };
@@ -29,7 +29,7 @@ struct Reader {
     path: Arc<Path>,
     /// The tables and lists around the next value.
     open: Vec<Open>,
-    /// What aliases may repeat, by the number of its anchor.
+    /// The values that aliases may repeat, by the number of their anchor. `None`: a null value.
     anchors: Vec<(usize, Option<Node>)>,
     documents: Vec<Node>,
     values: usize,
@@ -104,7 +104,7 @@ impl Reader {
         Ok(())
     }
 
-    /// A value is complete; `None` is null.
+    /// Adds a complete value; `None` is null.
     fn add(&mut self, node: Option<Node>, anchor: usize) -> Result<(), ConvertError> {
         self.values += 1;
         if self.values > MAX_VALUES {
@@ -128,7 +128,7 @@ impl Reader {
                     return Err(ConvertError::at(node.as_ref().map_or(&open.origin, |node| &node.origin), message));
                 };
                 if let Some(mut node) = node {
-                    // As in TOML, a value stands where its key does.
+                    // As in TOML, a value counts as written where its key is.
                     node.origin = origin;
                     if entries.iter().any(|(name, _)| *name == key) {
                         return Err(ConvertError::at(&node.origin, format!("`{key}` stands here twice; remove one")));
@@ -158,7 +158,7 @@ fn size(node: &Node) -> usize {
     }
 }
 
-/// With the entries of the table under `<<`, which is how YAML shares some.
+/// Adds the entries of the table under `<<`, by which YAML tables share entries.
 fn merged(mut entries: Vec<(String, Node)>) -> Vec<(String, Node)> {
     let is_shared = |node: &Node| match &node.value {
         Value::Table(_) => true,

@@ -1,15 +1,15 @@
-//! One line for each request, when its answer is over. Target `larder::access`.
+//! The access log: one line for each request, when its response has ended. Target `larder::access`.
 
 use std::fmt::Display;
 use std::time::Duration;
 
 use http::Version;
 
-/// What there is to say of one request.
+/// The fields of the line for one request.
 pub struct Entry<'a> {
-    /// From where it comes.
+    /// The client's address.
     pub client: &'a dyn Display,
-    /// Who logged in or showed a certificate, where that decided.
+    /// The name of the client by its login or certificate, if that decided whether it may read.
     pub user: Option<&'a str>,
     pub method: &'a str,
     pub path: &'a str,
@@ -26,6 +26,7 @@ pub struct Entry<'a> {
     pub cache: Option<&'static str>,
 }
 
+/// Writes the line.
 pub fn write(entry: &Entry<'_>) {
     tracing::info!(
         target: "larder::access",

@@ -10,7 +10,7 @@ use tracing_subscriber::{EnvFilter, reload};
 
 use crate::config::{FilterError, LogFormat, Logging, parse_filter};
 
-/// Of a log file that is made: names of images and users are not for everybody.
+/// Permissions of a new log file: names of images and users are not for everybody.
 const MODE: u32 = 0o640;
 
 /// Why logging could not be set up.
@@ -22,11 +22,11 @@ pub enum LogError {
     Filter(#[from] FilterError),
 }
 
-/// What is logged, to be changed while running.
+/// The filter of the log, which can be changed while Larder is running.
 pub struct LogLevel(Box<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>);
 
 impl LogLevel {
-    /// From now on logs by a filter that was checked before.
+    /// Sets the filter, which was checked before. If it still cannot be set, the old one stays, with a warning.
     pub fn set(&self, level: &str) {
         let set = parse_filter(level).map_err(|error| error.to_string());
         let set = set.and_then(|filter| self.0(filter).map_err(|error| error.to_string()));
@@ -36,7 +36,7 @@ impl LogLevel {
     }
 }
 
-/// Makes the log that the whole process writes to. Called once.
+/// Sets up the log of the whole process. Called once.
 pub fn init(logging: &Logging) -> Result<LogLevel, LogError> {
     let writer = if logging.file.as_os_str().is_empty() {
         BoxMakeWriter::new(io::stderr)

@@ -1,4 +1,4 @@
-//! The figures that Larder keeps of itself: one struct, handed to whoever counts. No globals.
+//! The metrics of Larder: one struct, handed to all code that counts. No globals.
 
 use std::sync::atomic::AtomicU64;
 use std::time::SystemTime;
@@ -10,17 +10,18 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 
-/// What was asked for.
+/// The kind of content that a request asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
     Blob,
     Manifest,
     Listing,
-    /// What no registry has.
+    /// Content of servers that are no registries.
     Other,
 }
 
 impl Kind {
+    /// Returns the value of the label.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Blob => "blob",
@@ -41,6 +42,7 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// Returns the value of the label.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Hit => "hit",
@@ -51,6 +53,7 @@ impl Outcome {
     }
 }
 
+/// The labels of answered requests for content.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct RequestLabels {
     pub repository: String,
@@ -63,37 +66,40 @@ struct ReloadLabel {
     result: &'static str,
 }
 
-/// Of a certificate.
+/// The label of a certificate.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct NameLabel {
     name: String,
 }
 
-/// An upstream and as whom it is asked: a user name, or `anonymous`.
+/// An upstream and the account with which it is asked: a user name, or `anonymous`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct AccountLabels {
     upstream: String,
     account: String,
 }
 
+/// The label of a repository.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct RepositoryLabel {
     pub repository: String,
 }
 
+/// The labels of requests to upstreams.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct UpstreamLabels {
     pub upstream: String,
-    /// The status code, or what kept one from coming.
+    /// The status code, or the failure because of which there is none.
     pub result: String,
 }
 
+/// The label of responses.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct StatusLabel {
     pub status: u16,
 }
 
-/// All figures. Cloning a family or counter shares it.
+/// All metrics. Cloning a family or counter shares it.
 #[derive(Debug, Default)]
 pub struct Metrics {
     pub requests: Family<RequestLabels, Counter>,
@@ -107,10 +113,10 @@ pub struct Metrics {
     pub upstream_requests: Family<UpstreamLabels, Counter>,
     pub fills_started: Counter,
     pub fills_running: Gauge,
-    /// Requests that joined a transfer another request had begun.
+    /// Requests that joined a fill that another request had begun.
     pub coalesced: Counter,
     pub stores: Counter,
-    /// Objects that passed uncached because of the own disk or its limits.
+    /// Objects that were served without being stored, because of Larder's own disk or its limits.
     pub unstored: Counter,
     pub evictions: Counter,
     /// Failures of the cache itself: disk or index.
@@ -121,7 +127,7 @@ pub struct Metrics {
     /// Changes to the index that were dropped because too many waited or the disk was full.
     pub index_writes_dropped: Counter,
     pub connections: Gauge,
-    /// Hits, misses and stale answers over all repositories, for the stats page.
+    /// Hits, misses and stale responses of all repositories, for the statistics page.
     pub hits: Counter<u64, AtomicU64>,
     pub misses: Counter<u64, AtomicU64>,
     pub stale: Counter<u64, AtomicU64>,
@@ -141,20 +147,23 @@ impl Metrics {
         };
     }
 
+    /// Counts content that was sent to a client.
     pub fn served(&self, repository: &str, bytes: u64) {
         self.bytes_served.get_or_create(&RepositoryLabel { repository: repository.to_owned() }).inc_by(bytes);
     }
 
+    /// Counts content that was received from an upstream.
     pub fn fetched(&self, repository: &str, bytes: u64) {
         self.bytes_fetched.get_or_create(&RepositoryLabel { repository: repository.to_owned() }).inc_by(bytes);
     }
 
+    /// Counts one request to an upstream.
     pub fn asked_upstream(&self, upstream: &str, result: &str) {
         let labels = UpstreamLabels { upstream: upstream.to_owned(), result: result.to_owned() };
         self.upstream_requests.get_or_create(&labels).inc();
     }
 
-    /// What is left of an upstream's rate limit.
+    /// Sets the rate limit of an upstream, and what is left of it.
     pub fn quota(&self, upstream: &str, account: &str, limit: u64, remaining: u64) {
         let labels = AccountLabels { upstream: upstream.to_owned(), account: account.to_owned() };
         let clamp = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
@@ -162,25 +171,25 @@ impl Metrics {
         self.quota_remaining.get_or_create(&labels).set(clamp(remaining));
     }
 
-    /// The configuration was read again.
+    /// Counts that the configuration was read again. `is_used`: whether it could be used.
     pub fn reloaded(&self, is_used: bool) {
         let result = if is_used { "used" } else { "refused" };
         self.config_reloads.get_or_create(&ReloadLabel { result }).inc();
     }
 
-    /// A certificate of the registry door is good until then.
+    /// Sets the time at which a certificate of the registry door expires.
     pub fn certificate(&self, name: &str, until: SystemTime) {
         let seconds = until.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         let gauge = self.certificates.get_or_create(&NameLabel { name: name.to_owned() }).clone();
         gauge.set(i64::try_from(seconds).unwrap_or(i64::MAX));
     }
 
-    /// None of the certificates so far is shown any more.
+    /// Forgets all certificates: none of them is shown any more.
     pub fn forget_certificates(&self) {
         self.certificates.clear();
     }
 
-    /// All figures in the Prometheus text format.
+    /// Returns all metrics in the Prometheus text format.
     pub fn encode(&self) -> Result<String, std::fmt::Error> {
         let mut registry = Registry::with_prefix("larder");
         let r = &mut registry;

@@ -1,4 +1,4 @@
-//! What Larder tells about itself: logs, access log, metrics.
+//! What Larder reports about itself: logs, access log, metrics.
 
 pub mod access_log;
 pub mod log;

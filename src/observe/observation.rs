@@ -1,4 +1,4 @@
-//! Watching an answer to its last byte: metrics and the access log.
+//! Watches a response to its last byte, for the metrics and the access log.
 
 use std::fmt;
 use std::pin::Pin;
@@ -18,7 +18,7 @@ use crate::body::Body;
 use crate::clock::Instant;
 use crate::failure::Failure;
 
-/// What is known of a request when its answer is over.
+/// What is known of a request when its response has ended.
 pub struct Observation {
     metrics: Arc<Metrics>,
     log_access: bool,
@@ -33,13 +33,13 @@ pub struct Observation {
     outcome: Option<Outcome>,
     status: u16,
     sent: u64,
-    /// `Content-Length`, by which the end is known: nobody asks a body for more than that.
+    /// `Content-Length`, which tells the end: a body is not polled again after so many bytes.
     length: Option<u64>,
     has_ended: bool,
 }
 
 impl Observation {
-    /// Begins when the head of a request is there. `log_access`: whether it gets a line of the access log.
+    /// Begins when the head of a request has arrived. `log_access`: whether the request gets a line of the access log.
     pub fn begin(request: &Parts, client: Client, metrics: Arc<Metrics>, log_access: bool) -> Self {
         let user_agent = request.headers.get(http::header::USER_AGENT).and_then(|value| value.to_str().ok());
         Self {
@@ -49,7 +49,7 @@ impl Observation {
             client,
             user: None,
             method: request.method.to_string(),
-            // Without the query: what clients put there is not for logs.
+            // Without the query: its content is the client's own and not for logs.
             path: request.uri.path().to_owned(),
             version: request.version,
             user_agent: user_agent.unwrap_or_default().to_owned(),
@@ -62,37 +62,38 @@ impl Observation {
         }
     }
 
-    /// The repository and the kind of what is asked for.
+    /// Sets the repository and the kind of the requested content.
     pub fn found(&mut self, repository: &str, kind: Kind) {
         self.repository = Some((repository.to_owned(), kind));
     }
 
-    /// Where a request of the proxy door goes: the URL without its query.
+    /// Sets where a request of the proxy door goes: the URL without its query.
     pub fn goes_to(&mut self, url: String) {
         self.path = url;
     }
 
-    /// It is answered with an error. `what` was asked for.
+    /// Notes that the request is answered with an error. `what`: what the request asked for.
     pub fn failed(&mut self, what: &'static str, failure: &Failure) {
         self.outcome = self.repository.is_some().then_some(Outcome::Failed);
         tracing::info!(path = self.path, what, kind = failure.kind.as_str(), %failure, "not served");
     }
 
-    /// It goes nowhere: the client is not let through, or asks for what there is not.
+    /// Notes that the request is refused: the client may not ask, or asks for nothing that there is.
     pub fn refused(&mut self, why: &dyn fmt::Display) {
         tracing::info!(client = %self.client, path = self.path, %why, "refused");
     }
 
-    /// Who logged in, where a login decided.
+    /// Sets the identity of the client, if a login decided whether it may read.
     pub fn admitted(&mut self, identity: &Identity) {
         self.user = identity.name();
     }
 
+    /// Sets the outcome of the request.
     pub fn answered(&mut self, outcome: Outcome) {
         self.outcome = Some(outcome);
     }
 
-    /// Goes along with the body.
+    /// Returns the response with a body that this observation watches to its end.
     pub fn watch(mut self, response: Response<Body>) -> Response<Body> {
         self.status = response.status().as_u16();
         let length = response.headers().get(http::header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
@@ -130,7 +131,7 @@ impl Drop for Observation {
     }
 }
 
-/// A body that tells its observation what went by.
+/// A body that tells its observation which bytes have passed.
 struct Observed {
     body: Body,
     observation: Observation,

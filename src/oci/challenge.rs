@@ -1,4 +1,4 @@
-//! `WWW-Authenticate` challenges (RFC 9110, section 11.6.1): schemes in any case, several in one
+//! `WWW-Authenticate` challenges (RFC 9110, section 11.6.1): schemes in upper or lower case, several challenges in one
 //! header or in several, quoted values with commas and escapes in them.
 
 /// One challenge.
@@ -11,7 +11,7 @@ pub struct Challenge {
 }
 
 impl Challenge {
-    /// The value of a parameter, the first if it stands twice.
+    /// Returns the value of a parameter; the first if it occurs twice.
     pub fn parameter(&self, name: &str) -> Option<&str> {
         let found = self.parameters.iter().find(|(key, _)| key == name);
         found.map(|(_, value)| value.as_str())
@@ -21,8 +21,7 @@ impl Challenge {
 /// Most bytes of a header that are read; an upstream's challenge is some hundred bytes long.
 const MAX_LENGTH: usize = 16 * 1024;
 
-/// Reads all challenges of one header value. What cannot be read ends the list: the challenges
-/// before it stand.
+/// Reads all challenges of one header value. Text that cannot be read ends the list; the challenges before it count.
 pub fn parse(header: &str) -> Vec<Challenge> {
     let mut challenges: Vec<Challenge> = Vec::new();
     let mut rest = Cursor(header.get(..MAX_LENGTH).unwrap_or(header));
@@ -66,7 +65,7 @@ impl<'a> Cursor<'a> {
         found
     }
 
-    /// A token of RFC 9110, section 5.6.2.
+    /// Reads a token (RFC 9110, section 5.6.2).
     fn token(&mut self) -> Option<&'a str> {
         let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
         let length = self.0.bytes().take_while(|&byte| is_token(byte)).count();
@@ -75,8 +74,8 @@ impl<'a> Cursor<'a> {
         (!token.is_empty()).then_some(token)
     }
 
-    /// A token or a quoted string; an unquoted value may also hold the characters of a URL, as some
-    /// registries write their realm.
+    /// Reads a token or a quoted string. An unquoted value may also contain the characters of a URL, as some registries
+    /// write their realm.
     fn value(&mut self) -> Option<String> {
         if !self.eat(b'"') {
             let end = self.0.find([',', ' ', '\t']).unwrap_or(self.0.len());

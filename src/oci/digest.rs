@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use aws_lc_rs::digest as sha;
 
-/// The hash functions Larder can verify.
+/// A hash function that Larder can verify.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Algorithm {
     Sha256,
@@ -13,8 +13,10 @@ pub enum Algorithm {
 }
 
 impl Algorithm {
+    /// All algorithms.
     pub const ALL: [Self; 2] = [Self::Sha256, Self::Sha512];
 
+    /// Returns the algorithm as digests write it.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Sha256 => "sha256",
@@ -40,14 +42,14 @@ pub enum Digest {
 }
 
 impl Digest {
-    /// The digest of `bytes`.
+    /// Returns the digest of `bytes`.
     pub fn of(algorithm: Algorithm, bytes: &[u8]) -> Self {
         let mut hasher = algorithm.hasher();
         hasher.update(bytes);
         hasher.finish()
     }
 
-    /// From the raw hash value, as the index keeps it; `None` when the length fits no algorithm.
+    /// Returns the digest with a raw hash value, as the index keeps it; `None` if the length fits no algorithm.
     pub fn from_raw(raw: &[u8]) -> Option<Self> {
         match raw.len() {
             32 => Some(Self::Sha256(raw.try_into().ok()?)),
@@ -56,11 +58,12 @@ impl Digest {
         }
     }
 
-    /// Whether the same content cannot have both digests: they are of one algorithm and differ.
+    /// Returns whether no content can have both digests: they have the same algorithm and differ.
     pub fn contradicts(&self, other: &Self) -> bool {
         self.algorithm() == other.algorithm() && self != other
     }
 
+    /// Returns the hash function of the digest.
     pub fn algorithm(&self) -> Algorithm {
         match self {
             Self::Sha256(_) => Algorithm::Sha256,
@@ -68,7 +71,7 @@ impl Digest {
         }
     }
 
-    /// The raw hash value; its length tells the algorithm.
+    /// Returns the raw hash value; its length tells the algorithm.
     pub fn as_raw(&self) -> &[u8] {
         match self {
             Self::Sha256(raw) => raw,
@@ -76,7 +79,7 @@ impl Digest {
         }
     }
 
-    /// The hash value in lower-case hexadecimal.
+    /// Returns the hash value in lower-case hexadecimal.
     pub fn hex(&self) -> String {
         const DIGITS: &[u8; 16] = b"0123456789abcdef";
         let mut text = String::with_capacity(self.as_raw().len() * 2);
@@ -155,10 +158,12 @@ pub struct Hasher {
 }
 
 impl Hasher {
+    /// Adds bytes to the hash.
     pub fn update(&mut self, bytes: &[u8]) {
         self.context.update(bytes);
     }
 
+    /// Returns the digest of all bytes.
     pub fn finish(self) -> Digest {
         let value = self.context.finish();
         let raw = value.as_ref();

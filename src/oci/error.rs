@@ -1,10 +1,10 @@
-//! The error codes of the OCI Distribution Specification and the JSON they travel in.
+//! The error codes of the OCI Distribution Specification, and the JSON document that carries them.
 
 use bytes::Bytes;
 use serde_json::json;
 
-/// What went wrong, in the specification's words (and `UNAVAILABLE`, `RANGE_INVALID` and
-/// `TAG_INVALID`, which registries use beside them).
+/// An error code of the specification (or `UNAVAILABLE`, `RANGE_INVALID` or `TAG_INVALID`, which registries use beside
+/// them).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Code {
     BlobUnknown,
@@ -23,6 +23,7 @@ pub enum Code {
 }
 
 impl Code {
+    /// Returns the code as clients get it.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::BlobUnknown => "BLOB_UNKNOWN",
@@ -42,7 +43,7 @@ impl Code {
     }
 }
 
-/// The error document: `{"errors":[{"code","message","detail"}]}`.
+/// Returns the error document: `{"errors":[{"code","message","detail"}]}`.
 pub fn document(code: Code, message: &str, detail: serde_json::Value) -> Bytes {
     let errors = json!({ "errors": [{ "code": code.as_str(), "message": message, "detail": detail }] });
     Bytes::from(errors.to_string())

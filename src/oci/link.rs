@@ -1,9 +1,9 @@
 //! `Link` headers (RFC 8288): where a list goes on.
 //!
-//! Registries write them in many ways: Quay and Amazon ECR with the whole address, distribution and Harbor with a path
-//! (`registry/handlers/tags.go` of distribution: `createLinkEntry`), others with the query alone. The query is the
-//! registry's own and means nothing to others: `n` and `last` (OCI Distribution Specification, "Listing Tags"),
-//! `next_page` (`paginate` in `endpoints/v2/__init__.py` of Quay), `nextToken` (oras-project/artifacts-spec#93).
+//! Registries write them in many ways: Quay and Amazon ECR with the whole URL, distribution and Harbor with a path
+//! (`registry/handlers/tags.go` of distribution: `createLinkEntry`), others with the query alone. Only the registry
+//! itself understands the query: `n` and `last` (OCI Distribution Specification, "Listing Tags"), `next_page`
+//! (`paginate` in `endpoints/v2/__init__.py` of Quay), `nextToken` (oras-project/artifacts-spec#93).
 
 use std::borrow::Cow;
 
@@ -12,7 +12,7 @@ use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 /// Most bytes of a header that are read; a registry's link is some hundred bytes long.
 const MAX_LENGTH: usize = 16 * 1024;
 
-/// What may stand in no query: it would end the link, the header or the line of a request.
+/// Characters that no query may contain: they would end the link, the header or the request line.
 const NOT_IN_QUERIES: &AsciiSet = &CONTROLS
     .add(b' ')
     .add(b'"')
@@ -29,16 +29,16 @@ const NOT_IN_QUERIES: &AsciiSet = &CONTROLS
 /// One link.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link<'a> {
-    /// The address, as it was written: absolute, relative to the page, or a query alone.
+    /// The URL, as it was written: absolute, relative to the page, or a query alone.
     pub target: &'a str,
-    /// What it is to the page (`rel`), in lower case; `None` where that is not said at all.
+    /// The relations of the target to the page (`rel`), in lower case; `None` if the link has no `rel`.
     pub relations: Option<Vec<String>>,
-    /// It is said of another page than the one that it came with (`anchor`).
+    /// Whether the link belongs to another page than the one that it came with (`anchor`).
     pub is_of_another: bool,
 }
 
-/// Reads all links of a header's value; of several lines with commas between them. What cannot be read is left out, up
-/// to the next comma.
+/// Reads all links of a header's value; several header lines are joined by commas. Text that cannot be read is left
+/// out, up to the next comma.
 pub fn parse(header: &str) -> Vec<Link<'_>> {
     let mut links = Vec::new();
     let mut rest = beginning(header);
@@ -58,7 +58,7 @@ pub fn parse(header: &str) -> Vec<Link<'_>> {
     }
 }
 
-/// The target of the link to the next page. Where no link says what it is, the first is taken, as clients do
+/// Returns the target of the link to the next page. If no link has a `rel`, the first one is taken, as clients do
 /// (`getNextPageURL` of go-containerregistry never looks at `rel`).
 pub fn next(header: &str) -> Option<&str> {
     let links: Vec<_> = parse(header).into_iter().filter(|link| !link.is_of_another).collect();
@@ -70,23 +70,24 @@ pub fn next(header: &str) -> Option<&str> {
     found.map(|link| link.target)
 }
 
-/// The query of a link's target as it was written. Only what may not stand in a query is encoded.
+/// Returns the query of a link's target as it was written, with only those characters encoded that no query may
+/// contain.
 pub fn query(target: &str) -> Option<Cow<'_, str>> {
     let (_, query) = target.split('#').next()?.split_once('?')?;
     Some(utf8_percent_encode(query, NOT_IN_QUERIES).into())
 }
 
-/// Of a longer header so much as is read. A character has four bytes at most.
+/// Returns the part of a header that is read, which ends at a whole character: these have at most four bytes.
 fn beginning(header: &str) -> &str {
     (0..4).find_map(|less| header.get(..MAX_LENGTH - less)).unwrap_or(header)
 }
 
-/// Reads the parameters of one link; returns what comes after it.
+/// Reads the parameters of one link. Returns the rest of the text.
 fn read_parameters<'a>(mut rest: &'a str, link: &mut Link<'_>) -> &'a str {
     loop {
         rest = rest.trim_start_matches([' ', '\t']);
         let Some(parameter) = rest.strip_prefix(';') else {
-            // The end, a comma, or nonsense.
+            // The end, a comma, or invalid text.
             return rest.find(',').map_or("", |comma| &rest[comma..]);
         };
         let parameter = parameter.trim_start_matches([' ', '\t']);
@@ -97,7 +98,7 @@ fn read_parameters<'a>(mut rest: &'a str, link: &mut Link<'_>) -> &'a str {
         if let Some(after) = rest.strip_prefix('=') {
             (value, rest) = read_value(after.trim_start_matches([' ', '\t']));
         }
-        // Only the first of each counts (RFC 8288, section 3.3).
+        // Only the first `rel` counts (RFC 8288, section 3.3).
         if name.eq_ignore_ascii_case("rel") && link.relations.is_none() {
             link.relations = Some(value.split_ascii_whitespace().map(str::to_ascii_lowercase).collect());
         }
@@ -105,7 +106,7 @@ fn read_parameters<'a>(mut rest: &'a str, link: &mut Link<'_>) -> &'a str {
     }
 }
 
-/// A token or a quoted string, and what comes after it.
+/// Reads a token or a quoted string. Returns it and the rest of the text.
 fn read_value(text: &str) -> (String, &str) {
     let Some(quoted) = text.strip_prefix('"') else {
         let end = text.find([';', ',']).unwrap_or(text.len());

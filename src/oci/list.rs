@@ -1,4 +1,5 @@
-//! Lists as registries send them: whether one is what it is taken for. Another server may answer with any document.
+//! Checks whether a document is a list as registries send it. A server that is no registry may answer with any
+//! document.
 
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer};
@@ -6,7 +7,7 @@ use serde::{Deserialize, Deserializer};
 use super::digest::Digest;
 use super::media_type;
 
-/// Tags of a name (OCI Distribution Specification, "Listing Tags"). Some registries write `null` where there are none.
+/// The tags of a name (OCI Distribution Specification, "Listing Tags"). Some registries write `null` if there are none.
 #[derive(Deserialize)]
 struct Tags {
     #[serde(rename = "name")]
@@ -37,12 +38,12 @@ fn digest<'de, D: Deserializer<'de>>(deserializer: D) -> Result<IgnoredAny, D::E
     text.parse::<Digest>().map(|_| IgnoredAny).map_err(serde::de::Error::custom)
 }
 
-/// Whether a document lists the tags of a name.
+/// Returns whether a document lists the tags of a name.
 pub fn is_of_tags(bytes: &[u8]) -> bool {
     serde_json::from_slice::<Tags>(bytes).is_ok()
 }
 
-/// Whether a document lists referrers.
+/// Returns whether a document lists referrers.
 pub fn is_of_referrers(bytes: &[u8]) -> bool {
     let read = serde_json::from_slice::<Referrers>(bytes);
     read.is_ok_and(|list| {

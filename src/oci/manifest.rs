@@ -1,4 +1,4 @@
-//! As much of manifests and indexes as a cache needs: what they refer to and what type they are.
+//! The parts of manifests and indexes that a cache needs: the objects that they refer to, and their media type.
 
 use std::sync::LazyLock;
 
@@ -8,16 +8,16 @@ use serde::{Deserialize, Serialize};
 use super::digest::Digest;
 use super::media_type::{self, MediaType};
 
-/// Most descriptors taken from one manifest. More than any real image has; it bounds the index rows
-/// that one upstream answer can cause.
+/// Most descriptors that are taken from one manifest. No real image has so many; the limit bounds the index rows that
+/// one upstream response can cause.
 const MAX_CHILDREN: usize = 4096;
 
-/// What a manifest refers to.
+/// The objects that a manifest refers to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outline {
-    /// Configuration and layers of an image, or the manifests of an index, without repetition.
+    /// The configuration and layers of an image, or the manifests of an index, each once.
     pub children: Vec<Child>,
-    /// The manifest that this one is attached to (a referrer).
+    /// The manifest that this manifest is attached to, as a referrer.
     pub subject: Option<Digest>,
 }
 
@@ -30,7 +30,7 @@ pub struct Child {
     pub kind: ChildKind,
 }
 
-/// Whether a child is to be asked for as a manifest or as a blob.
+/// Whether a child is requested as a manifest or as a blob.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ChildKind {
     Manifest,
@@ -69,15 +69,15 @@ struct FsLayer {
     blob_sum: String,
 }
 
-/// A length in bytes; what is none counts as 0.
+/// Reads a length in bytes; anything else counts as 0.
 fn size<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
     let value = serde_json::Value::deserialize(deserializer)?;
     Ok(value.as_u64().unwrap_or_default())
 }
 
 impl Outline {
-    /// Reads the outline of a manifest. What is of a form not known here has no children: it is still content that can be
-    /// served. Of what cannot be read as a whole, the digests are read that can be found.
+    /// Reads the outline of a manifest. A document of an unknown form has no children: its content can still be served.
+    /// In a document that cannot be parsed, the digests are read that can be found.
     pub fn read(bytes: &[u8]) -> Self {
         let Ok(document) = serde_json::from_slice::<Document>(bytes) else {
             return Self::of_digests_in(bytes);
@@ -104,8 +104,8 @@ impl Outline {
         Self { children, subject }
     }
 
-    /// For JSON that the library refuses and other clients read: lone surrogates, numbers without end, a deep nesting
-    /// (containerd#5632).
+    /// Reads the digests of JSON that the library refuses and other clients accept: lone surrogates, numbers without
+    /// end, deep nesting (containerd#5632).
     fn of_digests_in(bytes: &[u8]) -> Self {
         static DIGEST: LazyLock<Option<Regex>> = LazyLock::new(|| {
             Regex::new(r#""(?:digest|blobSum)"\s*:\s*"(sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})""#).ok()
@@ -121,13 +121,14 @@ impl Outline {
     }
 }
 
-/// The media type of a manifest whose upstream did not name one, or whose index row was lost: what
-/// the document says of itself, else what its members imply (OCI Image Specification, "mediaType").
+/// Returns the media type of a manifest whose upstream named none, or whose index row was lost: the type that the
+/// document states, otherwise the type that its members imply (OCI Image Specification, "mediaType"), otherwise that of
+/// an OCI image manifest.
 pub fn media_type_of(bytes: &[u8]) -> MediaType {
     own_media_type(bytes).unwrap_or_else(|| MediaType::new(media_type::OCI_MANIFEST))
 }
 
-/// What a document says of its own type, or its members imply; `None` where it says nothing.
+/// Returns the media type that a document states or that its members imply; `None` if there is neither.
 pub fn own_media_type(bytes: &[u8]) -> Option<MediaType> {
     let document = serde_json::from_slice::<Document>(bytes).ok()?;
     let implied = match document.media_type.as_deref().and_then(MediaType::of_others) {
@@ -141,23 +142,23 @@ pub fn own_media_type(bytes: &[u8]) -> Option<MediaType> {
     Some(MediaType::new(implied))
 }
 
-/// Whether a document says that it is a manifest: it has a member that only those have. Any page of a web service may be
-/// a JSON object.
+/// Returns whether a document looks like a manifest: it has a member that only manifests have. Any page of a web
+/// service may be a JSON object.
 pub fn says_so(bytes: &[u8]) -> bool {
     const MEMBERS: [&str; 6] = ["schemaVersion", "mediaType", "config", "layers", "manifests", "fsLayers"];
     let document = serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(bytes);
     document.is_ok_and(|document| MEMBERS.iter().any(|member| document.contains_key(*member)))
 }
 
-/// Whether a stored document whose origin is not known is a manifest: all formats state a version of their schema,
-/// and image configurations do not.
+/// Returns whether a stored document of unknown origin is a manifest: all formats of manifests state a version of their
+/// schema, and image configurations do not.
 pub fn is_one(bytes: &[u8]) -> bool {
     static VERSION: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r#""schemaVersion"\s*:\s*[12]\b"#).ok());
     bytes.first() == Some(&b'{') && VERSION.as_ref().is_some_and(|version| version.is_match(bytes))
 }
 
-/// An image index made here, of the manifests that refer to a subject; the answer of the referrers
-/// API for an upstream without it.
+/// An image index that Larder makes of the manifests that refer to a subject: the response of the referrers API for an
+/// upstream without that API.
 #[derive(Serialize)]
 pub struct ReferrersIndex {
     #[serde(rename = "schemaVersion")]
@@ -168,11 +169,12 @@ pub struct ReferrersIndex {
 }
 
 impl ReferrersIndex {
+    /// Makes an index of these descriptors.
     pub fn new(manifests: Vec<serde_json::Value>) -> Self {
         Self { schema_version: 2, media_type: media_type::OCI_INDEX, manifests }
     }
 
-    /// From the index under a fallback tag; `None` when that is no index.
+    /// Reads the index under a fallback tag; `None` if the document is no index.
     pub fn from_fallback_tag(bytes: &[u8]) -> Option<Self> {
         #[derive(Deserialize)]
         struct Index {
@@ -182,7 +184,7 @@ impl ReferrersIndex {
         Some(Self::new(index.manifests))
     }
 
-    /// Keeps the referrers that are of one of these artifact types.
+    /// Keeps only the referrers that have one of these artifact types.
     pub fn filter(&mut self, artifact_types: &[String]) {
         self.manifests.retain(|manifest| {
             let is_of = manifest.get("artifactType").and_then(|value| value.as_str());

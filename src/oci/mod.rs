@@ -1,4 +1,4 @@
-//! The words of the OCI Distribution Specification as types: pure, no I/O.
+//! The terms of the OCI Distribution Specification as types: pure, no I/O.
 
 pub mod challenge;
 pub mod digest;

@@ -8,12 +8,13 @@ use std::str::FromStr;
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Name(String);
 
-/// Longest name accepted, in bytes, as distribution has it (`RepositoryNameTotalLengthMax` in its `reference` package, of
-/// the name without its registry). The OCI specification sets no limit and says that many clients stop at 255. It
-/// bounds what a request can make Larder keep.
+/// Longest name that is accepted, in bytes. It is the limit of distribution (`RepositoryNameTotalLengthMax` in its
+/// `reference` package, for the name without its registry). The OCI specification sets no limit and says that many
+/// clients stop at 255. The limit bounds what a request can make Larder keep.
 pub const MAX_LENGTH: usize = 255;
 
 impl Name {
+    /// Returns the name as a text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -55,7 +56,7 @@ impl FromStr for Name {
     }
 }
 
-/// `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*`
+/// Returns whether a text matches `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*`.
 fn is_component(text: &str) -> bool {
     let is_alphanumeric = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let bytes = text.as_bytes();

@@ -1,7 +1,7 @@
 //! The `Range` request header (RFC 9110, section 14).
 
-/// Most parts answered in one multi-part response. Lazy-pulling clients ask for some dozens; beyond
-/// this the whole content is cheaper, and a header of tiny overlapping ranges cannot multiply bytes.
+/// Most parts in one multi-part response. Lazy-pulling clients ask for some dozens. For more parts the whole content is
+/// cheaper, and the limit keeps a header of tiny overlapping ranges from multiplying the bytes sent.
 const MAX_PARTS: usize = 128;
 
 /// A byte range of content, end exclusive, never empty.
@@ -12,16 +12,18 @@ pub struct ByteRange {
 }
 
 impl ByteRange {
+    /// Returns the length in bytes.
     pub fn len(&self) -> u64 {
         self.end - self.start
     }
 
+    /// Returns whether the range has no bytes; none that this module makes is empty.
     pub fn is_empty(&self) -> bool {
         self.end == self.start
     }
 }
 
-/// What a `Range` header asks for, before the size of the content is known.
+/// A `Range` header, before the size of the content is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RangeHeader(Vec<Spec>);
 
@@ -33,20 +35,19 @@ enum Spec {
     Suffix { length: u64 },
 }
 
-/// What to send for a `Range` header.
+/// The part of the content to send for a `Range` header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Selection {
-    /// All of it, status 200: no header, or one that RFC 9110 says to ignore.
+    /// The whole content, status 200: there is no header, or one that RFC 9110 says to ignore.
     Whole,
     /// One or more parts, status 206.
     Parts(Vec<ByteRange>),
-    /// Nothing of what was asked exists: status 416.
+    /// No requested byte exists: status 416.
     Unsatisfiable,
 }
 
 impl RangeHeader {
-    /// Reads the header; `None` when it is malformed, of another unit or of too many parts, and so
-    /// is to be ignored.
+    /// Reads the header. `None` if it is malformed, has another unit or too many parts, and so has to be ignored.
     pub fn parse(header: &str) -> Option<Self> {
         let (unit, list) = header.split_once('=')?;
         if !unit.trim().eq_ignore_ascii_case("bytes") {
@@ -61,7 +62,7 @@ impl RangeHeader {
         (!specs.is_empty() && specs.len() <= MAX_PARTS).then_some(Self(specs))
     }
 
-    /// The parts of content of `size` bytes.
+    /// Returns the parts of content of `size` bytes, or the whole if overlapping parts are longer than the content.
     pub fn select(&self, size: u64) -> Selection {
         let parts: Vec<_> = self.0.iter().filter_map(|spec| spec.resolve(size)).collect();
         if parts.is_empty() {
@@ -74,12 +75,12 @@ impl RangeHeader {
         Selection::Parts(parts)
     }
 
-    /// Whether it asks for all of it: `bytes=0-`.
+    /// Returns whether the header asks for the whole content: `bytes=0-`.
     pub fn is_from_the_start(&self) -> bool {
         self.0.iter().any(|spec| matches!(spec, Spec::From { first: 0, last: None }))
     }
 
-    /// Whether some part goes on to the end, wherever that is: `first-`.
+    /// Returns whether some part goes on to the end, wherever the end is: `first-`.
     pub fn is_open_ended(&self) -> bool {
         self.0.iter().any(|spec| matches!(spec, Spec::From { last: None, .. }))
     }
@@ -107,8 +108,8 @@ impl Spec {
     }
 }
 
-/// Digits only: `str::parse` would also take a sign. A number too large for `u64` lies behind any
-/// content and is read as the largest one.
+/// Reads a number of digits only: `str::parse` would also accept a sign. A number too large for `u64` is beyond the end
+/// of any content and is read as the largest `u64`.
 fn number(text: &str) -> Option<u64> {
     let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     is_number.then(|| text.parse().unwrap_or(u64::MAX))

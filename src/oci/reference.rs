@@ -1,4 +1,4 @@
-//! What a manifest is asked for by: a tag or a digest.
+//! The reference by which a manifest is requested: a tag or a digest.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,12 +10,13 @@ use super::digest::{Digest, InvalidDigest};
 pub struct Tag(String);
 
 impl Tag {
+    /// Returns the tag as a text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The tag under which referrers of `subject` are listed in a registry without the referrers
-    /// API: `<algorithm>-<hex>`, the hexadecimal part cut at 64 characters.
+    /// Returns the tag under which referrers of `subject` are listed in a registry without the referrers API:
+    /// `<algorithm>-<hex>`, the hexadecimal part cut at 64 characters.
     pub fn referrers_fallback(subject: &Digest) -> Self {
         let mut hex = subject.hex();
         hex.truncate(64);
@@ -76,7 +77,7 @@ pub enum InvalidReference {
 impl FromStr for Reference {
     type Err = InvalidReference;
 
-    /// A colon tells a digest from a tag, which cannot hold one.
+    /// Reads a reference. A colon tells a digest from a tag, which cannot contain a colon.
     fn from_str(text: &str) -> Result<Self, InvalidReference> {
         if text.contains(':') { Ok(Self::Digest(text.parse()?)) } else { Ok(Self::Tag(text.parse()?)) }
     }

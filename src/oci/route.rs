@@ -5,8 +5,8 @@ use percent_encoding::percent_decode_str;
 use super::digest::{Digest, InvalidDigest};
 use super::reference::{InvalidReference, Reference};
 
-/// What is asked for. Names are still as the client wrote them: which part of them is a local
-/// repository prefix is for the routing to say.
+/// What a path asks for. Names are still as the client wrote them: the routing decides which part is the prefix of a
+/// local repository.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Route {
     /// `/v2/`: is this a registry?
@@ -15,7 +15,7 @@ pub enum Route {
     },
     /// `/v2/_catalog`
     Catalog,
-    /// `/token`: who logs in where the upstream decides.
+    /// `/token`: logging in where the upstream checks the credentials.
     Token,
     Object {
         path: String,
@@ -23,7 +23,7 @@ pub enum Route {
     },
 }
 
-/// What is asked of one repository.
+/// What a path asks of one repository.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Object {
     /// `/v2/<name>/manifests/<reference>`
@@ -34,11 +34,11 @@ pub enum Object {
     Tags,
     /// `/v2/<name>/referrers/<digest>`
     Referrers(Digest),
-    /// `/v2/<name>/blobs/uploads/…`: only ever a write.
+    /// `/v2/<name>/blobs/uploads/…`: always a write.
     Upload,
 }
 
-/// Why a path leads nowhere.
+/// Why a path asks for nothing that there is.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidRoute {
     #[error("no such page; the registry is under /v2/")]
@@ -98,7 +98,8 @@ impl Route {
     }
 }
 
-/// Splits first and decodes then; an encoded slash is refused, so that it never makes a new segment.
+/// Splits a path into segments, then decodes each. A segment with an encoded slash is refused, so that it never becomes
+/// two segments.
 fn decode(path: &str) -> Result<Vec<String>, InvalidRoute> {
     let path = path.strip_prefix('/').unwrap_or(path);
     path.split('/')

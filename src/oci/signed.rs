@@ -1,8 +1,9 @@
 //! Signed manifests of Docker's first format (schema 1, `application/vnd.docker.distribution.manifest.v1+prettyjws`).
 //!
-//! Their digest is that of the payload: the document without its signatures. Each signature says in its protected header how
-//! many bytes of the document come before them (`formatLength`) and what ends the payload (`formatTail`)
-//! (distribution, "Image Manifest Version 2, Schema 1", "Signed Manifests"; docker/libtrust `jsonsign.go`).
+//! Their digest is that of the payload: the document without its signatures. The protected header of each signature
+//! states how many bytes of the document come before the signatures (`formatLength`) and which text ends the payload
+//! (`formatTail`) (distribution, "Image Manifest Version 2, Schema 1", "Signed Manifests"; docker/libtrust
+//! `jsonsign.go`).
 
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
@@ -11,7 +12,7 @@ use serde::de::IgnoredAny;
 
 use super::Digest;
 
-/// What is read of a signature.
+/// The part of a signature that is read.
 #[derive(Deserialize)]
 struct Signature {
     protected: String,
@@ -24,7 +25,7 @@ struct Protected {
     format_tail: String,
 }
 
-/// As much of the payload as shows its format.
+/// The parts of the payload that show its format.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Payload {
@@ -33,18 +34,18 @@ struct Payload {
     _fs_layers: Vec<IgnoredAny>,
 }
 
-/// Whether `bytes` is a signed manifest whose payload has this digest.
+/// Returns whether `bytes` is a signed manifest whose payload has this digest.
 pub fn is_named(bytes: &[u8], digest: &Digest) -> bool {
     payload(bytes).is_some_and(|payload| Digest::of(digest.algorithm(), &payload) == *digest)
 }
 
-/// The payload, if the document is nothing but that with signatures in it: whoever could add to it would have other content
-/// go under the payload's digest.
+/// Returns the payload, if the document is nothing but the payload with signatures in it: anybody who could add to the
+/// document would have other content served under the digest of the payload.
 fn payload(bytes: &[u8]) -> Option<Vec<u8>> {
     let (at, signatures) = signatures(bytes)?;
     let protected: Protected = serde_json::from_slice(&decode(&signatures.first()?.protected)?).ok()?;
     let tail = decode(&protected.format_tail)?;
-    // The tail closes the object, and does nothing else.
+    // The tail may only close the object.
     let closes = std::str::from_utf8(&tail).ok()?.trim() == "}";
     let payload =
         [bytes.get(..protected.format_length).filter(|_| closes && protected.format_length == at)?, &tail].concat();
@@ -52,7 +53,7 @@ fn payload(bytes: &[u8]) -> Option<Vec<u8>> {
     (parsed.schema_version == 1).then_some(payload)
 }
 
-/// The signatures of a document that ends with them, and where what comes before them ends.
+/// Returns the signatures of a document that ends with them, and the position at which the part before them ends.
 fn signatures(bytes: &[u8]) -> Option<(usize, Vec<Signature>)> {
     let text = std::str::from_utf8(bytes).ok()?;
     let name = text.rfind("\"signatures\"")?;
@@ -104,15 +105,15 @@ mod tests {
         };
         let front = real.len() - 2;
         for (payload, evil) in [
-            // All of the payload in the tail.
+            // The whole payload is in the tail.
             (real, format!(r#"{{"name":"evil",{}}}"#, sign(0, real))),
             (newer, format!(r#"{{"name":"evil",{}}}"#, sign(0, newer))),
             ("hello", format!(r#"{{"name":"evil",{}}}"#, sign(0, "hello"))),
-            // Something between the signed part and the signatures, or behind them.
+            // Something is between the signed part and the signatures, or after them.
             (real, format!(r#"{},"name":"evil",{}}}"#, &real[..front], sign(front, "\n}"))),
             (real, format!(r#"{},{},"name":"evil"}}"#, &real[..front], sign(front, "\n}"))),
             (real, format!(r#"{},{}}} {{}}"#, &real[..front], sign(front, "\n}"))),
-            // Of another format.
+            // The payload has another format.
             (newer, format!(r#"{},{}}}"#, &newer[..newer.len() - 1], sign(newer.len() - 1, "}"))),
         ] {
             assert!(!is_named(evil.as_bytes(), &Digest::of(Algorithm::Sha256, payload.as_bytes())), "{evil}");

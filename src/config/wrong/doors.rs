@@ -1,4 +1,4 @@
-//! What is wrong about doors: TLS, certificates, logins, and who may pull.
+//! Wrong configurations of doors: TLS, certificates, logins, and the clients that may pull.
 
 use super::super::tests::parse;
 use super::{refused, repository};
