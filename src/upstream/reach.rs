@@ -28,8 +28,7 @@ pub struct Reach {
     origin: Url,
     /// Hosts that the configuration names, at any address.
     trusted: Vec<String>,
-    /// Hosts of the proxies that requests go through: their names may resolve to any address. [`Reach::permits`] makes
-    /// no exception for them.
+    /// Hosts of the proxies that requests go through: their names may resolve to any address, so no URL may lead to them.
     proxies: Vec<String>,
     /// The kind of the upstream's own address, as a bit; 0 until an answer has come from it.
     own: AtomicU8,
@@ -65,7 +64,11 @@ impl Reach {
             return false;
         }
         let host = url.host_str().unwrap_or_default();
-        self.is_own(host) || self.is_trusted(host) || literal(url).is_none_or(|address| self.allows(address))
+        let may_be_elsewhere = || match literal(url) {
+            Some(address) => self.allows(address),
+            None => !self.is_proxy(host),
+        };
+        self.is_own(host) || self.is_trusted(host) || may_be_elsewhere()
     }
 
     /// Returns whether the port of `url` is refused. An upstream that only a client names may lead to the ports that
@@ -95,6 +98,10 @@ impl Reach {
             None => "name the host in redirect_hosts",
         };
         format!("it leads to {host}, an address inside another network than its own; if that is meant, {what}")
+    }
+
+    fn is_proxy(&self, host: &str) -> bool {
+        self.proxies.iter().any(|proxy| proxy.eq_ignore_ascii_case(host.trim_end_matches('.')))
     }
 
     fn is_trusted(&self, host: &str) -> bool {
@@ -172,7 +179,7 @@ impl Reach {
     /// Returns those addresses of a host that Larder may connect to. Fails if none of them is allowed.
     fn judge(&self, host: &str, addresses: Vec<IpAddr>) -> io::Result<Vec<IpAddr>> {
         let refuse = |why: String| Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
-        if self.is_trusted(host) || self.proxies.iter().any(|proxy| proxy == host) {
+        if self.is_trusted(host) || self.is_proxy(host) {
             return Ok(addresses);
         }
         let (is_own, first) = (self.is_own(host), addresses.first().copied());
@@ -236,6 +243,20 @@ mod tests {
     fn looked_up(reach: &Reach, host: &str, addresses: &[&str]) -> Vec<String> {
         let judged = reach.judge(host, addresses.iter().map(|text| address(text)).collect());
         judged.unwrap_or_default().iter().map(ToString::to_string).collect()
+    }
+
+    /// A name of a proxy is resolved to any address, as the client has to get there.
+    #[test]
+    fn no_registry_leads_to_a_proxy_of_ours() {
+        let url = |text: &str| Url::parse(text).expect("a URL");
+        let public = reach("https://registry.example");
+        assert_eq!(looked_up(&public, "proxy.example", &["10.0.0.7"]), ["10.0.0.7"]);
+        for led_to in ["http://proxy.example/", "https://PROXY.example:8443/admin", "http://proxy.example.:3128/"] {
+            assert!(!public.permits(&url(led_to)), "{led_to}");
+        }
+        assert!(public.permits(&url("https://other.example/")));
+        assert!(reach("https://proxy.example").permits(&url("https://proxy.example/v2/")), "its own host");
+        assert!(public.permits(&url("https://trusted.example/")));
     }
 
     #[test]
