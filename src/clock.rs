@@ -1,19 +1,19 @@
-//! The time, for all of Larder: nothing else asks the system for it.
+//! The time, for all of Larder: no other code asks the system for it.
 //!
-//! Deadlines and ages go by [`Instant`], which is tokio's, so that a test can hold the time and let it pass. The time of
-//! day goes along with it there.
+//! Deadlines and ages go by [`Instant`], which is tokio's, so that a test can stop the time and let it pass. In such a
+//! test, the time of day passes with it.
 
 use std::time::SystemTime;
 
 pub use tokio::time::Instant;
 
-/// The time of day. An administrator or NTP may set it back: for deadlines and ages there is [`Instant`].
+/// Returns the time of day. An administrator or NTP may set it back: for deadlines and ages, use [`Instant`].
 #[cfg(not(test))]
 pub fn wall() -> SystemTime {
     SystemTime::now()
 }
 
-/// The time of day. Where a test holds the time, it passes as that does.
+/// Returns the time of day. Where a test stops the time, this passes as that time does.
 #[cfg(test)]
 pub fn wall() -> SystemTime {
     use std::sync::OnceLock;

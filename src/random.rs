@@ -1,23 +1,23 @@
-//! Random numbers, for all of Larder: nothing else asks the system for them.
+//! Random numbers, for all of Larder: no other code asks the system for them.
 
-/// The system gives no random numbers, without which no key can be made.
+/// The error that the system gives no random numbers, without which no key can be made.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("the system gives no random numbers")]
 pub struct NoRandomness;
 
-/// Fills a key, or what has to be as hard to guess.
+/// Fills a key, or bytes that have to be as hard to guess.
 pub fn fill(bytes: &mut [u8]) -> Result<(), NoRandomness> {
     aws_lc_rs::rand::fill(bytes).map_err(|_| NoRandomness)
 }
 
-/// A number that nobody has to be kept from guessing: to spread pauses, so that clients do not come back all at once.
+/// Returns a number that need not be hard to guess: it spreads pauses, so that clients do not come back all at once.
 #[cfg(not(test))]
 pub fn number() -> u64 {
     use std::hash::{BuildHasher, RandomState};
     RandomState::new().hash_one(0)
 }
 
-/// A number to spread pauses. In tests they are the same ones in each run of a thread (SplitMix64, from 0).
+/// Returns a number to spread pauses. In tests, the numbers are the same in each run of a thread (SplitMix64, from 0).
 #[cfg(test)]
 pub fn number() -> u64 {
     use std::cell::Cell;
@@ -29,7 +29,7 @@ pub fn number() -> u64 {
     mixed ^ (mixed >> 31)
 }
 
-/// A number from 0 to 1, as [`number`].
+/// Returns a number from 0 to 1, made as by [`number`].
 #[allow(clippy::cast_precision_loss)]
 pub fn fraction() -> f64 {
     (number() >> 32) as f64 / f64::from(u32::MAX)

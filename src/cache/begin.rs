@@ -1,4 +1,4 @@
-//! Beginning a fill, or joining one that is under way.
+//! Begins a fill, or joins one that is under way.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,22 +11,22 @@ use crate::observe::Metrics;
 use crate::oci::{Algorithm, Digest};
 use crate::places::{NoPlace, Party, Place};
 
-/// How long a fill waits for a place. Clients wait about half a minute for the head of an answer.
+/// How long a fill waits for a place. Clients wait about half a minute for the response header.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 impl Cache {
-    /// The fill of `digest` that is under way.
+    /// Returns the fill of `digest` that is under way.
     pub fn running_fill(&self, digest: &Digest) -> Option<FillReader> {
         self.fills.running(digest)
     }
 
-    /// Whether an object was found to be larger than all of the cache a moment ago.
+    /// Returns whether an object was found to be larger than all of the cache a moment ago.
     pub fn is_unfit(&self, digest: &Digest) -> bool {
         self.unfit.contains(digest)
     }
 
-    /// Joins the fill of `digest` or begins it, in a task of its own that outlives the request. The second value tells
-    /// whether it was begun.
+    /// Joins the fill of `digest`, or begins it in a task of its own that outlives the request. The second value tells
+    /// whether this call began it.
     pub fn fill(
         self: &Arc<Self>,
         viewer: &Viewer,
@@ -37,8 +37,8 @@ impl Cache {
         self.begin(viewer, Wanted::Digest(digest), party, origin)
     }
 
-    /// As [`Cache::fill`], from an upstream that only a client named: no other repository depends on how fast it
-    /// sends.
+    /// Like [`Cache::fill`], but from an upstream that only a client named: no other repository depends on how fast
+    /// this upstream sends.
     pub fn fill_apart(
         self: &Arc<Self>,
         viewer: &Viewer,
@@ -67,7 +67,7 @@ impl Cache {
                 tokio::spawn(async move {
                     match cache.places.take(party, PATIENCE).await {
                         Ok(place) => {
-                            // The others say so themselves when they have a connection, too.
+                            // For `Wanted::Digest`, the origin notes this, once it has a connection, too.
                             if !matches!(wanted, Wanted::Digest(_)) {
                                 registered.fill().has_place();
                             }
@@ -81,7 +81,8 @@ impl Cache {
         }
     }
 
-    /// Begins a fill of whatever its origin has, under a key that stands for it; `None` where no place is free now.
+    /// Begins a fill of whatever its origin has, under a key that stands for the content, or joins that fill. Returns
+    /// `None` if no place is free now.
     pub(super) fn begin_now(
         self: &Arc<Self>,
         viewer: &Viewer,
@@ -113,7 +114,7 @@ impl Cache {
         // The reservation in the result lives until the object is counted.
         let into = fill::Destination { spool: &self.spool, store: &self.store, room: &self.room, places: &self.places };
         let result = match self.is_unfit(&digest) {
-            // To ask for room would only tell once more that there is none.
+            // Asking for room would only show once more that there is none.
             true => Err(Failure::new(FailureKind::NoRoom, "it is larger than all of the cache")),
             false => fill::drive(&registered, wanted, &origin, into).await,
         };
@@ -136,14 +137,14 @@ impl Cache {
                 tracing::info!(%digest, repository = %viewer, kind = failure.kind.as_str(), %failure, "a blob could not be fetched");
             }
         }
-        // The rows are queued before the fill leaves the map, so that no request falls between.
+        // The rows are queued before the fill leaves the map, so that no request finds neither.
         drop(registered);
         drop((running, place));
     }
 }
 
 impl Cache {
-    /// Serves from memory, to all who read it, what cannot be stored for this reason.
+    /// Serves an object that cannot be stored, for the reason `why`, from memory to all its readers.
     async fn pass(
         &self,
         registered: &Registered,
@@ -173,7 +174,7 @@ fn no_place() -> Failure {
     Failure::new(FailureKind::Busy, "too many transfers from upstream are under way; try again soon")
 }
 
-/// Counts a fill as running for as long as it lives.
+/// Counts a fill as running while this lives.
 struct Running(Arc<Metrics>);
 
 impl Running {

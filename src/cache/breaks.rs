@@ -1,41 +1,42 @@
 //! How long to wait before a transfer that broke is opened again. Pure.
 //!
-//! Each opening is a request upstream. A source that breaks off after a few bytes, again and again, would otherwise
-//! be asked as fast as it answers.
+//! Each opening is a request upstream. Without a wait, a source that breaks off after a few bytes, again and again,
+//! would be asked as fast as it answers.
 
 use std::time::Duration;
 
-/// A transfer that brought this much before it broke is opened again at once.
+/// A transfer that brought this many bytes before it broke is opened again at once.
 const MUCH: u64 = 1 << 20;
-/// One that brought less than this has not got on: it counts against its source.
+/// A transfer that brought fewer bytes than this made no progress: the break counts against its source.
 const LITTLE: u64 = 64 << 10;
-/// Of a small object, this part of it is much: it costs that many openings at most.
+/// For a small object, one part in so many counts as much, so that it costs at most that many openings.
 const PARTS: u64 = 64;
 /// The pause after a first break that brought less than [`MUCH`]; each further one in a row doubles it.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// The longest pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// The breaks of one object's transfers so far.
 #[derive(Debug, Default)]
 pub struct Breaks {
-    /// In a row, each having brought less than [`MUCH`].
+    /// Breaks in a row, each after less than [`MUCH`] had been brought.
     in_row: u32,
     /// Bytes that had been brought in all at the last break.
     brought: u64,
 }
 
-/// What to make of a break.
+/// What follows from a break.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Break {
-    /// Whether the object has got on since the last break.
+    /// Whether the object has made progress since the last break.
     pub has_progressed: bool,
     /// How long to wait before the next opening.
     pub pause: Duration,
 }
 
 impl Breaks {
-    /// A transfer broke that ran for `lasted` and brought `own` bytes; all transfers together have brought `brought`
-    /// bytes of the object, which has `size` where that is known.
+    /// Notes the break of a transfer that ran for `lasted` and brought `own` bytes. All transfers together have brought
+    /// `brought` bytes of the object, which has `size` bytes where that is known.
     pub fn broke(&mut self, own: u64, brought: u64, size: Option<u64>, lasted: Duration) -> Break {
         let since = brought.saturating_sub(std::mem::replace(&mut self.brought, brought)).max(own);
         let much = size.map_or(MUCH, |size| MUCH.min(size / PARTS)).max(1);
@@ -46,7 +47,7 @@ impl Breaks {
         }
         let doubled = FIRST_PAUSE * 2u32.pow(self.in_row.min(16));
         self.in_row += 1;
-        // A slow line that is cut once a minute has waited already.
+        // The time that the transfer ran counts as a pause: a slow line that is cut once a minute has waited already.
         Break { has_progressed, pause: doubled.min(LONGEST_PAUSE).saturating_sub(lasted) }
     }
 }

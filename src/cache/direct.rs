@@ -1,5 +1,5 @@
-//! Past the store: an object streamed straight from its origin, for when the disk is full or broken: to all who read it
-//! through the window of a fill (`fill/passing.rs`), or to one reader who cannot read along there.
+//! A transfer past the store: an object streamed straight from its origin, for when the disk is full or broken. It goes
+//! to all readers through the window of a fill (`fill/passing.rs`), or to one reader that cannot read along there.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -16,19 +16,19 @@ use super::origin::{HELD_BACK, Origin, Source, Transfer};
 use crate::failure::{Failure, FailureKind};
 use crate::oci::{Digest, Hasher};
 
-/// How often in a row the stream is opened again without having got on.
+/// Most times in a row that the stream is opened again without progress.
 const REOPEN_ATTEMPTS: u32 = 5;
-/// A reader that takes nothing for this long gives its connection to the origin away; it gets another one later.
+/// A reader that takes nothing for this long gives up its connection to the origin; it gets another one later.
 const UNTAKEN: Duration = Duration::from_secs(30);
 /// Bytes handed on at a time where they are verified. They are copied together, so that memory is bounded by bytes and
 /// not by the pieces that a source chooses.
 pub const PIECE: usize = 32 << 10;
 
-/// Bytes in their order; none at the end.
+/// Consecutive bytes of an object; none at the end.
 #[derive(Clone, Debug, Default)]
 pub struct Piece {
     pub bytes: Bytes,
-    /// Over all bytes of the object up to the end of these, where it is verified.
+    /// The hash over all bytes of the object up to the end of these, where the object is verified.
     pub hasher: Option<Hasher>,
 }
 
@@ -38,14 +38,15 @@ pub struct Direct {
     digest: Digest,
     /// The next byte to come from the origin.
     at: u64,
+    /// Where the transfer ends, once that is known.
     end: Option<u64>,
-    /// Over all bytes before those in `filling`, when the whole is read.
+    /// The hash over all bytes before those in `filling`, when the whole is read.
     hasher: Option<Hasher>,
     /// Bytes that make no whole piece yet.
     filling: Vec<u8>,
-    /// The last bytes, kept until the digest matched.
+    /// Pieces not handed on yet: the last ones are kept until the digest matched.
     held: VecDeque<Piece>,
-    /// Whether somebody was promised the bytes, so that no failure that may pass is an answer.
+    /// Whether the bytes were promised to a client, so that a failure that may pass is no answer.
     is_promised: bool,
     open: Option<Open>,
     /// Length of the whole, where it is known.
@@ -68,7 +69,8 @@ struct Open {
 }
 
 impl Direct {
-    /// From `at` to `end`. `hasher` has seen all bytes before `at`; without one nothing is verified.
+    /// Creates a transfer from `at` to `end`. `hasher` has seen all bytes before `at`; without a hasher, nothing is
+    /// verified.
     pub fn new(origin: Arc<dyn Origin>, digest: Digest, at: u64, end: Option<u64>, hasher: Option<Hasher>) -> Self {
         Self {
             origin,
@@ -88,12 +90,12 @@ impl Direct {
         }
     }
 
-    /// Of an object that is known to have `size` bytes, where that is known.
+    /// Sets the size of the object, where it is known.
     pub fn of_size(self, size: Option<u64>) -> Self {
         Self { end: self.end.or(size), total: size, ..self }
     }
 
-    /// For somebody who was promised the bytes.
+    /// Notes that the bytes were promised to a client.
     pub fn promised(self) -> Self {
         Self { is_promised: true, ..self }
     }
@@ -108,21 +110,22 @@ impl Direct {
         Ok(())
     }
 
-    /// Length of the whole, where the origin told it.
+    /// Returns the length of the whole, where it is known.
     pub fn total(&self) -> Option<u64> {
         self.total
     }
 
+    /// Returns whether the stream is open.
     pub fn is_open(&self) -> bool {
         self.open.is_some()
     }
 
-    /// Gives the connection away; the next bytes are got over another one.
+    /// Gives the connection up. The next bytes come over another connection.
     pub fn pause(&mut self) {
         self.open = None;
     }
 
-    /// The next bytes; none at the end.
+    /// Returns the next bytes; none at the end.
     pub async fn next(&mut self) -> Result<Piece, Failure> {
         loop {
             if self.is_done {
@@ -138,7 +141,7 @@ impl Direct {
         }
     }
 
-    /// Bytes that are not among the last.
+    /// Returns the next piece, if it is not among the last bytes.
     fn releasable(&mut self) -> Option<Piece> {
         let others = self.held.len().saturating_sub(1) * PIECE + self.filling.len();
         let may_go = self.hasher.is_none() || others as u64 >= HELD_BACK;
@@ -161,7 +164,7 @@ impl Direct {
         }
     }
 
-    /// Makes a piece of what came last.
+    /// Makes a piece of the bytes in `filling`.
     fn seal(&mut self) {
         let bytes = Bytes::from(std::mem::take(&mut self.filling));
         if let Some(hasher) = self.hasher.as_mut().filter(|_| !bytes.is_empty()) {
@@ -170,6 +173,7 @@ impl Direct {
         }
     }
 
+    /// Checks the digest at the end of the transfer.
     fn finish(&mut self) -> Result<(), Failure> {
         self.is_done = true;
         self.seal();
@@ -185,7 +189,7 @@ impl Direct {
         Err(Failure::new(FailureKind::WrongContent, "the upstream sent wrong content; ask again"))
     }
 
-    /// The next bytes from the origin, which is opened again where it breaks; `None` at the end.
+    /// Returns the next bytes from the origin, and opens the stream again where it breaks; `None` at the end.
     async fn receive(&mut self) -> Result<Option<Bytes>, Failure> {
         loop {
             if self.end.is_some_and(|end| self.at >= end) {
@@ -196,7 +200,8 @@ impl Direct {
                 continue;
             };
             match open.pieces.recv().await {
-                // What is there already was read past; nothing would mean the end to the reader.
+                // These were bytes that the reader has already, and were skipped. A piece without bytes would mean the
+                // end to the reader.
                 Some(Came::Bytes(bytes)) if bytes.is_empty() => {}
                 Some(Came::Bytes(mut bytes)) => {
                     if let Some(end) = self.end {
@@ -219,7 +224,7 @@ impl Direct {
     }
 
     async fn reopen(&mut self) -> Result<(), Failure> {
-        // A range to the very end is asked for without its end: some storages dislike a last byte.
+        // A range to the very end is requested without its end: some storages dislike a last byte.
         let until = self.end.filter(|_| self.end != self.total);
         let transfer = self.origin.open(self.at, until, false).await?;
         self.go_on_with(transfer);
@@ -245,8 +250,8 @@ impl Direct {
             Some(Open { source: transfer.source, pieces: pump(body.boxed()), since: Instant::now(), brought: 0 });
     }
 
-    /// No source goes on with a transfer of which the reader has a part already, or its head: waits for one to come back,
-    /// or for a connection.
+    /// Handles that no source opens the stream. If the reader already has a part of the transfer, or its response
+    /// header, waits for a source to come back, or for a connection.
     async fn not_opened(&mut self, why: Failure) -> Result<(), Failure> {
         self.strikes += 1;
         let may_pass = matches!(why.kind, FailureKind::Busy | FailureKind::Unavailable | FailureKind::Timeout);
@@ -259,7 +264,7 @@ impl Direct {
         Ok(())
     }
 
-    /// Takes note that the stream broke, and waits for as long as the next is not to be opened.
+    /// Notes that the stream broke, and waits until the next stream may be opened.
     async fn broke(&mut self, why: Failure) -> Result<(), Failure> {
         let Some(open) = self.open.take() else {
             return Err(why);
@@ -275,7 +280,7 @@ impl Direct {
     }
 }
 
-/// What comes of a stream.
+/// What comes out of a stream.
 #[derive(Debug)]
 enum Came {
     Bytes(Bytes),
@@ -283,8 +288,8 @@ enum Came {
     End,
 }
 
-/// Reads a body a little ahead of its reader. Where the reader takes nothing for long the body is given up, and with
-/// it the connection that others may need; the channel then closes without an end.
+/// Reads a body a little ahead of its reader. If the reader takes nothing for long, the body is dropped, and with it
+/// the connection, which others may need; the channel then closes without an end.
 fn pump(mut body: BoxStream<'static, Result<Bytes, Failure>>) -> mpsc::Receiver<Came> {
     let (sender, receiver) = mpsc::channel(1);
     tokio::spawn(async move {

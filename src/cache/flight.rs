@@ -1,4 +1,4 @@
-//! One piece of work for many who want its result at the same time.
+//! One piece of work for many callers that want its result at the same time.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use crate::failure::{Failure, FailureKind};
 
-/// Work under way, by what it is for.
+/// The work under way, by its key.
 #[derive(Debug)]
 pub struct Flights<K, T>(Arc<Mutex<Running<K, T>>>);
 
@@ -25,8 +25,8 @@ where
     K: Clone + Eq + Hash + Send + 'static,
     T: Clone + Send + Sync + 'static,
 {
-    /// The result of the work for `key`: of what is under way, else of `work`. The work goes on when
-    /// those who wait for it leave. The second value tells whether it was begun by this call.
+    /// Returns the result of the work for `key`: of the work under way, else of `work`. The work goes on when its
+    /// callers leave. The second value tells whether this call began the work.
     pub async fn run<F>(&self, key: K, work: impl FnOnce() -> F) -> (Result<T, Failure>, bool)
     where
         F: Future<Output = Result<T, Failure>> + Send + 'static,
@@ -38,13 +38,13 @@ where
         (value, is_first)
     }
 
-    /// Whether work for `key` is under way.
+    /// Returns whether work for `key` is under way.
     pub fn is_running(&self, key: &K) -> bool {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).contains_key(key)
     }
 
-    /// Begins the work for `key` unless it is under way, without waiting for it. The second value tells
-    /// whether it was begun.
+    /// Begins the work for `key` unless it is under way, without waiting for it. The second value tells whether this
+    /// call began the work.
     pub fn begin<F>(&self, key: K, work: impl FnOnce() -> F) -> (watch::Receiver<Option<Result<T, Failure>>>, bool)
     where
         F: Future<Output = Result<T, Failure>> + Send + 'static,
@@ -59,7 +59,7 @@ where
         let work = work();
         tokio::spawn(async move {
             let value = work.await;
-            // Out of the map before the result is seen: who comes now begins anew.
+            // Removed from the map before the result is seen: a caller that comes now begins anew.
             drop(landed);
             done.send_replace(Some(value));
         });
@@ -67,6 +67,7 @@ where
     }
 }
 
+/// Removes work from the map when it is dropped.
 struct Landed<K: Eq + Hash, T> {
     running: Arc<Mutex<Running<K, T>>>,
     key: K,

@@ -1,27 +1,27 @@
-//! How long a tag is believed. Pure.
+//! How long a cached tag may be served without asking the upstream. Pure.
 
 use std::time::Duration;
 
 use crate::config::{OnUpstream404, TagPolicy};
 use crate::failure::FailureKind;
 
-/// What to do with a cached tag.
+/// How a cached tag may be served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Freshness {
-    /// Serve it without asking.
+    /// Serve it without asking the upstream.
     Fresh,
-    /// Serve it, and ask the upstream behind the client's back.
+    /// Serve it, and revalidate it in the background.
     Aging,
-    /// Ask the upstream whether it still holds.
+    /// Revalidate it first.
     Check,
 }
 
-/// By how much `max_age` may be shortened, as a share of it, so that tags which were pulled together do
-/// not run out together.
+/// The largest share of `max_age` by which it is shortened, so that tags that were pulled together do not expire
+/// together.
 const SPREAD: f64 = 0.1;
 
-/// Whether a tag that was last checked `age` ago may be served without asking. `spread` (0 to 1) is where
-/// this copy of it stands among all.
+/// Returns how a tag may be served that was last checked `age` ago. `spread` (0 to 1): the part of [`SPREAD`] that
+/// applies to this tag.
 pub fn of_tag(policy: &TagPolicy, tag: &str, age: Duration, spread: f64) -> Freshness {
     let max_age = policy.max_age.mul_f64(1.0 - SPREAD * spread.clamp(0.0, 1.0));
     if policy.is_immutable(tag) || age < max_age {
@@ -33,7 +33,7 @@ pub fn of_tag(policy: &TagPolicy, tag: &str, age: Duration, spread: f64) -> Fres
     }
 }
 
-/// Whether the old copy may be served although the check failed.
+/// Returns whether the old copy may be served although the revalidation failed.
 pub fn may_serve_stale(policy: &TagPolicy, failure: FailureKind, age: Duration) -> bool {
     match failure {
         FailureKind::NotFound => {

@@ -1,4 +1,4 @@
-//! What is asked for again and again, kept in memory: bounded, and never the only copy.
+//! Data that is requested again and again, kept in bounded memory. It is never the only copy.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use quick_cache::sync::Cache;
 use crate::index::{ListKey, Listing, TagEntry, TagKey, Timestamp, UrlEntry, Viewer};
 use crate::oci::{Digest, MediaType};
 
-/// A manifest or index, verified.
+/// A verified manifest or index.
 #[derive(Clone, Debug)]
 pub struct Manifest {
     pub digest: Digest,
@@ -19,7 +19,7 @@ pub struct Manifest {
     pub stored_at: Timestamp,
 }
 
-/// Objects larger than this are not read as manifests.
+/// Objects larger than this, in bytes, are not read as manifests.
 pub const MAX_MANIFEST: u64 = 8 << 20;
 
 // Most bytes of each kind, keys included: names and media types are as long as clients and upstreams make them.
@@ -29,23 +29,24 @@ const VISIBLE_BYTES: u64 = 8 << 20;
 const NAME_BYTES: u64 = 8 << 20;
 const LIST_BYTES: u64 = 16 << 20;
 const URL_BYTES: u64 = 8 << 20;
-// About how many there are of each: for the library to reckon with.
+// About how many entries there are of each kind: the library needs this estimate.
 const ENTRIES: usize = 50_000;
 const LISTS: usize = 256;
 const URLS: usize = 4_096;
-/// What an entry takes beside its texts.
+/// Bytes that an entry takes beside its texts.
 const ENTRY: u64 = 128;
 
+/// The caches in memory, one for each kind.
 pub struct Hot {
     pub manifests: Cache<Digest, Arc<Manifest>, ByLength>,
     pub tags: Cache<TagKey, TagEntry, ByLength>,
-    /// Who is shown which object.
+    /// Which object is visible to which viewer.
     pub visible: Cache<(Viewer, Digest), (), ByLength>,
     /// Lists that the index may not have written yet.
     pub listings: Cache<ListKey, Listing, ByLength>,
-    /// Repository, name and manifest: the upstream has it under this name, and the index has been told.
+    /// Repository, name and manifest: the upstream has the manifest under this name, and the index has been told.
     pub names: Cache<(String, String, Digest), (), ByLength>,
-    /// By what stands for a URL: the answers of its server.
+    /// The answers of a URL's server, by the key that stands for the URL.
     pub urls: Cache<Digest, Arc<Vec<UrlEntry>>, ByLength>,
 }
 
@@ -63,13 +64,15 @@ impl Default for Hot {
 }
 
 impl Hot {
-    /// Objects are gone. Their tags and names went with them, and are noted again.
+    /// Forgets objects that are gone, and the tags and names that lead to them: these went with the objects, and are
+    /// noted again.
     pub fn forget(&self, gone: &HashSet<Digest>) {
         gone.iter().for_each(|digest| drop(self.manifests.remove(digest)));
         self.tags.retain(|_, entry| !gone.contains(&entry.digest));
         self.names.retain(|(_, _, digest), ()| !gone.contains(digest));
     }
 
+    /// Forgets all.
     pub fn clear(&self) {
         self.manifests.clear();
         self.tags.clear();
@@ -80,6 +83,7 @@ impl Hot {
     }
 }
 
+/// Weighs an entry by the bytes that it takes.
 #[derive(Clone)]
 pub struct ByLength;
 
@@ -125,7 +129,7 @@ impl Weighter<Digest, Arc<Vec<UrlEntry>>> for ByLength {
 mod tests {
     use super::*;
 
-    /// A mebibyte for the rounding of shards.
+    /// Asserts that a weight is within a bound, and a mebibyte for the rounding of shards.
     fn assert_within(weight: u64, bound: u64) {
         assert!(weight > bound / 2 && weight <= bound + (1 << 20), "{weight} of {bound}");
     }

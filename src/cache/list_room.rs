@@ -1,4 +1,4 @@
-//! The memory for lists of tags and referrers: never more of them than there is room for, whoever holds them.
+//! The memory for lists of tags and referrers: bounded, whoever holds the lists.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,13 +9,14 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::failure::{Failure, FailureKind};
 use crate::index::Listing;
 
-/// Lists up to this need no room: they are no larger than what a connection may hold anyway.
+/// Lists of up to this many bytes need no room: they are no larger than what a connection may hold anyway.
 pub const SMALL: u64 = 64 << 10;
 
-/// Memory for all larger ones: in memory for those who ask next, waiting to be written, on their way to clients.
+/// Memory for all larger lists together, in bytes: lists kept for the next clients, lists that wait to be written,
+/// lists on their way to clients.
 const ROOM: u64 = 128 << 20;
 
-/// The room is counted in these.
+/// The unit in which the room is counted, in bytes.
 const UNIT: u64 = 1 << 10;
 
 /// The memory for lists.
@@ -25,7 +26,7 @@ pub struct Lists {
 
 impl Default for Lists {
     fn default() -> Self {
-        // A semaphore on 64-bit machines holds far more.
+        // A semaphore on 64-bit machines can hold far more.
         Self { room: Arc::new(Semaphore::new(usize::try_from(ROOM / UNIT).unwrap_or(usize::MAX))) }
     }
 }
@@ -33,11 +34,11 @@ impl Default for Lists {
 /// How long a list waits for room.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The right to hold a list; `None` for a small one.
+/// The right to hold a list; `None` for a small list.
 pub type Right = Option<OwnedSemaphorePermit>;
 
 impl Lists {
-    /// Waits for the room that a list takes.
+    /// Waits for the room that a list of `bytes` takes.
     pub async fn admit(&self, bytes: u64) -> Result<Right, Failure> {
         if bytes <= SMALL {
             return Ok(None);
@@ -50,7 +51,7 @@ impl Lists {
     }
 }
 
-/// A list whose room is free again when nobody holds it any more.
+/// The bytes of a list. Their room is free again when nobody holds them any more.
 struct Held {
     bytes: Box<[u8]>,
     _right: OwnedSemaphorePermit,
@@ -62,9 +63,10 @@ impl AsRef<[u8]> for Held {
     }
 }
 
+/// Ties the right to a list: the room is taken while any part of the body is held.
 pub fn hold(mut listing: Listing, right: Right) -> Listing {
     if let Some(right) = right {
-        // No more of it than there is, whatever was set aside while it came in.
+        // Copied to a buffer of the list's own length, whatever was allocated while the list came in.
         let bytes = Vec::from(listing.body).into_boxed_slice();
         listing.body = Bytes::from_owner(Held { bytes, _right: right });
     }
@@ -97,12 +99,12 @@ mod tests {
         assert_eq!(held.len(), 16);
         assert_eq!(take(SMALL + 1).await.expect_err("no room").kind, FailureKind::Busy);
         assert!(take(SMALL).await.is_ok());
-        // A part of the body that somebody still reads is the body.
+        // A part of the body that is still read keeps all of the body.
         let part = held[0].body.slice(5..10);
         held.remove(0);
         assert!(take(SMALL + 1).await.is_err());
         assert_eq!(&part[..], b"     ");
-        // Who waits gets the room when it is there.
+        // A caller that waits gets the room once it is free.
         let waiting = take(8 << 20);
         let freed = async {
             tokio::time::sleep(Duration::from_secs(1)).await;

@@ -1,4 +1,4 @@
-//! Lists of tags and referrers: kept for a while and for outages.
+//! Lists of tags and referrers: kept for a while, and for outages.
 
 use super::Cache;
 use super::list_room::{SMALL, hold};
@@ -6,7 +6,7 @@ use crate::failure::Failure;
 use crate::index::{IndexError, ListKey, Listing, Write};
 
 impl Cache {
-    /// A list as it was last seen.
+    /// Returns a list as it was last seen.
     pub async fn listing(&self, key: &ListKey) -> Result<Option<Listing>, Failure> {
         if let Some(listing) = self.hot.listings.get(key) {
             return Ok(Some(listing));
@@ -21,7 +21,7 @@ impl Cache {
         }
     }
 
-    /// Takes a list in, to be handed out and perhaps kept; fails where there is no room for it in memory for long.
+    /// Takes a new list into memory, to be handed out and perhaps kept. Fails if no memory becomes free for it in time.
     pub async fn hold_listing(&self, listing: Listing) -> Result<Listing, Failure> {
         let right = self.lists.admit(listing.body.len() as u64).await?;
         Ok(hold(listing, right))

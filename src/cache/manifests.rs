@@ -1,7 +1,7 @@
-//! Manifests: from memory and from the store, and on their way into it.
+//! Manifests: from memory, from the store, and on their way into the store.
 //!
-//! A manifest is handed on when its digest has matched. It is stored behind that: a disk that is slow, or hangs, keeps no
-//! client waiting. Until then it is among those that are pending, and a hit.
+//! A manifest is handed on once its digest has matched, and is stored after that: a disk that is slow, or hangs, keeps
+//! no client waiting. Until it is stored, the manifest is pending, and a hit.
 
 use std::io;
 use std::sync::Arc;
@@ -18,17 +18,17 @@ use crate::store::{Body, Store};
 use crate::upkeep::Upkeep;
 use crate::upkeep::room::Reservation;
 
-/// How long an answer waits for a manifest to be stored. A disk in good health takes a few milliseconds.
+/// How long an answer waits for a manifest to be stored. A healthy disk takes a few milliseconds.
 const PATIENCE: Duration = Duration::from_millis(100);
 
 impl Cache {
-    /// A manifest from memory or the store.
+    /// Returns a manifest from memory or the store.
     pub async fn manifest(&self, digest: &Digest) -> Result<Option<Arc<Manifest>>, Failure> {
         if let Some(manifest) = self.hot.manifests.get(digest).or_else(|| self.pending.get(digest)) {
             self.upkeep.used(digest);
             return Ok(Some(manifest));
         }
-        // Once for all who ask: a large one is in memory once.
+        // Loaded once for all callers, so that a large manifest is in memory once.
         let (loader, wanted) = (self.manifest_loader(), *digest);
         let load = || async move { loader.load(&wanted).await };
         let loaded = self.loads.run(*digest, load).await.0.inspect_err(|_| {
@@ -40,8 +40,8 @@ impl Cache {
         Ok(loaded)
     }
 
-    /// Keeps a verified manifest. Where the store fails it is handed on all the same, and not kept in
-    /// memory either: the next request for it is another chance to store it.
+    /// Keeps a verified manifest. If the store fails, the manifest is handed on all the same, and is not kept in memory
+    /// either: the next request for it is another chance to store it.
     pub async fn put_manifest(self: &Arc<Self>, viewer: &Viewer, manifest: Manifest) -> Arc<Manifest> {
         let manifest = Arc::new(manifest);
         if !self.pending.add(&manifest) {
@@ -55,7 +55,7 @@ impl Cache {
             cache.store_manifest(&viewer, &storing).await;
             cache.pending.remove(&storing.digest);
         });
-        // It goes on behind the answer.
+        // Storing may go on after the answer.
         let _ = tokio::time::timeout(PATIENCE, stored).await;
         manifest
     }
@@ -79,11 +79,11 @@ impl Cache {
         }
     }
 
-    /// Stores a small object, in room that is made for it as for any other.
+    /// Stores a manifest, in room that is reserved for it as for any other object.
     async fn store(&self, manifest: &Arc<Manifest>) -> Result<(bool, Reservation), Failure> {
         let reservation = match self.room.reserve(manifest.bytes.len() as u64).await {
             Err(failure) => {
-                // Limits that are reached are no failure of the cache; a disk that is full is.
+                // Limits that are reached are no failure of the cache; a full disk is.
                 if self.store.capacity().await.is_ok_and(|capacity| capacity.is_full()) {
                     self.metrics.errors.inc();
                 }
@@ -104,9 +104,9 @@ impl Cache {
         }
     }
 
-    /// Whether a stored object came as a manifest and not as a blob.
+    /// Returns whether a stored object came as a manifest and not as a blob.
     pub async fn is_only_a_manifest(&self, digest: &Digest, content: &Content) -> bool {
-        // Larger ones are no manifests, and need no look.
+        // Only small objects are `Body::Read`. Larger ones are no manifests, and need no look.
         let Content::Complete { object, .. } = content else {
             return false;
         };
@@ -155,7 +155,7 @@ impl Loader {
             None
         });
         let stored_at = entry.as_ref().map_or_else(Timestamp::now, |entry| entry.stored_at);
-        // What came as a blob has no type. Without a row, nothing is known of how it came.
+        // An object that came as a blob has no media type. Without a row, it is not known how the object came.
         let media_type = match entry {
             Some(entry) => entry.media_type,
             None => manifest::is_one(&bytes).then(|| manifest::media_type_of(&bytes)),

@@ -1,6 +1,6 @@
 //! The cache: what is stored, what is known about it, and what is on its way in.
 //!
-//! Knows no upstream: whoever asks for a fill hands over an [`Origin`].
+//! It knows no upstream: code that asks for a fill hands over an [`Origin`].
 
 mod begin;
 mod breaks;
@@ -62,10 +62,10 @@ use purge::{PurgeError, Purging};
 use readiness::Readiness;
 use unfit::Unfit;
 
-/// How long a stop waits for what is verified to be on disk, and for the index.
+/// How long a stop waits for verified content to be on disk, and then for the index.
 const LAST_STORES: Duration = Duration::from_secs(5);
 
-/// Everything kept between requests.
+/// All state of the cache that is kept between requests.
 pub struct Cache {
     store: Arc<dyn Store>,
     spool: Spool,
@@ -77,20 +77,21 @@ pub struct Cache {
     fills: Fills,
     places: Places,
     unfit: Unfit,
-    /// For what cannot be stored.
+    /// The memory for objects that cannot be stored.
     windows: Windows,
     /// Manifests that are verified and not stored yet.
     pending: Pending,
     /// Manifests on their way from the store into memory.
     loads: Flights<Digest, Option<Arc<Manifest>>>,
-    /// Objects being looked at because their seal is broken.
+    /// Checks under way of objects whose seal is broken.
     inspections: Flights<Digest, bool>,
     readiness: Readiness,
+    /// Held by the running verification.
     verifying: tokio::sync::Mutex<()>,
     metrics: Arc<Metrics>,
 }
 
-/// What upkeep asks of the cache, and tells it.
+/// The parts of the cache that upkeep asks and tells.
 struct Watched {
     fills: Fills,
     hot: Arc<Hot>,
@@ -120,13 +121,13 @@ pub enum OpenError {
 }
 
 impl Cache {
-    /// Opens a cache directory, making it where it is missing. Blocks.
+    /// Opens a cache directory, and makes it if it is missing. Blocks.
     pub fn open(config: &Config, metrics: Arc<Metrics>) -> Result<Self, OpenError> {
         let pools = Pools::default();
         let disk = Disk::open(&config.cache.dir, pools.reads.clone())?;
         modes::tighten(&config.cache.dir);
         let spool = Spool::new(config.cache.dir.join("partial"), pools.spool);
-        // On a full disk, downloads that were broken off are worth less than all else.
+        // On a full disk, downloads that were broken off are worth less than anything else.
         let is_full = disk.capacity().is_ok_and(|capacity| capacity.is_full());
         let max_age = if is_full { Duration::ZERO } else { config.cache.partial_ttl };
         if let Err(error) = spool.clear_blocking(max_age) {
@@ -135,14 +136,14 @@ impl Cache {
         let sqlite = Sqlite::open(&config.cache.dir)?;
         let index = LocalIndex::new(sqlite, pools.index_reads, pools.upkeep.clone());
         if let Ok(capacity) = disk.capacity() {
-            // Before anything is written to it.
+            // Set before anything is written to the index.
             index.keep_within(upkeep::bounds(config, capacity.total));
         }
         let store = LocalStore::new(disk, pools.reads, pools.syncs, pools.upkeep.clone());
         Ok(Self::of(config, Arc::new(store), spool, Arc::new(index), pools.upkeep, metrics))
     }
 
-    /// A cache of these parts; the pool is for upkeep.
+    /// Creates a cache of these parts; `pool` is for upkeep.
     fn of(
         config: &Config,
         store: Arc<dyn Store>,
@@ -182,19 +183,20 @@ impl Cache {
         }
     }
 
-    /// Takes in what is stored and keeps the cache within its limits; runs until the process ends.
+    /// Runs the upkeep task: reads which objects are stored, and keeps the cache within its limits. Runs until the
+    /// process ends.
     pub async fn look_after(self: Arc<Self>) {
         upkeep::run(self.upkeep.clone(), true).await;
     }
 
-    /// Takes in what the index knows and does what is asked, and nothing of its own accord: for a command on a stopped
-    /// cache. Runs until the process ends.
+    /// Runs the upkeep task for a command on a stopped cache: reads the index and does what is asked, but nothing of
+    /// its own accord. Runs until the process ends.
     pub async fn attend(self: Arc<Self>) {
         upkeep::run(self.upkeep.clone(), false).await;
     }
 
-    /// Forgets what came in by clients' own credentials where `config` has Larder's own decide instead. To
-    /// be done before anything is answered by it.
+    /// Forgets what clients' own credentials brought in, in repositories where `config` has Larder's own decide
+    /// instead. To be called before any request is answered by `config`.
     pub async fn forget_what_was_private(&self, config: &Config) -> Result<(), Failure> {
         let dir = config.cache.dir.clone();
         let passes = blocking(move || Passes::read(&dir)).await?;
@@ -211,15 +213,15 @@ impl Cache {
         Ok(())
     }
 
-    /// Keeps within other limits from now on. Takes as long as a start where that changes how long what is kept.
+    /// Keeps within other limits from now on. If they change how long objects are kept, this takes as long as a start.
     pub async fn configure(&self, config: &Config) {
         self.unfit.clear();
         self.upkeep.configure(config).await;
     }
 
-    /// A complete object from the store.
+    /// Returns a complete object from the store.
     pub async fn stored(&self, digest: &Digest) -> Result<Option<Content>, Failure> {
-        // Before it is looked for, so that it is not evicted in between.
+        // Leased before the look into the store, so that the object is not evicted in between.
         let lease = self.upkeep.lease(digest);
         let found = self.store.open(digest).await;
         let Some(object) = found.map_err(|error| self.broken("cannot read an object", error))? else {
@@ -232,8 +234,8 @@ impl Cache {
         Ok(Some(Content::Complete { object, lease }))
     }
 
-    /// Hashes an object whose file was touched since it was verified, once for all who ask. Returns
-    /// whether it is intact; one that is not is gone.
+    /// Hashes an object whose file was touched since it was verified, once for all callers. Returns whether the object
+    /// is intact; a damaged object is removed.
     async fn inspect(&self, object: &Object, digest: &Digest) -> Result<bool, Failure> {
         let (object, digest, store, upkeep) = (object.clone(), *digest, self.store.clone(), self.upkeep.clone());
         let metrics = self.metrics.clone();
@@ -245,7 +247,7 @@ impl Cache {
                     }
                     return Ok(true);
                 }
-                // It may be as good as ever.
+                // The object may be intact.
                 Err(error) if error.kind() == io::ErrorKind::TimedOut => {
                     return Err(Failure::of(FailureKind::Storage, "an object cannot be read", error));
                 }
@@ -257,7 +259,7 @@ impl Cache {
                 }
             }
             metrics.errors.inc();
-            // Even if it cannot be removed it is not served: its seal is broken.
+            // Even if the object cannot be removed, it is not served: its seal is broken.
             if let Err(error) = upkeep.discard(&digest).await {
                 tracing::error!(%digest, %error, "a damaged object cannot be removed");
             }
@@ -266,16 +268,19 @@ impl Cache {
         self.inspections.run(digest, inspect).await.0
     }
 
-    /// An object to read while it comes in. `told`: how long its upstream says that it is, where the transfer does not.
+    /// Returns an object to read while it comes in. `told`: the size that its upstream states, where the transfer does
+    /// not state it.
     pub fn growing(&self, fill: FillReader, aside: Aside, told: Option<u64>) -> Content {
         let lease = self.upkeep.lease(&aside.digest);
         Content::Growing { fill, aside, told, _lease: Some(lease) }
     }
 
+    /// Returns how many fills are under way.
     pub fn fills_running(&self) -> usize {
         self.fills.count()
     }
 
+    /// Notes an object that was stored.
     fn record_object(&self, viewer: &Viewer, digest: Digest, size: u64, media_type: Option<MediaType>, is_new: bool) {
         let entry = ObjectEntry { size, media_type, stored_at: Timestamp::now() };
         self.index.note(Write::Object { digest, entry });
@@ -286,6 +291,7 @@ impl Cache {
         self.upkeep.stored(digest, size, &viewer.repository);
     }
 
+    /// Returns what is known of a tag.
     pub async fn tag(&self, key: &TagKey) -> Result<Option<TagEntry>, Failure> {
         if let Some(entry) = self.hot.tags.get(key) {
             return Ok(Some(entry));
@@ -297,6 +303,7 @@ impl Cache {
         Ok(entry)
     }
 
+    /// Notes what a tag leads to.
     pub fn put_tag(&self, key: TagKey, entry: TagEntry) {
         let is_news = self.hot.tags.get(&key).is_none_or(|known| known.digest != entry.digest);
         self.hot.tags.insert(key.clone(), entry.clone());
@@ -306,13 +313,15 @@ impl Cache {
         }
     }
 
+    /// Forgets a tag.
     pub fn drop_tag(&self, key: TagKey) {
         self.hot.tags.remove(&key);
         self.index.note(Write::DropTag { key: key.clone() });
         self.upkeep.tag_changed(&key);
     }
 
-    /// Whether a repository's upstream is known to have the object, in a scope.
+    /// Returns whether the object is visible to the viewer: whether the repository's upstream is known to have it, in
+    /// the viewer's scope.
     pub async fn is_visible(&self, viewer: &Viewer, digest: &Digest) -> Result<bool, Failure> {
         let key = (viewer.clone(), *digest);
         if self.hot.visible.get(&key).is_some() {
@@ -325,19 +334,20 @@ impl Cache {
         Ok(is_visible)
     }
 
+    /// Notes that the object is visible to the viewer.
     pub fn mark_visible(&self, viewer: &Viewer, digest: Digest) {
         self.hot.visible.insert((viewer.clone(), digest), ());
         self.upkeep.seen_by(&digest, &viewer.repository);
         self.index.note(Write::Visible { viewer: viewer.clone(), digest });
     }
 
-    /// Names with cached content of these repositories behind `last`, in order.
+    /// Returns at most `count` names with cached content of these repositories, in order, beginning behind `last`.
     pub async fn catalog(&self, repositories: Vec<String>, last: String, count: usize) -> Result<Vec<String>, Failure> {
         self.read(self.index.catalog(repositories, last, count)).await
     }
 
-    /// Takes content out, in steps: rows first, then files. Readers that have a file open go on. It is done to its end also
-    /// where who asked for it has left.
+    /// Takes content out, in steps: rows first, then files. Readers that have a file open go on. The purge runs to its
+    /// end even if its caller has left.
     pub async fn purge(&self, purge: Purge) -> Result<Purged, Failure> {
         let purging = Purging {
             index: self.index.clone(),
@@ -353,7 +363,8 @@ impl Cache {
         })
     }
 
-    /// Images in the order of their references behind `last`, whether each is pinned, and where the next page begins.
+    /// Returns at most `count` images in the order of their references, beginning behind `last`, each with whether it
+    /// is pinned; and where the next page begins.
     pub async fn images(&self, last: String, count: usize) -> Result<(Vec<(Image, bool)>, Option<String>), Failure> {
         let refreshed = self.upkeep.refresh_pins().await;
         refreshed.map_err(|error| self.broken("cannot read the index", error))?;
@@ -366,7 +377,7 @@ impl Cache {
         Ok((images.into_iter().map(with_pin).collect(), next))
     }
 
-    /// Pins an image, cached or not, or takes that back. Returns whether that changed anything.
+    /// Pins an image, cached or not, or takes its pin back. Returns whether that changed anything.
     pub async fn set_pin(&self, image: ImageName, is_pinned: bool) -> Result<bool, Failure> {
         let changed = self.index.set_pin(image, is_pinned).await;
         let changed = changed.map_err(|error| self.broken("cannot write a pin", error))?;
@@ -374,22 +385,22 @@ impl Cache {
         Ok(changed)
     }
 
-    /// The images that were pinned by name.
+    /// Returns the images that were pinned by name.
     pub async fn pins(&self) -> Result<Vec<ImageName>, Failure> {
         self.read(self.index.pins()).await
     }
 
-    /// The right to verify all that is stored; `None` while somebody else does.
+    /// Returns the right to verify all that is stored; `None` while another verification runs.
     pub fn begin_verification(&self) -> Option<Verification<'_>> {
         self.verifying.try_lock().ok().map(|turn| Verification { cache: self, _turn: turn })
     }
 
-    /// Waits until what the index knows was taken in.
+    /// Waits until upkeep has read the index.
     pub async fn loaded(&self) {
         self.upkeep.loaded().await;
     }
 
-    /// Whether content can be stored and looked up now. Answers soon, whatever the disk does.
+    /// Checks whether content can be stored and looked up now. Answers soon, whatever the disk does.
     pub async fn check(&self) -> Result<(), Failure> {
         let (store, index) = (self.store.clone(), self.index.clone());
         let probe = || async move {
@@ -402,8 +413,8 @@ impl Cache {
         self.readiness.check(probe).await
     }
 
-    /// Stores what is verified, writes what the index still has queued, and closes it: tasks that are still running at a
-    /// stop must not keep it from being written to disk.
+    /// Waits a limited time until verified content is stored, then writes what the index has queued and closes the
+    /// index. Tasks that still run at a stop must not keep the index from being written to disk.
     pub async fn close(&self) {
         let stored = async {
             while self.fills.are_storing() || !self.pending.is_empty() {
@@ -433,15 +444,15 @@ impl Cache {
     }
 }
 
-/// A verification whose turn it is.
+/// The right to run a verification.
 pub struct Verification<'a> {
     cache: &'a Cache,
     _turn: tokio::sync::MutexGuard<'a, ()>,
 }
 
 impl Verification<'_> {
-    /// Reads all that is stored and compares it with its digests and with the index; `progress` is
-    /// told how far it is and says whether to go on.
+    /// Reads all that is stored and compares it with its digests and with the index. `progress` gets the report so far
+    /// and returns whether to go on.
     pub async fn run(
         self,
         is_repair: bool,
@@ -454,7 +465,7 @@ impl Verification<'_> {
     }
 }
 
-/// The pools of a cache. Together they have fewer places than the runtime has threads for what blocks (512), so that none
+/// The pools of a cache. Together they have fewer threads than the runtime has for blocking work (512), so that no pool
 /// waits for another.
 struct Pools {
     reads: Pool,
@@ -466,7 +477,7 @@ struct Pools {
 
 impl Default for Pools {
     fn default() -> Self {
-        // A client waits for a read, and for a write that is behind what it reads; it gives up after half a minute.
+        // A client waits for a read, and for the write of bytes that it reads next; it gives up after half a minute.
         let (soon, long) = (Duration::from_secs(3), Duration::from_secs(30));
         Self {
             reads: Pool::new("reading the cache directory", 128, soon),
@@ -478,7 +489,7 @@ impl Default for Pools {
     }
 }
 
-/// Runs what blocks and comes once in a while off the async threads.
+/// Runs blocking work that comes once in a while off the async threads.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
     let result = tokio::task::spawn_blocking(work).await;
     result.map_err(|error| Failure::of(FailureKind::Storage, "a storage task failed", error))

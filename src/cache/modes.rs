@@ -1,19 +1,22 @@
-//! Who may read the cache directory: what Larder makes is for its own user, and for its group as far as somebody opens the
-//! directory to it. Directories of earlier versions, or made by hand, are closed at the start.
+//! The rights on the cache directory. Files and folders that Larder makes are for its own user, and for its group as
+//! far as somebody opens the directory to the group. Directories of earlier versions, or made by hand, are closed to
+//! others at the start.
 
 use std::fs::{self, Permissions};
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
+/// Most rights on a folder.
 const FOLDER: u32 = 0o700;
+/// Most rights on a file.
 const FILE: u32 = 0o640;
-/// Deletion for owners only, as in /tmp: the directory is not for one program.
+/// The bit that reserves deletion for owners, as in /tmp: such a directory is not for one program.
 const STICKY: u32 = 0o1000;
 const FOLDERS: [&str; 5] = ["blobs", "blobs/sha256", "blobs/sha512", "partial", "acme"];
 const FILES: [&str; 6] = ["larder.lock", "larder.db", "larder.db-wal", "larder.db-shm", "pins.json", "passes.json"];
 
-/// Takes rights from others, as far as the directory is ours. Where that fails the cache works all the same.
+/// Takes rights from other users, where Larder's user owns the files. If that fails, the cache works all the same.
 pub fn tighten(dir: &Path) {
     for folder in FOLDERS {
         restrict(&dir.join(folder), FOLDER);
@@ -31,7 +34,8 @@ pub fn tighten(dir: &Path) {
     }
 }
 
-/// Whether nothing is there but what Larder makes. Looks no further than the first that is not.
+/// Returns whether the directory holds nothing but what Larder makes. Stops at the first entry that Larder did not
+/// make.
 fn is_for_larder_alone(dir: &Path) -> bool {
     let is_ours = |entry: io::Result<fs::DirEntry>| {
         entry.is_ok_and(|entry| {

@@ -1,4 +1,4 @@
-//! Which names have which manifests, as their upstreams have said: what the catalog and the list of images show.
+//! Which names have which manifests, as their upstreams have said. The catalog and the list of images show this.
 
 use super::Cache;
 use crate::failure::Failure;
@@ -17,8 +17,8 @@ impl Cache {
         self.hot.names.insert(key, ());
     }
 
-    /// Whether the upstream is known to have a manifest under a name: it said so, or a tag or a manifest of that name
-    /// leads there. An index that cannot be read knows nothing.
+    /// Returns whether the upstream is known to have a manifest under a name: the upstream said so, or a tag or a
+    /// manifest of that name leads to it. An index that cannot be read knows nothing.
     pub async fn knows_name(&self, repository: &str, name: &Name, digest: Digest) -> bool {
         let key = (repository.to_owned(), name.to_string(), digest);
         if self.hot.names.get(&key).is_some() {
@@ -29,13 +29,13 @@ impl Cache {
             if knows_name().await? {
                 return Ok::<_, Failure>(true);
             }
-            // What leads there may have been learnt a moment ago, and wait to be written.
+            // The tag or manifest that leads to it may have been learnt a moment ago, and wait to be written.
             self.read(self.index.flush()).await?;
             knows_name().await
         };
         let is_known = matches!(found().await, Ok(true));
         if is_known {
-            // Next time it is known without the index.
+            // The next call does not need the index.
             self.note_manifest(repository, name, digest);
         }
         is_known

@@ -1,7 +1,7 @@
-//! Repositories in which the clients' own credentials decide. What came in through one of them may be
-//! private, so when Larder's credentials are to decide instead, what is known of it goes first: its tags
-//! and manifests would be served to all. Which ones they were is kept in a file of its own, over restarts
-//! and changes.
+//! Repositories in which clients' own credentials decide. Content that came in through such a repository may be
+//! private. So when Larder's own credentials come to decide there, Larder first forgets what it knows of the
+//! repository: its tags and manifests would be served to all clients. The list of these repositories is kept in a file
+//! of its own, over restarts and changes of the configuration.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -10,15 +10,15 @@ use std::{fs, io};
 use crate::config::Config;
 use crate::files::{self, Readers};
 
-/// The repositories (their prefixes) that were such once, or are.
+/// The repositories, by their prefixes, in which clients' own credentials decide or decided before.
 pub struct Passes {
     file: PathBuf,
-    /// `None`: it cannot be told which.
+    /// `None`: the list cannot be read.
     known: Option<BTreeSet<String>>,
 }
 
 impl Passes {
-    /// Reads the list in a cache directory. Blocks, as all of this does.
+    /// Reads the list in a cache directory. Blocks, as all functions here do.
     pub fn read(dir: &Path) -> Self {
         let file = dir.join("passes.json");
         let read = fs::read(&file).and_then(|bytes| serde_json::from_slice(&bytes).map_err(io::Error::other));
@@ -33,14 +33,15 @@ impl Passes {
         Self { file, known }
     }
 
-    /// The repositories of `config` that were such and are no more.
+    /// Returns the repositories of `config` in which clients' own credentials decided before and no longer do.
     pub fn to_forget(&self, config: &Config) -> Vec<String> {
         let others = config.repositories.iter().filter(|repository| repository.client_consent.is_none());
         let was_one = |prefix: &str| self.known.as_ref().is_none_or(|known| known.contains(prefix));
         others.map(|repository| repository.prefix.clone()).filter(|prefix| was_one(prefix)).collect()
     }
 
-    /// Notes those of `config`, and that of `forgotten` nothing is known any more.
+    /// Writes the list: with the repositories of `config` in which clients' own credentials decide, and without
+    /// `forgotten`, of which nothing is known any more.
     pub fn write(self, config: &Config, forgotten: &[String]) -> io::Result<()> {
         let before = self.known.clone().unwrap_or_default();
         let mut now = before.clone();

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::hot::Manifest;
 use crate::oci::Digest;
 
-/// Most bytes of manifests that are pending; further ones are served uncached.
+/// Most bytes of pending manifests; further manifests are served uncached.
 const MOST_PENDING: usize = 64 << 20;
 
 /// Manifests that are verified and not stored yet.
@@ -14,11 +14,12 @@ const MOST_PENDING: usize = 64 << 20;
 pub struct Pending(Mutex<HashMap<Digest, Arc<Manifest>>>);
 
 impl Pending {
+    /// Returns a pending manifest.
     pub fn get(&self, digest: &Digest) -> Option<Arc<Manifest>> {
         self.lock().get(digest).cloned()
     }
 
-    /// Takes one in; `false`: too many wait already.
+    /// Adds a manifest; `false` if too many wait already.
     pub fn add(&self, manifest: &Arc<Manifest>) -> bool {
         let mut pending = self.lock();
         let bytes: usize = pending.values().map(|manifest| manifest.bytes.len()).sum();
@@ -29,10 +30,12 @@ impl Pending {
         has_room
     }
 
+    /// Removes a manifest that waits no longer.
     pub fn remove(&self, digest: &Digest) {
         self.lock().remove(digest);
     }
 
+    /// Returns whether no manifest waits.
     pub fn is_empty(&self) -> bool {
         self.lock().is_empty()
     }

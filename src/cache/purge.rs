@@ -1,4 +1,4 @@
-//! Taking content out, step by step: rows first, then files.
+//! Takes content out, step by step: rows first, then files.
 
 use std::io;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use crate::index::{Index, IndexError, Purge, Purged};
 use crate::store::Store;
 use crate::upkeep::Upkeep;
 
-/// What a purge works on.
+/// The parts of the cache that a purge works on.
 pub struct Purging {
     pub index: Arc<dyn Index>,
     pub hot: Arc<Hot>,
@@ -31,14 +31,14 @@ impl Purging {
     /// Takes content out. Readers that have a file open go on.
     pub async fn run(&self, purge: &Purge) -> Result<Purged, PurgeError> {
         let purged = self.rows_and_files(purge).await;
-        // Also where it broke off: what was removed is not served from memory.
+        // Also if the purge broke off: removed content must not be served from memory.
         self.hot.clear();
         purged
     }
 
     async fn rows_and_files(&self, purge: &Purge) -> Result<Purged, PurgeError> {
         match self.in_steps(purge).await {
-            // On a full disk not even rows can be removed until something else was.
+            // On a full disk, not even rows can be removed until something else was.
             Err(PurgeError::Index(_)) if *purge == Purge::All => {
                 self.store.clear().await?;
                 self.in_steps(purge).await
@@ -56,11 +56,11 @@ impl Purging {
             self.hot.clear();
             self.upkeep.removed(&step.digests, false);
             if !is_all {
-                // The rows go on going: a file that cannot be removed is shown to nobody.
+                // The next rows are removed all the same: a file that cannot be removed is shown to nobody.
                 let files = self.store.remove(&step.digests).await;
                 removed = removed.and(files);
             }
-            // Nobody asks which ones they were.
+            // The digests are dropped: no caller asks for them.
             all.add(Purged { digests: Vec::new(), ..step });
         }
         self.upkeep.removed(&[], is_all);

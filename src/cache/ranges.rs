@@ -1,11 +1,11 @@
 //! A set of byte ranges: which parts of an object are there. Pure.
 
-/// Ranges in order, apart from each other by at least one byte; ends exclusive.
+/// Ranges in order, at least one byte apart; ends exclusive.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RangeSet(Vec<(u64, u64)>);
 
 impl RangeSet {
-    /// Adds `[start, end)`, joining what it touches.
+    /// Adds `[start, end)`, and joins it with the ranges that it touches.
     pub fn insert(&mut self, start: u64, end: u64) {
         if start >= end {
             return;
@@ -20,7 +20,7 @@ impl RangeSet {
         self.0.splice(from..to, [merged]);
     }
 
-    /// The end of the unbroken run that holds byte `at`; `at` itself when that byte is missing.
+    /// Returns the end of the unbroken run that holds byte `at`; `at` itself if that byte is missing.
     pub fn run_end(&self, at: u64) -> u64 {
         let next = self.0.partition_point(|range| range.1 <= at);
         match self.0.get(next) {
@@ -29,18 +29,18 @@ impl RangeSet {
         }
     }
 
-    /// The start of the next range at or behind `at`, where byte `at` is missing.
+    /// Returns the first byte at or behind `at` that is there.
     pub fn next_start(&self, at: u64) -> Option<u64> {
         let next = self.0.partition_point(|range| range.1 <= at);
         self.0.get(next).map(|range| range.0.max(at))
     }
 
-    /// Whether all of `[start, end)` is there.
+    /// Returns whether all of `[start, end)` is there.
     pub fn covers(&self, start: u64, end: u64) -> bool {
         start >= end || self.run_end(start) >= end
     }
 
-    /// How many bytes are there.
+    /// Returns how many bytes are there.
     pub fn len(&self) -> u64 {
         self.0.iter().map(|range| range.1 - range.0).sum()
     }
@@ -53,10 +53,12 @@ impl RangeSet {
         self.0.retain(|range| range.0 < range.1);
     }
 
+    /// Returns whether no byte is there.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
+    /// Returns the ranges in order.
     pub fn iter(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
         self.0.iter().copied()
     }
@@ -69,7 +71,7 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// The set against a plain array of flags.
+        /// Compares the set with a plain array of flags.
         #[test]
         fn it_behaves_as_a_set_of_bytes(inserts in prop::collection::vec((0u64..64, 0u64..64), 0..24), probe in 0u64..70) {
             let mut set = RangeSet::default();

@@ -1,5 +1,5 @@
-//! Reading content: a complete object, one that is still coming and one that cannot be kept look
-//! alike to who reads.
+//! Reads content. A complete object, one that is still coming in, and one that cannot be stored look alike to the
+//! reader.
 
 use std::io;
 use std::sync::Arc;
@@ -17,28 +17,29 @@ use crate::work::{Hashing, ReadFile};
 
 /// Most bytes read, and so buffered, at a time for one reader.
 const WINDOW: u64 = 256 * 1024;
-/// And to begin with: who never takes anything holds no more than the first two.
+/// Bytes of the first read: a client that never takes anything holds no more than the first two reads.
 const FIRST_WINDOW: u64 = 32 * 1024;
 /// Bytes of a mapped object handed on at a time; they are pages of the system's cache, not buffers.
 const FRAME: u64 = 1 << 20;
 
-/// An object to read from.
+/// An object to read from: stored, on its way in, or not to be stored.
 #[derive(Clone)]
 pub enum Content {
     Complete {
         object: Object,
         lease: Arc<Lease>,
     },
+    /// The object is on its way in.
     Growing {
         fill: FillReader,
-        /// For the case that the fill fails because of our own disk.
+        /// Where to get the object if the fill fails because of Larder's own disk.
         aside: Aside,
-        /// How long its source says that it is.
+        /// The size that the upstream states.
         told: Option<u64>,
-        /// `None` where nothing is evicted.
+        /// Keeps the object from eviction; `None` where nothing is evicted.
         _lease: Option<Arc<Lease>>,
     },
-    /// Cannot be kept.
+    /// The object cannot be stored.
     Uncached {
         aside: Aside,
         size: Option<u64>,
@@ -50,12 +51,12 @@ pub enum Content {
 pub struct Aside {
     pub digest: Digest,
     pub origin: Arc<dyn Origin>,
-    /// Whether the running fill was begun for who reads.
+    /// Whether the running fill was begun for this reader.
     pub is_own: bool,
 }
 
 impl Content {
-    /// The size as soon as it is known; `None` when only the end will tell.
+    /// Returns the size as soon as it is known; `None` if only the end will tell.
     pub async fn size(&self) -> Result<Option<u64>, Failure> {
         match self {
             Self::Complete { object, .. } => Ok(Some(object.size)),
@@ -64,7 +65,7 @@ impl Content {
         }
     }
 
-    /// The size, however long it takes to learn it; `None`: not without taking the bytes.
+    /// Returns the size, however long it takes to learn it; `None` if it cannot be known before the bytes are taken.
     pub async fn final_size(&self) -> Result<Option<u64>, Failure> {
         match self {
             Self::Growing { told: Some(_), .. } => self.size().await,
@@ -76,13 +77,13 @@ impl Content {
         }
     }
 
-    /// Whether all of it is there, and has this size.
+    /// Returns whether the object is complete and has this size.
     pub fn is_complete_with(&self, size: u64) -> bool {
         matches!(self, Self::Complete { object, .. } if object.size == size)
     }
 
-    /// The same, to be read into buffers: for who looks at the bytes before they go to a socket, as HTTP/2
-    /// and TLS do, and must not meet a page that a file cut short no longer has.
+    /// Returns the same content, to be read into buffers: for code that looks at the bytes before they go to a socket,
+    /// as HTTP/2 and TLS do. Such code must not touch a page that a truncated file no longer has.
     pub fn unmapped(self) -> Self {
         match self {
             Self::Complete { object, lease } => Self::Complete { object: object.unmapped(), lease },
@@ -90,7 +91,7 @@ impl Content {
         }
     }
 
-    /// The mapping that the frames of [`Self::stream`] are cut from.
+    /// Returns the mapping that the frames of [`Self::stream`] are cut from.
     pub fn mapping(&self) -> Option<&Arc<Mapping>> {
         match self {
             Self::Complete { object, .. } => object.mapping(),
@@ -98,9 +99,9 @@ impl Content {
         }
     }
 
-    /// The bytes from `start` to `end`, or to the end of the object, for who was told that it has `size`
-    /// bytes. What is not there yet is waited for; an error in the stream means that what came before is
-    /// not the whole. With `may_read_unverified` a part is given before the whole is verified.
+    /// Returns the bytes from `start` to `end`, or to the end of the object, for a client that was told that the object
+    /// has `size` bytes. Waits for bytes that are not there yet. An error in the stream means that the bytes before it
+    /// are not the whole. With `may_read_unverified`, a part is given before the whole is verified.
     pub fn stream(
         self,
         start: u64,
@@ -127,6 +128,7 @@ impl Content {
     }
 }
 
+/// The state of one stream of content.
 struct Reader {
     content: Content,
     start: u64,
@@ -134,13 +136,13 @@ struct Reader {
     /// Most bytes of the next read.
     window: u64,
     reading: Reading,
-    /// What was read of last.
+    /// The file that was read last.
     last_file: Option<ReadFile>,
-    /// At the window of a fill that passes.
+    /// The seat at the window of a fill that passes.
     seat: Option<Seat>,
-    /// Over all bytes of the object before `at`, when they came out of that window.
+    /// The hash over all bytes of the object before `at`, if they came out of that window.
     hasher: Option<Hasher>,
-    /// Once the store is out of the way.
+    /// The reader's own transfer, once it goes past the store.
     direct: Option<Direct>,
 }
 
@@ -152,7 +154,7 @@ enum Found {
 }
 
 impl Reader {
-    /// The next bytes; none at the end.
+    /// Returns the next bytes; none at the end.
     async fn next(&mut self) -> Result<Bytes, Failure> {
         if let Some(direct) = &mut self.direct {
             return direct.next().await.map(|piece| piece.bytes);
@@ -188,7 +190,7 @@ impl Reader {
         self.read(file, until).await
     }
 
-    /// The next bytes of a fill.
+    /// Returns where the fill has the next bytes.
     async fn growing(&mut self) -> Result<Found, Failure> {
         let Content::Growing { fill, aside, .. } = &self.content else {
             return Ok(Found::Nowhere);
@@ -219,7 +221,7 @@ impl Reader {
                 tracing::debug!(digest = %aside.digest, at = self.at, "a client goes on by a transfer of its own");
                 Ok(Found::Nowhere)
             }
-            // Where it was begun for somebody else, their rights and limits are not ours.
+            // If the fill was begun for another client, that client's rights and limits are not this reader's.
             Err(failure) if failure.kind.is_of_the_store() || (!aside.is_own && failure.is_of_who_asked()) => {
                 tracing::warn!(digest = %aside.digest, %failure, "a transfer goes on uncached");
                 Ok(Found::Nowhere)
@@ -228,7 +230,7 @@ impl Reader {
         }
     }
 
-    /// The next bytes of a file that has them up to `until`.
+    /// Reads the next bytes of a file that has them up to `until`.
     async fn read(&mut self, file: ReadFile, until: u64) -> Result<Bytes, Failure> {
         let until = until.min(self.reading.end.unwrap_or(u64::MAX)).min(self.at + self.window);
         self.window = (2 * self.window).min(WINDOW);
@@ -242,7 +244,7 @@ impl Reader {
         Ok(bytes)
     }
 
-    /// The next pages of a complete object.
+    /// Returns the next pages of a complete object.
     async fn next_frame(&mut self, mapping: &Arc<Mapping>, file: &ReadFile, end: u64) -> io::Result<Bytes> {
         let (at, length) = (self.at, end.saturating_sub(self.at).min(FRAME));
         if length > 0 && !mapping.is_resident(at, length) {
@@ -253,8 +255,8 @@ impl Reader {
         Ok(mapping.frame(at, length))
     }
 
-    /// Goes on from the origin, past the store. A reader of the whole still gets its end only when
-    /// the digest matched: what it was given before was hashed or is read back for that.
+    /// Goes on from the origin, past the store. A reader of the whole still gets its end only once the digest matched:
+    /// the bytes that it got before were hashed, or are read back to be hashed.
     async fn go_aside(&mut self) -> Result<Bytes, Failure> {
         let (Content::Growing { aside, .. } | Content::Uncached { aside, .. }) = &self.content else {
             return Err(Failure::new(FailureKind::Storage, "a stored object has no other place"));
@@ -271,14 +273,14 @@ impl Reader {
             (None, None) => Some(aside.digest.algorithm().hasher()),
         };
         let direct = Direct::new(aside.origin.clone(), aside.digest, self.at, self.reading.end, hasher).promised();
-        // The fill is not read any more.
+        // This reader does not read the fill any more.
         (self.seat, self.content) = (None, Content::Uncached { aside, size: None });
         self.direct.insert(direct).next().await.map(|piece| piece.bytes)
     }
 }
 
-/// What is told of an object that the disk cannot read. It is not to fail the next client, too: it is taken out, unless the
-/// disk only took too long.
+/// Returns the failure for an object that the disk cannot read. So that it does not fail the next client, too, the
+/// object is taken out, unless the disk only took too long.
 fn unreadable(error: io::Error, lease: Option<&Arc<Lease>>) -> Failure {
     tracing::error!(%error, "cannot read an object");
     if let Some(lease) = lease.filter(|_| error.kind() != io::ErrorKind::TimedOut) {

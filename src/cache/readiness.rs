@@ -1,4 +1,4 @@
-//! Whether content can be stored and looked up now: asked by probes that do not wait long, of a disk that may hang.
+//! Whether content can be stored and looked up now. Probes ask this; they do not wait long, and the disk may hang.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -6,11 +6,11 @@ use std::time::Duration;
 use super::flight::Flights;
 use crate::failure::{Failure, FailureKind};
 
-/// How long a caller waits for a probe; past it, what the one before found is the answer. Probes of Kubernetes wait one
-/// second if nobody says otherwise.
+/// How long a caller waits for a probe. After that, the result of the probe before is the answer. Probes of Kubernetes
+/// wait one second by default.
 const PATIENCE: Duration = Duration::from_millis(800);
 
-/// The probe that runs, and what the last one found.
+/// The running probe, and the result of the last one.
 #[derive(Default)]
 pub struct Readiness {
     probes: Flights<(), ()>,
@@ -18,7 +18,7 @@ pub struct Readiness {
 }
 
 impl Readiness {
-    /// What `probe` finds, which runs once for all who ask at the same time and has a deadline of its own.
+    /// Returns the result of `probe`, which runs once for all callers at the same time and has a deadline of its own.
     pub async fn check<F>(&self, probe: impl FnOnce() -> F) -> Result<(), Failure>
     where
         F: Future<Output = Result<(), Failure>> + Send + 'static,
@@ -66,7 +66,7 @@ mod tests {
         let asked = Instant::now();
         assert!(readiness.check(|| slow).await.is_err(), "nothing is known yet");
         assert!(asked.elapsed() < Duration::from_secs(1));
-        // It joins the same probe.
+        // This call joins the same probe.
         let (joined, ()) = tokio::join!(readiness.check(async || Err(failed())), async { drop(release) });
         assert!(joined.is_ok());
         let asked = Instant::now();

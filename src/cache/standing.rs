@@ -1,14 +1,15 @@
-//! Which source goes on with a transfer that broke, and when. Pure; the time is handed in.
+//! Decides which source goes on with a transfer that broke, and when. Pure; the time is handed in.
 
 use std::time::Duration;
 
 use crate::clock::Instant;
 use crate::failure::{Failure, FailureKind};
 
-/// How often in a row a source may break without having brought much before it rests.
+/// Breaks in a row, each without much progress, after which a source rests.
 const MAX_STRIKES: u8 = 3;
 /// The first rest; each further break without progress doubles it.
 const FIRST_REST: Duration = Duration::from_secs(2);
+/// The longest rest.
 const LONGEST_REST: Duration = Duration::from_secs(30);
 
 /// What is known of the sources of one object, in order of preference.
@@ -24,19 +25,20 @@ enum State {
     Usable {
         /// Breaks in a row without progress.
         strikes: u8,
-        /// It is not asked before.
+        /// The source is not asked before this time.
         rests_until: Option<Instant>,
     },
-    /// It sent wrong content.
+    /// The source sent wrong content.
     Rejected,
 }
 
 impl Standing {
+    /// Creates the state of sources that have not been asked yet.
     pub fn new(sources: usize) -> Self {
         Self { sources: vec![State::Usable { strikes: 0, rests_until: None }; sources], last: None }
     }
 
-    /// The sources worth asking at `now`, the best first.
+    /// Returns the sources worth asking at `now`, the best first.
     pub fn worth_asking(&self, now: Instant) -> Vec<usize> {
         let is_worth = |state: &State| match state {
             State::Usable { rests_until, .. } => rests_until.is_none_or(|until| until <= now),
@@ -45,7 +47,7 @@ impl Standing {
         (0..self.sources.len()).filter(|&at| is_worth(&self.sources[at])).collect()
     }
 
-    /// Why no source is worth asking.
+    /// Returns why no source is worth asking.
     pub fn why_none(&self) -> Failure {
         let is_rejected = |state: &State| *state == State::Rejected;
         match &self.last {
@@ -54,7 +56,7 @@ impl Standing {
         }
     }
 
-    /// A transfer broke. One that brought much is no strike: the source works.
+    /// Notes that a transfer broke. A break after much progress is no strike: the source works.
     pub fn broke(&mut self, at: usize, has_progressed: bool, why: &Failure, now: Instant) {
         self.last = Some(why.clone());
         let Some(State::Usable { strikes, rests_until }) = self.sources.get_mut(at) else {
@@ -71,6 +73,7 @@ impl Standing {
         }
     }
 
+    /// Notes that a source sent wrong content.
     pub fn reject(&mut self, at: usize) {
         if let Some(state) = self.sources.get_mut(at) {
             *state = State::Rejected;

@@ -1,4 +1,4 @@
-//! The cache on a store that does as told: slow, full, torn, hanging, lying.
+//! Tests the cache on a store that is made slow, full, torn, hanging or lying.
 
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -38,7 +38,7 @@ fn manifest(text: &str) -> Manifest {
 }
 
 impl Scene {
-    /// A manifest comes in and is in the store or not, whatever its health.
+    /// Brings a manifest in. The store may take it or not, by its health.
     async fn put(&self, text: &str) -> Digest {
         let manifest = manifest(text);
         let kept = self.cache.put_manifest(&Viewer::own("r"), manifest.clone()).await;
@@ -49,7 +49,7 @@ impl Scene {
         manifest.digest
     }
 
-    /// As a process that has just started finds it.
+    /// Returns whether a process that has just started finds the manifest.
     async fn found(&self, digest: &Digest) -> Result<bool, Failure> {
         self.cache.hot.clear();
         Ok(self.cache.manifest(digest).await?.is_some())
@@ -107,7 +107,7 @@ async fn what_a_hanging_store_has_is_as_if_it_were_not_there_in_time() {
     assert!(scene.cache.check().await.is_err());
     scene.store.set(Health::Well);
     assert!(scene.found(&digest).await.expect("readable"), "and it was not taken for damaged");
-    // Behind the probe that still hangs.
+    // Until the probe that still hangs has ended.
     tokio::time::sleep(DEADLINE).await;
     scene.cache.check().await.expect("well again");
 }
@@ -142,7 +142,7 @@ async fn what_an_ill_index_cannot_tell_is_an_error_in_time_and_no_answer() {
         let asked = scene.cache.is_visible(&Viewer::own("r"), &digest).await;
         assert!(asked.is_err(), "{health:?}: a right is not guessed");
         assert!(begun.elapsed() <= index_simulated::DEADLINE, "{health:?}: it took {:?}", begun.elapsed());
-        // The first probe of a hanging one is answered with what was found before.
+        // The first check of a hanging index gets the result of the probe before.
         let _ = scene.cache.check().await;
         tokio::time::sleep(index_simulated::DEADLINE).await;
         assert!(scene.cache.check().await.is_err(), "{health:?}: it is not ready");
@@ -166,7 +166,7 @@ async fn a_purge_that_breaks_off_is_an_error_and_a_later_one_takes_the_rest() {
     scene.index.set(index_simulated::Health::Well).await;
     scene.cache.hot.clear();
     for digest in &digests {
-        // What is shown is there, and what is not there is not shown.
+        // What is shown is stored, and what is not stored is not shown.
         let is_shown = scene.cache.is_visible(&Viewer::own("r"), digest).await.expect("known");
         assert!(!is_shown || scene.store.contains(digest).await.expect("known"));
     }
@@ -174,7 +174,7 @@ async fn a_purge_that_breaks_off_is_an_error_and_a_later_one_takes_the_rest() {
     for digest in &digests {
         assert!(!scene.cache.is_visible(&Viewer::own("r"), digest).await.expect("known"));
     }
-    // Files whose rows went without them are found, and go with all.
+    // Files that lost their rows are found, and are purged with everything.
     scene.cache.upkeep.census(true).await.expect("counted");
     scene.cache.purge(Purge::All).await.expect("purged");
     for digest in &digests {

@@ -7,9 +7,10 @@ use quick_cache::sync::Cache as Bounded;
 use crate::clock::Instant;
 use crate::oci::Digest;
 
-/// How long it is remembered that an object can never fit.
+/// How long Larder remembers that an object can never fit.
 const UNFIT: Duration = Duration::from_secs(60);
 
+/// Most objects that are remembered.
 const UNFIT_ENTRIES: usize = 1_024;
 
 /// Objects that are larger than all of the cache, so that no further transfer is begun only to find that out.
@@ -22,16 +23,17 @@ impl Default for Unfit {
 }
 
 impl Unfit {
-    /// Whether an object was found to be larger than all of the cache a moment ago.
+    /// Returns whether an object was found to be larger than all of the cache a moment ago.
     pub fn contains(&self, digest: &Digest) -> bool {
         self.0.get(digest).is_some_and(|until| Instant::now() < until)
     }
 
+    /// Notes that an object is larger than all of the cache.
     pub fn add(&self, digest: Digest) {
         self.0.insert(digest, Instant::now() + UNFIT);
     }
 
-    /// Forgets all: the limits may be others now.
+    /// Forgets all: the limits may have changed.
     pub fn clear(&self) {
         self.0.clear();
     }

@@ -1,4 +1,4 @@
-//! Content of other URLs than registries': found by the URL, stored like any object.
+//! Content of URLs that are not a registry's: found by the URL, stored like any object.
 
 use std::sync::Arc;
 
@@ -7,13 +7,13 @@ use crate::failure::Failure;
 use crate::index::{UrlEntry, Viewer, Write};
 use crate::oci::Digest;
 
-/// Under what name it is noted who may see such content: no repository.
+/// The name, of no repository, under which the visibility of such content is noted.
 const BY_URL: &str = " by URL";
-/// Answers kept in memory of one URL.
+/// Most answers of one URL that are kept in memory.
 const MAX_VARIANTS: usize = 16;
 
 impl Cache {
-    /// What is stored of the URL that `key` stands for, the newest first.
+    /// Returns the stored answers of the URL that `key` stands for, the newest first.
     pub async fn urls(&self, key: &Digest) -> Result<Arc<Vec<UrlEntry>>, Failure> {
         if let Some(entries) = self.hot.urls.get(key) {
             return Ok(entries);
@@ -23,7 +23,7 @@ impl Cache {
         Ok(entries)
     }
 
-    /// Notes an answer, in the place of the one it is a newer variant of.
+    /// Notes an answer. It replaces the stored answer of the same variant.
     pub async fn put_url(&self, key: Digest, entry: UrlEntry) {
         let before = self.urls(&key).await.unwrap_or_default();
         let others = before.iter().filter(|other| other.variant != entry.variant).cloned();
@@ -40,7 +40,7 @@ impl Cache {
         self.index.note(Write::DropUrl { key, variant });
     }
 
-    /// Begins to bring in what a URL has now, or joins the fill that does; `None` where no place is free.
+    /// Begins a fill of what the URL has now, or joins the fill that runs; `None` if no place is free.
     pub fn fill_url(
         self: &Arc<Self>,
         key: Digest,

@@ -1,4 +1,4 @@
-//! Changes to the index as SQL.
+//! Writes to the index, as SQL.
 
 use rusqlite::{Transaction, params};
 
@@ -6,7 +6,7 @@ use super::bounds::MAX_VISIBLE;
 use super::{Viewer, Write, listings, names, urls};
 use crate::oci::{Digest, MediaType};
 
-/// Makes one change.
+/// Makes one write.
 pub fn apply(transaction: &Transaction<'_>, write: Write) -> rusqlite::Result<()> {
     let run = |sql: &str, values: &[&dyn rusqlite::ToSql]| transaction.prepare_cached(sql)?.execute(values).map(drop);
     match write {
@@ -52,7 +52,7 @@ pub fn apply(transaction: &Transaction<'_>, write: Write) -> rusqlite::Result<()
     }
 }
 
-/// What is known of an object, for when its file is gone. A tag of it would name nothing.
+/// The SQL that forgets an object whose file is gone. A tag of the object would lead to nothing.
 const FORGET: [&str; 6] = [
     "DELETE FROM urls WHERE digest = ?1",
     "DELETE FROM objects WHERE digest = ?1",
@@ -62,7 +62,8 @@ const FORGET: [&str; 6] = [
     "DELETE FROM tags WHERE digest = ?1",
 ];
 
-/// Notes that a repository may see an object; where very many may, another one has to ask its upstream again.
+/// Notes that an object is visible to a viewer. If it is visible to very many, another viewer has to ask its upstream
+/// again.
 fn put_visible(transaction: &Transaction<'_>, viewer: &Viewer, digest: &Digest) -> rusqlite::Result<()> {
     const INSERT: &str = "INSERT OR IGNORE INTO visibility (repository, scope, digest) VALUES (?1, ?2, ?3)";
     const OTHERS: &str = "DELETE FROM visibility WHERE digest = ?3 AND (repository, scope) IN \

@@ -1,32 +1,33 @@
-//! What the index may hold, and which rows go beyond that. What is dropped is learnt again from the upstreams.
+//! The bounds of the index, and which rows go beyond them. Dropped rows are learnt again from the upstreams.
 
 use rusqlite::{Connection, Transaction, params};
 
 use super::{Write, listings, size, urls};
 
-/// What the index may hold at most.
+/// The most that the index may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
     /// Bytes of lists of tags and referrers.
     pub lists: u64,
-    /// Bytes of what is known of other URLs than registries'.
+    /// Bytes of stored answers of URLs that are not a registry's.
     pub urls: u64,
-    /// Tags, and names of manifests; as many of each.
+    /// How many tags, and how many names of manifests.
     pub names: u64,
-    /// Bytes of the database. Beyond this lists and URLs go, whatever they take.
+    /// Bytes of the database. If it takes more, lists and URLs go, whatever they take.
     pub whole: u64,
 }
 
 /// Most bytes of lists, and of URLs.
 const MOST: u64 = 64 << 20;
+/// Most tags, and most names of manifests.
 const MOST_NAMES: u64 = 1_000_000;
-/// A row with a long name, in the table and its indexes.
+/// Bytes of a row with a long name, in the table and its indexes.
 const LARGE_ROW: u64 = 1 << 10;
-/// Repositories that one object is noted to be visible in. Hosts that clients of the proxy door name may be any number.
+/// Most repositories in which one object is noted as visible: clients of the proxy door may name any number of hosts.
 pub const MAX_VISIBLE: u32 = 256;
 
 impl Bounds {
-    /// Those of a cache that has `capacity` bytes of disk for all.
+    /// Returns the bounds for a cache that has `capacity` bytes of disk in all.
     pub fn of(capacity: u64) -> Self {
         let share = capacity / 8;
         Self {
@@ -39,7 +40,7 @@ impl Bounds {
 }
 
 impl Bounds {
-    /// Whether a write is worth beginning with: a list that is larger than all may be would go at once.
+    /// Returns whether to make a write at all: a list larger than all lists may be would go at once.
     pub(super) fn admit(&self, write: &Write) -> bool {
         match write {
             Write::Listing { key, listing } => listing.weight(key) <= self.lists,
@@ -56,31 +57,33 @@ impl Default for Bounds {
 
 /// Rows of tags or of names that go in one step, unless more than that have just been written.
 const ROWS: usize = 100;
-/// Lists that go in one step, and about their bytes; URLs, too.
+/// Lists or URLs that go in one step.
 const LARGE_ROWS: usize = 100;
+/// About the bytes of the lists or URLs that go in one step.
 const LARGE_BYTES: u64 = 20 << 20;
 
-/// What is bounded. The database counts each as it comes and goes.
+/// The kinds of rows that are bounded. The database counts the rows of each kind as they come and go.
 const KINDS: [&str; 4] = ["listings", "urls", "tags", "manifests"];
 
-/// Of which kinds there is more than there may be: they go until there is a sixteenth less, so that it is not one row a
-/// write.
+/// The kinds of which there is more than there may be. Rows go until there is a sixteenth less than the bound, so that
+/// they do not have to go with each write.
 #[derive(Debug, Default)]
 pub struct Excess {
     kinds: [bool; KINDS.len()],
-    /// How much there was when all that was left was pinned: no use to look again for each row.
+    /// Up to how much a kind is not checked again, after all that was left of it was pinned; 0: it is checked.
     stuck: [u64; KINDS.len()],
+    /// Whether the database as a whole takes too much.
     is_whole: bool,
 }
 
 impl Excess {
-    /// Whether there is a further step to do.
+    /// Returns whether there is a further step to do.
     pub fn is_any(&self) -> bool {
         self.is_whole || self.kinds.contains(&true)
     }
 }
 
-/// Removes a step of what is beyond the bounds, but no less than was `written` since the last one.
+/// Takes a step of removing rows beyond the bounds: at least as many rows as were `written` since the last step.
 pub fn keep_within(
     connection: &mut Connection,
     bounds: &Bounds,
@@ -124,8 +127,8 @@ fn total(connection: &Connection, kind: &str) -> rusqlite::Result<u64> {
     statement.query_row(params![kind], |row| row.get(0))
 }
 
-/// Where the database as a whole takes more than it may, a step of its lists goes, then of its URLs. What is left belongs
-/// to objects and goes with them.
+/// If the database as a whole takes more than it may, removes a step of its lists, and then of its URLs. The rest
+/// belongs to objects and goes with them.
 fn relieve(connection: &mut Connection, bounds: &Bounds, excess: &mut Excess) -> rusqlite::Result<()> {
     let was_excess = std::mem::replace(&mut excess.is_whole, false);
     if size::used(connection)? <= bounds.whole {
@@ -143,7 +146,8 @@ fn relieve(connection: &mut Connection, bounds: &Bounds, excess: &mut Excess) ->
 
 const LARGEST: &str = "SELECT repository FROM shares WHERE kind = ?1 ORDER BY amount DESC";
 
-/// Deletes the oldest rows of a repository, as many as the second value says, but for names with pins.
+/// Returns the SQL that deletes the oldest rows of a repository, as many as the second value says, except names with
+/// pins.
 fn delete_oldest(table: &str) -> String {
     let (key, age) = match table {
         "tags" => ("repository, name, tag, shelf", "checked_at"),
@@ -156,7 +160,8 @@ fn delete_oldest(table: &str) -> String {
     )
 }
 
-/// Removes the oldest rows of the repository with the most. Names with a pinned image stay. Returns whether there were any.
+/// Removes the oldest rows of the repository with the most rows. Names with a pinned image stay. Returns whether any
+/// row was removed.
 fn drop_rows(transaction: &Transaction<'_>, table: &str, count: usize) -> rusqlite::Result<bool> {
     let delete = delete_oldest(table);
     let mut largest = transaction.prepare_cached(LARGEST)?;
@@ -227,7 +232,7 @@ mod tests {
             }
         }
         index.flush().await.expect("written");
-        // And what was written since the last look.
+        // The bound, and the rows written since the last check.
         assert!((900..=1_101).contains(&count(&index, "SELECT count(*) FROM tags")));
         assert!((900..=1_101).contains(&count(&index, "SELECT count(*) FROM manifests")));
         assert_eq!(count(&index, "SELECT count(*) FROM tags WHERE repository = 'quiet'"), 1);

@@ -8,8 +8,8 @@ use rusqlite::{Connection, params};
 use super::{IndexError, Sqlite};
 
 impl Sqlite {
-    /// At most `count` names with cached content, as `repository/name` in byte order, behind `last`. What only clients'
-    /// own credentials brought in is not listed. Blocks.
+    /// Returns at most `count` names with cached content, as `repository/name` in byte order, behind `last`. Names that
+    /// only clients' own credentials brought in are not listed. Blocks.
     pub fn catalog(&self, repositories: &[String], last: &str, count: usize) -> Result<Vec<String>, IndexError> {
         self.read(|connection| {
             // The next name of each repository.
@@ -36,7 +36,7 @@ impl Sqlite {
     }
 }
 
-/// Behind which name of a repository the paths are that are behind `last`; `None` where there are none.
+/// Returns the name behind which the paths of a repository come after `last`; `None` if none does.
 fn begin_behind<'a>(repository: &str, last: &'a str) -> Option<&'a str> {
     match last.strip_prefix(repository).and_then(|rest| rest.strip_prefix('/')) {
         Some(name) => Some(name),
@@ -49,7 +49,7 @@ const NEXT: &str = "SELECT min(name) FROM ( \
     UNION ALL \
     SELECT * FROM (SELECT name FROM manifests WHERE repository = ?1 AND name > ?2 AND is_listed ORDER BY name LIMIT 1))";
 
-/// The path of the first listed name of a repository behind another.
+/// Returns the path of the first listed name of a repository behind another name.
 fn next_name(connection: &Connection, repository: &str, last: &str) -> rusqlite::Result<Option<String>> {
     let mut statement = connection.prepare_cached(NEXT)?;
     let name: Option<String> = statement.query_row(params![repository, last], |row| row.get(0))?;

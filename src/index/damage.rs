@@ -1,4 +1,4 @@
-//! A damaged index: how it is known, marked and set aside.
+//! A damaged index: how it is recognized, marked and set aside.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -7,28 +7,31 @@ use super::Timestamp;
 use super::place::remove;
 use crate::files;
 
+/// Returns whether an error means that the index is damaged.
 pub fn is_damage(error: &rusqlite::Error) -> bool {
     use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
     matches!(error.sqlite_error_code(), Some(DatabaseCorrupt | NotADatabase))
 }
 
-/// Device and number of a file.
+/// Returns the device and the inode number of a file.
 pub fn identity(path: &Path) -> Option<(u64, u64)> {
     let metadata = std::fs::metadata(path).ok()?;
     Some((metadata.dev(), metadata.ino()))
 }
 
-/// The file that says that the index is to be set aside at the next start.
+/// Returns the path of the file that marks an index to be set aside at the next start.
 pub fn damage_mark(path: &Path) -> PathBuf {
     path.with_extension("db-damaged")
 }
 
+/// Marks an index as damaged, if an error means that.
 pub fn mark_if_damaged(path: &Path, error: &rusqlite::Error) {
     if is_damage(error) {
         mark_damaged(path);
     }
 }
 
+/// Marks an index to be set aside at the next start.
 pub fn mark_damaged(path: &Path) {
     tracing::error!("the index is damaged; restart Larder and it is built anew from the files");
     if let Err(error) = files::make(&damage_mark(path), files::Readers::Group)
@@ -38,13 +41,13 @@ pub fn mark_damaged(path: &Path) {
     }
 }
 
-/// Whether it is the disk that keeps the index from being opened, and not the index itself.
+/// Returns whether the disk, and not the index itself, keeps the index from being opened.
 pub fn is_of_the_disk(error: &rusqlite::Error) -> bool {
     use rusqlite::ErrorCode::{CannotOpen, DiskFull, PermissionDenied, ReadOnly, SystemIoFailure};
     matches!(error.sqlite_error_code(), Some(CannotOpen | DiskFull | PermissionDenied | ReadOnly | SystemIoFailure))
 }
 
-/// Moves a damaged index out of the way; it may be gone already. Only the newest one is kept.
+/// Moves a damaged index out of the way; it may be gone already. Only the newest damaged index is kept.
 pub fn set_aside(path: &Path) -> std::io::Result<()> {
     if let Err(error) = path.parent().map_or(Ok(0), remove_aside) {
         tracing::warn!(%error, "an earlier damaged index cannot be removed");

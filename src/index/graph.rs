@@ -1,4 +1,4 @@
-//! Indexes made by chance, and what is asked of any of them, for tests.
+//! Random indexes, and properties that all of them have, for tests.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -8,7 +8,7 @@ use super::{ObjectEntry, Scope, Sqlite, TagEntry, TagKey, Timestamp, Viewer, Wri
 use crate::oci::{Digest, MediaType};
 
 pub const OBJECTS: u8 = 12;
-/// Prefixes and names that sort otherwise with what comes behind them, and two that make the same path.
+/// Prefixes and names whose order changes with the text that follows them, and two that make the same path.
 pub const REPOSITORIES: [&str; 3] = ["r", "r/x", "s:1"];
 pub const NAMES: [&str; 5] = ["a", "a-b", "a/b", "b", "x/b"];
 pub const TAGS: [&str; 2] = ["1", "v-2"];
@@ -24,7 +24,7 @@ fn one_of(texts: &'static [&'static str]) -> impl Strategy<Value = String> {
     prop::sample::select(texts).prop_map(str::to_owned)
 }
 
-/// Anything that is written to an index, where each object may refer to each.
+/// Returns any write to an index; each object may refer to each.
 fn writes() -> impl Strategy<Value = Write> {
     let (repository, name) = (one_of(&REPOSITORIES).boxed(), one_of(&NAMES).boxed());
     let digest = (0..OBJECTS).prop_map(object).boxed();
@@ -69,13 +69,13 @@ impl Graph {
 }
 
 impl Sqlite {
-    /// Waits until all is written, wherever a test runs.
+    /// Waits until everything is written, wherever a test runs.
     pub fn flush_blocking_here(&self) {
         self.change_blocking(|_| Ok(())).expect("written");
     }
 }
 
-/// What a table holds, as text.
+/// Returns what a query finds, as text.
 pub fn rows(connection: &Connection, sql: &str) -> Vec<String> {
     let mut statement = connection.prepare(sql).expect("SQL");
     let columns = statement.column_count();
@@ -84,7 +84,7 @@ pub fn rows(connection: &Connection, sql: &str) -> Vec<String> {
     statement.query_map([], row).expect("read").collect::<rusqlite::Result<Vec<_>>>().expect("read")
 }
 
-/// What the database keeps beside its tables so as not to look through them follows from them.
+/// Asserts that the sums follow from the tables: the database keeps them so that it need not look through the tables.
 pub fn assert_sums(connection: &Connection) {
     for table in ["tags", "manifests"] {
         let wrong = format!(
@@ -100,8 +100,8 @@ pub fn assert_sums(connection: &Connection) {
     }
 }
 
-/// A statement goes by indexes: it looks through no table, and sorts nothing. One that reads its first rows in the order
-/// of an index is fine.
+/// Asserts that a statement goes by indexes: it looks through no table, and sorts nothing. A statement that reads its
+/// first rows in the order of an index is fine.
 pub fn assert_goes_by_indexes(index: &Sqlite, sql: &str) {
     let plan = index.change_blocking({
         let sql = format!("EXPLAIN QUERY PLAN {sql}");

@@ -1,4 +1,4 @@
-//! What is cached, seen as images: names and tags, and what they consist of.
+//! Cached content, seen as images: names and tags, and the objects that they consist of.
 
 use std::collections::{HashMap, HashSet};
 
@@ -8,21 +8,21 @@ use super::sqlite::{digest, read_digest};
 use super::{Image, ImageName, IndexError, Sqlite, TagKey, Timestamp};
 use crate::oci::{Digest, MediaType, Reference};
 
-/// Rows and objects that are looked at for one page. A page on which little of that is an image ends before it is full.
+/// Most rows and objects that are looked at for one page. A page ends before it is full if few of these are images.
 const LOOKED_AT: usize = 200_000;
 
-/// Some of the images.
+/// A page of the list of images.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ImagePage {
     pub images: Vec<Image>,
-    /// Behind which reference the next page begins; `None` on the last one.
+    /// The reference behind which the next page begins; `None` on the last page.
     pub next: Option<String>,
 }
 
 impl Sqlite {
-    /// At most `count` images whose manifest is stored, in the order of their references, behind the
-    /// reference `last`. Manifests that were asked for by digest are listed too, unless a tag of the
-    /// same name or another stored manifest leads to them. Blocks.
+    /// Returns at most `count` images whose manifest is stored, in the order of their references, behind the reference
+    /// `last`. Manifests that were requested by digest are listed, too, unless a tag of the same name or another stored
+    /// manifest leads to them. Blocks.
     pub fn images(&self, last: &str, count: usize) -> Result<ImagePage, IndexError> {
         self.images_within(last, count, LOOKED_AT)
     }
@@ -35,7 +35,7 @@ impl Sqlite {
             let (mut page, mut sizes) = (ImagePage::default(), Sizes::new(connection));
             let mut rows = 0;
             loop {
-                // Of both kinds the one that comes first.
+                // Takes the tag or the manifest, whichever comes first.
                 let is_tag = match (&tag, &manifest) {
                     (None, None) => return Ok(page),
                     (Some(tag), Some(manifest)) => tag.reference <= manifest.reference,
@@ -46,7 +46,7 @@ impl Sqlite {
                     return Ok(page);
                 };
                 rows += 1;
-                // The same tag, as others know it: the newest of what is stored is shown.
+                // The same tag on other shelves: the newest row whose manifest is stored is shown.
                 while let Some(other) = next.take_if(|next| next.is_same_tag(&row)) {
                     rows += 1;
                     row = row.newer(other);
@@ -64,7 +64,7 @@ impl Sqlite {
         })
     }
 
-    /// The manifests of the given images, as far as they are known. Blocks.
+    /// Returns the manifests of the given images, as far as they are known. Blocks.
     pub fn manifests_of(&self, images: &[ImageName]) -> Result<Vec<Digest>, IndexError> {
         let mut manifests = Vec::with_capacity(images.len());
         for ImageName { repository, name, reference } in images {
@@ -85,7 +85,7 @@ impl Sqlite {
         Ok(manifests)
     }
 
-    /// All tags of a repository and the manifests they name. Blocks.
+    /// Gives all tags of a repository and their manifests to `each`. Blocks.
     pub fn tags_of(&self, repository: &str, mut each: impl FnMut(TagKey, Digest)) -> Result<(), IndexError> {
         self.read(|connection| {
             let mut statement =
@@ -99,7 +99,7 @@ impl Sqlite {
         })
     }
 
-    /// The given manifests and all that they lead to, stored or not. Blocks.
+    /// Returns the given manifests and all that they lead to, stored or not. Blocks.
     pub fn below(&self, roots: Vec<Digest>) -> Result<HashSet<Digest>, IndexError> {
         self.read(|connection| below(connection, roots))
     }
@@ -122,14 +122,14 @@ fn below(connection: &Connection, roots: Vec<Digest>) -> rusqlite::Result<HashSe
     Ok(found)
 }
 
-/// Tags and whether their manifests are stored, in the order of the references of images.
+/// Tags, and whether their manifests are stored, in the order of the references of images.
 const TAGS: &str = "SELECT tags.repository || '/' || tags.name || ':' || tags.tag, tags.repository, tags.name, tags.digest, \
         tags.media_type, tags.checked_at, objects.last_use \
     FROM tags LEFT JOIN objects ON objects.digest = tags.digest \
     WHERE tags.repository || '/' || tags.name || ':' || tags.tag > ?1 \
     ORDER BY tags.repository || '/' || tags.name || ':' || tags.tag";
 
-/// The same of manifests; those that a tag of the name or a stored manifest leads to count as not stored.
+/// The same for manifests. Manifests that a tag of the name or a stored manifest leads to count as not stored.
 const MANIFESTS: &str = "SELECT manifests.repository || '/' || manifests.name \
         || CASE length(manifests.digest) WHEN 32 THEN '@sha256:' ELSE '@sha512:' END || lower(hex(manifests.digest)), \
         manifests.repository, manifests.name, manifests.digest, objects.media_type, NULL, \
@@ -143,7 +143,7 @@ const MANIFESTS: &str = "SELECT manifests.repository || '/' || manifests.name \
     ORDER BY manifests.repository || '/' || manifests.name \
         || CASE length(manifests.digest) WHEN 32 THEN '@sha256:' ELSE '@sha512:' END || lower(hex(manifests.digest))";
 
-/// A tag or a manifest.
+/// A row of [`TAGS`] or [`MANIFESTS`].
 struct Row {
     reference: String,
     repository: String,
@@ -151,7 +151,7 @@ struct Row {
     digest: Digest,
     media_type: Option<String>,
     checked_at: Option<i64>,
-    /// Set where it is to be shown.
+    /// Set if the image is to be shown.
     last_use: Option<i64>,
 }
 
@@ -162,12 +162,13 @@ impl Row {
             && other.checked_at.is_some()
     }
 
-    /// Of two rows of one tag the one that is shown.
+    /// Returns the row that is shown, of two rows of one tag.
     fn newer(self, other: Self) -> Self {
         let rank = |row: &Self| (row.last_use.is_some(), row.checked_at);
         if rank(&other) > rank(&self) { other } else { self }
     }
 
+    /// Returns the image, if it is to be shown.
     fn into_image(self, sizes: &mut Sizes<'_>) -> rusqlite::Result<Option<Image>> {
         let Some(last_use) = self.last_use else {
             return Ok(None);
@@ -202,11 +203,12 @@ fn next_row(rows: &mut rusqlite::Rows<'_>) -> rusqlite::Result<Option<Row>> {
     }))
 }
 
-/// Count and bytes of what is stored of images.
+/// Counts the stored objects of images, and their bytes.
 struct Sizes<'a> {
     connection: &'a Connection,
-    /// Of images that other tags name too.
+    /// The results, for images that other tags lead to as well.
     known: HashMap<Digest, (u64, u64)>,
+    /// Objects that were looked at in all.
     looked_at: usize,
 }
 
@@ -235,7 +237,7 @@ impl<'a> Sizes<'a> {
                 objects += 1;
                 bytes += size;
             }
-            // What came as a blob leads nowhere, and most of an image is that.
+            // An object that came as a blob leads nowhere, and most objects of an image are blobs.
             if !row.is_some_and(|(_, is_blob)| is_blob) {
                 let mut rows = children.query(params![next.as_raw()])?;
                 while let Some(row) = rows.next()? {

@@ -1,5 +1,5 @@
-//! Lists of tags and referrers, for when the upstream is down. A client can ask for any number of pages, so they are
-//! kept within a number of bytes, which the names share: the name with the most gives first.
+//! Lists of tags and referrers, for when the upstream is down. Clients can request any number of pages. So the lists
+//! are kept within a number of bytes, which the names share: the name with the most bytes loses lists first.
 
 use bytes::Bytes;
 use rusqlite::{OptionalExtension, Transaction, params};
@@ -7,29 +7,31 @@ use rusqlite::{OptionalExtension, Transaction, params};
 use super::{IndexError, ListKey, Listing, Sqlite, Timestamp};
 use crate::oci::MediaType;
 
-/// What a row takes beside its texts and body, in the table and its indexes.
+/// Bytes that a row takes beside its texts and body, in the table and its indexes.
 const ROW: u64 = 512;
 
 impl ListKey {
+    /// Returns whether the page is less than the whole list.
     fn is_part(&self) -> bool {
         self.page.contains('?')
     }
 }
 
 impl Listing {
-    /// Bytes that it takes, in memory or on disk.
+    /// Returns the bytes that the list takes, in memory or on disk.
     pub fn weight(&self, key: &ListKey) -> u64 {
         let texts = [self.link.as_ref(), self.filters_applied.as_ref()];
         let texts: usize = texts.into_iter().flatten().map(String::len).sum();
         let media_type = self.media_type.as_ref().map_or(0, |media_type| media_type.as_str().len());
-        // The table has the key, and so have its two indexes.
+        // The key is in the table, and in its two indexes.
         let key = 3 * (key.repository.len() + key.name.len()) + 2 * key.page.len();
         ROW + (self.body.len() + texts + media_type + key) as u64
     }
 }
 
 impl Sqlite {
-    /// A list as last seen, if it takes no more than `room` bytes; else [`IndexError::TooLarge`] says how many. Blocks.
+    /// Returns a list as it was last seen, if it takes at most `room` bytes; else [`IndexError::TooLarge`] says how
+    /// many it takes. Blocks.
     pub fn listing(&self, key: &ListKey, room: u64) -> Result<Option<Listing>, IndexError> {
         const SQL: &str = "SELECT bytes, media_type, link, filters_applied, checked_at, body FROM listings \
                            WHERE repository = ?1 AND name = ?2 AND page = ?3";
@@ -37,7 +39,7 @@ impl Sqlite {
             let mut statement = connection.prepare_cached(SQL)?;
             let row = statement.query_row(params![key.repository, key.name, key.page], |row| {
                 let bytes = row.get(0)?;
-                // Before the body is read.
+                // Checked before the body is read.
                 if bytes > room {
                     return Ok(Err(IndexError::TooLarge(bytes)));
                 }
@@ -55,6 +57,7 @@ impl Sqlite {
     }
 }
 
+/// Notes a list.
 pub(super) fn put(transaction: &Transaction<'_>, key: &ListKey, listing: &Listing) -> rusqlite::Result<()> {
     const SQL: &str = "INSERT INTO listings \
         (repository, name, page, is_part, checked_at, bytes, media_type, link, filters_applied, body) \
@@ -82,9 +85,9 @@ pub(super) const LARGEST: &str =
 pub(super) const NEXT: &str = "SELECT id, bytes FROM listings WHERE repository = ?1 AND name = ?2 \
     ORDER BY is_part DESC, checked_at LIMIT 1";
 
-/// Removes lists until `bytes` are gone or so many lists: of the name with the most, its parts before the whole list and
-/// the oldest first. So a name loses what it has beyond an equal share, and no name can drive out the others' lists.
-/// Returns whether there were any.
+/// Removes lists until `bytes` or `most` lists are gone: from the name with the most bytes, its parts before the whole
+/// list, and the oldest first. So a name loses what it has beyond an equal share, and no name can drive out the lists
+/// of other names. Returns whether any list was removed.
 pub(super) fn drop_some(transaction: &Transaction<'_>, bytes: u64, most: usize) -> rusqlite::Result<bool> {
     let mut largest = transaction.prepare_cached(LARGEST)?;
     let mut next = transaction.prepare_cached(NEXT)?;
@@ -155,7 +158,7 @@ mod tests {
         for name in ["a", "b", "c"] {
             assert!(is_there(&index, &key(name, "tags/list")), "{name}");
         }
-        // Of the flood itself the newest parts are left, and the whole list.
+        // Of the name that was flooded, the newest parts and the whole list are left.
         assert!(is_there(&index, &key("flood", "tags/list")) && is_there(&index, &key("flood", "tags/list?n=99")));
         assert!(!is_there(&index, &key("flood", "tags/list?n=0")));
     }

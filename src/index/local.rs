@@ -1,4 +1,4 @@
-//! An index on this machine's disk: SQLite behind threads and deadlines.
+//! The index on this machine's disk: SQLite behind threads and deadlines.
 
 use std::collections::HashSet;
 use std::io;
@@ -18,16 +18,19 @@ use crate::work::Pool;
 /// The index of one cache directory.
 pub struct LocalIndex {
     sqlite: Arc<Sqlite>,
-    /// For what clients wait for.
+    /// For reads that clients wait for.
     reads: Pool,
+    /// For work of upkeep.
     upkeep: Pool,
 }
 
 impl LocalIndex {
+    /// Creates the index on an open database, with its pools.
     pub fn new(sqlite: Sqlite, reads: Pool, upkeep: Pool) -> Self {
         Self { sqlite: Arc::new(sqlite), reads, upkeep }
     }
 
+    /// Runs a read that a client waits for, with a deadline.
     fn read<T: Send + 'static>(
         &self,
         read: impl FnOnce(&Sqlite) -> Result<T, IndexError> + Send + 'static,
@@ -35,7 +38,7 @@ impl LocalIndex {
         in_time(self.reads.clone(), self.sqlite.clone(), read)
     }
 
-    /// The same for upkeep.
+    /// Runs work of upkeep, with a deadline.
     fn look_after<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Sqlite) -> Result<T, IndexError> + Send + 'static,
@@ -43,7 +46,7 @@ impl LocalIndex {
         in_time(self.upkeep.clone(), self.sqlite.clone(), work)
     }
 
-    /// Work of upkeep that takes as long as it takes.
+    /// Runs work of upkeep that takes as long as it takes.
     fn whole<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Sqlite) -> Result<T, IndexError> + Send + 'static,
@@ -167,7 +170,7 @@ impl Index for LocalIndex {
     fn purge(&self, purge: Purge) -> BoxStream<'static, Result<Purged, IndexError>> {
         let (sender, steps) = mpsc::channel(1);
         let each = sender.clone();
-        // A step that nobody waits for any more is done all the same.
+        // A step is done even if nobody waits for it any more.
         let purging = self.whole(move |sqlite| sqlite.purge(&purge, |step| drop(each.blocking_send(Ok(step)))));
         tokio::spawn(async move {
             if let Err(error) = purging.await {

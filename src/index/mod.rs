@@ -1,8 +1,8 @@
-//! What is known about the bytes in the store: sizes, tags, who may see what, what refers to what.
+//! The index: what is known about the objects in the store. It holds sizes, tags, visibility and edges.
 //!
-//! The index is a help, not the truth: an object's file is. [`Index`] makes three promises: reads end in time; a write of a
-//! request never waits, and may be dropped ([`Index::note`]); a change of upkeep waits, and is not dropped
-//! ([`Index::apply`]).
+//! The index is a help, not the truth: the file of an object is the truth. [`Index`] makes three promises: reads end in
+//! time; a write of a request never waits, and may be dropped ([`Index::note`]); a write of upkeep waits, and is not
+//! dropped ([`Index::apply`]).
 
 mod apply;
 mod bounds;
@@ -48,131 +48,136 @@ use futures_util::stream::BoxStream;
 use crate::clock;
 use crate::oci::{Digest, MediaType, Reference};
 
-/// What a call of an [`Index`] comes to.
+/// The result of a call of an [`Index`].
 pub type Answer<'a, T> = BoxFuture<'a, Result<T, IndexError>>;
 
-/// Takes one object of [`Index::objects_by_use`]: its digest, size, last use, and the repositories that may see it, a line
-/// each.
+/// Takes one object of [`Index::objects_by_use`]: its digest, size, last use, and the repositories in which it is
+/// visible, a line each.
 pub type TakeObject = Box<dyn FnMut(Digest, u64, Timestamp, &str) + Send>;
 
-/// What is known about objects. Each call ends in time, with an error where the disk or the server behind it does not
-/// answer; those that read all of the index take as long as that takes.
+/// What is known about objects. Each call ends in time, with an error if the disk or the server behind the index does
+/// not answer. Calls that read all of the index take as long as that takes.
 pub trait Index: Send + Sync + 'static {
-    /// What a tag was when its upstream was last asked.
+    /// Returns what a tag was when its upstream was last asked.
     fn tag<'a>(&'a self, key: &'a TagKey) -> Answer<'a, Option<TagEntry>>;
 
-    /// What is known of an object in the store.
+    /// Returns what is known about an object in the store.
     fn object<'a>(&'a self, digest: &'a Digest) -> Answer<'a, Option<ObjectEntry>>;
 
-    /// Whether an object may be shown to a viewer.
+    /// Returns whether an object is visible to a viewer.
     fn is_visible<'a>(&'a self, viewer: &'a Viewer, digest: &'a Digest) -> Answer<'a, bool>;
 
-    /// Whether a name is known to have a manifest: its upstream said so, or a tag or a manifest of the name leads there.
+    /// Returns whether a name is known to have a manifest: its upstream said so, or a tag or a manifest of the name
+    /// leads there.
     fn knows_name<'a>(&'a self, repository: &'a str, name: &'a str, digest: &'a Digest) -> Answer<'a, bool>;
 
-    /// A list as it was last seen. Fails with [`IndexError::TooLarge`] where it takes more than `room` bytes.
+    /// Returns a list as it was last seen. Fails with [`IndexError::TooLarge`] if it takes more than `room` bytes.
     fn listing<'a>(&'a self, key: &'a ListKey, room: u64) -> Answer<'a, Option<Listing>>;
 
-    /// The stored answers of the URL that `key` stands for, the newest first.
+    /// Returns the stored answers of the URL that `key` stands for, the newest first.
     fn urls<'a>(&'a self, key: &'a Digest) -> Answer<'a, Vec<UrlEntry>>;
 
-    /// At most `count` names with cached content of these repositories behind `last`, in order.
+    /// Returns at most `count` names with cached content of these repositories behind `last`, in order.
     fn catalog(&self, repositories: Vec<String>, last: String, count: usize) -> Answer<'_, Vec<String>>;
 
-    /// At most `count` images whose manifest is stored, in the order of their references, behind the reference `last`.
+    /// Returns at most `count` images whose manifest is stored, in the order of their references, behind the reference
+    /// `last`.
     fn images(&self, last: String, count: usize) -> Answer<'_, ImagePage>;
 
-    /// The images that are pinned by name, in order.
+    /// Returns the images that are pinned by name, in order.
     fn pins(&self) -> Answer<'_, Vec<ImageName>>;
 
-    /// Whether the index can be read.
+    /// Checks whether the index can be read.
     fn check(&self) -> Answer<'_, ()>;
 
-    /// The manifests of images, as far as they are known.
+    /// Returns the manifests of images, as far as they are known.
     fn manifests_of(&self, images: Vec<ImageName>) -> Answer<'_, Vec<Digest>>;
 
-    /// The manifests of those tags of a repository that `is_wanted` takes.
+    /// Returns the manifests of those tags of a repository that `is_wanted` takes.
     fn tags_of<'a>(
         &'a self,
         repository: &'a str,
         is_wanted: Box<dyn Fn(&TagKey) -> bool + Send>,
     ) -> Answer<'a, Vec<Digest>>;
 
-    /// The given manifests and all that they lead to, stored or not.
+    /// Returns the given manifests and all that they lead to, stored or not.
     fn below(&self, roots: Vec<Digest>) -> Answer<'_, HashSet<Digest>>;
 
-    /// Gives all objects to `each`, the least recently used first. `with_repositories`: whether the repositories that may
-    /// see an object are told, too. Takes as long as it takes to read them.
+    /// Gives all objects to `each`, the least recently used first. `with_repositories`: whether `each` also gets the
+    /// repositories in which an object is visible. Takes as long as reading them takes.
     fn objects_by_use(&self, with_repositories: bool, each: TakeObject) -> Answer<'_, ()>;
 
     /// Reads all of the index and compares its parts. Takes as long as that takes.
     fn verify(&self) -> Answer<'_, ()>;
 
-    /// Queues a change of a request. Never waits: where too many wait already it is dropped and counted.
+    /// Queues a write of a request. Never waits: if too many writes wait already, this one is dropped and counted.
     fn note(&self, write: Write);
 
-    /// Queues changes of upkeep, which are not dropped: waits while too many wait.
+    /// Queues writes of upkeep, which are not dropped. Waits while too many writes wait.
     fn apply(&self, writes: Vec<Write>) -> Answer<'_, ()>;
 
-    /// Waits until all that was queued is written.
+    /// Waits until everything that was queued is written.
     fn flush(&self) -> Answer<'_, ()>;
 
-    /// Writes what was queued and closes the index, whatever else still holds it: what is written later is dropped.
+    /// Writes what was queued and closes the index, whatever else still holds it. Later writes are dropped.
     fn close(&self) -> Answer<'_, ()>;
 
-    /// Pins an image or takes that back. Returns whether that changed anything.
+    /// Pins an image, or takes its pin back. Returns whether that changed anything.
     fn set_pin(&self, image: ImageName, is_pinned: bool) -> Answer<'_, bool>;
 
-    /// Removes rows in steps, and tells after each which objects nothing refers to any more. It ends with the last step, or
-    /// with an error; what was removed before stays removed.
+    /// Removes rows in steps. After each step, tells which objects nothing refers to any more. The stream ends with the
+    /// last step, or with an error; what was removed before the error stays removed.
     fn purge(&self, purge: Purge) -> BoxStream<'static, Result<Purged, IndexError>>;
 
     /// Holds no more than this from now on.
     fn keep_within(&self, bounds: Bounds);
 
-    /// Bytes of disk that the index needs.
+    /// Returns the bytes of disk that the index needs.
     fn bytes(&self) -> Answer<'_, u64>;
 
-    /// Gives back what is kept only for people to look at. Returns how many bytes that was.
+    /// Removes files that are kept only for people to look at. Returns how many bytes that gave back.
     fn remove_aside(&self) -> Answer<'_, u64>;
 
-    /// Changes that were dropped since the start.
+    /// Returns how many writes were dropped since the start.
     fn dropped(&self) -> u64;
 
-    /// Whether the index was damaged when it was opened, and had to be begun anew.
+    /// Returns whether the index was damaged when it was opened, and had to be begun anew.
     fn was_damaged(&self) -> bool;
 }
 
-/// Milliseconds since 1970, as the index keeps times.
+/// A time as the index keeps it, in milliseconds since 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Timestamp(pub i64);
 
 impl Timestamp {
+    /// Returns the current time.
     pub fn now() -> Self {
         Self::from_system_time(clock::wall())
     }
 
+    /// Converts a time of the system; a time before 1970 becomes 1970.
     pub fn from_system_time(time: SystemTime) -> Self {
         let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         Self(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
     }
 
-    /// How long ago it was; nothing for a time to come, as after a clock was set back.
+    /// Returns how long ago the time was; zero for a time in the future, as after the clock was set back.
     pub fn age(self) -> Duration {
         Duration::from_millis(u64::try_from(Self::now().0.saturating_sub(self.0)).unwrap_or(0))
     }
 
+    /// Converts to a time of the system.
     pub fn to_system_time(self) -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_millis(u64::try_from(self.0).unwrap_or(0))
     }
 }
 
-/// A tag's place: repository prefix, name within it, tag.
+/// The key of a tag: repository prefix, name within it, tag.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct TagKey {
     pub repository: String,
-    /// By whose credentials and of which of the repository's upstreams it is known; empty for Larder's own and all
-    /// upstreams in order.
+    /// The shelf: by whose credentials, and of which of the repository's upstreams, the tag is known; empty for
+    /// Larder's own credentials and all upstreams in order.
     pub shelf: String,
     pub name: String,
     pub tag: String,
@@ -195,8 +200,9 @@ pub struct Image {
     pub name: String,
     pub digest: Digest,
     pub media_type: Option<MediaType>,
-    /// Count and bytes of what is stored of it, the manifest included.
+    /// How many objects of it are stored, the manifest included.
     pub objects: u64,
+    /// The bytes of these objects.
     pub bytes: u64,
     /// When its upstream was last asked about the tag.
     pub checked_at: Option<Timestamp>,
@@ -213,16 +219,16 @@ pub struct TagEntry {
     pub checked_at: Timestamp,
 }
 
-/// An object in the store.
+/// What is known about an object in the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ObjectEntry {
     pub size: u64,
-    /// For manifests.
+    /// Set for manifests.
     pub media_type: Option<MediaType>,
     pub stored_at: Timestamp,
 }
 
-/// A page of a list: repository prefix, name within it, and the page's path and query below that.
+/// The key of a page of a list: repository prefix, name within it, and the page's path and query below that.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ListKey {
     pub repository: String,
@@ -230,7 +236,7 @@ pub struct ListKey {
     pub page: String,
 }
 
-/// A list of tags or referrers as last seen.
+/// A list of tags or referrers, as it was last seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listing {
     pub body: Bytes,
@@ -240,13 +246,15 @@ pub struct Listing {
     pub checked_at: Timestamp,
 }
 
-/// A change to the index.
+/// A write to the index.
 #[derive(Debug)]
 pub enum Write {
+    /// The object is in the store.
     Object {
         digest: Digest,
         entry: ObjectEntry,
     },
+    /// The tag leads to this manifest.
     Tag {
         key: TagKey,
         entry: TagEntry,
@@ -266,10 +274,12 @@ pub enum Write {
         viewer: Viewer,
         digest: Digest,
     },
+    /// The manifest `parent` refers to these objects.
     Edges {
         parent: Digest,
         children: Vec<Digest>,
     },
+    /// A list as it was just seen.
     Listing {
         key: ListKey,
         listing: Listing,
@@ -279,23 +289,24 @@ pub enum Write {
         key: Digest,
         entry: UrlEntry,
     },
+    /// The answer of this variant is gone.
     DropUrl {
         key: Digest,
         variant: [u8; 32],
     },
-    /// The object was asked for.
+    /// The object was requested.
     Used {
         digest: Digest,
         at: Timestamp,
     },
-    /// The object's file is gone.
+    /// The file of the object is gone.
     DropObject {
         digest: Digest,
     },
 }
 
 impl Write {
-    /// Bytes of memory that it takes while it waits.
+    /// Returns the bytes of memory that the write takes while it waits.
     fn weight(&self) -> u64 {
         let beside = match self {
             Self::Tag { key, entry } => key.name.len() + key.tag.len() + entry.media_type.as_str().len(),
@@ -313,7 +324,7 @@ impl Write {
         (size_of::<Self>() + beside) as u64
     }
 
-    /// Whether it only helps in an outage, so that it may be left out where room is short.
+    /// Returns whether the write only helps in an outage, so that it may be left out where room is short.
     fn is_spare(&self) -> bool {
         matches!(self, Self::Listing { .. } | Self::Url { .. })
     }

@@ -5,12 +5,12 @@ use rusqlite::{Transaction, params};
 use super::{IndexError, Sqlite, Timestamp};
 use crate::oci::Digest;
 
-/// A name that is noted again is written again only after this, in milliseconds.
+/// A name that is noted again is written again only after this time, in milliseconds.
 const RESOLUTION: i64 = 24 * 3_600_000;
 
 impl Sqlite {
-    /// Whether the upstream of `repository` is known to have the manifest under this name: it said so, or a tag of the
-    /// name leads to it, or a manifest of the name does. Blocks.
+    /// Returns whether the upstream of `repository` is known to have the manifest under this name: the upstream said
+    /// so, or a tag of the name leads to the manifest, or a manifest of the name does. Blocks.
     pub fn knows_name(&self, repository: &str, name: &str, digest: &Digest) -> Result<bool, IndexError> {
         const SQL: &str = "WITH wanted(digest) AS (SELECT ?3 UNION ALL SELECT parent FROM edges WHERE child = ?3) \
             SELECT 1 FROM wanted WHERE \
@@ -20,6 +20,7 @@ impl Sqlite {
     }
 }
 
+/// Notes that the upstream has a manifest under a name.
 pub(super) fn put(
     transaction: &Transaction<'_>,
     repository: &str,

@@ -1,4 +1,4 @@
-//! How an index is opened, whatever state it and its disk are in: no state file can stop the start.
+//! Opens an index, whatever state it and its disk are in: no damaged file can stop the start.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,19 +23,19 @@ pub(super) const MIGRATIONS: [&str; 8] = [
     include_str!("migrations/7.sql"),
     include_str!("migrations/8.sql"),
 ];
-/// All tables but those of SQLite itself, and those that follow from these.
+/// All tables, except SQLite's own and those that follow from these.
 const TABLES: [&str; 8] = ["objects", "tags", "manifests", "visibility", "edges", "pins", "listings", "urls"];
-/// Tables that may be large and only help in an outage, and their bytes.
+/// Tables that may be large and only help in an outage, with the SQL that returns their bytes.
 const SPARE: [(&str, &str); 2] =
     [("listings", "SELECT sum(length(body)) FROM old.listings"), ("urls", "SELECT sum(length(head)) FROM old.urls")];
-/// They are kept in memory only up to this.
+/// Most bytes of such a table that are kept in memory.
 const SPARE_BYTES: u64 = 16 << 20;
-/// A smaller database is not what fills a disk.
+/// A database of fewer bytes is not the reason why a disk is full.
 const LARGE: u64 = 4 << 20;
 
 impl Sqlite {
-    /// Opens the index under `dir`. One that cannot be read is set aside and a new one begun: what it
-    /// knew is learnt again, and no state file can stop the start.
+    /// Opens the index under `dir`. An index that cannot be read is set aside, and a new one begun: what it knew is
+    /// learnt again, and no damaged file can stop the start.
     pub fn open(dir: &Path) -> Result<Self, IndexError> {
         let path = dir.join("larder.db");
         let mark = damage_mark(&path);
@@ -56,8 +56,8 @@ impl Sqlite {
         }
     }
 
-    /// The disk is full or cannot be written to. Where it is the index itself that fills it, it is written anew; else it
-    /// is kept in memory, and written when the process ends.
+    /// Opens an index whose disk is full or cannot be written to. If the index itself fills the disk, it is written
+    /// anew. Else it is kept in memory, and written when the process ends.
     fn open_without_disk(path: &Path, error: &rusqlite::Error) -> Result<Self, IndexError> {
         let copy = Copy::of(path)?;
         let is_full = path.parent().is_some_and(|dir| size::free(dir).is_ok_and(|free| free < LITTLE));
@@ -77,7 +77,7 @@ impl Sqlite {
         Self::start(copy.connection, path, Path::new(&copy.name), Place::Memory { may_replace: copy.is_whole })
     }
 
-    /// An index that is gone with the process, begun with what can be read of the one at `path`.
+    /// Opens an index that is gone with the process. It begins with the readable part of the index at `path`.
     #[cfg(test)]
     pub(super) fn open_in_memory(path: &Path) -> Result<Self, IndexError> {
         let copy = Copy::of(path)?;
@@ -86,7 +86,8 @@ impl Sqlite {
 
     fn open_at(path: &Path, was_damaged: bool) -> Result<Self, IndexError> {
         let is_new = std::fs::metadata(path).map_or(true, |metadata| metadata.len() == 0);
-        // The library makes it readable to all, and the files beside it like this one. What goes wrong it tells better.
+        // The library would make the file readable for everybody, and makes the files beside it like this one. If this
+        // fails, the library's own error says more.
         let _ = files::make(path, files::Readers::Group);
         let mut connection = Connection::open(path)?;
         connection.busy_timeout(PATIENCE)?;
@@ -109,7 +110,8 @@ impl Sqlite {
         Ok(Self { was_damaged, ..Self::start(connection, path, path, Place::Disk)? })
     }
 
-    /// `source` is where further connections find the database of the first.
+    /// Opens the reading connections and starts the writing thread. `source`: where further connections find the
+    /// database of the first.
     fn start(connection: Connection, path: &Path, source: &Path, place: Place) -> Result<Self, IndexError> {
         let readers = Readers::open(path, source)?;
         let writer = Queue::start(Writer::new(connection, path.to_owned(), place))?;
@@ -118,12 +120,12 @@ impl Sqlite {
     }
 }
 
-/// What can be read of an index, in memory.
+/// The readable part of an index, copied into memory.
 struct Copy {
     connection: Connection,
-    /// By which further connections find it.
+    /// The name by which further connections find it.
     name: String,
-    /// Whether all was read that matters.
+    /// Whether everything was read that matters.
     is_whole: bool,
 }
 
@@ -143,10 +145,11 @@ impl Copy {
     }
 }
 
-/// Copies what the index at `path` knows. It may be of an earlier version: then this is one of the same, to be migrated.
+/// Copies the rows of the index at `path`. If that index is of an earlier version, the copy is of the same version, to
+/// be migrated.
 fn copy_from(connection: &mut Connection, path: &Path) -> rusqlite::Result<()> {
-    // What the last process left in the log is read too, without the shared memory that a full disk has no room for.
-    // Where the file can only be read, that cannot be: then without the log.
+    // The rows that the last process left in the log are read, too, without the shared memory for which a full disk has
+    // no room. If the file can only be read, that is not possible: then the log is left out.
     let ways = [("vfs=unix", "PRAGMA old.locking_mode = EXCLUSIVE"), ("immutable=1&vfs=unix", "")];
     let mut copied = Ok(());
     for (parameters, prepare) in ways {
@@ -167,7 +170,7 @@ fn copy_from(connection: &mut Connection, path: &Path) -> rusqlite::Result<()> {
 fn copy_tables(connection: &Connection) -> rusqlite::Result<()> {
     for table in TABLES {
         let columns = shared_columns(connection, table)?;
-        // An earlier version may not have it, or not as it is needed: it is learnt again.
+        // An earlier version may lack the table, or columns that are needed: its rows are learnt again.
         if columns.is_empty() {
             continue;
         }
@@ -184,7 +187,8 @@ fn copy_tables(connection: &Connection) -> rusqlite::Result<()> {
     Ok(())
 }
 
-/// The columns that a table has here and in the attached index; none where it lacks one that it cannot do without.
+/// Returns the columns that a table has both here and in the attached index; none if the attached one lacks a column
+/// that is needed here.
 fn shared_columns(connection: &Connection, table: &str) -> rusqlite::Result<Vec<String>> {
     let columns = |schema: &str| {
         let sql = "SELECT name, \"notnull\" AND dflt_value IS NULL AND NOT pk FROM pragma_table_info(?1, ?2)";
@@ -200,7 +204,7 @@ fn shared_columns(connection: &Connection, table: &str) -> rusqlite::Result<Vec<
     Ok(here.into_iter().map(|(name, _)| name).filter(is_there).collect())
 }
 
-/// Brings a database to a version, or to the newest where that is none.
+/// Brings a database to version `wanted`, or to the newest if there is no such version.
 fn migrate(connection: &mut Connection, wanted: usize) -> rusqlite::Result<()> {
     let version: usize = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
     for (at, migration) in MIGRATIONS.iter().enumerate().take(wanted).skip(version) {
@@ -240,7 +244,7 @@ mod tests {
         let index = Sqlite::open(dir.path()).expect("an index");
         put(&index, "before");
         index.flush().await.expect("written");
-        // Killed: what was written last is in the log only.
+        // As after a kill: the last writes are in the log only.
         let killed = tempfile::tempdir().expect("a directory");
         for name in ["larder.db", "larder.db-wal"] {
             std::fs::copy(dir.path().join(name), killed.path().join(name)).expect("copied");
@@ -258,7 +262,7 @@ mod tests {
             assert!(index.tag(&key("in memory")).expect("read").is_some());
             assert!(!dir.join("larder.db-new").exists());
         }
-        // One that could not be read as a whole is left for who can.
+        // An index that could not be read as a whole is left for a program that can read it.
         std::fs::write(&path, [0xff; 5000]).expect("written");
         let pin = r#"[{"repository": "r", "name": "a", "reference": "1"}]"#;
         std::fs::write(dir.path().join("pins.json"), pin).expect("written");

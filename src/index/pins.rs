@@ -1,5 +1,5 @@
-//! Images pinned by name. Somebody said so, and nobody else can tell it again: so they are in a file of
-//! their own too, from which an index that was lost gets them back.
+//! Images pinned by name. A person said so, and nobody else can tell it again. So the pins are also in a file of their
+//! own, from which a new index gets them when the old one was lost.
 
 use std::fs;
 use std::io;
@@ -24,7 +24,7 @@ struct Row {
 }
 
 impl Sqlite {
-    /// Pins an image or takes that back. Returns whether that changed anything. Blocks.
+    /// Pins an image, or takes its pin back. Returns whether that changed anything. Blocks.
     pub fn set_pin(&self, image: ImageName, is_pinned: bool) -> Result<bool, IndexError> {
         let ImageName { repository, name, reference } = image;
         let file = pins_file(self.path());
@@ -38,7 +38,7 @@ impl Sqlite {
         })
     }
 
-    /// All pins, in order. Blocks.
+    /// Returns all pins, in order. Blocks.
     pub fn pins(&self) -> Result<Vec<ImageName>, IndexError> {
         let rows = self.read(rows)?;
         let pin = |row: Row| {
@@ -49,7 +49,7 @@ impl Sqlite {
     }
 }
 
-/// Gives a new index the pins that the one before had.
+/// Gives a new index the pins of the index before.
 pub(super) fn restore(connection: &Connection, index: &Path) {
     let restored = read_file(&pins_file(index)).and_then(|rows| {
         let pin = |row: &Row| connection.execute(PIN, params![row.repository, row.name, row.reference]).map(drop);

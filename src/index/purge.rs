@@ -1,8 +1,8 @@
-//! Taking things out: which rows go, and which objects nothing refers to any more.
+//! Purges: which rows go, and which objects nothing refers to any more.
 //!
-//! In steps, each a transaction of its own, so that what others write comes in between. What has to be looked for is
-//! looked for by a reading connection. A purge that is cut between two steps has removed less than all: what is left is
-//! known as before, and goes with a later purge or by age.
+//! A purge goes in steps, each a transaction of its own, so that other writes come in between. Searching is done by a
+//! reading connection. A purge that is cut between two steps has removed less than everything: the rows that are left
+//! are as before, and go with a later purge or by age.
 
 use rusqlite::{Connection, Transaction, params};
 
@@ -12,15 +12,16 @@ use super::sqlite::read_digest;
 use super::{IndexError, Sqlite};
 use crate::oci::{Digest, Reference};
 
-/// Rows of one table that go in one step. Each is in several indexes, at other places of the disk than its neighbours.
+/// Rows of one table that go in one step. Each row is in several indexes, at other places of the disk than its
+/// neighbours.
 const ROWS: u32 = 100;
-/// The same of objects, whose rows are in no other index.
+/// The same for objects, whose rows are in no other index.
 const PLAIN_ROWS: u32 = 1_000;
 /// Objects that go in one step, each with its rows.
 const OBJECTS_AT_ONCE: usize = 64;
 /// Lists that go in one step: they are large.
 const LISTS: u32 = 50;
-/// Objects that are looked at in one go for whether somebody may see them.
+/// Objects that are checked in one read for whether any repository may see them.
 const LOOKED_AT: u32 = 10_000;
 
 const OF_REPOSITORY: &str = "repository = ?1 AND ?2 = ''";
@@ -34,11 +35,11 @@ const FORGET: [&str; 3] = [
     "DELETE FROM edges WHERE parent = ?1",
 ];
 
-/// What to take out.
+/// The content to take out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Purge {
     All,
-    /// All that a repository (its prefix) may see.
+    /// Everything that is visible in a repository (its prefix).
     Repository(String),
     /// All tags and manifests of one name.
     Name {
@@ -53,19 +54,19 @@ pub enum Purge {
     },
 }
 
-/// The objects whose files are to be removed.
+/// The objects whose files have to be removed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Purged {
-    /// All that may have a file, also those that the index had no row of.
+    /// All objects that may have a file, also those of which the index had no row.
     pub digests: Vec<Digest>,
     /// Objects that the index knew.
     pub objects: u64,
-    /// Their bytes.
+    /// Bytes of these objects.
     pub bytes: u64,
 }
 
 impl Purged {
-    /// Adds what a further step removed.
+    /// Adds the objects that a further step removed.
     pub fn add(&mut self, step: Self) {
         self.digests.extend(step.digests);
         self.objects += step.objects;
@@ -74,7 +75,7 @@ impl Purged {
 }
 
 impl Sqlite {
-    /// Removes rows in steps, and tells after each which objects nothing refers to any more. Blocks.
+    /// Removes rows in steps. After each step, tells which objects nothing refers to any more. Blocks.
     pub fn purge(&self, purge: &Purge, mut each: impl FnMut(Purged)) -> Result<(), IndexError> {
         match purge {
             Purge::All => self.purge_all(&mut each),
@@ -123,7 +124,7 @@ impl Sqlite {
         }
     }
 
-    /// As [`Self::delete`], of tags or manifests; returns their digests.
+    /// Like [`Self::delete`], for tags or manifests. Returns their digests.
     fn delete_roots(&self, table: &'static str, condition: [&str; 3]) -> Result<Vec<Digest>, IndexError> {
         let [condition, first, second] = condition.map(str::to_owned);
         let sql = delete_some(table, &condition) + " RETURNING digest";
@@ -143,7 +144,7 @@ impl Sqlite {
         }
     }
 
-    /// Deletes one tag, or the tags of one manifest. Returns what it named.
+    /// Deletes one tag, or the tags of one manifest. Returns the manifests that they led to.
     fn delete_reference(&self, repository: &str, name: &str, reference: &Reference) -> Result<Vec<Digest>, IndexError> {
         let (repository, name, reference) = (repository.to_owned(), name.to_owned(), reference.clone());
         self.step(move |transaction| {
@@ -159,8 +160,8 @@ impl Sqlite {
         })
     }
 
-    /// From the roots down, removes what no other tag or manifest leads to. A manifest that was asked for by digest under
-    /// the same name and lies below the roots (a platform of an index) goes with them.
+    /// Removes, from the roots down, the objects that no other tag or manifest leads to. A manifest that was requested
+    /// by digest under the same name and lies below the roots (a platform of an index) goes with them.
     fn purge_below(
         &self,
         repository: &str,
@@ -194,11 +195,12 @@ impl Sqlite {
         for digests in unkept.chunks(OBJECTS_AT_ONCE) {
             let digests = digests.to_vec();
             each(self.step(move |transaction| {
-                // Somebody may have pulled it again meanwhile.
+                // The object may have been pulled again meanwhile.
                 forget(transaction, &digests, |digest| is_root(transaction, None, digest))
             })?);
         }
-        // What the repository no longer leads to is not shown there either, though another may keep it.
+        // Objects that the repository no longer leads to are not shown there either, even if another repository keeps
+        // them.
         for digests in unseen.chunks(OBJECTS_AT_ONCE) {
             let (repository, digests) = (repository.to_owned(), digests.to_vec());
             self.step(move |transaction| hide(transaction, &repository, &digests))?;
@@ -249,7 +251,7 @@ impl Sqlite {
         self.give_all_back()
     }
 
-    /// Whoever clears a cache wants the room, now.
+    /// Gives all free room back at once: a user who clears a cache wants the room now.
     fn give_all_back(&self) -> Result<(), IndexError> {
         loop {
             let path = self.path().to_owned();
@@ -272,7 +274,7 @@ impl Sqlite {
     }
 }
 
-/// Deletes rows that match a condition, as many as the third value says.
+/// Returns the SQL that deletes rows that match a condition, as many as the third value says.
 fn delete_some(table: &str, condition: &str) -> String {
     let key = match table {
         "tags" => "repository, name, tag, shelf",
@@ -285,8 +287,8 @@ fn delete_some(table: &str, condition: &str) -> String {
     format!("DELETE FROM {table} WHERE ({key}) IN (SELECT {key} FROM {table} WHERE {condition} LIMIT ?3)")
 }
 
-/// Deletes all rows of a table. As a whole, which takes a moment for each of its pages and not for each row; its triggers
-/// would keep SQLite from that.
+/// Deletes all rows of a table as a whole: that takes a moment for each page, not for each row. Triggers would keep
+/// SQLite from it, so they are dropped and made again.
 fn clear(transaction: &Transaction<'_>, table: &str) -> rusqlite::Result<()> {
     const TRIGGERS: &str = "SELECT name, sql FROM sqlite_schema WHERE type = 'trigger' AND tbl_name = ?1";
     let triggers = transaction
@@ -302,7 +304,7 @@ fn clear(transaction: &Transaction<'_>, table: &str) -> rusqlite::Result<()> {
     triggers.iter().try_for_each(|(_, sql)| transaction.execute_batch(sql))
 }
 
-/// Objects that no repository may see, among the next ones behind `last`, and where to go on.
+/// Returns the objects that are visible in no repository, among the next objects behind `last`; and where to go on.
 fn unseen_objects(connection: &Connection, last: &[u8]) -> rusqlite::Result<(Vec<Digest>, Option<Digest>)> {
     const SQL: &str = "SELECT digest, EXISTS (SELECT 1 FROM visibility WHERE visibility.digest = objects.digest) \
         FROM objects WHERE digest > ?1 ORDER BY digest LIMIT ?2";
@@ -319,12 +321,12 @@ fn unseen_objects(connection: &Connection, last: &[u8]) -> rusqlite::Result<(Vec
     Ok((unseen, end))
 }
 
-/// Whether any repository may see an object.
+/// Returns whether an object is visible in any repository.
 fn is_seen(connection: &Connection, digest: &Digest) -> rusqlite::Result<bool> {
     connection.prepare_cached("SELECT 1 FROM visibility WHERE digest = ?1")?.exists(params![digest.as_raw()])
 }
 
-/// Forgets objects, but for those that are wanted.
+/// Forgets objects, except those that are wanted.
 fn forget(
     transaction: &Transaction<'_>,
     digests: &[Digest],
@@ -351,7 +353,7 @@ fn forget(
     Ok(purged)
 }
 
-/// Objects are not shown in a repository any more, unless they were asked for again meanwhile.
+/// Hides objects in a repository, unless they were requested again meanwhile.
 fn hide(transaction: &Transaction<'_>, repository: &str, digests: &[Digest]) -> rusqlite::Result<()> {
     let mut statement = transaction.prepare_cached(HIDE)?;
     for digest in digests {

@@ -1,4 +1,4 @@
-//! What waits for the writing thread: bounded by count and by bytes.
+//! The queue of the writing thread: bounded by count and by bytes.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -9,30 +9,32 @@ use tokio::sync::oneshot;
 
 use super::{IndexError, Write};
 
-/// Writes that may wait.
+/// Most writes that wait.
 const WRITES: usize = 16 * 1024;
-/// The memory that they may take.
+/// Most memory that these writes take, in bytes.
 const BYTES: u64 = 32 << 20;
-/// How much of it what only helps in an outage may take.
+/// Most of that memory for writes that only help in an outage.
 const SPARE_BYTES: u64 = 24 << 20;
 
-/// A change whose result somebody waits for.
+/// A change for whose result a caller waits.
 pub type Change = Box<dyn FnOnce(&mut Connection) + Send>;
 
+/// One thing for the writing thread to do.
 pub enum Task {
     Write(Write),
     Change(Change),
     Flush(oneshot::Sender<()>),
-    /// Ends the thread; answered when all is on disk that is ever going to be.
+    /// Ends the thread. Answered when everything is on disk that is ever going to be.
     Close(oneshot::Sender<()>),
 }
 
+/// The queue.
 #[derive(Default)]
 pub struct Tasks {
     state: Mutex<State>,
-    /// There is something to do.
+    /// Notified when there is something to do.
     work: Condvar,
-    /// There is room for more.
+    /// Notified when there is room for more.
     room: Condvar,
 }
 
@@ -77,7 +79,7 @@ impl Tasks {
     /// Adds a write; waits while there is no room.
     pub fn put(&self, write: Write) -> Result<(), IndexError> {
         let weight = write.weight();
-        // What is larger than all that may wait is let through alone.
+        // A write larger than all that may wait is let in alone.
         let is_full = |state: &mut State| !state.is_closed && state.writes > 0 && state.is_full(weight, BYTES);
         let mut state = self.room.wait_while(self.state(), is_full).unwrap_or_else(PoisonError::into_inner);
         if state.is_closed {
@@ -89,7 +91,7 @@ impl Tasks {
         Ok(())
     }
 
-    /// Adds what somebody waits for. There are no more of these than there are who wait.
+    /// Adds a task for which a caller waits. There are no more such tasks than callers that wait.
     pub fn add(&self, task: Task) -> Result<(), IndexError> {
         let mut state = self.state();
         if state.is_closed {
@@ -101,7 +103,7 @@ impl Tasks {
         Ok(())
     }
 
-    /// The next task; `None` if there is none for `patience`. Without it, waits for one.
+    /// Returns the next task; `None` if none comes within `patience`. Without `patience`, waits for one.
     pub fn take(&self, patience: Option<Duration>) -> Option<Task> {
         let is_idle = |state: &mut State| state.tasks.is_empty();
         let mut state = match patience {
@@ -121,7 +123,7 @@ impl Tasks {
         Some(task)
     }
 
-    /// Takes nothing more; who waits for room or for an answer is told.
+    /// Takes nothing more. Callers that wait for room or for an answer get an error.
     pub fn close(&self) {
         let mut state = self.state();
         state.is_closed = true;
@@ -198,7 +200,7 @@ mod tests {
             assert!(tasks.state().writes <= WRITES);
         }
         assert!(upkeep.join().expect("no panic"));
-        // When the thread that writes is gone, nobody waits for it.
+        // When the writing thread is gone, nobody waits for it.
         (0..).take_while(|&number| tasks.offer(used(number)).is_ok()).count();
         let putting = tasks.clone();
         let upkeep = std::thread::spawn(move || putting.put(used(0)));

@@ -1,4 +1,4 @@
-//! What leads to an object: a tag or a noted manifest, or another object that something leads to.
+//! Finds out what leads to an object: a tag or a noted manifest, or another object that something leads to.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
@@ -7,26 +7,26 @@ use rusqlite::{Connection, OptionalExtension, params};
 use super::sqlite::read_digest;
 use crate::oci::Digest;
 
-/// Parents that are read at once, the first time and then: most objects are found by their first parent, and some layers
-/// have very many.
+/// Parents that are read at once the first time: most objects are found by their first parent.
 const FIRST: u32 = 1;
+/// Parents that are read at once after that: some layers have very many.
 const MORE: u32 = 64;
 
-/// Looks for what leads to objects, upwards, and remembers what it found.
+/// Searches upwards for what leads to objects, and remembers what it found.
 pub(super) struct Reach<'a> {
     connection: &'a Connection,
-    /// Whose tags and manifests count; all of them where it is `None`.
+    /// The repository whose tags and manifests count; `None`: those of all repositories.
     repository: Option<&'a str>,
-    /// What was looked at.
+    /// The objects that were looked at, and whether something leads to them.
     pub(super) known: HashMap<Digest, bool>,
 }
 
 /// An object on the way up.
 struct Step {
     object: Digest,
-    /// Parents that were read and not looked at.
+    /// Parents that were read and not looked at yet.
     parents: VecDeque<Digest>,
-    /// The last one that was read.
+    /// The last parent that was read.
     last: Option<Digest>,
 }
 
@@ -35,6 +35,7 @@ impl Step {
         Self { object, parents: VecDeque::new(), last: None }
     }
 
+    /// Returns the next parent of the object.
     fn next(&mut self, connection: &Connection) -> rusqlite::Result<Option<Digest>> {
         const SQL: &str = "SELECT parent FROM edges WHERE child = ?1 AND parent > ?2 ORDER BY parent LIMIT ?3";
         if self.parents.is_empty() {
@@ -54,7 +55,7 @@ impl<'a> Reach<'a> {
         Self { connection, repository, known: HashMap::new() }
     }
 
-    /// Whether a tag or a noted manifest leads to an object.
+    /// Returns whether a tag or a noted manifest leads to an object.
     pub(super) fn is_kept(&mut self, object: &Digest) -> rusqlite::Result<bool> {
         if let Some(known) = self.known.get(object) {
             return Ok(*known);
@@ -62,8 +63,8 @@ impl<'a> Reach<'a> {
         let mut way = vec![Step::at(*object)];
         let mut on_way = HashSet::from([*object]);
         let mut seen = on_way.clone();
-        // Digests allow no cycles. Rows that are wrong may have some: what was seen on a way that met itself may be kept
-        // by what comes later on it.
+        // Digests allow no cycles, but wrong rows may have some. An object that was seen on a way that met itself may
+        // be kept by what comes later on that way.
         let mut has_cycle = false;
         let mut is_kept = is_root(self.connection, self.repository, object)?;
         while !is_kept && let Some(step) = way.last_mut() {
@@ -83,7 +84,8 @@ impl<'a> Reach<'a> {
                 None => {}
             }
         }
-        // What keeps the end of the way keeps all that is on it; what was left on the way is kept by nothing.
+        // What leads to the end of the way leads to every object on it. Nothing leads to an object that was left on the
+        // way.
         if !is_kept || !has_cycle {
             let left = seen.difference(&on_way).map(|object| (*object, false));
             self.known.extend(left);
@@ -93,7 +95,7 @@ impl<'a> Reach<'a> {
     }
 }
 
-/// Whether a tag or a manifest is noted that is this object: of a repository, or of any.
+/// Returns whether a tag or a manifest with this digest is noted: in a repository, or in any.
 pub(super) fn is_root(connection: &Connection, repository: Option<&str>, object: &Digest) -> rusqlite::Result<bool> {
     const ANY: &str =
         "SELECT 1 FROM tags WHERE digest = ?1 UNION ALL SELECT 1 FROM manifests WHERE digest = ?1 LIMIT 1";

@@ -1,4 +1,4 @@
-//! Why a repository shows an object.
+//! By whose credentials an object is visible in a repository.
 
 use std::fmt;
 
@@ -10,14 +10,15 @@ use rusqlite::types::ToSqlOutput;
 pub enum Scope {
     /// Larder's own.
     Own,
-    /// Those of clients. It is not shown when Larder's own are to decide, not even if it comes in just then.
+    /// Clients'. The object is not shown when Larder's own credentials come to decide, not even if it comes in at that
+    /// moment.
     ByClients,
-    /// Nobody's: the upstream shows it to everybody.
+    /// Nobody's: the upstream shows the object to everybody.
     Public,
 }
 
 impl Scope {
-    /// As the index keeps it; a number never gets another meaning.
+    /// Returns the number by which the index keeps the scope. A number never gets another meaning.
     const fn number(self) -> i64 {
         match self {
             Self::Own => 0,
@@ -33,7 +34,7 @@ impl ToSql for Scope {
     }
 }
 
-/// Who is shown an object: a repository (its prefix), in a scope.
+/// To whom an object is visible: a repository (its prefix), in a scope.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Viewer {
     pub repository: String,
@@ -41,11 +42,12 @@ pub struct Viewer {
 }
 
 impl Viewer {
+    /// Creates a viewer.
     pub fn new(repository: impl Into<String>, scope: Scope) -> Self {
         Self { repository: repository.into(), scope }
     }
 
-    /// A repository whose upstream was asked with Larder's own credentials.
+    /// Creates the viewer of a repository whose upstream was asked with Larder's own credentials.
     pub fn own(repository: impl Into<String>) -> Self {
         Self::new(repository, Scope::Own)
     }

@@ -1,5 +1,5 @@
-//! An index that fails as disks and servers do: for tests of what the cache makes of it. It is a real one, whose calls are
-//! delayed, refused, broken off or lost.
+//! An index that fails as disks and servers do, to test what the cache makes of that. It is a real index whose calls
+//! are delayed, refused, broken off or lost.
 
 use std::future::Future;
 use std::path::Path;
@@ -10,40 +10,40 @@ use futures_util::{FutureExt, StreamExt};
 use super::*;
 use crate::work::Pool;
 
-/// How an index does.
+/// The state of a simulated index.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Health {
     #[default]
     Well,
     /// Each call takes this long.
     Slow(Duration),
-    /// Each call fails, and what is queued is lost.
+    /// Each call fails, and queued writes are lost.
     Failing,
-    /// It can be read; nothing can be written.
+    /// It can be read, but nothing can be written.
     Full,
-    /// A purge breaks off behind its first step, and of several changes the first half is made.
+    /// A purge breaks off after its first step, and of several writes only the first half is made.
     Torn,
     /// A call ends only when its deadline passes.
     Hanging,
-    /// It says that what it wrote is durable. After [`Simulated::lose_power`] all of that is gone.
+    /// It claims that its writes are durable. After [`Simulated::lose_power`], all of them are gone.
     Lying,
 }
 
-/// Calls of a hanging index end after this.
+/// How long each call of a hanging index takes until it fails.
 pub const DEADLINE: Duration = Duration::from_secs(3);
 
-/// An index of a test; clones share it.
+/// The index of a test; clones share it.
 #[derive(Clone)]
 pub struct Simulated(Arc<Mutex<State>>);
 
 struct State {
     health: Health,
     inner: Arc<LocalIndex>,
-    /// Changes that were lost by its health.
+    /// Writes that were lost by its health.
     lost: u64,
-    /// What it was when it began to lie.
+    /// The file as it was when the index began to lie.
     durable: Option<Vec<u8>>,
-    /// Its file.
+    /// The path of the file.
     path: std::path::PathBuf,
 }
 
@@ -58,13 +58,14 @@ fn failed<T>(kind: std::io::ErrorKind) -> Result<T, IndexError> {
 }
 
 impl Simulated {
-    /// One in a directory.
+    /// Opens an index in a directory.
     pub fn open(dir: &Path) -> Self {
         let path = dir.join("larder.db");
         let (health, lost, durable, inner) = (Health::Well, 0, None, open(&path));
         Self(Arc::new(Mutex::new(State { health, inner, lost, durable, path })))
     }
 
+    /// Sets the state of the index.
     pub async fn set(&self, health: Health) {
         if health == Health::Lying {
             let path = self.reopen(|_| ()).await;
@@ -73,7 +74,7 @@ impl Simulated {
         self.state().health = health;
     }
 
-    /// What was written while it lied is gone, and it is opened anew.
+    /// Loses the writes made while the index lied, and opens the index anew.
     pub async fn lose_power(&self) {
         let durable = self.state().durable.take().expect("it has lied");
         self.reopen(|path| std::fs::write(path, durable).expect("written")).await;
@@ -96,7 +97,7 @@ impl Simulated {
         self.0.lock().expect("no panic while held")
     }
 
-    /// Makes a call as its health is; `is_write`: whether it changes anything.
+    /// Makes a call as the health allows. `is_write`: whether the call changes anything.
     fn call<'a, T: Send + 'a, F>(
         &self,
         is_write: bool,

@@ -1,4 +1,4 @@
-//! How much disk the index takes, and how what it no longer needs is given back.
+//! How much disk the index takes, and how it gives back what it no longer needs.
 
 use std::path::Path;
 
@@ -6,42 +6,45 @@ use rusqlite::Connection;
 
 /// Pages of the log after which it is taken into the database: 1 MiB.
 const LOG_PAGES: u32 = 256;
-/// What the log is cut back to once it was taken in.
+/// Bytes to which the log is cut once it was taken in.
 const LOG_BYTES: u64 = 1 << 20;
-/// A log of this size is taken in even if that takes a wait for readers.
+/// A log of more bytes than this is taken in even if that means waiting for readers.
 const LONG_LOG: u64 = 16 << 20;
 /// Pages that are moved in one step: a quarter of a MiB.
 const STEP: u64 = 64;
-/// Free pages that are kept for what comes next, beside an eighth of all.
+/// Free pages that are kept for what comes next, in addition to an eighth of all pages.
 const KEPT: u64 = 64;
-/// An index that cannot give pages back is written anew only while that takes no more memory than this.
+/// An index that cannot give pages back is written anew only if that takes at most this many bytes of memory.
 const MAX_ANEW: u64 = 64 << 20;
-/// Less free disk than this is as good as none.
+/// Less free disk than this, in bytes, is as good as none.
 pub const LITTLE: u64 = 1 << 20;
 
+/// SQLite's number for `auto_vacuum = INCREMENTAL`.
 const INCREMENTAL: i64 = 2;
 
-/// To be set before the first table is made: freed pages can be given back without writing all anew.
+/// Prepares a database so that freed pages can be given back without writing everything anew. To be called before the
+/// first table is made.
 pub fn prepare(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "auto_vacuum", INCREMENTAL)
 }
 
+/// Sets at which size the log is taken in, and to which size it is cut.
 pub fn configure(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "wal_autocheckpoint", LOG_PAGES)?;
     connection.pragma_update_and_check(None, "journal_size_limit", LOG_BYTES, |_| Ok(()))
 }
 
-/// Bytes of the pages that hold something.
+/// Returns the bytes of the pages that hold something.
 pub fn used(connection: &Connection) -> rusqlite::Result<u64> {
     Pages::of(connection).map(|pages| (pages.all - pages.free) * pages.size)
 }
 
-/// Bytes of the log of the database at `path`.
+/// Returns the bytes of the log of the database at `path`.
 pub fn log(path: &Path) -> u64 {
     length(&path.with_extension("db-wal"))
 }
 
-/// Bytes of the database at `path` with its log.
+/// Returns the bytes of the database at `path` with its log.
 pub fn on_disk(path: &Path) -> u64 {
     length(path) + log(path)
 }
@@ -50,7 +53,7 @@ fn length(path: &Path) -> u64 {
     std::fs::metadata(path).map_or(0, |metadata| metadata.len())
 }
 
-/// Bytes free on the filesystem of `path`.
+/// Returns the bytes that are free on the filesystem of `path`.
 pub fn free(path: &Path) -> std::io::Result<u64> {
     let filesystem = rustix::fs::statvfs(path)?;
     Ok(filesystem.f_bavail * filesystem.f_frsize)
@@ -77,18 +80,18 @@ impl Pages {
     }
 }
 
-/// Whether there is more to give back.
+/// What is left to give back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Left {
     Nothing,
-    /// Another step.
+    /// Free pages: a further step gives some back.
     Pages,
-    /// The file itself is cut when the log is taken in.
+    /// The file itself, which is cut when the log is taken in.
     Log,
 }
 
-/// Gives back a step of the pages that nothing is in; in the end all of them for `is_all`. `path` is that of the database,
-/// on whose filesystem there has to be room for what has to be written.
+/// Takes a step of giving free pages back; with `is_all`, the steps together give back all of them. `path`: the
+/// database, on whose filesystem there has to be room to write. Returns what is left.
 pub fn give_back(connection: &Connection, path: &Path, is_all: bool) -> rusqlite::Result<Left> {
     let pages = Pages::of(connection)?;
     let kept = if is_all { 0 } else { KEPT + pages.all / 8 };
@@ -111,7 +114,7 @@ pub fn give_back(connection: &Connection, path: &Path, is_all: bool) -> rusqlite
     Ok(if pages.free - step > kept { Left::Pages } else { Left::Log })
 }
 
-/// Writes the whole database anew, without what is free, and so that it can shrink from then on.
+/// Writes the whole database anew, without free pages, and so that it can shrink from then on.
 pub fn write_anew(connection: &Connection) -> rusqlite::Result<()> {
     prepare(connection)?;
     // There may be no directory for temporary files.
@@ -121,7 +124,8 @@ pub fn write_anew(connection: &Connection) -> rusqlite::Result<()> {
     written
 }
 
-/// Whether a database that was made before it could shrink is small enough to be written anew at the start.
+/// Returns whether a database that was made without the ability to shrink is small enough to be written anew at the
+/// start.
 pub fn should_be_written_anew(connection: &Connection, path: &Path) -> rusqlite::Result<bool> {
     const QUICK: u64 = 16 << 20;
     let pages = Pages::of(connection)?;
@@ -129,13 +133,13 @@ pub fn should_be_written_anew(connection: &Connection, path: &Path) -> rusqlite:
     Ok(!pages.can_shrink && used <= QUICK && free(path).is_ok_and(|free| free > 2 * used + LITTLE))
 }
 
-/// Takes the log into the database and cuts both to what they need. Readers that are at it are waited for, as long as
-/// the connection is patient. Returns whether it was done.
+/// Takes the log into the database (a checkpoint) and cuts both to what they need. Waits for readers, at most for the
+/// busy timeout of the connection. Returns whether it was done.
 pub fn take_in_log(connection: &Connection) -> rusqlite::Result<bool> {
     connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| Ok(row.get::<_, i64>(0)? == 0))
 }
 
-/// Whether the log of the database at `path` is so long that it is to be taken in by all means.
+/// Returns whether the log of the database at `path` is so long that it must be taken in.
 pub fn has_long_log(path: &Path) -> bool {
     log(path) > LONG_LOG
 }

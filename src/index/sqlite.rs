@@ -1,4 +1,4 @@
-//! The index in SQLite: one writing thread that batches, a few reading connections.
+//! The index in SQLite: one writing thread that batches, and a few reading connections.
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -14,6 +14,7 @@ use super::writer::Queue;
 use super::{Bounds, IndexError, ObjectEntry, TagEntry, TagKey, Timestamp, Totals, Viewer, Write};
 use crate::oci::{Digest, MediaType};
 
+/// Reading connections.
 const READERS: usize = 4;
 
 /// The index of one cache directory.
@@ -22,7 +23,7 @@ pub struct Sqlite {
     pub(super) readers: Readers,
     pub(super) writer: Queue,
     pub(super) was_damaged: bool,
-    /// The file that was opened; `None` in memory.
+    /// Device and inode number of the file that was opened; `None` in memory.
     pub(super) file: Option<(u64, u64)>,
 }
 
@@ -31,22 +32,22 @@ impl Sqlite {
         &self.path
     }
 
-    /// Whether the index was damaged when it was opened, and had to be begun anew.
+    /// Returns whether the index was damaged when it was opened, and had to be begun anew.
     pub fn was_damaged(&self) -> bool {
         self.was_damaged
     }
 
-    /// Queues a change of a request. Never waits: where too many wait already it is dropped and counted.
+    /// Queues a write of a request. Never waits: if too many writes wait already, this one is dropped and counted.
     pub fn write(&self, write: Write) {
         self.writer.note(write);
     }
 
-    /// Queues changes of upkeep, which are not dropped: waits while too many wait. Blocks.
+    /// Queues writes of upkeep, which are not dropped. Waits while too many writes wait. Blocks.
     pub fn apply(&self, writes: impl IntoIterator<Item = Write>) {
         self.writer.apply(writes);
     }
 
-    /// Changes that were dropped since the start.
+    /// Returns how many writes were dropped since the start.
     pub fn dropped(&self) -> u64 {
         self.writer.shared.dropped()
     }
@@ -56,18 +57,18 @@ impl Sqlite {
         self.writer.shared.set_bounds(bounds);
     }
 
-    /// Bytes of disk that the index needs: of its database what holds something, and its log. What holds nothing is
-    /// used again or given back. Blocks.
+    /// Returns the bytes of disk that the index needs: the pages of its database that hold something, and its log.
+    /// Empty pages are used again or given back. Blocks.
     pub fn bytes(&self) -> u64 {
         if self.file.is_none() { 0 } else { self.writer.shared.used() + size::log(&self.path) }
     }
 
-    /// Removes a damaged index that was set aside. Returns the bytes that this gives back. Blocks.
+    /// Removes damaged indexes that were set aside. Returns the bytes that this gives back. Blocks.
     pub fn remove_aside(&self) -> std::io::Result<u64> {
         self.path.parent().map_or(Ok(0), remove_aside)
     }
 
-    /// Makes a change behind all that is queued, and waits for its result. Blocks.
+    /// Makes a change after everything that is queued, and waits for its result. Blocks.
     pub(super) fn change_blocking<T: Send + 'static>(
         &self,
         change: impl FnOnce(&mut Connection) -> Result<T, IndexError> + Send + 'static,
@@ -81,31 +82,33 @@ impl Sqlite {
         result.recv().map_err(|_| IndexError::Closed)?
     }
 
-    /// Waits until all that was queued is written.
+    /// Waits until everything that was queued is written.
     pub async fn flush(&self) -> Result<(), IndexError> {
         let (done, result) = oneshot::channel();
         self.writer.add(Task::Flush(done))?;
         result.await.map_err(|_| IndexError::Closed)
     }
 
-    /// Writes what was queued and closes the file, whoever else still holds the index: what is written later is dropped.
+    /// Writes what was queued and closes the file, whatever else still holds the index. Later writes are dropped.
     pub async fn close(&self) -> Result<(), IndexError> {
         self.writer.close().await
     }
 
-    /// As [`Self::flush`], for who may block.
+    /// Like [`Self::flush`], for callers that may block.
     pub fn flush_blocking(&self) -> Result<(), IndexError> {
         let (done, result) = oneshot::channel();
         self.writer.add(Task::Flush(done))?;
         result.blocking_recv().map_err(|_| IndexError::Closed)
     }
 
+    /// Reads by one of the reading connections. Blocks.
     pub(super) fn read<T>(&self, read: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, IndexError> {
         self.readers.with(read)
     }
 
     // The functions below read; they block.
 
+    /// Returns what a tag was when its upstream was last asked.
     pub fn tag(&self, key: &TagKey) -> Result<Option<TagEntry>, IndexError> {
         const SQL: &str = "SELECT digest, media_type, size, checked_at FROM tags WHERE repository = ?1 AND name = ?2 AND tag = ?3 \
              AND shelf = ?4";
@@ -123,6 +126,7 @@ impl Sqlite {
         })
     }
 
+    /// Returns what is known about an object in the store.
     pub fn object(&self, digest: &Digest) -> Result<Option<ObjectEntry>, IndexError> {
         const SQL: &str = "SELECT size, media_type, stored_at FROM objects WHERE digest = ?1";
         self.readers.with(|connection| {
@@ -138,6 +142,7 @@ impl Sqlite {
         })
     }
 
+    /// Returns whether an object is visible to a viewer.
     pub fn is_visible(&self, viewer: &Viewer, digest: &Digest) -> Result<bool, IndexError> {
         const SQL: &str = "SELECT 1 FROM visibility WHERE repository = ?1 AND scope = ?2 AND digest = ?3";
         self.readers.with(|connection| {
@@ -145,8 +150,8 @@ impl Sqlite {
         })
     }
 
-    /// All objects, the least recently used first: digest, size, last use and, where asked for, the
-    /// repositories that may see it, a line each.
+    /// Gives all objects to `each`, the least recently used first: digest, size, last use and, with
+    /// `with_repositories`, the repositories in which the object is visible, a line each.
     pub fn objects_by_use(
         &self,
         with_repositories: bool,
@@ -166,7 +171,7 @@ impl Sqlite {
         })
     }
 
-    /// All objects that have a row: digest and size.
+    /// Gives all objects that have a row to `each`: digest and size.
     pub fn for_each_object(&self, mut each: impl FnMut(Digest, u64)) -> Result<(), IndexError> {
         self.readers.with(|connection| {
             let mut statement = connection.prepare("SELECT digest, size FROM objects")?;
@@ -178,12 +183,12 @@ impl Sqlite {
         })
     }
 
-    /// Whether the index can be read.
+    /// Checks whether the index can be read.
     pub fn check(&self) -> Result<(), IndexError> {
         self.readers.with(|connection| connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(())))
     }
 
-    /// Reads all of the index and compares its parts; takes long on a large one.
+    /// Reads all of the index and compares its parts. Takes long on a large index.
     pub fn verify(&self) -> Result<(), IndexError> {
         if self.file.is_some() && identity(&self.path) != self.file {
             return Err(IndexError::Replaced);
@@ -198,6 +203,7 @@ impl Sqlite {
         Err(IndexError::Damaged(found))
     }
 
+    /// Returns the count and the bytes of all objects.
     pub fn totals(&self) -> Result<Totals, IndexError> {
         self.readers.with(|connection| {
             connection.query_row("SELECT count(*), coalesce(sum(size), 0) FROM objects", [], |row| {
@@ -207,13 +213,14 @@ impl Sqlite {
     }
 }
 
-/// Reading connections, shared out among blocking callers.
+/// The reading connections, shared out among blocking callers.
 pub struct Readers {
     connections: Vec<Mutex<Connection>>,
     path: PathBuf,
 }
 
 impl Readers {
+    /// Opens the connections. `path` is the file of the index, `source` where its database is found.
     pub fn open(path: &Path, source: &Path) -> Result<Self, IndexError> {
         let open = || {
             let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -227,6 +234,7 @@ impl Readers {
         Ok(Self { connections, path: path.to_owned() })
     }
 
+    /// Reads by a connection that is free, else waits for any of them.
     fn with<T>(&self, read: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, IndexError> {
         let free = self.connections.iter().find_map(|reader| reader.try_lock().ok());
         let connection = match free {
@@ -240,19 +248,21 @@ impl Readers {
     }
 }
 
-/// A number that differs from call to call, to spread waiters over the readers.
+/// Returns a number that differs from call to call, to spread callers that wait over the connections.
 fn spread() -> u8 {
     use std::sync::atomic::{AtomicU8, Ordering};
     static NEXT: AtomicU8 = AtomicU8::new(0);
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
+/// Reads a digest from a column.
 pub(super) fn digest(value: rusqlite::types::ValueRef<'_>) -> rusqlite::Result<Digest> {
     let raw = value.as_blob()?;
     let wrong = || rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Blob, "no digest".into());
     Digest::from_raw(raw).ok_or_else(wrong)
 }
 
+/// Reads a digest from the first column.
 pub(super) fn read_digest(row: &rusqlite::Row<'_>) -> rusqlite::Result<Digest> {
     digest(row.get_ref(0)?)
 }

@@ -1,4 +1,4 @@
-//! What each [`Index`] promises, tried on all of them.
+//! Tests what each [`Index`] promises, on all of them.
 
 use std::sync::{Arc, Mutex};
 
@@ -8,7 +8,7 @@ use super::simulated::Simulated;
 use super::*;
 use crate::work::Pool;
 
-/// A directory for each index, and the indexes to try.
+/// Returns a directory for each index, and the indexes to try.
 fn indexes() -> (Vec<tempfile::TempDir>, Vec<Arc<dyn Index>>) {
     let dirs: Vec<_> = (0..2).map(|_| tempfile::tempdir().expect("a directory")).collect();
     let pool = Pool::new("a test", 8, Duration::from_secs(60));
@@ -38,7 +38,7 @@ fn pin(tag: &str) -> ImageName {
     ImageName { repository: "r".to_owned(), name: "a".to_owned(), reference }
 }
 
-/// An image `r/name:1`: a manifest that leads to layers, seen with Larder's own credentials.
+/// Puts an image `r/name:1` into an index: a manifest that leads to layers, shown to Larder's own credentials.
 async fn put_image(index: &dyn Index, name: &str, manifest: u8, layers: &[u8]) {
     for byte in layers.iter().copied().chain([manifest]) {
         index.note(Write::Object { digest: object(byte), entry: object_entry() });
@@ -203,7 +203,7 @@ async fn changes_of_requests_never_wait_and_those_of_upkeep_are_never_dropped() 
         let each: TakeObject = Box::new(move |_, _, at, _| {
             let mut count = counted.lock().expect("no panic");
             count.0 += 1;
-            // The first one's use is told from that of one whose use was dropped by nothing.
+            // The use of the first object, at time 0, is not counted.
             count.1 += u64::from(at.0 > 0 && at.0 < i64::from(MANY));
         });
         index.objects_by_use(false, each).await.expect("read");

@@ -1,4 +1,4 @@
-//! What was stored of other URLs than registries'.
+//! Stored answers of URLs that are not a registry's.
 
 use bytes::Bytes;
 use rusqlite::{OptionalExtension, Row, Transaction, params};
@@ -7,25 +7,25 @@ use super::sqlite::digest;
 use super::{IndexError, Sqlite, Timestamp};
 use crate::oci::Digest;
 
-/// Answers kept of one URL.
+/// Most answers that are kept of one URL.
 const MAX_VARIANTS: usize = 16;
-/// What a row takes beside its head, in the table and its indexes, as `totals` counts it.
+/// Bytes that a row takes beside its head, in the table and its indexes, as `totals` counts them.
 const ROW: u64 = 512;
 
 /// An answer of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UrlEntry {
-    /// Stands for what the answer depends on in the request.
+    /// Stands for the parts of the request that the answer depends on.
     pub variant: [u8; 32],
-    /// Of the body.
+    /// The digest of the body.
     pub digest: Digest,
-    /// All else, as the caller writes it.
+    /// Everything else, in the caller's format.
     pub head: Bytes,
     pub stored_at: Timestamp,
 }
 
 impl Sqlite {
-    /// The answers of the URL that `key` stands for, the newest first. Blocks.
+    /// Returns the answers of the URL that `key` stands for, the newest first. Blocks.
     pub fn urls(&self, key: &Digest) -> Result<Vec<UrlEntry>, IndexError> {
         const SQL: &str = "SELECT digest, variant, head, stored_at FROM urls WHERE key = ?1 ORDER BY stored_at DESC";
         self.read(|connection| {
@@ -43,6 +43,7 @@ impl Sqlite {
     }
 }
 
+/// Notes an answer, and drops the oldest answers of a URL that has too many.
 pub(super) fn put(transaction: &Transaction<'_>, key: &Digest, entry: &UrlEntry) -> rusqlite::Result<()> {
     const INSERT: &str = "INSERT INTO urls (key, variant, digest, head, stored_at) VALUES (?1, ?2, ?3, ?4, ?5) \
          ON CONFLICT (key, variant) DO UPDATE SET digest = excluded.digest, head = excluded.head, \
@@ -55,6 +56,7 @@ pub(super) fn put(transaction: &Transaction<'_>, key: &Digest, entry: &UrlEntry)
     transaction.prepare_cached(OTHERS)?.execute(params![key.as_raw(), most]).map(drop)
 }
 
+/// Drops one answer.
 pub(super) fn drop_one(transaction: &Transaction<'_>, key: &Digest, variant: &[u8; 32]) -> rusqlite::Result<()> {
     const SQL: &str = "DELETE FROM urls WHERE key = ?1 AND variant = ?2";
     transaction.prepare_cached(SQL)?.execute(params![key.as_raw(), variant]).map(drop)
@@ -62,8 +64,8 @@ pub(super) fn drop_one(transaction: &Transaction<'_>, key: &Digest, variant: &[u
 
 pub(super) const OLDEST: &str = "SELECT key, variant, length(head) FROM urls ORDER BY stored_at LIMIT 1";
 
-/// Removes the oldest answers until `bytes` are gone or so many answers: a client can ask for any number of queries.
-/// Returns whether there were any.
+/// Removes the oldest answers until `bytes` or `most` answers are gone: clients can request any number of queries.
+/// Returns whether any answer was removed.
 pub(super) fn drop_some(transaction: &Transaction<'_>, bytes: u64, most: usize) -> rusqlite::Result<bool> {
     const DELETE: &str = "DELETE FROM urls WHERE key = ?1 AND variant = ?2";
     let (mut oldest, mut delete) = (transaction.prepare_cached(OLDEST)?, transaction.prepare_cached(DELETE)?);

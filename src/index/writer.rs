@@ -1,4 +1,6 @@
 //! The writing thread.
+//!
+//! Locks: `ended` and `bounds` are each taken alone.
 
 use std::convert::Infallible;
 use std::path::PathBuf;
@@ -20,53 +22,58 @@ use super::size::{self, Left};
 use super::{IndexError, Write};
 use crate::clock::Instant;
 
-/// Most writes in one transaction, and about their bytes.
+/// Most writes in one transaction.
 const BATCH: usize = 1024;
+/// About the most bytes of the writes in one transaction.
 const BATCH_BYTES: u64 = 1 << 20;
-/// How long a write waits for another connection.
+/// How long a write waits for other connections to the database.
 pub const PATIENCE: Duration = Duration::from_secs(5);
-/// How often the thread waits for readers when the log has become long. Between that, it only tries.
+/// How often the thread waits for readers when the log has become long. In between, it only tries.
 const WAITS: Duration = Duration::from_secs(60);
-/// The same for what is done while nothing else is to be done, and how long it then rests.
+/// How long the thread waits for readers while it has nothing else to do.
 const IDLE_PATIENCE: Duration = Duration::from_millis(100);
+/// How long it then rests, if readers held it up.
 const REST: Duration = Duration::from_secs(1);
-/// How long the end of the process waits for the thread: a disk that hangs would keep it for ever.
+/// How long the end of the process waits for the thread: a disk that hangs would keep the process for ever.
 const LAST_WRITES: Duration = Duration::from_secs(5);
 
-/// The way to the writing thread, which writes what is queued before it ends.
+/// Hands work to the writing thread, which writes everything that is queued before it ends.
 pub struct Queue {
     tasks: Arc<Tasks>,
     thread: Option<JoinHandle<()>>,
     /// Closed when the thread has ended.
     ended: Mutex<Receiver<Infallible>>,
-    /// Somebody waits for the end, or has waited long enough.
+    /// Whether a caller waits for the end, or has waited long enough.
     is_ending: AtomicBool,
     pub shared: Arc<Shared>,
 }
 
-/// What the thread and those who use the index tell each other.
+/// State that the writing thread and the callers of the index share.
 #[derive(Debug, Default)]
 pub struct Shared {
     /// Writes that were lost, in all.
     dropped: AtomicU64,
-    /// And since the last time that this was logged.
+    /// Writes that were lost since that was last logged.
     in_burst: AtomicU64,
     /// Bytes of the database that hold something.
     used: AtomicU64,
-    /// Readers keep the log from being taken in, so that it grows.
+    /// Whether the log has grown long, because readers keep it from being taken into the database.
     has_long_log: AtomicBool,
     bounds: Mutex<Bounds>,
 }
 
 impl Shared {
+    /// Returns how many writes were lost.
     pub fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
     }
 
+    /// Returns the bytes of the database that hold something.
     pub fn used(&self) -> u64 {
         self.used.load(Ordering::Relaxed)
     }
 
+    /// Sets what the index may hold.
     pub fn set_bounds(&self, bounds: Bounds) {
         *self.bounds.lock().unwrap_or_else(PoisonError::into_inner) = bounds;
     }
@@ -75,7 +82,7 @@ impl Shared {
         *self.bounds.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Says so once, and no more until the queue has been empty.
+    /// Counts lost writes. Logs a warning once, and no further one until the queue has been empty.
     fn drop_writes(&self, count: u64, why: &dyn std::fmt::Display) {
         self.dropped.fetch_add(count, Ordering::Relaxed);
         if self.in_burst.fetch_add(count, Ordering::Relaxed) == 0 {
@@ -83,7 +90,7 @@ impl Shared {
         }
     }
 
-    /// The queue is empty: how many writes were lost meanwhile.
+    /// Logs how many writes were lost, now that the queue is empty.
     fn end_burst(&self) {
         let count = self.in_burst.swap(0, Ordering::Relaxed);
         if count > 0 {
@@ -93,6 +100,7 @@ impl Shared {
 }
 
 impl Queue {
+    /// Starts the writing thread.
     pub fn start(writer: Writer) -> Result<Self, IndexError> {
         let tasks = Arc::<Tasks>::default();
         let (shared, closing) = (writer.shared.clone(), Closing(tasks.clone()));
@@ -105,8 +113,8 @@ impl Queue {
         Ok(Self { tasks, thread: Some(thread), ended: Mutex::new(ended), is_ending: AtomicBool::default(), shared })
     }
 
-    /// Queues a write of a request. Never waits: what does not fit is dropped and counted, since the index is a help and
-    /// a client must not wait for it.
+    /// Queues a write of a request. Never waits: a write that does not fit is dropped and counted, since the index is a
+    /// help and a client must not wait for it.
     pub fn note(&self, write: Write) {
         if write.is_spare() && self.shared.has_long_log.load(Ordering::Relaxed) {
             return self.shared.drop_writes(1, &"its log is long, and readers keep it from being taken in");
@@ -116,7 +124,7 @@ impl Queue {
         }
     }
 
-    /// Queues writes of upkeep, which are not dropped: waits while the queue is full. Blocks.
+    /// Queues writes of upkeep, which are not dropped. Waits while the queue is full. Blocks.
     pub fn apply(&self, writes: impl IntoIterator<Item = Write>) {
         for write in writes {
             if let Err(error) = self.tasks.put(write) {
@@ -125,7 +133,7 @@ impl Queue {
         }
     }
 
-    /// Queues what somebody waits for.
+    /// Queues a task for which a caller waits.
     pub fn add(&self, task: Task) -> Result<(), IndexError> {
         self.tasks.add(task)
     }
@@ -140,7 +148,7 @@ impl Queue {
 }
 
 impl Drop for Queue {
-    /// Writes what is queued and ends the thread. What is not written in time, the next start learns again.
+    /// Writes what is queued and ends the thread. Writes that are not made in time are learnt again.
     fn drop(&mut self) {
         if *self.is_ending.get_mut() {
             return;
@@ -166,23 +174,25 @@ impl Drop for Closing {
     }
 }
 
-/// The writing thread: takes what is queued, in one transaction.
+/// The writing thread: writes what is queued, each batch in one transaction.
 pub struct Writer {
     connection: Connection,
     path: PathBuf,
     place: Place,
     shared: Arc<Shared>,
     excess: Excess,
-    /// What the database has yet to give back to the disk.
+    /// Which room the database has still to give back to the disk.
     left: Left,
-    /// How long to wait for other work before that is done.
+    /// How long to wait for other work before giving that back.
     rest: Duration,
+    /// Whether the last batch could not be written.
     is_failing: bool,
-    /// When the readers were last waited for.
+    /// When the thread last waited for readers.
     waited: Option<Instant>,
 }
 
 impl Writer {
+    /// Creates the thread's state. `connection` is the only one that writes.
     pub fn new(connection: Connection, path: PathBuf, place: Place) -> Self {
         let shared = Arc::<Shared>::default();
         shared.used.store(size::used(&connection).unwrap_or(0), Ordering::Relaxed);
@@ -199,6 +209,7 @@ impl Writer {
         }
     }
 
+    /// Works until the queue is closed.
     fn run(mut self, tasks: &Tasks) {
         loop {
             let (mut writes, mut bytes) = (Vec::new(), 0);
@@ -212,7 +223,7 @@ impl Writer {
                             next = tasks.take(Some(Duration::ZERO));
                         }
                     }
-                    // What was queued before goes first.
+                    // Writes that were queued before go first.
                     Task::Change(change) => {
                         self.apply_batch(std::mem::take(&mut writes));
                         change(&mut self.connection);
@@ -235,7 +246,7 @@ impl Writer {
         }
     }
 
-    /// The next task; while there is none, room is given back.
+    /// Returns the next task. While there is none, the index gives room back.
     fn next(&mut self, tasks: &Tasks) -> Task {
         if let Some(task) = tasks.take(Some(Duration::ZERO)) {
             return task;
@@ -255,7 +266,7 @@ impl Writer {
         }
     }
 
-    /// Gives back a step of what the database no longer needs.
+    /// Takes one step of giving back what the database no longer needs.
     fn tidy(&mut self) {
         self.rest = Duration::ZERO;
         let given = match self.left {
@@ -281,7 +292,7 @@ impl Writer {
 
     fn close(&self) {
         match self.place {
-            // So that a start that can only read finds it.
+            // So that a start that can only read the file finds everything in it.
             Place::Disk => {
                 if let Err(error) = size::take_in_log(&self.connection) {
                     tracing::warn!(%error, "the index's log is taken in by the next start");
@@ -292,6 +303,7 @@ impl Writer {
         }
     }
 
+    /// Makes writes, in one transaction.
     fn apply_batch(&mut self, writes: Vec<Write>) {
         if writes.is_empty() {
             return;
@@ -318,7 +330,8 @@ impl Writer {
         self.settle(written);
     }
 
-    /// Looks at how much there is, and takes a step back where it is too much; `written` were added since.
+    /// Checks how much the index holds, and takes a step back if that is too much. `written`: rows added since the last
+    /// check.
     fn settle(&mut self, written: usize) {
         let bounds = self.shared.bounds();
         let settled = bounds::keep_within(&mut self.connection, &bounds, &mut self.excess, written);
@@ -345,7 +358,7 @@ impl Writer {
         }
     }
 
-    /// Takes the log into the database; waits so long for readers. Returns whether it was done.
+    /// Takes the log into the database; waits for readers at most `patience`. Returns whether it was done.
     fn take_in_log(&self, patience: Duration) -> rusqlite::Result<bool> {
         self.connection.busy_timeout(patience)?;
         let is_done = size::take_in_log(&self.connection);
@@ -388,7 +401,7 @@ mod tests {
         }
     }
 
-    /// Room is given back while nothing else is to be done.
+    /// Waits for a condition: room is given back only while nothing else is to be done.
     async fn wait_until(what: &str, condition: impl Fn() -> bool) {
         let begun = Instant::now();
         while !condition() {
@@ -404,13 +417,13 @@ mod tests {
         let index = Sqlite::open(dir.path()).expect("an index");
         write_lists(&index, 20).await;
         assert!(size::on_disk(&path) > 20 * MIB && index.bytes() > 20 * MIB);
-        // Behind everybody's back, where only a part goes.
+        // In the background, if only a part is removed.
         index.keep_within(Bounds { lists: 2 * MIB, ..Bounds::default() });
         index.write(list(99, 1000));
         index.flush().await.expect("written");
         assert!(index.bytes() < 6 * MIB, "what holds nothing does not count: {}", index.bytes());
         wait_until("the file is cut", || size::on_disk(&path) < 4 * MIB).await;
-        // At once, where all goes.
+        // At once, if everything is removed.
         index.keep_within(Bounds::default());
         write_lists(&index, 20).await;
         index.purge(&Purge::All, drop).expect("purged");
@@ -453,7 +466,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("larder.db");
         let index = Sqlite::open(dir.path()).expect("an index");
-        // More than what is written anew at the start.
+        // A larger index than the start would write anew.
         write_lists(&index, 20).await;
         drop(index);
         let old = Connection::open(&path).expect("opened");
@@ -484,7 +497,7 @@ mod tests {
         });
         has_begun.recv().expect("begun");
         write_lists(&index, 60).await;
-        // What matters is written all the same.
+        // Writes that matter are made all the same.
         let (key, entry) = tag();
         index.write(Write::Tag { key: key.clone(), entry });
         index.flush().await.expect("written");

@@ -1,4 +1,5 @@
-//! The spool: objects that are on their way in, in files that grow. It is always on a local disk, whatever the store is.
+//! The spool: downloads of objects on their way in, in files that grow. It is always on a local disk, whatever the
+//! store is.
 //!
 //! ```text
 //! DIR/partial/sha256-abcd…        the bytes that are there so far
@@ -22,9 +23,9 @@ use crate::oci::Digest;
 use crate::work::Pool;
 use taint::Taint;
 
-/// A small object is written in much less than this; a file that is older was left behind.
+/// A temporary file older than this was left behind: a small object is written in much less time.
 const TEMPORARY: Duration = Duration::from_secs(300);
-/// The beginning of the names of files that the store writes small objects to, before it renames them.
+/// The beginning of the names of files to which the store writes small objects before it renames them.
 pub const TEMPORARY_NAME: &str = "put-";
 
 /// The directory of downloads; clones share it.
@@ -42,19 +43,19 @@ struct Shared {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Download {
     pub digest: Digest,
-    /// Disk that it takes, in bytes.
+    /// Disk space that it takes, in bytes.
     pub bytes: u64,
     /// When it was last written to.
     pub since: SystemTime,
 }
 
 impl Spool {
-    /// The spool in `dir`, which is made when it is needed.
+    /// Creates the spool in `dir`, which is made when it is needed.
     pub fn new(dir: PathBuf, pool: Pool) -> Self {
         Self(Arc::new(Shared { dir, pool, tainted: Taint::default() }))
     }
 
-    /// The download of `digest`: a new one or, with `may_resume`, what an earlier one left.
+    /// Opens the download of `digest`: a new one or, with `may_resume`, the one that was left.
     pub async fn open(&self, digest: &Digest, may_resume: bool) -> io::Result<(Partial, Resumed)> {
         let (spool, digest) = (self.clone(), *digest);
         self.0.pool.run_io(move || spool.open_blocking(digest, may_resume)).await
@@ -73,13 +74,13 @@ impl Spool {
         Ok(opened)
     }
 
-    /// All downloads, those of running fills among them.
+    /// Lists all downloads, those of running fills among them.
     pub async fn list(&self) -> io::Result<Vec<Download>> {
         let dir = self.0.dir.clone();
         self.0.pool.run_io(move || list(&dir)).await
     }
 
-    /// Removes a download that no fill goes on with.
+    /// Removes a download that no fill continues.
     pub async fn remove(&self, digest: &Digest) -> io::Result<()> {
         let path = self.path(digest);
         self.0.pool.run_io(move || partial::remove(&path)).await
@@ -91,8 +92,8 @@ impl Spool {
         self.0.pool.run_io(move || spool.clear_blocking(max_age)).await
     }
 
-    /// Removes the downloads that no fill has gone on with for `max_age`, and what an earlier process was just writing
-    /// when it was killed. Blocks.
+    /// Removes the downloads that no fill has continued for `max_age`, and the temporary files that an earlier process
+    /// was writing when it was killed. Blocks.
     pub fn clear_blocking(&self, max_age: Duration) -> io::Result<()> {
         for entry in entries(&self.0.dir)? {
             let entry = entry?;
@@ -121,7 +122,7 @@ fn list(dir: &Path) -> io::Result<Vec<Download>> {
         let name = entry.file_name().to_string_lossy().replacen('-', ":", 1);
         match (name.parse(), entry.metadata()) {
             (Ok(digest), Ok(metadata)) => {
-                // A block is 512 bytes here, whatever the filesystem's own are.
+                // A block is 512 bytes here, whatever the filesystem's own blocks are.
                 let journal = fs::metadata(partial::journal_path(&entry.path()));
                 let bytes = (metadata.blocks() + journal.map_or(0, |journal| journal.blocks())) * 512;
                 downloads.push(Download { digest, bytes, since: metadata.modified()? });
@@ -173,7 +174,7 @@ mod tests {
         assert_eq!(left(), 0);
     }
 
-    /// A write that comes after all must not change what another download has verified.
+    /// A write that comes late must not change what another download has verified.
     #[tokio::test]
     async fn a_download_with_a_write_that_was_given_up_is_begun_anew_in_another_file() {
         let (_dir, spool) = spool();

@@ -1,9 +1,9 @@
-//! A download that is not complete: its bytes, and a journal of which of them are there.
+//! A download that is not complete: its bytes, and a journal of which bytes are there.
 //!
-//! The journal is an array of slots of 16 bytes. The first holds a mark and the object's size, each
-//! further one a range, as two little-endian numbers. A transfer has a slot of its own and overwrites
-//! it as it goes, so that a killed process leaves a journal that is right up to its last write.
-//! Nothing is synced: what a power cut leaves is checked by the digest at the end.
+//! The journal is an array of slots of 16 bytes. The first slot holds a mark and the object's size, each further slot a
+//! range, as two little-endian numbers. A transfer has a slot of its own and overwrites it as it goes, so that a killed
+//! process leaves a journal that is right up to its last write. Nothing is synced: after a power cut, the digest at the
+//! end shows whether the bytes are right.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -18,16 +18,19 @@ use super::taint::Taint;
 use crate::oci::Digest;
 use crate::work::{Pool, ReadFile};
 
+/// Bytes of one slot.
 const SLOT: u64 = 16;
+/// The mark in the first slot.
 const MARK: [u8; 8] = *b"larder1\0";
+/// A size that counts as not known.
 const UNKNOWN: u64 = u64::MAX;
-/// Most slots read back; a journal longer than this was not written here.
+/// Most slots that are read back; a longer journal was not written by Larder.
 const MAX_SLOTS: u64 = 1 << 20;
-/// What is stored may be private. A stricter umask makes it stricter still.
+/// Stored content may be private. A stricter umask makes the mode stricter still.
 const FILE_MODE: u32 = 0o640;
 
-/// A download that is not complete; clones share it. It stays on disk when dropped, to be resumed, unless it was
-/// published or discarded.
+/// A download that is not complete; clones share it. Its file stays on disk when this is dropped, to be resumed, unless
+/// it was published or discarded.
 #[derive(Clone, Debug)]
 pub struct Partial {
     digest: Digest,
@@ -38,7 +41,7 @@ pub struct Partial {
     journal: Arc<Journal>,
 }
 
-/// What an earlier process, or an earlier fill, had brought in.
+/// The part of a download that an earlier process, or an earlier fill, left.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Resumed {
     pub size: Option<u64>,
@@ -60,27 +63,28 @@ impl Partial {
         Ok((partial, resumed))
     }
 
-    /// The file, for those who read what is there already.
+    /// Returns the file, for reading the bytes that are there already.
     pub fn reader(&self) -> ReadFile {
         ReadFile::new(self.file.clone(), self.pool.clone())
     }
 
+    /// Returns the file.
     pub fn file(&self) -> &Arc<File> {
         &self.file
     }
 
-    /// A place in the journal for the range of one transfer.
+    /// Returns a new slot of the journal, for the range of one transfer.
     pub fn new_slot(&self) -> Slot {
         Slot { journal: self.journal.clone(), at: self.journal.next_slot.fetch_add(1, Ordering::Relaxed) }
     }
 
-    /// Sets the space for the whole object aside, so that a full disk shows at the beginning.
+    /// Sets aside the space for the whole object, so that a full disk shows at the beginning.
     pub async fn allocate(&self, size: u64) -> io::Result<()> {
         let (file, journal) = (self.file.clone(), self.journal.clone());
         self.change(move || {
             if size > 0 {
                 match rustix::fs::fallocate(&*file, rustix::fs::FallocateFlags::empty(), 0, size) {
-                    // Some filesystems cannot; a later write may then fail instead.
+                    // Some filesystems cannot allocate ahead; a later write may then fail instead.
                     Ok(()) | Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {}
                     Err(error) => return Err(error.into()),
                 }
@@ -90,7 +94,7 @@ impl Partial {
         .await
     }
 
-    /// Writes a batch at `at` and notes in `slot` that `[from, end)` is there; returns that end.
+    /// Writes a batch at `at`, and notes in `slot` that `[from, end)` is there. Returns that end.
     pub async fn write(&self, slot: &Slot, from: u64, at: u64, batch: Vec<Bytes>) -> io::Result<u64> {
         let (file, slot) = (self.file.clone(), slot.clone());
         self.change(move || {
@@ -105,7 +109,7 @@ impl Partial {
         .await
     }
 
-    /// A change that may be done after it was given up.
+    /// Makes a change. A change that is late may still happen after it was given up: then the download is tainted.
     async fn change<T: Send + 'static>(
         &self,
         change: impl FnOnce() -> io::Result<T> + Send + 'static,
@@ -118,19 +122,19 @@ impl Partial {
         changed
     }
 
-    /// Moves the file to where complete objects are. The content must be synced before. Blocks.
+    /// Moves the file to the complete objects. The content must be synced before. Blocks.
     pub fn rename(&self, to: &Path) -> io::Result<()> {
         fs::rename(&self.path, to)?;
         remove_if_there(&journal_path(&self.path))
     }
 
-    /// Removes what was downloaded. Readers that have the file open go on.
+    /// Removes the download. Readers that have the file open go on.
     pub async fn discard(self) -> io::Result<()> {
         self.pool.run_io(move || remove(&self.path)).await
     }
 }
 
-/// Opens a download and its journal, and reads back what is there. Blocks.
+/// Opens a download and its journal, and reads back which ranges are there. Blocks.
 fn open(path: &Path) -> io::Result<(File, Journal, Resumed)> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(FILE_MODE);
@@ -139,7 +143,8 @@ fn open(path: &Path) -> io::Result<(File, Journal, Resumed)> {
     let length = file.metadata()?.len();
     let mut resumed = read_journal(&journal, length)?;
     if resumed.ranges.is_empty() {
-        // Another download may have been longer; what is not written over would stay behind this one's end.
+        // An earlier download may have been longer: bytes that are not overwritten would stay behind the end of this
+        // one.
         file.set_len(0)?;
         resumed = Resumed::default();
     }
@@ -174,7 +179,7 @@ impl Journal {
     }
 }
 
-/// The journal entry of one transfer; clones are the same entry.
+/// The slot of one transfer in the journal; clones are the same slot.
 #[derive(Clone, Debug)]
 pub struct Slot {
     journal: Arc<Journal>,
@@ -182,12 +187,13 @@ pub struct Slot {
 }
 
 impl Slot {
-    /// `[start, end)` is in the file.
+    /// Notes that `[start, end)` is in the file.
     fn write(&self, start: u64, end: u64) -> io::Result<()> {
         self.journal.write(self.at, start.to_le_bytes(), end.to_le_bytes())
     }
 }
 
+/// Returns the path of a download's journal.
 pub(super) fn journal_path(path: &Path) -> PathBuf {
     path.with_extension("have")
 }
@@ -199,7 +205,7 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
     }
 }
 
-/// What a journal says, as far as the file bears it out; nothing if it makes no sense.
+/// Returns the ranges in a journal, as far as the file confirms them; none if the journal makes no sense.
 fn read_journal(journal: &File, length: u64) -> io::Result<Resumed> {
     let slots = journal.metadata()?.len() / SLOT;
     if slots == 0 || slots > MAX_SLOTS {

@@ -1,4 +1,4 @@
-//! Downloads that a write may still change which took too long and was given up.
+//! Tainted downloads: a write that took too long and was given up may still change them.
 
 use std::collections::HashSet;
 use std::io;
@@ -6,23 +6,26 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::oci::Digest;
 
-/// While there are as many, nothing is written: a disk on which so many writes hang takes no others.
+/// With so many tainted downloads, nothing is written: a disk on which so many writes hang takes no others.
 const MOST: usize = 1024;
 
-/// Such downloads. The next download of the same object gets a file of its own, which the late write does not reach.
-/// Clones share them.
+/// The tainted downloads. The next download of the same object gets a file of its own, which the late write does not
+/// reach. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct Taint(Arc<Mutex<HashSet<Digest>>>);
 
 impl Taint {
+    /// Notes a tainted download.
     pub fn add(&self, digest: Digest) {
         self.lock().insert(digest);
     }
 
+    /// Returns whether the download of an object is tainted.
     pub fn contains(&self, digest: &Digest) -> bool {
         self.lock().contains(digest)
     }
 
+    /// Forgets a tainted download.
     pub fn remove(&self, digest: &Digest) {
         self.lock().remove(digest);
     }

@@ -6,10 +6,10 @@
 //! DIR/partial/…                        fills under way
 //! ```
 //!
-//! A complete object's file carries a seal: the nanoseconds of its modification time are a function of
-//! its digest and size. Who writes to the file, cuts it or replaces it breaks the seal, and what has none is
-//! hashed before it is served again. The seal costs nothing to look at and needs no index; what decays
-//! below the filesystem, where no time changes, is for `larder verify` to find.
+//! The file of a complete object carries a seal: the nanoseconds of its modification time are a function of its digest
+//! and size. A write to the file, its truncation or its replacement breaks the seal, and an object without a seal is
+//! hashed before it is served again. Looking at the seal costs nothing and needs no index. Decay below the filesystem,
+//! where no time changes, is for `larder verify` to find.
 //!
 //! All functions block; callers run them off the async threads.
 
@@ -32,7 +32,7 @@ use crate::oci::{Algorithm, Digest};
 use crate::spool::{Partial, TEMPORARY_NAME};
 use crate::work::{Pool, ReadFile};
 
-/// What is stored may be private. A stricter umask makes it stricter still.
+/// Stored content may be private. A stricter umask makes the mode stricter still.
 const FILE_MODE: u32 = 0o640;
 
 /// The directory of complete objects.
@@ -42,17 +42,18 @@ pub struct Disk {
     blobs: PathBuf,
     partial: PathBuf,
     next_temporary: AtomicU64,
-    /// For those who read objects.
+    /// For reading objects.
     reads: Pool,
     /// Whether the filesystem keeps times as finely as seals need.
     can_seal: bool,
-    /// Objects that are open, so that many readers of one need one descriptor.
+    /// Open objects, so that many readers of one object need one descriptor.
     open: OpenObjects,
-    /// Held until the process ends, however it ends; `None` where it could not even be made.
+    /// The lock on the directory, held until the process ends, however it ends; `None` if its file could not even be
+    /// made.
     _lock: Option<File>,
 }
 
-/// What is smaller is read when it is opened: to map it would cost more than to copy it.
+/// Objects of fewer bytes are read when they are opened: mapping them would cost more than copying them.
 const MIN_MAPPED: u64 = 64 * 1024;
 
 /// Why a cache directory cannot be used.
@@ -65,21 +66,21 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Whether another process has the directory.
+    /// Returns whether another process uses the directory.
     pub fn is_in_use(&self) -> bool {
         matches!(self, Self::InUse { .. })
     }
 }
 
 impl Disk {
-    /// Opens the store, making its directories where they are missing. Takes the same time whatever
-    /// it holds. A disk that is full, or not to be written to, is no reason to fail: what is stored can
-    /// be read, and more can be stored when that has changed.
+    /// Opens the store, and makes its directories where they are missing. Takes the same time whatever the store holds.
+    /// A disk that is full or cannot be written to is no reason to fail: what is stored can be read, and more can be
+    /// stored when that has changed.
     pub fn open(dir: &Path, reads: Pool) -> Result<Self, StoreError> {
         let unusable = |source| StoreError::Unusable { path: dir.to_owned(), source };
         let blobs = dir.join("blobs");
         let partial = dir.join("partial");
-        // What is above is not only ours.
+        // The directories above are not only Larder's.
         let made = dir.parent().map_or(Ok(()), fs::create_dir_all);
         let made = made.and_then(|()| {
             Algorithm::ALL.iter().try_for_each(|algorithm| make_folder(&blobs.join(algorithm.as_str())))
@@ -119,16 +120,16 @@ impl Disk {
         })
     }
 
-    /// Opens a complete object; `None` when it is not there.
+    /// Opens a complete object; `None` if it is not there.
     pub fn get(&self, digest: &Digest) -> io::Result<Option<Object>> {
-        // What is open already need not be opened again, unless the name stands for another file by now.
+        // An object that is open already need not be opened again, unless its name stands for another file by now.
         if let Some((file, mapping)) = self.open.find(digest) {
             let metadata = file.metadata()?;
             if metadata.nlink() > 0 {
                 return self.object(digest, file, mapping, &metadata).map(Some);
             }
         }
-        // What is no file at all must not make anybody wait.
+        // Opening something that is no regular file must not wait.
         let flags = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or(0);
         match OpenOptions::new().read(true).custom_flags(flags).open(self.path(digest)) {
             Ok(file) => {
@@ -170,7 +171,7 @@ impl Disk {
         Ok(Object { size, since: metadata.modified()?, is_sealed, body })
     }
 
-    /// Seals an object that was found intact; it keeps the second in which it was stored.
+    /// Seals an object that was found intact. It keeps the second in which it was stored.
     pub fn seal(&self, object: &Object, digest: &Digest) -> io::Result<()> {
         match file_of(object) {
             Some(file) if self.can_seal => seal(file, digest, object.size, object.since),
@@ -180,17 +181,16 @@ impl Disk {
 
     /// Breaks the seal of a damaged object, so that it is not served.
     pub fn unseal(&self, object: &Object) -> io::Result<()> {
-        // That now happens to be the right nanosecond is as unlikely as that a write hits it.
+        // The present time has the nanoseconds of the seal only by chance, as the time of a write has.
         let times = FileTimes::new().set_modified(clock::wall());
         file_of(object).map_or(Ok(()), |file| file.set_times(times))
     }
 
-    /// Makes a verified download of `size` bytes the object `digest`: on disk first, then under its name, so that
-    /// after a power cut the name never stands for less than the content. Returns whether the object
-    /// is new.
+    /// Makes a verified download of `size` bytes the object `digest`: on disk first, then under its name, so that after
+    /// a power cut the name never stands for less than the content. Returns whether the object is new.
     pub fn publish(&self, partial: &Partial, digest: &Digest, size: u64) -> io::Result<bool> {
         let file = partial.file();
-        // What was verified and no more, whoever wrote behind it.
+        // Publishes only the verified bytes, even if more were written behind them.
         if file.metadata()?.len() != size {
             file.set_len(size)?;
         }
@@ -235,7 +235,7 @@ impl Disk {
         written
     }
 
-    /// The path of an object, its directory made.
+    /// Returns the path of an object, and makes its directory.
     fn prepare_place(&self, digest: &Digest) -> io::Result<PathBuf> {
         let path = self.path(digest);
         let parent = path.parent().unwrap_or(&self.blobs);
@@ -246,7 +246,7 @@ impl Disk {
         Ok(path)
     }
 
-    /// Removes an object; readers that have it open go on. Returns whether it was there.
+    /// Removes an object. Readers that have it open go on. Returns whether it was there.
     pub fn remove(&self, digest: &Digest) -> io::Result<bool> {
         let path = self.path(digest);
         match fs::remove_file(&path) {
@@ -257,7 +257,7 @@ impl Disk {
         }
     }
 
-    /// Walks all objects, as long as `each` says to go on. What is no object is left alone.
+    /// Gives all objects to `each`, as long as `each` says to go on. Files that are no objects are left alone.
     pub fn for_each(&self, mut each: impl FnMut(Listed) -> bool) -> io::Result<()> {
         let walked = self.walk(|digest, entry| match entry.metadata() {
             Ok(metadata) if metadata.is_file() => {
@@ -266,7 +266,7 @@ impl Disk {
                     false => Err(io::ErrorKind::Interrupted.into()),
                 }
             }
-            // What stands in an object's place goes when the object is asked for.
+            // Something else in an object's place is removed when the object is requested.
             Ok(_) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(error),
@@ -277,7 +277,7 @@ impl Disk {
         }
     }
 
-    /// Walks all that is named like an object.
+    /// Walks everything that is named like an object.
     fn walk(&self, mut each: impl FnMut(Digest, &fs::DirEntry) -> io::Result<()>) -> io::Result<()> {
         for algorithm in Algorithm::ALL {
             for shard in entries(&self.blobs.join(algorithm.as_str()))? {
@@ -294,7 +294,7 @@ impl Disk {
         Ok(())
     }
 
-    /// Whether the directory can be written to now.
+    /// Checks whether the directory can be written to now.
     pub fn check(&self) -> io::Result<()> {
         make_folder(&self.partial)?;
         let path = self.partial.join("check");
@@ -306,7 +306,7 @@ impl Disk {
         }
     }
 
-    /// The room on the filesystem.
+    /// Returns the room on the filesystem.
     pub fn capacity(&self) -> io::Result<Capacity> {
         let found = rustix::fs::statvfs(&self.dir)?;
         Ok(Capacity { total: found.f_blocks * found.f_frsize, free: found.f_bavail * found.f_frsize })
@@ -317,7 +317,7 @@ impl Disk {
         self.walk(|digest, _| self.remove(&digest).map(drop))
     }
 
-    /// Whether an object is there, whole or not.
+    /// Returns whether an object is there, whole or not.
     pub fn contains(&self, digest: &Digest) -> bool {
         self.path(digest).exists()
     }
@@ -328,7 +328,7 @@ impl Disk {
     }
 }
 
-/// Whether a directory may be written to some day, though not now; else it is a wrong one.
+/// Returns whether a directory that cannot be written to now may be some day; else it is a wrong one.
 fn is_passing(error: &io::Error, dir: &Path) -> bool {
     use io::ErrorKind::{PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
     match error.kind() {
@@ -338,7 +338,7 @@ fn is_passing(error: &io::Error, dir: &Path) -> bool {
     }
 }
 
-/// The file of an object of this store.
+/// Returns the file of an object of this store.
 fn file_of(object: &Object) -> Option<&File> {
     match &object.body {
         Body::Read(_, file) => file.as_ref().map(|file| &**file.file()),
@@ -346,23 +346,25 @@ fn file_of(object: &Object) -> Option<&File> {
     }
 }
 
-/// The nanoseconds that seal an object of `size` bytes. A file that a power cut has shortened, on a disk that said that it
-/// had written it, keeps its time and has another size.
+/// Returns the nanoseconds that seal an object of `size` bytes. They depend on the size, since a file that a power cut
+/// has truncated, on a disk that claimed to have written it, keeps its time.
 fn seal_of(digest: &Digest, size: u64) -> u32 {
     let raw = digest.as_raw();
     let number = u64::from_le_bytes(std::array::from_fn(|at| raw[at]));
     u32::try_from(number.wrapping_add(size.wrapping_mul(LARGE_PRIME)) % 1_000_000_000).unwrap_or(0)
 }
 
-/// Sizes that are near each other have seals that are not.
+/// Makes sizes that are near each other have seals that are not.
 const LARGE_PRIME: u64 = 0x9e37_79b9_7f4a_7c15;
 
+/// Gives a file the modification time that seals it, in the second of `since`.
 fn seal(file: &File, digest: &Digest, size: u64, since: SystemTime) -> io::Result<()> {
     let seconds = since.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
     let sealed = SystemTime::UNIX_EPOCH + Duration::new(seconds, seal_of(digest, size));
     file.set_times(FileTimes::new().set_modified(sealed))
 }
 
+/// Returns whether the filesystem keeps the nanoseconds of a file's time.
 fn keeps_nanoseconds(probe: &Path) -> bool {
     let digest = Digest::of(Algorithm::Sha256, b"larder");
     let probed = (|| {

@@ -1,4 +1,4 @@
-//! The store on a filesystem: [`Disk`] with the threads and deadlines of its kinds of work.
+//! The store on a filesystem: [`Disk`], with the threads and deadlines for each kind of work.
 
 use std::io;
 use std::sync::Arc;
@@ -14,10 +14,9 @@ use crate::oci::Digest;
 use crate::spool::Partial;
 use crate::work::Pool;
 
-/// How long a download that is verified waits for its turn to be stored. Until then it keeps its place among the
-/// transfers.
+/// How long a verified download waits for its turn to be stored. Meanwhile it keeps its place among the transfers.
 const TURN_PATIENCE: Duration = Duration::from_secs(5);
-/// Objects that are listed ahead of the reader of a list.
+/// Most objects that are listed ahead of the reader of a list.
 const AHEAD: usize = 256;
 
 /// The store on a filesystem; clones share it.
@@ -25,17 +24,20 @@ const AHEAD: usize = 256;
 pub struct LocalStore {
     disk: Arc<Disk>,
     reads: Pool,
-    /// What is stored is synced. A disk that hangs keeps the threads that sync, which must not be all that there are.
+    /// For storing objects, which are synced. A disk that hangs keeps the threads that sync, so they must not be all
+    /// threads.
     syncs: Pool,
-    /// Removing and listing.
+    /// For removing and listing.
     upkeep: Pool,
 }
 
 impl LocalStore {
+    /// Creates the store on a disk, with its pools.
     pub fn new(disk: Disk, reads: Pool, syncs: Pool, upkeep: Pool) -> Self {
         Self { disk: Arc::new(disk), reads, syncs, upkeep }
     }
 
+    /// Runs work on a thread of a pool, with its deadline.
     async fn on<T: Send + 'static>(
         &self,
         pool: &Pool,
@@ -85,7 +87,7 @@ impl Store for LocalStore {
 
     fn clear(&self) -> BoxFuture<'_, io::Result<()>> {
         let disk = self.disk.clone();
-        // Takes as long as there are files.
+        // No deadline: this takes as long as there are files.
         async move { self.upkeep.run_at(self.upkeep.place().await?, move || disk.clear()).await }.boxed()
     }
 
@@ -105,7 +107,7 @@ impl Store for LocalStore {
                 upkeep.run_at(place, walk).await
             };
             if let Err(error) = walked.await {
-                // Nobody to tell where the reader has left.
+                // If the reader has left, there is nobody to tell.
                 let _ = sender.send(Err(error)).await;
             }
         });

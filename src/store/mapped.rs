@@ -1,20 +1,19 @@
-//! A complete object mapped into memory, so that its pages go to clients without being copied here:
-//! by `sendfile(2)` where a frame of it comes to a plain socket, else from the mapping.
+//! A complete object mapped into memory, so that its pages go to clients without being copied here: by `sendfile(2)`
+//! where a frame of it comes to a plain socket, else from the mapping.
 //!
-//! This is the only module with `unsafe`. What it relies on:
+//! This is the only module with `unsafe`. It relies on the following:
 //!
-//! * A mapping is made of the whole file with the length that the file had when it was opened, is
-//!   never written through, and lives until the last [`Frame`] cut from it is dropped; a frame lies
-//!   within it. So the memory behind a frame stays mapped and readable for as long as the frame.
-//! * The bytes do not change: only complete objects are mapped, and a complete object's file is made
-//!   by a rename and never opened for writing again. Eviction unlinks it, which leaves the mapping
-//!   whole. Who else may write to the cache directory is trusted not to write into its objects; that
-//!   is asked of the operator, as for any mapped file.
-//! * Where somebody cuts a file short all the same, or the disk fails, touching a page of it would be
-//!   SIGBUS. [`Mapping::load`] gets an error instead, and frames go to plain
-//!   HTTP/1 sockets only, which touch them inside `sendfile(2)` and `writev(2)`, where that is an error
-//!   too. Code that reads the bytes itself (HTTP/2 copies small pieces, TLS all) must copy them with
-//!   `pread` and not take a frame.
+//! - A mapping is made of the whole file, with the length that the file had when it was opened. It is never written
+//!   through, and lives until the last [`Frame`] cut from it is dropped. A frame lies within its mapping. So the memory
+//!   behind a frame stays mapped and readable for as long as the frame.
+//! - The bytes do not change: only complete objects are mapped, and a complete object's file is made by a rename and
+//!   never opened for writing again. Eviction unlinks the file, which leaves the mapping whole. Other programs that may
+//!   write to the cache directory are trusted not to write into its objects; the operator has to ensure that, as for
+//!   any mapped file.
+//! - If somebody truncates a file all the same, or the disk fails, touching a page of it would be SIGBUS.
+//!   [`Mapping::load`] gets an error instead, and frames go to plain HTTP/1 sockets only, which touch them inside
+//!   `sendfile(2)` and `writev(2)`, where that is an error, too. Code that reads the bytes itself (HTTP/2 copies small
+//!   pieces, TLS all) must copy them with `pread` and not take a frame.
 
 #![allow(unsafe_code)]
 
@@ -49,7 +48,7 @@ struct Cachestat {
     recently_evicted: u64,
 }
 
-/// A whole file, mapped to read.
+/// A whole file, mapped for reading.
 #[derive(Debug)]
 pub struct Mapping {
     file: Arc<File>,
@@ -64,7 +63,7 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Maps the first `length` bytes of a complete object, which are all it has. Does not read them.
+    /// Maps the first `length` bytes of a complete object, which are all that it has. Does not read them.
     pub fn new(file: Arc<File>, length: u64) -> io::Result<Arc<Self>> {
         let length = usize::try_from(length).map_err(io::Error::other)?;
         // SAFETY: a new mapping at an address of the kernel's choice touches no memory of ours.
@@ -73,13 +72,13 @@ impl Mapping {
         Ok(Arc::new(Self { file, start, length }))
     }
 
-    /// Bytes that are mapped.
+    /// Returns how many bytes are mapped.
     pub fn length(&self) -> u64 {
         self.length as u64
     }
 
-    /// Whether `[at, at + length)` is in the page cache, so that to read it waits for no disk. Quick;
-    /// `false` as well where the kernel (before Linux 6.5, or by a filter of calls) does not say.
+    /// Returns whether `[at, at + length)` is in the page cache, so that reading it waits for no disk. Quick. Also
+    /// returns `false` if the kernel does not say: before Linux 6.5, or because of a filter of system calls.
     pub fn is_resident(&self, at: u64, length: u64) -> bool {
         let page = rustix::param::page_size() as u64;
         let range = CachestatRange { at, length };
@@ -91,8 +90,8 @@ impl Mapping {
         result == 0 && found.cached >= wanted
     }
 
-    /// Brings `[at, at + length)` into the page cache; blocks. An error of the disk, or a file that
-    /// has become shorter, shows here.
+    /// Brings `[at, at + length)` into the page cache; blocks. Fails if the disk fails, or if the file has become
+    /// shorter.
     pub fn load(&self, at: u64, length: u64) -> io::Result<()> {
         let mut buffer = [0; 64 * 1024];
         let (mut at, end) = (at, at + length);
@@ -104,22 +103,22 @@ impl Mapping {
         Ok(())
     }
 
-    /// The bytes of `[at, at + length)`, which the caller has seen to be resident or loaded; cut
-    /// short at the end of the object.
+    /// Returns the bytes `[at, at + length)`, cut short at the end of the object. The caller has found them resident or
+    /// has loaded them.
     pub fn frame(self: &Arc<Self>, at: u64, length: u64) -> Bytes {
         let from = usize::try_from(at).unwrap_or(usize::MAX).min(self.length);
         let length = usize::try_from(length).unwrap_or(usize::MAX).min(self.length - from);
         Bytes::from_owner(Frame { mapping: self.clone(), from, length })
     }
 
-    /// Where in the object `bytes` are, if they are a part of a frame of this mapping.
+    /// Returns where in the object `bytes` are, if they are a part of a frame of this mapping.
     pub fn position(&self, bytes: &[u8]) -> Option<u64> {
         let at = (bytes.as_ptr() as usize).checked_sub(self.start.as_ptr() as usize)?;
         (at < self.length && !bytes.is_empty()).then_some(at as u64)
     }
 
-    /// Sends at most `length` bytes from `at` on to a socket that is ready to take them, without
-    /// touching the mapping. Returns how many went.
+    /// Sends at most `length` bytes from `at` on to a socket that is ready to take them, without touching the mapping.
+    /// Returns how many bytes were sent.
     pub fn send(&self, socket: impl AsFd, at: u64, length: usize) -> io::Result<usize> {
         let mut at = at;
         match rustix::fs::sendfile(socket, &self.file, Some(&mut at), length)? {

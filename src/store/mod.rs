@@ -1,7 +1,7 @@
 //! The store: complete, verified objects by their digests.
 //!
-//! [`Store`] is what the cache needs of it. [`LocalStore`] keeps objects on a filesystem. Each call has a deadline of its
-//! own, and a caller for whom it passed goes on without the store.
+//! [`Store`] is what the cache needs of a store. [`LocalStore`] keeps objects on a filesystem. Each call has a deadline
+//! of its own, and a caller whose deadline has passed goes on without the store.
 
 mod disk;
 mod local;
@@ -30,42 +30,43 @@ use crate::work::{Hashing, ReadFile};
 
 /// Where complete objects are kept. An object that is there is complete and was verified; it never changes.
 ///
-/// Errors are those of the disk or server behind it; [`io::ErrorKind::TimedOut`] where it did not answer in time. A call
-/// that timed out may still take effect.
+/// Errors are those of the disk or server behind the store; [`io::ErrorKind::TimedOut`] if that did not answer in time.
+/// A call that timed out may still take effect.
 pub trait Store: Send + Sync + 'static {
-    /// Opens an object; `None` where it is not there.
+    /// Opens an object; `None` if it is not there.
     fn open<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, io::Result<Option<Object>>>;
 
-    /// Stores small verified content, durably. Returns whether the object is new. Waits for its turn as long as that takes.
+    /// Stores small verified content, durably. Returns whether the object is new. Waits for its turn as long as
+    /// necessary.
     fn put<'a>(&'a self, digest: &'a Digest, content: Bytes) -> BoxFuture<'a, io::Result<bool>>;
 
-    /// Makes a verified download of `size` bytes the object `digest`, durably: after a power cut the name never stands for
-    /// less than the content. Returns whether the object is new.
+    /// Makes a verified download of `size` bytes the object `digest`, durably: after a power cut, the name never stands
+    /// for less than the content. Returns whether the object is new.
     fn publish<'a>(&'a self, from: Partial, digest: &'a Digest, size: u64) -> BoxFuture<'a, io::Result<bool>>;
 
-    /// Removes objects; readers that have one open go on. What is not there is no error. Removes as many as it can, and
+    /// Removes objects. Readers that have one open go on. A missing object is no error. Removes as many as it can, and
     /// returns the first error.
     fn remove<'a>(&'a self, digests: &'a [Digest]) -> BoxFuture<'a, io::Result<()>>;
 
     /// Removes all objects, known to the index or not.
     fn clear(&self) -> BoxFuture<'_, io::Result<()>>;
 
-    /// Whether an object is there, whole or not.
+    /// Returns whether an object is there, whole or not.
     fn contains<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, io::Result<bool>>;
 
-    /// All objects, in no order. Those that come or go meanwhile may be listed or not.
+    /// Lists all objects, in no order. Objects that come or go meanwhile may be listed or not.
     fn list(&self) -> Listing;
 
-    /// The room that there is.
+    /// Returns the room on the filesystem.
     fn capacity(&self) -> BoxFuture<'_, io::Result<Capacity>>;
 
-    /// Fails where nothing can be stored now.
+    /// Fails if nothing can be stored now.
     fn check(&self) -> BoxFuture<'_, io::Result<()>>;
 
-    /// Marks an object that was found intact as one that needs not be hashed before it is served.
+    /// Marks an object that was found intact: it need not be hashed before it is served.
     fn seal<'a>(&'a self, object: &'a Object, digest: &'a Digest) -> BoxFuture<'a, io::Result<()>>;
 
-    /// Takes the mark from a damaged object, so that it is not served.
+    /// Removes the mark from a damaged object, so that it is not served.
     fn unseal<'a>(&'a self, object: &'a Object) -> BoxFuture<'a, io::Result<()>>;
 }
 
@@ -76,20 +77,20 @@ pub struct Object {
     pub size: u64,
     /// When it was stored.
     pub since: SystemTime,
-    /// Whether it is as it was when it was verified, as far as its seal tells. What is not sealed is hashed before it is
-    /// served.
+    /// Whether the object is as it was when it was verified, as far as its seal shows. An object without a seal is
+    /// hashed before it is served.
     pub is_sealed: bool,
     pub body: Body,
 }
 
-/// How the content of an object is had.
+/// How to get the content of an object.
 #[derive(Clone, Debug)]
 pub enum Body {
-    /// A small object, read when it was opened, and its file where there is one.
+    /// A small object, read when it was opened; and its file, if there is one.
     Read(Bytes, Option<ReadFile>),
     /// A file that is mapped into memory, and the same file to read from.
     Mapped(Arc<Mapping>, ReadFile),
-    /// A file that is not mapped, because the filesystem cannot or the reader must not.
+    /// A file that is not mapped, because the filesystem cannot map it or the reader must not use a mapping.
     ToRead(ReadFile),
 }
 
@@ -106,11 +107,11 @@ pub struct Listed {
 /// How long the next piece of a list may take.
 const LIST_PATIENCE: Duration = Duration::from_secs(30);
 
-/// A list that comes piece by piece, from a task that ends when this is dropped.
+/// A list that comes object by object, from a task that ends when this is dropped.
 pub struct Listing(mpsc::Receiver<io::Result<Listed>>);
 
 impl Listing {
-    /// The next object; `None` at the end. Nothing comes behind an error.
+    /// Returns the next object; `None` at the end. Nothing follows an error.
     pub async fn next(&mut self) -> Option<io::Result<Listed>> {
         match tokio::time::timeout(LIST_PATIENCE, self.0.recv()).await {
             Ok(next) => next,
@@ -129,18 +130,18 @@ pub struct Capacity {
     pub free: u64,
 }
 
-/// Less free space than this is as good as none.
+/// Less free space than this, in bytes, is as good as none.
 const LITTLE: u64 = 1 << 20;
 
 impl Capacity {
-    /// Whether there is as good as no space left.
+    /// Returns whether there is as good as no space left.
     pub fn is_full(&self) -> bool {
         self.free < LITTLE
     }
 }
 
 impl Object {
-    /// The bytes `[at, at + length)`, which must lie within the object.
+    /// Returns the bytes `[at, at + length)`, which must lie within the object.
     pub async fn read(&self, at: u64, length: u64) -> io::Result<Bytes> {
         match &self.body {
             Body::Read(bytes, _) => {
@@ -153,8 +154,8 @@ impl Object {
         }
     }
 
-    /// Reads all of it and tells whether it has the digest that it is named by. `progress` is told of each piece read, in
-    /// bytes, and says whether to go on; the reading fails with [`io::ErrorKind::Interrupted`] if not.
+    /// Reads all of the object and returns whether it has the digest in its name. `progress` gets the bytes of each
+    /// piece read, and returns whether to go on; if not, this fails with [`io::ErrorKind::Interrupted`].
     pub async fn is_intact(&self, digest: &Digest, mut progress: impl FnMut(u64) -> bool + Send) -> io::Result<bool> {
         const PIECE: u64 = 8 << 20;
         let file = match &self.body {
@@ -177,8 +178,8 @@ impl Object {
         Ok(hashing.finish() == *digest)
     }
 
-    /// The same, to be read into buffers: for readers that look at the bytes before they go to a socket, as HTTP/2 and TLS
-    /// do, and must not meet a page that a file cut short no longer has.
+    /// Returns the same object, to be read into buffers: for readers that look at the bytes before they go to a socket,
+    /// as HTTP/2 and TLS do. Such readers must not touch a page that a truncated file no longer has.
     pub fn unmapped(mut self) -> Self {
         if let Body::Mapped(_, file) = self.body {
             self.body = Body::ToRead(file);
@@ -186,7 +187,7 @@ impl Object {
         self
     }
 
-    /// The mapping that its frames are cut from.
+    /// Returns the mapping that the object's frames are cut from.
     pub fn mapping(&self) -> Option<&Arc<Mapping>> {
         match &self.body {
             Body::Mapped(mapping, _) => Some(mapping),

@@ -1,4 +1,4 @@
-//! Objects that are open, so that many readers of one object need one descriptor and one mapping.
+//! Open objects, so that many readers of one object need one descriptor and one mapping.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -7,19 +7,19 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use super::mapped::Mapping;
 use crate::oci::Digest;
 
-/// The open objects by their digests.
+/// The open objects, by their digests.
 #[derive(Debug, Default)]
 pub struct OpenObjects(Mutex<Table>);
 
 #[derive(Debug, Default)]
 struct Table {
     objects: HashMap<Digest, (Weak<File>, Weak<Mapping>)>,
-    /// With so many entries those that nobody reads any more are taken out.
+    /// With more entries than this, those that nobody reads any more are removed.
     next_sweep: usize,
 }
 
 impl OpenObjects {
-    /// The file of an object that somebody reads now, and its mapping if there is one.
+    /// Returns the file of an object that somebody reads now, and its mapping if there is one.
     pub fn find(&self, digest: &Digest) -> Option<(Arc<File>, Option<Arc<Mapping>>)> {
         let table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (file, mapping) = table.objects.get(digest)?;
@@ -43,5 +43,5 @@ impl OpenObjects {
     }
 }
 
-/// So few entries are not worth looking through.
+/// Fewer entries than this are not worth searching.
 const MIN_SWEEP: usize = 64;

@@ -1,4 +1,4 @@
-//! A store in memory that fails as disks do: for tests of what the cache makes of it.
+//! A store in memory that fails as disks do, to test what the cache makes of that.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -10,7 +10,7 @@ use super::*;
 
 use crate::clock;
 
-/// How a store does.
+/// The state of a simulated store.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Health {
     #[default]
@@ -19,17 +19,18 @@ pub enum Health {
     Slow(Duration),
     /// Each call fails.
     Failing(io::ErrorKind),
-    /// Nothing can be stored; all else works.
+    /// Nothing can be stored; everything else works.
     Full,
-    /// What is stored is cut in the middle, and the call fails.
+    /// Content to be stored is cut in the middle, and the call fails.
     Torn,
-    /// A call ends only when its deadline passes, as [`LocalStore`]'s calls do on a disk that does not answer.
+    /// A call ends only when its deadline passes, as calls of [`LocalStore`] do on a disk that does not answer.
     Hanging,
-    /// It says that what it stores is durable. After [`Simulated::lose_power`] only the first half of it is there.
+    /// It claims that what it stores is durable. After [`Simulated::lose_power`], only the first half of each object is
+    /// there.
     Lying,
 }
 
-/// Calls of a hanging store end after this.
+/// How long each call of a hanging store takes until it fails.
 pub const DEADLINE: Duration = Duration::from_secs(3);
 
 /// A store in memory; clones share it.
@@ -45,17 +46,18 @@ struct State {
 #[derive(Clone)]
 struct Kept {
     content: Bytes,
-    /// The size that it was sealed with.
+    /// The size with which the object was sealed.
     sealed_size: Option<usize>,
     is_durable: bool,
 }
 
 impl Simulated {
+    /// Sets the state of the store.
     pub fn set(&self, health: Health) {
         self.state().health = health;
     }
 
-    /// What was not durable is torn, as files are after a power cut on a disk that lied.
+    /// Cuts objects that were not durable in half, as a power cut leaves files on a disk that lied.
     pub fn lose_power(&self) {
         for kept in self.state().objects.values_mut().filter(|kept| !kept.is_durable) {
             kept.content.truncate(kept.content.len() / 2);
@@ -66,7 +68,7 @@ impl Simulated {
         self.0.lock().expect("no panic while held")
     }
 
-    /// Waits or fails as its health is.
+    /// Waits or fails, as the health says.
     async fn suffer(&self) -> io::Result<()> {
         let health = self.state().health;
         match health {
@@ -116,7 +118,7 @@ impl Store for Simulated {
             Ok(found.map(|kept| Object {
                 size: kept.content.len() as u64,
                 since: clock::wall(),
-                // A seal is one of the size, too.
+                // The seal depends on the size, too.
                 is_sealed: kept.sealed_size == Some(kept.content.len()),
                 body: Body::Read(kept.content, None),
             }))

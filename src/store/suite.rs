@@ -1,4 +1,4 @@
-//! What each [`Store`] promises, tried on all of them.
+//! Tests what each [`Store`] promises, on all of them.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -16,7 +16,7 @@ fn pool() -> Pool {
     Pool::new("a test", 8, Duration::from_secs(60))
 }
 
-/// A directory with a spool, and the stores to try.
+/// Returns a directory with a spool, and the stores to try.
 fn stores() -> (tempfile::TempDir, Spool, Vec<Arc<dyn Store>>) {
     let dir = tempfile::tempdir().expect("a directory");
     let spool = Spool::new(dir.path().join("partial"), pool());
@@ -65,7 +65,7 @@ async fn what_is_put_is_there_until_it_is_removed() {
         store.remove(&digests[..2]).await.expect("what is not there is no error");
         assert!(!store.contains(&digests[0]).await.expect("known"));
         assert_eq!(listed(&*store).await, HashSet::from([(digests[2], 5)]));
-        // Who has it open goes on.
+        // A reader that has the object open goes on.
         assert_eq!(object.read(0, 5).await.expect("read"), b"three"[..]);
         store.clear().await.expect("cleared");
         assert_eq!(listed(&*store).await, HashSet::new());
@@ -83,7 +83,7 @@ async fn a_download_is_an_object_only_once_it_is_published() {
         let content = vec![7; 100_000];
         let digest = digest(&content);
         let (partial, _) = spool.open(&digest, true).await.expect("a file");
-        // More than the object: only what was verified is published.
+        // The download is longer than the object: only what was verified is published.
         let longer = [&content[..], b"more"].concat();
         partial.write(&partial.new_slot(), 0, 0, vec![longer.into()]).await.expect("written");
         assert!(store.open(&digest).await.expect("readable").is_none());
@@ -92,11 +92,11 @@ async fn a_download_is_an_object_only_once_it_is_published() {
         assert!(object.size == 100_000 && object.is_sealed);
         assert!(object.is_intact(&digest, |_| true).await.expect("read"));
         assert_eq!(std::fs::read_dir(dir.path().join("partial")).expect("readable").count(), 0);
-        // Read into buffers it is the same.
+        // Read into buffers, the object is the same.
         let unmapped = object.clone().unmapped();
         assert!(unmapped.mapping().is_none());
         assert_eq!(unmapped.read(99_000, 1_000).await.expect("read"), vec![7; 1_000]);
-        // The same object once more is no new one.
+        // The same object stored again is not new.
         let (partial, _) = spool.open(&digest, true).await.expect("a file");
         partial.write(&partial.new_slot(), 0, 0, vec![content.into()]).await.expect("written");
         assert!(!store.publish(partial, &digest, 100_000).await.expect("published"));
@@ -126,7 +126,7 @@ async fn reading_can_be_broken_off() {
         let object = store.open(&digest).await.expect("readable").expect("there");
         let error = object.is_intact(&digest, |_| false).await.expect_err("broken off");
         assert_eq!(error.kind(), io::ErrorKind::Interrupted);
-        // A list that nobody reads on ends its task; the store can be used.
+        // A list that nobody reads any more ends its task; the store can be used.
         drop(store.list());
         assert_eq!(listed(&*store).await.len(), 1);
     }

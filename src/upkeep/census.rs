@@ -1,4 +1,4 @@
-//! The files compared with what is known of them.
+//! Compares the files with the ledger, and repairs the ledger and the index.
 
 use std::io;
 
@@ -19,11 +19,12 @@ const DROPPED: usize = 256;
 /// A comparison under way.
 pub(super) struct Counting {
     is_repair: bool,
+    /// Gets the result, if somebody waits for it.
     done: Option<oneshot::Sender<io::Result<Census>>>,
-    /// The files that are still to come; `None` before it has begun.
+    /// The files that are still to come; `None` before the comparison has begun.
     files: Option<Listing>,
     census: Census,
-    /// How many of the missing were dropped, once all files were seen.
+    /// How many missing objects were dropped; `None` until all files were seen.
     dropped: Option<usize>,
 }
 
@@ -32,12 +33,12 @@ impl Counting {
         Self { is_repair, done, files: None, census: Census::default(), dropped: None }
     }
 
-    /// One that repairs and that nobody waits for.
+    /// Creates a comparison that repairs and for which nobody waits.
     pub fn of_our_own() -> Self {
         Self::new(true, None)
     }
 
-    /// Looks at some more files. Returns whether that was all.
+    /// Looks at some more files. Returns whether the comparison is complete.
     pub async fn step(&mut self, upkeep: &Upkeep) -> bool {
         if let Some(dropped) = self.dropped {
             return self.drop_missing(upkeep, dropped).await;
@@ -54,7 +55,8 @@ impl Counting {
                     if known.is_none() {
                         self.census.unknown.push(listed.digest);
                     }
-                    // With another size it is damaged, which shows when it is read; it counts as what it is.
+                    // A file of another size is damaged, which shows when it is read. It counts with the size that it
+                    // has.
                     if self.is_repair && known != Some(listed.size) {
                         upkeep.adopt(listed).await;
                     }
@@ -103,7 +105,7 @@ impl Counting {
             _ => {}
         }
         if let Some(done) = self.done.take() {
-            // Who has gone away needs no answer.
+            // A caller that has left needs no answer.
             let _ = done.send(result);
         }
     }
@@ -114,7 +116,7 @@ impl Upkeep {
     async fn adopt(&self, listed: Listed) {
         let Listed { digest, size, since } = listed;
         let store = &*self.parts().store;
-        // It may have been removed since it was listed.
+        // The file may have been removed since it was listed.
         if !store.contains(&digest).await.unwrap_or(false) {
             return;
         }
@@ -128,7 +130,7 @@ impl Upkeep {
         }
         self.apply(writes).await;
         self.edges_changed(&digest);
-        // Nobody knows who used it and when: it is kept as long as anything is.
+        // It is not known who used the object, and when: it is kept as long as any object is.
         let mut ledger = self.ledger();
         let class = ledger.limits().classes.count() - 1;
         ledger.stored(digest, size, class, now());

@@ -1,11 +1,11 @@
-//! How long objects are kept unused: `cache.ttl`, or what their repository says of its own.
+//! How long objects are kept unused: `cache.ttl`, or the `ttl` of their repository.
 
 use std::collections::HashMap;
 
 use super::evict::Class;
 use crate::config::{Config, Limit};
 
-/// All times that the configuration names, the longest last, and who uses which.
+/// All such times that the configuration names, the longest last, and which repository uses which.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Classes {
     ttls: Vec<Limit>,
@@ -13,6 +13,7 @@ pub struct Classes {
     default: Class,
 }
 
+/// Takes the times from the configuration.
 impl Classes {
     pub fn new(config: &Config) -> Self {
         let of = |ttl: Option<Limit>| ttl.unwrap_or(config.cache.ttl);
@@ -20,7 +21,7 @@ impl Classes {
         ttls.extend(config.repositories.iter().map(|repository| of(repository.ttl)));
         ttls.sort();
         ttls.dedup();
-        // More than this many would share the last.
+        // Any further times share the last class.
         ttls.truncate(usize::from(Class::MAX) - 1);
         let rank = |ttl: Limit| {
             let at = ttls.iter().position(|&other| other == ttl).unwrap_or(ttls.len() - 1);
@@ -31,20 +32,22 @@ impl Classes {
         Self { by_repository, default: rank(config.cache.ttl), ttls }
     }
 
+    /// Returns how many classes there are.
     pub fn count(&self) -> Class {
         Class::try_from(self.ttls.len()).unwrap_or(Class::MAX)
     }
 
+    /// Returns the classes and their times.
     pub fn iter(&self) -> impl Iterator<Item = (Class, Limit)> + '_ {
         (0..).zip(self.ttls.iter().copied())
     }
 
-    /// The class of what a repository brought in.
+    /// Returns the class of objects that a repository brought in.
     pub fn of(&self, repository: &str) -> Class {
         self.by_repository.get(repository).copied().unwrap_or(self.default)
     }
 
-    /// The class of what several repositories (a line each) may see: the longest of theirs.
+    /// Returns the class of an object that is visible in several repositories (a line each): the longest of theirs.
     pub fn longest(&self, repositories: &str) -> Class {
         repositories.lines().map(|repository| self.of(repository)).max().unwrap_or(self.default)
     }

@@ -1,4 +1,4 @@
-//! The time as the order of use needs it.
+//! The time, as the order of use needs it.
 
 use crate::clock;
 use crate::index::Timestamp;
@@ -6,12 +6,12 @@ use crate::index::Timestamp;
 /// Seconds since 1970.
 pub type Seconds = u32;
 
-/// Now.
+/// Returns the current time.
 pub fn now() -> Seconds {
     seconds(Timestamp::from_system_time(clock::wall()))
 }
 
-/// A time of the index.
+/// Converts a time of the index.
 pub fn seconds(time: Timestamp) -> Seconds {
     Seconds::try_from(time.0 / 1000).unwrap_or(0)
 }

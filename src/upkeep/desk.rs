@@ -1,4 +1,4 @@
-//! What the rest of Larder has of upkeep: the ledger and the leases, and the mailbox of the task.
+//! The part of upkeep that the rest of Larder uses: the ledger, the leases, and the mailbox of the task.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -20,54 +20,58 @@ use crate::spool::Spool;
 use crate::store::Store;
 use crate::work::Pool;
 
-/// Uses kept between two ticks; further ones are not counted.
+/// Most uses kept between two ticks; further uses are not counted.
 const MAX_USES: usize = 1 << 16;
-/// A use is written to the index when the one written before is older than this.
+/// A use is written to the index if the use written before is older than this.
 const USE_RESOLUTION: Seconds = 60;
-/// Messages that wait in the mailbox; who sends more waits.
+/// Most messages that wait in the mailbox; further senders wait.
 const MESSAGES: usize = 1024;
-/// How long others wait for the upkeep to do something, beside making room.
+/// How long callers wait for the upkeep task, except for room.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What upkeep needs to know of the cache, and tells it.
+/// The cache, as upkeep asks it and tells it.
 pub trait Cached: Send + Sync + 'static {
-    /// Whether a fill of the object is under way.
+    /// Returns whether a fill of the object is under way.
     fn is_coming_in(&self, digest: &Digest) -> bool;
 
-    /// Whether a fill has all of its object and only has to store it.
+    /// Returns whether a fill has all of its object and only has to store it.
     fn is_storing(&self) -> bool;
 
-    /// Objects are gone: nothing that is known of them holds any more.
+    /// Tells the cache that objects are gone: what it knows of them is no longer true.
     fn gone(&self, digests: &HashSet<Digest>);
 }
 
-/// What upkeep works on.
+/// The parts of a cache that upkeep works on.
 pub struct Parts {
     pub store: Arc<dyn Store>,
     pub spool: Spool,
     pub index: Arc<dyn Index>,
     pub cached: Arc<dyn Cached>,
-    /// For what blocks.
+    /// For blocking work.
     pub pool: Pool,
     pub metrics: Arc<Metrics>,
 }
 
 /// Keeps the cache within its limits.
+///
+/// Lock order: `leases`, then `ledger`. `uses` and `received` are each taken alone.
 pub struct Upkeep {
     parts: Parts,
     ledger: Mutex<Ledger>,
-    /// Objects that are being read, and by how many.
+    /// Objects that are being read, and by how many readers.
     leases: Mutex<HashMap<Digest, usize>>,
+    /// Objects that were read since the last tick.
     uses: Mutex<Vec<Digest>>,
-    /// What leads to pinned objects may have changed.
+    /// Whether the set of pinned objects may have changed.
     pins_changed: AtomicBool,
+    /// Whether the index was read.
     loaded: watch::Sender<bool>,
     mailbox: mpsc::Sender<Message>,
-    /// Until the task takes it.
+    /// The receiver of the mailbox, until the task takes it.
     received: Mutex<Option<mpsc::Receiver<Message>>>,
 }
 
-/// What the index may hold in a cache of this configuration, on a filesystem of `total` bytes.
+/// Returns what the index may hold in a cache of this configuration, on a filesystem of `total` bytes.
 pub fn bounds(config: &Config, total: u64) -> Bounds {
     bounds_of(config.cache.max_size, total)
 }
@@ -83,7 +87,7 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// The object cannot be read: it is taken out, to be fetched again. Returns at once.
+    /// Takes out an object that cannot be read, to be fetched again. Returns at once.
     pub fn give_up(&self) {
         let (upkeep, digest) = (self.upkeep.clone(), self.digest);
         tokio::spawn(async move {
@@ -107,6 +111,7 @@ impl Drop for Lease {
 }
 
 impl Upkeep {
+    /// Creates the upkeep of a cache; [`super::run`] is its task.
     pub fn new(config: &Config, parts: Parts) -> Self {
         let limits = Arc::new(Limits::new(config));
         let (mailbox, received) = mpsc::channel(MESSAGES);
@@ -122,7 +127,7 @@ impl Upkeep {
         }
     }
 
-    /// The mailbox, for the task that serves it; `None` once it was taken.
+    /// Returns the mailbox, for the task that serves it; `None` once it was taken.
     pub(super) fn mailbox(&self) -> Option<mpsc::Receiver<Message>> {
         self.received.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
@@ -136,19 +141,20 @@ impl Upkeep {
         &self.parts
     }
 
-    /// What is stored was read, or has to be read anew.
+    /// Sets whether the index was read; `false`: it has to be read anew.
     pub(super) fn set_loaded(&self, is_loaded: bool) {
         self.loaded.send_replace(is_loaded);
     }
 
-    /// Whether what is pinned has to be found out anew; it is up to the caller then.
+    /// Returns whether the set of pinned objects has to be found out anew, and clears this flag: the caller has to do
+    /// it.
     pub(super) fn take_pins_changed(&self) -> bool {
         self.pins_changed.swap(false, Ordering::AcqRel)
     }
 
-    // What has happened.
+    // Functions that tell upkeep what has happened.
 
-    /// An object came in for a repository.
+    /// Notes that an object came in for a repository.
     pub fn stored(&self, digest: Digest, size: u64, repository: &str) {
         let mut ledger = self.ledger();
         let class = ledger.limits().classes.of(repository);
@@ -157,7 +163,7 @@ impl Upkeep {
         self.publish_totals();
     }
 
-    /// A repository may see an object, and wants it kept as long as its own.
+    /// Notes that an object is visible in a repository: it is kept at least as long as the repository's own objects.
     pub fn seen_by(&self, digest: &Digest, repository: &str) {
         let mut ledger = self.ledger();
         if ledger.limits().classes.count() > 1 {
@@ -166,7 +172,7 @@ impl Upkeep {
         }
     }
 
-    /// An object was read.
+    /// Notes that an object was read.
     pub fn used(&self, digest: &Digest) {
         let mut uses = self.uses.lock().unwrap_or_else(PoisonError::into_inner);
         if uses.len() < MAX_USES {
@@ -174,13 +180,13 @@ impl Upkeep {
         }
     }
 
-    /// An object is being read.
+    /// Notes that an object is being read.
     pub fn lease(self: &Arc<Self>, digest: &Digest) -> Arc<Lease> {
         *self.leases().entry(*digest).or_default() += 1;
         Arc::new(Lease { upkeep: self.clone(), digest: *digest })
     }
 
-    /// A tag names another manifest than before.
+    /// Notes that a tag leads to another manifest than before.
     pub fn tag_changed(&self, key: &TagKey) {
         let is_pinned = {
             let ledger = self.ledger();
@@ -191,19 +197,19 @@ impl Upkeep {
         }
     }
 
-    /// What is pinned has to be found out anew.
+    /// Notes that the set of pinned objects has to be found out anew.
     pub fn pins_changed(&self) {
         self.pins_changed.store(true, Ordering::Release);
     }
 
-    /// What a manifest refers to has become known.
+    /// Notes that the edges of a manifest have become known.
     pub fn edges_changed(&self, manifest: &Digest) {
         if self.is_pinned(manifest) {
             self.pins_changed();
         }
     }
 
-    /// Objects were removed by others.
+    /// Notes that objects were removed by other code than the upkeep task; `is_all`: all objects.
     pub fn removed(&self, digests: &[Digest], is_all: bool) {
         let mut ledger = self.ledger();
         if is_all {
@@ -215,33 +221,34 @@ impl Upkeep {
         self.publish_totals();
     }
 
-    // What is asked.
+    // Functions that ask upkeep.
 
-    /// Whether an object is never to go, as far as [`Self::refresh_pins`] has found out.
+    /// Returns whether an object must never go, as far as [`Self::refresh_pins`] has found out.
     pub fn is_pinned(&self, digest: &Digest) -> bool {
         self.ledger().is_pinned(digest)
     }
 
-    /// Whether so many bytes would not fit even into an empty cache.
+    /// Returns whether so many bytes would not fit even into an empty cache.
     pub fn never_fits(&self, bytes: u64) -> bool {
         self.ledger().never_fits(bytes)
     }
 
-    /// Finds out anew what is pinned, if that may have changed.
+    /// Finds out anew which objects are pinned, if that may have changed.
     pub async fn refresh_pins(&self) -> Result<(), IndexError> {
         self.ask(|done| Message::RefreshPins { done }).await?
     }
 
-    /// Compares with the files. With `is_repair` those without a row are adopted, and rows without a file dropped.
+    /// Compares the files with the ledger. With `is_repair`, files without a row are adopted, and rows without a file
+    /// dropped.
     pub async fn census(&self, is_repair: bool) -> io::Result<Census> {
-        // Takes as long as there are files.
+        // No deadline: this takes as long as there are files.
         let (done, result) = oneshot::channel();
         self.send(Message::Census { is_repair, done }).await?;
         result.await.map_err(|_| closed())?
     }
 
-    /// Keeps within other limits from now on. Where that changes how long what is kept, everything is read anew, as at the
-    /// start; returns when that is done.
+    /// Keeps within other limits from now on. If these change how long objects are kept, everything is read anew, as at
+    /// the start; returns when that is done.
     pub async fn configure(&self, config: &Config) {
         let is_read_anew = {
             let mut ledger = self.ledger();
@@ -271,20 +278,20 @@ impl Upkeep {
         tokio::time::timeout(PATIENCE, asked).await.map_err(|_| late())?
     }
 
-    /// Waits until what the index knows was read.
+    /// Waits until the index was read.
     pub async fn loaded(&self) {
         // The sender lives as long as `self`.
         let _ = self.loaded.subscribe().wait_for(|loaded| *loaded).await;
     }
 
-    /// Takes a bad object out: row, then file.
+    /// Takes a bad object out: its row, then its file.
     pub async fn discard(&self, digest: &Digest) -> io::Result<()> {
         self.removed(std::slice::from_ref(digest), false);
         self.forget(std::slice::from_ref(digest)).await;
         self.parts.store.remove(std::slice::from_ref(digest)).await
     }
 
-    /// Forgets all that is known of objects whose files go or are gone.
+    /// Forgets all that is known of objects whose files are gone or are about to go.
     pub(super) async fn forget(&self, digests: &[Digest]) {
         if digests.is_empty() {
             return;
@@ -301,7 +308,7 @@ impl Upkeep {
         }
     }
 
-    /// Queues changes to the index that must not be dropped; waits while too many wait.
+    /// Queues changes to the index that must not be dropped; waits while too many are queued.
     pub(super) async fn apply(&self, writes: Vec<Write>) {
         if let Err(error) = self.parts.index.apply(writes).await {
             tracing::warn!(%error, "the index takes long over what upkeep has changed");
@@ -316,7 +323,7 @@ impl Upkeep {
         self.leases.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes in what was used. Returns what the index is to know of it.
+    /// Takes the collected uses into the ledger. Returns the writes for the index that follow from them.
     pub(super) fn take_in_uses(&self) -> Vec<Write> {
         let uses = std::mem::take(&mut *self.uses.lock().unwrap_or_else(PoisonError::into_inner));
         let now = now();
@@ -329,12 +336,13 @@ impl Upkeep {
         uses.into_iter().filter_map(touch).collect()
     }
 
-    /// What the index may hold follows from the room that there is for all.
+    /// Sets the bounds of the index, which follow from the room that there is for all.
     pub(super) fn bound_index(&self, total: u64) {
         let max_size = self.ledger().limits().max_size;
         self.parts.index.keep_within(bounds_of(max_size, total));
     }
 
+    /// Writes the count and bytes of stored objects to the metrics.
     pub(super) fn publish_totals(&self) {
         let (objects, bytes) = self.ledger().totals();
         self.parts.metrics.cache_objects.set(i64::try_from(objects).unwrap_or(i64::MAX));

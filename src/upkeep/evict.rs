@@ -1,42 +1,46 @@
-//! Which objects go when room is needed: the least recently used first. Pure and synchronous; it says
-//! what to remove and others act.
+//! Decides which objects go when room is needed: the least recently used first. Pure and synchronous: it names the
+//! objects, and its callers remove them.
 //!
-//! One entry an object, in lists ordered by use whose links are positions, with a hash table of
-//! positions beside them: every step takes the same time whatever is stored, and an object costs about
-//! a hundred bytes. There is a list for each time that objects are kept unused (a repository may have
-//! its own) and one for what is pinned.
+//! Each object has one entry, in lists ordered by use, whose links are positions. A hash table of positions is beside
+//! them. So every step takes the same time however much is stored, and an object costs about a hundred bytes. There is
+//! one list for each time that objects are kept unused (a repository may have its own), and one for pinned objects.
 
 use hashbrown::HashTable;
 
 use super::clock::Seconds;
 use crate::oci::Digest;
 
-/// How long objects are kept unused, as a rank: a higher one is kept longer.
+/// How long objects are kept unused, as a rank: objects of a higher class are kept longer.
 pub type Class = u8;
 
+/// The position that stands for no entry.
 const NONE: u32 = u32::MAX;
 
-/// Filesystems give files whole blocks, of this size nearly everywhere.
+/// Filesystems give files whole blocks, of this many bytes nearly everywhere.
 const BLOCK: u64 = 4096;
 
-/// The disk that an object of `size` bytes takes: one of a single byte takes a block, too.
+/// Returns the disk space that an object of `size` bytes takes: an object of a single byte takes a block, too.
 pub fn on_disk(size: u64) -> u64 {
     size.max(1).checked_next_multiple_of(BLOCK).unwrap_or(size)
 }
 
+/// The entry of one object.
 #[derive(Clone, Debug)]
 struct Entry {
     digest: Digest,
-    /// Found on disk since the last [`Evictor::begin_census`].
+    /// Whether the file was found since the last [`Evictor::begin_census`].
     is_seen: bool,
     is_pinned: bool,
     class: Class,
+    /// The position of the entry that was used next before this one, in its list.
     older: u32,
+    /// The position of the entry that was used next after this one.
     newer: u32,
     last_use: Seconds,
     size: u64,
 }
 
+/// The two ends of a list.
 #[derive(Clone, Copy, Debug)]
 struct List {
     oldest: u32,
@@ -45,46 +49,51 @@ struct List {
 
 const EMPTY: List = List { oldest: NONE, newest: NONE };
 
-/// All stored objects in the order of their last use.
+/// All stored objects, in the order of their last use.
 #[derive(Debug)]
 pub struct Evictor {
     entries: Vec<Entry>,
+    /// Positions in `entries` that are free.
     free: Vec<u32>,
     positions: HashTable<u32>,
-    /// By class; the last one holds what is pinned.
+    /// The lists, by class; the last one holds pinned objects.
     lists: Vec<List>,
     bytes: u64,
-    /// The disk that all objects take, and the pinned ones of them.
+    /// The disk space that all objects take.
     taken: u64,
+    /// The disk space that pinned objects take.
     pinned: u64,
 }
 
 impl Evictor {
+    /// Creates an evictor for so many classes.
     pub fn new(classes: Class) -> Self {
         let lists = vec![EMPTY; usize::from(classes) + 1];
         let positions = HashTable::new();
         Self { entries: Vec::new(), free: Vec::new(), positions, lists, bytes: 0, taken: 0, pinned: 0 }
     }
 
+    /// Returns the bytes of all objects.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// The disk that all objects take.
+    /// Returns the disk space that all objects take.
     pub fn taken(&self) -> u64 {
         self.taken
     }
 
-    /// The disk that all objects take that are not pinned.
+    /// Returns the disk space that objects take which are not pinned.
     pub fn evictable(&self) -> u64 {
         self.taken - self.pinned
     }
 
+    /// Returns how many objects there are.
     pub fn objects(&self) -> usize {
         self.positions.len()
     }
 
-    /// An object is stored, last used at `now`; one that is known gets the new size and use.
+    /// Notes that an object is stored and was last used at `now`. A known object gets the new size and use.
     pub fn insert(&mut self, digest: Digest, size: u64, now: Seconds, class: Class, is_pinned: bool) {
         self.remove(&digest);
         let class = class.min(self.highest_class());
@@ -107,7 +116,7 @@ impl Evictor {
         self.link_newest(at);
     }
 
-    /// An object was used. Returns when it was last used before; `None` if it is not known.
+    /// Notes that an object was used. Returns when it was last used before; `None` if the object is not known.
     pub fn touch(&mut self, digest: &Digest, now: Seconds) -> Option<Seconds> {
         let at = self.position(digest)?;
         let before = self.entries[at as usize].last_use;
@@ -115,7 +124,7 @@ impl Evictor {
         Some(before)
     }
 
-    /// An object is to be kept at least as long as `class` says; that counts as a use.
+    /// Notes that an object is to be kept at least as long as `class` says; that counts as a use.
     pub fn raise(&mut self, digest: &Digest, class: Class, now: Seconds) {
         let class = class.min(self.highest_class());
         if let Some(at) = self.position(digest).filter(|&at| self.entries[at as usize].class < class) {
@@ -123,7 +132,7 @@ impl Evictor {
         }
     }
 
-    /// An object is never to go, or no longer so; a change counts as a use.
+    /// Notes that an object must never go, or may go again; a change counts as a use.
     pub fn set_pinned(&mut self, digest: &Digest, is_pinned: bool, now: Seconds) {
         if let Some(at) = self.position(digest).filter(|&at| self.entries[at as usize].is_pinned != is_pinned) {
             self.relink(at, |entry| *entry = Entry { is_pinned, last_use: now, ..entry.clone() });
@@ -138,7 +147,7 @@ impl Evictor {
         self.link_newest(at);
     }
 
-    /// Forgets an object; returns its size.
+    /// Forgets an object. Returns its size.
     pub fn remove(&mut self, digest: &Digest) -> Option<u64> {
         let entries = &self.entries;
         let is_it = |&at: &u32| entries[at as usize].digest == *digest;
@@ -152,16 +161,18 @@ impl Evictor {
         Some(size)
     }
 
+    /// Forgets all objects.
     pub fn clear(&mut self) {
         *self = Self::new(self.highest_class() + 1);
     }
 
+    /// Returns whether an object is known.
     pub fn contains(&self, digest: &Digest) -> bool {
         self.position(digest).is_some()
     }
 
-    /// Takes out the least recently used objects until `bytes` of disk are free, but at most `most` of them.
-    /// What is busy counts as used now.
+    /// Takes out the least recently used objects until `bytes` of disk are free, but at most `most` objects. Busy
+    /// objects count as used now.
     pub fn make_room(
         &mut self,
         bytes: u64,
@@ -171,7 +182,7 @@ impl Evictor {
     ) -> Vec<Digest> {
         let mut victims = Vec::new();
         let mut freed = 0;
-        // Each object is looked at once.
+        // Looks at each object once.
         for _ in 0..self.objects() {
             let oldest = self.lists_that_may_go().filter(|list| list.oldest != NONE).map(|list| list.oldest);
             let is_enough = freed >= bytes || victims.len() >= most;
@@ -199,7 +210,7 @@ impl Evictor {
         is_busy: impl Fn(&Digest) -> bool,
     ) -> Vec<Digest> {
         let mut expired = Vec::new();
-        // What is busy becomes newer than this.
+        // Busy objects get a later use than this.
         let since = since.min(now);
         while expired.len() < most
             && let Some(entry) = self.entries.get(self.lists[usize::from(class)].oldest as usize)
@@ -216,12 +227,12 @@ impl Evictor {
         expired
     }
 
-    /// Begins to compare with what is on disk.
+    /// Begins a comparison with the files on disk.
     pub fn begin_census(&mut self) {
         self.entries.iter_mut().for_each(|entry| entry.is_seen = false);
     }
 
-    /// An object's file was found. Returns the size that the object was known with.
+    /// Notes that an object's file was found. Returns the size with which the object was known.
     pub fn seen(&mut self, digest: &Digest) -> Option<u64> {
         let at = self.position(digest)?;
         let entry = &mut self.entries[at as usize];
@@ -229,7 +240,7 @@ impl Evictor {
         Some(entry.size)
     }
 
-    /// What was not found since the census began; it is taken out if `is_removed`.
+    /// Returns the objects that were not found since the census began; with `is_removed`, they are forgotten.
     pub fn end_census(&mut self, is_removed: bool) -> Vec<Digest> {
         let entries = &self.entries;
         let unseen = self.positions.iter().map(|&at| &entries[at as usize]).filter(|entry| !entry.is_seen);
@@ -249,7 +260,7 @@ impl Evictor {
         Class::try_from(self.lists.len().saturating_sub(2)).unwrap_or(Class::MAX)
     }
 
-    /// The lists of what may go.
+    /// Returns the lists of objects that may go.
     fn lists_that_may_go(&self) -> impl Iterator<Item = &List> {
         self.lists.iter().take(self.lists.len() - 1)
     }
@@ -283,7 +294,7 @@ impl Evictor {
     }
 }
 
-/// A digest is as good a hash as there is.
+/// Returns the hash of a digest: its first bytes are as good a hash as any.
 fn hash(digest: &Digest) -> u64 {
     let raw = digest.as_raw();
     u64::from_le_bytes(std::array::from_fn(|at| raw[at]))
@@ -311,7 +322,7 @@ mod tests {
     }
 
     const CLASSES: Class = 3;
-    /// Objects with these numbers are being read.
+    /// The numbers of objects that are being read.
     const BUSY: std::ops::Range<u8> = 17..20;
 
     fn step() -> impl Strategy<Value = Step> {
@@ -338,7 +349,7 @@ mod tests {
         is_pinned: bool,
     }
 
-    /// What may go, in the order in which it goes, and what is busy and counts as used instead.
+    /// Returns the objects that go, in this order; busy objects count as used instead.
     fn go(
         model: &mut Vec<Modelled>,
         now: u32,
@@ -361,7 +372,7 @@ mod tests {
     }
 
     proptest! {
-        /// Against a plain list, the least recently used first.
+        /// Compares the evictor with a plain list, the least recently used first.
         #[test]
         fn it_behaves_as_a_list_in_the_order_of_use(steps in prop::collection::vec(step(), 0..80)) {
             let mut evictor = Evictor::new(CLASSES);
@@ -444,7 +455,7 @@ mod tests {
         assert_eq!(evictor.seen(&digest(0)), Some(10));
         assert_eq!(evictor.seen(&digest(1)), Some(10));
         assert_eq!(evictor.seen(&digest(9)), None, "not known");
-        // What is stored meanwhile is there.
+        // An object that is stored meanwhile counts as found.
         evictor.insert(digest(4), 10, 2, 0, false);
         assert_eq!(evictor.end_census(true), [digest(2)]);
         assert_eq!(evictor.objects(), 3);

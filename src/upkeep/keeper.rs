@@ -1,4 +1,6 @@
-//! The task that keeps the limits, step by step.
+//! The upkeep task: keeps the limits, step by step.
+//!
+//! Lock order: `leases`, then `ledger`. Neither is held over a system call.
 
 use std::collections::VecDeque;
 use std::io;
@@ -17,30 +19,30 @@ use crate::index::{IndexError, TakeObject};
 use crate::oci::Digest;
 use crate::spool::Download;
 
-/// How often uses are taken in and the limits looked at.
+/// How often uses are taken in and the limits checked.
 const TICK: Duration = Duration::from_secs(1);
-/// How often abandoned downloads are looked for.
+/// How often Larder looks for abandoned downloads.
 const DOWNLOADS: Duration = Duration::from_secs(600);
-/// How often the files are compared with what is known of them: somebody else may have removed some.
+/// How often the files are compared with the ledger: somebody may have removed some.
 const CENSUS: Duration = Duration::from_secs(6 * 3600);
-/// Objects that go in one step. A slow disk removes some 370 files a second, and a step is to take less than 50 ms, since
-/// others wait for it.
+/// Objects that go in one step. A slow disk removes some 370 files a second, and a step is to take less than 50 ms,
+/// since others wait for it.
 const STEP: usize = 16;
-/// Objects that go at most beyond what is needed, each time that something has to go.
+/// Most objects that go in addition to those needed, each time that objects have to go.
 const MAX_SPARE: usize = 500;
 
 /// The upkeep task.
 pub(super) struct Keeper {
     upkeep: Arc<Upkeep>,
-    /// Those who wait for room, the next one first.
+    /// Callers that wait for room, the next one first.
     asks: VecDeque<Ask>,
-    /// Comparisons with the files: the first is under way.
+    /// Comparisons with the files; the first is under way.
     countings: VecDeque<Counting>,
-    /// Whether objects may have to expire.
+    /// Whether there may be objects to expire.
     is_expiring: bool,
     /// Whether there may be more than the limits allow.
     is_shrinking: bool,
-    /// Bytes and objects that are to go beyond what was needed.
+    /// Bytes and objects that are still to go in addition to those needed.
     spare: (u64, usize),
 }
 
@@ -56,7 +58,7 @@ impl Keeper {
         }
     }
 
-    /// Works until nobody can ask any more. With `is_keeping` also of its own accord.
+    /// Works until no caller is left. With `is_keeping`, it also works of its own accord.
     pub async fn run(mut self, mut mailbox: mpsc::Receiver<Message>, is_keeping: bool) {
         self.load().await;
         if is_keeping {
@@ -101,7 +103,7 @@ impl Keeper {
         match message {
             Message::Reserve(ask) => self.asks.push_back(ask),
             Message::Census { is_repair, done } => self.countings.push_back(Counting::new(is_repair, Some(done))),
-            // Who has gone away needs no answer.
+            // A caller that has left needs no answer.
             Message::RefreshPins { done } => drop(done.send(self.refresh_pins().await)),
             Message::Load { done } => {
                 self.load().await;
@@ -111,11 +113,11 @@ impl Keeper {
         }
     }
 
-    /// Reads the objects of the index, in the order of their last use. What is not read is found by the census.
+    /// Reads the objects of the index, in the order of their last use. The census finds those that cannot be read.
     async fn load(&self) {
         let read = async {
             self.refresh_pins().await?;
-            // What was written a moment ago is to be read, too.
+            // Rows queued a moment ago have to be read, too.
             self.upkeep.parts().index.flush().await?;
             self.read_objects().await
         };
@@ -140,6 +142,7 @@ impl Keeper {
         self.upkeep.parts().index.objects_by_use(by_repository, each).await
     }
 
+    /// Does the work of a tick: takes in uses, finds out pins, looks at the disk.
     async fn tick(&mut self) {
         let uses = self.upkeep.take_in_uses();
         if !uses.is_empty() {
@@ -154,7 +157,7 @@ impl Keeper {
         self.is_shrinking = true;
     }
 
-    /// One step of what is to be done of its own accord. Returns whether there may be more.
+    /// Takes one step of the work that the task does of its own accord. Returns whether there may be more.
     async fn step(&mut self) -> bool {
         if self.is_expiring {
             self.is_expiring = self.expire().await;
@@ -176,8 +179,8 @@ impl Keeper {
         true
     }
 
-    /// Takes a step towards the room that somebody waits for, who then goes to the end of the queue: an object for which
-    /// very many others have to go keeps no small one waiting.
+    /// Takes a step towards the room that a caller waits for. If that is not enough, the caller goes to the end of the
+    /// queue: an object for which very many others have to go keeps no small object waiting.
     async fn serve(&mut self, mut ask: Ask) {
         if ask.done.is_closed() {
             return;
@@ -190,14 +193,14 @@ impl Keeper {
         }
     }
 
-    /// Whether there is room now; `None`: not yet.
+    /// Returns whether the room is reserved now; `None`: not yet; `false`: there is no room.
     async fn make_room(&mut self, ask: &mut Ask) -> io::Result<Option<bool>> {
         if !self.upkeep.ledger().is_loaded() {
-            // A change of the configuration has what is stored read anew; the message is on its way.
+            // After a change of the configuration, the index has to be read anew; the message for that is on its way.
             tokio::task::yield_now().await;
             return Ok(None);
         }
-        // What was just asked for is not to be the first to go. A fill does not wait until that is written.
+        // An object that was just requested must not be the first to go. A fill does not wait until that is written.
         self.upkeep.take_in_uses().into_iter().for_each(|used| self.upkeep.parts().index.note(used));
         let (mut look, abandoned) = self.look().await?;
         let rest = ask.wanted - ask.held.bytes;
@@ -224,8 +227,8 @@ impl Keeper {
         Ok(Some(true))
     }
 
-    /// What is worth less than any object goes first: a damaged index that was kept for people to look at, downloads that
-    /// nobody goes on with.
+    /// Removes files that are worth less than any object: a damaged index that was kept for people to look at, and
+    /// downloads that no fill continues.
     async fn relieve(&self, wanted: u64, look: &mut Look, mut abandoned: Vec<Download>) -> io::Result<()> {
         let needed = |look: &Look| self.upkeep.ledger().needed(wanted, look);
         if needed(look) == 0 {
@@ -246,7 +249,7 @@ impl Keeper {
         Ok(())
     }
 
-    /// Takes a step down to the limits, and below them where something had to go.
+    /// Takes a step down to the limits, and below them if something had to go.
     async fn shrink(&mut self) -> io::Result<()> {
         let (mut look, abandoned) = self.look().await?;
         self.relieve(0, &mut look, abandoned).await?;
@@ -266,7 +269,7 @@ impl Keeper {
         Ok(())
     }
 
-    /// Takes a step of what expires. Returns whether there may be more.
+    /// Takes a step of expiring objects. Returns whether there may be more.
     async fn expire(&mut self) -> bool {
         let expired = {
             let leases = self.upkeep.leases();
@@ -281,7 +284,7 @@ impl Keeper {
         self.upkeep.ledger().evict(bytes, most, now(), |digest| leases.contains_key(digest))
     }
 
-    /// Rows first, then files; who has a file open goes on reading.
+    /// Removes rows first, then files. A reader that has a file open goes on reading.
     async fn evict(&self, victims: &[Digest]) {
         if victims.is_empty() {
             return;
@@ -296,10 +299,11 @@ impl Keeper {
         self.upkeep.publish_totals();
     }
 
-    /// What the disk looks like, and the downloads that nobody goes on with.
+    /// Returns the present state of the disk, and the downloads that no fill continues.
     async fn look(&self) -> io::Result<(Look, Vec<Download>)> {
         let parts = self.upkeep.parts();
-        // In this order: what is written meanwhile is then missing from what is free, and not taken for written before.
+        // In this order, so that bytes written meanwhile are missing from the free ones, and do not count as written
+        // before.
         let released = self.upkeep.ledger().released();
         let downloads = parts.spool.list().await?;
         let capacity = parts.store.capacity().await?;
@@ -319,7 +323,7 @@ impl Keeper {
         Ok((look, abandoned))
     }
 
-    /// Notes what the disk looks like for those who find plenty of room.
+    /// Notes the present state of the disk, for callers that find plenty of room by it.
     async fn look_again(&self) {
         match self.look().await {
             Ok((look, _)) => self.upkeep.ledger().looked(look),
@@ -334,7 +338,7 @@ impl Keeper {
         }
     }
 
-    /// Finds out anew what is pinned, if that may have changed.
+    /// Finds out anew which objects are pinned, if that may have changed.
     async fn refresh_pins(&self) -> Result<(), IndexError> {
         if !self.upkeep.take_pins_changed() {
             return Ok(());
@@ -365,13 +369,14 @@ impl Keeper {
     }
 }
 
+/// Returns an interval of `period` whose first tick comes after `first`.
 fn every(period: Duration, first: Duration) -> Interval {
     let mut interval = tokio::time::interval_at(Instant::now() + first, period);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     interval
 }
 
-/// Whether an interval has come to its next tick.
+/// Returns whether an interval has come to its next tick.
 fn is_due(interval: &mut Interval) -> bool {
     use futures_util::FutureExt;
     interval.tick().now_or_never().is_some()

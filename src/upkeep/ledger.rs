@@ -1,4 +1,4 @@
-//! The ledger: what is stored, what is reserved and what the limits are. Pure arithmetic; it touches no disk.
+//! The ledger: what is stored, what is reserved, and what the limits are. Pure arithmetic; it touches no disk.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -9,43 +9,44 @@ use super::limits::Limits;
 use crate::config::Limit;
 use crate::oci::Digest;
 
-/// When objects have to go, this share (in hundredths) of the limit goes beyond what is needed, so that not each object
-/// that comes in has to wait for one to go.
+/// When objects have to go, this share (in hundredths) of the limit goes in addition, so that not every object that
+/// comes in has to wait for another to go.
 const SPARE: u64 = 5;
-/// Bytes of the index that do not count: an empty one with its log takes about as much.
+/// Bytes of the index that do not count: an empty index with its log takes about as much.
 const INDEX_FOR_FREE: u64 = 2 << 20;
-/// Space that no object is given, so that the index can be written on a disk that is full. Less on a small one.
+/// Bytes of the disk that objects never get, so that the index can be written on a full disk. Less on a small disk.
 const FOR_THE_INDEX: u64 = 1 << 20;
 
-/// The disk as it was when it was last looked at, in bytes.
+/// The disk as it was when Larder last looked at it, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Look {
     pub total: u64,
     pub free: u64,
-    /// What the index takes.
+    /// Bytes that the index takes.
     pub index: u64,
-    /// What the files of running fills take already.
+    /// Bytes that the files of running fills take already.
     pub running: u64,
-    /// What downloads take that no fill goes on with.
+    /// Bytes that downloads take which no fill continues.
     pub abandoned: u64,
     /// [`Ledger::released`] before the look.
     pub released: u64,
 }
 
-/// What is stored, reserved and allowed.
+/// What is stored, what is reserved, and what is allowed.
 pub struct Ledger {
     evictor: Evictor,
-    /// Objects that are never to go, stored or not.
+    /// Objects that must never go, stored or not.
     pinned: HashSet<Digest>,
     /// Whether images are pinned by name, known or not.
     has_named_pins: bool,
     limits: Arc<Limits>,
-    /// Whether the index was read: before that nobody knows what is stored.
+    /// Whether the index was read: before that, the stored objects are not known.
     is_loaded: bool,
     /// Bytes that running fills will need in all.
     reserved: u64,
-    /// Bytes that were given back since the start, to tell what is true no more of a look.
+    /// Bytes that were given back since the start: shows which numbers of a look are out of date.
     released: u64,
+    /// The last look at the disk.
     look: Option<Look>,
     /// Bytes that were reserved since that look, given back or not.
     granted: u64,
@@ -54,15 +55,16 @@ pub struct Ledger {
 /// A step towards room for one object.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Step {
-    /// The rest is reserved.
+    /// All bytes are reserved.
     Reserved,
-    /// These objects have to go first. `is_enough`: the rest is reserved then.
+    /// These objects have to go first. `is_enough`: all bytes are reserved then.
     Evict { victims: Vec<Digest>, is_enough: bool },
-    /// What may go is not enough.
+    /// All objects that may go are not enough.
     NoRoom,
 }
 
 impl Ledger {
+    /// Creates the ledger of a cache of which nothing is known yet.
     pub fn new(limits: Arc<Limits>) -> Self {
         Self {
             evictor: Evictor::new(limits.classes.count()),
@@ -77,11 +79,12 @@ impl Ledger {
         }
     }
 
+    /// Returns the limits.
     pub fn limits(&self) -> &Arc<Limits> {
         &self.limits
     }
 
-    /// Takes other limits. Returns whether what is stored has to be read anew, because it is kept for other times.
+    /// Sets other limits. Returns whether the index has to be read anew, because objects are kept for other times.
     pub fn set_limits(&mut self, limits: Arc<Limits>) -> bool {
         let is_read_anew = self.limits.classes != limits.classes;
         if is_read_anew {
@@ -92,78 +95,86 @@ impl Ledger {
         is_read_anew
     }
 
+    /// Returns whether the index was read.
     pub fn is_loaded(&self) -> bool {
         self.is_loaded
     }
 
+    /// Notes that the index was read.
     pub fn set_loaded(&mut self) {
         self.is_loaded = true;
     }
 
-    /// Count and bytes of what is stored.
+    /// Returns the count and the bytes of the stored objects.
     pub fn totals(&self) -> (usize, u64) {
         (self.evictor.objects(), self.evictor.bytes())
     }
 
     // What is stored.
 
-    /// An object came in for a repository.
+    /// Notes that an object came in.
     pub fn stored(&mut self, digest: Digest, size: u64, class: Class, now: Seconds) {
         let is_pinned = self.pinned.contains(&digest);
         self.evictor.insert(digest, size, now, class, is_pinned);
     }
 
-    /// An object that the index knows. What was stored since the start is newer than what the index says.
+    /// Notes an object that the index knows. An object that was stored since the start is newer than its row.
     pub fn known(&mut self, digest: Digest, size: u64, class: Class, last_use: Seconds) {
         if !self.evictor.contains(&digest) {
             self.stored(digest, size, class, last_use);
         }
     }
 
-    /// An object is to be kept at least as long as `class` says.
+    /// Notes that an object is to be kept at least as long as `class` says.
     pub fn raise(&mut self, digest: &Digest, class: Class, now: Seconds) {
         self.evictor.raise(digest, class, now);
     }
 
-    /// An object was used. Returns when it was used before; `None` if it is not known.
+    /// Notes that an object was used. Returns when it was used before; `None` if the object is not known.
     pub fn touch(&mut self, digest: &Digest, now: Seconds) -> Option<Seconds> {
         self.evictor.touch(digest, now)
     }
 
+    /// Forgets objects.
     pub fn remove(&mut self, digests: &[Digest]) {
         for digest in digests {
             self.evictor.remove(digest);
         }
     }
 
+    /// Forgets all objects.
     pub fn clear(&mut self) {
         self.evictor.clear();
     }
 
+    /// Begins a comparison with the files.
     pub fn begin_census(&mut self) {
         self.evictor.begin_census();
     }
 
-    /// An object's file was found. Returns the size that the object was known with.
+    /// Notes that an object's file was found. Returns the size with which the object was known.
     pub fn seen(&mut self, digest: &Digest) -> Option<u64> {
         self.evictor.seen(digest)
     }
 
-    /// What was not found since the census began; it is taken out if `is_removed`.
+    /// Returns the objects that were not found since the census began; with `is_removed`, they are forgotten.
     pub fn end_census(&mut self, is_removed: bool) -> Vec<Digest> {
         self.evictor.end_census(is_removed)
     }
 
-    // What is pinned.
+    // Pinned objects.
 
+    /// Returns whether an object must never go.
     pub fn is_pinned(&self, digest: &Digest) -> bool {
         self.pinned.contains(digest)
     }
 
+    /// Returns whether images are pinned by name, known or not.
     pub fn has_named_pins(&self) -> bool {
         self.has_named_pins
     }
 
+    /// Sets the objects that must never go.
     pub fn set_pinned(&mut self, pinned: HashSet<Digest>, has_named_pins: bool, now: Seconds) {
         let before = std::mem::replace(&mut self.pinned, pinned);
         self.has_named_pins = has_named_pins;
@@ -174,18 +185,18 @@ impl Ledger {
 
     // Room.
 
-    /// Notes what the disk looks like now.
+    /// Notes the present state of the disk.
     pub fn looked(&mut self, look: Look) {
         self.look = Some(look);
         self.granted = 0;
     }
 
-    /// What the disk looked like last; nothing before the first look.
+    /// Returns the last state of the disk; all zero before the first look.
     pub fn last_look(&self) -> Look {
         self.look.unwrap_or_default()
     }
 
-    /// Whether so many bytes would not fit even into an empty cache.
+    /// Returns whether so many bytes would not fit even into an empty cache.
     pub fn never_fits(&self, bytes: u64) -> bool {
         let Some(Look { total, .. }) = self.look else {
             return false;
@@ -194,27 +205,27 @@ impl Ledger {
         bytes > self.limits.max_size.of(total).unwrap_or(total).min(total - min_free)
     }
 
-    /// Bytes that have to go before `wanted` more fit, by what the disk looked like.
+    /// Returns how many bytes have to go before `wanted` more bytes fit, by a state of the disk.
     pub fn needed(&self, wanted: u64, look: &Look) -> u64 {
         let Look { total, free, index, running, abandoned, released } = *look;
         let index = index.saturating_sub(INDEX_FOR_FREE);
         let used = self.evictor.taken() + self.reserved + abandoned;
-        // The index keeps to less by itself; objects never make room for more than this of it.
+        // The index keeps itself smaller than this; objects never make room for more of it.
         let over_size = self.limits.max_size.of(total).map_or(0, |max| {
             let index = index.min(max / 2);
             (used + wanted + index).saturating_sub(max)
         });
         let for_the_index = if wanted > 0 { FOR_THE_INDEX.min(total / 16) } else { 0 };
         let min_free = self.limits.min_free.of(total).unwrap_or(0).max(for_the_index);
-        // What is reserved and not allocated yet (a filesystem may not know how) is free only for now.
-        // Of the fills that ended since the look, files may have been counted.
+        // Reserved space that is not allocated yet (not every filesystem can allocate ahead) is free only for now.
+        // `running` may include files of fills that ended since the look.
         let running = running.saturating_sub(self.released.saturating_sub(released));
         let promised = self.reserved.saturating_sub(running);
         over_size.max((min_free + wanted + promised).saturating_sub(free))
     }
 
-    /// Reserves `wanted` bytes where there is plenty of room by the last look, without a new one: all that was granted
-    /// since counts twice. `false` says nothing about whether there is room.
+    /// Reserves `wanted` bytes if there is plenty of room by the last look, without a new look: all bytes granted since
+    /// then count twice. `false` does not mean that there is no room.
     pub fn reserve_at_once(&mut self, wanted: u64) -> bool {
         let Some(look) = self.look.filter(|_| self.is_loaded) else {
             return false;
@@ -237,25 +248,25 @@ impl Ledger {
         self.granted += bytes;
     }
 
-    /// Bytes that were given back since the start.
+    /// Returns the bytes that were given back since the start.
     pub fn released(&self) -> u64 {
         self.released
     }
 
-    /// Bytes that are reserved in all.
+    /// Returns the bytes that are reserved in all.
     #[cfg(test)]
     pub fn reserved(&self) -> u64 {
         self.reserved
     }
 
-    /// Gives back what was reserved.
+    /// Gives reserved bytes back.
     pub fn release(&mut self, bytes: u64) {
         self.reserved = self.reserved.saturating_sub(bytes);
         self.released = self.released.saturating_add(bytes);
     }
 
-    /// The next step towards room for `wanted` bytes, of which `held` (which this changes) are reserved. At most `most`
-    /// objects go in one step. What is busy stays.
+    /// Takes the next step towards room for `wanted` bytes, of which `held` are reserved (the step changes this). At
+    /// most `most` objects go in one step. Busy objects stay.
     pub fn step(
         &mut self,
         wanted: u64,
@@ -267,14 +278,14 @@ impl Ledger {
     ) -> Step {
         let rest = wanted.saturating_sub(*held);
         let needs = self.needed(rest, look);
-        // What is there already is taken at once, so that no other takes it meanwhile.
+        // Room that is there already is reserved at once, so that nobody else takes it meanwhile.
         let part = rest.saturating_sub(needs);
         self.reserve(part);
         *held += part;
         if needs == 0 {
             return Step::Reserved;
         }
-        // What cannot fit is no reason to lose what is there.
+        // For an object that cannot fit, no other is removed.
         if self.evictor.evictable() < needs {
             return Step::NoRoom;
         }
@@ -282,7 +293,8 @@ impl Ledger {
         if victims.is_empty() {
             return Step::NoRoom;
         }
-        // By what they take, and not by a look at the disk: some filesystems count what was removed only later.
+        // Counted by what the objects take, not by a new look at the disk: some filesystems count removed files as free
+        // only later.
         let is_enough = freed >= needs;
         if is_enough {
             self.reserve(wanted.saturating_sub(*held));
@@ -291,8 +303,8 @@ impl Ledger {
         Step::Evict { victims, is_enough }
     }
 
-    /// Takes out the least recently used objects until `bytes` of disk are free, but at most `most` of them. Returns them
-    /// and their bytes on disk.
+    /// Takes out the least recently used objects until `bytes` of disk are free, but at most `most` objects. Returns
+    /// them and their bytes on disk.
     pub fn evict(
         &mut self,
         bytes: u64,
@@ -305,7 +317,7 @@ impl Ledger {
         (victims, before - self.evictor.taken())
     }
 
-    /// Bytes that are to go beyond what is needed, once something has to go.
+    /// Returns how many bytes are to go in addition to those needed, once objects have to go.
     pub fn spare(&self, total: u64) -> u64 {
         self.limits.max_size.of(total).unwrap_or(total).min(self.evictor.taken()) / 100 * SPARE
     }
@@ -345,7 +357,7 @@ mod tests {
         Digest::Sha256(std::array::from_fn(|at| (number >> (8 * (at % 4))) as u8))
     }
 
-    /// On a filesystem that cannot allocate ahead (ext2, ZFS, some NFS) what is reserved is still counted as free.
+    /// On a filesystem that cannot allocate ahead (ext2, ZFS, some NFS), reserved space still counts as free.
     #[test]
     fn what_is_reserved_and_not_written_yet_is_not_free() {
         let mut ledger = ledger("max_size = \"none\"\nmin_free = \"100 MiB\"");
@@ -356,13 +368,14 @@ mod tests {
         };
         assert_eq!(reserve(150 * MIB, &look), (Step::Reserved, 150 * MIB));
         assert_eq!(reserve(51 * MIB, &look), (Step::NoRoom, 50 * MIB), "only as much as is left");
-        // Once it is written, it is not free any more, and not counted twice.
+        // Written bytes are not free any more, and do not count twice.
         look = Look { free: 100 * MIB, running: 200 * MIB, ..look };
         assert_eq!(ledger.needed(0, &look), 0);
         assert_eq!(ledger.needed(MIB, &look), MIB);
     }
 
-    /// The file of a fill that ended was counted as being written; what others still have to write is not free for that.
+    /// The file of a fill that ended was counted as being written. That frees no space that other fills have yet to
+    /// write to.
     #[test]
     fn what_a_fill_gives_back_is_not_free_by_a_look_from_before() {
         let mut ledger = ledger("max_size = \"none\"\nmin_free = \"100 MiB\"");
@@ -370,7 +383,7 @@ mod tests {
         for _ in 0..2 {
             assert_eq!(ledger.step(100 * MIB, &mut 0, &look, 16, 1, |_| false), Step::Reserved);
         }
-        // One has written all of it, the other nothing.
+        // One fill has written all of its bytes, the other nothing.
         look = Look { free: 200 * MIB, running: 100 * MIB, ..look };
         assert_eq!(ledger.needed(0, &look), 0);
         ledger.release(100 * MIB);
@@ -386,7 +399,7 @@ mod tests {
         ledger.looked(look);
         let granted = (0..100).take_while(|_| ledger.reserve_at_once(MIB)).count() as u64;
         assert!((40..=100).contains(&granted), "{granted}");
-        // What was granted and given back may be on disk all the same, until it is looked again.
+        // Bytes that were granted and given back may be on disk all the same, until the next look.
         ledger.release(granted * MIB);
         assert!(!ledger.reserve_at_once(90 * MIB));
         ledger.looked(look);
@@ -397,9 +410,9 @@ mod tests {
     enum Event {
         Ask(u64),
         AskAtOnce(u64),
-        /// The fill that asked first writes all of it and is stored.
+        /// The fill that asked first writes all of its bytes and is stored.
         Store,
-        /// Or it ends without.
+        /// The fill that asked first ends without storing anything.
         GiveUp,
         Look,
     }
@@ -415,13 +428,13 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever comes and goes: what is stored and what may still be written stay within `max_size`, and leave
+        /// Whatever comes and goes: what is stored and what may still be written stays within `max_size` and leaves
         /// `min_free`, on a disk that allocates nothing ahead.
         #[test]
         fn the_limits_hold_whatever_comes(events in prop::collection::vec(event(), 0..200)) {
             let mut ledger = ledger("max_size = \"100 MiB\"\nmin_free = \"50 MiB\"");
             let total = 300 * MIB;
-            // Somebody else takes 100 MiB.
+            // Other programs take 100 MiB.
             let free_for_us = 200 * MIB;
             let (mut fills, mut stored): (Vec<u64>, Vec<(Digest, u64)>) = (Vec::new(), Vec::new());
             let mut number = 0;

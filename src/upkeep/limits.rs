@@ -1,4 +1,4 @@
-//! What the configuration says of what is kept, in one piece that a change replaces.
+//! The limits of the configuration on what is kept, in one piece that a change replaces.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use super::classes::Classes;
 use super::pins::Rules;
 use crate::config::{self, Amount, Config};
 
-/// What the configuration says of what is kept.
+/// The limits of the configuration on what is kept.
 pub struct Limits {
     pub max_size: Amount,
     pub min_free: Amount,

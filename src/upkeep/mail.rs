@@ -1,4 +1,4 @@
-//! What is asked of the upkeep task, and what it answers.
+//! The messages to the upkeep task, and its answers.
 
 use std::io;
 
@@ -7,28 +7,28 @@ use tokio::sync::oneshot;
 use crate::index::IndexError;
 use crate::oci::Digest;
 
-/// What others ask of the task.
+/// A message to the upkeep task.
 pub enum Message {
     Reserve(Ask),
-    /// To compare with the files, and bring both in line if `is_repair`.
+    /// Compare the files with the ledger, and bring both in line if `is_repair`.
     Census {
         is_repair: bool,
         done: oneshot::Sender<io::Result<Census>>,
     },
-    /// To find out what is pinned, if that may have changed.
+    /// Find out which objects are pinned, if that may have changed.
     RefreshPins {
         done: oneshot::Sender<Result<(), IndexError>>,
     },
-    /// To read anew what is stored: it is kept for other times.
+    /// Read the index anew: the times for which objects are kept have changed.
     Load {
         done: oneshot::Sender<()>,
     },
 }
 
-/// How the files compare with what is known of them.
+/// The result of comparing the files with the ledger.
 #[derive(Debug, Default)]
 pub struct Census {
-    /// Of all files.
+    /// Bytes of all files.
     pub bytes: u64,
     /// Files that were not known.
     pub unknown: Vec<Digest>,
@@ -36,25 +36,26 @@ pub struct Census {
     pub missing: Vec<Digest>,
 }
 
-/// Somebody waits for room.
+/// A request for room.
 pub struct Ask {
-    /// In bytes.
+    /// Bytes that are needed.
     pub wanted: u64,
-    /// What is reserved already.
+    /// Bytes of them that are reserved already.
     pub held: Held,
-    /// Whether objects had to go for it.
+    /// Whether objects were evicted for it.
     pub has_evicted: bool,
+    /// Gets the reservation; `None`: there is no room.
     pub done: oneshot::Sender<io::Result<Option<Held>>>,
 }
 
-/// Bytes that are reserved until this is dropped; the ledger is told by `give_back`.
+/// Bytes that are reserved until this is dropped. `give_back` tells the ledger.
 pub struct Held {
     pub bytes: u64,
     give_back: Box<dyn Fn(u64) + Send + Sync>,
 }
 
 impl Held {
-    /// Nothing so far.
+    /// Creates a reservation of no bytes yet.
     pub fn new(give_back: impl Fn(u64) + Send + Sync + 'static) -> Self {
         Self { bytes: 0, give_back: Box::new(give_back) }
     }
@@ -66,7 +67,7 @@ impl Drop for Held {
     }
 }
 
-/// There is no task any more.
+/// Returns the error that there is no upkeep task any more.
 pub fn closed() -> io::Error {
     io::Error::other("the cache is closing")
 }

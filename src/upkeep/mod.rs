@@ -1,11 +1,11 @@
-//! Upkeep: keeps the cache within its limits, and what is known of it true.
+//! Upkeep: keeps the cache within its limits, and what is known about its objects right.
 //!
-//! One task ([`keeper`]) does all that takes time or has to be done one after the other: it makes room, expires, compares
-//! with the files, finds out what is pinned. Others ask it through a mailbox ([`mail`]). What it decides by is the
-//! [`ledger`], which is pure and behind a lock that nobody holds over a system call. It works in small steps and serves who
-//! waits for room between them.
+//! One task ([`keeper`]) does everything that takes time or has to be done one thing after the other: it makes room,
+//! expires objects, compares the files with the ledger, and finds out which objects are pinned. Others ask it through a
+//! mailbox ([`mail`]). It decides by the [`ledger`], which is pure and behind a lock that is never held over a system
+//! call. The task works in small steps, and between them serves callers that wait for room.
 //!
-//! Locks: `leases` before `ledger`; `uses` by itself.
+//! Lock order: `leases`, then `ledger`. `uses` is taken alone.
 
 mod census;
 mod classes;
@@ -27,8 +27,8 @@ pub use desk::{Cached, Lease, Parts, Upkeep, bounds};
 
 use keeper::Keeper;
 
-/// Reads what is stored and does what is asked, for as long as the process lives. With `is_keeping` it also keeps the
-/// limits; without, it does nothing of its own accord: for a command on a stopped cache.
+/// Reads which objects are stored and does what is asked, for as long as the process lives. With `is_keeping`, it also
+/// keeps the limits; without, it does nothing of its own accord: for a command on a stopped cache.
 pub async fn run(upkeep: Arc<Upkeep>, is_keeping: bool) {
     match upkeep.mailbox() {
         Some(received) => Keeper::new(upkeep).run(received, is_keeping).await,

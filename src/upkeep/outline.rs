@@ -1,13 +1,13 @@
-//! What a stored object is, for an index that does not know it.
+//! Finds out whether a stored object is a manifest, for an index that does not know the object.
 
 use crate::oci::manifest::{self, Outline};
 use crate::oci::{Digest, MediaType};
 use crate::store::Store;
 
-/// Larger files are not looked into for a manifest when the index is rebuilt.
+/// Largest file, in bytes, that is searched for a manifest when the index is rebuilt.
 const MAX_OUTLINE: u64 = 4 << 20;
 
-/// What a stored object is if it is a manifest: its media type and what it refers to.
+/// Returns the media type of a stored object and what it refers to, if it is a manifest.
 pub async fn read_outline(store: &dyn Store, digest: &Digest, size: u64) -> Option<(MediaType, Vec<Digest>)> {
     if size > MAX_OUTLINE {
         return None;

@@ -1,5 +1,5 @@
-//! What is pinned: never evicted, whatever its age. An image is pinned by a regex of its repository or
-//! by name, and with it all that its manifest leads to.
+//! Pinned objects: never evicted, whatever their age. An image is pinned by a regex of its repository or by name, and
+//! with it everything that its manifest leads to.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -13,12 +13,13 @@ use crate::oci::Digest;
 pub struct Rules(HashMap<String, Vec<Pattern>>);
 
 impl Rules {
+    /// Takes the regexes from the configuration.
     pub fn new(config: &Config) -> Self {
         let pinning = config.repositories.iter().filter(|repository| !repository.pin.is_empty());
         Self(pinning.map(|repository| (repository.prefix.clone(), repository.pin.clone())).collect())
     }
 
-    /// Whether the configuration pins a tag.
+    /// Returns whether the configuration pins a tag.
     pub fn match_tag(&self, key: &TagKey) -> bool {
         let patterns = self.0.get(&key.repository).map_or(&[][..], Vec::as_slice);
         if patterns.is_empty() {
@@ -28,8 +29,8 @@ impl Rules {
         patterns.iter().any(|pattern| pattern.is_match(&text))
     }
 
-    /// All objects that pinned images consist of, as far as their manifests are known: those that the rules match and those
-    /// `named`.
+    /// Returns all objects of pinned images, as far as their manifests are known: of images that the rules match, and
+    /// of the images `named`.
     pub async fn closure(
         self: &Arc<Self>,
         index: &dyn Index,

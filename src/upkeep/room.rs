@@ -1,4 +1,4 @@
-//! Room for objects: what a fill asks for before it writes.
+//! Room for objects: a fill asks for it before it writes.
 
 use std::io;
 use std::sync::Arc;
@@ -14,25 +14,26 @@ use super::evict::on_disk;
 use super::mail::{Ask, Held, Message, closed};
 use crate::failure::{Failure, FailureKind};
 
-/// How long a fill waits for room: for objects to go, and for those that are being stored and can go only then. A client
-/// waits for it; past it the object passes uncached.
+/// How long a fill waits for room: until objects have gone, also objects that are being stored and can go only then. A
+/// client waits meanwhile; after this time, the object passes uncached.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How often it is looked whether what is being stored has left room.
+/// How often to check whether objects that are being stored have left room.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// Room on disk for what is coming.
+/// Room on disk for objects on their way in.
 pub trait Room: Send + Sync + 'static {
-    /// Makes room for an object; fails with [`FailureKind::NoRoom`] when there is none to be made.
+    /// Makes room for an object. Fails with [`FailureKind::NoRoom`] if no room can be made.
     fn reserve(&self, bytes: u64) -> BoxFuture<'static, Result<Reservation, Failure>>;
 
-    /// Whether so many bytes would not fit even if nothing else were there.
+    /// Returns whether so many bytes would not fit even if nothing else were there.
     fn never_fits(&self, bytes: u64) -> bool;
 }
 
-/// Room that is kept until this is dropped.
+/// Room that is reserved until this is dropped.
 pub struct Reservation(Option<Box<dyn FnOnce() + Send>>);
 
 impl Reservation {
+    /// Creates a reservation; `give_back` is called when it is dropped.
     pub fn new(give_back: impl FnOnce() + Send + 'static) -> Self {
         Self(Some(Box::new(give_back)))
     }
@@ -65,7 +66,7 @@ impl Upkeep {
             let late = || Failure::new(FailureKind::Storage, "room could not be made in time; the disk is slow");
             match asked.map_err(|_| late())? {
                 Ok(Some(held)) => return Ok(Reservation::new(move || drop(held))),
-                // What is verified counts, and can be evicted, only when it is stored.
+                // A verified object counts, and can be evicted, only once it is stored.
                 Ok(None) if self.parts().cached.is_storing() && Instant::now() < deadline => {
                     tokio::time::sleep(LOOK).await;
                 }
@@ -81,7 +82,7 @@ impl Upkeep {
         }
     }
 
-    /// Bytes that are reserved, as something that gives them back.
+    /// Returns reserved bytes in a form that gives them back when it is dropped.
     fn held(self: &Arc<Self>, bytes: u64) -> Held {
         let upkeep = self.clone();
         let mut held = Held::new(move |bytes| upkeep.ledger().release(bytes));

@@ -1,5 +1,5 @@
-//! Verification of all that is stored: each byte against the digest it is named by, the files against
-//! what is known of them. And the way back from files to an index that was lost.
+//! Verifies all that is stored: each byte against the digest in the file's name, and the files against the ledger. Also
+//! rebuilds a lost index from the files.
 
 use std::io;
 use std::sync::Arc;
@@ -11,21 +11,22 @@ use super::desk::Upkeep;
 use crate::oci::Digest;
 use crate::store::Object;
 
-/// Objects named in a report, of each kind of trouble; all are counted.
+/// Most objects of each kind of trouble that a report names; all are counted.
 const MAX_NAMED: usize = 1000;
 
-/// An object that an unlucky moment hides (it is being replaced) is looked at once more after this.
+/// The wait before an object that could not be read is read once more: it may be being replaced.
 const AGAIN: Duration = Duration::from_millis(50);
 
-/// What a verification found, and how far it is while it runs.
+/// What a verification found, and how far it has come.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
-    /// Files read, and their bytes.
+    /// Files read.
     pub objects: u64,
+    /// Bytes read.
     pub bytes: u64,
     /// Bytes to read in all, as known at the beginning.
     pub bytes_in_all: u64,
-    /// Objects whose content is not what their name says. They are not served, repaired or not.
+    /// Objects whose content does not have the digest in their name. They are not served, repaired or not.
     pub damaged: Trouble,
     /// Objects that the disk could not read.
     pub unreadable: Trouble,
@@ -33,14 +34,14 @@ pub struct Report {
     pub unknown: Trouble,
     /// Objects that the index knew and that have no file.
     pub missing: Trouble,
-    /// Whether the index can be read to its end; what it said where not.
+    /// [`INDEX_IS_FINE`] if the index can be read to its end, else what is wrong with it.
     pub index: String,
-    /// Whether what was found was put right: damaged and unreadable objects removed, so that they are
-    /// fetched again, unknown files taken in, missing ones forgotten.
+    /// Whether trouble was repaired: damaged and unreadable objects removed, so that they are fetched again; unknown
+    /// files taken in; missing objects forgotten.
     pub is_repaired: bool,
     /// Bad objects that could not be removed.
     pub unrepaired: u64,
-    /// Whether this is the end of it.
+    /// Whether the verification has come to its end.
     pub is_complete: bool,
 }
 
@@ -61,11 +62,11 @@ impl Trouble {
     }
 }
 
-/// What the index says of itself when nothing is wrong with it.
+/// The text of a report about an index with which nothing is wrong.
 pub const INDEX_IS_FINE: &str = "ok";
 
 impl Report {
-    /// How far it is, without the names of what was found.
+    /// Returns how far the verification has come, without the names of bad objects.
     pub fn without_names(&self) -> Self {
         let count = |trouble: &Trouble| Trouble { count: trouble.count, digests: Vec::new() };
         Self {
@@ -78,7 +79,7 @@ impl Report {
         }
     }
 
-    /// Whether nothing was found that is not right now.
+    /// Returns whether nothing was found that is still wrong.
     pub fn is_clean(&self) -> bool {
         let troubles = [&self.damaged, &self.unreadable, &self.unknown, &self.missing];
         self.index == INDEX_IS_FINE
@@ -87,8 +88,8 @@ impl Report {
     }
 }
 
-/// Reads everything. `progress` is told now and then how far it is, and says whether to go on. Takes as long as it takes to
-/// read the store.
+/// Reads everything. `progress` gets the report now and then, and returns whether to go on. Takes as long as reading
+/// the store takes.
 pub async fn verify(
     upkeep: &Arc<Upkeep>,
     is_repair: bool,
@@ -122,6 +123,7 @@ pub async fn verify(
     Ok(report)
 }
 
+/// Reads one object, notes the result, and repairs it if asked to.
 async fn verify_one(
     upkeep: &Arc<Upkeep>,
     digest: &Digest,
@@ -141,7 +143,7 @@ async fn verify_one(
     }
     let store = &upkeep.parts().store;
     match result {
-        // Evicted or purged meanwhile.
+        // The object was evicted or purged meanwhile.
         Ok(None) => return,
         Ok(Some((object, true))) => {
             report.objects += 1;
@@ -164,7 +166,7 @@ async fn verify_one(
             report.unreadable.add(digest);
             tracing::error!(%digest, %error, "an object cannot be read");
             if error.kind() == io::ErrorKind::TimedOut {
-                // The disk is slow; the object may be as good as ever.
+                // The disk is slow; the object may be intact.
                 report.unrepaired += 1;
                 return;
             }
@@ -178,8 +180,8 @@ async fn verify_one(
     }
 }
 
-/// Reads one object and tells whether it is intact; `None` where it is not there. `is_left` is set when `progress` says
-/// not to go on.
+/// Reads one object and returns whether it is intact; `None` if it is not there. Sets `is_left` if `progress` says not
+/// to go on.
 async fn read(
     upkeep: &Upkeep,
     digest: &Digest,

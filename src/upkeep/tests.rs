@@ -1,4 +1,4 @@
-//! Upkeep on a store that does as told, in virtual time.
+//! Tests upkeep on a simulated store, in virtual time.
 
 use std::collections::HashSet;
 use std::io;
@@ -19,7 +19,7 @@ use crate::store::Store;
 use crate::store::simulated::{Health, Simulated};
 use crate::work::Pool;
 
-/// A cache in which nothing comes in, unless it is said so.
+/// A cache in which nothing comes in, unless a test says so.
 #[derive(Default)]
 struct Quiet {
     is_storing: AtomicBool,
@@ -47,7 +47,7 @@ struct Scene {
     upkeep: Arc<Upkeep>,
 }
 
-/// An upkeep with these keys of `[cache]`, which runs.
+/// Starts upkeep with these keys of `[cache]`.
 async fn scene(keys: &str) -> Scene {
     let dir = tempfile::tempdir().expect("a directory");
     let text = format!("[cache]\ndir = {:?}\n{keys}\n", dir.path().join("cache"));
@@ -70,7 +70,7 @@ async fn scene(keys: &str) -> Scene {
     let upkeep = Arc::new(Upkeep::new(&config, parts));
     tokio::spawn(run(upkeep.clone(), true));
     upkeep.loaded().await;
-    // Behind the comparison with the files that each start makes.
+    // After the comparison with the files that each start makes.
     upkeep.census(true).await.expect("counted");
     Scene { _dir: dir, store, cached, upkeep }
 }
@@ -91,7 +91,7 @@ impl Scene {
 
 #[tokio::test(start_paused = true)]
 async fn what_expires_keeps_nobody_waiting_who_needs_room() {
-    // As large as what is stored, so that each object that comes needs another to go.
+    // `max_size` is as large as what is stored, so that each object that comes in needs another to go.
     let scene = scene("ttl = \"1h\"\nmax_size = \"614400000\"").await;
     {
         let mut ledger = scene.upkeep.ledger();
@@ -130,7 +130,7 @@ async fn room_for_a_large_object_keeps_no_small_one_waiting() {
     };
     let (large, small) = tokio::join!(large, small);
     assert!(small.is_ok());
-    // It would take minutes: the object passes uncached, and what was reserved for it is given back.
+    // Making room would take minutes: the object passes uncached, and what was reserved for it is given back.
     assert_eq!(large.expect_err("too slow").kind, FailureKind::Storage);
     drop(small);
     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -186,7 +186,7 @@ async fn files_and_ledger_are_brought_in_line() {
     assert!(scene.upkeep.census(false).await.expect("counted").missing.is_empty(), "nothing was taken for missing");
 }
 
-/// A disk that is slow for a moment is not damage: with `--repair` the object would be gone.
+/// A disk that is slow for a moment is not damage: with `--repair`, the object would be gone.
 #[tokio::test(start_paused = true)]
 async fn what_cannot_be_read_in_time_is_told_and_not_taken_out() {
     let scene = scene("").await;

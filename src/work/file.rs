@@ -1,4 +1,4 @@
-//! Reading a file without waiting for its disk for ever.
+//! Reads a file without waiting for its disk for ever.
 
 use std::fs::File;
 use std::io::{self, IoSliceMut};
@@ -22,20 +22,22 @@ pub struct ReadFile {
 }
 
 impl ReadFile {
+    /// Creates a reader of `file` whose reads wait in `pool`.
     pub fn new(file: Arc<File>, pool: Pool) -> Self {
         Self { file, pool }
     }
 
+    /// Returns the file.
     pub fn file(&self) -> &Arc<File> {
         &self.file
     }
 
-    /// The pool that reads of the file wait in.
+    /// Returns the pool in which reads of the file wait.
     pub fn pool(&self) -> &Pool {
         &self.pool
     }
 
-    /// Reads exactly `length` bytes at `at`; what is in the page cache without a change of threads.
+    /// Reads exactly `length` bytes at `at`. Bytes in the page cache are read without a change of threads.
     pub async fn read(&self, at: u64, length: u64) -> io::Result<Bytes> {
         if let Some(bytes) = read_cached(&self.file, at, length) {
             return Ok(bytes);
@@ -62,24 +64,27 @@ pub struct Hashing {
 }
 
 impl Hashing {
+    /// Begins a digest at the first byte.
     pub fn new(algorithm: Algorithm) -> Self {
         Self { hasher: algorithm.hasher(), buffer: Vec::new(), at: 0 }
     }
 
-    /// How far it is.
+    /// Returns how many bytes were hashed.
     pub fn at(&self) -> u64 {
         self.at
     }
 
+    /// Returns the digest of the bytes that were hashed.
     pub fn finish(self) -> Digest {
         self.hasher.finish()
     }
 
-    /// The state of the digest, to go on with bytes from elsewhere.
+    /// Returns the state of the digest, to go on with bytes from elsewhere.
     pub fn into_hasher(self) -> Hasher {
         self.hasher
     }
 
+    /// Hashes the next `length` bytes. Blocks.
     fn step(mut self, file: &File, length: u64) -> io::Result<Self> {
         // Fits: it is at most `HASHED`.
         let length = length as usize;
@@ -92,8 +97,8 @@ impl Hashing {
     }
 }
 
-/// Reads exactly `length` bytes at `at` if they are in the page cache, as what has just been written is; never waits for
-/// a disk.
+/// Reads exactly `length` bytes at `at` if they are in the page cache, as bytes that were just written are. Never waits
+/// for a disk.
 fn read_cached(file: &File, at: u64, length: u64) -> Option<Bytes> {
     let mut buffer = vec![0; usize::try_from(length).ok()?];
     let into = &mut [IoSliceMut::new(&mut buffer)];

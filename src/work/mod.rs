@@ -1,11 +1,11 @@
-//! Work that blocks, off the async threads: files and the index.
+//! Runs blocking work off the async threads: files and the index.
 //!
-//! A [`Pool`] is for one kind of work. It bounds the threads that this kind takes, so that a disk that hangs in one kind
-//! starves no other, and it bounds how long a caller waits. The work itself cannot be stopped: it keeps its thread until
-//! the kernel gives it back, and nobody waits for it any more.
+//! A [`Pool`] is for one kind of work. It bounds the threads that this kind takes, so that work of one kind on a disk
+//! that hangs starves no other kind. It also bounds how long a caller waits. The work itself cannot be stopped: it
+//! keeps its thread until the kernel returns, but nobody waits for it any more.
 //!
-//! The pools share the runtime's blocking threads, of which there are 512. All pools together have fewer places, so that a
-//! thread is free for each place.
+//! The pools share the runtime's blocking threads, of which there are 512. All pools together have fewer places, so
+//! that there is a thread for each place.
 
 mod file;
 
@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 pub use file::{Hashing, ReadFile};
 
-/// How long callers wait while an earlier one has given up and its work still runs: the disk is known to hang.
+/// How long callers wait while work runs whose caller has given up: the disk is known to hang.
 const HURRY: Duration = Duration::from_millis(250);
 
 /// Threads for one kind of work; clones share them.
@@ -31,7 +31,7 @@ struct Shared {
     kind: &'static str,
     places: Arc<Semaphore>,
     patience: Duration,
-    /// Work that runs though its caller has given up.
+    /// How many pieces of work run though their callers have given up.
     overdue: AtomicUsize,
 }
 
@@ -60,14 +60,14 @@ impl From<Unfinished> for io::Error {
 }
 
 impl Pool {
-    /// `kind` is the subject of error messages ("reading the cache directory"); `places` is how much of this work runs at
-    /// once; `patience` is how long a caller waits for a place and the work together.
+    /// Creates a pool. `kind`: the subject of error messages ("reading the cache directory"). `places`: how many pieces
+    /// of this work run at once. `patience`: how long a caller waits for a place and the work together.
     pub fn new(kind: &'static str, places: usize, patience: Duration) -> Self {
         let overdue = AtomicUsize::new(0);
         Self(Arc::new(Shared { kind, places: Arc::new(Semaphore::new(places)), patience, overdue }))
     }
 
-    /// Runs `work` on a thread of the pool. It goes on when the caller leaves.
+    /// Runs `work` on a thread of the pool. The work goes on when the caller leaves.
     pub async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Unfinished> {
         let patience = if self.is_overdue() { HURRY.min(self.0.patience) } else { self.0.patience };
         let deadline = Instant::now() + patience;
@@ -88,7 +88,7 @@ impl Pool {
         }
     }
 
-    /// [`Self::run`] for work on files.
+    /// Like [`Self::run`], for work on files.
     pub async fn run_io<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> io::Result<T> + Send + 'static,
@@ -115,7 +115,7 @@ impl Pool {
         task.await.map_err(|error| self.broke_off(&error))?
     }
 
-    /// Whether work runs whose caller has given up.
+    /// Returns whether work runs whose caller has given up.
     pub fn is_overdue(&self) -> bool {
         self.0.overdue.load(Ordering::Relaxed) > 0
     }
@@ -125,20 +125,24 @@ impl Pool {
     }
 }
 
+/// The caller waits for the work.
 const WAITED_FOR: u8 = 0;
+/// The caller has given up, and the work still runs.
 const GIVEN_UP: u8 = 1;
+/// The work has ended.
 const ENDED: u8 = 2;
 
-/// One piece of work, known to its caller and its thread.
+/// One piece of work, shared by its caller and its thread.
 struct Running {
     shared: Arc<Shared>,
+    /// [`WAITED_FOR`], [`GIVEN_UP`] or [`ENDED`].
     state: AtomicU8,
 }
 
 impl Running {
-    /// The caller does not wait any more.
+    /// Notes that the caller waits no longer.
     fn give_up(&self) {
-        // Counted first, so that the thread never takes back what is not counted yet.
+        // Counted first, so that the thread never subtracts work that is not counted yet.
         self.shared.overdue.fetch_add(1, Ordering::Relaxed);
         if self.state.swap(GIVEN_UP, Ordering::AcqRel) == ENDED {
             self.shared.overdue.fetch_sub(1, Ordering::Relaxed);
@@ -185,7 +189,7 @@ mod tests {
         while pool.is_overdue() {
             tokio::task::yield_now().await;
         }
-        // A machine that is busy may be late with it, too.
+        // A busy machine may be late, too.
         while pool.run(|| ()).await.is_err() {}
     }
 

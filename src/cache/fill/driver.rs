@@ -1,4 +1,6 @@
 //! Drives a fill from the first byte to the published object.
+//!
+//! Locks: `sources` of a copy and `left` of a registered fill are each taken alone.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -24,28 +26,30 @@ use crate::store::Store;
 use crate::upkeep::room::{Reservation, Room};
 use crate::work::{Hashing, ReadFile};
 
-/// How often a transfer that had begun is reopened when no source answers, before the fill fails.
+/// Most attempts in a row to open again a transfer that had begun, when no source answers; then the fill fails.
 const REOPEN_ATTEMPTS: u32 = 6;
+/// The wait before the first of these attempts. Each further wait is twice as long.
 const REOPEN_DELAY: Duration = Duration::from_millis(100);
-/// Copies fetched at most before the fill fails: bounds what lying upstreams can cost.
+/// Most copies that are fetched before the fill fails: bounds the cost of upstreams that send wrong content.
 const MAX_COPIES: usize = 16;
-/// When a transfer has run this long and needs longer than [`WORTH_IT`] for the rest, further
-/// connections are opened; after as long again it is seen whether they help.
+/// How often the speed of a copy is measured. If the rest would take longer than [`WORTH_IT`] over one connection,
+/// further connections are opened; the fourth measurement after that decides whether they help.
 const MEASURE: Duration = Duration::from_millis(250);
+/// The rest has to take longer than this to be worth further connections.
 const WORTH_IT: Duration = Duration::from_secs(1);
-/// Smaller objects come over one connection.
+/// Size in bytes below which an object comes over one connection.
 const MIN_PARALLEL: u64 = 16 << 20;
 
-/// What a finished fill left in the store.
+/// The result of a fill whose content was right.
 #[derive(Debug)]
 pub struct Outcome {
     pub digest: Digest,
     pub size: u64,
-    /// Whether the object is in the store; readers were served either way.
+    /// Whether the object is in the store. Readers were served either way.
     pub is_stored: bool,
-    /// Whether it was not there before.
+    /// Whether the store did not have the object before.
     pub is_new: bool,
-    /// To be kept until the object is counted.
+    /// The room of the object, to be held until the object is counted.
     pub _reserved: Vec<Reservation>,
 }
 
@@ -55,12 +59,13 @@ pub struct Destination<'a> {
     pub spool: &'a Spool,
     pub store: &'a Arc<dyn Store>,
     pub room: &'a Arc<dyn Room>,
-    /// The transfers at once.
+    /// The places that all transfers share.
     pub places: &'a Places,
 }
 
-/// Brings `digest` in: tries one copy after the other until one has the right digest, tells the
-/// readers, and publishes the file. Where it cannot be stored the readers are told nothing: it may still pass.
+/// Brings in an object: fetches one copy after the other until one has the right digest, tells the readers, and
+/// publishes the file. Where the object cannot be stored, the readers are not told of the failure: the object may still
+/// pass.
 pub async fn drive(
     registered: &Registered,
     wanted: Wanted,
@@ -86,7 +91,7 @@ async fn bring_in(
     let mut is_alone = false;
     for _ in 0..MAX_COPIES {
         let mut copy = Copy::open(registered, wanted, origin, into).await?;
-        // A single stream is of one source, unless that breaks.
+        // A single stream has bytes of one source only, unless it breaks.
         copy.serves_ranges = !is_alone;
         match copy.fetch().await {
             Ok(Fetched::Whole { size, found }) if wanted.is(&found) => {
@@ -100,8 +105,9 @@ async fn bring_in(
             Ok(_) => {
                 let sources = lock(&copy.sources).clone();
                 tracing::warn!(%digest, sources = sources.len(), "wrong content came from upstream; it was dropped");
-                // Bytes of several sources or of an earlier run: the next copy tells whose are wrong.
-                // If it is of several again, the one asked first goes: the others only stood in for it.
+                // With bytes of several sources or of an earlier download, it is not known whose bytes are wrong: the
+                // next copy is fetched over one connection. If that copy has bytes of several sources again, the source
+                // asked first is rejected: the others only stood in for it.
                 match sources.first() {
                     Some(first) if is_alone || (sources.len() == 1 && !copy.is_resumed) => origin.reject(*first),
                     _ => is_alone = true,
@@ -110,7 +116,7 @@ async fn bring_in(
             }
             Err(failure) => {
                 *lock(&registered.left) = copy.left.take();
-                // What has arrived is kept to go on with, unless it cannot be written.
+                // The bytes that arrived stay for the next fill to resume, unless they cannot be written.
                 let is_worth_it = wanted.may_resume() && !copy.fill.present().is_empty();
                 if failure.kind.is_of_the_store() || !is_worth_it {
                     let discarded = copy.partial.discard().await;
@@ -123,7 +129,7 @@ async fn bring_in(
     Err(Failure::new(FailureKind::WrongContent, "no upstream sends the right content"))
 }
 
-/// Moves a verified copy to the complete objects.
+/// Moves the file of a verified copy to the complete objects.
 async fn publish(copy: Copy<'_>, digest: Digest, size: u64, store: &dyn Store) -> Outcome {
     let published = match copy.reserved.cover(size).await {
         Ok(()) => store.publish(copy.partial, &digest, size).await.map_err(storage),
@@ -148,6 +154,7 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// How the fetch of a copy ended: with all bytes, whose digest is `found`, or with a contradiction.
 enum Fetched {
     Whole {
         size: u64,
@@ -160,7 +167,7 @@ enum Fetched {
 /// One copy of the object on its way in.
 struct Copy<'a> {
     fill: Arc<Fill>,
-    /// Of the object, or what stands for it.
+    /// The digest of the object, or the key that stands for it.
     digest: Digest,
     algorithm: Algorithm,
     origin: &'a Arc<dyn Origin>,
@@ -168,28 +175,32 @@ struct Copy<'a> {
     partial: Partial,
     is_resumed: bool,
     size: Option<u64>,
-    /// Whose bytes it may hold.
+    /// The sources whose bytes the copy may hold.
     sources: Arc<Mutex<BTreeSet<Source>>>,
-    /// Connections that may be used for the transfers in order.
+    /// Most transfers in order at once.
     connections: usize,
+    /// Whether ranges may be fetched beside a running transfer.
     serves_ranges: bool,
-    /// A range was fetched on the side.
+    /// Whether a range was fetched on the side.
     has_sides: bool,
+    /// Attempts in a row to open a transfer that no source answered.
     failed_opens: u32,
     breaks: Breaks,
-    /// No transfer is begun before.
+    /// No transfer is begun before this time.
     pauses_until: Option<Instant>,
     running: Vec<Arc<Span>>,
     speed: Speed,
     is_vouched_for: bool,
     supervision: Supervision<'a>,
-    /// A transfer of what cannot be stored, and where it begins.
+    /// A transfer of an object that cannot be stored, and the offset at which it begins.
     left: Option<(u64, Transfer)>,
 }
 
+/// A transfer that ended: its span, the source that answered (`None`: no source did), and how it ended.
 type Finished = (Arc<Span>, Option<Source>, End);
 
 impl<'a> Copy<'a> {
+    /// Opens the download, with the bytes that an earlier fill left in it, and tells the readers of the new copy.
     async fn open(
         registered: &Registered,
         wanted: Wanted,
@@ -202,7 +213,7 @@ impl<'a> Copy<'a> {
         let mut present = RangeSet::default();
         resumed.ranges.iter().for_each(|&(start, end)| present.insert(start, end));
         if resumed.size.is_some_and(|size| present.covers(0, size)) {
-            // The upstream is to say that it has the object: the last byte is asked for once more.
+            // The upstream has to show that it has the object, so the last byte is fetched again.
             present.remove_last();
         }
         let reserved = Reserved::new(into.room.clone());
@@ -234,14 +245,14 @@ impl<'a> Copy<'a> {
         })
     }
 
-    /// Transfers what is missing, over as many connections as help, and hashes it as it comes.
+    /// Fetches the missing bytes, over as many connections as help, and hashes them as they arrive.
     async fn fetch(&mut self) -> Result<Fetched, Failure> {
         let hashing = AbortOnDrop(tokio::spawn(hash(self.fill.clone(), self.partial.reader(), self.algorithm)));
         let mut transfers: FuturesUnordered<BoxFuture<'static, Finished>> = FuturesUnordered::new();
         let fill = self.fill.clone();
         let mut measuring = tokio::time::interval(MEASURE);
         loop {
-            // Wakes for anything that changes before the next wait are not lost.
+            // Registered here, so that no change before the wait below is missed.
             let wanted = fill.wanted.notified();
             tokio::pin!(wanted);
             wanted.as_mut().enable();
@@ -277,7 +288,7 @@ impl<'a> Copy<'a> {
         Ok(Fetched::Whole { size, found })
     }
 
-    /// The next transfer that the plan wants.
+    /// Returns the next transfer that the plan wants.
     fn start_next(&mut self) -> Option<BoxFuture<'static, Finished>> {
         self.size = self.size.or_else(|| self.fill.known_size());
         let (from, until, is_side) = match self.size {
@@ -296,7 +307,7 @@ impl<'a> Copy<'a> {
                     in_chunks: self.serves_ranges && self.has_sides,
                 });
                 match next {
-                    // An empty object has nothing to fetch but must be asked for.
+                    // An empty object has no bytes to fetch but must be asked for.
                     None if size == 0 && lock(&self.sources).is_empty() && self.running.is_empty() => (0, 0, false),
                     None => return None,
                     Some(next) => {
@@ -315,7 +326,8 @@ impl<'a> Copy<'a> {
         Some(Box::pin(self.transfer(span, is_alone, is_side)))
     }
 
-    /// `is_side`: a client waits for just this part.
+    /// Opens a transfer for `span` and runs it to its end. `is_alone`: no other transfer of the object runs. `is_side`:
+    /// a client waits for just this part.
     fn transfer(
         &self,
         span: Arc<Span>,
@@ -334,7 +346,7 @@ impl<'a> Copy<'a> {
         let is_vouched_for = self.is_vouched_for;
         async move {
             let claim = span.claim();
-            // A range to the very end is asked for open: some storages dislike a last byte.
+            // A range to the very end is requested without its end: some storages dislike a last byte.
             let until = Some(claim.until).filter(|&until| until != u64::MAX && Some(until) != size);
             let transfer = match origin.open(claim.at, until, !is_alone && !is_side).await {
                 Ok(transfer) => transfer,
@@ -368,7 +380,7 @@ impl<'a> Copy<'a> {
         }
     }
 
-    /// Takes note of how a transfer ended.
+    /// Takes note of how a transfer ended. Returns a contradiction, which ends this copy; an error ends the fill.
     async fn ended(&mut self, span: &Span, source: Option<Source>, end: End) -> Result<Option<Fetched>, Failure> {
         let has_begun = !lock(&self.sources).is_empty() || self.is_resumed;
         match (end, source) {
@@ -398,17 +410,17 @@ impl<'a> Copy<'a> {
                 self.pauses_until = Some(Instant::now() + broke.pause).max(self.pauses_until);
                 self.origin.broke(source, broke.has_progressed, &failure);
             }
-            // Other objects have the connections: more of them may be free later.
+            // Other objects use the connections. More connections may be free later.
             (End::Broke(failure), None) if failure.kind == FailureKind::Busy && !self.running.is_empty() => {
                 self.connections = self.running.len();
                 self.give_back(span);
             }
-            // The transfers that still run may do without this one.
+            // The running transfers may do without this one.
             (End::Broke(failure), None) if !self.running.is_empty() => {
                 tracing::debug!(digest = %self.digest, %failure, "a range could not be had beside the others");
                 self.one_stream(span);
             }
-            // Clients already have a part of it: it is worth waiting for an upstream to come back.
+            // Clients already have a part of the object, so it is worth waiting for an upstream to come back.
             (End::Broke(failure), None) if has_begun && self.failed_opens < REOPEN_ATTEMPTS => {
                 tracing::debug!(digest = %self.digest, %failure, "no upstream goes on with a transfer; trying again");
                 tokio::time::sleep(REOPEN_DELAY * 2u32.pow(self.failed_opens)).await;
@@ -419,15 +431,15 @@ impl<'a> Copy<'a> {
         Ok(None)
     }
 
-    /// The upstream does not serve ranges beside a running transfer: that one goes on to the end, over
-    /// what was to be taken off it.
+    /// Goes on with one stream, because the upstream does not serve ranges beside a running transfer. The running
+    /// transfer goes on to the end, over the range that was to be taken from it.
     fn one_stream(&mut self, failed: &Span) {
         self.serves_ranges = false;
         self.connections = 1;
         self.give_back(failed);
     }
 
-    /// What a transfer did not begin goes back to the one that it was taken off.
+    /// Gives the range of a transfer that did not begin back to the running transfer from which it was taken.
     fn give_back(&mut self, failed: &Span) {
         let Claim { at, until } = failed.claim();
         if let Some(before) = self.running.iter().find(|span| span.claim().until == at) {
@@ -435,7 +447,7 @@ impl<'a> Copy<'a> {
         }
     }
 
-    /// Opens further connections where one is slow, and gives them up where they do not help.
+    /// Allows further connections where one is slow, and gives them up where they do not help.
     fn measure(&mut self) {
         let (Some(size), true) = (self.size, self.serves_ranges) else {
             return;
@@ -459,14 +471,17 @@ impl<'a> Copy<'a> {
 /// How fast a copy comes in.
 #[derive(Debug, Default)]
 struct Speed {
+    /// The time of the last measurement, and the bytes that had arrived by then.
     last: Option<(Instant, u64)>,
     /// Bytes per second over one connection.
     alone: Option<f64>,
-    /// Measurements since the connections were widened.
+    /// Measurements since further connections were allowed.
     widened: u32,
+    /// Whether it is decided if the further connections stay; then nothing more is measured.
     is_decided: bool,
 }
 
+/// What a measurement says about the number of connections.
 enum Judgement {
     Widen,
     Narrow,
@@ -493,7 +508,7 @@ impl Speed {
             return Judgement::Widen;
         }
         self.widened += 1;
-        // The first measurement after widening still holds the new connections' slow start.
+        // The first measurements after widening still include the slow start of the new connections.
         if self.widened < 4 {
             return Judgement::Keep;
         }
@@ -505,7 +520,7 @@ impl Speed {
     }
 }
 
-/// Hashes the object as far as it is there in order, reading back from the page cache.
+/// Hashes the object in order as its bytes arrive, reading them back from the page cache.
 async fn hash(fill: Arc<Fill>, file: ReadFile, algorithm: Algorithm) -> io::Result<Digest> {
     let mut hashing = Hashing::new(algorithm);
     while let Some(until) = fill.hashable(hashing.at()).await {
@@ -514,7 +529,7 @@ async fn hash(fill: Arc<Fill>, file: ReadFile, algorithm: Algorithm) -> io::Resu
     Ok(hashing.finish())
 }
 
-/// A task that ends with its owner.
+/// A task that is aborted when its owner drops it.
 struct AbortOnDrop<T>(tokio::task::JoinHandle<T>);
 
 impl<T> AbortOnDrop<io::Result<T>> {

@@ -1,5 +1,5 @@
-//! Sources that never bring the whole object: they break off, end early, refuse, contradict themselves, without end. The
-//! fill has to end, and to cost few openings: each is a request upstream for which no client asked.
+//! Sources that never bring the whole object: they break off, end early, refuse, contradict themselves, without end.
+//! The fill has to end, and to cost few openings: each is a request upstream for which no client asked.
 
 use std::sync::Mutex;
 use std::time::Duration;
@@ -20,11 +20,11 @@ const MIB: u64 = 1 << 20;
 /// What a source does each time that it is opened.
 #[derive(Clone, Copy, Debug)]
 enum Way {
-    /// Brings so many bytes from where it was asked and breaks off.
+    /// Sends this many bytes from the offset asked for and breaks off.
     Breaks(u64),
-    /// The same, but what broke looks like the end.
+    /// The same, but the break looks like the end.
     Ends(u64),
-    /// Begins at the first byte whatever it is asked, and breaks off after so many.
+    /// Begins at the first byte whatever the offset asked for, and breaks off after this many bytes.
     Restarts(u64),
     /// Answers with an error.
     Refuses,
@@ -108,7 +108,7 @@ impl Origin for World {
     }
 }
 
-/// Openings of the fill of an object that its sources never give, and the bytes that they sent.
+/// Fills an object that its sources never send as a whole. Returns the openings and the bytes that were sent.
 fn openings_of(size: u64, says_size: bool, parallel: usize, ways: &[Way]) -> (u64, u64) {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = runtime.enable_time().start_paused(true).max_blocking_threads(1).build().expect("a runtime");
@@ -159,8 +159,8 @@ proptest! {
         ways in prop::collection::vec(ways(), 1..4),
     ) {
         let (openings, bytes) = openings_of(size, says_size, parallel, &ways);
-        // Few for each source, copies that contradict each other included, one for each mebibyte that came, and for a
-        // small object one for each part of it.
+        // A few for each source, copies that contradict each other included; one for each mebibyte that came; and for a
+        // small object, one for each part of it.
         let allowed = 64 + 40 * ways.len() as u64 + bytes / MIB;
         prop_assert!(openings <= allowed, "{openings} openings, {bytes} bytes, {allowed} allowed");
     }

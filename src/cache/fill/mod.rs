@@ -1,9 +1,8 @@
-//! A fill: one object on its way in from upstream, and those who read it meanwhile.
+//! A fill: one object on its way in from upstream, shared by its readers.
 //!
-//! The bytes go to a file; what is there so far is a [`RangeSet`] that every reader watches. Readers
-//! read behind the writer from the page cache, so there is no channel to run full and no slowest
-//! reader. The last piece is held back until the digest matched: no reader ever gets to the end of
-//! content that is wrong.
+//! The bytes go to a file. Every reader watches a [`RangeSet`] of the bytes that are there so far, and reads behind the
+//! writer from the page cache. So there is no channel that could run full, and no slow reader holds up the others. The
+//! last bytes are held back until the digest matched: no reader gets to the end of wrong content.
 
 mod driver;
 mod passing;
@@ -37,25 +36,27 @@ pub use reserved::Reserved;
 use window::{Passed, Window};
 pub(super) use window::{Seat, Windows};
 
-/// What a fill is to bring in.
+/// The content that a fill is to bring in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wanted {
-    /// The object of this digest.
+    /// The object with this digest.
     Digest(Digest),
-    /// The same, from somebody whom others are not to depend on: who knows the key joins, nobody else.
+    /// The object with this digest, from a source on which other clients must not depend. The fill has its own `key`:
+    /// only clients that know the key join.
     Apart { key: Digest, digest: Digest },
-    /// Whatever its origin has; until its digest is known, this stands for it.
+    /// Any content that the origin sends. This key stands for the content until its digest is known.
     Whatever(Digest),
 }
 
 impl Wanted {
+    /// Returns the key under which the fill is registered and its download is kept.
     pub fn key(&self) -> Digest {
         match self {
             Self::Digest(key) | Self::Apart { key, .. } | Self::Whatever(key) => *key,
         }
     }
 
-    /// The digest that it is to have; `None`: any.
+    /// Returns the digest that the content must have; `None`: any digest is right.
     fn digest(&self) -> Option<Digest> {
         match self {
             Self::Digest(digest) | Self::Apart { digest, .. } => Some(*digest),
@@ -63,17 +64,20 @@ impl Wanted {
         }
     }
 
+    /// Returns whether content with the digest `found` is right.
     fn is(&self, found: &Digest) -> bool {
         self.digest().is_none_or(|digest| digest == *found)
     }
 
-    /// Whether the configuration names the source. A source that only a client names gets room as bytes come and not
-    /// for the size that it states, has to keep a least speed, and its transfer ends when nobody reads it.
+    /// Returns whether the configuration names the source. If only a client names the source, the fill reserves room as
+    /// bytes arrive and not for the size that the source states, the source has to keep a least speed, and the fill
+    /// ends when nobody reads it.
     fn is_vouched_for(&self) -> bool {
         matches!(self, Self::Digest(_))
     }
 
-    /// Whether what an earlier transfer left may be gone on with: all that there is under its name is of it.
+    /// Returns whether the fill may resume an earlier download: only where the key is the digest, so that all bytes
+    /// kept under the key are of this object.
     fn may_resume(&self) -> bool {
         matches!(self, Self::Digest(_))
     }
@@ -85,31 +89,34 @@ impl fmt::Debug for Transfer {
     }
 }
 
-/// One object being brought in.
+/// One object on its way in.
 #[derive(Debug)]
 pub struct Fill {
-    /// Whom it was begun for; others may join once their own upstream confirmed the object.
+    /// The viewer for whom the fill was begun. Other viewers may join once their own upstream has confirmed the object.
     viewer: Viewer,
+    /// The state that readers watch.
     state: watch::Sender<State>,
-    /// What readers wait for, so that it can be fetched first.
+    /// The bytes that readers wait for, so that these are fetched first. The key counts the waits.
     wants: Mutex<HashMap<u64, Want>>,
     next_want: AtomicU64,
+    /// Notified when a reader begins to wait.
     wanted: Notify,
-    /// Requests that read it, or are about to.
+    /// Requests that read the fill, or are about to.
     readers: AtomicUsize,
-    /// The size that a source stated last, believed or not; 0: none did.
+    /// The size that a source stated last, whether believed or not; 0: no source stated one.
     stated: AtomicU64,
-    /// What it is read from once it passes.
+    /// The window that readers read from once the object passes.
     window: OnceLock<Arc<Window>>,
-    /// When it was begun, and when it got a place among the transfers.
+    /// When the fill was begun.
     begun: Instant,
+    /// When the fill had all of Larder's own places that it needs.
     placed: OnceLock<Instant>,
 }
 
 /// A client whose transfer waited this long for a place is not told that the upstream is slow.
 const LONG_WAIT: Duration = Duration::from_secs(10);
 
-/// A fill that a request reads, or is about to; it counts as read until this is dropped.
+/// A fill that a request reads, or is about to. The fill counts as read until this is dropped.
 #[derive(Debug)]
 pub struct FillReader(Arc<Fill>);
 
@@ -119,7 +126,7 @@ impl FillReader {
         Self(fill)
     }
 
-    /// The fill, for who remembers it without reading it.
+    /// Returns the fill, for code that remembers the fill without reading it.
     pub fn downgrade(&self) -> Weak<Fill> {
         Arc::downgrade(&self.0)
     }
@@ -145,49 +152,68 @@ impl Drop for FillReader {
     }
 }
 
+/// The state of a fill, as readers see it.
 #[derive(Clone, Debug)]
 struct State {
     phase: Phase,
-    /// Counts the files begun: bytes of one attempt are never mixed with those of another.
+    /// Counts the files begun: bytes of one attempt are never mixed with bytes of another.
     attempt: u32,
+    /// The file that the bytes go to; `None` before the first copy begins.
     file: Option<ReadFile>,
+    /// The size of the object, once it is known.
     size: Option<u64>,
+    /// The bytes that are in the file.
     present: RangeSet,
-    /// Whether it goes on from what an earlier transfer left.
+    /// Whether the fill continues an earlier download.
     is_resumed: bool,
-    /// How far it is once it passes.
+    /// The bytes that have passed, once the object passes.
     passed: Passed,
 }
 
+/// The phase of a fill. The transitions are:
+///
+/// - `Opening` to `Growing`: a source answered.
+/// - `Growing` to `Opening`: the copy was wrong, or answers did not agree on the size. The next copy begins, in a new
+///   file.
+/// - `Growing` to `Verified`: all bytes are in the file and the digest matched.
+/// - `Opening` or `Growing` to `Passing`: the object cannot be stored, and a window for it was opened.
+/// - `Passing`, not verified to verified: all bytes passed and the digest matched.
+/// - `Opening`, `Growing` or `Passing`, not verified, to `Failed`: the object could not be brought in, nobody reads it
+///   any more, or the task of the fill ended early.
+///
+/// `Verified`, verified `Passing` and `Failed` are final. A `Verified` object is being stored; if that fails, it was
+/// served all the same.
 #[derive(Clone, Debug)]
 enum Phase {
-    /// Nothing is known yet.
+    /// No source has answered for this copy yet.
     Opening,
     Growing,
-    /// All of it is there and the digest matched.
+    /// All bytes are in the file and the digest matched.
     Verified,
-    /// It cannot be stored. Behind what is in the file it passes through a window; `is_verified`: all of it did, and the
-    /// digest matched.
+    /// The object cannot be stored. After the bytes that are in the file, it passes through a window. `is_verified`:
+    /// all of it passed, and the digest matched.
     Passing {
         is_verified: bool,
     },
+    /// The fill ended without the whole object; readers get this failure.
     Failed(Failure),
 }
 
-/// Who reads, and how far.
+/// What a reader was told, has read so far, and may read.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Reading {
-    /// The copy that bytes were read of; the reader fails when that copy turned out wrong.
+    /// The copy from which the reader got bytes. The reader fails when that copy turned out wrong.
     pub attempt: Option<u32>,
+    /// Where the part that the client asked for ends; `None`: at the end of the object.
     pub end: Option<u64>,
-    /// What the reader was told that the whole has; it fails when the right copy has another size.
+    /// The size that the reader was told. The reader fails when the right copy has another size.
     pub size: Option<u64>,
-    /// Whether the last bytes may be read before the whole is verified: for a part that a client asked
-    /// for by both its ends, which cannot be taken for the whole.
+    /// Whether the last bytes may be read before the whole is verified: for a part that a client asked for by both its
+    /// ends, and so cannot take for the whole.
     pub may_read_unverified: bool,
 }
 
-/// A registered want; gone when dropped.
+/// A registered want; dropping it removes the want.
 struct Waiting<'a> {
     fill: &'a Fill,
     id: u64,
@@ -199,18 +225,20 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// What a reader may have next.
+/// Where a reader finds its next bytes.
 #[derive(Clone, Debug)]
 pub enum Readable {
+    /// In the file.
     File {
         file: ReadFile,
-        /// Bytes up to here may be read; equal to the offset asked for at the end of the object.
+        /// Bytes before this offset may be read. At the end of the object, this is the offset asked for.
         until: u64,
+        /// The copy that the file holds.
         attempt: u32,
     },
-    /// It is in the window, unless it just left that.
+    /// In the window, unless they just left it.
     InWindow,
-    /// It is to be had by a transfer of the reader's own alone.
+    /// Only in a transfer of the reader's own.
     Elsewhere,
 }
 
@@ -239,33 +267,33 @@ impl Fill {
         }
     }
 
-    /// It has all places of our own that it needs.
+    /// Notes that the fill has all of Larder's own places that it needs.
     pub fn has_place(&self) {
         self.placed.get_or_init(Instant::now);
     }
 
-    /// Whether it waited long for these.
+    /// Returns whether the fill waited long for these places.
     pub fn waited_long(&self) -> bool {
         self.placed.get().copied().unwrap_or_else(Instant::now) - self.begun >= LONG_WAIT
     }
 
-    /// Whom it was begun for.
+    /// Returns the viewer for whom the fill was begun.
     pub fn viewer(&self) -> &Viewer {
         &self.viewer
     }
 
-    /// Whether all of it is there and verified.
+    /// Returns whether all bytes are in the file and verified.
     pub fn is_verified(&self) -> bool {
         matches!(self.state.borrow().phase, Phase::Verified)
     }
 
-    /// Whether it began with what an earlier transfer left, which may have been somebody else's.
+    /// Returns whether the fill began with bytes of an earlier transfer, which may have been for another client.
     pub fn is_resumed(&self) -> bool {
         self.state.borrow().is_resumed
     }
 
-    /// The size of the object as soon as that is known; `None` when the upstream does not say and the
-    /// end is not reached. That it is empty is said only when it is verified: who is told that has all of it.
+    /// Returns the size of the object as soon as a source has answered; `None` if the source does not state it and the
+    /// end is not reached. Size 0 is returned only once it is verified: a client that is told 0 has the whole object.
     pub async fn size(&self) -> Result<Option<u64>, Failure> {
         let mut state = self.state.subscribe();
         let may_be_said = |state: &State| !matches!(state.phase, Phase::Opening) && !state.is_maybe_empty();
@@ -276,8 +304,8 @@ impl Fill {
         }
     }
 
-    /// The size once all is there, for requests that cannot be answered without it. Of what passes, readers have to take
-    /// the bytes before its end is known.
+    /// Waits for the size, for requests that cannot be answered without it. Fails if the object passes and no source
+    /// stated its size: then readers have to take the bytes before the end is known.
     pub async fn final_size(&self) -> Result<u64, Failure> {
         let mut state = self.state.subscribe();
         let has_size = |state: &State| state.size.is_some() && !state.is_maybe_empty();
@@ -292,7 +320,7 @@ impl Fill {
         }
     }
 
-    /// The size, if it is known already.
+    /// Returns the size, if it is known already.
     pub fn size_so_far(&self) -> Option<u64> {
         let state = self.state.borrow();
         let is_coming = !matches!(state.phase, Phase::Opening | Phase::Failed(_)) && !state.is_maybe_empty();
@@ -305,7 +333,7 @@ impl Fill {
         if let Some(answer) = state.borrow_and_update().answer(at, reader) {
             return answer;
         }
-        // Who asked for all that is left may well stop before.
+        // A reader that asked for all the rest may well stop earlier, so its end is not noted.
         let _waiting = self.want(Want { at, end: reader.end.filter(|_| reader.may_read_unverified) });
         let state = state.wait_for(|state| state.answer(at, reader).is_some()).await;
         let state = state.map_err(|_| gone())?;
@@ -319,7 +347,7 @@ impl Fill {
         Waiting { fill: self, id }
     }
 
-    /// A source states a size; whether there is room for it is not known yet.
+    /// Notes the size that a source states. Whether there is room for it is not known yet.
     fn states(&self, size: u64) {
         self.stated.store(size, Ordering::Relaxed);
     }
@@ -336,9 +364,9 @@ impl Fill {
         self.wants.lock().unwrap_or_else(PoisonError::into_inner).values().copied().collect()
     }
 
-    // The functions below are for who drives the fill.
+    // The functions below are for the task that drives the fill.
 
-    /// A new copy is brought in; readers of another one are told.
+    /// Begins a new copy. Readers that have bytes of an earlier copy get an error.
     fn begin_copy(&self, file: ReadFile, present: RangeSet) {
         self.update(|state| {
             state.attempt += 1;
@@ -350,7 +378,7 @@ impl Fill {
         });
     }
 
-    /// An upstream has answered.
+    /// Notes that a source has answered; `total`: the size that it states.
     fn opened(&self, total: Option<u64>) {
         self.update(|state| {
             state.phase = Phase::Growing;
@@ -358,7 +386,7 @@ impl Fill {
         });
     }
 
-    /// `[start, end)` is in the file.
+    /// Notes that `[start, end)` is in the file.
     fn arrived(&self, start: u64, end: u64) {
         self.update(|state| state.present.insert(start, end));
     }
@@ -371,13 +399,14 @@ impl Fill {
         self.state.borrow().present.clone()
     }
 
-    /// The size, which is what has arrived where the upstream did not say.
+    /// Returns the size. Where no source stated it, it is the number of bytes that have arrived.
     fn settle_size(&self) -> u64 {
         self.update(|state| state.size = state.size.or(Some(state.present.run_end(0))));
         self.known_size().unwrap_or_default()
     }
 
-    /// How far the object is there in order from `at` on, as soon as it is; `None` at its end.
+    /// Waits until there are bytes at `at`, and returns up to where they are there without a gap; `None` at the end of
+    /// the object.
     async fn hashable(&self, at: u64) -> Option<u64> {
         let mut state = self.state.subscribe();
         let has_more = |state: &State| state.present.run_end(at) > at || state.size.is_some_and(|size| at >= size);
@@ -385,7 +414,7 @@ impl Fill {
         Some(state.present.run_end(at)).filter(|&until| until > at)
     }
 
-    /// Whether a newcomer may join.
+    /// Returns whether a new reader may join.
     fn is_joinable(&self) -> bool {
         let state = self.state.borrow();
         match state.phase {
@@ -400,18 +429,19 @@ impl Fill {
     }
 }
 
-/// Readers hold the sender through the fill, so this cannot be seen; it is an error all the same.
+/// Returns the failure of a reader that finds the sender of the state gone. Readers hold the sender through the fill,
+/// so this cannot happen; it is an error all the same.
 fn gone() -> Failure {
     Failure::new(FailureKind::Storage, "the transfer ended unexpectedly")
 }
 
 impl State {
-    /// Whether an upstream says that there is nothing, and that is not verified yet.
+    /// Returns whether a source states size 0 and that is not verified yet.
     fn is_maybe_empty(&self) -> bool {
         self.size == Some(0) && matches!(self.phase, Phase::Growing | Phase::Passing { is_verified: false })
     }
 
-    /// What a reader at `at` is told now; `None`: it has to wait.
+    /// Returns what a reader at `at` gets now; `None`: the reader has to wait.
     fn answer(&self, at: u64, reader: Reading) -> Option<Result<Readable, Failure>> {
         if let Phase::Failed(failure) = &self.phase {
             return Some(Err(failure.clone()));
@@ -436,7 +466,7 @@ impl State {
         (until > at || is_done).then(|| Ok(Readable::File { file, until, attempt: self.attempt }))
     }
 
-    /// How far a reader at `at` may read of what is in the file before all is verified.
+    /// Returns up to where a reader at `at` may read the file before the whole is verified.
     fn unverified_until(&self, at: u64, reader: Reading) -> u64 {
         let run_end = self.present.run_end(at);
         let held_back = if reader.may_read_unverified { 0 } else { HELD_BACK };
@@ -446,26 +476,29 @@ impl State {
     }
 }
 
-/// The fills under way, by digest. An entry leaves with its fill.
+/// The fills under way, by key. An entry is removed when its fill is over.
+///
+/// Lock order: this map, then a fill's `state`. The other locks of a fill (`wants`, `left`, the window) are each taken
+/// alone.
 #[derive(Clone, Debug, Default)]
 pub struct Fills(Arc<Mutex<HashMap<Digest, Weak<Fill>>>>);
 
 /// A fill to read from.
 pub enum Joined {
-    /// It was under way.
+    /// The fill was under way already.
     Running(FillReader),
-    /// It is to be driven by the caller.
+    /// The fill is new: the caller has to drive it.
     New(FillReader, Registered),
 }
 
 impl Fills {
-    /// The fill of `digest` that is under way.
+    /// Returns the fill of `digest` that is under way.
     pub fn running(&self, digest: &Digest) -> Option<FillReader> {
         let fills = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         fills.get(digest).and_then(Weak::upgrade).filter(|fill| fill.is_joinable()).map(FillReader::new)
     }
 
-    /// Joins the fill of `digest`, or registers a new one.
+    /// Joins the fill of `digest`, or registers a new one for the viewer.
     pub fn join(&self, digest: &Digest, viewer: &Viewer) -> Joined {
         let mut fills = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let running = fills.get(digest).and_then(Weak::upgrade).filter(|fill| fill.is_joinable());
@@ -479,40 +512,42 @@ impl Fills {
         Joined::New(FillReader::new(fill), registered)
     }
 
-    /// Whether a fill has all of its object, verified, and only has to store it.
+    /// Returns whether any fill has all of its object, verified, and only has to store it.
     pub fn are_storing(&self) -> bool {
         let fills = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut running = fills.values().filter_map(Weak::upgrade);
         running.any(|fill| matches!(fill.state.borrow().phase, Phase::Verified))
     }
 
+    /// Returns how many fills are under way.
     pub fn count(&self) -> usize {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 }
 
-/// A fill's place in the map. When it is dropped the fill is over: it leaves the map and, if it did
-/// not come to an end (its task panicked), it has failed.
+/// The entry of a fill in the map, held by the task that drives the fill. Dropping it ends the fill: the entry leaves
+/// the map, and a fill that is in no final phase (its task panicked) fails.
 #[derive(Debug)]
 pub struct Registered {
     fills: Fills,
     digest: Digest,
     fill: Arc<Fill>,
-    /// A transfer of what could not be stored, of which nothing was read, and where it begins.
+    /// A transfer of an object that could not be stored, and the offset at which it begins. Nothing of it was read yet.
     left: Mutex<Option<(u64, Transfer)>>,
 }
 
 impl Registered {
-    /// Ends the fill before it was driven; who joined meanwhile is told.
+    /// Ends the fill before it was driven. Readers that joined meanwhile get the failure.
     pub fn fail(self, failure: Failure) {
         self.fill.update(|state| state.phase = Phase::Failed(failure));
     }
 
-    /// The size that a source of the object stated; 0: none did.
+    /// Returns the size that a source of the object stated; 0: no source stated one.
     pub fn stated_size(&self) -> u64 {
         self.fill.stated.load(Ordering::Relaxed)
     }
 
+    /// Returns the fill.
     pub fn fill(&self) -> &Arc<Fill> {
         &self.fill
     }

@@ -1,6 +1,6 @@
-//! The fill against a model. Sources break, refuse, know no ranges and hold wrong content, as a script
-//! says; readers come and go; the process may be killed on the way. Time is virtual and stands still
-//! while files are written, so a case takes no longer than its bytes and goes the same way each time.
+//! Tests the fill against a model. Sources break, refuse, know no ranges and hold wrong content, as a script says;
+//! readers come and go; the process may be killed on the way. Time is virtual and stands still while files are written,
+//! so a case takes no longer than its bytes and has the same course each time.
 
 mod case;
 mod sources;
@@ -25,10 +25,10 @@ use crate::upkeep::room::{Reservation, Room};
 use futures_util::future::BoxFuture;
 
 const MIB: u64 = 1 << 20;
-/// A source that breaks so often in a row without bringing anything is asked no more: `cache::standing`.
+/// A source that breaks this often in a row without bringing anything is not asked any more: see `cache::standing`.
 const MAX_STRIKES: u8 = 3;
 
-/// For readers, who are never to need it: the disk is fine.
+/// The origin for readers of their own, which must never be needed: the disk is fine.
 struct NotNeeded;
 
 impl Origin for NotNeeded {
@@ -54,7 +54,7 @@ impl Origin for NotNeeded {
 /// What a reader got.
 #[derive(Debug)]
 struct Got {
-    /// The size that it was told at the beginning.
+    /// The size that the reader was told at the beginning.
     told: Option<u64>,
     start: u64,
     end: Option<u64>,
@@ -67,7 +67,7 @@ struct Got {
 enum Ended {
     Properly,
     Failed(Failure),
-    /// It left, or what it asked for does not exist.
+    /// It left, or the part that it asked for does not exist.
     Left,
 }
 
@@ -82,7 +82,7 @@ async fn visit(visit: Visit, size: u64, fill: FillReader, aside: Aside) -> Got {
     };
     match told {
         Ok(told) => got.told = told,
-        // It would be given all, as it passes.
+        // The client would be given the whole, as it passes.
         Err(failure) if failure.kind == FailureKind::NoRoom => return got,
         Err(failure) => return Got { ended: Ended::Failed(failure), ..got },
     }
@@ -137,7 +137,7 @@ impl World {
         if outcome.is_none() {
             readers.iter().for_each(tokio::task::JoinHandle::abort);
             driver.abort();
-            // What is being written is written before time goes on.
+            // The write under way ends before time goes on.
             sleep(Duration::from_millis(1)).await;
         }
         self.check_file(&fill, &mut RangeSet::default());
@@ -157,7 +157,7 @@ impl World {
         visits.map(|reader| tokio::spawn(visit(reader, self.case.size, fill.clone(), aside()))).collect()
     }
 
-    /// Brings the object to its readers where there is only room for so many bytes.
+    /// Brings the object to its readers where there is room for only `room` bytes.
     async fn pass(self: Arc<Self>, dir: &Path, room: u64) {
         let place = Place::with_room(dir, Arc::new(Full(room.into())));
         let digest = Digest::of(Algorithm::Sha256, &self.right);
@@ -180,7 +180,7 @@ impl World {
         }
     }
 
-    /// Looks again and again whether what is said to be there is there.
+    /// Checks again and again that the bytes that are said to be in the file are there.
     async fn watch(self: Arc<Self>, fill: FillReader) {
         let (mut attempt, mut seen) = (0, RangeSet::default());
         loop {
@@ -208,7 +208,7 @@ impl World {
         }
     }
 
-    /// `has_passed`: it was not stored, so that there was one copy for all.
+    /// Checks what a reader got. `has_passed`: the object was not stored, so there was one copy for all readers.
     fn check(&self, got: &Got, has_passed: bool) {
         let size = self.case.size;
         let summary = format!("{:?} of {}..{:?} of {:?}", got.ended, got.start, got.end, got.told);
@@ -220,9 +220,10 @@ impl World {
             Ended::Properly => {
                 let length = got.bytes.len() as u64;
                 assert!(got.end.is_none_or(|end| length == end - got.start), "{length} bytes: {summary}");
-                // What goes to the end is not given as a whole before it is verified.
+                // A reader to the end does not get the whole before it is verified.
                 let is_verified = !got.may_read_unverified && got.end == got.told;
-                // By a transfer of its own the rest of what somebody has elsewhere cannot be.
+                // A transfer of a reader's own cannot verify the rest of an object whose beginning the client has from
+                // elsewhere.
                 if is_verified && (got.start == 0 || !has_passed) {
                     assert!(is_right() && got.start + length == size, "wrong, and taken for right: {summary}");
                 }
@@ -256,7 +257,7 @@ impl World {
             let digest = Digest::of(Algorithm::Sha256, &self.right);
             let stored = place.store.open(&digest).await.expect("readable");
             assert!(outcome.is_err() && stored.is_none(), "nobody has it, and yet: {outcome:?}");
-            // Whatever is left of that is in the way of nobody.
+            // What is left on disk of this run must not be in the way of the next fill.
             let mended = World::new(&self.case.mended());
             mended.restart();
             let outcome = mended.run(&place, None).await.expect("not killed");
@@ -266,7 +267,7 @@ impl World {
         let told = self.told();
         assert_eq!(told.received, told.delivered);
         if self.case.is_thrifty() {
-            // After a kill the last byte may be asked for again.
+            // After a kill, the last byte may be requested again.
             let most = self.case.size + told.in_hand + u64::from(was_killed);
             assert!(told.delivered <= most, "{} bytes, not more than {most} are needed", told.delivered);
         }
@@ -284,7 +285,7 @@ impl World {
     }
 }
 
-/// The same cases each time; others, and more, where `PROPTEST_CASES` says how many.
+/// Plays the same cases each time; other cases, and more, where `PROPTEST_CASES` says how many.
 fn config(cases: u32) -> ProptestConfig {
     let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };
     match std::env::var_os("PROPTEST_CASES") {
@@ -293,7 +294,7 @@ fn config(cases: u32) -> ProptestConfig {
     }
 }
 
-/// In memory where there is room: each object is synced, and a disk takes its time.
+/// Makes a directory, in memory where there is room: each object is synced, and a disk takes its time.
 fn directory() -> tempfile::TempDir {
     let memory = Path::new("/dev/shm");
     let has_room = rustix::fs::statvfs(memory).is_ok_and(|free| free.f_bavail * free.f_frsize >= 1 << 30);
@@ -313,7 +314,7 @@ fn in_virtual_time<F: Future<Output = ()>>(play: impl FnOnce(std::path::PathBuf)
     runtime.block_on(played).expect("it ends");
 }
 
-/// What is there is room for so many bytes.
+/// A disk with room for this many bytes.
 struct Full(AtomicU64);
 
 impl Room for Full {

@@ -1,5 +1,6 @@
-//! An object that cannot be stored passes through a window in memory: one transfer for all who read it at about the same
-//! time, as far as they keep up. Who does not goes on by a transfer of its own, from where it stands.
+//! Passes an object that cannot be stored through a window in memory: one transfer for all clients that read it at
+//! about the same time, as far as they keep up. A reader that does not keep up goes on by a transfer of its own, from
+//! where it stands.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,21 +15,24 @@ use crate::cache::direct::{Direct, PIECE};
 use crate::failure::{Failure, FailureKind};
 use crate::work::Hashing;
 
-/// How long the fastest readers wait for one that is slower, beside [`PART`] of the time: one that stops now and then is
-/// not lost at once.
+/// How long the fastest readers wait for one slower reader, in addition to one part in [`PART`] of the time that the
+/// transfer has run: so a reader that stops now and then is not lost at once.
 const HELD_UP: Duration = Duration::from_secs(1);
+/// See [`HELD_UP`].
 const PART: u32 = 8;
-/// And for all that are slower, one after the other.
+/// How long the fastest readers wait for all slower readers together, in addition to one part in [`PART_BY_ALL`] of
+/// that time.
 const BY_ALL: Duration = Duration::from_secs(2);
+/// See [`BY_ALL`].
 const PART_BY_ALL: u32 = 2;
-/// How often it is looked whether anybody reads, and whether others need the connection.
+/// How often to check whether anybody reads, and whether others need the connection.
 const LOOK: Duration = Duration::from_millis(250);
-/// Readers who take nothing for this long do not come back: their connections have ended before.
+/// Readers that take nothing for this long do not come back: their connections have ended before.
 const UNTAKEN: Duration = Duration::from_secs(150);
-/// Where the connection was given away: bytes that readers have taken before the next one is opened.
+/// When the connection was given away: bytes that readers have to take before the next connection is opened.
 const WORTH_OPENING: usize = 2 << 20;
 
-/// Lets an object pass that cannot be stored, and tells its readers how that ends.
+/// Passes an object that cannot be stored to its readers, and tells them how that ends.
 pub async fn pass(
     registered: &Registered,
     wanted: Wanted,
@@ -115,7 +119,7 @@ async fn pass_through(
     Ok(())
 }
 
-/// For how long the fastest readers were held up by others.
+/// Counts how long the fastest readers were held up by slower readers.
 struct Patience {
     since: Instant,
     held_up: Duration,
@@ -126,17 +130,17 @@ impl Patience {
         Self { since: Instant::now(), held_up: Duration::ZERO }
     }
 
-    /// How long one reader may hold others up in all.
+    /// Returns how long one reader may hold up others in all.
     fn with_one(&self) -> Duration {
         HELD_UP + self.since.elapsed() / PART
     }
 
-    /// How long all may do so still.
+    /// Returns how much longer all readers together may hold up others.
     fn left(&self) -> Duration {
         (BY_ALL + self.since.elapsed() / PART_BY_ALL).saturating_sub(self.held_up)
     }
 
-    /// Waits until there is room for the next piece, or the readers who are in the way have been waited for long enough.
+    /// Waits until there is room for the next piece, or until the readers in the way have been waited for long enough.
     async fn room(
         &mut self,
         fill: &Fill,
@@ -176,24 +180,25 @@ impl Patience {
 }
 
 impl Fill {
-    /// Whether it passes and is not stored.
+    /// Returns whether the object passes and is not stored.
     pub fn passes(&self) -> bool {
         matches!(self.state.borrow().phase, Phase::Passing { .. })
     }
 
-    /// A seat at the window through which it passes, for a reader whose next byte is `at`.
+    /// Returns a seat at the window through which the object passes, for a reader whose next byte is `at`; `None` if
+    /// there is no window.
     pub fn sit(&self, at: u64) -> Option<Seat> {
         self.window.get().map(|window| window.sit(at))
     }
 }
 
 impl State {
-    /// What a reader at `at` is told of what passes; `None`: it has to wait.
+    /// Returns where a reader at `at` finds the bytes of an object that passes; `None`: the reader has to wait.
     pub(super) fn passing(&self, at: u64, reader: Reading, is_verified: bool) -> Option<Readable> {
         let Passed { start, end, .. } = self.passed;
         let run_end = self.present.run_end(at);
         if let Some(file) = self.file.clone().filter(|_| run_end > at) {
-            // What is in the window has more behind it that is not verified yet.
+            // If bytes behind those of the file have passed, the object has more behind them that is not verified yet.
             let is_before_the_last = is_verified || end > run_end;
             let until = if is_before_the_last { run_end } else { self.unverified_until(at, reader) };
             return (until > at).then_some(Readable::File { file, until, attempt: self.attempt });
@@ -201,7 +206,7 @@ impl State {
         if at < start || at > end + NEAR {
             return Some(Readable::Elsewhere);
         }
-        // Where the size is not known here, what the reader was told may be wrong.
+        // If the fill does not know the size, the size that the reader was told may be wrong.
         let told = reader.size.filter(|_| self.size.is_none() && !reader.may_read_unverified);
         let may_be_read = told.is_none_or(|told| at < told.saturating_sub(HELD_BACK));
         (is_verified || (at < end && may_be_read)).then_some(Readable::InWindow)

@@ -1,47 +1,48 @@
-//! What to fetch next of an object: in order by default, what a reader far ahead waits for first, and
-//! several ranges at once where more connections are allowed. Pure.
+//! Plans which bytes of an object to fetch next: in order by default; first what a reader far ahead waits for; several
+//! ranges at once where more connections are allowed. Pure.
 
 use crate::cache::ranges::RangeSet;
 
-/// A reader this close behind a transfer waits for it.
+/// A reader that waits for a byte at most this far ahead of a transfer waits for that transfer. In bytes.
 pub const NEAR: u64 = 1 << 20;
-/// What is fetched for a reader far ahead that does not say where it will stop.
+/// Bytes fetched for a reader far ahead that does not state its end, and for one of the chunks of [`View::in_chunks`].
 const SIDE_CHUNK: u64 = 4 << 20;
-/// The least that is fetched on the side: clients of zstd:chunked layers ask for many parts with a few bytes between them.
+/// Fewest bytes fetched on the side: clients of zstd:chunked layers ask for many parts with a few bytes between them.
 const SIDE_LEAST: u64 = 64 << 10;
-/// Side ranges under way at most, beside the transfers that go in order.
+/// Most side ranges under way, beside the transfers in order.
 pub const MAX_SIDE: usize = 2;
-/// Ranges given to parallel connections.
+/// Smallest range for a parallel connection, in bytes.
 const MIN_CHUNK: u64 = 4 << 20;
+/// Largest range for a parallel connection or on the side, in bytes.
 const MAX_CHUNK: u64 = 32 << 20;
 
-/// Bytes that a transfer is to bring: it stands at `at` and ends before `until`.
+/// The bytes that a running transfer is to bring: its next byte is `at`, and it ends before `until`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Claim {
     pub at: u64,
     pub until: u64,
 }
 
-/// A reader that waits: for byte `at`, and on to `end` where it says so.
+/// The bytes that a reader waits for: from `at`, up to `end` where the reader states it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Want {
     pub at: u64,
     pub end: Option<u64>,
 }
 
-/// How a fill stands.
+/// The state of a fill that the plan depends on.
 #[derive(Clone, Copy, Debug)]
 pub struct View<'a> {
     pub size: u64,
     pub present: &'a RangeSet,
     pub claims: &'a [Claim],
     pub wants: &'a [Want],
-    /// Transfers allowed to go in order.
+    /// Most transfers in order at once.
     pub connections: usize,
     /// Whether ranges may be fetched for readers far ahead.
     pub may_side: bool,
-    /// Whether that has happened: the rest is then asked for in chunks that need not be cut off, since
-    /// what a cut connection has under way is lost.
+    /// Whether such a range was fetched. The rest is then requested in chunks that need not be cut off: bytes that a
+    /// cut connection has under way are lost.
     pub in_chunks: bool,
 }
 
@@ -50,13 +51,13 @@ pub struct View<'a> {
 pub struct Next {
     pub from: u64,
     pub until: u64,
-    /// A claim (by position) that ends here from now on.
+    /// The claim, by its position, that ends at `from` from now on.
     pub shortens: Option<usize>,
-    /// For a reader far ahead.
+    /// Whether the transfer is for a reader far ahead.
     pub is_side: bool,
 }
 
-/// What to begin now; `None`: nothing, until something changes.
+/// Returns the transfer to begin now; `None`: nothing to begin until something changes.
 pub fn next(view: View<'_>) -> Option<Next> {
     side_range(view).or_else(|| in_order(view))
 }
@@ -94,7 +95,7 @@ fn in_order(view: View<'_>) -> Option<Next> {
         };
         return Some(Next { from, until, shortens: None, is_side: false });
     }
-    // All is claimed: a free connection takes a part of the longest claim.
+    // All missing bytes are claimed: a free connection takes a part of the longest claim.
     let (longest, claim) = view.claims.iter().enumerate().max_by_key(|(_, claim)| claim.until - claim.at)?;
     let rest = claim.until - claim.at;
     if rest < 2 * MIN_CHUNK {
@@ -105,7 +106,7 @@ fn in_order(view: View<'_>) -> Option<Next> {
     Some(Next { from, until, shortens: Some(longest), is_side: false })
 }
 
-/// The first bytes that are neither there nor claimed.
+/// Returns the first bytes that are neither there nor claimed.
 fn first_gap(view: View<'_>) -> Option<(u64, u64)> {
     let mut at = 0;
     while at < view.size {
@@ -120,7 +121,8 @@ fn first_gap(view: View<'_>) -> Option<(u64, u64)> {
     None
 }
 
-/// Where the missing bytes from `at` on stop being missing, or become another transfer's.
+/// Returns where the missing bytes from `at` on end: at bytes that are there, at another claim, or at the end of the
+/// object.
 fn gap_end(view: View<'_>, at: u64) -> u64 {
     let claimed = view.claims.iter().map(|claim| claim.at).filter(|&start| start > at).min();
     let present = view.present.next_start(at);

@@ -24,7 +24,7 @@ pub enum Step {
         bytes: Vec<u8>,
         breaks: bool,
     },
-    /// Sends `bytes` of so many, and then nothing more.
+    /// Sends `bytes`, states `total`, and then sends nothing more.
     Stall {
         bytes: Vec<u8>,
         total: u64,
@@ -86,7 +86,7 @@ impl Origin for Script {
     }
 }
 
-/// Places for more than any test needs.
+/// Returns more places than any test needs.
 pub fn places() -> Places {
     Places::new(64)
 }
@@ -104,7 +104,7 @@ impl Room for Endless {
     }
 }
 
-/// Waits for the disk as long as it takes: the tests' own disk is not the promise.
+/// Returns a pool that waits for the disk as long as necessary: the speed of the tests' own disk is not tested.
 pub fn pool() -> Pool {
     Pool::new("a test", 64, Duration::from_secs(3600))
 }
@@ -145,7 +145,7 @@ fn whole(bytes: &[u8]) -> Step {
     Step::Send { start: 0, total: Some(bytes.len() as u64), bytes: bytes.to_vec(), breaks: false }
 }
 
-/// A fill of `right`, to be driven.
+/// Begins a fill of `right`, for the caller to drive.
 fn begin(dir: &std::path::Path, right: &[u8]) -> (FillReader, Registered, Digest, Place) {
     let place = Place::new(dir);
     let digest = Digest::of(Algorithm::Sha256, right);
@@ -155,7 +155,7 @@ fn begin(dir: &std::path::Path, right: &[u8]) -> (FillReader, Registered, Digest
     (fill, registered, digest, place)
 }
 
-/// Drives a fill of `right` over the script and returns what came of it, with the store's content.
+/// Drives a fill of `right` with the scripted source. Returns the outcome, the fill, and the content in the store.
 async fn run(right: &[u8], script: &Arc<Script>) -> (Result<Outcome, Failure>, FillReader, Option<Vec<u8>>) {
     let dir = tempfile::tempdir().expect("a directory");
     let place = Place::new(dir.path());
@@ -174,7 +174,7 @@ async fn run(right: &[u8], script: &Arc<Script>) -> (Result<Outcome, Failure>, F
     (outcome, fill, std::fs::read(path).ok())
 }
 
-/// How far the file may be read, and of which attempt it is.
+/// Returns up to where the file may be read, and which attempt it holds.
 fn until(readable: Result<Readable, Failure>) -> (u64, u32) {
     match readable.expect("readable") {
         Readable::File { until, attempt, .. } => (until, attempt),
@@ -230,7 +230,7 @@ async fn a_broken_transfer_goes_on_where_it_broke() {
         Step::Send { start: 0, total, bytes: right[..40_000].to_vec(), breaks: true },
         Step::Refuse(FailureKind::Unavailable),
         Step::Send { start: 40_000, total, bytes: right[40_000..70_000].to_vec(), breaks: false },
-        // A source that does not serve ranges begins at the front again.
+        // A source that does not serve ranges begins at the first byte again.
         Step::Send { start: 0, total, bytes: right.clone(), breaks: false },
     ]);
     let (outcome, _, stored) = run(&right, &script).await;
@@ -249,7 +249,7 @@ async fn wrong_content_is_dropped_and_the_next_source_asked() {
     assert!(outcome.is_ok());
     assert_eq!(stored, Some(right));
     assert_eq!(*script.rejected.lock().expect("lock"), [Source(2)]);
-    // Who read of the first copy is told; who read nothing goes on with the second.
+    // A reader that read bytes of the first copy gets an error; a reader that read nothing goes on with the second.
     assert_eq!(
         fill.readable(10, Reading { attempt: Some(1), ..Reading::default() }).await.expect_err("told").kind,
         FailureKind::WrongContent
@@ -263,7 +263,7 @@ async fn who_disagrees_on_the_size_is_not_blamed_alone() {
     let (at, total) = (6 << 20, Some(right.len() as u64));
     let script = Script::new([
         Step::Stall { bytes: right[..100_000].to_vec(), total: 9 << 20 },
-        // Beside it, for a reader far ahead.
+        // A transfer beside the first, for a reader far ahead.
         Step::Send { start: at, total, bytes: right[at as usize..].to_vec(), breaks: false },
         whole(&right),
     ]);

@@ -1,4 +1,4 @@
-//! One connection's worth of a fill: bytes from an origin into the file, noted as they are there.
+//! One transfer of a fill: takes bytes from an origin to the file, and notes which bytes are there.
 
 use std::io;
 use std::sync::Arc;
@@ -15,11 +15,11 @@ use super::{Fill, Origin, Reserved, Transfer};
 use crate::failure::{Failure, FailureKind};
 use crate::spool::{Partial, Slot};
 
-/// Most bytes taken off the network before they are written, and so a transfer's buffer (twice). Not
-/// more than a reader waits for: what is being written is never taken off a transfer again.
+/// Most bytes taken off the network before they are written; a transfer buffers twice as many. Not more than the
+/// distance that a reader waits for: so bytes that are being written are never taken from a transfer any more.
 const BATCH: usize = plan::NEAR as usize;
 
-/// Where a transfer stands and where it ends; the planner may bring the end nearer while it runs.
+/// The range of a transfer: where it stands, and where it ends. The planner may move the end while the transfer runs.
 #[derive(Debug)]
 pub struct Span {
     from: u64,
@@ -33,20 +33,22 @@ impl Span {
         Self { from, since: Instant::now(), at: AtomicU64::new(from), until: AtomicU64::new(until) }
     }
 
+    /// Returns the bytes that the transfer has still to bring.
     pub fn claim(&self) -> Claim {
         Claim { at: self.at.load(Ordering::Relaxed), until: self.until.load(Ordering::Relaxed) }
     }
 
-    /// Where it began.
+    /// Returns the offset at which the transfer began.
     pub fn from(&self) -> u64 {
         self.from
     }
 
-    /// How long ago it began.
+    /// Returns how long ago the transfer began.
     pub fn age(&self) -> Duration {
         self.since.elapsed()
     }
 
+    /// Moves the end.
     pub fn set_until(&self, until: u64) {
         self.until.store(until, Ordering::Relaxed);
     }
@@ -55,33 +57,35 @@ impl Span {
 /// How a transfer ended.
 #[derive(Debug)]
 pub enum End {
-    /// It brought all of its span, or the body ended where the size was not known.
+    /// It brought all of its span; or the body ended, where the size was not known.
     Complete,
+    /// The source broke off.
     Broke(Failure),
-    /// A range was asked for and the whole is being sent.
+    /// A range was requested, and the source sends the whole.
     NoRanges,
-    /// Two answers do not agree on how long the object is.
+    /// Two answers do not agree on the length of the object.
     Contradiction,
+    /// The file could not be written.
     Storage(io::Error),
-    /// It does not fit into the cache.
+    /// The object does not fit into the cache.
     NoRoom(Failure),
-    /// It cannot be stored; nothing was read of the transfer yet.
+    /// The object cannot be stored. Nothing of the transfer was read yet.
     Unstored(Failure, Box<Transfer>),
 }
 
-/// What a transfer writes to.
+/// Where a transfer writes its bytes.
 #[derive(Clone, Debug)]
 pub struct Sink {
     pub fill: Arc<Fill>,
     pub partial: Partial,
     pub slot: Slot,
     pub reserved: Reserved,
-    /// Whether room was made for the size that is stated.
+    /// Whether room was reserved for the size that the source states.
     pub has_room_for_all: bool,
 }
 
-/// Takes an opened transfer to the end of its span. `may_skip`: nobody else brings this object, so an
-/// answer that begins too early is read past.
+/// Reads an opened transfer to the end of its span. `may_skip`: no other transfer brings this object, so the first
+/// bytes of an answer that begins too early are skipped.
 pub async fn run(transfer: Transfer, span: &Span, sink: &Sink, origin: &dyn Origin, may_skip: bool) -> End {
     let from = span.claim().at;
     if transfer.start < from && !may_skip {
@@ -96,20 +100,20 @@ pub async fn run(transfer: Transfer, span: &Span, sink: &Sink, origin: &dyn Orig
         if total.is_some_and(|total| at + length > total) {
             return End::Contradiction;
         }
-        // Where the size is not known, or not believed, room is made as the object grows.
+        // Where the size is not known, or not believed, room is reserved as the object grows.
         if (total.is_none() || !sink.has_room_for_all)
             && let Err(failure) = sink.reserved.cover(at + length).await
         {
             return End::NoRoom(failure);
         }
-        // The rest belongs to another transfer.
+        // The bytes from `until` on belong to another transfer.
         let is_last = at + length >= until;
         if at + length > until {
             truncate(&mut batch, until.saturating_sub(at));
         }
         let write = async {
             let end = sink.partial.write(&sink.slot, from, at, batch).await?;
-            // Said at once: the next bytes may be long in coming.
+            // Told at once: the next bytes may take long to arrive.
             span.at.store(end, Ordering::Relaxed);
             sink.fill.arrived(at, end);
             Ok(())
@@ -144,13 +148,14 @@ fn truncate(batch: &mut Vec<Bytes>, mut left: u64) {
     });
 }
 
-/// A body cut into batches.
+/// The body of a transfer, cut into batches.
 struct Incoming {
     body: BoxStream<'static, Result<Bytes, Failure>>,
-    /// Bytes that are there already: the source does not serve ranges.
+    /// Bytes to skip because they are there already: the source does not serve ranges.
     skip: u64,
-    /// What was too much for the last batch.
+    /// Bytes that did not fit into the last batch.
     kept: Bytes,
+    /// How the body ended.
     ended: Option<Result<(), Failure>>,
 }
 
@@ -159,7 +164,7 @@ impl Incoming {
         Self { body, skip, kept: Bytes::new(), ended: None }
     }
 
-    /// Waits for bytes and takes with them what else has arrived, up to a limit. Empty at the end.
+    /// Waits for bytes, and returns all that have arrived by then, up to [`BATCH`]. Empty at the end.
     async fn next_batch(&mut self, origin: &dyn Origin) -> Vec<Bytes> {
         let mut batch = Vec::new();
         let mut left = BATCH;

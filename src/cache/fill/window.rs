@@ -1,4 +1,5 @@
-//! The most recent bytes of an object that cannot be stored, in memory, for all who read it at about the same time.
+//! A window: the most recent bytes of an object that cannot be stored, in memory, for all clients that read it at about
+//! the same time.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -9,14 +10,16 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::cache::direct::{PIECE, Piece};
 
-/// Most bytes in one window: what a reader may be behind, some hundredths of a second at the speed of a fast network.
+/// Most bytes in one window, so how far a reader may be behind: some hundredths of a second at the speed of a fast
+/// network.
 const WINDOW: usize = 4 << 20;
-/// Most bytes in all windows: sixteen of them, or more of small objects. What gets none is transferred for each reader.
+/// Most bytes in all windows: sixteen windows, or more of small objects. An object that gets no window is transferred
+/// for each reader separately.
 const ALL: usize = 64 << 20;
-/// A piece counts as no less than this: what is kept beside its bytes takes memory, too.
+/// A piece counts as at least this many bytes: its bookkeeping takes memory, too.
 const LEAST: usize = 4 << 10;
 
-/// Room for all windows; clones share it.
+/// The memory for all windows; clones share it.
 #[derive(Clone, Debug)]
 pub struct Windows(Arc<Semaphore>);
 
@@ -27,11 +30,11 @@ impl Default for Windows {
 }
 
 impl Windows {
-    /// A window on an object of `size` that begins at `from`; `None`: all room is taken. Sources that only clients name
-    /// do not get the second half.
+    /// Opens a window on an object of `size` bytes, beginning at `from`; `None` if no memory is left. Sources that only
+    /// clients name do not get the second half of the memory.
     pub fn open(&self, from: u64, size: Option<u64>, is_vouched_for: bool) -> Option<Window> {
         let whole = size.and_then(|size| usize::try_from(size.saturating_sub(from)).ok());
-        // With the room that is waited for before the end is known.
+        // Includes the room that the transfer waits for before it knows that the end is reached.
         let most = whole.map_or(WINDOW, |whole| whole.saturating_add(PIECE + LEAST).min(WINDOW));
         let places = most.div_ceil(LEAST);
         let spared = if is_vouched_for { 0 } else { ALL / LEAST / 2 };
@@ -44,26 +47,28 @@ impl Windows {
     }
 }
 
-/// Which bytes passed and are in a window.
+/// The bytes that have passed, and those of them that are still in the window.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Passed {
     /// Where the window began.
     pub from: u64,
+    /// The first byte that is in the window.
     pub start: u64,
+    /// The end of the bytes that have passed.
     pub end: u64,
 }
 
 impl Passed {
-    /// Whether none of what passed has left the window.
+    /// Returns whether none of the bytes that passed has left the window.
     pub fn is_all_there(self) -> bool {
         self.start == self.from
     }
 }
 
-/// A window and who reads from it.
+/// A window and its readers.
 pub struct Window {
     inside: Mutex<Inside>,
-    /// A reader got on, came or left.
+    /// Notified when a reader got on, came or left.
     pub taken: Notify,
     _room: OwnedSemaphorePermit,
 }
@@ -71,33 +76,34 @@ pub struct Window {
 struct Inside {
     ring: Ring,
     seats: HashMap<u64, Reader>,
+    /// The number of the next seat.
     next: u64,
-    /// For how long others waited for readers who have no seat yet.
+    /// How long others waited for readers that have no seat yet.
     to_come: Duration,
 }
 
-/// Who has a seat.
+/// A reader that has a seat.
 #[derive(Clone, Copy)]
 struct Reader {
     /// Its next byte.
     at: u64,
-    /// For how long others waited for it.
+    /// How long others waited for this reader.
     held_up: Duration,
 }
 
-/// What is in the way of the next bytes.
+/// Whether there is room for the next bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Look {
-    /// Nothing, or readers for whom others have waited for long enough.
+    /// There is room, or others have waited long enough for the readers in the way.
     Room,
-    /// Some reader has to take what is there; nobody waits for that.
+    /// Some reader has to take bytes first; no reader waits for that.
     Full,
-    /// The same, and another has all that is there: it waits for so long at most.
+    /// The same, but another reader has taken all bytes that are there. It waits at most this long.
     HeldUp(Duration),
 }
 
 impl Window {
-    /// A seat for a reader whose next byte is `at`.
+    /// Gives a seat to a reader whose next byte is `at`.
     pub fn sit(self: &Arc<Self>, at: u64) -> Seat {
         let mut inside = self.inside();
         let number = inside.next;
@@ -106,8 +112,8 @@ impl Window {
         Seat { window: self.clone(), number }
     }
 
-    /// Whether `needs` more bytes may come without any of `readers` losing what it did not have yet, if others have waited
-    /// less than `patience` for it.
+    /// Returns whether `needs` more bytes may come without any of `readers` losing bytes that it does not have yet.
+    /// Readers for which others have waited for `patience` may lose bytes.
     pub fn look(&self, needs: usize, readers: usize, patience: Duration) -> Look {
         let inside = self.inside();
         let (start, end) = inside.ring.span();
@@ -115,7 +121,7 @@ impl Window {
         if keeps == start {
             return Look::Room;
         }
-        // Who has no seat yet begins where the window does.
+        // A reader that has no seat yet begins where the window does.
         let to_come = (inside.seats.len() < readers).then_some(inside.to_come);
         let behind = inside.seats.values().filter(|reader| reader.at < keeps).map(|reader| reader.held_up);
         let Some(least) = behind.chain(to_come).min() else {
@@ -128,7 +134,7 @@ impl Window {
         }
     }
 
-    /// Notes that others waited for those who are in the way of `needs` more bytes.
+    /// Notes that others waited for the readers that are in the way of `needs` more bytes.
     pub fn waited(&self, needs: usize, readers: usize, waited: Duration) {
         let mut inside = self.inside();
         let keeps = inside.ring.start_with(needs);
@@ -139,7 +145,7 @@ impl Window {
         behind.for_each(|reader| reader.held_up += waited);
     }
 
-    /// Adds the next piece. The first ones go where there is no room.
+    /// Adds the next piece; drops the first pieces where there is no room. Returns the range of bytes in the window.
     pub fn push(&self, piece: Piece) -> (u64, u64) {
         let mut inside = self.inside();
         inside.ring.push(piece);
@@ -157,7 +163,7 @@ impl fmt::Debug for Window {
     }
 }
 
-/// A reader's place at a window, until it is dropped.
+/// A reader's seat at a window, until it is dropped.
 #[derive(Debug)]
 pub struct Seat {
     window: Arc<Window>,
@@ -165,7 +171,7 @@ pub struct Seat {
 }
 
 impl Seat {
-    /// The reader's next byte is `at`.
+    /// Notes that the reader's next byte is `at`.
     pub fn is_at(&self, at: u64) {
         if let Some(reader) = self.window.inside().seats.get_mut(&self.number) {
             reader.at = at;
@@ -173,7 +179,8 @@ impl Seat {
         self.window.taken.notify_waiters();
     }
 
-    /// The bytes from `at` on, as far as they are one piece, none at the end; `None`: they are not there any more.
+    /// Returns the bytes from `at` on, as far as they are one piece; no bytes at the end. `None`: they are not in the
+    /// window any more.
     pub fn take(&self, at: u64) -> Option<Piece> {
         self.window.inside().ring.piece(at)
     }
@@ -186,12 +193,13 @@ impl Drop for Seat {
     }
 }
 
-/// Pieces in a row.
+/// Pieces of an object, without gaps.
 struct Ring {
     pieces: VecDeque<(u64, Piece)>,
     end: u64,
-    /// Memory that they count as, and may.
+    /// The memory that the pieces count as, in bytes.
     cost: usize,
+    /// Most memory that they may count as.
     most: usize,
 }
 
@@ -217,7 +225,7 @@ impl Ring {
         self.pieces.push_back((start, piece));
     }
 
-    /// Where it begins once there is room for `needs` more bytes.
+    /// Returns where the ring begins once there is room for `needs` more bytes.
     fn start_with(&self, needs: usize) -> u64 {
         let mut left = (self.cost + needs).saturating_sub(self.most);
         for (start, piece) in &self.pieces {
@@ -304,7 +312,7 @@ mod tests {
         assert_eq!(of_ours.len(), ALL / WINDOW / 2);
         of_ours.pop();
         assert!(large(false).is_none());
-        // Small objects take little.
+        // Small objects take little memory.
         let small: Vec<_> = std::iter::from_fn(|| windows.open(0, Some(1000), true)).collect();
         assert_eq!(small.len(), WINDOW / (PIECE + 2 * LEAST));
         drop((of_strangers, of_ours, small));
@@ -352,7 +360,7 @@ mod tests {
                 assert_eq!(window.look(PIECE, 2, Duration::ZERO), Look::Room);
                 end = window.push(piece(end, PIECE.min(size - end as usize))).1;
             }
-            // It is looked once more before the end is known.
+            // The transfer looks for room once more before the end is known.
             assert_eq!(window.look(PIECE, 2, Duration::ZERO), Look::Room);
             assert_eq!(seat.take(0).map(|piece| piece.bytes.len()), Some(size.min(PIECE)));
         }

@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::super::graph::{REPOSITORIES, assert_goes_by_indexes, assert_sums, graphs};
 use super::*;
 
-/// The catalog by its plain definition: it looks at everything.
+/// Returns the catalog by its plain definition, which looks at everything.
 fn defined(
     connection: &Connection,
     repositories: &[String],

@@ -4,7 +4,7 @@ use super::super::graph::{assert_goes_by_indexes, graphs, rows};
 use super::*;
 use crate::index::{TagEntry, Viewer, Write};
 
-/// The references of all images, by their plain definition: it looks at everything.
+/// Returns the references of all images by their plain definition, which looks at everything.
 fn defined(connection: &Connection) -> Vec<String> {
     let sql = "
         SELECT repository || '/' || name || reference, digest, checked_at FROM (
@@ -45,7 +45,8 @@ proptest! {
             prop_assert_eq!(&format!("{}/{}", image.repository, image.name), reference.split_once(['@']).map_or_else(
                 || reference.rsplit_once(':').expect("a tag").0, |(path, _)| path));
         }
-        // References that two repositories share are on one page or lost: as before.
+        // Images of two repositories may have the same reference. They are on one page, or the second is lost: so each
+        // reference is compared once.
         let mut references: Vec<_> = all.images.iter().map(|image| image.reference.clone()).collect();
         prop_assert!(references.is_sorted());
         references.dedup();
@@ -73,7 +74,7 @@ fn a_page_of_images_is_read_in_order_and_looks_through_no_table() {
 fn a_page_ends_where_much_was_looked_at_and_little_of_it_is_an_image() {
     let dir = tempfile::tempdir().expect("a directory");
     let index = Sqlite::open(dir.path()).expect("an index");
-    // Tags whose manifests are not stored, and one whose is.
+    // Tags whose manifests are not stored, and one tag whose manifest is.
     let digest = Digest::Sha256([1; 32]);
     let key = |tag: &str| TagKey {
         repository: "r".to_owned(),

@@ -24,7 +24,7 @@ fn purges() -> impl Strategy<Value = Purge> {
     ]
 }
 
-/// What a purge is, by its plain definition: it looks at everything.
+/// Purges by the plain definition, which looks at everything.
 fn defined(transaction: &Transaction<'_>, purge: &Purge) -> rusqlite::Result<Vec<String>> {
     let run = |sql: &str, values: &[&dyn rusqlite::ToSql]| transaction.execute(sql, values).map(drop);
     transaction
@@ -74,7 +74,7 @@ fn defined(transaction: &Transaction<'_>, purge: &Purge) -> rusqlite::Result<Vec
              UNION SELECT child FROM edges JOIN kept ON edges.parent = kept.digest) SELECT digest FROM kept"
         )
     };
-    // What is kept is found before anything goes.
+    // What is kept is found out before anything is deleted.
     transaction.execute_batch(&format!(
         "CREATE TEMP TABLE kept AS {}; CREATE TEMP TABLE here AS {};",
         kept(""),
@@ -102,7 +102,7 @@ proptest! {
     #[test]
     fn a_purge_in_steps_takes_out_what_its_plain_definition_does((graph, purge) in (graphs(), purges())) {
         let (_dir, index) = graph.written();
-        // By the definition, and all taken back.
+        // By the definition, in a transaction that is rolled back.
         let asked = purge.clone();
         let (expected, mut digests) = index
             .change_blocking(move |connection| {
@@ -114,7 +114,7 @@ proptest! {
         let mut removed = Purged::default();
         index
             .purge(&purge, |step| {
-                // Their files are still there, and nothing of the index leads to them.
+                // The files of these objects are still there, and nothing in the index leads to them.
                 for digest in &step.digests {
                     assert!(index.object(digest).expect("read").is_none());
                     assert!(!index.read(|connection| is_seen(connection, digest)).expect("read"));
@@ -141,7 +141,7 @@ fn digest(number: u32) -> Digest {
     Digest::of(Algorithm::Sha256, &number.to_le_bytes())
 }
 
-/// `count` images of one name, each an index, a manifest below it and a layer that all have.
+/// Makes an index with `count` images of one name: each is an index, a manifest below it, and a layer that all share.
 fn images(count: u32) -> (tempfile::TempDir, Sqlite) {
     let dir = tempfile::tempdir().expect("a directory");
     let index = Sqlite::open(dir.path()).expect("an index");
@@ -191,7 +191,7 @@ fn a_purge_of_much_lets_others_write_between_its_steps() {
     index
         .purge(&Purge::Name { repository: "r".to_owned(), name: "a".to_owned() }, |step| {
             assert!(step.digests.len() <= OBJECTS_AT_ONCE);
-            // Waits for nothing but what is under way.
+            // Waits only for the step that is under way.
             index.apply([Write::Used { digest: digest(1), at: Timestamp(2) }]);
             index.flush_blocking_here();
             seen += step.digests.len();

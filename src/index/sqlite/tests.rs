@@ -20,7 +20,7 @@ fn entry(digest: Digest) -> TagEntry {
     TagEntry { digest, media_type: MediaType::new("m"), size: 3, checked_at: Timestamp(5) }
 }
 
-/// All that a purge removes, in order.
+/// Purges. Returns all that was removed, in order.
 fn take_out(index: &Sqlite, purge: Purge) -> Purged {
     let mut all = Purged::default();
     index.purge(&purge, |step| all.add(step)).expect("purged");
@@ -28,7 +28,7 @@ fn take_out(index: &Sqlite, purge: Purge) -> Purged {
     all
 }
 
-/// An image `r/name:tag`: manifest `m` with layers.
+/// Puts an image `r/name:tag` into an index: a manifest with layers.
 fn put_image(index: &Sqlite, name: &str, tag: &str, manifest: u8, layers: &[u8]) {
     for byte in layers.iter().copied().chain([manifest]) {
         let entry = ObjectEntry { size: 10, media_type: None, stored_at: Timestamp(1) };
@@ -141,7 +141,7 @@ async fn an_index_that_cannot_be_written_goes_on_in_memory() {
     put_image(&index, "b", "1", 3, &[4]);
     index.flush().await.expect("written");
     assert_eq!(index.tag(&key("b", "1")).expect("read"), Some(entry(object(3))));
-    // What is in no file is not there for the next one.
+    // An index in memory leaves nothing for the next one.
     let other = Sqlite::open_in_memory(&dir.path().join("none.db")).expect("an index");
     assert_eq!(other.totals().expect("read"), Totals { objects: 0, bytes: 0 });
     drop((index, other));
@@ -186,7 +186,7 @@ async fn pins_are_kept_and_lead_to_all_that_an_image_is_made_of() {
     assert_eq!(index.pins().expect("read"), []);
 }
 
-/// An index as it was before tags had shelves.
+/// Makes an index as it was before tags had shelves.
 fn of_version_4(dir: &std::path::Path) -> Connection {
     let connection = Connection::open(dir.join("larder.db")).expect("made");
     for migration in &crate::index::open::MIGRATIONS[..4] {
@@ -220,7 +220,7 @@ async fn tags_of_an_earlier_version_are_found_by_those_who_learnt_them() {
         let found = index.tag(&by_clients(tag)).expect("read").map(|found| found.digest);
         assert_eq!(found, is_theirs.then_some(entry.digest), "{tag}");
     }
-    // Each goes its own way from there.
+    // From there, each shelf changes by itself.
     index.write(Write::DropTag { key: by_clients("both") });
     index.write(Write::Tag { key: by_clients("theirs"), entry: entry(object(4)) });
     index.flush().await.expect("written");
@@ -233,7 +233,7 @@ async fn tags_of_an_earlier_version_are_found_by_those_who_learnt_them() {
     assert_eq!(index.tag(&by_clients("theirs")).expect("read"), None);
 }
 
-/// Who may see what in an index that was made as [`of_version_4`].
+/// Asserts which objects are visible to which viewers in an index that [`of_version_4`] made.
 fn assert_shown_as_before(index: &Sqlite) {
     for (scope, shown) in [(Scope::Own, [1, 3].as_slice()), (Scope::ByClients, &[2, 3]), (Scope::Public, &[2])] {
         let is_shown = |digest: &u8| index.is_visible(&Viewer::new("r", scope), &object(*digest)).expect("read");
@@ -259,7 +259,7 @@ fn an_index_of_an_earlier_version_that_cannot_be_written_is_read_all_the_same() 
     assert!(index.is_visible(&Viewer::own("r"), &object(3)).expect("read"), "the tables behind it, too");
 }
 
-/// A task that is still running at a stop holds it.
+/// A task that still runs at a stop holds the index.
 #[tokio::test]
 async fn a_stop_leaves_all_of_it_in_the_file_while_somebody_still_holds_it() {
     let (dir, index) = open();
@@ -269,7 +269,7 @@ async fn a_stop_leaves_all_of_it_in_the_file_while_somebody_still_holds_it() {
     let file = rusqlite::Connection::open(dir.path().join("larder.db")).expect("opened");
     let found = file.query_row("SELECT count(*) FROM tags WHERE tag = '1'", [], |row| row.get::<_, i64>(0));
     assert_eq!(found, Ok(1));
-    // What comes later is dropped, and said to be.
+    // Later writes are dropped and counted.
     index.write(Write::Tag { key: key("a", "late"), entry: entry(object(1)) });
     assert_eq!(index.dropped(), 1);
 }

@@ -18,7 +18,7 @@ fn readers_of_one_object_share_its_file_and_see_what_becomes_of_it() {
     disk.put(&digest, &content).expect("stored");
     let first = get().expect("there");
     assert!(shares_file(&first, &get().expect("there")));
-    // A file that was touched is seen to be, and one that is gone is not found.
+    // A touched file is recognized, and a missing file is not found.
     fs::write(disk.path(&digest), &content).expect("written");
     assert!(!get().expect("there").is_sealed);
     disk.remove(&digest).expect("removed");
@@ -48,7 +48,7 @@ async fn who_writes_to_an_object_breaks_its_seal() {
     fs::write(disk.path(&digest), b"CONTENT").expect("written");
     assert!(!get().is_sealed && !get().is_intact(&digest, |_| true).await.expect("read"));
 
-    // A copy that lost its times is found intact and sealed again.
+    // A copy that lost its times is found intact, and sealed again.
     fs::write(disk.path(&digest), b"content").expect("written");
     assert!(!get().is_sealed && get().is_intact(&digest, |_| true).await.expect("read"));
     let seconds = |stored: &Object| stored.since.duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_secs();
@@ -58,8 +58,8 @@ async fn who_writes_to_an_object_breaks_its_seal() {
     assert_eq!(seconds(&get()), seconds(&before));
 }
 
-/// As a power cut leaves it on a disk that said that it had written it: the time is that of the seal, the content is not
-/// all there.
+/// As a power cut leaves the file, on a disk that claimed to have written it: the time is that of the seal, but a part
+/// of the content is missing.
 #[test]
 fn a_file_that_is_shorter_than_its_object_is_not_sealed_whatever_its_time() {
     let dir = tempfile::tempdir().expect("a directory");

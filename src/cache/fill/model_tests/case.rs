@@ -7,14 +7,15 @@ use crate::cache::fill::HELD_BACK;
 
 #[derive(Clone, Debug)]
 pub struct Case {
-    /// Of the right content.
+    /// Size of the right content.
     pub size: u64,
     pub parallel: usize,
     pub sources: Vec<Script>,
     pub readers: Vec<Visit>,
-    /// Where flawed sources are wrong: the first place in thousandths, and each so many bytes on.
+    /// Where flawed sources are wrong: the first place in thousandths of the size, and the distance to each further
+    /// place in bytes.
     pub flaws: (u64, u64),
-    /// Milliseconds.
+    /// When the process is killed, in milliseconds.
     pub killed_after: Option<u64>,
 }
 
@@ -24,27 +25,27 @@ pub struct Script {
     pub holds: Holds,
     pub ranges: Ranges,
     pub says_total: bool,
-    /// Bytes that come in one piece, pieces that come at once, milliseconds between.
+    /// Bytes in one piece, pieces that come at once, milliseconds between them.
     pub pace: (u64, u32, u64),
     /// After how many bytes the next answers break.
     pub breaks: Vec<u64>,
-    /// A break looks like the end.
+    /// Whether a break looks like the end.
     pub breaks_quietly: bool,
-    /// How many openings are refused first: of the whole, and of a later part.
+    /// How many openings are refused first: openings of the whole, and of a later part.
     pub refusals: (usize, usize),
-    /// It is still there after a kill.
+    /// Whether the source is still there after a kill.
     pub stays: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Holds {
     Right,
-    /// Right but for some bytes.
+    /// Right, apart from some bytes.
     Flawed,
-    /// So many bytes more.
+    /// Longer by this many bytes.
     Longer(u64),
     Shorter(u64),
-    /// All is right but the size that it states, by so much.
+    /// All is right except the size that the source states, which is wrong by this much.
     Misstated(i64),
     Nothing,
 }
@@ -52,7 +53,7 @@ pub enum Holds {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ranges {
     Exact,
-    /// Answers begin so many bytes before.
+    /// Answers begin this many bytes too early.
     Before(u64),
     Ignored,
 }
@@ -61,7 +62,7 @@ pub enum Ranges {
 #[derive(Clone, Debug)]
 pub struct Visit {
     pub comes_at: u64,
-    /// From where (in thousandths) and how far; `None`: the whole.
+    /// Where the part begins (in thousandths of the size) and its length in bytes; `None`: the whole.
     pub part: Option<(u64, u64)>,
     pub may_read_unverified: bool,
     pub leaves_after: Option<u64>,
@@ -69,7 +70,7 @@ pub struct Visit {
 }
 
 pub fn sizes(is_honest: bool) -> impl Strategy<Value = u64> {
-    // What is wrong shows in small objects; for ranges on the side and several connections they must be large.
+    // Small objects show what goes wrong; ranges on the side and several connections need large objects.
     let (small, large) = if is_honest { (1, 4) } else { (6, 1) };
     prop_oneof![
         1 => 0u64..3,
@@ -80,7 +81,7 @@ pub fn sizes(is_honest: bool) -> impl Strategy<Value = u64> {
     ]
 }
 
-/// Sources with which all can go wrong; honest ones only break and refuse, which costs no byte twice.
+/// Sources with which everything can go wrong. Honest sources only break and refuse, which costs no byte twice.
 pub fn scripts(is_honest: bool) -> impl Strategy<Value = Script> {
     let wrong = u32::from(!is_honest);
     let holds = prop_oneof![
@@ -140,7 +141,7 @@ pub fn cases(is_honest: bool) -> impl Strategy<Value = Case> {
 }
 
 impl Case {
-    /// Keeps to what Larder promises to get over.
+    /// Limits a case to what Larder promises to survive.
     fn within_reason(mut self) -> Self {
         let has_wrong = self.has_wrong();
         for script in &mut self.sources {
@@ -148,29 +149,30 @@ impl Case {
                 script.holds = Holds::Longer(1);
             }
             if let Holds::Misstated(by) = script.holds {
-                // Nothing can be said to be shorter than nothing.
+                // No size smaller than zero can be stated.
                 let is_too_short = by < 0 && by.unsigned_abs() > self.size;
                 script.holds = if is_too_short { Holds::Misstated(1) } else { script.holds };
                 script.says_total = true;
             }
-            // Who has what is right is there when it is needed; where nobody is wrong it may refuse to go on.
+            // A source with the right content is there when it is needed. Where no source is wrong, it may refuse to go
+            // on.
             if script.holds == Holds::Right {
-                // Who says neither how much there is nor, to who asks for more, that there is no more, corrects no
-                // wrong size.
+                // A source corrects no wrong size if it does not state the size, and does not tell a client that asks
+                // for more that there is no more.
                 script.says_total |= has_wrong && (script.ranges == Ranges::Ignored || self.size == 0);
                 script.stays = true;
                 script.refusals.0 = 0;
                 script.refusals.1 *= usize::from(!has_wrong);
             }
             if script.ranges != Ranges::Exact {
-                // Such an answer may break before it brought anything; three in a row are too many.
+                // Such an answer may break before it brought anything; three breaks in a row are too many.
                 script.breaks.truncate(usize::from(MAX_STRIKES) - 1);
             }
         }
         self
     }
 
-    /// The same after all that were there are gone, and one came that is right.
+    /// Returns the case after all its sources are gone and one with the right content has come.
     pub fn mended(&self) -> Self {
         let mut mended = self.clone();
         mended.sources.iter_mut().for_each(|script| script.stays = false);
@@ -187,7 +189,7 @@ impl Case {
         mended
     }
 
-    /// The same where no source breaks so often that it is asked no more.
+    /// Returns the case with no source that breaks so often that it is not asked any more.
     pub fn breaking_seldom(mut self) -> Self {
         self.sources.iter_mut().for_each(|script| script.breaks.truncate(usize::from(MAX_STRIKES) - 1));
         self
@@ -201,19 +203,19 @@ impl Case {
         self.sources.iter().any(|script| script.holds == Holds::Right)
     }
 
-    /// Whether what the sources hold may add up to what is right: not where one is alone in being wrong, nor
-    /// where all are wrong at the same places.
+    /// Returns whether the bytes that the sources hold may add up to the right content: not where a wrong source is
+    /// alone, and not where all are wrong at the same places.
     pub fn may_be_whole(&self) -> bool {
         let mut held = self.sources.iter().map(|script| script.holds).filter(|holds| *holds != Holds::Nothing);
         self.has_right() || (held.clone().count() > 1 && !held.all(|holds| holds == Holds::Flawed))
     }
 
-    /// Whether a part of what one transfer was to bring may be taken over by another.
+    /// Returns whether one transfer may take over a part of another's range.
     pub fn is_shared(&self) -> bool {
         self.parallel > 1 || self.readers.iter().any(|reader| reader.part.is_some())
     }
 
-    /// Whether each byte is to come once.
+    /// Returns whether each byte has to come only once.
     pub fn is_thrifty(&self) -> bool {
         !self.has_wrong() && self.sources.iter().all(|script| script.ranges == Ranges::Exact && script.says_total)
     }

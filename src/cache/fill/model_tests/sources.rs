@@ -1,4 +1,4 @@
-//! Sources that do as their scripts say, and keep account of it.
+//! Sources that do as their scripts say, and count what they did.
 
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::cache::fill::{Origin, Source, Transfer};
 use crate::failure::{Failure, FailureKind};
 use crate::oci::Digest;
 
-/// What a transfer takes off the network at a time.
+/// Bytes that a transfer takes off the network at a time.
 const BATCH: u64 = MIB;
 /// Each flawed source is wrong in its own way, but at the same places: together they are not right.
 const MASKS: [u8; 5] = [2, 4, 8, 16, 32];
@@ -36,7 +36,7 @@ pub struct Told {
     pub strikes: Vec<Option<u8>>,
     pub delivered: u64,
     pub received: u64,
-    /// What transfers that were cut off may have had in hand.
+    /// Bytes that transfers that were cut off may have had under way.
     pub in_hand: u64,
 }
 
@@ -59,7 +59,7 @@ impl World {
         Arc::new(Self { held, case: case.clone(), right, state: Self::untold(case) })
     }
 
-    /// The same sources as they are to another client.
+    /// Returns the same sources, as another client sees them.
     pub fn to_another(&self) -> Arc<Self> {
         let (case, right, held) = (self.case.clone(), self.right.clone(), self.held.clone());
         Arc::new(Self { state: Self::untold(&case), case, right, held })
@@ -74,7 +74,7 @@ impl World {
         self.state.lock().expect("no panic while held")
     }
 
-    /// Whether these bytes, found at `at`, are what some source holds there.
+    /// Returns whether these bytes, found at `at`, are what the sources hold there.
     pub fn allows(&self, at: u64, bytes: &[u8]) -> bool {
         let (at, end) = (at as usize, at as usize + bytes.len());
         if self.held.iter().flatten().any(|held| held.get(at..end) == Some(bytes)) {
@@ -84,12 +84,12 @@ impl World {
         bytes.iter().enumerate().all(is_held)
     }
 
-    /// A new process knows nothing of what sources did; some are gone.
+    /// Forgets what sources did, as a new process does; some sources are gone.
     pub fn restart(&self) {
         self.told().strikes = self.case.sources.iter().map(|script| script.stays.then_some(0)).collect();
     }
 
-    /// The answer of one source; `None` if it refuses.
+    /// Returns the answer of one source; `None` if it refuses.
     fn answer(&self, at: usize, from: u64, until: Option<u64>) -> Option<Transfer> {
         let mut told = self.told();
         let script = &mut told.scripts[at];
@@ -105,7 +105,7 @@ impl World {
             _ => size,
         };
         if from > 0 && from >= size && script.ranges != Ranges::Ignored {
-            // As `upstream` hands a 416 on, which says how long the object is.
+            // As `upstream` hands on a 416, which states the length of the object.
             let body = stream::empty().boxed();
             return Some(Transfer { source: Source(at), start: from, total: Some(stated), body });
         }
@@ -124,7 +124,7 @@ impl World {
             at: start,
             end,
             breaks_at,
-            // Who does not say how much comes cannot end early unseen.
+            // A source that does not state the length cannot end early without being noticed.
             breaks_quietly: script.breaks_quietly && script.says_total,
             has_broken: false,
             is_shared: self.case.is_shared(),
@@ -174,7 +174,7 @@ impl Origin for World {
     }
 }
 
-/// One answer on its way.
+/// The body of one answer.
 struct Body {
     told: Arc<Mutex<Told>>,
     bytes: Bytes,
@@ -183,7 +183,7 @@ struct Body {
     breaks_at: Option<u64>,
     breaks_quietly: bool,
     has_broken: bool,
-    /// Others may take a part of what it brings.
+    /// Whether other transfers may take a part of its range.
     is_shared: bool,
     pace: (u64, u32, Duration),
     came_at_once: u32,
@@ -221,7 +221,7 @@ impl Drop for Body {
     fn drop(&mut self) {
         let was_cut = self.at < self.end && !self.has_broken;
         if was_cut || self.is_shared {
-            // One batch is being cut, the next was taken off the network meanwhile.
+            // One batch is being cut; the next was taken off the network meanwhile.
             let at_once = self.pace.0 * u64::from(self.pace.1);
             let mut told = self.told.lock().expect("no panic while held");
             told.in_hand += 2 * at_once.min(BATCH + self.pace.0);
@@ -229,7 +229,8 @@ impl Drop for Body {
     }
 }
 
-/// Bytes of which none is zero, so that a hole in a file is seen; a longer content begins as a shorter one.
+/// Returns bytes of which none is zero, so that a hole in a file is noticed. A longer content begins like a shorter
+/// one.
 fn content(size: u64) -> Vec<u8> {
     let mut state = 0x9E37_79B9_7F4A_7C15_u64;
     let words = std::iter::repeat_with(|| {
