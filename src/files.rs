@@ -15,7 +15,7 @@ pub fn entries(folder: &Path) -> io::Result<impl Iterator<Item = io::Result<fs::
     let found = match fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
-            tracing::warn!(path = %folder.display(), "there is something else in the place of a folder");
+            tracing::warn!(path = %folder.display(), "a folder is needed here, and something else has its name");
             None
         }
         found => Some(found?),

@@ -138,7 +138,7 @@ pub async fn verify(State(services): State<Arc<Services>>, query: QueryOf<Verify
         match ops::verify(&services.cache, repair, begun, progress).await {
             Ok(report) => {
                 if lines.send_timeout(report, LAST_LINE).await.is_err() {
-                    tracing::info!("nobody read the end of a verification's report");
+                    tracing::info!("a verification ended, and its caller has left");
                 }
             }
             Err(error) => tracing::warn!(%error, "a verification did not come to its end"),

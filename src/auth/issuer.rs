@@ -243,7 +243,7 @@ impl Issuer {
                     this.known.store(Arc::new(Known { keys, fetched: Some(Instant::now()) }));
                 }
                 Err(error) => {
-                    tracing::warn!(issuer, error = one_line(&error), "the keys of an issuer of tokens cannot be had")
+                    tracing::warn!(issuer, error = one_line(&error), "cannot fetch the keys of an issuer of tokens")
                 }
             }
             drop(tried);

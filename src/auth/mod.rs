@@ -31,7 +31,7 @@ pub enum NotNow {
     Crowded,
     #[error("too many wrong logins from this address; try again later")]
     Guessing(Duration),
-    #[error("the keys of `{0}`, whose token this is, cannot be had; see the log of the cache")]
+    #[error("the keys of `{0}`, whose token this is, cannot be fetched; see the log of the cache")]
     Issuer(Arc<str>),
 }
 

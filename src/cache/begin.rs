@@ -165,7 +165,7 @@ impl Cache {
             tracing::error!(%digest, failure = %why, "blobs are served uncached until the cache directory can be written again");
         }
         if let Err(failure) = fill::pass(registered, wanted, origin, &self.windows).await {
-            tracing::info!(%digest, repository = %viewer, kind = failure.kind.as_str(), %failure, "a blob did not pass to its end");
+            tracing::info!(%digest, repository = %viewer, kind = failure.kind.as_str(), %failure, "a transfer past the store broke off");
         }
     }
 }

@@ -37,7 +37,7 @@ pub fn mark_damaged(path: &Path) {
     if let Err(error) = files::make(&damage_mark(path), files::Readers::Group)
         && error.kind() != std::io::ErrorKind::AlreadyExists
     {
-        tracing::error!(%error, "the damage could not be written down");
+        tracing::error!(%error, "the index is damaged, and that cannot be noted for the next start");
     }
 }
 

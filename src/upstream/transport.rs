@@ -434,7 +434,7 @@ impl Transport {
             let was_resting = self.health().pulls_resting(now).is_some();
             self.health().pulls_limited(&failure, now);
             if !was_resting {
-                tracing::warn!(upstream = %self.label, %failure, "an upstream is not asked for what counts as a pull for a while");
+                tracing::warn!(upstream = %self.label, %failure, "backing off from an upstream for requests that count as pulls");
             }
         } else {
             self.note_failure(&failure, Reached { was_reached: true, since: now }, now);
@@ -477,7 +477,7 @@ impl Transport {
             _ => health.failed(failure, was_reached, now, random::fraction()),
         }
         if let (false, Some((left, why))) = (was_resting, health.resting(now)) {
-            tracing::warn!(upstream = %self.label, kind = why.kind.as_str(), %why, "an upstream is left alone for {left:.1?}");
+            tracing::warn!(upstream = %self.label, kind = why.kind.as_str(), %why, "backing off from an upstream for {left:.1?}");
             // Hosts that only clients name are not probed: there may be any number of them.
             if why.kind == FailureKind::Timeout && self.is_known {
                 self.probing.begin(&self.me);
