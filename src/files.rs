@@ -10,14 +10,10 @@ pub fn make_folder(path: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
-/// Returns the entries of a folder; none if somebody removed the folder, or put a file in its place.
+/// Returns the entries of a folder; none if somebody removed the folder.
 pub fn entries(folder: &Path) -> io::Result<impl Iterator<Item = io::Result<fs::DirEntry>>> {
     let found = match fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
-            tracing::warn!(path = %folder.display(), "a folder is needed here, and something else has its name");
-            None
-        }
         found => Some(found?),
     };
     Ok(found.into_iter().flatten())

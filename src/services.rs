@@ -77,8 +77,9 @@ impl Services {
     /// is unchanged keep what is known about them.
     pub fn apply(&self, prepared: Prepared) {
         self.access.apply(prepared.rules);
-        self.content.clear();
         self.proxy.apply(prepared.proxy);
+        // Last: until then a request may still note what an upstream of before said.
+        self.content.clear();
     }
 }
 

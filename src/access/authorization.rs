@@ -11,15 +11,15 @@ use crate::clock;
 use crate::upstream::Who;
 
 /// Longest `Authorization` that is read, in bytes.
-pub const MAX_LENGTH: usize = 16 * 1024;
+pub const MAX_AUTHORIZATION: usize = 16 * 1024;
 
 /// Returns the credentials of a request. Fails if they cannot be read, or are an expired token of Larder.
 pub fn credentials(headers: &HeaderMap, sealer: &Sealer) -> Result<Who, Challenge> {
     let Some(value) = headers.get(AUTHORIZATION) else {
         return Ok(Who::Anonymous);
     };
-    if value.len() > MAX_LENGTH {
-        tracing::info!(bytes = value.len(), most = MAX_LENGTH, "an Authorization is too long to be looked at");
+    if value.len() > MAX_AUTHORIZATION {
+        tracing::info!(bytes = value.len(), most = MAX_AUTHORIZATION, "an Authorization is too long to be looked at");
         return Err(Challenge::Invalid);
     }
     let (scheme, rest) = value.to_str().ok().and_then(|text| text.split_once(' ')).ok_or(Challenge::Invalid)?;

@@ -59,7 +59,7 @@ impl Default for Consents {
 
 impl Consents {
     /// Notes that the upstream showed the object itself.
-    pub fn given(&self, target: &Target, digest: &Digest) {
+    pub fn shown(&self, target: &Target, digest: &Digest) {
         self.note(target, digest, Given::By(Proof::Shown, Instant::now()));
     }
 

@@ -47,7 +47,7 @@ pub enum Manager {
 }
 
 /// Why a login failed.
-pub enum Wrong {
+pub enum LoginError {
     Invalid,
     NotNow(NotNow),
 }
@@ -88,8 +88,8 @@ impl Access {
             }
             let known = match self.login(logins, stranger.address, headers).await {
                 Ok(known) => known,
-                Err(Wrong::Invalid) => return challenge(),
-                Err(Wrong::NotNow(why)) => return Manager::NotNow(why),
+                Err(LoginError::Invalid) => return challenge(),
+                Err(LoginError::NotNow(why)) => return Manager::NotNow(why),
             };
             // A client that is named by its address only may be a browser that shows a page from anywhere; so match the
             // login alone.
@@ -127,8 +127,8 @@ impl Access {
         };
         match self.login(logins, stranger.address, &request.headers).await {
             Ok(known) => Ok(Identity { known, ..stranger }),
-            Err(Wrong::Invalid) => Err(challenge(request, caller, Challenge::Invalid, path)),
-            Err(Wrong::NotNow(why)) => Err(not_now(why)),
+            Err(LoginError::Invalid) => Err(challenge(request, caller, Challenge::Invalid, path)),
+            Err(LoginError::NotNow(why)) => Err(not_now(why)),
         }
     }
 
@@ -150,7 +150,7 @@ impl Access {
             // A login that cannot be checked now may be right.
             Who::Login(login) if logins.has_user(&login.username) => {
                 let known = self.login(logins, caller.stranger().address, &request.headers).await;
-                !matches!(known, Err(Wrong::Invalid))
+                !matches!(known, Err(LoginError::Invalid))
             }
             _ => false,
         }
@@ -162,15 +162,15 @@ impl Access {
         logins: &Logins,
         address: ClientAddress,
         headers: &HeaderMap,
-    ) -> Result<Option<Known>, Wrong> {
-        let who = self.credentials(headers).map_err(|_| Wrong::Invalid)?;
+    ) -> Result<Option<Known>, LoginError> {
+        let who = self.credentials(headers).map_err(|_| LoginError::Invalid)?;
         let shown = match &who {
             Who::Anonymous | Who::Larder => return Ok(None),
             Who::Login(login) => Credential::Password { user: &login.username, password: login.password.reveal() },
-            Who::Header(value) => Credential::Token(bearer(value).ok_or(Wrong::Invalid)?),
+            Who::Header(value) => Credential::Token(bearer(value).ok_or(LoginError::Invalid)?),
         };
-        let known = logins.known(address, shown).await.map_err(Wrong::NotNow)?;
-        known.map(Some).ok_or(Wrong::Invalid)
+        let known = logins.known(address, shown).await.map_err(LoginError::NotNow)?;
+        known.map(Some).ok_or(LoginError::Invalid)
     }
 
     /// Checks that a client may read a repository, and returns its identity. Fails with what is missing.

@@ -19,12 +19,12 @@ pub mod token_form;
 
 pub use crate::auth::NotNow;
 pub use absences::Absences;
-pub use authorization::MAX_LENGTH;
+pub use authorization::MAX_AUTHORIZATION;
 pub use caller::Caller;
 pub use consent::{Consent, Stored};
 pub use host::AskedHost;
-pub use login::{Access, Manager, Wrong, challenge, host, not_now};
+pub use login::{Access, LoginError, Manager, challenge, host, not_now};
 pub use questions::{Questions, party};
 pub use refusal::{Challenge, Refusal, Wanted};
 pub use rules::{Rules, RulesError};
-pub use sealer::LIFE;
+pub use sealer::TOKEN_LIFE;

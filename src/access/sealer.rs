@@ -17,7 +17,7 @@ use crate::random::{self, NoRandomness};
 use crate::upstream::Who;
 
 /// How long a token is valid; then clients get another one.
-pub const LIFE: Duration = Duration::from_secs(300);
+pub const TOKEN_LIFE: Duration = Duration::from_secs(300);
 /// Tells Larder's tokens from those of upstreams.
 pub const PREFIX: &str = "larder.";
 
@@ -43,7 +43,7 @@ impl Sealer {
     /// Returns a token for a login, or for no login; `None` if the library fails.
     pub fn seal(&self, login: Option<&Login>, now: SystemTime) -> Option<String> {
         let login = login.map(|login| (login.username.clone(), login.password.reveal().to_owned()));
-        let content = Content { expires: seconds(now + LIFE), login };
+        let content = Content { expires: seconds(now + TOKEN_LIFE), login };
         let mut bytes = serde_json::to_vec(&content).ok()?;
         let nonce = self.0.seal_in_place_append_tag(Aad::empty(), &mut bytes).ok()?;
         let sealed = [nonce.as_ref().as_slice(), &bytes].concat();
@@ -86,7 +86,7 @@ mod tests {
         let login = Login::new("me", Secret::new("pass:word"));
         let token = sealer.seal(Some(&login), now).expect("sealed");
         assert_eq!(sealer.open(&token, now), Some(Who::Login(Arc::new(login.clone()))));
-        assert_eq!(sealer.open(&token, now + 2 * LIFE), None);
+        assert_eq!(sealer.open(&token, now + 2 * TOKEN_LIFE), None);
         let anonymous = sealer.seal(None, now).expect("sealed");
         assert_eq!(sealer.open(&anonymous, now), Some(Who::Anonymous));
         assert_ne!(sealer.seal(Some(&login), now), sealer.seal(Some(&login), now));

@@ -368,7 +368,6 @@ impl Cache {
     pub async fn images(&self, last: String, count: usize) -> Result<(Vec<(Image, bool)>, Option<String>), Failure> {
         let refreshed = self.upkeep.refresh_pins().await;
         refreshed.map_err(|error| self.broken("cannot read the index", error))?;
-        self.read(self.index.flush()).await?;
         let ImagePage { images, next } = self.read(self.index.images(last, count)).await?;
         let with_pin = |image: Image| {
             let is_pinned = self.upkeep.is_pinned(&image.digest);
@@ -380,8 +379,9 @@ impl Cache {
     /// Pins an image, cached or not, or takes its pin back. Returns whether that changed anything.
     pub async fn set_pin(&self, image: ImageName, is_pinned: bool) -> Result<bool, Failure> {
         let changed = self.index.set_pin(image, is_pinned).await;
-        let changed = changed.map_err(|error| self.broken("cannot write a pin", error))?;
+        // One that was given up may still be written.
         self.upkeep.pins_changed();
+        let changed = changed.map_err(|error| self.broken("cannot write a pin", error))?;
         Ok(changed)
     }
 
@@ -424,16 +424,21 @@ impl Cache {
         if tokio::time::timeout(LAST_STORES, stored).await.is_err() {
             tracing::warn!("not everything that came in could be stored in time; it is fetched again");
         }
-        match tokio::time::timeout(LAST_STORES, self.index.close()).await {
+        match tokio::time::timeout(LAST_STORES, self.index.flush()).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::error!(%error, "the last changes to the index were lost"),
             Err(_) => {
                 tracing::warn!("the last changes to the index could not be written in time; they are learnt again")
             }
         }
+        match tokio::time::timeout(LAST_STORES, self.index.close()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(%error, "the index could not be closed"),
+            Err(_) => tracing::warn!("the index could not be closed in time; the next start takes in its log"),
+        }
     }
 
-    async fn read<T>(&self, answer: index::Answer<'_, T>) -> Result<T, Failure> {
+    async fn read<T>(&self, answer: index::Call<'_, T>) -> Result<T, Failure> {
         answer.await.map_err(|error| self.broken("cannot read the index", error))
     }
 

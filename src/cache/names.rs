@@ -1,7 +1,6 @@
 //! Which names have which manifests, as their upstreams have said. The catalog and the list of images show this.
 
 use super::Cache;
-use crate::failure::Failure;
 use crate::index::{Timestamp, Write};
 use crate::oci::{Digest, Name};
 
@@ -24,16 +23,8 @@ impl Cache {
         if self.hot.names.get(&key).is_some() {
             return true;
         }
-        let found = async || {
-            let knows_name = async || self.read(self.index.knows_name(repository, name.as_str(), &digest)).await;
-            if knows_name().await? {
-                return Ok::<_, Failure>(true);
-            }
-            // The tag or manifest that leads to it may have been learnt a moment ago, and wait to be written.
-            self.read(self.index.flush()).await?;
-            knows_name().await
-        };
-        let is_known = matches!(found().await, Ok(true));
+        let found = self.read(self.index.knows_name(repository, name.as_str(), &digest)).await;
+        let is_known = matches!(found, Ok(true));
         if is_known {
             // The next call does not need the index.
             self.note_manifest(repository, name, digest);

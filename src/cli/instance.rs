@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use reqwest::redirect::Policy;
 use serde::de::DeserializeOwned;
 use url::Url;
 
@@ -193,7 +194,7 @@ impl Api {
     fn new(base: Url) -> Result<Self, CommandError> {
         // Another part of the process may have set a provider before; any provider will do.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let client = dial::plain_client(CONNECT).read_timeout(ANSWER).build();
+        let client = dial::plain_client(CONNECT).redirect(Policy::default()).read_timeout(ANSWER).build();
         let client = client.map_err(|error| CommandError::Failed(error.to_string()))?;
         Ok(Self { client, base })
     }

@@ -49,81 +49,77 @@ use crate::clock;
 use crate::oci::{Digest, MediaType, Reference};
 
 /// The result of a call of an [`Index`].
-pub type Answer<'a, T> = BoxFuture<'a, Result<T, IndexError>>;
+pub type Call<'a, T> = BoxFuture<'a, Result<T, IndexError>>;
 
 /// Takes one object of [`Index::objects_by_use`]: its digest, size, last use, and the repositories in which it is
 /// visible, a line each.
 pub type TakeObject = Box<dyn FnMut(Digest, u64, Timestamp, &str) + Send>;
 
+/// Tells whether the configuration pins a tag.
+pub type IsPinned = Box<dyn Fn(&TagKey) -> bool + Send>;
+
 /// What is known about objects. Each call ends in time, with an error if the disk or the server behind the index does
 /// not answer. Calls that read all of the index take as long as that takes.
 pub trait Index: Send + Sync + 'static {
     /// Returns what a tag was when its upstream was last asked.
-    fn tag<'a>(&'a self, key: &'a TagKey) -> Answer<'a, Option<TagEntry>>;
+    fn tag<'a>(&'a self, key: &'a TagKey) -> Call<'a, Option<TagEntry>>;
 
     /// Returns what is known about an object in the store.
-    fn object<'a>(&'a self, digest: &'a Digest) -> Answer<'a, Option<ObjectEntry>>;
+    fn object<'a>(&'a self, digest: &'a Digest) -> Call<'a, Option<ObjectEntry>>;
 
     /// Returns whether an object is visible to a viewer.
-    fn is_visible<'a>(&'a self, viewer: &'a Viewer, digest: &'a Digest) -> Answer<'a, bool>;
+    fn is_visible<'a>(&'a self, viewer: &'a Viewer, digest: &'a Digest) -> Call<'a, bool>;
 
     /// Returns whether a name is known to have a manifest: its upstream said so, or a tag or a manifest of the name
-    /// leads there.
-    fn knows_name<'a>(&'a self, repository: &'a str, name: &'a str, digest: &'a Digest) -> Answer<'a, bool>;
+    /// leads there. What is queued to be
+    /// written counts, too.
+    fn knows_name<'a>(&'a self, repository: &'a str, name: &'a str, digest: &'a Digest) -> Call<'a, bool>;
 
     /// Returns a list as it was last seen. Fails with [`IndexError::TooLarge`] if it takes more than `room` bytes.
-    fn listing<'a>(&'a self, key: &'a ListKey, room: u64) -> Answer<'a, Option<Listing>>;
+    fn listing<'a>(&'a self, key: &'a ListKey, room: u64) -> Call<'a, Option<Listing>>;
 
     /// Returns the stored answers of the URL that `key` stands for, the newest first.
-    fn urls<'a>(&'a self, key: &'a Digest) -> Answer<'a, Vec<UrlEntry>>;
+    fn urls<'a>(&'a self, key: &'a Digest) -> Call<'a, Vec<UrlEntry>>;
 
     /// Returns at most `count` names with cached content of these repositories behind `last`, in order.
-    fn catalog(&self, repositories: Vec<String>, last: String, count: usize) -> Answer<'_, Vec<String>>;
+    fn catalog(&self, repositories: Vec<String>, last: String, count: usize) -> Call<'_, Vec<String>>;
 
     /// Returns at most `count` images whose manifest is stored, in the order of their references, behind the reference
-    /// `last`.
-    fn images(&self, last: String, count: usize) -> Answer<'_, ImagePage>;
+    /// `last`. What is queued to be
+    /// written counts, too.
+    fn images(&self, last: String, count: usize) -> Call<'_, ImagePage>;
 
     /// Returns the images that are pinned by name, in order.
-    fn pins(&self) -> Answer<'_, Vec<ImageName>>;
+    fn pins(&self) -> Call<'_, Vec<ImageName>>;
 
     /// Checks whether the index can be read.
-    fn check(&self) -> Answer<'_, ()>;
+    fn check(&self) -> Call<'_, ()>;
 
-    /// Returns the manifests of images, as far as they are known.
-    fn manifests_of(&self, images: Vec<ImageName>) -> Answer<'_, Vec<Digest>>;
-
-    /// Returns the manifests of those tags of a repository that `is_wanted` takes.
-    fn tags_of<'a>(
-        &'a self,
-        repository: &'a str,
-        is_wanted: Box<dyn Fn(&TagKey) -> bool + Send>,
-    ) -> Answer<'a, Vec<Digest>>;
-
-    /// Returns the given manifests and all that they lead to, stored or not.
-    fn below(&self, roots: Vec<Digest>) -> Answer<'_, HashSet<Digest>>;
+    /// Returns all objects that pinned images consist of, as far as their manifests are known, and whether any image is
+    /// pinned by name. Pinned are images by name, and the tags of `repositories` that `is_pinned` takes.
+    fn pinned(&self, repositories: Vec<String>, is_pinned: IsPinned) -> Call<'_, (HashSet<Digest>, bool)>;
 
     /// Gives all objects to `each`, the least recently used first. `with_repositories`: whether `each` also gets the
     /// repositories in which an object is visible. Takes as long as reading them takes.
-    fn objects_by_use(&self, with_repositories: bool, each: TakeObject) -> Answer<'_, ()>;
+    fn objects_by_use(&self, with_repositories: bool, each: TakeObject) -> Call<'_, ()>;
 
     /// Reads all of the index and compares its parts. Takes as long as that takes.
-    fn verify(&self) -> Answer<'_, ()>;
+    fn verify(&self) -> Call<'_, ()>;
 
     /// Queues a write of a request. Never waits: if too many writes wait already, this one is dropped and counted.
     fn note(&self, write: Write);
 
     /// Queues writes of upkeep, which are not dropped. Waits while too many writes wait.
-    fn apply(&self, writes: Vec<Write>) -> Answer<'_, ()>;
+    fn apply(&self, writes: Vec<Write>) -> Call<'_, ()>;
 
-    /// Waits until everything that was queued is written.
-    fn flush(&self) -> Answer<'_, ()>;
+    /// Waits until everything that was queued is written, for as long as a client waits for a read.
+    fn flush(&self) -> Call<'_, ()>;
 
     /// Writes what was queued and closes the index, whatever else still holds it. Later writes are dropped.
-    fn close(&self) -> Answer<'_, ()>;
+    fn close(&self) -> Call<'_, ()>;
 
     /// Pins an image, or takes its pin back. Returns whether that changed anything.
-    fn set_pin(&self, image: ImageName, is_pinned: bool) -> Answer<'_, bool>;
+    fn set_pin(&self, image: ImageName, is_pinned: bool) -> Call<'_, bool>;
 
     /// Removes rows in steps. After each step, tells which objects nothing refers to any more. The stream ends with the
     /// last step, or with an error; what was removed before the error stays removed.
@@ -133,10 +129,10 @@ pub trait Index: Send + Sync + 'static {
     fn keep_within(&self, bounds: Bounds);
 
     /// Returns the bytes of disk that the index needs.
-    fn bytes(&self) -> Answer<'_, u64>;
+    fn bytes(&self) -> Call<'_, u64>;
 
     /// Removes files that are kept only for people to look at. Returns how many bytes that gave back.
-    fn remove_aside(&self) -> Answer<'_, u64>;
+    fn remove_aside(&self) -> Call<'_, u64>;
 
     /// Returns how many writes were dropped since the start.
     fn dropped(&self) -> u64;

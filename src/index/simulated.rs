@@ -102,7 +102,7 @@ impl Simulated {
         &self,
         is_write: bool,
         call: impl FnOnce(Arc<LocalIndex>) -> F + Send + 'a,
-    ) -> Answer<'a, T>
+    ) -> Call<'a, T>
     where
         F: Future<Output = Result<T, IndexError>> + Send + 'a,
     {
@@ -128,67 +128,55 @@ impl Simulated {
 }
 
 impl Index for Simulated {
-    fn tag<'a>(&'a self, key: &'a TagKey) -> Answer<'a, Option<TagEntry>> {
+    fn tag<'a>(&'a self, key: &'a TagKey) -> Call<'a, Option<TagEntry>> {
         self.call(false, async |index| index.tag(key).await)
     }
 
-    fn object<'a>(&'a self, digest: &'a Digest) -> Answer<'a, Option<ObjectEntry>> {
+    fn object<'a>(&'a self, digest: &'a Digest) -> Call<'a, Option<ObjectEntry>> {
         self.call(false, async |index| index.object(digest).await)
     }
 
-    fn is_visible<'a>(&'a self, viewer: &'a Viewer, digest: &'a Digest) -> Answer<'a, bool> {
+    fn is_visible<'a>(&'a self, viewer: &'a Viewer, digest: &'a Digest) -> Call<'a, bool> {
         self.call(false, async |index| index.is_visible(viewer, digest).await)
     }
 
-    fn knows_name<'a>(&'a self, repository: &'a str, name: &'a str, digest: &'a Digest) -> Answer<'a, bool> {
+    fn knows_name<'a>(&'a self, repository: &'a str, name: &'a str, digest: &'a Digest) -> Call<'a, bool> {
         self.call(false, async |index| index.knows_name(repository, name, digest).await)
     }
 
-    fn listing<'a>(&'a self, key: &'a ListKey, room: u64) -> Answer<'a, Option<Listing>> {
+    fn listing<'a>(&'a self, key: &'a ListKey, room: u64) -> Call<'a, Option<Listing>> {
         self.call(false, async move |index| index.listing(key, room).await)
     }
 
-    fn urls<'a>(&'a self, key: &'a Digest) -> Answer<'a, Vec<UrlEntry>> {
+    fn urls<'a>(&'a self, key: &'a Digest) -> Call<'a, Vec<UrlEntry>> {
         self.call(false, async |index| index.urls(key).await)
     }
 
-    fn catalog(&self, repositories: Vec<String>, last: String, count: usize) -> Answer<'_, Vec<String>> {
+    fn catalog(&self, repositories: Vec<String>, last: String, count: usize) -> Call<'_, Vec<String>> {
         self.call(false, async move |index| index.catalog(repositories, last, count).await)
     }
 
-    fn images(&self, last: String, count: usize) -> Answer<'_, ImagePage> {
+    fn images(&self, last: String, count: usize) -> Call<'_, ImagePage> {
         self.call(false, async move |index| index.images(last, count).await)
     }
 
-    fn pins(&self) -> Answer<'_, Vec<ImageName>> {
+    fn pins(&self) -> Call<'_, Vec<ImageName>> {
         self.call(false, async |index| index.pins().await)
     }
 
-    fn check(&self) -> Answer<'_, ()> {
+    fn check(&self) -> Call<'_, ()> {
         self.call(false, async |index| index.check().await)
     }
 
-    fn manifests_of(&self, images: Vec<ImageName>) -> Answer<'_, Vec<Digest>> {
-        self.call(false, async |index| index.manifests_of(images).await)
+    fn pinned(&self, repositories: Vec<String>, is_pinned: IsPinned) -> Call<'_, (HashSet<Digest>, bool)> {
+        self.call(false, async move |index| index.pinned(repositories, is_pinned).await)
     }
 
-    fn tags_of<'a>(
-        &'a self,
-        repository: &'a str,
-        is_wanted: Box<dyn Fn(&TagKey) -> bool + Send>,
-    ) -> Answer<'a, Vec<Digest>> {
-        self.call(false, async |index| index.tags_of(repository, is_wanted).await)
-    }
-
-    fn below(&self, roots: Vec<Digest>) -> Answer<'_, HashSet<Digest>> {
-        self.call(false, async |index| index.below(roots).await)
-    }
-
-    fn objects_by_use(&self, with_repositories: bool, each: TakeObject) -> Answer<'_, ()> {
+    fn objects_by_use(&self, with_repositories: bool, each: TakeObject) -> Call<'_, ()> {
         self.call(false, async move |index| index.objects_by_use(with_repositories, each).await)
     }
 
-    fn verify(&self) -> Answer<'_, ()> {
+    fn verify(&self) -> Call<'_, ()> {
         self.call(false, async |index| index.verify().await)
     }
 
@@ -200,22 +188,22 @@ impl Index for Simulated {
         }
     }
 
-    fn apply(&self, mut writes: Vec<Write>) -> Answer<'_, ()> {
+    fn apply(&self, mut writes: Vec<Write>) -> Call<'_, ()> {
         if self.state().health == Health::Torn {
             writes.truncate(writes.len() / 2);
         }
         self.call(true, async |index| index.apply(writes).await)
     }
 
-    fn flush(&self) -> Answer<'_, ()> {
+    fn flush(&self) -> Call<'_, ()> {
         self.call(false, async |index| index.flush().await)
     }
 
-    fn close(&self) -> Answer<'_, ()> {
+    fn close(&self) -> Call<'_, ()> {
         self.call(false, async |index| index.close().await)
     }
 
-    fn set_pin(&self, image: ImageName, is_pinned: bool) -> Answer<'_, bool> {
+    fn set_pin(&self, image: ImageName, is_pinned: bool) -> Call<'_, bool> {
         self.call(true, async move |index| index.set_pin(image, is_pinned).await)
     }
 
@@ -237,11 +225,11 @@ impl Index for Simulated {
         self.state().inner.keep_within(bounds);
     }
 
-    fn bytes(&self) -> Answer<'_, u64> {
+    fn bytes(&self) -> Call<'_, u64> {
         self.call(false, async |index| index.bytes().await)
     }
 
-    fn remove_aside(&self) -> Answer<'_, u64> {
+    fn remove_aside(&self) -> Call<'_, u64> {
         self.call(true, async |index| index.remove_aside().await)
     }
 

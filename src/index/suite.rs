@@ -124,15 +124,15 @@ async fn what_is_pinned_leads_to_all_that_it_consists_of() {
         assert!(index.set_pin(pin("1"), true).await.expect("pinned"));
         assert!(!index.set_pin(pin("1"), true).await.expect("pinned already"));
         assert_eq!(index.pins().await.expect("read"), [pin("1")]);
-        let roots = index.manifests_of(vec![pin("1"), pin("unknown")]).await.expect("read");
-        assert_eq!(roots, [object(1)]);
-        let tagged = index.tags_of("r", Box::new(|key| key.name == "a")).await.expect("read");
-        assert_eq!(tagged, [object(1)]);
-        assert_eq!(index.tags_of("r", Box::new(|_| false)).await.expect("read"), []);
-        let below = index.below(roots).await.expect("read");
-        assert_eq!(below, [1, 2, 3].map(object).into());
+        let all: HashSet<_> = [1, 2, 3].map(object).into();
+        let by_name = index.pinned(Vec::new(), Box::new(|_| true)).await.expect("read");
+        assert_eq!(by_name, (all.clone(), true));
         assert!(index.set_pin(pin("1"), false).await.expect("unpinned"));
         assert_eq!(index.pins().await.expect("read"), []);
+        for (name, found) in [("a", all), ("b", HashSet::new())] {
+            let by_tag = index.pinned(vec!["r".to_owned()], Box::new(move |key| key.name == name)).await.expect("read");
+            assert_eq!(by_tag, (found, false), "{name}");
+        }
     }
 }
 

@@ -34,7 +34,8 @@ pub struct Child {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ChildKind {
     Manifest,
-    /// A blob: the configuration of an image, or what an artifact has in its place.
+    /// A blob: the configuration of an image, or what an artifact has in its place. Also each blob of a manifest that
+    /// cannot be read as a whole.
     Config,
     /// Any other blob.
     Layer,
@@ -112,7 +113,7 @@ impl Outline {
         });
         static INDEX: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r#""manifests"\s*:\s*\["#).ok());
         let is_index = INDEX.as_ref().is_some_and(|index| index.is_match(bytes));
-        let kind = if is_index { ChildKind::Manifest } else { ChildKind::Layer };
+        let kind = if is_index { ChildKind::Manifest } else { ChildKind::Config };
         let mut seen = std::collections::HashSet::new();
         let found = DIGEST.iter().flat_map(|digest| digest.captures_iter(bytes));
         let digests = found.filter_map(|found| std::str::from_utf8(found.get(1)?.as_bytes()).ok()?.parse().ok());

@@ -1,11 +1,13 @@
 //! The life of a request of the proxy door.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use http::header::{AUTHORIZATION, HOST, PROXY_AUTHORIZATION};
 use http::request::Parts;
 use http::{HeaderMap, Method, Request, Response};
 use hyper::body::Body as _;
+use tokio::net::TcpStream;
 use url::Url;
 
 use super::door::Proxy;
@@ -16,7 +18,7 @@ use super::rules::ProxyRules;
 use super::secrets::{self, Secrets};
 use super::tunnel::{Came, Kept, Lead, Standing, Tunnel};
 use super::written;
-use crate::access::{Caller, Rules, Wrong, not_now};
+use crate::access::{Caller, LoginError, Rules, not_now};
 use crate::auth::{Client, Identity, Known};
 use crate::body::{self, Body};
 use crate::failure::{Failure, FailureKind};
@@ -25,8 +27,6 @@ use crate::oci::route::{Object, Route};
 use crate::routing::Repository;
 use crate::sent::Sent;
 use crate::upstream::{PassError, Place};
-use std::net::IpAddr;
-use tokio::net::TcpStream;
 
 impl Proxy {
     /// Answers a CONNECT. If the tunnel is allowed, also returns what to do with it.
@@ -119,7 +119,7 @@ impl Proxy {
         parts.extensions.insert(kept);
 
         let asked = Asked::of(&parts, &url);
-        let has_logins = rules.rules.logins.is_some();
+        let has_logins = rules.for_all.logins.is_some();
         let is_mere_read = body.is_end_stream() && secrets::is_mere_read(&parts);
         // A client that may not pull there with the configuration's credentials may still pull with its own.
         let by_ours = |repository: &Repository| is_mere_read && identity.may_pull(&repository.config.allow, has_logins);
@@ -227,25 +227,25 @@ impl Proxy {
 
     /// Lets a client in by its address, or by its login.
     async fn let_through(&self, rules: &ProxyRules, request: &Parts, client: &Client) -> Result<Standing, Refused> {
-        let caller = Caller::new(&rules.rules, client.clone()).map_err(|_| Refused::NotYou)?;
+        let caller = Caller::new(&rules.for_all, client.clone()).map_err(|_| Refused::NotYou)?;
         let (stranger, has_logins, allow) = (caller.stranger(), caller.has_logins(), &rules.door.allow);
         if stranger.may_pull(allow, has_logins) {
-            let known = self.known_for_repositories(&rules.rules, &stranger, &request.headers).await;
-            return Ok(Standing::new(&rules.rules, client.clone(), Identity { known, ..stranger }));
+            let known = self.known_for_repositories(&rules.for_all, &stranger, &request.headers).await;
+            return Ok(Standing::new(&rules.for_all, client.clone(), Identity { known, ..stranger }));
         }
-        let Some(logins) = &rules.rules.logins else {
+        let Some(logins) = &rules.for_all.logins else {
             return Err(Refused::NotYou);
         };
         let challenge = || Refused::Login(logins.realm().to_owned());
         let shown = shown(&request.headers).ok_or_else(challenge)?;
         let known = match self.access.login(logins, stranger.address, &shown).await {
             Ok(known) => known,
-            Err(Wrong::Invalid) => return Err(challenge()),
-            Err(Wrong::NotNow(why)) => return Err(Refused::Registry(not_now(why))),
+            Err(LoginError::Invalid) => return Err(challenge()),
+            Err(LoginError::NotNow(why)) => return Err(Refused::Registry(not_now(why))),
         };
         let identity = Identity { known, ..stranger };
         match identity.may_pull(allow, has_logins) {
-            true => Ok(Standing::new(&rules.rules, client.clone(), identity)),
+            true => Ok(Standing::new(&rules.for_all, client.clone(), identity)),
             false if identity.known.is_none() => Err(challenge()),
             false => Err(Refused::NotYou),
         }
@@ -255,7 +255,7 @@ impl Proxy {
 /// Tells the observation why a request was refused.
 fn note(observation: &mut Observation, refused: &Refused) {
     match refused.failure() {
-        Some(failure) => observation.failed("url", failure),
+        Some(failure) => observation.failed("request", failure),
         None => observation.refused(refused),
     }
 }

@@ -11,7 +11,7 @@ use url::Url;
 use super::door::Proxy;
 use super::refused::Refused;
 use super::tell::tell;
-use crate::access::{MAX_LENGTH, Refusal, Stored};
+use crate::access::{MAX_AUTHORIZATION, Refusal, Stored};
 use crate::auth::counted_client;
 use crate::body::{self, Body};
 use crate::failure::{Failure, FailureKind};
@@ -39,7 +39,7 @@ impl Proxy {
         let who = match (repository.config.client_consent, request.headers.get(AUTHORIZATION)) {
             (None, _) => Who::Larder,
             (Some(_), None) => Who::Anonymous,
-            (Some(_), Some(value)) if value.len() > MAX_LENGTH => return Ok(None),
+            (Some(_), Some(value)) if value.len() > MAX_AUTHORIZATION => return Ok(None),
             (Some(_), Some(value)) => {
                 let mut value = value.clone();
                 value.set_sensitive(true);

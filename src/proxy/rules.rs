@@ -16,7 +16,8 @@ use crate::upstream::{Anywhere, BuildError, Clients, PassError, Place};
 
 /// The rules of the proxy door, with those of all doors. A request is answered by the rules in force when it came in.
 pub struct ProxyRules {
-    pub rules: Arc<Rules>,
+    /// Those that hold at all doors.
+    pub for_all: Arc<Rules>,
     pub door: ProxyDoor,
     /// Patterns of paths that are cached besides content of registries.
     patterns: Vec<Pattern>,
@@ -38,7 +39,7 @@ impl ProxyRules {
             return Ok(None);
         };
         Ok(Some(Self {
-            rules: rules.clone(),
+            for_all: rules.clone(),
             registries: Registries::new(config, door, clients, metrics)?,
             names: Names::new(config),
             anywhere: Anywhere::new(door, metrics.clone(), &clients.shared().ours)?,

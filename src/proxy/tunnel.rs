@@ -68,8 +68,8 @@ impl Standing {
     /// Checks a client again by the rules in force now. A login counts as long as it would be accepted: the user has
     /// the same password, or the configuration of the token's issuer is the same and the token has not expired.
     pub fn judge(&self, now: &ProxyRules) -> Result<Self, Refused> {
-        let caller = Caller::new(&now.rules, self.client.clone()).map_err(|_| Refused::NotYou)?;
-        let known = self.identity.known.clone().filter(|known| match (&now.rules.logins, &self.logins) {
+        let caller = Caller::new(&now.for_all, self.client.clone()).map_err(|_| Refused::NotYou)?;
+        let known = self.identity.known.clone().filter(|known| match (&now.for_all.logins, &self.logins) {
             (Some(logins), Some(before)) => logins.still_know(before, known),
             _ => false,
         });

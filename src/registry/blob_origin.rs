@@ -220,7 +220,7 @@ impl Origin for BlobOrigin {
         self.all.cache.mark_visible(&self.target.repository.viewer(), self.digest);
         // If the fill continued bytes of another client's transfer, the upstream has shown only a part of the blob.
         if self.all.cache.running_fill(&self.digest).is_none_or(|fill| !fill.is_resumed()) {
-            self.all.consent.given.given(&self.target, &self.digest);
+            self.all.consent.given.shown(&self.target, &self.digest);
             self.all.consent.by_name.blob_shown(&self.target, &self.digest);
         }
     }

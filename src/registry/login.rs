@@ -9,7 +9,7 @@ use http::{HeaderValue, Response};
 use serde_json::json;
 
 use crate::access::token_form::{Form, WrongForm};
-use crate::access::{Access, Caller, Challenge, LIFE, Refusal, challenge, host};
+use crate::access::{Access, Caller, Challenge, Refusal, TOKEN_LIFE, challenge, host};
 use crate::body::{self, Body};
 use crate::clock;
 use crate::failure::{Failure, FailureKind};
@@ -119,7 +119,7 @@ pub async fn give_token(access: &Access, request: &Parts, caller: &Caller) -> Re
     let token = sealed.ok_or_else(|| challenge(request, caller, Challenge::Invalid, None))?;
     let issued_at = humantime::format_rfc3339_seconds(clock::wall()).to_string();
     let mut document = json!({
-        "token": token, "access_token": token, "expires_in": LIFE.as_secs(), "issued_at": issued_at
+        "token": token, "access_token": token, "expires_in": TOKEN_LIFE.as_secs(), "issued_at": issued_at
     });
     if let Some(scope) = form.and_then(|form| form.scope) {
         document["scope"] = scope.into();

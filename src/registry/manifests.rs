@@ -88,7 +88,7 @@ impl Manifests {
         let (fetched, is_first) = self.fetches.run(key, work).await;
         let life = target.repository.config.tags.negative_max_age;
         let Fetched(manifest) = fetched.inspect_err(|failure| self.absences.remember(target, &page, life, failure))?;
-        self.consent.given.given(target, digest);
+        self.consent.given.shown(target, digest);
         Ok(Found { manifest, state: CacheState::Miss { collapsed: !is_first }, is_news_of_name: true })
     }
 

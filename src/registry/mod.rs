@@ -35,7 +35,7 @@ use crate::auth::{Client, counted_client};
 use crate::body::{self, Body};
 use crate::cache::Cache;
 use crate::failure::{Failure, FailureKind};
-use crate::observe::metrics::Kind;
+use crate::observe::metrics::{Kind, Outcome};
 use crate::observe::{Metrics, Observation};
 use crate::oci::Reference;
 use crate::oci::route::{Object, Route};
@@ -79,6 +79,7 @@ impl Registry {
             Err(refusal) => {
                 if let Refusal::Failure { failure, wanted } = &refusal {
                     observation.failed(wanted.as_str(), failure);
+                    observation.answered(Outcome::Failed);
                 }
                 refusal.into_response()
             }

@@ -290,7 +290,7 @@ impl Tags {
             checked_at: Timestamp::now(),
         };
         self.cache.put_tag(key, entry);
-        self.consent.given.given(target, &checked.manifest.digest);
+        self.consent.given.shown(target, &checked.manifest.digest);
         Ok(checked)
     }
 

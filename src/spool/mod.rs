@@ -18,6 +18,7 @@ use std::time::{Duration, SystemTime};
 
 pub use partial::{Partial, Resumed, Slot};
 
+use crate::clock;
 use crate::files::{entries, make_folder};
 use crate::oci::Digest;
 use crate::work::Pool;
@@ -98,7 +99,7 @@ impl Spool {
         for entry in entries(&self.0.dir)? {
             let entry = entry?;
             let is_temporary = entry.file_name().to_string_lossy().starts_with(TEMPORARY_NAME);
-            let age = entry.metadata()?.modified()?.elapsed().unwrap_or_default();
+            let age = clock::wall().duration_since(entry.metadata()?.modified()?).unwrap_or_default();
             let limit = if is_temporary { TEMPORARY.min(max_age) } else { max_age };
             if age <= limit {
                 continue;

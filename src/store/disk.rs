@@ -280,8 +280,8 @@ impl Disk {
     /// Walks everything that is named like an object.
     fn walk(&self, mut each: impl FnMut(Digest, &fs::DirEntry) -> io::Result<()>) -> io::Result<()> {
         for algorithm in Algorithm::ALL {
-            for shard in entries(&self.blobs.join(algorithm.as_str()))? {
-                for entry in entries(&shard?.path())? {
+            for shard in folder(&self.blobs.join(algorithm.as_str()))? {
+                for entry in folder(&shard?.path())? {
                     let entry = entry?;
                     let name = format!("{}:{}", algorithm.as_str(), entry.file_name().to_string_lossy());
                     match name.parse() {
@@ -336,6 +336,18 @@ fn is_passing(error: &io::Error, dir: &Path) -> bool {
         PermissionDenied => dir.is_dir(),
         _ => false,
     }
+}
+
+/// Returns the entries of a folder; none if somebody removed the folder, or put a file in its place.
+fn folder(path: &Path) -> io::Result<impl Iterator<Item = io::Result<fs::DirEntry>>> {
+    let found = match entries(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
+            tracing::warn!(path = %path.display(), "a folder is needed here, and something else has its name");
+            None
+        }
+        found => Some(found?),
+    };
+    Ok(found.into_iter().flatten())
 }
 
 /// Returns the file of an object of this store.

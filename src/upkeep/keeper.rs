@@ -118,7 +118,6 @@ impl Keeper {
         let read = async {
             self.refresh_pins().await?;
             // Rows queued a moment ago have to be read, too.
-            self.upkeep.parts().index.flush().await?;
             self.read_objects().await
         };
         if let Err(error) = read.await {
@@ -344,14 +343,10 @@ impl Keeper {
             return Ok(());
         }
         let limits = self.upkeep.ledger().limits().clone();
-        let index = &*self.upkeep.parts().index;
-        let found = async {
-            index.flush().await?;
-            let named = index.pins().await?;
-            let has_named_pins = !named.is_empty();
-            Ok::<_, IndexError>((limits.rules.closure(index, named).await?, has_named_pins))
-        };
-        let (pinned, has_named_pins) = found.await.inspect_err(|_| self.upkeep.pins_changed())?;
+        let rules = limits.rules.clone();
+        let pinned =
+            self.upkeep.parts().index.pinned(rules.repositories(), Box::new(move |key| rules.match_tag(key))).await;
+        let (pinned, has_named_pins) = pinned.inspect_err(|_| self.upkeep.pins_changed())?;
         self.upkeep.ledger().set_pinned(pinned, has_named_pins, now());
         Ok(())
     }

@@ -1,12 +1,10 @@
 //! Pinned objects: never evicted, whatever their age. An image is pinned by a regex of its repository or by name, and
 //! with it everything that its manifest leads to.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::collections::HashMap;
 
 use crate::config::{Config, Pattern};
-use crate::index::{ImageName, Index, IndexError, TagKey};
-use crate::oci::Digest;
+use crate::index::TagKey;
 
 /// The regexes on `NAME:TAG`, by repository.
 #[derive(Debug)]
@@ -29,18 +27,8 @@ impl Rules {
         patterns.iter().any(|pattern| pattern.is_match(&text))
     }
 
-    /// Returns all objects of pinned images, as far as their manifests are known: of images that the rules match, and
-    /// of the images `named`.
-    pub async fn closure(
-        self: &Arc<Self>,
-        index: &dyn Index,
-        named: Vec<ImageName>,
-    ) -> Result<HashSet<Digest>, IndexError> {
-        let mut roots = index.manifests_of(named).await?;
-        for repository in self.0.keys() {
-            let rules = self.clone();
-            roots.extend(index.tags_of(repository, Box::new(move |key| rules.match_tag(key))).await?);
-        }
-        index.below(roots).await
+    /// Returns the repositories that have rules.
+    pub fn repositories(&self) -> Vec<String> {
+        self.0.keys().cloned().collect()
     }
 }

@@ -99,12 +99,7 @@ pub async fn verify(
     if upkeep.parts().index.was_damaged() && !is_repair {
         report.index = "it was damaged when it was opened, and was built anew from the files".to_owned();
     }
-    let index = &upkeep.parts().index;
-    let verified = async {
-        index.flush().await?;
-        index.verify().await
-    };
-    if let Err(error) = verified.await {
+    if let Err(error) = upkeep.parts().index.verify().await {
         report.index = error.to_string();
     }
     let census = upkeep.census(is_repair).await?;

@@ -86,6 +86,9 @@ impl Reach {
                 "it leads to {host}:{port}, and a registry that the configuration does not name leads to ports 80 and 443 only; if that is meant, name {} in allowlist.domains",
                 self.own_host
             ),
+            None if self.is_proxy(host) => format!(
+                "it leads to {host}, the proxy that requests go through; if that is meant, name the host in redirect_hosts"
+            ),
             None => self.inside(host),
         }
     }

@@ -8,14 +8,14 @@ use reqwest::ClientBuilder;
 
 use crate::config::Proxies;
 
-/// What all HTTP clients have in common: redirects are for the caller to judge, no `Referer`, and no proxy but the
-/// configured one. Of a name with addresses of both families the other one is tried when the first does not answer within
-/// 300 ms (Happy Eyeballs, RFC 8305). `connect`: how long a connection may take to come about.
+/// Begins an HTTP client that verifies servers by `tls`. `connect`: how long opening a connection may take.
 pub fn client(tls: rustls::ClientConfig, connect: Duration) -> ClientBuilder {
     plain_client(connect).tls_backend_preconfigured(tls)
 }
 
-/// The same with the TLS that the library has by itself.
+/// Begins an HTTP client, with TLS as the HTTP library has it by default. It follows no redirect: its caller judges where a
+/// redirect leads. It sends no `Referer`, and uses no proxy but those of [`through`]. If a name has addresses of both
+/// families and the first does not answer within 300 ms, it tries the other family (Happy Eyeballs, RFC 8305).
 pub fn plain_client(connect: Duration) -> ClientBuilder {
     reqwest::Client::builder()
         .redirect(reqwest::redirect::Policy::none())
@@ -24,7 +24,7 @@ pub fn plain_client(connect: Duration) -> ClientBuilder {
         .connect_timeout(connect)
 }
 
-/// Has a client go through proxies. Fails where one of them cannot be used.
+/// Makes a client use the configured proxies. Fails if the URL of one of them cannot be used.
 pub fn through(client: ClientBuilder, proxies: &Proxies) -> reqwest::Result<ClientBuilder> {
     let exceptions = || reqwest::NoProxy::from_string(&proxies.exceptions);
     let http = proxies.http.iter().map(|url| reqwest::Proxy::http(url.reveal()));
@@ -32,7 +32,7 @@ pub fn through(client: ClientBuilder, proxies: &Proxies) -> reqwest::Result<Clie
     http.chain(https).try_fold(client, |client, proxy| Ok(client.proxy(proxy?.no_proxy(exceptions()))))
 }
 
-/// For connections whose bytes the caller speaks, to addresses that `resolver` gives.
+/// Makes a connector for connections that are no HTTP. `resolver` gives the addresses.
 pub fn connector<R>(resolver: R, connect: Duration) -> HttpConnector<R> {
     let mut connector = HttpConnector::new_with_resolver(resolver);
     connector.set_connect_timeout(Some(connect));
@@ -41,7 +41,7 @@ pub fn connector<R>(resolver: R, connect: Duration) -> HttpConnector<R> {
     connector
 }
 
-/// The same by the system's resolver.
+/// Makes a connector that uses the system's resolver.
 pub fn system_connector(connect: Duration) -> HttpConnector<GaiResolver> {
     connector(GaiResolver::new(), connect)
 }
