@@ -10,7 +10,7 @@ use crate::config::Config;
 use crate::observe::Metrics;
 use crate::proxy::{Proxy, ProxyRules};
 use crate::random::NoRandomness;
-use crate::registry::{Content, Registry};
+use crate::registry::{Objects, Registry};
 use crate::upstream::{BuildError, Clients};
 
 /// The services, shared by all doors.
@@ -20,7 +20,7 @@ pub struct Services {
     pub access: Arc<Access>,
     pub registry: Arc<Registry>,
     pub proxy: Arc<Proxy>,
-    content: Arc<Content>,
+    objects: Arc<Objects>,
     clients: Clients,
 }
 
@@ -47,10 +47,10 @@ impl Services {
         let clients = Clients::default();
         let Prepared { rules, proxy } = prepare(config, &clients, &metrics, None)?;
         let access = Arc::new(Access::new(rules)?);
-        let content = Arc::new(Content::new(&cache, &clients, &metrics));
-        let registry = Registry::new(access.clone(), content.clone(), cache.clone(), metrics.clone());
-        let proxy = Proxy::new(proxy, access.clone(), content.clone(), (cache.clone(), metrics.clone()));
-        Ok(Self { cache, metrics, access, registry: Arc::new(registry), proxy: Arc::new(proxy), content, clients })
+        let objects = Arc::new(Objects::new(&cache, &clients, &metrics));
+        let registry = Registry::new(access.clone(), objects.clone(), cache.clone(), metrics.clone());
+        let proxy = Proxy::new(proxy, access.clone(), objects.clone(), (cache.clone(), metrics.clone()));
+        Ok(Self { cache, metrics, access, registry: Arc::new(registry), proxy: Arc::new(proxy), objects, clients })
     }
 
     /// Makes the services of the default configuration, with the cache in `dir`.
@@ -79,7 +79,7 @@ impl Services {
         self.access.apply(prepared.rules);
         self.proxy.apply(prepared.proxy);
         // Last: until then a request may still note what an upstream of before said.
-        self.content.clear();
+        self.objects.clear();
     }
 }
 

@@ -53,13 +53,13 @@ pub struct Consent {
 
 /// The kind of object to confirm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stored {
+pub enum StoredObject {
     Manifest,
     /// With its size in bytes.
     Blob(u64),
 }
 
-impl Stored {
+impl StoredObject {
     fn page(self, digest: &Digest) -> String {
         match self {
             Self::Manifest => format!("manifests/{digest}"),
@@ -112,14 +112,19 @@ impl Consent {
     }
 
     /// Makes sure that a stored object may be served to the client; asks the upstream by one HEAD request if necessary.
-    pub async fn confirm(self: &Arc<Self>, target: &Target, what: Stored, digest: &Digest) -> Result<(), Failure> {
+    pub async fn confirm(
+        self: &Arc<Self>,
+        target: &Target,
+        what: StoredObject,
+        digest: &Digest,
+    ) -> Result<(), Failure> {
         let passes = target.repository.config.client_consent.is_some();
         // An index that cannot be read knows nothing; the upstream does.
         let is_known = match passes {
             true => self.given.is_fresh(target, digest),
             false => self.cache.is_visible(&target.repository.viewer(), digest).await.unwrap_or(false),
         };
-        let is_blob = matches!(what, Stored::Blob(_));
+        let is_blob = matches!(what, StoredObject::Blob(_));
         let follows = is_blob && self.by_name.follows(target, digest);
         if is_known || follows || self.is_public(target, digest).await {
             return Ok(());
@@ -153,7 +158,7 @@ impl Consent {
     pub async fn ask_for_proof(
         self: &Arc<Self>,
         target: &Target,
-        what: Stored,
+        what: StoredObject,
         digest: &Digest,
         page: &str,
     ) -> Result<Proof, Failure> {
@@ -166,21 +171,21 @@ impl Consent {
         // An answer that only repeats the digest of the request proves little: it has to state the size of the stored
         // object, too.
         let known_size = match what {
-            Stored::Manifest => {
+            StoredObject::Manifest => {
                 self.cache.manifest(&digest).await.ok().flatten().map(|manifest| manifest.bytes.len() as u64)
             }
-            Stored::Blob(size) => Some(size),
+            StoredObject::Blob(size) => Some(size),
         };
         let ask = || async move {
             let _place = consent.questions.place(&target).await?;
             let Target { repository, name, who, .. } = &target;
             let upstreams = &repository.upstreams;
             let proof = async |at: usize| match what {
-                Stored::Blob(size) if must_send_it => {
+                StoredObject::Blob(size) if must_send_it => {
                     upstreams[at].sends_blob(who, name, &digest, size).await.map(|()| Proof::Shown)
                 }
-                Stored::Blob(size) => upstreams[at].proves_blob(who, name, &digest, size).await,
-                Stored::Manifest => {
+                StoredObject::Blob(size) => upstreams[at].proves_blob(who, name, &digest, size).await,
+                StoredObject::Manifest => {
                     let reference = Reference::Digest(digest);
                     match upstreams[at].head_manifest(who, name, &reference, false).await? {
                         HeadSaid::Manifest(head)
@@ -216,7 +221,7 @@ impl Consent {
 
     /// Where the clients' own credentials decide: finds out whether an object that was just served to a client is
     /// public, so that for the next client the upstream need not be asked. Nobody waits for the result.
-    pub async fn learn_whether_public(self: &Arc<Self>, target: &Target, what: Stored, digest: Digest) {
+    pub async fn learn_whether_public(self: &Arc<Self>, target: &Target, what: StoredObject, digest: Digest) {
         if target.repository.config.client_consent.is_none()
             || self.is_public(target, &digest).await
             || !self.is_believed(target, &digest).await
@@ -237,7 +242,7 @@ impl Consent {
             return;
         };
         let (consent, nobody) = (self.clone(), Target { who: Who::Anonymous, ..target.clone() });
-        if matches!(what, Stored::Blob(_)) && self.by_name.follows(&nobody, &digest) {
+        if matches!(what, StoredObject::Blob(_)) && self.by_name.follows(&nobody, &digest) {
             self.cache.mark_visible(&everybody, digest);
             tracing::debug!(%digest, repository = everybody.repository, "an object is for everybody, as others of its name are");
             return;
@@ -249,8 +254,8 @@ impl Consent {
                 Ok(Proof::Redirect) => {}
                 Ok(Proof::Shown) => {
                     match (what, consent.cache.manifest(&digest).await) {
-                        (Stored::Blob(_), _) => consent.by_name.blob_shown(&nobody, &digest),
-                        (Stored::Manifest, Ok(Some(manifest))) => {
+                        (StoredObject::Blob(_), _) => consent.by_name.blob_shown(&nobody, &digest),
+                        (StoredObject::Manifest, Ok(Some(manifest))) => {
                             consent.by_name.manifest_shown(&nobody, &manifest, Instant::now());
                         }
                         _ => {}

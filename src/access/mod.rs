@@ -21,7 +21,7 @@ pub use crate::auth::NotNow;
 pub use absences::Absences;
 pub use authorization::MAX_AUTHORIZATION;
 pub use caller::Caller;
-pub use consent::{Consent, Stored};
+pub use consent::{Consent, StoredObject};
 pub use host::AskedHost;
 pub use login::{Access, LoginError, Manager, challenge, host, not_now};
 pub use questions::{Questions, party};

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::consent::{Consent, Stored};
+use super::consent::{Consent, StoredObject};
 use crate::failure::{Failure, FailureKind};
 use crate::oci::Digest;
 use crate::routing::Target;
@@ -20,13 +20,13 @@ impl Consent {
     /// request if necessary. Returns whether the cache is to note that the name has the manifest.
     pub async fn confirm_manifest(self: &Arc<Self>, target: &Target, digest: &Digest) -> Result<bool, Failure> {
         if target.repository.config.client_consent.is_some() {
-            self.confirm(target, Stored::Manifest, digest).await?;
+            self.confirm(target, StoredObject::Manifest, digest).await?;
             // A consent is for one name. A public manifest is served under any name, which says nothing about this one.
             return Ok(self.given.is_fresh(target, digest));
         }
         let repository = target.repository.prefix();
         if self.cache.knows_name(repository, &target.name, *digest).await {
-            self.confirm(target, Stored::Manifest, digest).await?;
+            self.confirm(target, StoredObject::Manifest, digest).await?;
             return Ok(false);
         }
         self.confirm_name(target, digest).await
@@ -36,7 +36,7 @@ impl Consent {
         let page = format!("manifests/{digest}");
         self.absences.recall(target, &page)?;
         let proof = match tokio::time::timeout(PATIENCE, self.naming.acquire()).await {
-            Ok(_turn) => self.ask_for_proof(target, Stored::Manifest, digest, &page).await,
+            Ok(_turn) => self.ask_for_proof(target, StoredObject::Manifest, digest, &page).await,
             Err(_) => Err(Failure::new(FailureKind::Busy, "too many names are being asked about; try again soon")),
         };
         match proof {

@@ -26,7 +26,7 @@ pub struct Sealer(RandomizedNonceKey);
 
 /// The content of a token.
 #[derive(Serialize, Deserialize)]
-struct Content {
+struct Sealed {
     /// When the token expires, in seconds since 1970.
     expires: u64,
     login: Option<(String, String)>,
@@ -43,7 +43,7 @@ impl Sealer {
     /// Returns a token for a login, or for no login; `None` if the library fails.
     pub fn seal(&self, login: Option<&Login>, now: SystemTime) -> Option<String> {
         let login = login.map(|login| (login.username.clone(), login.password.reveal().to_owned()));
-        let content = Content { expires: seconds(now + TOKEN_LIFE), login };
+        let content = Sealed { expires: seconds(now + TOKEN_LIFE), login };
         let mut bytes = serde_json::to_vec(&content).ok()?;
         let nonce = self.0.seal_in_place_append_tag(Aad::empty(), &mut bytes).ok()?;
         let sealed = [nonce.as_ref().as_slice(), &bytes].concat();
@@ -57,7 +57,7 @@ impl Sealer {
         let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
         let mut sealed = sealed.to_vec();
         let bytes = self.0.open_in_place(nonce, Aad::empty(), &mut sealed).ok()?;
-        let content: Content = serde_json::from_slice(bytes).ok()?;
+        let content: Sealed = serde_json::from_slice(bytes).ok()?;
         if content.expires < seconds(now) {
             return None;
         }

@@ -18,7 +18,7 @@ use super::kept::{Files, Kept};
 use super::proof::{self, Given};
 use super::shown::Shown;
 use crate::config::Acme;
-use crate::web::Client;
+use crate::web::WebClient;
 
 /// How long a whole order may take.
 const PATIENCE: Duration = Duration::from_secs(900);
@@ -68,7 +68,7 @@ pub async fn obtain(
 
 /// Places an order and proves the domains. Returns a key and a certificate chain in PEM form.
 async fn order(acme: &Acme, files: &Files, shown: &Shown, given: &mut Vec<Given>) -> Result<String, AcmeError> {
-    let client = Client::new(&acme.access)?;
+    let client = WebClient::new(&acme.access)?;
     let server = |error| AcmeError::Server { directory: acme.directory.to_string(), error };
     let identifiers: Vec<_> = acme.domains.iter().map(|domain| Identifier::Dns(domain.clone())).collect();
     let (account, is_new) = account(acme, files, &client).await?;
@@ -112,7 +112,7 @@ async fn order(acme: &Acme, files: &Files, shown: &Shown, given: &mut Vec<Given>
 }
 
 /// Returns the account that is kept or a new one, and whether it is new.
-async fn account(acme: &Acme, files: &Files, client: &Client) -> Result<(Account, bool), AcmeError> {
+async fn account(acme: &Acme, files: &Files, client: &WebClient) -> Result<(Account, bool), AcmeError> {
     let server = |error| AcmeError::Server { directory: acme.directory.to_string(), error };
     let builder = || Account::builder_with_http(Box::new(ByWeb(client.clone())));
     let contact = acme.email.as_ref().map(|email| format!("mailto:{email}"));
@@ -187,7 +187,7 @@ async fn blocking<T: Send + 'static>(
 }
 
 /// Sends the protocol's requests with Larder's own HTTP client.
-struct ByWeb(Client);
+struct ByWeb(WebClient);
 
 impl HttpClient for ByWeb {
     fn request(

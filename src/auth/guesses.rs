@@ -79,13 +79,13 @@ impl Tally {
 }
 
 /// A login that is being compared. When it is dropped, it no longer counts.
-pub struct Place {
+pub struct Attempt {
     taken: Vec<Arc<Mutex<Tally>>>,
     /// How many logins of the same address or site counted before this login.
     pub rank: u32,
 }
 
-impl Place {
+impl Attempt {
     /// Notes that the login was wrong: it counts for the rest of the minute.
     pub fn was_wrong(self) {
         for tally in &self.taken {
@@ -96,7 +96,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for Attempt {
     fn drop(&mut self) {
         self.taken.iter().for_each(|tally| lock(tally).running -= 1);
     }
@@ -118,8 +118,8 @@ impl Guesses {
     }
 
     /// Takes a place for a login that is to be compared.
-    pub fn reserve(&self, address: ClientAddress) -> Result<Place, NotNow> {
-        let mut place = Place { taken: Vec::new(), rank: 0 };
+    pub fn reserve(&self, address: ClientAddress) -> Result<Attempt, NotNow> {
+        let mut place = Attempt { taken: Vec::new(), rank: 0 };
         for (tally, limit) in self.tallies(address) {
             let mut counted = lock(&tally);
             place.rank = place.rank.max(counted.look(limit)?);
@@ -181,7 +181,7 @@ mod tests {
         drop(places.pop());
         let place = guesses.reserve(at("192.0.2.1")).expect("a place");
         place.was_wrong();
-        places.drain(..).for_each(Place::was_wrong);
+        places.drain(..).for_each(Attempt::was_wrong);
         assert!(matches!(guesses.reserve(at("192.0.2.1")), Err(NotNow::Guessing(left)) if left <= MINUTE));
     }
 

@@ -21,7 +21,7 @@ use super::{Claims, NotNow};
 use crate::clock::{self, Instant};
 use crate::config::{self, Keys};
 use crate::text::one_line;
-use crate::web::{Client, WebError};
+use crate::web::{WebClient, WebError};
 
 /// How long keys are used before they are fetched again.
 const FRESH: Duration = Duration::from_secs(3600);
@@ -55,7 +55,7 @@ const ALGORITHMS: [Algorithm; 9] = [
 /// Verifies the tokens of one issuer.
 pub struct Issuer {
     config: config::Issuer,
-    client: Client,
+    client: WebClient,
     known: ArcSwap<Known>,
     /// When a fetch was last begun. The lock is held during a fetch.
     fetching: Arc<Mutex<Option<Instant>>>,
@@ -109,7 +109,7 @@ struct KeySet {
 impl Issuer {
     /// Makes an issuer whose keys are not fetched yet.
     pub fn new(config: config::Issuer) -> Result<Arc<Self>, WebError> {
-        let client = Client::new(&config.access)?;
+        let client = WebClient::new(&config.access)?;
         Ok(Arc::new(Self { config, client, known: ArcSwap::default(), fetching: Arc::default() }))
     }
 

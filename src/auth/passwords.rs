@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use quick_cache::sync::Cache;
 
-use super::guesses::{Guesses, Place};
+use super::guesses::{Attempt, Guesses};
 use super::turns::Turns;
 use super::{ClientAddress, NotNow};
 use crate::clock::Instant;
@@ -124,8 +124,8 @@ impl Passwords {
         if self.remembers(&key).is_some() {
             return Err(Otherwise::Right);
         }
-        let place = self.guesses.reserve(address).map_err(Otherwise::NotNow)?;
-        let comparing = self.compare_in_turn(place, user.to_owned(), password);
+        let attempt = self.guesses.reserve(address).map_err(Otherwise::NotNow)?;
+        let comparing = self.compare_in_turn(attempt, user.to_owned(), password);
         let is_right = tokio::time::timeout(PATIENCE, comparing).await.ok().flatten();
         match is_right {
             None => Err(Otherwise::NotNow(NotNow::Busy)),
@@ -138,8 +138,8 @@ impl Passwords {
     }
 
     /// Compares a login when its turn comes; `None`: too many logins wait.
-    async fn compare_in_turn(&self, place: Place, user: String, password: &str) -> Option<bool> {
-        let turn = self.turns.take(place.rank).await?;
+    async fn compare_in_turn(&self, attempt: Attempt, user: String, password: &str) -> Option<bool> {
+        let turn = self.turns.take(attempt.rank).await?;
         let users = self.users.clone();
         let password = password.as_bytes()[..password.len().min(LONGEST)].to_vec();
         let compared = tokio::task::spawn_blocking(move || {
@@ -147,7 +147,7 @@ impl Passwords {
             let is_right = users.compare(&user, &password);
             // Counted here, so that a wrong login counts even if its client did not wait for the result.
             if !is_right {
-                place.was_wrong();
+                attempt.was_wrong();
             }
             is_right
         });

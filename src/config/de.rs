@@ -6,12 +6,12 @@ use serde::de::{self, DeserializeSeed, IntoDeserializer, Visitor};
 use serde::forward_to_deserialize_any;
 
 use super::error::{ConfigError, nearest};
-use super::origin::Origin;
+use super::origin::Provenance;
 use super::tree::{Node, Value};
 
 /// Reads `T` from the tree; a key that `T` does not know is an error.
 pub fn from_tree<T: de::DeserializeOwned>(tree: &Node) -> Result<T, ConfigError> {
-    let at_root = Place { node: tree, path: String::new() };
+    let at_root = Located { node: tree, path: String::new() };
     T::deserialize(at_root).map_err(|error| match error {
         Error::Placed(error) => *error,
         Error::Unplaced(message) => ConfigError::Invalid { origin: tree.origin.clone(), key: String::new(), message },
@@ -44,12 +44,12 @@ impl de::Error for Error {
 
 /// A node and the dotted path to it.
 #[derive(Clone)]
-struct Place<'a> {
+struct Located<'a> {
     node: &'a Node,
     path: String,
 }
 
-impl<'a> Place<'a> {
+impl<'a> Located<'a> {
     fn child(&self, key: &str, node: &'a Node) -> Self {
         let quoted = if key.contains('.') { format!("\"{key}\"") } else { key.to_owned() };
         let path = match self.path.as_str() {
@@ -70,7 +70,7 @@ impl<'a> Place<'a> {
         })
     }
 
-    fn unknown_key(&self, key: &str, origin: Origin, fields: &[&str]) -> Error {
+    fn unknown_key(&self, key: &str, origin: Provenance, fields: &[&str]) -> Error {
         let path = |name: &str| match self.path.as_str() {
             "" => name.to_owned(),
             parent => format!("{parent}.{name}"),
@@ -83,7 +83,7 @@ impl<'a> Place<'a> {
     }
 }
 
-impl<'de> de::Deserializer<'de> for Place<'_> {
+impl<'de> de::Deserializer<'de> for Located<'_> {
     type Error = Error;
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
@@ -201,12 +201,12 @@ impl<'de> de::Deserializer<'de> for Place<'_> {
     }
 }
 
-impl Place<'_> {
+impl Located<'_> {
     /// Calls `go_on` with this value. If the value is text of an environment variable that is TOML, calls it with the
     /// value of that TOML: a variable can hold numbers, lists and tables only as text.
-    fn resolved<T>(self, go_on: impl FnOnce(Place<'_>) -> Result<T, Error>) -> Result<T, Error> {
+    fn resolved<T>(self, go_on: impl FnOnce(Located<'_>) -> Result<T, Error>) -> Result<T, Error> {
         match self.node.text_as_toml() {
-            Some(node) => go_on(Place { node: &node, path: self.path }),
+            Some(node) => go_on(Located { node: &node, path: self.path }),
             None => go_on(self),
         }
     }
@@ -249,7 +249,7 @@ impl Place<'_> {
 }
 
 struct Items<'a> {
-    place: &'a Place<'a>,
+    place: &'a Located<'a>,
     items: &'a [Node],
     at: usize,
 }
@@ -261,14 +261,14 @@ impl<'de> de::SeqAccess<'de> for Items<'_> {
         let Some(node) = self.items.get(self.at) else {
             return Ok(None);
         };
-        let place = Place { node, path: format!("{}[{}]", self.place.path, self.at) };
+        let place = Located { node, path: format!("{}[{}]", self.place.path, self.at) };
         self.at += 1;
         place.clone().placed(seed.deserialize(place)).map(Some)
     }
 }
 
 struct Entries<'a> {
-    place: &'a Place<'a>,
+    place: &'a Located<'a>,
     entries: &'a [(String, Node)],
     at: usize,
 }

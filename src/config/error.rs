@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use super::origin::Origin;
+use super::origin::Provenance;
 
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -11,11 +11,11 @@ pub enum ConfigError {
     #[error("{}: cannot read the configuration file: {source}", path.display())]
     Unreadable { path: PathBuf, source: io::Error },
     #[error("{origin}: not valid TOML: {message}")]
-    Syntax { origin: Origin, message: String },
+    Syntax { origin: Provenance, message: String },
     #[error("{origin}: unknown key `{key}`; {hint}")]
-    UnknownKey { origin: Origin, key: String, hint: String },
+    UnknownKey { origin: Provenance, key: String, hint: String },
     #[error("{origin}: `{key}`: {message}")]
-    Invalid { origin: Origin, key: String, message: String },
+    Invalid { origin: Provenance, key: String, message: String },
 }
 
 /// How similar two words have to be (Jaro-Winkler, from 0 to 1) for one to count as a misspelling of the other.

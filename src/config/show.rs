@@ -9,7 +9,7 @@ use toml::Value;
 use super::built_in::BUILT_IN_DEFAULT;
 use super::document::Document;
 use super::error::ConfigError;
-use super::origin::Origin;
+use super::origin::Provenance;
 use super::secret::HIDDEN;
 use super::tree::{self, Node};
 use super::{Sources, de, raw, repository};
@@ -30,7 +30,7 @@ enum Shown {
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum From {
-    Written(Origin),
+    Written(Provenance),
     Default,
     /// Another key gives the default.
     Key(&'static str),
@@ -39,7 +39,7 @@ enum From {
 impl fmt::Display for From {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Written(Origin::Default) | Self::Default => f.write_str("default"),
+            Self::Written(Provenance::Default) | Self::Default => f.write_str("default"),
             Self::Written(origin) => origin.fmt(f),
             Self::Key(key) => write!(f, "default: as {key}"),
         }
@@ -66,7 +66,7 @@ impl Effective {
             repository.ttl.get_or_insert(file.cache.ttl);
         }
         let unwritable = |error: toml::ser::Error| ConfigError::Invalid {
-            origin: Origin::Default,
+            origin: Provenance::Default,
             key: String::new(),
             message: error.to_string(),
         };

@@ -8,13 +8,13 @@ use std::sync::Arc;
 use toml::de::{DeTable, DeValue};
 
 use super::error::ConfigError;
-use super::origin::Origin;
+use super::origin::Provenance;
 
 /// A value and its origin.
 #[derive(Clone, Debug)]
 pub struct Node {
     pub value: Value,
-    pub origin: Origin,
+    pub origin: Provenance,
 }
 
 /// A value as it is written.
@@ -33,7 +33,7 @@ pub enum Value {
 impl Node {
     /// Returns an empty tree, which means all defaults.
     pub fn empty() -> Self {
-        Self { value: Value::Table(Vec::new()), origin: Origin::Default }
+        Self { value: Value::Table(Vec::new()), origin: Provenance::Default }
     }
 
     /// Reads one TOML file.
@@ -86,7 +86,7 @@ impl Node {
             variables.filter(|(name, _)| name.starts_with("LARDER_") && name.contains("__")).collect();
         ours.sort();
         for (variable, text) in ours {
-            let origin = Origin::Environment { variable: variable.as_str().into() };
+            let origin = Provenance::Environment { variable: variable.as_str().into() };
             let path = variable["LARDER_".len()..].to_ascii_lowercase();
             let leaf = Self { value: Value::Text(text), origin: origin.clone() };
             let tree = path.rsplit("__").fold(leaf, |node, key| Self {
@@ -116,7 +116,7 @@ impl Node {
         Some(node)
     }
 
-    fn set_origin(&mut self, origin: &Origin) {
+    fn set_origin(&mut self, origin: &Provenance) {
         self.origin = origin.clone();
         match &mut self.value {
             Value::Array(items) => items.iter_mut().for_each(|item| item.set_origin(origin)),
@@ -126,7 +126,7 @@ impl Node {
     }
 
     /// Returns where the value under `path` was written, or the nearest table around it.
-    pub fn origin(&self, path: &[&str]) -> Origin {
+    pub fn origin(&self, path: &[&str]) -> Provenance {
         match path.split_first().and_then(|(key, rest)| Some((child(self, key)?, rest))) {
             Some((child, rest)) => child.origin(rest),
             None => self.origin.clone(),
@@ -150,10 +150,10 @@ struct FileReader<'a> {
 }
 
 impl FileReader<'_> {
-    fn origin(&self, offset: usize) -> Origin {
+    fn origin(&self, offset: usize) -> Provenance {
         let before = &self.text.as_bytes()[..offset.min(self.text.len())];
         let line = 1 + before.iter().filter(|&&byte| byte == b'\n').count();
-        Origin::File { path: self.path.clone(), line }
+        Provenance::File { path: self.path.clone(), line }
     }
 
     /// Returns whether the line at `offset` gives a key a value without quotes, such as a number or a word.

@@ -3,7 +3,7 @@
 use super::draft::{self, Draft, line};
 use super::foreign::Foreign;
 use super::kind::ConvertError;
-use crate::config::origin::Origin;
+use crate::config::origin::Provenance;
 use crate::config::tree::{Node, Value};
 use crate::config::units::Amount;
 
@@ -61,7 +61,7 @@ pub fn convert(mut document: Foreign, draft: &mut Draft) -> Result<(), ConvertEr
 }
 
 fn proxy(document: &mut Foreign, draft: &mut Draft) -> Result<(), ConvertError> {
-    let (port, origin) = document.number(&["proxy", "port"])?.unwrap_or((PORT, Origin::Default));
+    let (port, origin) = document.number(&["proxy", "port"])?.unwrap_or((PORT, Provenance::Default));
     let port = u16::try_from(port).map_err(|_| document.wrong(&origin, &["proxy", "port"], "this is no port"))?;
     let all = "whoever reaches this machine may use it, as before; see `allow` and auth.allow_cidrs";
     draft.proxy(line("listen", format!("0.0.0.0:{port}")).why(all));

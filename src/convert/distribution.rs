@@ -6,7 +6,7 @@ use super::draft::{Draft, Line, Repository, line, login, prefix_of};
 use super::foreign::Foreign;
 use super::kind::ConvertError;
 use super::values;
-use crate::config::origin::Origin;
+use crate::config::origin::Provenance;
 
 const OTHER_LOGIN: &str = "clients log in with [auth.htpasswd] or a certificate; say who may pull in `allow`";
 const ONLY_FILES: &str = "there is no other store than the filesystem yet";
@@ -149,7 +149,7 @@ fn debug_door(document: &mut Foreign, draft: &mut Draft) -> Result<(), ConvertEr
 }
 
 fn logging(document: &mut Foreign, draft: &mut Draft) -> Result<(), ConvertError> {
-    let level = |(text, origin): (String, Origin), draft: &mut Draft, key: &str| match text.as_str() {
+    let level = |(text, origin): (String, Provenance), draft: &mut Draft, key: &str| match text.as_str() {
         "error" | "warn" | "info" | "debug" | "trace" => draft.logging(line("level", text)),
         "fatal" | "panic" => draft.logging(line("level", "error")),
         _ => draft.warn_at(&origin, format!("`{key}`: `{text}` is no level")),

@@ -8,7 +8,7 @@ use super::kind::{ConvertError, Converted, Kind};
 use super::values;
 use crate::config::built_in::DOCKER_HUB;
 use crate::config::document::Document;
-use crate::config::origin::Origin;
+use crate::config::origin::Provenance;
 use crate::config::raw::Pattern;
 use crate::config::repository::is_prefix;
 
@@ -125,7 +125,7 @@ impl Draft {
     }
 
     /// Adds a warning with the place of what was not taken over.
-    pub fn warn_at(&mut self, origin: &Origin, warning: impl std::fmt::Display) {
+    pub fn warn_at(&mut self, origin: &Provenance, warning: impl std::fmt::Display) {
         self.warn(format!("{origin}: {warning}"));
     }
 
@@ -247,7 +247,7 @@ fn write(document: &mut Document, lines: &[Line]) {
 }
 
 /// Returns a list of regexes. Fails if one does not compile.
-pub fn patterns(texts: Vec<(String, Origin)>) -> Result<Value, ConvertError> {
+pub fn patterns(texts: Vec<(String, Provenance)>) -> Result<Value, ConvertError> {
     let checked = texts.into_iter().map(|(text, origin)| match Pattern::try_from(text.clone()) {
         Ok(_) => Ok(Value::String(text)),
         Err(message) => Err(ConvertError::at(&origin, message)),

@@ -1,7 +1,7 @@
 //! A foreign configuration during a conversion: values are taken out, and what is left at the end was not taken over.
 
 use super::kind::ConvertError;
-use crate::config::origin::Origin;
+use crate::config::origin::Provenance;
 use crate::config::tree::{Node, Value};
 
 /// A table from which values are taken out.
@@ -63,7 +63,7 @@ impl Foreign {
     }
 
     /// Takes out a text, which may be written as a number. `None` for an empty one.
-    pub fn text(&mut self, path: &[&str]) -> Result<Option<(String, Origin)>, ConvertError> {
+    pub fn text(&mut self, path: &[&str]) -> Result<Option<(String, Provenance)>, ConvertError> {
         let Some(node) = self.take(path) else {
             return Ok(None);
         };
@@ -76,7 +76,7 @@ impl Foreign {
     }
 
     /// Takes out a list of texts.
-    pub fn texts(&mut self, path: &[&str]) -> Result<Vec<(String, Origin)>, ConvertError> {
+    pub fn texts(&mut self, path: &[&str]) -> Result<Vec<(String, Provenance)>, ConvertError> {
         let Some(node) = self.take(path) else {
             return Ok(Vec::new());
         };
@@ -91,7 +91,7 @@ impl Foreign {
     }
 
     /// Takes out a whole number, which may be written as a text.
-    pub fn number(&mut self, path: &[&str]) -> Result<Option<(u64, Origin)>, ConvertError> {
+    pub fn number(&mut self, path: &[&str]) -> Result<Option<(u64, Provenance)>, ConvertError> {
         let Some(node) = self.take(path) else {
             return Ok(None);
         };
@@ -107,7 +107,7 @@ impl Foreign {
     }
 
     /// Takes out a truth value, as YAML may write it.
-    pub fn flag(&mut self, path: &[&str]) -> Result<Option<(bool, Origin)>, ConvertError> {
+    pub fn flag(&mut self, path: &[&str]) -> Result<Option<(bool, Provenance)>, ConvertError> {
         let Some(node) = self.take(path) else {
             return Ok(None);
         };
@@ -132,7 +132,7 @@ impl Foreign {
     }
 
     /// Returns the error that the value under `path` is wrong.
-    pub fn wrong(&self, origin: &Origin, path: &[&str], message: &str) -> ConvertError {
+    pub fn wrong(&self, origin: &Provenance, path: &[&str], message: &str) -> ConvertError {
         ConvertError::at(origin, format!("`{}`: {message}", self.called(path)))
     }
 
@@ -161,9 +161,9 @@ impl Foreign {
     }
 }
 
-fn line(origin: &Origin) -> usize {
+fn line(origin: &Provenance) -> usize {
     match origin {
-        Origin::File { line, .. } => *line,
+        Provenance::File { line, .. } => *line,
         _ => 0,
     }
 }
@@ -177,7 +177,7 @@ fn is_empty(node: &Node) -> bool {
     }
 }
 
-fn collect(node: &Node, name: &str, leaves: &mut Vec<(String, Origin)>) {
+fn collect(node: &Node, name: &str, leaves: &mut Vec<(String, Provenance)>) {
     if let Value::Table(entries) = &node.value {
         for (key, node) in entries {
             match &node.value {

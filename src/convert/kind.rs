@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use crate::config::origin::Origin;
+use crate::config::origin::Provenance;
 
 /// The program that a configuration is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,7 +57,7 @@ pub struct ConvertError(pub String);
 
 impl ConvertError {
     /// Returns an error with the place that it is about.
-    pub fn at(origin: &Origin, message: impl std::fmt::Display) -> Self {
+    pub fn at(origin: &Provenance, message: impl std::fmt::Display) -> Self {
         Self(format!("{origin}: {message}"))
     }
 }

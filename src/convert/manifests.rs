@@ -7,7 +7,7 @@ use url::Url;
 use super::draft::{Draft, Repository, line, login, patterns};
 use super::foreign::Foreign;
 use super::kind::ConvertError;
-use crate::config::origin::Origin;
+use crate::config::origin::Provenance;
 use crate::config::repository::is_prefix;
 
 const NO_LOGIN: &str = "make an htpasswd file of the users for [auth.htpasswd], and say who may pull in `allow`";
@@ -70,7 +70,7 @@ fn key(name: &str, scopes: &[String], draft: &Draft) -> String {
     candidates.find(|key| !is_in_use(key) && !begins_names(key)).unwrap_or(cleaned)
 }
 
-fn cache(mut document: Foreign, draft: &mut Draft) -> Result<(Repository, Origin, Vec<String>), ConvertError> {
+fn cache(mut document: Foreign, draft: &mut Draft) -> Result<(Repository, Provenance, Vec<String>), ConvertError> {
     let here = document.node.origin.clone();
     let (prefix, origin) =
         document.text(&["metadata", "name"])?.unwrap_or_else(|| ("upstream".to_owned(), here.clone()));

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, Span, Tag};
 
 use super::kind::ConvertError;
-use crate::config::origin::Origin;
+use crate::config::origin::Provenance;
 use crate::config::tree::{Node, Value};
 
 /// Most tables and lists within each other.
@@ -36,7 +36,7 @@ struct Reader {
 }
 
 struct Open {
-    origin: Origin,
+    origin: Provenance,
     anchor: usize,
     items: Items,
 }
@@ -44,12 +44,12 @@ struct Open {
 enum Items {
     List(Vec<Node>),
     /// With the key whose value comes next.
-    Table(Vec<(String, Node)>, Option<(String, Origin)>),
+    Table(Vec<(String, Node)>, Option<(String, Provenance)>),
 }
 
 impl Reader {
     fn take(&mut self, event: Event<'_>, span: Span) -> Result<(), ConvertError> {
-        let origin = Origin::File { path: self.path.clone(), line: span.start.line() };
+        let origin = Provenance::File { path: self.path.clone(), line: span.start.line() };
         match event {
             Event::SequenceStart(anchor, _) => self.begin(origin, anchor, Items::List(Vec::new())),
             Event::MappingStart(anchor, _) => self.begin(origin, anchor, Items::Table(Vec::new(), None)),
@@ -93,7 +93,7 @@ impl Reader {
         }
     }
 
-    fn begin(&mut self, origin: Origin, anchor: usize, items: Items) -> Result<(), ConvertError> {
+    fn begin(&mut self, origin: Provenance, anchor: usize, items: Items) -> Result<(), ConvertError> {
         if matches!(self.open.last(), Some(Open { items: Items::Table(_, None), .. })) {
             return Err(ConvertError::at(&origin, "a key is a list or a table here; write a text"));
         }
@@ -141,7 +141,7 @@ impl Reader {
     }
 
     fn syntax(&self, error: &ScanError) -> ConvertError {
-        let origin = Origin::File { path: self.path.clone(), line: error.marker().line() };
+        let origin = Provenance::File { path: self.path.clone(), line: error.marker().line() };
         ConvertError::at(&origin, format!("not valid YAML: {}", error.info()))
     }
 }
@@ -170,7 +170,7 @@ fn merged(mut entries: Vec<(String, Node)>) -> Vec<(String, Node)> {
     };
     let tables = match entries.remove(at).1.value {
         Value::Array(items) => items,
-        value => vec![Node { value, origin: Origin::Default }],
+        value => vec![Node { value, origin: Provenance::Default }],
     };
     for table in tables {
         let Value::Table(shared) = table.value else { continue };

@@ -4,7 +4,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::Timestamp;
-use super::place::remove;
+use super::medium::remove;
 use crate::files;
 
 /// Returns whether an error means that the index is damaged.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rusqlite::{Connection, params};
 
 use super::damage::{damage_mark, identity, is_damage, is_of_the_disk, set_aside};
-use super::place::{Place, remove, uri};
+use super::medium::{Medium, remove, uri};
 use super::size::{self, LITTLE};
 use super::sqlite::Readers;
 use super::writer::{PATIENCE, Queue, Writer};
@@ -74,14 +74,14 @@ impl Sqlite {
             }
         }
         tracing::error!(%error, "the index cannot be written; it is kept in memory until the next start");
-        Self::start(copy.connection, path, Path::new(&copy.name), Place::Memory { may_replace: copy.is_whole })
+        Self::start(copy.connection, path, Path::new(&copy.name), Medium::Memory { may_replace: copy.is_whole })
     }
 
     /// Opens an index that is gone with the process. It begins with the readable part of the index at `path`.
     #[cfg(test)]
     pub(super) fn open_in_memory(path: &Path) -> Result<Self, IndexError> {
         let copy = Copy::of(path)?;
-        Self::start(copy.connection, path, Path::new(&copy.name), Place::Memory { may_replace: false })
+        Self::start(copy.connection, path, Path::new(&copy.name), Medium::Memory { may_replace: false })
     }
 
     fn open_at(path: &Path, was_damaged: bool) -> Result<Self, IndexError> {
@@ -107,15 +107,15 @@ impl Sqlite {
                 tracing::warn!(%error, "the index cannot be written anew; it gives no room back until it is");
             }
         }
-        Ok(Self { was_damaged, ..Self::start(connection, path, path, Place::Disk)? })
+        Ok(Self { was_damaged, ..Self::start(connection, path, path, Medium::Disk)? })
     }
 
     /// Opens the reading connections and starts the writing thread. `source`: where further connections find the
     /// database of the first.
-    fn start(connection: Connection, path: &Path, source: &Path, place: Place) -> Result<Self, IndexError> {
+    fn start(connection: Connection, path: &Path, source: &Path, medium: Medium) -> Result<Self, IndexError> {
         let readers = Readers::open(path, source)?;
-        let writer = Queue::start(Writer::new(connection, path.to_owned(), place))?;
-        let file = if place == Place::Disk { identity(path) } else { None };
+        let writer = Queue::start(Writer::new(connection, path.to_owned(), medium))?;
+        let file = if medium == Medium::Disk { identity(path) } else { None };
         Ok(Self { path: path.to_owned(), readers, writer, was_damaged: false, file })
     }
 }

@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use super::apply::apply;
 use super::bounds::{self, Bounds, Excess};
 use super::damage::mark_if_damaged;
-use super::place::{self, Place};
+use super::medium::{self, Medium};
 use super::queue::{Task, Tasks};
 use super::size::{self, Left};
 use super::{IndexError, Write};
@@ -178,7 +178,7 @@ impl Drop for Closing {
 pub struct Writer {
     connection: Connection,
     path: PathBuf,
-    place: Place,
+    medium: Medium,
     shared: Arc<Shared>,
     excess: Excess,
     /// Which room the database has still to give back to the disk.
@@ -193,13 +193,13 @@ pub struct Writer {
 
 impl Writer {
     /// Creates the thread's state. `connection` is the only one that writes.
-    pub fn new(connection: Connection, path: PathBuf, place: Place) -> Self {
+    pub fn new(connection: Connection, path: PathBuf, medium: Medium) -> Self {
         let shared = Arc::<Shared>::default();
         shared.used.store(size::used(&connection).unwrap_or(0), Ordering::Relaxed);
         Self {
             connection,
             path,
-            place,
+            medium,
             shared,
             excess: Excess::default(),
             left: Left::Pages,
@@ -291,15 +291,15 @@ impl Writer {
     }
 
     fn close(&self) {
-        match self.place {
+        match self.medium {
             // So that a start that can only read the file finds everything in it.
-            Place::Disk => {
+            Medium::Disk => {
                 if let Err(error) = size::take_in_log(&self.connection) {
                     tracing::warn!(%error, "the index's log is taken in by the next start");
                 }
             }
-            Place::Memory { may_replace: true } => place::save(&self.connection, &self.path),
-            Place::Memory { may_replace: false } => {}
+            Medium::Memory { may_replace: true } => medium::save(&self.connection, &self.path),
+            Medium::Memory { may_replace: false } => {}
         }
     }
 

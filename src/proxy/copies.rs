@@ -31,7 +31,7 @@ use crate::index::{Timestamp, UrlEntry};
 use crate::observe::Metrics;
 use crate::oci::{Algorithm, Digest};
 use crate::registry::Written;
-use crate::upstream::{OTHER_HOSTS, PassError, Place};
+use crate::upstream::{OTHER_HOSTS, PassError, Server};
 
 const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 /// Most running copies that further requests can join.
@@ -273,7 +273,7 @@ pub struct Copy {
     variant: [u8; 32],
     pub total: Option<u64>,
     first: Mutex<Option<BoxStream<'static, Result<Bytes, Failure>>>>,
-    asked: Asked,
+    asked: CopyRequest,
     /// When the server was asked.
     since: SystemTime,
     written: Arc<Written>,
@@ -284,9 +284,9 @@ pub struct Copy {
 
 /// A request, kept so that it can be sent again from the byte where its answer broke off.
 #[derive(Clone)]
-pub struct Asked {
+pub struct CopyRequest {
     pub rules: Arc<ProxyRules>,
-    pub place: Place,
+    pub server: Server,
     pub url: url::Url,
     /// As the server gets them, without those that the configuration adds.
     pub headers: HeaderMap,
@@ -299,7 +299,7 @@ pub struct Asked {
     pub since: SystemTime,
 }
 
-impl Asked {
+impl CopyRequest {
     /// Sends the request, with the headers `more`.
     pub async fn send(&self, more: &[(HeaderName, HeaderValue)]) -> Result<reqwest::Response, PassError> {
         let mut request = reqwest::Request::new(http::Method::GET, self.url.clone());
@@ -308,7 +308,7 @@ impl Asked {
             request.headers_mut().insert(name, value.clone());
         }
         self.secrets.add_to(request.headers_mut());
-        in_time(self.rules.send(request, &self.place, false), &AtomicU64::new(0), &self.place).await
+        in_time(self.rules.send(request, &self.server, false), &AtomicU64::new(0), &self.server).await
     }
 
     /// Returns the path of the URL, for the log.
@@ -326,7 +326,7 @@ impl Copy {
     /// Creates the copy of an answer whose body has not been read yet.
     pub fn new(
         key: Digest,
-        asked: Asked,
+        asked: CopyRequest,
         head: Head,
         response: reqwest::Response,
         written: Arc<Written>,
@@ -344,7 +344,7 @@ impl Copy {
             total: content_length(&headers),
             head,
             headers,
-            first: Mutex::new(Some(body_of(response, &asked.place))),
+            first: Mutex::new(Some(body_of(response, &asked.server))),
             since: asked.since,
             asked,
             written,
@@ -377,7 +377,7 @@ impl Copy {
         if self.standing().worth_asking(Instant::now()).is_empty() {
             return Err(self.standing().why_none());
         }
-        let changed = |what: &str| Failure::new(FailureKind::Unavailable, format!("{}: {what}", self.asked.place));
+        let changed = |what: &str| Failure::new(FailureKind::Unavailable, format!("{}: {what}", self.asked.server));
         let more = match self.headers.get(ETAG).filter(|etag| !etag.as_bytes().starts_with(b"W/")) {
             _ if from == 0 => Vec::new(),
             None => return Err(changed("broke off, and nothing tells whether the rest would be of the same")),
@@ -400,7 +400,7 @@ impl Copy {
             StatusCode::PARTIAL_CONTENT if begins_at(response.headers(), from) => from,
             status => return Err(changed(&format!("answered {status} when asked for the rest"))),
         };
-        let body = body_of(response, &self.asked.place);
+        let body = body_of(response, &self.asked.server);
         Ok(Transfer { source: Source(0), start, total: self.total, body })
     }
 }
@@ -451,8 +451,8 @@ fn begins_at(headers: &HeaderMap, from: u64) -> bool {
     range.trim().strip_prefix("bytes").is_some_and(|rest| rest.trim_start().starts_with(&format!("{from}-")))
 }
 
-fn body_of(response: reqwest::Response, place: &Place) -> BoxStream<'static, Result<Bytes, Failure>> {
-    let label = place.to_string();
+fn body_of(response: reqwest::Response, server: &Server) -> BoxStream<'static, Result<Bytes, Failure>> {
+    let label = server.to_string();
     let body = reqwest::Body::from(response).map_err(move |error| broken(&label, &error));
     BodyDataStream::new(Limited::new(body, Arc::default())).boxed()
 }

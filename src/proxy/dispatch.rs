@@ -16,7 +16,7 @@ use super::refused::Refused;
 use super::registry;
 use super::rules::ProxyRules;
 use super::secrets::{self, Secrets};
-use super::tunnel::{Came, Kept, Lead, Standing, Tunnel};
+use super::tunnel::{Admission, Came, Kept, Lead, Tunnel};
 use super::written;
 use crate::access::{Caller, LoginError, Rules, not_now};
 use crate::auth::{Client, Identity, Known};
@@ -26,7 +26,7 @@ use crate::observe::Observation;
 use crate::oci::route::{Object, Route};
 use crate::routing::Repository;
 use crate::sent::Sent;
-use crate::upstream::{PassError, Place};
+use crate::upstream::{PassError, Server};
 
 impl Proxy {
     /// Answers a CONNECT. If the tunnel is allowed, also returns what to do with it.
@@ -46,22 +46,22 @@ impl Proxy {
         let text = request.uri.authority().map(http::uri::Authority::as_str).unwrap_or_default();
         // Credentials before the host are refused below, and do not belong in the log.
         observation.goes_to(text.rsplit('@').next().unwrap_or_default().to_owned());
-        let standing = self.let_through(&rules, request, client).await?;
-        observation.admitted(&standing.identity);
-        let place = Place::parse(text, None).map_err(|_| Refused::Malformed("CONNECT needs a host and a port"))?;
-        rules.permit_tunnel(&place, None)?;
-        if rules.intercepts(&place) {
-            return Ok(Lead::Open(Tunnel { standing, place, address: None }));
+        let admission = self.let_through(&rules, request, client).await?;
+        observation.admitted(&admission.identity);
+        let server = Server::parse(text, None).map_err(|_| Refused::Malformed("CONNECT needs a host and a port"))?;
+        rules.permit_tunnel(&server, None)?;
+        if rules.intercepts(&server) {
+            return Ok(Lead::Open(Tunnel { admission, server, address: None }));
         }
-        let (server, address) = rules.anywhere.dial(&place).await?;
-        Ok(Lead::Carry(Tunnel { standing, place, address }, server))
+        let (stream, address) = rules.anywhere.dial(&server).await?;
+        Ok(Lead::Carry(Tunnel { admission, server, address }, stream))
     }
 
     /// Opens a connection for bytes that came through an opened tunnel and are not HTTP. Returns it with the address of
     /// its server.
-    pub async fn dial(&self, place: &Place) -> Result<(TcpStream, Option<IpAddr>), PassError> {
+    pub async fn dial(&self, server: &Server) -> Result<(TcpStream, Option<IpAddr>), PassError> {
         match self.rules() {
-            Ok(rules) => rules.anywhere.dial(place).await,
+            Ok(rules) => rules.anywhere.dial(server).await,
             Err(closed) => Err(Failure::new(FailureKind::Unavailable, closed).into()),
         }
     }
@@ -103,28 +103,28 @@ impl Proxy {
             // This CONNECT came through an opened tunnel; others never get here.
             return Err(Refused::Tunnel);
         }
-        let (place, url) = destination(&parts, came)?;
+        let (server, url) = destination(&parts, came)?;
         let path = url[..url::Position::AfterPath].to_owned();
         observation.goes_to(path.clone());
-        let (place, url) = rules.names.page(&place, &url).unwrap_or((place, url));
+        let (server, url) = rules.names.page(&server, &url).unwrap_or((server, url));
         headers::check(&parts)?;
-        let standing = self.standing(&rules, &parts, client, came).await?;
-        let identity = &standing.identity;
+        let admission = self.admission(&rules, &parts, client, came).await?;
+        let identity = &admission.identity;
         observation.admitted(identity);
-        rules.anywhere.permit(&place)?;
+        rules.anywhere.permit(&server)?;
         if headers::count_down(&mut parts) {
             return Ok(headers::last_hop());
         }
         parts.extensions.insert(client.clone());
         parts.extensions.insert(kept);
 
-        let asked = Asked::of(&parts, &url);
+        let asked = Purpose::of(&parts, &url);
         let has_logins = rules.for_all.logins.is_some();
         let is_mere_read = body.is_end_stream() && secrets::is_mere_read(&parts);
         // A client that may not pull there with the configuration's credentials may still pull with its own.
         let by_ours = |repository: &Repository| is_mere_read && identity.may_pull(&repository.config.allow, has_logins);
         let may_pull = |repository: &Repository| repository.config.client_consent.is_some() || by_ours(repository);
-        if let Asked::Object { name, object } = &asked
+        if let Purpose::Object { name, object } = &asked
             && let Some((repository, name)) = rules.registries.find(&url, name, &rules.anywhere)?
             && may_pull(&repository)
             && let Some(response) = self.registry(&parts, &url, (repository, name), object, observation).await?
@@ -132,15 +132,16 @@ impl Proxy {
             return Ok(response);
         }
         let secrets = if is_mere_read { rules.secrets(&url, identity, has_logins) } else { Secrets::default() };
-        let may_be_copied = matches!(asked, Asked::Other) && body.is_end_stream() && rules.is_pattern(&url);
-        if may_be_copied && let Some(response) = self.other(&rules, &parts, &place, &url, &secrets, observation).await?
+        let may_be_copied = matches!(asked, Purpose::Other) && body.is_end_stream() && rules.is_pattern(&url);
+        if may_be_copied
+            && let Some(response) = self.other(&rules, &parts, &server, &url, &secrets, observation).await?
         {
             return Ok(response);
         }
-        let tunnel = Tunnel { standing: standing.clone(), place, address: None };
+        let tunnel = Tunnel { admission: admission.clone(), server, address: None };
         let forwarded = self.forwarded(&rules, Request::from_parts(parts, body), tunnel, &url, &secrets).await;
         match forwarded {
-            Err(PassError::Failure(failure)) if matches!(asked, Asked::Base) => {
+            Err(PassError::Failure(failure)) if matches!(asked, Purpose::Base) => {
                 self.base_of(&rules, &url, failure, &path, may_pull).await
             }
             forwarded => Ok(forwarded?),
@@ -162,16 +163,16 @@ impl Proxy {
     }
 
     /// Authenticates the client of a request and checks that it may use the door.
-    async fn standing(
+    async fn admission(
         self: &Arc<Self>,
         rules: &Arc<ProxyRules>,
         parts: &Parts,
         client: &Client,
         came: &Came,
-    ) -> Result<Standing, Refused> {
+    ) -> Result<Admission, Refused> {
         match came {
             Came::Open => self.let_through(rules, parts, client).await,
-            Came::Through { tunnel, .. } => tunnel.standing.judge(rules),
+            Came::Through { tunnel, .. } => tunnel.admission.judge(rules),
         }
     }
 
@@ -226,12 +227,12 @@ impl Proxy {
     }
 
     /// Lets a client in by its address, or by its login.
-    async fn let_through(&self, rules: &ProxyRules, request: &Parts, client: &Client) -> Result<Standing, Refused> {
+    async fn let_through(&self, rules: &ProxyRules, request: &Parts, client: &Client) -> Result<Admission, Refused> {
         let caller = Caller::new(&rules.for_all, client.clone()).map_err(|_| Refused::NotYou)?;
         let (stranger, has_logins, allow) = (caller.stranger(), caller.has_logins(), &rules.door.allow);
         if stranger.may_pull(allow, has_logins) {
             let known = self.known_for_repositories(&rules.for_all, &stranger, &request.headers).await;
-            return Ok(Standing::new(&rules.for_all, client.clone(), Identity { known, ..stranger }));
+            return Ok(Admission::new(&rules.for_all, client.clone(), Identity { known, ..stranger }));
         }
         let Some(logins) = &rules.for_all.logins else {
             return Err(Refused::NotYou);
@@ -245,7 +246,7 @@ impl Proxy {
         };
         let identity = Identity { known, ..stranger };
         match identity.may_pull(allow, has_logins) {
-            true => Ok(Standing::new(&rules.for_all, client.clone(), identity)),
+            true => Ok(Admission::new(&rules.for_all, client.clone(), identity)),
             false if identity.known.is_none() => Err(challenge()),
             false => Err(Refused::NotYou),
         }
@@ -266,7 +267,7 @@ fn shown(headers: &HeaderMap) -> Option<HeaderMap> {
 }
 
 /// What a request asks for.
-enum Asked {
+enum Purpose {
     /// `/v2/`: whether this is a registry.
     Base,
     Object {
@@ -276,7 +277,7 @@ enum Asked {
     Other,
 }
 
-impl Asked {
+impl Purpose {
     fn of(request: &Parts, url: &Url) -> Self {
         let is_read = request.method == Method::GET || request.method == Method::HEAD;
         // A query may mean anything to a registry, except for the parameters of lists; so may a path before `/v2/`.
@@ -300,8 +301,8 @@ impl Asked {
 }
 
 /// Returns where a request goes: the destination that it names itself, else the one of its tunnel.
-fn destination(request: &Parts, came: &Came) -> Result<(Place, Url), Refused> {
-    let (scheme, place) = match came {
+fn destination(request: &Parts, came: &Came) -> Result<(Server, Url), Refused> {
+    let (scheme, server) = match came {
         Came::Open => {
             let scheme = request.uri.scheme_str().unwrap_or_default();
             let usual = match scheme {
@@ -312,7 +313,7 @@ fn destination(request: &Parts, came: &Came) -> Result<(Place, Url), Refused> {
             let authority = request.uri.authority().map(http::uri::Authority::as_str).unwrap_or_default();
             (
                 scheme,
-                Place::parse(authority, Some(usual)).map_err(|_| Refused::Malformed("the URL has no usable host"))?,
+                Server::parse(authority, Some(usual)).map_err(|_| Refused::Malformed("the URL has no usable host"))?,
             )
         }
         Came::Through { is_secure, tunnel } => {
@@ -323,17 +324,17 @@ fn destination(request: &Parts, came: &Came) -> Result<(Place, Url), Refused> {
             let (Ok(host), None) = (host, more) else {
                 return Err(Refused::Malformed("there has to be one Host"));
             };
-            let place = match named.or(host) {
-                Some(named) => Place::parse(named, Some(usual)).map_err(|_| Refused::Malformed("Host is no host"))?,
-                None => tunnel.place.clone(),
+            let server = match named.or(host) {
+                Some(named) => Server::parse(named, Some(usual)).map_err(|_| Refused::Malformed("Host is no host"))?,
+                None => tunnel.server.clone(),
             };
-            (scheme, place)
+            (scheme, server)
         }
     };
-    let mut url = place.url(scheme).map_err(|_| Refused::Malformed("the URL has no usable host"))?;
+    let mut url = server.url(scheme).map_err(|_| Refused::Malformed("the URL has no usable host"))?;
     let path = request.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
     let (path, query) = path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query)));
     url.set_path(path);
     url.set_query(query);
-    Ok((place, url))
+    Ok((server, url))
 }

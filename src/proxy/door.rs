@@ -14,7 +14,7 @@ use crate::cache::Cache;
 use crate::descriptors::Shares;
 use crate::observe::Metrics;
 use crate::places::Places;
-use crate::registry::Content;
+use crate::registry::Objects;
 
 /// Answers the requests of clients that use Larder as a proxy. All connections share it.
 pub struct Proxy {
@@ -23,10 +23,10 @@ pub struct Proxy {
     /// Notified when the rules change.
     changes: watch::Sender<()>,
     pub(super) access: Arc<Access>,
-    pub(super) content: Arc<Content>,
+    pub(super) objects: Arc<Objects>,
     pub(super) cache: Arc<Cache>,
     pub(super) metrics: Arc<Metrics>,
-    /// Content of other URLs that is on its way in.
+    /// Objects of other URLs that is on its way in.
     pub(super) copies: Copies,
     /// Bounds the requests that are forwarded.
     pub(super) forwards: Places,
@@ -37,14 +37,14 @@ impl Proxy {
     pub fn new(
         rules: Option<ProxyRules>,
         access: Arc<Access>,
-        content: Arc<Content>,
+        objects: Arc<Objects>,
         (cache, metrics): (Arc<Cache>, Arc<Metrics>),
     ) -> Self {
         Self {
             rules: ArcSwapOption::from_pointee(rules),
             changes: watch::Sender::default(),
             access,
-            content,
+            objects,
             cache,
             metrics,
             copies: Copies::default(),
@@ -74,8 +74,8 @@ impl Proxy {
         loop {
             changes.borrow_and_update();
             if let Err(why) = self.judge(tunnel) {
-                let (client, place) = (tunnel.standing.client.address, &tunnel.place);
-                tracing::info!(%client, %place, %why, "a tunnel ends, since the configuration does not allow it any more");
+                let (client, server) = (tunnel.admission.client.address, &tunnel.server);
+                tracing::info!(%client, %server, %why, "a tunnel ends, since the configuration does not allow it any more");
                 return;
             }
             // The sender lives as long as the process.
@@ -87,7 +87,7 @@ impl Proxy {
 
     fn judge(&self, tunnel: &Tunnel) -> Result<(), Refused> {
         let rules = self.rules()?;
-        tunnel.standing.judge(&rules)?;
-        Ok(rules.permit_tunnel(&tunnel.place, tunnel.address)?)
+        tunnel.admission.judge(&rules)?;
+        Ok(rules.permit_tunnel(&tunnel.server, tunnel.address)?)
     }
 }

@@ -39,13 +39,13 @@ impl Proxy {
         url: &Url,
         secrets: &Secrets,
     ) -> Result<Response<Body>, PassError> {
-        let place = &tunnel.place;
+        let server = &tunnel.server;
         let version = request.version();
         let upgrade = headers::upgrade(request.headers());
         let own_side = upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
         let (mut parts, body) = request.into_parts();
         let kept = parts.extensions.remove::<Kept>();
-        let party = Party { source: place.host.as_str().into(), client: counted_client(&parts), is_named: true };
+        let party = Party { source: server.host.as_str().into(), client: counted_client(&parts), is_named: true };
         let held = self.place_to_forward(party).await?;
         headers::pass_on(&mut parts.headers, version);
         // The HTTP library writes the headers of the new connection.
@@ -67,8 +67,8 @@ impl Proxy {
             *outgoing.body_mut() = Some(reqwest::Body::wrap(limited));
         }
 
-        let sending = rules.send(outgoing, place, upgrade.is_some());
-        let response = in_time(sending, &moved, place).await?;
+        let sending = rules.send(outgoing, server, upgrade.is_some());
+        let response = in_time(sending, &moved, server).await?;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             return match own_side {
                 Some(own_side) => {
@@ -76,12 +76,12 @@ impl Proxy {
                     Ok(self.switched(response, own_side, Tunnel { address, ..tunnel }, (kept, held)))
                 }
                 None => {
-                    Err(Failure::new(FailureKind::WrongContent, format!("{place}: changed the protocol unasked"))
+                    Err(Failure::new(FailureKind::WrongContent, format!("{server}: changed the protocol unasked"))
                         .into())
                 }
             };
         }
-        Ok(returned(response, place, Some(held)))
+        Ok(returned(response, server, Some(held)))
     }
 
     /// Waits for a place for a forwarded request: HTTP/2 brings many requests on one connection, and each of them needs
@@ -106,10 +106,10 @@ impl Proxy {
         let proxy = self.clone();
         tokio::spawn(async move {
             let _held = held;
-            let place = &through.place;
-            let (client, server) = match tokio::join!(own_side, response.upgrade()) {
-                (Ok(client), Ok(server)) => (client, server),
-                _ => return tracing::debug!(%place, "a change of protocol did not come about"),
+            let server = &through.server;
+            let (ours, theirs) = match tokio::join!(own_side, response.upgrade()) {
+                (Ok(ours), Ok(theirs)) => (ours, theirs),
+                _ => return tracing::debug!(%server, "a change of protocol did not come about"),
             };
             let ends = async {
                 match kept.clone() {
@@ -118,11 +118,11 @@ impl Proxy {
                 }
             };
             let ended = tokio::select! {
-                ended = tunnel::run(TokioIo::new(client), server, || (), ends) => ended,
+                ended = tunnel::run(TokioIo::new(ours), theirs, || (), ends) => ended,
                 () = proxy.until_turned_away(&through) => Ok(()),
             };
             if let Err(error) = ended {
-                tracing::debug!(%place, %error, "what followed a change of protocol ended with an error");
+                tracing::debug!(%server, %error, "what followed a change of protocol ended with an error");
             }
         });
         answer

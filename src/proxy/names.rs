@@ -6,15 +6,15 @@ use std::collections::{HashMap, HashSet};
 use url::Url;
 
 use crate::config::Config;
-use crate::upstream::Place;
+use crate::upstream::Server;
 
 /// The upstream behind each name.
 #[derive(Default)]
-pub struct Names(HashMap<Place, Behind>);
+pub struct Names(HashMap<Server, Behind>);
 
 /// The first upstream of a repository.
 struct Behind {
-    place: Place,
+    server: Server,
     origin: Url,
     namespace: String,
 }
@@ -33,26 +33,26 @@ impl Names {
             let Some(upstream) = repository.upstreams.first() else {
                 continue;
             };
-            for place in repository.namespaces.iter().flat_map(|name| places(name)) {
+            for server in repository.namespaces.iter().flat_map(|name| places(name)) {
                 let (url, behind) = (&upstream.url, place_of(&upstream.url.origin));
-                if let Some(behind) = behind.filter(|_| !taken.contains(&place)) {
+                if let Some(behind) = behind.filter(|_| !taken.contains(&server)) {
                     let (origin, namespace) = (url.origin.clone(), url.namespace.clone());
-                    names.entry(place).or_insert(Behind { place: behind, origin, namespace });
+                    names.entry(server).or_insert(Behind { server: behind, origin, namespace });
                 }
             }
         }
         Self(names)
     }
 
-    /// Returns the upstream's place behind a name.
-    pub fn behind(&self, place: &Place) -> Option<&Place> {
-        self.0.get(place).map(|behind| &behind.place)
+    /// Returns the upstream's server behind a name.
+    pub fn behind(&self, server: &Server) -> Option<&Server> {
+        self.0.get(server).map(|behind| &behind.server)
     }
 
     /// Returns the upstream's page for a registry's page that is asked for by a name. Other pages of such a host, such
     /// as a search or pages for people, are its own.
-    pub fn page(&self, place: &Place, url: &Url) -> Option<(Place, Url)> {
-        let behind = self.0.get(place)?;
+    pub fn page(&self, server: &Server, url: &Url) -> Option<(Server, Url)> {
+        let behind = self.0.get(server)?;
         let rest = match url.path() {
             "/v2" => None,
             path => Some(path.strip_prefix("/v2/")?),
@@ -71,17 +71,17 @@ impl Names {
                 }
             }
         }
-        Some((behind.place.clone(), page))
+        Some((behind.server.clone(), page))
     }
 }
 
-fn place_of(origin: &Url) -> Option<Place> {
-    Place::new(origin.host_str()?, origin.port_or_known_default()?).ok()
+fn place_of(origin: &Url) -> Option<Server> {
+    Server::new(origin.host_str()?, origin.port_or_known_default()?).ok()
 }
 
-fn places(name: &str) -> Vec<Place> {
+fn places(name: &str) -> Vec<Server> {
     let is_host = name.contains(['.', ':']) || name == "localhost";
-    let places = USUAL.map(|port| Place::parse(name, Some(port)).ok().filter(|_| is_host));
+    let places = USUAL.map(|port| Server::parse(name, Some(port)).ok().filter(|_| is_host));
     places.into_iter().flatten().collect()
 }
 
@@ -130,8 +130,8 @@ mod tests {
             ("https://library.example/v2/", None),
         ] {
             let url = Url::parse(asked).expect("a URL");
-            let place = place_of(&url).expect("a place");
-            let page = names.page(&place, &url).map(|(_, page)| page.to_string());
+            let server = place_of(&url).expect("a server");
+            let page = names.page(&server, &url).map(|(_, page)| page.to_string());
             assert_eq!(page.as_deref(), expected, "{asked}");
         }
     }

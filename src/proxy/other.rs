@@ -13,7 +13,8 @@ use http_cache_semantics::{BeforeRequest, CachePolicy};
 use url::Url;
 
 use super::copies::{
-    Asked, Copy, Head, Opened, digest_of, directives, essence, has_strong_etag, is_storable, lower_directives, sane,
+    Copy, CopyRequest, Head, Opened, digest_of, directives, essence, has_strong_etag, is_storable, lower_directives,
+    sane,
 };
 use super::door::Proxy;
 use super::headers;
@@ -34,7 +35,7 @@ use crate::observe::metrics::Kind;
 use crate::oci::range::RangeHeader;
 use crate::oci::{Algorithm, Digest};
 use crate::registry::respond::{self, About, CacheState};
-use crate::upstream::{OTHER_HOSTS, PassError, Place};
+use crate::upstream::{OTHER_HOSTS, PassError, Server};
 
 /// Headers by which a client states what it has, or asks for a part. The whole is stored, whatever they say.
 const CONDITIONS: [HeaderName; 6] = [RANGE, IF_RANGE, IF_MATCH, IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_UNMODIFIED_SINCE];
@@ -42,7 +43,7 @@ const CONDITIONS: [HeaderName; 6] = [RANGE, IF_RANGE, IF_MATCH, IF_NONE_MATCH, I
 const SELECTING: [HeaderName; 5] = [AUTHORIZATION, COOKIE, ACCEPT, ACCEPT_ENCODING, ACCEPT_LANGUAGE];
 
 /// A copy to answer with.
-struct Found {
+struct FoundCopy {
     /// The headers of the answer.
     headers: HeaderMap,
     content: Content,
@@ -52,15 +53,15 @@ struct Found {
 }
 
 /// A stored answer that fits a request.
-struct Stored {
+struct StoredCopy {
     entry: UrlEntry,
     head: Head,
     content: Content,
 }
 
-impl Stored {
-    fn found(self, headers: HeaderMap, state: CacheState) -> Found {
-        Found { headers, content: self.content, boundary: self.entry.digest, state }
+impl StoredCopy {
+    fn found(self, headers: HeaderMap, state: CacheState) -> FoundCopy {
+        FoundCopy { headers, content: self.content, boundary: self.entry.digest, state }
     }
 }
 
@@ -71,7 +72,7 @@ impl Proxy {
         self: &Arc<Self>,
         rules: &Arc<ProxyRules>,
         request: &Parts,
-        place: &Place,
+        server: &Server,
         url: &Url,
         secrets: &Secrets,
         observation: &mut Observation,
@@ -81,7 +82,7 @@ impl Proxy {
             return Ok(None);
         }
         observation.found(OTHER_HOSTS, Kind::Other);
-        let (asked, further) = asked(rules, request, place, url, secrets);
+        let (asked, further) = asked(rules, request, server, url, secrets);
         // An answer to the configuration's headers is only for clients that get these headers. Further headers that a
         // client sends make an answer of its own.
         let key = key_of(url, !secrets.is_empty(), &further);
@@ -120,7 +121,7 @@ impl Proxy {
     async fn answer_opened(
         self: &Arc<Self>,
         (opened, is_first): (Opened, bool),
-        stored: Option<Stored>,
+        stored: Option<StoredCopy>,
         (request, url, whole, now): (&Parts, &Url, &Request<()>, SystemTime),
         observation: &mut Observation,
     ) -> Result<Option<Response<Body>>, Refused> {
@@ -159,14 +160,14 @@ impl Proxy {
         url: &Url,
         request: &Request<()>,
         now: SystemTime,
-    ) -> Option<(Stored, bool)> {
+    ) -> Option<(StoredCopy, bool)> {
         // An index that cannot be read knows nothing; the server does.
         let entries = self.cache.urls(key).await.unwrap_or_default();
         for entry in entries.iter() {
             let Some(head) = Head::read(&entry.head) else {
                 continue;
             };
-            if self.content.written.was_url_written(url.as_str(), entry.stored_at.to_system_time()) {
+            if self.objects.written.was_url_written(url.as_str(), entry.stored_at.to_system_time()) {
                 self.cache.drop_url(*key, entry.variant).await;
                 continue;
             }
@@ -177,7 +178,7 @@ impl Proxy {
                 BeforeRequest::Stale { .. } => continue,
             };
             match self.cache.stored(&entry.digest).await {
-                Ok(Some(content)) => return Some((Stored { entry: entry.clone(), head, content }, is_fresh)),
+                Ok(Some(content)) => return Some((StoredCopy { entry: entry.clone(), head, content }, is_fresh)),
                 Ok(None) => self.cache.drop_url(*key, entry.variant).await,
                 Err(failure) => tracing::debug!(%failure, "a stored answer cannot be read"),
             }
@@ -190,9 +191,9 @@ impl Proxy {
     async fn open(
         self: &Arc<Self>,
         key: Digest,
-        asked: &Asked,
+        asked: &CopyRequest,
         whole: &Request<()>,
-        stored: Option<&Stored>,
+        stored: Option<&StoredCopy>,
     ) -> (Opened, bool) {
         let selecting: Vec<_> = SELECTING
             .iter()
@@ -209,7 +210,7 @@ impl Proxy {
     async fn ask_server(
         self: &Arc<Self>,
         key: Digest,
-        asked: Asked,
+        asked: CopyRequest,
         whole: Request<()>,
         stored: Option<(UrlEntry, Head)>,
     ) -> Opened {
@@ -222,7 +223,7 @@ impl Proxy {
         let comparison = stored.as_ref().map(|(_, head)| head.comparison()).unwrap_or_default();
         let response = match asked.send(&comparison).await {
             Ok(response) if response.status().is_server_error() && stored.is_some() => {
-                let message = format!("{}: answered {}", asked.place, response.status());
+                let message = format!("{}: answered {}", asked.server, response.status());
                 return Opened::Failed(Failure::new(FailureKind::Unavailable, message).into());
             }
             Ok(response) => response,
@@ -255,7 +256,7 @@ impl Proxy {
         self.take_in(key, asked, &whole, seen, response)
     }
 
-    async fn ask_for_whole(self: &Arc<Self>, key: Digest, asked: Asked, whole: Request<()>) -> Opened {
+    async fn ask_for_whole(self: &Arc<Self>, key: Digest, asked: CopyRequest, whole: Request<()>) -> Opened {
         match asked.send(&[]).await {
             Ok(response) => {
                 let seen = seen_of(&response);
@@ -269,23 +270,23 @@ impl Proxy {
     fn take_in(
         self: &Arc<Self>,
         key: Digest,
-        asked: Asked,
+        asked: CopyRequest,
         whole: &Request<()>,
         seen: Response<()>,
         response: reqwest::Response,
     ) -> Opened {
         let policy = CachePolicy::new(whole, &seen);
-        let place = asked.place.clone();
+        let server = asked.server.clone();
         let kept = CachePolicy::new(&essence(whole, seen.headers()), &seen);
         let head = Head::new(kept, response.headers().clone());
         // If the answer does not fit into the cache, the server is asked again, and has to send the same content.
         let can_be_asked_again = seen.headers().contains_key(CONTENT_LENGTH) || has_strong_etag(seen.headers());
         let is_kept = can_be_asked_again && is_storable(whole, &seen, &policy);
         if !is_kept || head.write().is_none() {
-            return Opened::Own(Arc::new(Mutex::new(Some(relay::returned(response, &place, asked.held)))));
+            return Opened::Own(Arc::new(Mutex::new(Some(relay::returned(response, &server, asked.held)))));
         }
         let party = asked.party.clone();
-        let written = self.content.written.clone();
+        let written = self.objects.written.clone();
         let copy = Copy::new(key, asked, head, response, written, self.cache.clone(), self.metrics.clone());
         let copy = Arc::new(copy);
         let origin = copy.clone();
@@ -303,10 +304,10 @@ impl Proxy {
         &self,
         request: &Parts,
         url: &Url,
-        found: Found,
+        found: FoundCopy,
         observation: &mut Observation,
     ) -> Result<Response<Body>, Refused> {
-        let Found { headers: given, content, boundary, state } = found;
+        let FoundCopy { headers: given, content, boundary, state } = found;
         let is_looked_at = request.version == Version::HTTP_2 || is_secure(request);
         let content = if is_looked_at { content.unmapped() } else { content };
         let mut sent = given;
@@ -359,7 +360,7 @@ fn out_of_range(size: u64) -> Response<Body> {
 }
 
 /// Returns a running copy as an answer.
-async fn coming(copy: &Arc<Copy>, fill: FillReader, now: SystemTime, is_joined: bool) -> Found {
+async fn coming(copy: &Arc<Copy>, fill: FillReader, now: SystemTime, is_joined: bool) -> FoundCopy {
     let headers = copy.head.headers(now);
     let aside = Aside { digest: copy.name, origin: copy.clone(), is_own: true };
     let content = match fill.size().await {
@@ -367,24 +368,30 @@ async fn coming(copy: &Arc<Copy>, fill: FillReader, now: SystemTime, is_joined: 
         Err(failure) if failure.kind.is_of_the_store() => Content::Uncached { aside, size: copy.total },
         _ => Content::Growing { fill, aside, told: None, _lease: None },
     };
-    Found { headers, content, boundary: copy.name, state: CacheState::Miss { collapsed: is_joined } }
+    FoundCopy { headers, content, boundary: copy.name, state: CacheState::Miss { collapsed: is_joined } }
 }
 
 /// Returns the request to the server for a client, and the client's headers that are not plain.
-fn asked(rules: &Arc<ProxyRules>, request: &Parts, place: &Place, url: &Url, secrets: &Secrets) -> (Asked, String) {
+fn asked(
+    rules: &Arc<ProxyRules>,
+    request: &Parts,
+    server: &Server,
+    url: &Url,
+    secrets: &Secrets,
+) -> (CopyRequest, String) {
     let mut asked = request.headers.clone();
     headers::pass_on(&mut asked, request.version);
     asked.remove(HOST);
     asked.remove(CONTENT_LENGTH);
-    let party = Party { source: place.host.as_str().into(), client: counted_client(request), is_named: false };
+    let party = Party { source: server.host.as_str().into(), client: counted_client(request), is_named: false };
     let further = headers::make_shared(&mut asked);
     let secrets = Arc::new(secrets.clone());
-    let (rules, place, url) = (rules.clone(), place.clone(), url.clone());
-    (Asked { rules, place, url, headers: asked, secrets, party, held: None, since: clock::wall() }, further)
+    let (rules, server, url) = (rules.clone(), server.clone(), url.clone());
+    (CopyRequest { rules, server, url, headers: asked, secrets, party, held: None, since: clock::wall() }, further)
 }
 
 /// Returns the request for the whole content, without conditions.
-fn asked_for_whole(asked: &Asked) -> Result<Request<()>, Refused> {
+fn asked_for_whole(asked: &CopyRequest) -> Result<Request<()>, Refused> {
     let mut whole = Request::new(());
     *whole.uri_mut() = asked.url.as_str().parse().map_err(|_| Refused::Malformed("the URL cannot be asked for"))?;
     *whole.headers_mut() = asked.headers.clone();

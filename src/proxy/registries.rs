@@ -13,7 +13,7 @@ use crate::failure::{Failure, FailureKind};
 use crate::observe::Metrics;
 use crate::oci::Name;
 use crate::routing::Repository;
-use crate::upstream::{Anywhere, BuildError, Clients, Place, Upstream, Upstreams};
+use crate::upstream::{Anywhere, BuildError, Clients, Server, Upstream, Upstreams};
 
 /// Most registries that are kept of those that only clients name.
 const MAX_OTHERS: usize = 256;
@@ -112,9 +112,9 @@ impl Made {
     /// Makes the repository of a registry that the configuration does not have.
     fn other(&self, url: &Url, anywhere: &Anywhere) -> Result<Repository, Refused> {
         let refuse = |error: &dyn std::fmt::Display| Refused::Failure(Failure::new(FailureKind::Unavailable, error));
-        let place = Place::new(url.host_str().unwrap_or_default(), url.port_or_known_default().unwrap_or_default())
+        let server = Server::new(url.host_str().unwrap_or_default(), url.port_or_known_default().unwrap_or_default())
             .map_err(|error| refuse(&error))?;
-        let permission = anywhere.permit(&place)?;
+        let permission = anywhere.permit(&server)?;
         let mut origin = url.clone();
         origin.set_path("/");
         origin.set_query(None);
@@ -134,7 +134,7 @@ impl Made {
         );
         let scheme = url.scheme();
         // Another scheme is another server, and a configured repository of this name may have other upstreams.
-        let mut prefix = if scheme == "http" { format!("http:{place}") } else { place.authority(scheme) };
+        let mut prefix = if scheme == "http" { format!("http:{server}") } else { server.authority(scheme) };
         if self.taken.contains(&prefix) {
             prefix = format!("{scheme}:{prefix}");
         }

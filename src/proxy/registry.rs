@@ -11,7 +11,7 @@ use url::Url;
 use super::door::Proxy;
 use super::refused::Refused;
 use super::tell::tell;
-use crate::access::{MAX_AUTHORIZATION, Refusal, Stored};
+use crate::access::{MAX_AUTHORIZATION, Refusal, StoredObject};
 use crate::auth::counted_client;
 use crate::body::{self, Body};
 use crate::failure::{Failure, FailureKind};
@@ -54,7 +54,7 @@ impl Proxy {
             return Ok(None);
         }
         let query = Query::read(url.query());
-        let answer = self.content.answer(request, &target, object, &query).await;
+        let answer = self.objects.answer(request, &target, object, &query).await;
         let Answer { mut response, state } = match answer {
             Ok(answer) => answer,
             // The registry answers in its own words, with its own challenge.
@@ -72,7 +72,7 @@ impl Proxy {
         // ended.
         let is_coming = matches!((object, &state), (Object::Blob(_), CacheState::Miss { collapsed: false }));
         if let Some((what, digest)) = shown(object, &response).filter(|_| !is_coming) {
-            self.content.consent.learn_whether_public(&target, what, digest).await;
+            self.objects.consent.learn_whether_public(&target, what, digest).await;
         }
         response.headers_mut().insert(API_VERSION, HeaderValue::from_static("registry/2.0"));
         Ok(Some(response))
@@ -80,18 +80,20 @@ impl Proxy {
 }
 
 /// Returns the object that an answer showed its client.
-fn shown(object: &Object, response: &Response<Body>) -> Option<(Stored, Digest)> {
+fn shown(object: &Object, response: &Response<Body>) -> Option<(StoredObject, Digest)> {
     let header = |name: HeaderName| response.headers().get(name)?.to_str().ok();
     match object {
-        Object::Manifest(Reference::Digest(digest)) => Some((Stored::Manifest, *digest)),
-        Object::Manifest(Reference::Tag(_)) => Some((Stored::Manifest, header(DOCKER_CONTENT_DIGEST)?.parse().ok()?)),
+        Object::Manifest(Reference::Digest(digest)) => Some((StoredObject::Manifest, *digest)),
+        Object::Manifest(Reference::Tag(_)) => {
+            Some((StoredObject::Manifest, header(DOCKER_CONTENT_DIGEST)?.parse().ok()?))
+        }
         Object::Blob(digest) => {
             let size = match response.status() {
                 StatusCode::OK => header(CONTENT_LENGTH)?.parse().ok()?,
                 StatusCode::PARTIAL_CONTENT => header(CONTENT_RANGE)?.rsplit_once('/')?.1.parse().ok()?,
                 _ => return None,
             };
-            Some((Stored::Blob(size), *digest))
+            Some((StoredObject::Blob(size), *digest))
         }
         _ => None,
     }

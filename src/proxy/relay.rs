@@ -16,7 +16,7 @@ use super::headers;
 use crate::body::Body;
 use crate::failure::{Failure, FailureKind};
 use crate::places;
-use crate::upstream::{PassError, Place};
+use crate::upstream::{PassError, Server};
 
 /// How long to wait for the answer after all was sent, and between two pieces of a body in either direction. Long,
 /// since some requests wait for an event.
@@ -25,10 +25,10 @@ const PATIENCE: Duration = Duration::from_secs(5 * 60);
 pub type Held = Arc<places::Place>;
 
 /// Returns a server's answer for a client. `held`: the request's place, kept until the whole answer has arrived.
-pub fn returned(response: reqwest::Response, place: &Place, held: Option<Held>) -> Response<Body> {
+pub fn returned(response: reqwest::Response, server: &Server, held: Option<Held>) -> Response<Body> {
     let (mut parts, body) = http::Response::<reqwest::Body>::from(response).into_parts();
     headers::pass_on(&mut parts.headers, parts.version);
-    let label = place.to_string();
+    let label = server.to_string();
     let body = body.map_err(move |error| {
         let _until_the_end = &held;
         broken(&label, &error)
@@ -43,7 +43,7 @@ pub fn returned(response: reqwest::Response, place: &Place, held: Option<Held>) 
 pub async fn in_time<T>(
     sending: impl Future<Output = Result<T, PassError>>,
     moved: &AtomicU64,
-    place: &Place,
+    server: &Server,
 ) -> Result<T, PassError> {
     let mut sending = std::pin::pin!(sending);
     loop {
@@ -52,7 +52,7 @@ pub async fn in_time<T>(
             return answer;
         }
         if moved.load(Ordering::Relaxed) == before {
-            let message = format!("{place}: no answer came within {} s", PATIENCE.as_secs());
+            let message = format!("{server}: no answer came within {} s", PATIENCE.as_secs());
             return Err(Failure::new(FailureKind::Timeout, message).into());
         }
     }

@@ -12,7 +12,7 @@ use crate::access::Rules;
 use crate::auth::Identity;
 use crate::config::{Config, Forbidden, Pattern, ProxyDoor};
 use crate::observe::Metrics;
-use crate::upstream::{Anywhere, BuildError, Clients, PassError, Place};
+use crate::upstream::{Anywhere, BuildError, Clients, PassError, Server};
 
 /// The rules of the proxy door, with those of all doors. A request is answered by the rules in force when it came in.
 pub struct ProxyRules {
@@ -48,19 +48,19 @@ impl ProxyRules {
         }))
     }
 
-    /// Checks that a tunnel may lead to a place, as far as that is known before its requests. A tunnel to a
+    /// Checks that a tunnel may lead to a server, as far as that is known before its requests. A tunnel to a
     /// repository's name is also allowed if it may lead to the upstream behind the name; each request in it is checked
     /// on its own.
-    pub fn permit_tunnel(&self, place: &Place, address: Option<IpAddr>) -> Result<(), Forbidden> {
-        match self.names.behind(place) {
+    pub fn permit_tunnel(&self, server: &Server, address: Option<IpAddr>) -> Result<(), Forbidden> {
+        match self.names.behind(server) {
             Some(behind) if address.is_none() && self.anywhere.permit(behind).is_ok() => Ok(()),
-            _ => self.anywhere.permit_connection(place, address),
+            _ => self.anywhere.permit_connection(server, address),
         }
     }
 
-    /// Returns whether TLS with a place is opened.
-    pub fn intercepts(&self, place: &Place) -> bool {
-        self.door.intercepts(&place.host, place.port) || self.names.behind(place).is_some()
+    /// Returns whether TLS with a server is opened.
+    pub fn intercepts(&self, server: &Server) -> bool {
+        self.door.intercepts(&server.host, server.port) || self.names.behind(server).is_some()
     }
 
     /// Returns whether `cache.patterns` match a URL.
@@ -101,12 +101,12 @@ impl ProxyRules {
     pub async fn send(
         &self,
         request: reqwest::Request,
-        place: &Place,
+        server: &Server,
         is_upgrade: bool,
     ) -> Result<reqwest::Response, PassError> {
         match self.registries.upstream_of(request.url()) {
             Some(upstream) => Ok(upstream.pass(request).await?),
-            None => self.anywhere.send(request, place, is_upgrade).await,
+            None => self.anywhere.send(request, server, is_upgrade).await,
         }
     }
 }

@@ -12,7 +12,7 @@ use super::refused::Refused;
 use super::rules::ProxyRules;
 use crate::access::{Caller, Rules};
 use crate::auth::{Client, Identity, Logins};
-use crate::upstream::Place;
+use crate::upstream::Server;
 
 /// How a request came to the door.
 #[derive(Clone)]
@@ -43,7 +43,7 @@ pub enum Lead {
 /// The identity by which a client was let in, with what is needed to check it again. The credentials themselves are not
 /// kept.
 #[derive(Clone)]
-pub struct Standing {
+pub struct Admission {
     pub client: Client,
     pub identity: Identity,
     /// The logins that accepted the client's credentials.
@@ -53,14 +53,14 @@ pub struct Standing {
 /// A connection through the door: its client, and where it leads.
 #[derive(Clone)]
 pub struct Tunnel {
-    pub standing: Standing,
-    pub place: Place,
+    pub admission: Admission,
+    pub server: Server,
     /// The address of the server, if known.
     pub address: Option<IpAddr>,
 }
 
-impl Standing {
-    /// Creates the standing of a client that was just let in.
+impl Admission {
+    /// Creates the admission of a client that was just let in.
     pub fn new(rules: &Rules, client: Client, identity: Identity) -> Self {
         Self { client, identity, logins: rules.logins.clone() }
     }

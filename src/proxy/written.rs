@@ -35,7 +35,7 @@ impl Proxy {
     pub(super) async fn forget(&self, rules: &ProxyRules, mut url: Url) {
         url.set_fragment(None);
         let url = &url;
-        self.content.written.note_url(url.as_str());
+        self.objects.written.note_url(url.as_str());
         // Copies for requests with further headers are not looked up: the time of the write rules them out.
         for is_secret in [false, true] {
             let key = key_of(url, is_secret, "");
@@ -49,11 +49,11 @@ impl Proxy {
         let Ok(Some((repository, name))) = rules.registries.find(url, &path, &rules.anywhere) else {
             return;
         };
-        self.content.written.note_name(repository.prefix(), name.as_str());
+        self.objects.written.note_name(repository.prefix(), name.as_str());
         let Reference::Tag(tag) = reference else {
             return;
         };
-        self.content.written.note_tag(repository.prefix(), name.as_str(), tag.as_str());
+        self.objects.written.note_tag(repository.prefix(), name.as_str(), tag.as_str());
         let shelves = repository.config.shelves();
         let target = Target { repository, name, who: Who::Anonymous, is_by_tag: false, client: None };
         for shelf in shelves {

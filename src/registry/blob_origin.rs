@@ -11,7 +11,7 @@ use futures_util::{FutureExt, StreamExt};
 use url::Url;
 
 use super::rejected::Rejected;
-use crate::access::{Consent, Stored};
+use crate::access::{Consent, StoredObject};
 use crate::cache::{Cache, Origin, Source, Standing, Transfer};
 use crate::clock::Instant;
 use crate::failure::Failure;
@@ -232,6 +232,6 @@ impl Origin for BlobOrigin {
             return std::future::ready(()).boxed();
         }
         // Only now that the blob is verified, Larder knows that the upstream has it and can ask whether it is public.
-        self.all.consent.learn_whether_public(&self.target, Stored::Blob(size), *digest).boxed()
+        self.all.consent.learn_whether_public(&self.target, StoredObject::Blob(size), *digest).boxed()
     }
 }

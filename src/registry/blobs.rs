@@ -10,7 +10,7 @@ use super::answer::Answer;
 use super::blob_origin::Origins;
 use super::heads::{Heads, Said};
 use super::respond::{self, CacheState};
-use crate::access::{Absences, Consent, Refusal, Stored, Wanted, party};
+use crate::access::{Absences, Consent, Refusal, StoredObject, Wanted, party};
 use crate::auth::is_secure;
 use crate::cache::{Aside, Cache, Content, Fill, FillReader, Party};
 use crate::clock;
@@ -56,7 +56,7 @@ impl Blobs {
         // A store that cannot be read is no reason to fail: the upstream may still answer.
         if let Some(content) = self.at_hand(target, &digest).await {
             let (size, content) = content.map_err(&refuse)?;
-            self.consent.confirm(target, Stored::Blob(size), &digest).await.map_err(&refuse)?;
+            self.consent.confirm(target, StoredObject::Blob(size), &digest).await.map_err(&refuse)?;
             return self.answer_hit(request, target, &digest, (size, content)).await;
         }
         if request.method == Method::HEAD {
@@ -130,7 +130,7 @@ impl Blobs {
             // Larder needs the size. If the other clients' upstream does not state the size, it is known at the end of
             // the transfer.
             let size = fill.final_size().await?;
-            return self.consent.confirm(target, Stored::Blob(size), digest).await;
+            return self.consent.confirm(target, StoredObject::Blob(size), digest).await;
         }
         if is_first && target.repository.is_trusted {
             self.consent.given.begun(target, digest, fill);

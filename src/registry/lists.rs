@@ -42,10 +42,10 @@ pub enum List {
 }
 
 impl List {
-    fn kind(self) -> pages::Kind {
+    fn kind(self) -> pages::ListKind {
         match self {
-            Self::Tags => pages::Kind::Tags,
-            Self::ReferrersOf(_) => pages::Kind::Referrers,
+            Self::Tags => pages::ListKind::Tags,
+            Self::ReferrersOf(_) => pages::ListKind::Referrers,
         }
     }
 

@@ -36,7 +36,7 @@ pub struct Manifests {
 pub struct Fetched(pub Arc<Manifest>);
 
 /// A manifest to answer with.
-pub struct Found {
+pub struct FoundManifest {
     pub manifest: Arc<Manifest>,
     pub state: CacheState,
     /// Whether the cache is to note that the upstream has the manifest under this name.
@@ -70,12 +70,12 @@ impl Manifests {
     }
 
     /// Returns a manifest if this client may read it.
-    pub async fn by_digest(self: &Arc<Self>, target: &Target, digest: &Digest) -> Result<Found, Failure> {
+    pub async fn by_digest(self: &Arc<Self>, target: &Target, digest: &Digest) -> Result<FoundManifest, Failure> {
         let stored = self.cache.manifest(digest).await.ok().flatten();
         if let Some(manifest) = stored {
             let is_news_of_name = self.consent.confirm_manifest(target, digest).await?;
             let since = manifest.stored_at.to_system_time();
-            return Ok(Found { manifest, state: CacheState::Hit { since }, is_news_of_name });
+            return Ok(FoundManifest { manifest, state: CacheState::Hit { since }, is_news_of_name });
         }
         let page = format!("manifests/{digest}");
         self.absences.recall(target, &page)?;
@@ -89,7 +89,7 @@ impl Manifests {
         let life = target.repository.config.tags.negative_max_age;
         let Fetched(manifest) = fetched.inspect_err(|failure| self.absences.remember(target, &page, life, failure))?;
         self.consent.given.shown(target, digest);
-        Ok(Found { manifest, state: CacheState::Miss { collapsed: !is_first }, is_news_of_name: true })
+        Ok(FoundManifest { manifest, state: CacheState::Miss { collapsed: !is_first }, is_news_of_name: true })
     }
 
     /// Fetches a manifest from the upstream `preferred`, else from the first that gives it.

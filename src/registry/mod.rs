@@ -4,12 +4,12 @@ mod answer;
 mod blob_origin;
 mod blobs;
 mod catalog;
-mod content;
 mod heads;
 mod lists;
 mod login;
 mod manifests;
 mod moments;
+mod objects;
 mod pages;
 mod patience;
 mod public_lists;
@@ -26,7 +26,7 @@ use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method, Request, Response};
 
 pub use answer::Answer;
-pub use content::Content;
+pub use objects::Objects;
 pub use query::Query;
 pub use written::Written;
 
@@ -49,15 +49,15 @@ const OCI_NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
 /// Answers the requests of clients that use Larder as a registry. All connections share it.
 pub struct Registry {
     access: Arc<Access>,
-    content: Arc<Content>,
+    objects: Arc<Objects>,
     cache: Arc<Cache>,
     metrics: Arc<Metrics>,
 }
 
 impl Registry {
     /// Creates the registry door's service.
-    pub fn new(access: Arc<Access>, content: Arc<Content>, cache: Arc<Cache>, metrics: Arc<Metrics>) -> Self {
-        Self { access, content, cache, metrics }
+    pub fn new(access: Arc<Access>, objects: Arc<Objects>, cache: Arc<Cache>, metrics: Arc<Metrics>) -> Self {
+        Self { access, objects, cache, metrics }
     }
 
     /// Answers one request. If the body consists of pages of a mapped file, the response has its
@@ -127,7 +127,7 @@ impl Registry {
             let client = self.access.upstream_sees(request, &caller);
             target.who = client.map_err(|why| challenge(request, &caller, why, Some(&path)))?;
         }
-        let Answer { mut response, state } = match self.content.answer(request, &target, &object, &query).await {
+        let Answer { mut response, state } = match self.objects.answer(request, &target, &object, &query).await {
             Err(refusal) if passes => {
                 return Err(login::ask_who_it_is(refusal, request, &caller, &target.who, &path));
             }

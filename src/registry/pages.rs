@@ -23,7 +23,7 @@ const NAMED: usize = 1_024;
 
 /// Which list of a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum ListKind {
     Tags,
     Referrers,
 }
@@ -44,7 +44,7 @@ pub struct Page {
 
 impl Page {
     /// Reads a query without the client's `ns`.
-    pub fn read(kind: Kind, query: &str) -> Self {
+    pub fn read(kind: ListKind, query: &str) -> Self {
         let (mut n, mut last, mut filters, mut others) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let mut is_kept = query.len() <= MAX_QUERY;
         let mut is_opaque = false;
@@ -55,11 +55,11 @@ impl Page {
                     Some(number) => n.push(number.to_string()),
                     None => is_kept = false,
                 },
-                ("last", Kind::Tags) => {
+                ("last", ListKind::Tags) => {
                     is_kept &= is_tag_like(&value);
                     last.push(value);
                 }
-                ("artifactType", Kind::Referrers) => {
+                ("artifactType", ListKind::Referrers) => {
                     is_kept &= is_media_type(&value);
                     filters.push(value);
                 }
@@ -202,7 +202,7 @@ fn key(target: &Target, list: &str, query: &str) -> Option<Key> {
 mod tests {
     use super::*;
 
-    fn kept(kind: Kind, query: &str) -> Option<String> {
+    fn kept(kind: ListKind, query: &str) -> Option<String> {
         Page::read(kind, query).kept_as
     }
 
@@ -242,8 +242,8 @@ mod tests {
             (&format!("next_page={}", "a".repeat(2_048)), None),
             (&format!("{}=1", "a".repeat(65)), None),
         ] {
-            assert_eq!(kept(Kind::Tags, query).as_deref(), expected, "{query}");
-            assert_eq!(Page::read(Kind::Tags, query).query, query);
+            assert_eq!(kept(ListKind::Tags, query).as_deref(), expected, "{query}");
+            assert_eq!(Page::read(ListKind::Tags, query).query, query);
         }
         for (query, expected) in [
             ("artifactType=a/b&artifactType=c%2Fd", Some("artifactType=a%2Fb&artifactType=c%2Fd")),
@@ -253,21 +253,23 @@ mod tests {
             ("artifactType=a;b", None),
             (&format!("artifactType={}", "a".repeat(256)), None),
         ] {
-            assert_eq!(kept(Kind::Referrers, query).as_deref(), expected, "{query}");
+            assert_eq!(kept(ListKind::Referrers, query).as_deref(), expected, "{query}");
         }
     }
 
     #[test]
     fn all_filters_are_read() {
-        let page = Page::read(Kind::Referrers, "artifactType=a/b%2Bc&n=3&artifactType=d+e&artifactType=");
+        let page = Page::read(ListKind::Referrers, "artifactType=a/b%2Bc&n=3&artifactType=d+e&artifactType=");
         assert_eq!((page.filters, page.is_opaque), (vec!["a/b+c".to_owned(), "d+e".to_owned()], false));
-        assert!(Page::read(Kind::Referrers, "last=x").is_opaque && !Page::read(Kind::Tags, "last=x&n=1").is_opaque);
-        assert!(Page::read(Kind::Tags, "next_page=x").is_opaque);
+        assert!(
+            Page::read(ListKind::Referrers, "last=x").is_opaque && !Page::read(ListKind::Tags, "last=x&n=1").is_opaque
+        );
+        assert!(Page::read(ListKind::Tags, "next_page=x").is_opaque);
     }
 
     #[test]
     fn the_link_to_the_next_page_leads_back_here_and_never_in_a_circle() {
-        let page = Page::read(Kind::Tags, "n=2");
+        let page = Page::read(ListKind::Tags, "n=2");
         for header in [
             "</v2/library/a/tags/list?last=b&n=2>; rel=\"next\"",
             "<https://registry.example/v2/library/a/tags/list?last=b&n=2>; rel=next",
@@ -285,7 +287,7 @@ mod tests {
         {
             assert_eq!(page.next(header), None, "{header}");
         }
-        let page = Page::read(Kind::Tags, "next_page=a%2Fb&n=2");
+        let page = Page::read(ListKind::Tags, "next_page=a%2Fb&n=2");
         for header in ["<?next_page=a%2Fb&n=2>; rel=next", "<?n=2&next_page=a/b>; rel=next"] {
             assert_eq!(page.next(header), None, "{header} is this page again");
         }

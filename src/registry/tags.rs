@@ -5,7 +5,7 @@ use std::sync::Arc;
 use http::Method;
 use http::request::Parts;
 
-use super::manifests::{Fetched, Found, Manifests};
+use super::manifests::{Fetched, FoundManifest, Manifests};
 use super::moments::{MOMENT, Moments};
 use super::patience::{self, Lagging};
 use super::respond::CacheState;
@@ -68,7 +68,7 @@ impl Tags {
         request: &Parts,
         target: &Target,
         tag: &Tag,
-    ) -> Result<Found, Failure> {
+    ) -> Result<FoundManifest, Failure> {
         // This also consumes the announcement; below, this request may announce the next one.
         let goes_on = self.moments.goes_on(request, target, tag);
         if request.method != Method::HEAD
@@ -93,7 +93,7 @@ impl Tags {
     /// Returns the cached tag if the upstream confirmed it less than [`MOMENT`] ago; where the client's own credentials
     /// decide, only if the upstream has shown the manifest to this client. After a failed check, no cached tag is that
     /// young.
-    async fn just_checked(&self, target: &Target, tag: &Tag) -> Option<Found> {
+    async fn just_checked(&self, target: &Target, tag: &Tag) -> Option<FoundManifest> {
         let (entry, manifest) = self.cached(target, &target.tag_key(tag)).await?;
         let is_for_client =
             target.repository.config.client_consent.is_none() || self.consent.given.is_shown(target, &entry.digest);
@@ -101,12 +101,17 @@ impl Tags {
             return None;
         }
         let state = CacheState::Hit { since: entry.checked_at.to_system_time() };
-        Some(Found { manifest, state, is_news_of_name: true })
+        Some(FoundManifest { manifest, state, is_news_of_name: true })
     }
 
     /// Returns the manifest of a tag: from the cache while the tag is fresh, else as the upstream says, else the last
     /// known one. `may_fetch`: whether a tag that HEAD does not find may also be asked for by GET.
-    pub async fn by_tag(self: &Arc<Self>, target: &Target, tag: &Tag, may_fetch: bool) -> Result<Found, Failure> {
+    pub async fn by_tag(
+        self: &Arc<Self>,
+        target: &Target,
+        tag: &Tag,
+        may_fetch: bool,
+    ) -> Result<FoundManifest, Failure> {
         let policy = target.repository.config.policy_of(tag.as_str());
         let key = target.tag_key(tag);
         let cached = self.cached(target, &key).await;
@@ -120,7 +125,7 @@ impl Tags {
                 self.check_behind(target, tag, &key);
             }
             let state = CacheState::Hit { since: entry.checked_at.to_system_time() };
-            return Ok(Found { manifest: manifest.clone(), state, is_news_of_name: true });
+            return Ok(FoundManifest { manifest: manifest.clone(), state, is_news_of_name: true });
         }
 
         let page = format!("manifests/{tag}");
@@ -134,11 +139,11 @@ impl Tags {
         };
         match (checked, cached) {
             ((Ok(Checked { manifest, is_fetched: true }), is_first), _) => {
-                Ok(Found { manifest, state: CacheState::Miss { collapsed: !is_first }, is_news_of_name: true })
+                Ok(FoundManifest { manifest, state: CacheState::Miss { collapsed: !is_first }, is_news_of_name: true })
             }
             ((Ok(Checked { manifest, .. }), _), _) => {
                 let since = manifest.stored_at.to_system_time();
-                Ok(Found { manifest, state: CacheState::Hit { since }, is_news_of_name: true })
+                Ok(FoundManifest { manifest, state: CacheState::Hit { since }, is_news_of_name: true })
             }
             ((Err(failure), _), Some((entry, manifest)))
                 if freshness::may_serve_stale(policy, failure.kind, entry.checked_at.age())
@@ -147,7 +152,7 @@ impl Tags {
             {
                 self.absences.remember(target, &page, policy.negative_max_age, &failure);
                 let since = entry.checked_at.to_system_time();
-                Ok(Found { manifest, state: CacheState::Stale { since, why: failure }, is_news_of_name: true })
+                Ok(FoundManifest { manifest, state: CacheState::Stale { since, why: failure }, is_news_of_name: true })
             }
             ((Err(failure), _), cached) => {
                 self.absences.remember(target, &page, policy.negative_max_age, &failure);

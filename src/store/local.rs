@@ -9,7 +9,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
 
-use super::{Capacity, Disk, Listing, Object, Store};
+use super::{Capacity, Disk, Object, Store, Walk};
 use crate::oci::Digest;
 use crate::spool::Partial;
 use crate::work::Pool;
@@ -96,7 +96,7 @@ impl Store for LocalStore {
         self.on(&self.upkeep, move |disk| Ok(disk.contains(&digest))).boxed()
     }
 
-    fn list(&self) -> Listing {
+    fn list(&self) -> Walk {
         let (disk, upkeep) = (self.disk.clone(), self.upkeep.clone());
         let (sender, receiver) = mpsc::channel(AHEAD);
         tokio::spawn(async move {
@@ -111,7 +111,7 @@ impl Store for LocalStore {
                 let _ = sender.send(Err(error)).await;
             }
         });
-        Listing(receiver)
+        Walk(receiver)
     }
 
     fn capacity(&self) -> BoxFuture<'_, io::Result<Capacity>> {

@@ -55,7 +55,7 @@ pub trait Store: Send + Sync + 'static {
     fn contains<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, io::Result<bool>>;
 
     /// Lists all objects, in no order. Objects that come or go meanwhile may be listed or not.
-    fn list(&self) -> Listing;
+    fn list(&self) -> Walk;
 
     /// Returns the room on the filesystem.
     fn capacity(&self) -> BoxFuture<'_, io::Result<Capacity>>;
@@ -108,9 +108,9 @@ pub struct Listed {
 const LIST_PATIENCE: Duration = Duration::from_secs(30);
 
 /// A list that comes object by object, from a task that ends when this is dropped.
-pub struct Listing(mpsc::Receiver<io::Result<Listed>>);
+pub struct Walk(mpsc::Receiver<io::Result<Listed>>);
 
-impl Listing {
+impl Walk {
     /// Returns the next object; `None` at the end. Nothing follows an error.
     pub async fn next(&mut self) -> Option<io::Result<Listed>> {
         match tokio::time::timeout(LIST_PATIENCE, self.0.recv()).await {

@@ -170,7 +170,7 @@ impl Store for Simulated {
         .boxed()
     }
 
-    fn list(&self) -> Listing {
+    fn list(&self) -> Walk {
         let (sender, receiver) = mpsc::channel(1);
         let store = self.clone();
         tokio::spawn(async move {
@@ -186,7 +186,7 @@ impl Store for Simulated {
                 }
             }
         });
-        Listing(receiver)
+        Walk(receiver)
     }
 
     fn capacity(&self) -> BoxFuture<'_, io::Result<Capacity>> {

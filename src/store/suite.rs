@@ -135,7 +135,7 @@ async fn reading_can_be_broken_off() {
 #[tokio::test(start_paused = true)]
 async fn a_list_that_stands_still_ends() {
     let (sender, receiver) = mpsc::channel(1);
-    let mut list = Listing(receiver);
+    let mut list = Walk(receiver);
     let listed = Listed { digest: digest(b"one"), size: 3, since: clock::wall() };
     sender.send(Ok(listed)).await.expect("it is read");
     assert_eq!(list.next().await.expect("one").expect("listed"), listed);

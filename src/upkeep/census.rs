@@ -9,7 +9,7 @@ use super::desk::Upkeep;
 use super::mail::Census;
 use super::outline::read_outline;
 use crate::index::{ObjectEntry, Timestamp, Write};
-use crate::store::{Listed, Listing};
+use crate::store::{Listed, Walk};
 
 /// Files that are looked at in one step.
 const STEP: usize = 64;
@@ -22,7 +22,7 @@ pub(super) struct Counting {
     /// Gets the result, if somebody waits for it.
     done: Option<oneshot::Sender<io::Result<Census>>>,
     /// The files that are still to come; `None` before the comparison has begun.
-    files: Option<Listing>,
+    files: Option<Walk>,
     census: Census,
     /// How many missing objects were dropped; `None` until all files were seen.
     dropped: Option<usize>,

@@ -22,8 +22,8 @@ use super::addresses::is_open;
 use super::answers::BuildError;
 use super::errors;
 use super::ours::{Circle, Ours};
-use super::place::Place;
 use super::pool::Pool;
+use super::server::Server;
 use super::shared::OTHER_HOSTS;
 use crate::config::{Allowlist, ClientTls, Forbidden, Permission, Proxies, ProxyDoor};
 use crate::failure::{Failure, FailureKind};
@@ -80,26 +80,26 @@ impl Anywhere {
     }
 
     /// Returns the permission to connect to a server, judged by the server's name alone. Fails if that is forbidden.
-    pub fn permit(&self, place: &Place) -> Result<Permission, Forbidden> {
-        let permission = self.allowlist.permit(&place.host, place.port)?;
-        let address: Option<IpAddr> = place.host.trim_matches(['[', ']']).parse().ok();
+    pub fn permit(&self, server: &Server) -> Result<Permission, Forbidden> {
+        let permission = self.allowlist.permit(&server.host, server.port)?;
+        let address: Option<IpAddr> = server.host.trim_matches(['[', ']']).parse().ok();
         match address {
-            Some(address) if self.ours.are_at(address, place.port) => {
-                Err(Forbidden::Ours(Circle(place.to_string()).to_string()))
+            Some(address) if self.ours.are_at(address, server.port) => {
+                Err(Forbidden::Ours(Circle(server.to_string()).to_string()))
             }
             Some(address) if !is_open(address, permission.is_named, &permission.networks) => {
-                Err(Forbidden::Inside(place.host.clone()))
+                Err(Forbidden::Inside(server.host.clone()))
             }
             _ => Ok(permission),
         }
     }
 
     /// Checks whether an open connection may stay open. `address`: the server's address, where it is known.
-    pub fn permit_connection(&self, place: &Place, address: Option<IpAddr>) -> Result<(), Forbidden> {
-        let permission = self.permit(place)?;
+    pub fn permit_connection(&self, server: &Server, address: Option<IpAddr>) -> Result<(), Forbidden> {
+        let permission = self.permit(server)?;
         match address {
             Some(address) if !is_open(address, permission.is_named, &permission.networks) => {
-                Err(Forbidden::Inside(place.host.clone()))
+                Err(Forbidden::Inside(server.host.clone()))
             }
             _ => Ok(()),
         }
@@ -114,13 +114,13 @@ impl Anywhere {
     pub async fn send(
         &self,
         request: reqwest::Request,
-        place: &Place,
+        server: &Server,
         is_upgrade: bool,
     ) -> Result<reqwest::Response, PassError> {
-        let ways = self.ways(&self.permit(place)?);
+        let ways = self.ways(&self.permit(server)?);
         let pool = if is_upgrade { &ways.http1 } else { &ways.any };
         let client = pool.client(request.url());
-        let client = client.map_err(|error| Failure::new(FailureKind::Unavailable, format!("{place}: {error}")))?;
+        let client = client.map_err(|error| Failure::new(FailureKind::Unavailable, format!("{server}: {error}")))?;
         let result = client.execute(request).await;
         let error = match result {
             Ok(response) => {
@@ -129,26 +129,26 @@ impl Anywhere {
             }
             Err(error) => error,
         };
-        let forbidden = forbidden(&error, place);
-        let failure = errors::network(&place.to_string(), error);
+        let forbidden = forbidden(&error, server);
+        let failure = errors::network(&server.to_string(), error);
         self.metrics.asked_upstream(OTHER_HOSTS, failure.kind.as_str());
         Err(forbidden.map_or_else(|| failure.into(), PassError::from))
     }
 
     /// Opens a connection for whatever bytes the client sends. Also returns the server's address, where no proxy stands
     /// in between.
-    pub async fn dial(&self, place: &Place) -> Result<(TcpStream, Option<IpAddr>), PassError> {
-        let ways = self.ways(&self.permit(place)?);
-        let failed = |what: &dyn std::fmt::Display| Failure::new(FailureKind::Unavailable, format!("{place}: {what}"));
-        let uri = |scheme: &str| format!("{scheme}://{place}/").parse::<Uri>().map_err(|error| failed(&error));
+    pub async fn dial(&self, server: &Server) -> Result<(TcpStream, Option<IpAddr>), PassError> {
+        let ways = self.ways(&self.permit(server)?);
+        let failed = |what: &dyn std::fmt::Display| Failure::new(FailureKind::Unavailable, format!("{server}: {what}"));
+        let uri = |scheme: &str| format!("{scheme}://{server}/").parse::<Uri>().map_err(|error| failed(&error));
         // The scheme only decides which proxy is used. The connection is most likely for TLS.
-        let (plain_uri, likely_uri) = (uri("http")?, uri(if place.port == 80 { "http" } else { "https" })?);
+        let (plain_uri, likely_uri) = (uri("http")?, uri(if server.port == 80 { "http" } else { "https" })?);
         let proxy = self.proxies.as_ref().and_then(|proxies| proxies.intercept(&likely_uri));
         let is_direct = proxy.is_none();
         let dialled = async {
             match proxy {
                 None => {
-                    let mut connector = ways.connector(place.port);
+                    let mut connector = ways.connector(server.port);
                     connector.call(plain_uri).await.map_err(Box::<dyn StdError + Send + Sync>::from)
                 }
                 Some(proxy) => {
@@ -166,11 +166,11 @@ impl Anywhere {
                 let address = stream.peer_addr().ok().filter(|_| is_direct).map(|address| address.ip());
                 Ok((stream, address))
             }
-            Ok(Err(error)) => Err(match forbidden(&*error, place) {
+            Ok(Err(error)) => Err(match forbidden(&*error, server) {
                 Some(forbidden) => forbidden.into(),
                 None => failed(&last_cause(&*error)).into(),
             }),
-            Err(_) => Err(errors::timeout(&place.to_string(), "a connection", DIAL).into()),
+            Err(_) => Err(errors::timeout(&server.to_string(), "a connection", DIAL).into()),
         }
     }
 
@@ -281,15 +281,15 @@ impl Service<Name> for Outside {
 }
 
 /// Returns why a name is forbidden, where the error says so.
-fn forbidden(error: &(dyn StdError + 'static), place: &Place) -> Option<Forbidden> {
+fn forbidden(error: &(dyn StdError + 'static), server: &Server) -> Option<Forbidden> {
     let mut cause = Some(error);
     while let Some(error) = cause {
         let inner = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
         if error.is::<Inside>() {
-            return Some(Forbidden::Inside(place.host.clone()));
+            return Some(Forbidden::Inside(server.host.clone()));
         }
         if error.is::<Circle>() || inner.is_some_and(|inner| inner.is::<Circle>()) {
-            return Some(Forbidden::Ours(Circle(place.to_string()).to_string()));
+            return Some(Forbidden::Ours(Circle(server.to_string()).to_string()));
         }
         cause = error.source();
     }

@@ -20,7 +20,7 @@ const MAX_ANSWER: usize = 1 << 20;
 
 /// A client for small documents. It follows no redirects.
 #[derive(Clone, Debug)]
-pub struct Client(reqwest::Client);
+pub struct WebClient(reqwest::Client);
 
 /// Why there is no response.
 #[derive(Debug, thiserror::Error)]
@@ -33,7 +33,7 @@ pub enum WebError {
     TooLong,
 }
 
-impl Client {
+impl WebClient {
     /// Builds a client. Fails if the TLS settings or the proxies cannot be used.
     pub fn new(access: &WebAccess) -> Result<Self, WebError> {
         let unusable = |error: &dyn std::fmt::Display| WebError::Unusable(error.to_string());

@@ -88,7 +88,7 @@ async fn carry(client: Rewound, server: TcpStream, through: Tunnel, way: &Way) -
 
 /// Carries bytes that turned out not to be HTTP.
 async fn carry_to(client: Rewound, through: Tunnel, way: &Way) -> io::Result<()> {
-    let (server, address) = way.proxy.dial(&through.place).await.map_err(io::Error::other)?;
+    let (server, address) = way.proxy.dial(&through.server).await.map_err(io::Error::other)?;
     carry(client, server, Tunnel { address, ..through }, way).await
 }
 
@@ -150,7 +150,7 @@ fn speaks_http(hello: &ClientHello<'_>) -> bool {
 async fn open_tls(stream: TcpStream, accepted: Accepted, through: Tunnel, way: Arc<Way>) -> io::Result<()> {
     // A client that connects to an address may name the host in this message.
     let name = accepted.client_hello().server_name().map(str::to_ascii_lowercase);
-    let host = name.unwrap_or_else(|| through.place.host.clone());
+    let host = name.unwrap_or_else(|| through.server.host.clone());
     let config = server_config(&way.ca, &host).map_err(io::Error::other)?;
     let shaken = StartHandshake::from_parts(accepted, stream).into_stream(config);
     match tokio::time::timeout(HANDSHAKE, shaken).await {

@@ -28,7 +28,7 @@ use crate::upstream::Clients;
 const LARGE: usize = 256 << 10;
 
 /// Answers requests for objects and lists.
-pub struct Content {
+pub struct Objects {
     cache: Arc<Cache>,
     pub consent: Arc<Consent>,
     pub written: Arc<Written>,
@@ -40,7 +40,7 @@ pub struct Content {
     lists: Arc<Lists>,
 }
 
-impl Content {
+impl Objects {
     /// Creates all services for content, with what they share.
     pub fn new(cache: &Arc<Cache>, clients: &Clients, metrics: &Arc<Metrics>) -> Self {
         let (absences, questions) = (Arc::<Absences>::default(), Arc::<Questions>::default());

@@ -10,7 +10,7 @@ use super::IndexError;
 
 /// Where an index is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum Medium {
     Disk,
     /// In memory until the process ends. Then it is written to the disk, if it may replace the index there and there is
     /// room.
