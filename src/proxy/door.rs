@@ -26,7 +26,7 @@ pub struct Proxy {
     pub(super) objects: Arc<Objects>,
     pub(super) cache: Arc<Cache>,
     pub(super) metrics: Arc<Metrics>,
-    /// Objects of other URLs that is on its way in.
+    /// Content of other URLs that is on its way in.
     pub(super) copies: Copies,
     /// Bounds the requests that are forwarded.
     pub(super) forwards: Places,
