@@ -97,6 +97,7 @@ impl Lists {
     /// Forgets all. Called after a change of the configuration: the upstreams may be different ones.
     pub fn clear(&self) {
         self.named_by.clear();
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     /// Answers with the tags of a name.
