@@ -24,7 +24,7 @@ use std::time::{Duration, SystemTime};
 use rustix::fs::OFlags;
 
 use super::mapped::Mapping;
-use super::open::OpenObjects;
+use super::open::{Inode, OpenObjects};
 use super::{Body, Capacity, Listed, Object};
 use crate::clock;
 use crate::files::{entries, make_folder};
@@ -153,15 +153,16 @@ impl Disk {
         mapping: Option<Arc<Mapping>>,
         metadata: &fs::Metadata,
     ) -> io::Result<Object> {
-        let (size, to_read) = (metadata.len(), ReadFile::new(file.clone(), self.reads.clone()));
+        let size = metadata.len();
         let body = if size < MIN_MAPPED {
             let mut bytes = vec![0; usize::try_from(size).map_err(io::Error::other)?];
             file.read_exact_at(&mut bytes, 0)?;
-            Body::Read(bytes.into(), Some(to_read))
+            Body::Read(bytes.into(), Some(ReadFile::new(file, self.reads.clone())))
         } else {
             let mapping = mapping.filter(|mapping| mapping.length() == size);
             let mapping = mapping.map_or_else(|| Mapping::new(file.clone(), size), Ok).ok();
-            self.open.keep(digest, &file, mapping.as_ref());
+            let (file, mapping) = self.open.share(digest, Inode::from(metadata), file, mapping);
+            let to_read = ReadFile::new(file, self.reads.clone());
             match mapping {
                 Some(mapping) => Body::Mapped(mapping, to_read),
                 None => Body::ToRead(to_read),
