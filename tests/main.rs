@@ -30,6 +30,7 @@ mod http_rules;
 mod hung_disk;
 mod late;
 mod lists;
+mod logging;
 mod login_forms;
 mod manage;
 mod named_hosts;

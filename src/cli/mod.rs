@@ -15,7 +15,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::config::{LogFormat, Logging};
-use crate::observe;
+use crate::observe::log::Log;
 use error::{CommandError, WRONG_CONFIGURATION};
 
 /// A pull-through cache for container registries.
@@ -70,12 +70,13 @@ pub fn run() -> ExitCode {
 fn finish(command: impl Future<Output = Result<(), CommandError>>) -> ExitCode {
     // Only warnings and errors are logged: standard output is for the output of the command.
     let logging = Logging { level: "warn".to_owned(), format: LogFormat::Text, ..Logging::default() };
-    let runtime =
-        observe::log::init(&logging).map_err(|error| CommandError::Failed(error.to_string())).and_then(|_| {
-            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-            runtime.map_err(|error| CommandError::Failed(error.to_string()))
-        });
-    let result = runtime.and_then(|runtime| runtime.block_on(command));
+    let result = Log::init(&logging).map_err(|error| CommandError::Failed(error.to_string())).and_then(|log| {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+        let runtime = runtime.map_err(|error| CommandError::Failed(error.to_string()))?;
+        let result = runtime.block_on(command);
+        log.lines().flush();
+        result
+    });
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(CommandError::Quiet) => ExitCode::FAILURE,

@@ -13,7 +13,7 @@ use crate::clock;
 use crate::config::{AcmeChallenge, Config, Loaded, Sources, Watch};
 use crate::listen::Tls;
 use crate::observe::Metrics;
-use crate::observe::log::LogLevel;
+use crate::observe::log::Log;
 use crate::services::Services;
 use crate::x509::Certificate;
 
@@ -25,7 +25,7 @@ pub struct Reached {
     pub services: Arc<Services>,
     pub tls: Tls,
     pub certificates: Arc<Certificates>,
-    pub log: LogLevel,
+    pub log: Arc<Log>,
     /// The addresses of the doors, which stay as they are.
     pub doors: Vec<SocketAddr>,
 }
@@ -52,7 +52,7 @@ impl Reload {
         sources.files().into_iter().filter(is_written).collect()
     }
 
-    /// Applies the configuration when it changes, or on SIGHUP; runs until the process ends. A configuration that
+    /// Applies the configuration when it changes, or on SIGHUP, which also opens the log file again; runs until the process ends. A configuration that
     /// cannot be used changes nothing and is reported once.
     pub async fn run(self, mut watch: Watch, mut hangups: Signal) {
         let mut looks = tokio::time::interval(LOOK);
@@ -62,6 +62,9 @@ impl Reload {
                 _ = looks.tick() => false,
                 _ = hangups.recv() => true,
             };
+            if is_told {
+                this.reached.log.reopen();
+            }
             let reload = this.clone();
             let looked = tokio::task::spawn_blocking(move || {
                 let has_changed = watch.has_changed();
@@ -125,7 +128,7 @@ impl Reload {
         runtime.block_on(certificates.apply(acme, occasion));
         tls.set(handshakes);
         runtime.block_on(services.cache.configure(&config));
-        log.set(&config.logging.level);
+        log.set_level(&config.logging.level);
         let mut current = self.config.lock().unwrap_or_else(PoisonError::into_inner);
         for key in needs_restart(&current, &config) {
             tracing::warn!(key, "this change takes effect with the next start");

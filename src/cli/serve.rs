@@ -1,5 +1,6 @@
 //! `larder serve`: builds everything in the order of its dependencies, then opens the doors.
 
+use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -7,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch as channel;
 use tokio::task::JoinSet;
 
@@ -21,9 +22,9 @@ use crate::config::{self, Config, Loaded, Sources, Watch};
 use crate::descriptors::{self, Shares};
 use crate::listen::Tls;
 use crate::observe::Metrics;
-use crate::observe::log::LogLevel;
+use crate::observe::log::Log;
 use crate::services::Services;
-use crate::{admin, listen, observe};
+use crate::{admin, listen};
 
 type AnyError = Box<dyn std::error::Error>;
 
@@ -39,24 +40,28 @@ pub fn run(files: &[PathBuf]) -> ExitCode {
     let config = match config {
         Ok(config) => config,
         Err(error) => {
-            eprintln!("larder: {error}");
+            complain(&error);
             return ExitCode::from(WRONG_CONFIGURATION);
         }
     };
-    let log = match observe::log::init(&config.logging) {
-        Ok(log) => log,
+    let log = match Log::init(&config.logging) {
+        Ok(log) => Arc::new(log),
         Err(error) => {
-            eprintln!("larder: {error}");
+            complain(&error);
             return ExitCode::from(WRONG_CONFIGURATION);
         }
     };
-    match start(config, Files { sources, begun_with, watch }, log) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            tracing::error!(%error, "larder cannot run");
-            ExitCode::FAILURE
-        }
+    let ended = start(config, Files { sources, begun_with, watch }, log.clone());
+    if let Err(error) = &ended {
+        tracing::error!(%error, "larder cannot run");
     }
+    log.lines().flush();
+    if ended.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Tells why there is no start, as long as there is no log. Standard error may be closed.
+fn complain(error: &dyn std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "larder: {error}");
 }
 
 /// The files that the configuration came from.
@@ -67,7 +72,7 @@ struct Files {
     watch: Watch,
 }
 
-fn start(config: Config, files: Files, log: LogLevel) -> Result<(), AnyError> {
+fn start(config: Config, files: Files, log: Arc<Log>) -> Result<(), AnyError> {
     descriptors::raise();
     let metrics = Arc::new(Metrics::default());
     let cache = Arc::new(Cache::open(&config, metrics.clone())?);
@@ -79,10 +84,11 @@ fn start(config: Config, files: Files, log: LogLevel) -> Result<(), AnyError> {
     result
 }
 
-async fn serve(config: Config, services: Arc<Services>, files: Files, log: LogLevel) -> Result<(), AnyError> {
+async fn serve(config: Config, services: Arc<Services>, files: Files, log: Arc<Log>) -> Result<(), AnyError> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let hangups = signal(SignalKind::hangup())?;
+    tokio::spawn(reopen(signal(SignalKind::user_defined1())?, log.clone()));
     services.cache.forget_what_was_private(&config).await.map_err(|failure| failure.to_string())?;
     let certificates = Arc::new(Certificates::new(&config.cache.dir, services.metrics.clone()));
     let wanted = config.server.tls.as_ref().and_then(|tls| tls.acme.as_ref());
@@ -124,6 +130,13 @@ async fn serve(config: Config, services: Arc<Services>, files: Files, log: LogLe
     upkeep.abort();
     services.cache.close().await;
     Ok(())
+}
+
+/// Opens the log file again at each SIGUSR1.
+async fn reopen(mut signals: Signal, log: Arc<Log>) {
+    while signals.recv().await.is_some() {
+        log.reopen();
+    }
 }
 
 /// The listening sockets of all doors, with what the doors need.

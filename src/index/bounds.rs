@@ -56,7 +56,7 @@ impl Default for Bounds {
 }
 
 /// Rows of tags or of names that go in one step, unless more than that have just been written.
-const ROWS: usize = 100;
+const ROWS: usize = 50;
 /// Lists or URLs that go in one step.
 const LARGE_ROWS: usize = 100;
 /// About the bytes of the lists or URLs that go in one step.

@@ -22,8 +22,11 @@ use super::size::{self, Left};
 use super::{IndexError, Write};
 use crate::clock::Instant;
 
-/// Most writes in one transaction.
-const BATCH: usize = 1024;
+/// Most writes in one transaction. A caller may wait for the one before its own: in an index of a million objects, so
+/// many take less than 50 ms.
+const BATCH: usize = 256;
+/// The same while rows go beyond the bounds, since as many rows go with each transaction.
+const SMALL_BATCH: usize = 50;
 /// About the most bytes of the writes in one transaction.
 const BATCH_BYTES: u64 = 1 << 20;
 /// How long a write waits for other connections to the database.
@@ -213,13 +216,14 @@ impl Writer {
     fn run(mut self, tasks: &Tasks) {
         loop {
             let (mut writes, mut bytes) = (Vec::new(), 0);
+            let most = if self.excess.is_any() { SMALL_BATCH } else { BATCH };
             let mut next = Some(self.next(tasks));
             while let Some(task) = next.take() {
                 match task {
                     Task::Write(write) => {
                         bytes += write.weight();
                         writes.push(write);
-                        if writes.len() < BATCH && bytes < BATCH_BYTES {
+                        if writes.len() < most && bytes < BATCH_BYTES {
                             next = tasks.take(Some(Duration::ZERO));
                         }
                     }

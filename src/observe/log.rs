@@ -1,68 +1,80 @@
 //! The log: text for people or JSON for machines, to standard error or a file.
 
-use std::fs::OpenOptions;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
-use std::sync::Mutex;
 
-use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::{EnvFilter, reload};
 
+use super::lines::{Lines, Output};
 use crate::config::{FilterError, LogFormat, Logging, parse_filter};
-
-/// Permissions of a new log file: names of images and users are not for everybody.
-const MODE: u32 = 0o640;
 
 /// Why logging could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
     #[error("logging.file: cannot open {path}: {source}")]
     File { path: String, source: io::Error },
+    #[error("cannot begin to write the log: {0}")]
+    Begin(io::Error),
     #[error("logging.level: {0}")]
     Filter(#[from] FilterError),
 }
 
-/// The filter of the log, which can be changed while Larder is running.
-pub struct LogLevel(Box<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>);
+/// The log of the process, which can be changed while Larder is running.
+pub struct Log {
+    set_filter: Box<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>,
+    lines: Lines,
+}
 
-impl LogLevel {
+impl Log {
+    /// Sets up the log of the whole process. Called once.
+    pub fn init(logging: &Logging) -> Result<Self, LogError> {
+        let is_standard_error = logging.file.as_os_str().is_empty();
+        let file = |source| LogError::File { path: logging.file.display().to_string(), source };
+        let output = match is_standard_error {
+            true => Output::standard_error().map_err(LogError::Begin)?,
+            false => Output::file(&logging.file).map_err(file)?,
+        };
+        let lines = Lines::start(output).map_err(LogError::Begin)?;
+        let log = tracing_subscriber::fmt()
+            .with_env_filter(parse_filter(&logging.level)?)
+            .with_writer(lines.clone())
+            .with_ansi(is_standard_error && io::IsTerminal::is_terminal(&io::stderr()))
+            // They would go to standard error, whatever that is.
+            .log_internal_errors(false);
+        let set_filter: Box<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync> = match logging.format {
+            LogFormat::Text => {
+                let log = log.with_filter_reloading();
+                let handle = log.reload_handle();
+                log.init();
+                Box::new(move |filter| handle.reload(filter))
+            }
+            LogFormat::Json => {
+                let log = log.json().with_current_span(false).with_span_list(false).with_filter_reloading();
+                let handle = log.reload_handle();
+                log.init();
+                Box::new(move |filter| handle.reload(filter))
+            }
+        };
+        // The message of a panic, too, must not wait for standard error.
+        std::panic::set_hook(Box::new(|panic| tracing::error!(%panic, "a fault in Larder; please report it")));
+        Ok(Self { set_filter, lines })
+    }
+
     /// Sets the filter, which was checked before. If it still cannot be set, the old one stays, with a warning.
-    pub fn set(&self, level: &str) {
+    pub fn set_level(&self, level: &str) {
         let set = parse_filter(level).map_err(|error| error.to_string());
-        let set = set.and_then(|filter| self.0(filter).map_err(|error| error.to_string()));
+        let set = set.and_then(|filter| (self.set_filter)(filter).map_err(|error| error.to_string()));
         if let Err(error) = set {
             tracing::warn!(error, "the log level stays as it was");
         }
     }
-}
 
-/// Sets up the log of the whole process. Called once.
-pub fn init(logging: &Logging) -> Result<LogLevel, LogError> {
-    let writer = if logging.file.as_os_str().is_empty() {
-        BoxMakeWriter::new(io::stderr)
-    } else {
-        let file = OpenOptions::new().create(true).append(true).mode(MODE).open(&logging.file);
-        let file = file.map_err(|source| LogError::File { path: logging.file.display().to_string(), source })?;
-        BoxMakeWriter::new(Mutex::new(file))
-    };
-    let is_terminal = logging.file.as_os_str().is_empty() && io::IsTerminal::is_terminal(&io::stderr());
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(parse_filter(&logging.level)?)
-        .with_writer(writer)
-        .with_ansi(is_terminal);
-    let handle = match logging.format {
-        LogFormat::Text => {
-            let log = log.with_filter_reloading();
-            let handle = log.reload_handle();
-            log.init();
-            LogLevel(Box::new(move |filter| handle.reload(filter)))
-        }
-        LogFormat::Json => {
-            let log = log.json().with_current_span(false).with_span_list(false).with_filter_reloading();
-            let handle = log.reload_handle();
-            log.init();
-            LogLevel(Box::new(move |filter| handle.reload(filter)))
-        }
-    };
-    Ok(handle)
+    /// Opens the log file by its name again: a program that rotates logs has renamed it.
+    pub fn reopen(&self) {
+        self.lines.reopen();
+    }
+
+    /// Returns the way of lines out of the process, which counts those that were dropped.
+    pub fn lines(&self) -> &Lines {
+        &self.lines
+    }
 }

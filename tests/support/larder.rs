@@ -42,6 +42,20 @@ pub struct Builder {
     /// Limits of open files, soft and hard.
     descriptors: Option<(u64, u64)>,
     umask: Option<String>,
+    /// What becomes of standard error once it listens.
+    reader: Reader,
+}
+
+/// Who reads the standard error of a Larder, and for how long.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reader {
+    /// Everything is read.
+    #[default]
+    Stays,
+    /// Nobody reads any more once all doors are listening; the pipe stays open and fills.
+    Stops,
+    /// The pipe breaks once all doors are listening.
+    Goes,
 }
 
 /// How a Larder that was not meant to stay ended.
@@ -111,6 +125,12 @@ impl Builder {
     /// Which rights new files do not get, in octal digits.
     pub fn umask(mut self, digits: &str) -> Self {
         self.umask = Some(digits.to_owned());
+        self
+    }
+
+    /// What becomes of its standard error.
+    pub fn reader(mut self, reader: Reader) -> Self {
+        self.reader = reader;
         self
     }
 
@@ -304,13 +324,12 @@ impl Larder {
 
     async fn launch(&mut self) {
         self.spawn();
-        let listening = |log: &Log| DOORS.iter().all(|(door, _)| log.doors.iter().any(|(name, _)| name == door));
-        let waited = self.log.wait_for(|log| log.ended || listening(log));
+        let waited = self.log.wait_for(|log| log.ended || is_listening(log));
         let in_time = timeout(START_DEADLINE, waited).await.is_ok();
         let doors = {
             let log = self.log.borrow();
             // The log itself is printed on drop.
-            assert!(!log.ended, "larder ended while it was starting");
+            assert!(is_listening(&log) || !log.ended, "larder ended while it was starting");
             assert!(in_time, "larder did not listen within {START_DEADLINE:?}");
             log.doors.clone()
         };
@@ -371,7 +390,8 @@ impl Larder {
         let mut child = command.spawn().expect("the larder binary can be started");
         let stderr = child.stderr.take().expect("stderr is piped");
         let (sender, log) = watch::channel(Log::default());
-        std::thread::spawn(move || read_log(stderr, &sender));
+        let reader = self.setup.reader;
+        std::thread::spawn(move || read_log(stderr, reader, &sender));
         self.child = Some(child);
         self.log = log;
     }
@@ -402,10 +422,12 @@ impl Drop for Larder {
     }
 }
 
-fn read_log(stderr: ChildStderr, sender: &watch::Sender<Log>) {
+fn read_log(stderr: ChildStderr, fate: Reader, sender: &watch::Sender<Log>) {
     let mut reader = BufReader::new(stderr);
     let mut line = Vec::new();
-    while reader.read_until(b'\n', &mut line).is_ok_and(|count| count > 0) {
+    while !(fate != Reader::Stays && is_listening(&sender.borrow()))
+        && reader.read_until(b'\n', &mut line).is_ok_and(|count| count > 0)
+    {
         let text = String::from_utf8_lossy(&line).into_owned();
         sender.send_modify(|log| {
             log.doors.extend(door_of(&text));
@@ -413,7 +435,15 @@ fn read_log(stderr: ChildStderr, sender: &watch::Sender<Log>) {
         });
         line.clear();
     }
+    if fate == Reader::Stops {
+        // For as long as the tests run.
+        std::mem::forget(reader);
+    }
     sender.send_modify(|log| log.ended = true);
+}
+
+fn is_listening(log: &Log) -> bool {
+    DOORS.iter().all(|(door, _)| log.doors.iter().any(|(name, _)| name == door))
 }
 
 /// The door and address, if the line says that one is listening.
