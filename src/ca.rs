@@ -52,6 +52,7 @@ pub struct Ca {
 #[derive(Clone)]
 struct Leaf {
     certified: Arc<CertifiedKey>,
+    made_at: SystemTime,
     renew_at: SystemTime,
 }
 
@@ -131,14 +132,18 @@ impl Ca {
 
     /// Returns a certificate for a host name or address, with its key and the certificates that lead to the root.
     pub fn leaf(&self, host: &str) -> Result<Arc<CertifiedKey>, CaError> {
-        let now = clock::wall();
-        if let Some(leaf) = self.leaves.get(host).filter(|leaf| leaf.renew_at > now) {
+        self.leaf_at(host, clock::wall())
+    }
+
+    fn leaf_at(&self, host: &str, now: SystemTime) -> Result<Arc<CertifiedKey>, CaError> {
+        // One that was made while the clock was ahead is not valid yet.
+        if let Some(leaf) = self.leaves.get(host).filter(|leaf| leaf.made_at <= now && now < leaf.renew_at) {
             return Ok(leaf.certified);
         }
         let until = (now + LEAF_LIFE).min(self.certificate.until);
         let certified = Arc::new(self.sign(host, now, until).map_err(CaError::Leaf)?);
         let renew_at = until.checked_sub(2 * DAY).unwrap_or(now);
-        self.leaves.insert(host.to_owned(), Leaf { certified: certified.clone(), renew_at });
+        self.leaves.insert(host.to_owned(), Leaf { certified: certified.clone(), made_at: now, renew_at });
         Ok(certified)
     }
 
@@ -166,10 +171,13 @@ impl Ca {
 
 /// Makes a new authority. Returns its certificate and key in PEM form.
 fn make() -> Result<(String, String), String> {
+    make_at(clock::wall())
+}
+
+fn make_at(now: SystemTime) -> Result<(String, String), String> {
     let text = |error: rcgen::Error| error.to_string();
     let key = KeyPair::generate().map_err(text)?;
     let mut params = CertificateParams::new(Vec::new()).map_err(text)?;
-    let now = clock::wall();
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params.distinguished_name = rcgen::DistinguishedName::new();
@@ -178,8 +186,9 @@ fn make() -> Result<(String, String), String> {
     let mark: String = serial.as_ref().iter().take(4).map(|byte| format!("{byte:02x}")).collect();
     params.distinguished_name.push(DnType::CommonName, format!("Larder proxy {mark}"));
     params.distinguished_name.push(DnType::OrganizationName, "Larder");
-    params.not_before = (now - EARLIER).into();
-    params.not_after = (now + LIFE).into();
+    // The clock may be wrong when Larder first starts.
+    params.not_before = (now - EARLIER).min(clock::surely_past()).into();
+    params.not_after = (now.max(clock::surely_past()) + LIFE).into();
     params.serial_number = Some(serial);
     let certificate = params.self_signed(&key).map_err(text)?;
     Ok((certificate.pem(), key.serialize_pem()))
@@ -243,6 +252,22 @@ mod tests {
         }
         let (one, again) = (ca.leaf("ghcr.io").expect("made"), ca.leaf("ghcr.io").expect("made"));
         assert!(Arc::ptr_eq(&one, &again));
+    }
+
+    #[test]
+    fn what_is_made_while_the_clock_is_wrong_is_good_once_it_is_right() {
+        let dir = TempDir::new().expect("a directory");
+        let now = clock::wall();
+        for wrong in [now + 400 * DAY, SystemTime::UNIX_EPOCH + DAY] {
+            let (certificate, key) = make_at(wrong).expect("made");
+            fs::write(dir.path().join("ca.crt"), certificate).expect("written");
+            fs::write(dir.path().join("ca.key"), key).expect("written");
+            let ca = open(&dir).expect("read");
+            assert!(ca.certificate().from <= now && ca.certificate().until > now);
+            let early = ca.leaf_at("ghcr.io", wrong).expect("made");
+            let leaf = ca.leaf_at("ghcr.io", now).expect("made");
+            assert!(!is_good_for(&ca, &early.cert, "ghcr.io") && is_good_for(&ca, &leaf.cert, "ghcr.io"));
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Deadlines and ages go by [`Instant`], which is tokio's, so that a test can stop the time and let it pass. In such a
 //! test, the time of day passes with it.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 pub use tokio::time::Instant;
 
@@ -26,10 +26,37 @@ pub fn wall() -> SystemTime {
     }
 }
 
+/// 2026-11-01: no clock that is right says less.
+const RELEASED: Duration = Duration::from_secs(1_793_491_200);
+
+/// Returns a time that is surely past: machines without a battery start in 1970, or when they were last switched off.
+pub fn surely_past() -> SystemTime {
+    SystemTime::UNIX_EPOCH + RELEASED
+}
+
+/// Returns whether the time of day may be right.
+pub fn is_plausible() -> bool {
+    wall() >= surely_past()
+}
+
+/// Returns the time of day at the start of the process, with the time that has passed since: it never jumps. After the
+/// clock was set, it differs from the time of day by as much.
+#[cfg(not(test))]
+pub fn steady() -> SystemTime {
+    use std::sync::LazyLock;
+    static START: LazyLock<(SystemTime, Instant)> = LazyLock::new(|| (SystemTime::now(), Instant::now()));
+    let (day, since) = *START;
+    day + since.elapsed()
+}
+
+/// In a test, the time of day does not jump.
+#[cfg(test)]
+pub fn steady() -> SystemTime {
+    wall()
+}
+
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[tokio::test(start_paused = true)]

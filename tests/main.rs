@@ -13,6 +13,7 @@ mod changed_rules;
 mod circles;
 mod client_credentials;
 mod clients;
+mod clocks;
 mod comes_through;
 mod config_commands;
 mod conformance;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::config::{OnUpstream404, TagPolicy};
 use crate::failure::FailureKind;
+use crate::index::Timestamp;
 
 /// How a cached tag may be served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +21,9 @@ pub enum Freshness {
 /// together.
 const SPREAD: f64 = 0.1;
 
+/// For how long a check is due of which the time is not known.
+const OVERDUE: Duration = Duration::from_secs(60);
+
 /// Returns how a tag may be served that was last checked `age` ago. `spread` (0 to 1): the part of [`SPREAD`] that
 /// applies to this tag.
 pub fn of_tag(policy: &TagPolicy, tag: &str, age: Duration, spread: f64) -> Freshness {
@@ -31,6 +35,14 @@ pub fn of_tag(policy: &TagPolicy, tag: &str, age: Duration, spread: f64) -> Fres
     } else {
         Freshness::Check
     }
+}
+
+/// Returns the time to note for a check whose own time is still to come, as after the clock was set back: another check
+/// is due, and from here on it is known how old the copy is at least.
+pub fn of_unknown_time(policy: &TagPolicy, now: Timestamp) -> Timestamp {
+    let past = policy.max_age.saturating_add(policy.stale_while_revalidate).saturating_add(OVERDUE);
+    let past = i64::try_from(past.as_millis()).unwrap_or(i64::MAX);
+    Timestamp(now.0.saturating_sub(past).max(0))
 }
 
 /// Returns whether the old copy may be served although the revalidation failed.
@@ -75,6 +87,21 @@ mod tests {
         assert_eq!(of_tag(&policy, "latest", HOUR / 2, 0.0), Freshness::Fresh);
         assert_eq!(of_tag(&policy, "latest", HOUR, 0.0), Freshness::Aging);
         assert_eq!(of_tag(&policy, "latest", 2 * HOUR, 0.0), Freshness::Check);
+    }
+
+    #[test]
+    fn a_check_at_an_unknown_time_is_due_again_and_ages_from_then_on() {
+        let now = Timestamp(1_700_000_000_000);
+        for max_age in [Duration::ZERO, HOUR, Duration::MAX] {
+            let policy = TagPolicy { max_age, stale_if_error: Limit::Span(2 * HOUR), ..policy() };
+            let noted = of_unknown_time(&policy, now);
+            let age = Duration::from_millis(u64::try_from(now.0 - noted.0).expect("it is past"));
+            if max_age < Duration::MAX {
+                assert_eq!(of_tag(&policy, "latest", age, 0.0), Freshness::Check);
+                assert!(may_serve_stale(&policy, FailureKind::Timeout, age));
+                assert!(!may_serve_stale(&policy, FailureKind::Timeout, age + 2 * HOUR));
+            }
+        }
     }
 
     #[test]

@@ -162,6 +162,11 @@ impl Timestamp {
         Duration::from_millis(u64::try_from(Self::now().0.saturating_sub(self.0)).unwrap_or(0))
     }
 
+    /// Returns whether the time is still to come: the clock was ahead when it was noted, and has been set back.
+    pub fn is_to_come(self) -> bool {
+        self > Self::now()
+    }
+
     /// Converts to a time of the system.
     pub fn to_system_time(self) -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_millis(u64::try_from(self.0).unwrap_or(0))

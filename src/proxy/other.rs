@@ -173,7 +173,8 @@ impl Proxy {
             }
             let is_fresh = match head.policy.before_request(request, now) {
                 _ if head.variant_of(request) != entry.variant => continue,
-                BeforeRequest::Fresh(_) => head.is_fresh(request, now),
+                // After the clock was set back, nobody knows how old it is.
+                BeforeRequest::Fresh(_) => head.is_fresh(request, now) && !entry.stored_at.is_to_come(),
                 BeforeRequest::Stale { matches: true, .. } => false,
                 BeforeRequest::Stale { .. } => continue,
             };

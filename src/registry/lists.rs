@@ -20,6 +20,8 @@ use crate::access::{Absences, Consent, Questions, Refusal, Wanted};
 use crate::body::Body;
 use crate::cache::flight::Flights;
 use crate::cache::{Cache, freshness};
+use crate::clock;
+use crate::config::TagPolicy;
 use crate::failure::{Failure, FailureKind};
 use crate::index::{ListKey, Listing, Timestamp};
 use crate::oci::manifest::ReferrersIndex;
@@ -139,7 +141,7 @@ impl Lists {
             Some(key) => match self.cache.listing(key).await {
                 Err(failure) if failure.kind == FailureKind::Busy => return Err(Refusal::of(Wanted::Name)(failure)),
                 // An index that cannot be read counts as empty.
-                found => found.ok().flatten(),
+                found => found.ok().flatten().map(|listing| self.of_the_past(policy, key, listing)),
             },
         };
         // A list grows with each push, so it is fresh for `max_age` and never immutable.
@@ -176,6 +178,18 @@ impl Lists {
             },
         };
         Ok(Answer { response: respond_list(request, query, &page, &listing, &state), state })
+    }
+
+    /// Returns a list with a time that is past, as it is written anew if the clock was ahead and has been set back.
+    fn of_the_past(&self, policy: &TagPolicy, key: &ListKey, listing: Listing) -> Listing {
+        if !listing.checked_at.is_to_come() {
+            return listing;
+        }
+        let listing = Listing { checked_at: freshness::of_unknown_time(policy, Timestamp::now()), ..listing };
+        if clock::is_plausible() {
+            self.cache.put_listing(key.clone(), listing.clone());
+        }
+        listing
     }
 
     /// Fetches the upstream's list. If there is a copy to serve, the wait is short, and the list comes in after the

@@ -14,6 +14,7 @@ use crate::access::{Absences, Consent, Questions};
 use crate::cache::flight::Flights;
 use crate::cache::freshness::{self, Freshness};
 use crate::cache::{Cache, Manifest};
+use crate::clock;
 use crate::config::{OnUpstream404, TagPolicy};
 use crate::failure::{Failure, FailureKind};
 use crate::index::{TagEntry, TagKey, Timestamp};
@@ -223,7 +224,7 @@ impl Tags {
     /// counts as empty: the upstream may still answer.
     pub async fn cached(&self, target: &Target, key: &TagKey) -> Option<(TagEntry, Arc<Manifest>)> {
         let is_of_now = |entry: &TagEntry| !self.written.was_tag_written(key, entry.checked_at);
-        if let Some(entry) = self.cache.tag(key).await.ok().flatten().filter(is_of_now) {
+        if let Some(entry) = self.known(target, key).await.filter(is_of_now) {
             // The tag may come from a client's own credentials, at a time when these decided.
             let viewer = target.repository.viewer();
             let is_visible = self.cache.is_visible(&viewer, &entry.digest).await.unwrap_or(false);
@@ -233,11 +234,24 @@ impl Tags {
         }
         // A public manifest was shown by the same upstreams, whoever asked: the tag on the other shelf holds here, too.
         let other = TagKey { shelf: target.repository.config.other_shelf(), ..key.clone() };
-        let entry = self.cache.tag(&other).await.ok().flatten().filter(is_of_now)?;
+        let entry = self.known(target, &other).await.filter(is_of_now)?;
         match self.consent.is_public(target, &entry.digest).await {
             true => self.with_manifest(entry).await,
             false => None,
         }
+    }
+
+    /// Returns what is known of a tag, by a time that is past.
+    async fn known(&self, target: &Target, key: &TagKey) -> Option<TagEntry> {
+        let mut entry = self.cache.tag(key).await.ok().flatten()?;
+        if entry.checked_at.is_to_come() {
+            let policy = target.repository.config.policy_of(&key.tag);
+            entry.checked_at = freshness::of_unknown_time(policy, Timestamp::now());
+            if clock::is_plausible() {
+                self.cache.put_tag(key.clone(), entry.clone());
+            }
+        }
+        Some(entry)
     }
 
     async fn with_manifest(&self, entry: TagEntry) -> Option<(TagEntry, Arc<Manifest>)> {

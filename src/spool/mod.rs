@@ -9,7 +9,7 @@
 mod partial;
 mod taint;
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -99,7 +99,11 @@ impl Spool {
         for entry in entries(&self.0.dir)? {
             let entry = entry?;
             let is_temporary = entry.file_name().to_string_lossy().starts_with(TEMPORARY_NAME);
-            let age = clock::wall().duration_since(entry.metadata()?.modified()?).unwrap_or_default();
+            let Ok(age) = clock::wall().duration_since(entry.metadata()?.modified()?) else {
+                // The clock was ahead and has been set back: its age counts from now on.
+                File::options().write(true).open(entry.path())?.set_modified(clock::wall())?;
+                continue;
+            };
             let limit = if is_temporary { TEMPORARY.min(max_age) } else { max_age };
             if age <= limit {
                 continue;

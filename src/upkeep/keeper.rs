@@ -11,7 +11,7 @@ use tokio::sync::mpsc::{self, error::TryRecvError};
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
 use super::census::Counting;
-use super::clock::{now, seconds};
+use super::clock::{now, past};
 use super::desk::Upkeep;
 use super::ledger::{Look, Step};
 use super::mail::{Ask, Message};
@@ -136,7 +136,7 @@ impl Keeper {
         let each: TakeObject = Box::new(move |digest, size, last_use, repositories| {
             let mut ledger = upkeep.ledger();
             let class = ledger.limits().classes.longest(repositories);
-            ledger.known(digest, size, class, seconds(last_use));
+            ledger.known(digest, size, class, past(last_use));
         });
         self.upkeep.parts().index.objects_by_use(by_repository, each).await
     }
