@@ -1,9 +1,10 @@
-//! Files that exist as a whole or not at all, whatever happens while they are written.
+//! Files that exist as a whole or not at all, whatever happens while they are written; and the lock on a directory.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 /// Creates a folder, with all missing ones above it, only for the user that Larder runs as.
 pub fn make_folder(path: &Path) -> io::Result<()> {
@@ -56,6 +57,40 @@ pub fn replace(file: &Path, bytes: &[u8], readers: Readers) -> io::Result<()> {
     match file.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => File::open(folder)?.sync_all(),
         _ => Ok(()),
+    }
+}
+
+/// The lock on a directory that only one process may write to. It is held until the process ends, however it ends.
+#[derive(Debug)]
+pub struct FolderLock {
+    file: PathBuf,
+    held: OnceLock<File>,
+}
+
+impl FolderLock {
+    /// Creates a lock that is not held yet. `file` is in the directory, and is made when the lock is taken.
+    pub fn new(file: PathBuf) -> Self {
+        Self { file, held: OnceLock::new() }
+    }
+
+    /// Takes the lock, unless it is held already. To be called before anything is written: the directory may not have
+    /// been writable at the start. Fails with [`io::ErrorKind::WouldBlock`] if another process holds it. Blocks.
+    pub fn take(&self) -> io::Result<()> {
+        if self.held.get().is_some() {
+            return Ok(());
+        }
+        let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o640).open(&self.file)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            // Another thread of this process has just taken it.
+            Err(TryLockError::WouldBlock) if self.held.get().is_some() => return Ok(()),
+            Err(TryLockError::WouldBlock) => {
+                return Err(io::Error::new(io::ErrorKind::WouldBlock, "another Larder uses this directory"));
+            }
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+        let _ = self.held.set(file);
+        Ok(())
     }
 }
 

@@ -9,6 +9,7 @@ mod behind_a_proxy;
 mod breaking;
 mod by_name;
 mod canaries;
+mod cannot_store;
 mod changed_rules;
 mod circles;
 mod client_credentials;

@@ -126,14 +126,17 @@ impl Cache {
         let pools = Pools::default();
         let disk = Disk::open(&config.cache.dir, pools.reads.clone())?;
         modes::tighten(&config.cache.dir);
-        let spool = Spool::new(config.cache.dir.join("partial"), pools.spool);
+        if let Err(error) = disk.check_all() {
+            tracing::error!(dir = %config.cache.dir.display(), %error, "nothing can be stored until this is mended");
+        }
+        let spool = Spool::locked(config.cache.dir.join("partial"), pools.spool, disk.lock());
         // On a full disk, downloads that were broken off are worth less than anything else.
         let is_full = disk.capacity().is_ok_and(|capacity| capacity.is_full());
         let max_age = if is_full { Duration::ZERO } else { config.cache.partial_ttl };
         if let Err(error) = spool.clear_blocking(max_age) {
             tracing::warn!(%error, "cannot clear abandoned downloads");
         }
-        let sqlite = Sqlite::open(&config.cache.dir)?;
+        let sqlite = Sqlite::open_locked(&config.cache.dir, disk.lock())?;
         let index = LocalIndex::new(sqlite, pools.index_reads, pools.upkeep.clone());
         if let Ok(capacity) = disk.capacity() {
             // Set before anything is written to the index.
@@ -402,12 +405,14 @@ impl Cache {
 
     /// Checks whether content can be stored and looked up now. Answers soon, whatever the disk does.
     pub async fn check(&self) -> Result<(), Failure> {
-        let (store, index) = (self.store.clone(), self.index.clone());
+        let (store, index, upkeep) = (self.store.clone(), self.index.clone(), self.upkeep.clone());
         let probe = || async move {
-            store
-                .check()
-                .await
-                .map_err(|error| Failure::of(FailureKind::Storage, "the cache directory cannot be written", error))?;
+            let unwritable = |error| Failure::of(FailureKind::Storage, "the cache directory cannot be written", error);
+            store.check().await.map_err(unwritable)?;
+            let capacity = store.capacity().await.map_err(unwritable)?;
+            if let Some(shortage) = upkeep.shortage(capacity) {
+                return Err(Failure::new(FailureKind::NoRoom, shortage));
+            }
             index.check().await.map_err(|error| Failure::of(FailureKind::Storage, "cannot read the index", error))
         };
         self.readiness.check(probe).await

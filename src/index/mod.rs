@@ -341,6 +341,9 @@ pub struct Totals {
 /// Why the index did not do what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum IndexError {
+    /// The index is of a later version of Larder.
+    #[error("the index has version {found}, and this Larder knows {known}: it is of a later Larder")]
+    Later { found: usize, known: usize },
     #[error("index: {0}")]
     Database(#[from] rusqlite::Error),
     #[error("index: {0}")]

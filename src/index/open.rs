@@ -1,6 +1,7 @@
 //! Opens an index, whatever state it and its disk are in: no damaged file can stop the start.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rusqlite::{Connection, params};
@@ -11,7 +12,7 @@ use super::size::{self, LITTLE};
 use super::sqlite::Readers;
 use super::writer::{PATIENCE, Queue, Writer};
 use super::{IndexError, Sqlite, pins};
-use crate::files;
+use crate::files::{self, FolderLock};
 
 pub(super) const MIGRATIONS: [&str; 8] = [
     include_str!("migrations/1.sql"),
@@ -37,6 +38,11 @@ impl Sqlite {
     /// Opens the index under `dir`. An index that cannot be read is set aside, and a new one begun: what it knew is
     /// learnt again, and no damaged file can stop the start.
     pub fn open(dir: &Path) -> Result<Self, IndexError> {
+        Self::open_locked(dir, lock_of(&dir.join("larder.db")))
+    }
+
+    /// [`Self::open`], with the lock on the directory. An index that is kept in memory takes it before it is written.
+    pub fn open_locked(dir: &Path, lock: Arc<FolderLock>) -> Result<Self, IndexError> {
         let path = dir.join("larder.db");
         let mark = damage_mark(&path);
         let was_marked = mark.exists();
@@ -45,20 +51,26 @@ impl Sqlite {
             set_aside(&path)?;
             std::fs::remove_file(mark)?;
         }
-        match Self::open_at(&path, was_marked) {
+        match Self::open_at(&path, was_marked, &lock) {
             Err(IndexError::Database(error)) if is_damage(&error) => {
                 tracing::error!(%error, "the index is damaged; it is built anew from the files");
                 set_aside(&path)?;
-                Self::open_at(&path, true)
+                Self::open_at(&path, true, &lock)
             }
-            Err(IndexError::Database(error)) if is_of_the_disk(&error) => Self::open_without_disk(&path, &error),
+            // Its rows may mean something else than this version knows.
+            Err(error @ IndexError::Later { .. }) => {
+                tracing::error!(%error, "the index is set aside and built anew from the files");
+                set_aside(&path)?;
+                Self::open_at(&path, true, &lock)
+            }
+            Err(IndexError::Database(error)) if is_of_the_disk(&error) => Self::open_without_disk(&path, &error, &lock),
             result => result,
         }
     }
 
     /// Opens an index whose disk is full or cannot be written to. If the index itself fills the disk, it is written
     /// anew. Else it is kept in memory, and written when the process ends.
-    fn open_without_disk(path: &Path, error: &rusqlite::Error) -> Result<Self, IndexError> {
+    fn open_without_disk(path: &Path, error: &rusqlite::Error, lock: &Arc<FolderLock>) -> Result<Self, IndexError> {
         let copy = Copy::of(path)?;
         let is_full = path.parent().is_some_and(|dir| size::free(dir).is_ok_and(|free| free < LITTLE));
         let before = size::on_disk(path);
@@ -66,7 +78,7 @@ impl Sqlite {
             tracing::error!(%error, bytes = before, "the index fills the disk; it is written anew without lists");
             remove(path)?;
             match copy.connection.execute("VACUUM INTO ?1", params![uri(path, "vfs=unix")]) {
-                Ok(_) => return Self::open_at(path, false),
+                Ok(_) => return Self::open_at(path, false, lock),
                 Err(error) => {
                     tracing::error!(%error, "the index cannot be written anew");
                     remove(path)?;
@@ -74,17 +86,17 @@ impl Sqlite {
             }
         }
         tracing::error!(%error, "the index cannot be written; it is kept in memory until the next start");
-        Self::start(copy.connection, path, Path::new(&copy.name), Medium::Memory { may_replace: copy.is_whole })
+        Self::start(copy.connection, path, Path::new(&copy.name), Medium::Memory { may_replace: copy.is_whole }, lock)
     }
 
     /// Opens an index that is gone with the process. It begins with the readable part of the index at `path`.
     #[cfg(test)]
     pub(super) fn open_in_memory(path: &Path) -> Result<Self, IndexError> {
         let copy = Copy::of(path)?;
-        Self::start(copy.connection, path, Path::new(&copy.name), Medium::Memory { may_replace: false })
+        Self::start(copy.connection, path, Path::new(&copy.name), Medium::Memory { may_replace: false }, &lock_of(path))
     }
 
-    fn open_at(path: &Path, was_damaged: bool) -> Result<Self, IndexError> {
+    fn open_at(path: &Path, was_damaged: bool, lock: &Arc<FolderLock>) -> Result<Self, IndexError> {
         let is_new = std::fs::metadata(path).map_or(true, |metadata| metadata.len() == 0);
         // The library would make the file readable for everybody, and makes the files beside it like this one. If this
         // fails, the library's own error says more.
@@ -107,17 +119,28 @@ impl Sqlite {
                 tracing::warn!(%error, "the index cannot be written anew; it gives no room back until it is");
             }
         }
-        Ok(Self { was_damaged, ..Self::start(connection, path, path, Medium::Disk)? })
+        Ok(Self { was_damaged, ..Self::start(connection, path, path, Medium::Disk, lock)? })
     }
 
     /// Opens the reading connections and starts the writing thread. `source`: where further connections find the
     /// database of the first.
-    fn start(connection: Connection, path: &Path, source: &Path, medium: Medium) -> Result<Self, IndexError> {
+    fn start(
+        connection: Connection,
+        path: &Path,
+        source: &Path,
+        medium: Medium,
+        lock: &Arc<FolderLock>,
+    ) -> Result<Self, IndexError> {
         let readers = Readers::open(path, source)?;
-        let writer = Queue::start(Writer::new(connection, path.to_owned(), medium))?;
+        let writer = Queue::start(Writer::new(connection, path.to_owned(), medium, lock.clone()))?;
         let file = if medium == Medium::Disk { identity(path) } else { None };
         Ok(Self { path: path.to_owned(), readers, writer, was_damaged: false, file })
     }
+}
+
+/// Returns the lock on the directory of an index that is used alone.
+fn lock_of(path: &Path) -> Arc<FolderLock> {
+    Arc::new(FolderLock::new(path.with_extension("lock")))
 }
 
 /// The readable part of an index, copied into memory.
@@ -147,7 +170,7 @@ impl Copy {
 
 /// Copies the rows of the index at `path`. If that index is of an earlier version, the copy is of the same version, to
 /// be migrated.
-fn copy_from(connection: &mut Connection, path: &Path) -> rusqlite::Result<()> {
+fn copy_from(connection: &mut Connection, path: &Path) -> Result<(), IndexError> {
     // The rows that the last process left in the log are read, too, without the shared memory for which a full disk has
     // no room. If the file can only be read, that is not possible: then the log is left out.
     let ways = [("vfs=unix", "PRAGMA old.locking_mode = EXCLUSIVE"), ("immutable=1&vfs=unix", "")];
@@ -157,8 +180,9 @@ fn copy_from(connection: &mut Connection, path: &Path) -> rusqlite::Result<()> {
         copied = connection
             .execute_batch(prepare)
             .and_then(|()| connection.pragma_query_value(Some("old"), "user_version", |row| row.get(0)))
-            .and_then(|version| migrate(connection, version))
-            .and_then(|()| copy_tables(connection));
+            .map_err(IndexError::from)
+            .and_then(|version| refuse_later(version).and_then(|()| migrate(connection, version)))
+            .and_then(|()| Ok(copy_tables(connection)?));
         connection.execute_batch("DETACH old")?;
         if copied.is_ok() {
             break;
@@ -204,9 +228,18 @@ fn shared_columns(connection: &Connection, table: &str) -> rusqlite::Result<Vec<
     Ok(here.into_iter().map(|(name, _)| name).filter(is_there).collect())
 }
 
+/// Fails if an index is of a later version of Larder: its rows may mean something else.
+fn refuse_later(version: usize) -> Result<(), IndexError> {
+    match version > MIGRATIONS.len() {
+        true => Err(IndexError::Later { found: version, known: MIGRATIONS.len() }),
+        false => Ok(()),
+    }
+}
+
 /// Brings a database to version `wanted`, or to the newest if there is no such version.
-fn migrate(connection: &mut Connection, wanted: usize) -> rusqlite::Result<()> {
+fn migrate(connection: &mut Connection, wanted: usize) -> Result<(), IndexError> {
     let version: usize = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    refuse_later(version)?;
     for (at, migration) in MIGRATIONS.iter().enumerate().take(wanted).skip(version) {
         let transaction = connection.transaction()?;
         transaction.execute_batch(migration)?;
@@ -252,7 +285,7 @@ mod tests {
         drop(index);
         for dir in [dir.path(), killed.path()] {
             let path = dir.join("larder.db");
-            let index = Sqlite::open_without_disk(&path, &full()).expect("an index");
+            let index = Sqlite::open_without_disk(&path, &full(), &lock_of(&path)).expect("an index");
             assert!(index.tag(&key("before")).expect("read").is_some());
             assert_eq!(index.bytes(), 0);
             put(&index, "in memory");
@@ -266,12 +299,39 @@ mod tests {
         std::fs::write(&path, [0xff; 5000]).expect("written");
         let pin = r#"[{"repository": "r", "name": "a", "reference": "1"}]"#;
         std::fs::write(dir.path().join("pins.json"), pin).expect("written");
-        let index = Sqlite::open_without_disk(&path, &full()).expect("an index");
+        let index = Sqlite::open_without_disk(&path, &full(), &lock_of(&path)).expect("an index");
         let reference = Reference::Tag("1".parse().expect("a tag"));
         let pin = ImageName { repository: "r".to_owned(), name: "a".to_owned(), reference };
         assert_eq!(index.pins().expect("read"), [pin]);
         drop(index);
         assert_eq!(std::fs::read(&path).expect("there"), [0xff; 5000]);
+    }
+
+    #[tokio::test]
+    async fn an_index_of_a_later_version_is_set_aside_and_not_written_to() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("larder.db");
+        let index = Sqlite::open(dir.path()).expect("an index");
+        put(&index, "later");
+        drop(index);
+        let later = Connection::open(&path).expect("opened");
+        later.pragma_update(None, "user_version", MIGRATIONS.len() + 1).expect("written");
+        drop(later);
+        // Where nothing can be written, nothing of it is believed either.
+        let index = Sqlite::open_without_disk(&path, &full(), &lock_of(&path)).expect("an index");
+        assert!(index.tag(&key("later")).expect("read").is_none());
+        drop(index);
+
+        let index = Sqlite::open(dir.path()).expect("a new index");
+        assert!(index.was_damaged, "it is built anew from the files");
+        assert!(index.tag(&key("later")).expect("read").is_none());
+        put(&index, "mine");
+        drop(index);
+        let names = std::fs::read_dir(dir.path()).expect("readable").flatten().map(|entry| entry.path());
+        let aside = names.into_iter().find(|path| path.to_string_lossy().contains(".db.damaged-")).expect("aside");
+        let later = Connection::open(aside).expect("opened");
+        let tags: String = later.query_row("SELECT group_concat(tag) FROM tags", [], |row| row.get(0)).expect("read");
+        assert_eq!(tags, "later");
     }
 
     #[test]

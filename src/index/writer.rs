@@ -21,6 +21,7 @@ use super::queue::{Task, Tasks};
 use super::size::{self, Left};
 use super::{IndexError, Write};
 use crate::clock::Instant;
+use crate::files::FolderLock;
 
 /// Most writes in one transaction. A caller may wait for the one before its own: in an index of a million objects, so
 /// many take less than 50 ms.
@@ -182,6 +183,7 @@ pub struct Writer {
     connection: Connection,
     path: PathBuf,
     medium: Medium,
+    lock: Arc<FolderLock>,
     shared: Arc<Shared>,
     excess: Excess,
     /// Which room the database has still to give back to the disk.
@@ -196,13 +198,14 @@ pub struct Writer {
 
 impl Writer {
     /// Creates the thread's state. `connection` is the only one that writes.
-    pub fn new(connection: Connection, path: PathBuf, medium: Medium) -> Self {
+    pub fn new(connection: Connection, path: PathBuf, medium: Medium, lock: Arc<FolderLock>) -> Self {
         let shared = Arc::<Shared>::default();
         shared.used.store(size::used(&connection).unwrap_or(0), Ordering::Relaxed);
         Self {
             connection,
             path,
             medium,
+            lock,
             shared,
             excess: Excess::default(),
             left: Left::Pages,
@@ -302,7 +305,10 @@ impl Writer {
                     tracing::warn!(%error, "the index's log is taken in by the next start");
                 }
             }
-            Medium::Memory { may_replace: true } => medium::save(&self.connection, &self.path),
+            Medium::Memory { may_replace: true } => match self.lock.take() {
+                Ok(()) => medium::save(&self.connection, &self.path),
+                Err(error) => tracing::warn!(%error, "the index that was kept in memory is lost"),
+            },
             Medium::Memory { may_replace: false } => {}
         }
     }

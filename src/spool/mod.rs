@@ -19,7 +19,7 @@ use std::time::{Duration, SystemTime};
 pub use partial::{Partial, Resumed, Slot};
 
 use crate::clock;
-use crate::files::{entries, make_folder};
+use crate::files::{FolderLock, entries, make_folder};
 use crate::oci::Digest;
 use crate::work::Pool;
 use taint::Taint;
@@ -38,6 +38,8 @@ struct Shared {
     dir: PathBuf,
     pool: Pool,
     tainted: Taint,
+    /// The lock on the directory above; none in a test.
+    lock: Option<Arc<FolderLock>>,
 }
 
 /// A download on disk.
@@ -53,7 +55,16 @@ pub struct Download {
 impl Spool {
     /// Creates the spool in `dir`, which is made when it is needed.
     pub fn new(dir: PathBuf, pool: Pool) -> Self {
-        Self(Arc::new(Shared { dir, pool, tainted: Taint::default() }))
+        Self(Arc::new(Shared { dir, pool, tainted: Taint::default(), lock: None }))
+    }
+
+    /// Creates the spool in `dir`, in which nothing is written without the lock.
+    pub fn locked(dir: PathBuf, pool: Pool, lock: Arc<FolderLock>) -> Self {
+        Self(Arc::new(Shared { dir, pool, tainted: Taint::default(), lock: Some(lock) }))
+    }
+
+    fn take_lock(&self) -> io::Result<()> {
+        self.0.lock.as_ref().map_or(Ok(()), |lock| lock.take())
     }
 
     /// Opens the download of `digest`: a new one or, with `may_resume`, the one that was left.
@@ -63,6 +74,7 @@ impl Spool {
     }
 
     fn open_blocking(&self, digest: Digest, may_resume: bool) -> io::Result<(Partial, Resumed)> {
+        self.take_lock()?;
         let is_tainted = self.0.tainted.contains(&digest);
         // Somebody may have removed the folder.
         make_folder(&self.0.dir)?;
@@ -96,6 +108,7 @@ impl Spool {
     /// Removes the downloads that no fill has continued for `max_age`, and the temporary files that an earlier process
     /// was writing when it was killed. Blocks.
     pub fn clear_blocking(&self, max_age: Duration) -> io::Result<()> {
+        self.take_lock()?;
         for entry in entries(&self.0.dir)? {
             let entry = entry?;
             let is_temporary = entry.file_name().to_string_lossy().starts_with(TEMPORARY_NAME);

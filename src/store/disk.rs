@@ -13,7 +13,7 @@
 //!
 //! All functions block; callers run them off the async threads.
 
-use std::fs::{self, File, FileTimes, OpenOptions, TryLockError};
+use std::fs::{self, File, FileTimes, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -21,13 +21,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::OFlags;
+use rustix::fs::{Access, OFlags};
+use rustix::io::Errno;
 
 use super::mapped::Mapping;
 use super::open::{Inode, OpenObjects};
 use super::{Body, Capacity, Listed, Object};
 use crate::clock;
-use crate::files::{entries, make_folder};
+use crate::files::{FolderLock, entries, make_folder};
 use crate::oci::{Algorithm, Digest};
 use crate::spool::{Partial, TEMPORARY_NAME};
 use crate::work::{Pool, ReadFile};
@@ -48,9 +49,9 @@ pub struct Disk {
     can_seal: bool,
     /// Open objects, so that many readers of one object need one descriptor.
     open: OpenObjects,
-    /// The lock on the directory, held until the process ends, however it ends; `None` if its file could not even be
-    /// made.
-    _lock: Option<File>,
+    lock: Arc<FolderLock>,
+    /// Which of the directories of objects is checked next.
+    next_check: AtomicU64,
 }
 
 /// Objects of fewer bytes are read when they are opened: mapping them would cost more than copying them.
@@ -86,21 +87,14 @@ impl Disk {
             Algorithm::ALL.iter().try_for_each(|algorithm| make_folder(&blobs.join(algorithm.as_str())))
         });
         let made = made.and_then(|()| make_folder(&partial));
-        let lock = made.and_then(|()| {
-            OpenOptions::new().create(true).truncate(false).write(true).mode(FILE_MODE).open(dir.join("larder.lock"))
-        });
-        let lock = match lock {
-            Ok(lock) => Some(lock),
-            Err(error) if is_passing(&error, dir) => {
-                tracing::error!(%error, dir = %dir.display(), "nothing can be stored until the cache directory can be written to");
-                None
-            }
-            Err(error) => return Err(unusable(error)),
-        };
-        match lock.as_ref().map_or(Ok(()), File::try_lock) {
+        let lock = Arc::new(FolderLock::new(dir.join("larder.lock")));
+        match made.and_then(|()| lock.take()) {
             Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(StoreError::InUse { path: dir.to_owned() }),
-            Err(TryLockError::Error(source)) => return Err(unusable(source)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                return Err(StoreError::InUse { path: dir.to_owned() });
+            }
+            Err(error) if is_passing(&error, dir) => {}
+            Err(error) => return Err(unusable(error)),
         }
         let can_seal = keeps_nanoseconds(&partial.join("seal"));
         if !can_seal {
@@ -116,8 +110,14 @@ impl Disk {
             reads,
             can_seal,
             open: OpenObjects::default(),
-            _lock: lock,
+            lock,
+            next_check: AtomicU64::new(0),
         })
+    }
+
+    /// Returns the lock on the cache directory.
+    pub fn lock(&self) -> Arc<FolderLock> {
+        self.lock.clone()
     }
 
     /// Opens a complete object; `None` if it is not there.
@@ -211,6 +211,7 @@ impl Disk {
 
     /// Stores small verified content. Returns whether the object is new.
     pub fn put(&self, digest: &Digest, bytes: &[u8]) -> io::Result<bool> {
+        self.lock.take()?;
         let number = self.next_temporary.fetch_add(1, Ordering::Relaxed);
         let temporary = self.partial.join(format!("{TEMPORARY_NAME}{number}"));
         let written = (|| {
@@ -295,12 +296,36 @@ impl Disk {
         Ok(())
     }
 
-    /// Checks whether the directory can be written to now.
+    /// Checks whether an object could be stored now. Each call looks at a few of the directories of objects.
     pub fn check(&self) -> io::Result<()> {
+        self.check_folders(FOLDERS_AT_ONCE)
+    }
+
+    /// [`Self::check`], of all directories of objects.
+    pub fn check_all(&self) -> io::Result<()> {
+        self.check_folders(FOLDERS)
+    }
+
+    fn check_folders(&self, count: u64) -> io::Result<()> {
+        self.lock.take()?;
         make_folder(&self.partial)?;
-        let path = self.partial.join("check");
-        new_file(&path)?.write_all(b"larder")?;
-        fs::remove_file(&path)?;
+        let (new, stored) = (self.partial.join("check"), self.blobs.join("check"));
+        let written = new_file(&new).and_then(|mut file| file.write_all(b"larder"));
+        written.map_err(|error| of(&self.partial, error))?;
+        let renamed = fs::rename(&new, &stored);
+        fs::remove_file(if renamed.is_ok() { &stored } else { &new })?;
+        renamed.map_err(|error| match error.kind() {
+            io::ErrorKind::CrossesDevices => of(&self.blobs, io::Error::new(error.kind(), ELSEWHERE)),
+            _ => of(&self.blobs, error),
+        })?;
+        let from = self.next_check.fetch_add(count, Ordering::Relaxed);
+        for algorithm in Algorithm::ALL {
+            let folder = self.blobs.join(algorithm.as_str());
+            let shards = (from..from + count).map(|number| folder.join(format!("{:02x}", number % FOLDERS)));
+            for folder in shards.chain([folder.clone()]) {
+                may_write(&folder).map_err(|error| of(&folder, error))?;
+            }
+        }
         match self.capacity()?.is_full() {
             true => Err(io::Error::new(io::ErrorKind::StorageFull, "no space left on it")),
             false => Ok(()),
@@ -327,6 +352,26 @@ impl Disk {
         let hex = digest.hex();
         self.blobs.join(digest.algorithm().as_str()).join(&hex[..2]).join(&hex)
     }
+}
+
+/// The directories of the objects of one algorithm: one for each value of the first byte of the digest.
+const FOLDERS: u64 = 256;
+/// How many of them are looked at in one check.
+const FOLDERS_AT_ONCE: u64 = 16;
+const ELSEWHERE: &str = "it is on another filesystem than the directory above it, to which objects cannot be moved at \
+    once; mount cache.dir as a whole";
+
+/// Checks whether files can be made in a directory. One that is missing is made when it is needed.
+fn may_write(folder: &Path) -> io::Result<()> {
+    match rustix::fs::access(folder, Access::WRITE_OK | Access::EXEC_OK) {
+        Err(Errno::NOENT) => Ok(()),
+        checked => Ok(checked?),
+    }
+}
+
+/// Returns an error with the path that it is about.
+fn of(path: &Path, error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
 /// Returns whether a directory that cannot be written to now may be some day; else it is a wrong one.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::clock::{Seconds, now};
-use super::ledger::Ledger;
+use super::ledger::{Ledger, Shortage};
 use super::limits::Limits;
 use super::mail::{Census, Message, closed};
 use crate::config::{Amount, Config};
@@ -17,7 +17,7 @@ use crate::index::{Bounds, Index, IndexError, TagKey, Timestamp, Write};
 use crate::observe::Metrics;
 use crate::oci::Digest;
 use crate::spool::Spool;
-use crate::store::Store;
+use crate::store::{Capacity, Store};
 use crate::work::Pool;
 
 /// Most uses kept between two ticks; further uses are not counted.
@@ -231,6 +231,11 @@ impl Upkeep {
     /// Returns whether so many bytes would not fit even into an empty cache.
     pub fn never_fits(&self, bytes: u64) -> bool {
         self.ledger().never_fits(bytes)
+    }
+
+    /// Returns why not even a small object could be stored with so much room on the disk.
+    pub fn shortage(&self, capacity: Capacity) -> Option<Shortage> {
+        self.ledger().shortage(capacity.total, capacity.free)
     }
 
     /// Finds out anew which objects are pinned, if that may have changed.

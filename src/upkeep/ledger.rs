@@ -17,6 +17,9 @@ const INDEX_FOR_FREE: u64 = 2 << 20;
 /// Bytes of the disk that objects never get, so that the index can be written on a full disk. Less on a small disk.
 const FOR_THE_INDEX: u64 = 1 << 20;
 
+/// Bytes of a small object, as most manifests and configurations are.
+const SMALL: u64 = 16 << 10;
+
 /// The disk as it was when Larder last looked at it, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Look {
@@ -50,6 +53,35 @@ pub struct Ledger {
     look: Option<Look>,
     /// Bytes that were reserved since that look, given back or not.
     granted: u64,
+}
+
+/// Too little room for any object, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shortage {
+    /// How much more would have to go or be allowed.
+    pub missing: u64,
+    /// What is free on the filesystem.
+    pub free: u64,
+    /// What has to stay free.
+    pub min_free: u64,
+}
+
+impl std::fmt::Display for Shortage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { missing, free, min_free } = self;
+        if free < min_free {
+            write!(
+                f,
+                "{free} bytes are free on the disk of cache.dir, less than cache.min_free ({min_free} bytes), and "
+            )?;
+            write!(f, "nothing more can be evicted; make room for {missing} bytes, or set cache.min_free lower")
+        } else {
+            write!(
+                f,
+                "cache.max_size is used up by what may not be evicted; raise it by {missing} bytes, or unpin images"
+            )
+        }
+    }
 }
 
 /// A step towards room for one object.
@@ -222,6 +254,17 @@ impl Ledger {
         let running = running.saturating_sub(self.released.saturating_sub(released));
         let promised = self.reserved.saturating_sub(running);
         over_size.max((min_free + wanted + promised).saturating_sub(free))
+    }
+
+    /// Returns why not even a small object could be stored, if that is so even after everything that may go has gone.
+    /// `total`, `free`: bytes of the disk now.
+    pub fn shortage(&self, total: u64, free: u64) -> Option<Shortage> {
+        let look = Look { total, free, ..self.look.filter(|_| self.is_loaded)? };
+        // What comes in at the moment can go once it is stored.
+        let goes = self.evictor.evictable() + look.abandoned + self.reserved;
+        let missing = self.needed(SMALL, &look).saturating_sub(goes);
+        let min_free = self.limits.min_free.of(look.total).unwrap_or(0);
+        (missing > 0).then_some(Shortage { missing, free: look.free, min_free })
     }
 
     /// Reserves `wanted` bytes if there is plenty of room by the last look, without a new look: all bytes granted since

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::sync::Mutex;
@@ -20,6 +20,9 @@ use super::hub::Hub;
 const START_DEADLINE: Duration = Duration::from_secs(20);
 /// The doors that every start waits for.
 const DOORS: [(&str, &str); 2] = [("registry", "LARDER_SERVER__LISTEN"), ("admin", "LARDER_ADMIN__LISTEN")];
+
+/// The number of a user without rights, and of its group.
+pub const NOBODY: u32 = 65534;
 
 /// A running Larder. Killed on drop; its log is printed if the test panics.
 #[derive(Debug)]
@@ -42,6 +45,7 @@ pub struct Builder {
     /// Limits of open files, soft and hard.
     descriptors: Option<(u64, u64)>,
     umask: Option<String>,
+    is_unprivileged: bool,
     /// What becomes of standard error once it listens.
     reader: Reader,
 }
@@ -128,6 +132,12 @@ impl Builder {
         self
     }
 
+    /// As a user without rights, in a directory that belongs to this user; needs root.
+    pub fn unprivileged(mut self) -> Self {
+        self.is_unprivileged = true;
+        self
+    }
+
     /// What becomes of its standard error.
     pub fn reader(mut self, reader: Reader) -> Self {
         self.reader = reader;
@@ -168,6 +178,12 @@ impl Larder {
     /// With this configuration.
     pub async fn start(config: impl ToString) -> Self {
         Self::builder().config(config).start().await
+    }
+
+    /// Starts one that was prepared.
+    pub async fn started(mut self) -> Self {
+        self.launch().await;
+        self
     }
 
     /// `http://127.0.0.1:PORT` of the registry door.
@@ -315,6 +331,9 @@ impl Larder {
         let (_, log) = watch::channel(Log::default());
         let larder = Self { setup, directory, child: None, log, earlier_log: String::new(), addresses: Vec::new() };
         std::fs::write(larder.config_path(), &larder.setup.config).expect("the configuration can be written");
+        if larder.setup.is_unprivileged {
+            std::os::unix::fs::chown(larder.home(), Some(NOBODY), Some(NOBODY)).expect("the tests run as root");
+        }
         larder
     }
 
@@ -339,6 +358,11 @@ impl Larder {
     /// The binary with this Larder's configuration.
     fn command(&self) -> Command {
         let mut command = match (&self.setup.hosts, self.setup.descriptors) {
+            (None, None) if self.setup.is_unprivileged => {
+                let mut command = Command::new(env!("CARGO_BIN_EXE_larder"));
+                command.uid(NOBODY).gid(NOBODY);
+                command
+            }
             (None, None) if self.setup.umask.is_some() => {
                 let digits = self.setup.umask.as_deref().unwrap_or_default();
                 let mut command = Command::new("sh");
