@@ -30,6 +30,7 @@ mod hogs;
 mod house;
 mod http_rules;
 mod hung_disk;
+mod in_front;
 mod late;
 mod lists;
 mod logging;

@@ -1,21 +1,30 @@
-//! The client behind reverse proxies: `X-Forwarded-For` with `X-Forwarded-Proto`, or `Forwarded` (RFC 7239).
+//! The client behind reverse proxies: `X-Forwarded-For` with `X-Forwarded-Proto`, `-Host` and `-Port`, or `Forwarded`
+//! (RFC 7239).
 //!
 //! Only the configured header is read, and only from proxies that the configuration trusts. Each proxy writes to the
 //! right of what it received. So the addresses are read from the right for as long as they are addresses of trusted
 //! proxies: anybody may have written what is further left. An address that cannot be read also ends this; then the
 //! client's address is unknown ([`ClientAddress::Unknown`]).
+//!
+//! The scheme is that of the last proxy. The host is the one that the first proxy was asked, the leftmost, as the
+//! distribution registry reads it (`registry/api/v2/urls.go`). It may be a client's own invention, as its `Host` may be;
+//! what it decides (where its token comes from, which virtual host it asks) is for this client only.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use http::header::HOST;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use ipnet::IpNet;
 
+use super::host::AskedHost;
 use crate::auth::{Client, ClientAddress};
 use crate::config::{self, ForwardedHeader};
 
 const FORWARDED: HeaderName = HeaderName::from_static("forwarded");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
 
 /// Which proxies are believed, and which header of their requests is read.
 #[derive(Clone, Debug)]
@@ -30,6 +39,8 @@ struct Hop {
     /// `None`: the address cannot be read.
     address: Option<IpAddr>,
     is_https: bool,
+    /// The host that this proxy was asked.
+    host: Option<String>,
 }
 
 impl Forwarding {
@@ -50,18 +61,26 @@ impl Forwarding {
             return connected;
         }
         let peer = connected.peer.ip().to_canonical();
-        let (address, is_https) = match self.header {
+        let (address, is_https, asked_host) = match self.header {
             ForwardedHeader::XForwardedFor => {
                 let address = self.walk(peer, elements_from_the_right(headers, &X_FORWARDED_FOR).map(address));
                 let scheme = elements_from_the_right(headers, &X_FORWARDED_PROTO).next();
-                (address, scheme.is_some_and(is_https))
+                let is_https = scheme.is_some_and(is_https);
+                let host = leftmost(headers, X_FORWARDED_HOST).and_then(AskedHost::read);
+                let port = leftmost(headers, X_FORWARDED_PORT).and_then(|port| str::from_utf8(port).ok()?.parse().ok());
+                let own_host = || headers.get(HOST).map(HeaderValue::as_bytes).and_then(AskedHost::read);
+                let host = host.or_else(|| port.and_then(|_| own_host()));
+                (address, is_https, host.map(|host| host.with_port(port, is_https || connected.is_secure)))
             }
             ForwardedHeader::Forwarded => {
                 let address = self.walk(peer, hops_from_the_right(headers).map(|hop| hop.address));
-                (address, hops_from_the_right(headers).next().is_some_and(|hop| hop.is_https))
+                let is_https = hops_from_the_right(headers).next().is_some_and(|hop| hop.is_https);
+                let host = hops_from_the_right(headers).last().and_then(|hop| AskedHost::read(hop.host?.as_bytes()));
+                (address, is_https, host)
             }
         };
-        Client { address, is_secure: connected.is_secure || is_https, ..connected }
+        let asked_host = asked_host.map(|host| host.to_string());
+        Client { address, is_secure: connected.is_secure || is_https, asked_host, ..connected }
     }
 
     /// Returns the first address from the right that does not belong to a trusted proxy. If all belong to trusted
@@ -85,6 +104,11 @@ impl Forwarding {
 fn elements_from_the_right<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
     let lines = headers.get_all(name).iter().rev().map(HeaderValue::as_bytes);
     lines.flat_map(|line| line.rsplit(|&byte| byte == b',')).map(<[u8]>::trim_ascii)
+}
+
+/// Returns the first element of all lines of a list header.
+fn leftmost(headers: &HeaderMap, name: HeaderName) -> Option<&[u8]> {
+    elements_from_the_right(headers, &name).last()
 }
 
 /// Returns all hops of `Forwarded`, the last proxy first. A line that breaks the grammar counts as one unreadable hop:
@@ -114,6 +138,8 @@ fn read_line(line: &[u8]) -> Option<Vec<Hop>> {
                 hop.address = address(&value);
             } else if name.eq_ignore_ascii_case(b"proto") {
                 hop.is_https = is_https(&value);
+            } else if name.eq_ignore_ascii_case(b"host") {
+                hop.host = String::from_utf8(value).ok();
             }
             rest = after.trim_ascii_start();
         }

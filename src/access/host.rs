@@ -83,6 +83,17 @@ impl AskedHost {
         Ok(Self { name, port })
     }
 
+    /// Reads a host that a proxy states; `None` if it cannot be one.
+    pub fn read(text: &[u8]) -> Option<Self> {
+        Self::parse(text).ok()
+    }
+
+    /// Returns the host with this port, unless it has one or the port is the usual one of the scheme.
+    pub fn with_port(self, port: Option<u16>, is_https: bool) -> Self {
+        let usual = if is_https { 443 } else { 80 };
+        Self { port: self.port.or(port.filter(|&port| port != usual && port != 0)), ..self }
+    }
+
     /// Returns whether the host is an IP address, or a name that by definition means the machine itself (RFC 6761,
     /// section 6.3). No web page from elsewhere has such a name, whatever the page's own name resolves to.
     pub fn is_nobodys_name(&self) -> bool {

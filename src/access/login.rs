@@ -204,8 +204,12 @@ impl Access {
     }
 }
 
-/// Returns the host of a request: HTTP/2 has it in the URI, HTTP/1.1 in a header.
+/// Returns the host that the client of a request asked, with or without a port. A trusted proxy may state it; HTTP/2 has
+/// it in the URI, HTTP/1.1 in a header.
 pub fn host(request: &Parts) -> Option<&str> {
+    if let Some(host) = request.extensions.get::<Client>().and_then(|client| client.asked_host.as_deref()) {
+        return Some(host);
+    }
     let authority = request.uri.authority().map(http::uri::Authority::as_str);
     authority.or_else(|| request.headers.get(HOST)?.to_str().ok())
 }
@@ -215,9 +219,8 @@ pub fn challenge(request: &Parts, caller: &Caller, why: Challenge, path: Option<
     if let Some(basic) = caller.basic() {
         return Refusal::Unauthenticated { why, challenge: Some(basic), tried: None };
     }
-    let is_plain = |host: &&str| host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_:[]".contains(&byte));
-    let header = match host(request).filter(is_plain) {
-        Some(host) => {
+    let header = match public_url(request, caller) {
+        Some(url) => {
             let scope = path.map_or_else(String::new, |path| format!(",scope=\"repository:{path}:pull\""));
             // As in RFC 6750, section 3.1. Without an error code, containerd asks again and again.
             let error = match why {
@@ -225,12 +228,22 @@ pub fn challenge(request: &Parts, caller: &Caller, why: Challenge, path: Option<
                 Challenge::Invalid => ",error=\"invalid_token\"",
                 Challenge::Insufficient => ",error=\"insufficient_scope\"",
             };
-            let scheme = if is_secure(request) { "https" } else { "http" };
-            format!("Bearer realm=\"{scheme}://{host}/token\",service=\"{SERVICE}\"{scope}{error}")
+            format!("Bearer realm=\"{url}/token\",service=\"{SERVICE}\"{scope}{error}")
         }
         None => format!("Basic realm=\"{SERVICE}\""),
     };
     Refusal::Unauthenticated { why, challenge: HeaderValue::try_from(header).ok(), tried: None }
+}
+
+/// Returns the URL by which a client reaches this door, without a slash at the end; `None` if it cannot be known.
+fn public_url(request: &Parts, caller: &Caller) -> Option<String> {
+    if let Some(url) = &caller.rules.public_url {
+        return Some(url.clone());
+    }
+    let is_plain = |host: &&str| host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_:[]".contains(&byte));
+    let host = host(request).filter(is_plain)?;
+    let scheme = if is_secure(request) { "https" } else { "http" };
+    Some(format!("{scheme}://{host}"))
 }
 
 /// Returns the refusal for a client whose login cannot be checked now.

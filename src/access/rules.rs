@@ -16,6 +16,10 @@ use crate::web::WebError;
 pub struct Rules {
     pub routing: Arc<Routing>,
     pub forwarding: Forwarding,
+    /// The URL by which clients reach the registry door, if the configuration states it.
+    pub public_url: Option<String>,
+    /// The host in it.
+    public_host: Option<AskedHost>,
     /// Only clients of these networks may connect; if empty, all may.
     allow_cidrs: Vec<ipnet::IpNet>,
     /// `None`: clients cannot log in here.
@@ -39,6 +43,11 @@ pub enum RulesError {
     Issuer(#[from] WebError),
 }
 
+/// Returns the host in a URL without a path.
+fn host_of(url: &str) -> Option<AskedHost> {
+    AskedHost::read(url.split_once("://")?.1.as_bytes())
+}
+
 impl Rules {
     /// Makes the rules of a configuration. `before`: the rules in force, whose counts of wrong logins continue.
     pub fn new(
@@ -51,6 +60,8 @@ impl Rules {
         Ok(Self {
             routing: Arc::new(Routing::new(config, clients, metrics)?),
             forwarding: Forwarding::new(&config.server),
+            public_host: config.server.public_url.as_deref().and_then(host_of),
+            public_url: config.server.public_url.clone(),
             allow_cidrs: config.auth.allow_cidrs.clone(),
             logins,
             managers: config.admin.allow.clone(),
@@ -81,6 +92,7 @@ impl Rules {
             && !host.is_nobodys_name()
             && !self.forwarding.trusts(client.peer.ip())
             && !host.is_one_of(&self.hosts)
+            && self.public_host.as_ref() != Some(host)
             && !self.routing.has_host(&host.to_string())
     }
 }

@@ -21,6 +21,9 @@ pub struct Client {
     pub address: ClientAddress,
     /// Whether the request came over TLS.
     pub is_secure: bool,
+    /// The host with or without a port that the client asked, as a trusted proxy states it. `None`: as the request
+    /// says.
+    pub asked_host: Option<String>,
     /// The names of a client certificate that was verified.
     pub certificate: Option<Arc<CertificateNames>>,
 }
@@ -28,7 +31,7 @@ pub struct Client {
 impl Client {
     /// Makes a client that connected from `peer`, in plain text and without a certificate.
     pub fn connected(peer: SocketAddr) -> Self {
-        Self { peer, local: None, address: peer.ip().into(), is_secure: false, certificate: None }
+        Self { peer, local: None, address: peer.ip().into(), is_secure: false, asked_host: None, certificate: None }
     }
 
     /// Returns the address that the client is counted by.

@@ -179,12 +179,14 @@ impl Doors {
         let handler: listen::Handler = Arc::new(admin::handler(services.clone()));
         let admin = (listen::Places::new(shares.admin), listen::Crowd::new(None));
         let proxy = self.ca.map(|ca| listen::Door::Proxy(services.proxy.clone(), ca));
+        let registry = listen::RegistryDoor {
+            registry: services.registry.clone(),
+            tls: self.tls,
+            is_announced: server.proxy_protocol,
+        };
+        let times = listen::Times::new(server);
         let all = [
-            (
-                self.registry,
-                Some(listen::Door::Registry(services.registry.clone(), self.tls)),
-                limits(server, shares.registry),
-            ),
+            (self.registry, Some(listen::Door::Registry(registry)), limits(server, shares.registry)),
             (self.proxy, proxy, limits(server, shares.proxy)),
             (self.admin, Some(listen::Door::Admin(handler)), admin),
         ];
@@ -195,7 +197,7 @@ impl Doors {
             for listener in listeners {
                 let (door, places, crowd) = (door.clone(), places.clone(), crowd.clone());
                 let metrics = services.metrics.clone();
-                serving.spawn(listen::serve(listener, door, metrics, places, crowd, stopped.clone()));
+                serving.spawn(listen::serve(listener, door, metrics, places, crowd, times, stopped.clone()));
             }
         }
         serving

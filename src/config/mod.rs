@@ -18,6 +18,7 @@ pub(crate) mod origin;
 mod pem;
 mod proxy;
 mod proxy_door;
+mod public_url;
 pub(crate) mod raw;
 pub(crate) mod repository;
 mod secret;
@@ -84,6 +85,14 @@ pub struct Server {
     pub forwarded_header: ForwardedHeader,
     /// Names by which clients on this machine may ask this door, beside addresses and `localhost`.
     pub hosts: Vec<HostPattern>,
+    /// The URL by which clients reach the door, without a slash at the end. `None`: as the request says.
+    pub public_url: Option<String>,
+    /// Whether connections of `trusted_proxies` begin with a header of the PROXY protocol.
+    pub proxy_protocol: bool,
+    /// How long a connection is kept open without a request.
+    pub idle_timeout: Duration,
+    /// How long a client may take nothing of a running response.
+    pub stall_timeout: Duration,
     /// How long running transfers may go on after a request to stop.
     pub shutdown_grace: Duration,
     /// `None`: no limit.
@@ -221,6 +230,7 @@ impl Config {
             ..around
         };
         let repositories = repository::check_all(&check, file.repository, &around)?;
+        let public_url = public_url::check(&check, &file.server)?;
         let default_repository = check_default(&check, file.server.default_repository, &repositories)?;
         let has_patterns = !file.cache.patterns.is_empty();
         let proxy = proxy_door::check(&check, file.proxy, file.allowlist, has_patterns, &repositories, &around)?;
@@ -239,6 +249,10 @@ impl Config {
                 trusted_proxies: file.server.trusted_proxies.iter().map(|network| network.0).collect(),
                 forwarded_header: file.server.forwarded_header,
                 hosts,
+                public_url,
+                proxy_protocol: file.server.proxy_protocol,
+                idle_timeout: file.server.idle_timeout.0,
+                stall_timeout: file.server.stall_timeout.0,
                 shutdown_grace: file.server.shutdown_grace.0,
                 max_connections: limit(file.server.max_connections),
                 max_connections_per_address: limit(file.server.max_connections_per_address),

@@ -17,12 +17,13 @@ use super::crowd::Load;
 use super::guard::{CLOSING, Guard, Socket, Watched};
 use super::pace::Pace;
 use crate::body::Body;
+use crate::config;
 use crate::observe::Metrics;
 use crate::registry::busy;
 use crate::sent::{self, Sent};
 
-/// How long a client has for the head of a request, and between two requests.
-pub const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a client of HTTP/2 has for the answer to a ping, and how often it gets one.
+pub const PING: Duration = Duration::from_secs(30);
 
 /// Largest head of a request, in bytes.
 const MAX_HEAD: usize = 64 * 1024;
@@ -66,6 +67,23 @@ pub struct Peer {
     pub address: SocketAddr,
     pub pace: Arc<Pace>,
     pub load: Arc<Load>,
+    pub times: Times,
+}
+
+/// How long a client may let a connection wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Times {
+    /// Without a request.
+    pub idle: Duration,
+    /// For the client to take bytes of a running response.
+    pub stall: Duration,
+}
+
+impl Times {
+    /// Reads the times from the configuration of the server.
+    pub fn new(server: &config::Server) -> Self {
+        Self { idle: server.idle_timeout, stall: server.stall_timeout }
+    }
 }
 
 /// Serves one connection to its end, or until it changes to another protocol than HTTP.
@@ -80,8 +98,8 @@ pub async fn connection<S, A>(
     S: Socket + Send + 'static,
     A: Future<Output = Response<Body>> + Send + 'static,
 {
-    let (guarded, watched) = Guard::new(stream);
-    let Peer { address: client, pace, load } = peer;
+    let Peer { address: client, pace, load, times } = peer;
+    let (guarded, watched) = Guard::new(stream, pace.clone(), times.stall);
     let (paced, written) = (pace.clone(), watched.clone());
     let service = service_fn(move |request: Request<Incoming>| {
         watched.arrived();
@@ -116,10 +134,10 @@ pub async fn connection<S, A>(
     metrics.connections.inc();
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
-        () = given_up(&pace, client) => Ok(()),
-        () = ends.come() => {
+        () = given_up(&pace, times, client) => Ok(()),
+        () = async { tokio::select! { () = ends.come() => {}, () = pace.idles(times.idle) => {} } } => {
             connection.as_mut().graceful_shutdown();
-            wind_down(connection, &pace, &written).await
+            wind_down(connection, &pace, times, &written).await
         }
     };
     if let Err(error) = ended {
@@ -129,20 +147,21 @@ pub async fn connection<S, A>(
 }
 
 fn set_limits(builder: &mut Builder<TokioExecutor>) {
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_buf_size(MAX_HEAD);
+    // The guard keeps the deadline for a head; the library's would end idle connections, too.
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(MAX_HEAD);
     builder
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
         .max_header_list_size(MAX_HEAD as u32)
-        .keep_alive_interval(Some(HEADER_TIMEOUT))
-        .keep_alive_timeout(HEADER_TIMEOUT);
+        .keep_alive_interval(Some(PING))
+        .keep_alive_timeout(PING);
 }
 
 /// Waits until the client has taken nothing for too long, or another connection needs the place.
-async fn given_up(pace: &Pace, client: SocketAddr) {
+async fn given_up(pace: &Pace, times: Times, client: SocketAddr) {
     tokio::select! {
-        () = pace.stalls() => tracing::debug!(%client, "a client takes nothing of what it asked for"),
+        () = pace.stalls(times.stall) => tracing::debug!(%client, "a client takes nothing of what it asked for"),
         () = pace.closed() => tracing::debug!(%client, "a connection that does nothing makes room for another"),
     }
 }
@@ -151,11 +170,12 @@ async fn given_up(pace: &Pace, client: SocketAddr) {
 async fn wind_down<E>(
     mut connection: Pin<&mut impl Future<Output = Result<(), E>>>,
     pace: &Pace,
+    times: Times,
     written: &Watched,
 ) -> Result<(), E> {
     let ended = tokio::select! {
         ended = connection.as_mut() => Some(ended),
-        () = pace.stalls() => Some(Ok(())),
+        () = pace.stalls(times.stall) => Some(Ok(())),
         // The library would wait for the rest of a head, or for the answer to a ping.
         () = pace.rests(|| written.is_writing()) => None,
     };

@@ -15,12 +15,13 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_rustls::server::TlsStream;
 
+use super::pace::Pace;
 use crate::cache::Mapping;
 
 /// How long the first request may take to arrive.
 const FIRST_REQUEST: Duration = Duration::from_secs(30);
-/// How long a client may take none of the bytes that wait for it. A slow client takes some.
-const STALLED: Duration = Duration::from_secs(120);
+/// How long the head of a further request may take from its first byte on.
+pub const HEAD: Duration = Duration::from_secs(30);
 
 /// How long a client may take, after Larder has closed, to take the remaining bytes and to close as well.
 pub const CLOSING: Duration = Duration::from_secs(10);
@@ -29,7 +30,12 @@ pub const CLOSING: Duration = Duration::from_secs(10);
 pub struct Guard<S> {
     inner: S,
     watched: Arc<Watched>,
+    pace: Arc<Pace>,
     first: Pin<Box<Sleep>>,
+    /// Runs since the first byte of a head has come, until the request is there.
+    head: Option<Pin<Box<Sleep>>>,
+    /// How long the client may take none of the bytes that wait for it. A slow client takes some.
+    stall: Duration,
     /// Runs while bytes wait, since the client last took some.
     stalled: Option<Pin<Box<Sleep>>>,
     /// Runs since Larder closed, until the client has closed.
@@ -40,6 +46,8 @@ pub struct Guard<S> {
 #[derive(Debug, Default)]
 pub struct Watched {
     has_arrived: AtomicBool,
+    /// Whether a request has arrived since the first byte of a head came.
+    is_head_whole: AtomicBool,
     /// Whether bytes wait for the client to take them.
     is_writing: AtomicBool,
     mapping: Mutex<Option<Arc<Mapping>>>,
@@ -66,9 +74,10 @@ impl Watched {
         self.may_speak.store(true, Ordering::Relaxed);
     }
 
-    /// Notes that a request has arrived. From now on the HTTP library keeps the deadlines.
+    /// Notes that a request has arrived.
     pub fn arrived(&self) {
         self.has_arrived.store(true, Ordering::Relaxed);
+        self.is_head_whole.store(true, Ordering::Relaxed);
     }
 
     /// Sets the mapping of the next response. Its frames are recognized by their address; bytes of an earlier response
@@ -126,15 +135,34 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket for TlsStream<S> {
 
 impl<S: Socket> Guard<S> {
     /// Guards a socket. Returns the guard, and the value through which it is told about requests.
-    pub fn new(inner: S) -> (Self, Arc<Watched>) {
+    pub fn new(inner: S, pace: Arc<Pace>, stall: Duration) -> (Self, Arc<Watched>) {
         let watched = Arc::<Watched>::default();
         let first = Box::pin(sleep_until(Instant::now() + FIRST_REQUEST));
-        (Self { inner, watched: watched.clone(), first, stalled: None, closing: None }, watched)
+        let guard =
+            Self { inner, watched: watched.clone(), pace, first, head: None, stall, stalled: None, closing: None };
+        (guard, watched)
     }
 
     /// Returns the socket without its guard.
     pub fn into_inner(self) -> S {
         self.inner
+    }
+
+    /// Notes that bytes have come. With HTTP/1.1, between two requests, they are of the head of the next one.
+    fn watch_head(&mut self) {
+        let is_between = self.watched.has_arrived.load(Ordering::Relaxed) && !self.pace.is_running();
+        if is_between && !self.watched.is_http2() && self.head.is_none() {
+            self.watched.is_head_whole.store(false, Ordering::Relaxed);
+            self.head = Some(Box::pin(sleep_until(Instant::now() + HEAD)));
+        }
+    }
+
+    /// Returns whether the rest of a head has not come in time.
+    fn is_head_late(&mut self, context: &mut Context<'_>) -> bool {
+        if self.watched.is_head_whole.load(Ordering::Relaxed) {
+            self.head = None;
+        }
+        self.head.as_mut().is_some_and(|head| head.as_mut().poll(context).is_ready())
     }
 
     /// Writes the first bytes: pages of a file, or the bytes before the next page.
@@ -159,14 +187,14 @@ impl<S: Socket> Guard<S> {
         Pin::new(&mut self.inner).poll_write_vectored(context, &buffers[..front])
     }
 
-    /// Fails once the client has taken nothing for [`STALLED`].
+    /// Fails once the client has taken nothing for too long.
     fn watch_write<T>(&mut self, polled: Poll<io::Result<T>>, context: &mut Context<'_>) -> Poll<io::Result<T>> {
         self.watched.is_writing.store(polled.is_pending(), Ordering::Relaxed);
         if polled.is_ready() {
             self.stalled = None;
             return polled;
         }
-        let deadline = self.stalled.get_or_insert_with(|| Box::pin(sleep_until(Instant::now() + STALLED)));
+        let deadline = self.stalled.get_or_insert_with(|| Box::pin(sleep_until(Instant::now() + self.stall)));
         match deadline.as_mut().poll(context) {
             Poll::Ready(()) => Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client takes no bytes"))),
             Poll::Pending => Poll::Pending,
@@ -180,14 +208,24 @@ impl<S: Socket> AsyncRead for Guard<S> {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
         let polled = Pin::new(&mut self.inner).poll_read(context, buffer);
-        if polled.is_pending()
-            && !self.watched.has_arrived.load(Ordering::Relaxed)
-            && self.first.as_mut().poll(context).is_ready()
-        {
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "no request came")));
+        let is_late = match &polled {
+            Poll::Ready(_) => {
+                if buffer.filled().len() > before {
+                    self.watch_head();
+                }
+                false
+            }
+            Poll::Pending if !self.watched.has_arrived.load(Ordering::Relaxed) => {
+                self.first.as_mut().poll(context).is_ready()
+            }
+            Poll::Pending => self.is_head_late(context),
+        };
+        match is_late {
+            true => Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "no request came"))),
+            false => polled,
         }
-        polled
     }
 }
 
@@ -252,10 +290,12 @@ mod tests {
 
     use super::*;
 
+    const STALLED: Duration = Duration::from_secs(120);
+
     #[tokio::test(start_paused = true)]
     async fn a_client_that_sends_no_request_is_cut_off() {
         let (mut client, server) = tokio::io::duplex(64);
-        let (mut guarded, _watched) = Guard::new(server);
+        let (mut guarded, _watched) = Guard::new(server, Arc::default(), STALLED);
         client.write_all(b"PRI").await.expect("sent");
         let mut bytes = [0; 24];
         let error = guarded.read_exact(&mut bytes).await.expect_err("cut off");
@@ -265,7 +305,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_client_that_may_still_speak_is_heard_out_before_it_is_left() {
         let (mut client, server) = tokio::io::duplex(64);
-        let (mut guarded, watched) = Guard::new(server);
+        let (mut guarded, watched) = Guard::new(server, Arc::default(), STALLED);
         guarded.shutdown().await.expect("at once");
         watched.speaks_http2();
         let begun = Instant::now();
@@ -280,7 +320,7 @@ mod tests {
         shut.expect("a clean end");
         assert_eq!(begun.elapsed(), Duration::from_secs(3));
         let (_silent, server) = tokio::io::duplex(64);
-        let (mut guarded, watched) = Guard::new(server);
+        let (mut guarded, watched) = Guard::new(server, Arc::default(), STALLED);
         watched.speaks_http2();
         let begun = Instant::now();
         guarded.shutdown().await.expect("a clean end");
@@ -290,7 +330,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_client_that_takes_nothing_is_cut_off_and_a_slow_one_is_not() {
         let (mut client, server) = tokio::io::duplex(4);
-        let (mut guarded, watched) = Guard::new(server);
+        let (mut guarded, watched) = Guard::new(server, Arc::default(), STALLED);
         watched.arrived();
         let slow = async {
             for _ in 0..5 {

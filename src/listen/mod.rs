@@ -1,5 +1,6 @@
 //! The doors: sockets, limits and draining.
 
+mod announced;
 mod connection;
 mod crowd;
 mod guard;
@@ -17,7 +18,7 @@ use http::{Request, Response};
 use hyper_util::rt::TokioExecutor;
 use hyper_util::server::conn::auto::Builder;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::auth::Client;
 use crate::body::Body;
@@ -26,6 +27,7 @@ use crate::observe::Metrics;
 use crate::proxy::Proxy;
 use crate::registry::Registry;
 use crate::sent::Sent;
+pub use connection::Times;
 use connection::{Ends, Held, Peer, connection};
 pub use crowd::Crowd;
 use guard::Socket;
@@ -35,6 +37,8 @@ use proxy::Way;
 use tls::Handshakes;
 pub use tls::{Tls, TlsError};
 
+/// Most connections of proxies that have not announced their clients yet.
+const MOST_UNANNOUNCED: usize = 1024;
 /// Pause after the system could not give a socket.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -65,9 +69,18 @@ pub async fn bind(door: &'static str, addresses: &[SocketAddr]) -> Result<Vec<Tc
 /// The services behind a listener.
 #[derive(Clone)]
 pub enum Door {
-    Registry(Arc<Registry>, Tls),
+    Registry(RegistryDoor),
     Proxy(Arc<Proxy>, Arc<Ca>),
     Admin(Handler),
+}
+
+/// The registry with what its door needs.
+#[derive(Clone)]
+pub struct RegistryDoor {
+    pub registry: Arc<Registry>,
+    pub tls: Tls,
+    /// Whether trusted proxies announce their clients by the PROXY protocol.
+    pub is_announced: bool,
 }
 
 /// Answers a request of the client at an address.
@@ -83,8 +96,10 @@ pub async fn serve(
     metrics: Arc<Metrics>,
     places: Arc<Places>,
     crowd: Arc<Crowd>,
+    times: Times,
     mut stop: watch::Receiver<Option<Duration>>,
 ) {
+    let unannounced = Arc::new(Semaphore::new(MOST_UNANNOUNCED));
     // Each connection holds a sender. When all senders are dropped, there is nothing left to wait for.
     let (open_connection, mut all_closed) = mpsc::channel::<()>(1);
     let grace = loop {
@@ -99,21 +114,13 @@ pub async fn serve(
                     metrics: metrics.clone(),
                     places: places.clone(),
                     crowd: crowd.clone(),
+                    times,
                     stop: stop.clone(),
                     held: open_connection.clone(),
                 };
-                if places.admits(address.ip()) {
-                    served.open(stream, address);
-                } else {
-                    // The last places are for other addresses.
-                    let waiting = places.wait();
-                    tokio::spawn(async move {
-                        if waiting.until_admitted(address.ip()).await {
-                            served.open(stream, address);
-                        } else {
-                            tracing::debug!(client = %address, "this address has many connections, and few more may be open");
-                        }
-                    });
+                match served.announces(address.ip()) {
+                    true => served.hear_announcement(stream, address, &unannounced),
+                    false => served.admit(stream, Came::directly(address)),
                 }
             }
             Err(error) => {
@@ -137,14 +144,71 @@ struct Served {
     metrics: Arc<Metrics>,
     places: Arc<Places>,
     crowd: Arc<Crowd>,
+    times: Times,
     stop: watch::Receiver<Option<Duration>>,
     held: mpsc::Sender<()>,
 }
 
+/// Where a connection comes from.
+#[derive(Clone, Copy)]
+struct Came {
+    from: SocketAddr,
+    /// Whether a proxy announced the address.
+    is_announced: bool,
+}
+
+impl Came {
+    fn directly(from: SocketAddr) -> Self {
+        Self { from, is_announced: false }
+    }
+}
+
 impl Served {
+    /// Returns whether a connection from this address begins with the announcement of its client.
+    fn announces(&self, address: IpAddr) -> bool {
+        matches!(&self.door, Door::Registry(door) if door.is_announced && door.registry.trusts_proxy(address))
+    }
+
+    /// Serves a connection once its proxy has announced whom it is for.
+    fn hear_announcement(self, mut stream: TcpStream, proxy: SocketAddr, unannounced: &Arc<Semaphore>) {
+        let Ok(place) = unannounced.clone().try_acquire_owned() else {
+            return tracing::warn!(%proxy, "very many connections of proxies have not announced their clients");
+        };
+        tokio::spawn(async move {
+            let announced = announced::read(&mut stream).await;
+            drop(place);
+            match announced {
+                Ok(Some(from)) => self.admit(stream, Came { from, is_announced: true }),
+                Ok(None) => self.admit(stream, Came::directly(proxy)),
+                // Proxies that only look whether somebody listens send nothing.
+                Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {}
+                Err(error) => {
+                    tracing::warn!(%proxy, %error, "a connection was closed; server.proxy_protocol is on for its address");
+                }
+            }
+        });
+    }
+
+    /// Serves a connection as soon as its address may have another one.
+    fn admit(self, stream: TcpStream, came: Came) {
+        if self.places.admits(came.from.ip()) {
+            return self.open(stream, came);
+        }
+        // The last places are for other addresses.
+        let waiting = self.places.wait();
+        tokio::spawn(async move {
+            if waiting.until_admitted(came.from.ip()).await {
+                self.open(stream, came);
+            } else {
+                tracing::debug!(client = %came.from, "this address has many connections, and few more may be open");
+            }
+        });
+    }
+
     /// Serves a connection in a task of its own.
-    fn open(self, stream: TcpStream, address: SocketAddr) {
-        let Self { door, metrics, places, crowd, stop, held } = self;
+    fn open(self, stream: TcpStream, came: Came) {
+        let Self { door, metrics, places, crowd, times, stop, held } = self;
+        let address = came.from;
         let Some(counted) = crowd.enter(address.ip()) else {
             return tracing::debug!(client = %address, "too many connections from this address");
         };
@@ -155,13 +219,16 @@ impl Served {
         let pace = Arc::<Pace>::default();
         let load = counted.load();
         let held: Held = Arc::new((places.enter(address.ip(), pace.clone()), counted, held));
-        let peer = Peer { address, pace, load };
+        let peer = Peer { address, pace, load, times };
         match door {
-            Door::Registry(behind, tls) => {
+            Door::Registry(RegistryDoor { registry, tls, .. }) => {
                 let ends = Ends { stop, renewed: Some(tls.renewed()) };
                 let tls = tls.handshakes();
+                // What a proxy carries does not come from this machine.
+                let local = if came.is_announced { None } else { local_address(&stream) };
                 tokio::spawn(async move {
-                    open(stream, peer, tls, (behind, metrics), ends).await;
+                    let client = Client { local, ..Client::connected(address) };
+                    open(stream, client, peer, tls, (registry, metrics), ends).await;
                     drop(held);
                 });
             }
@@ -191,6 +258,7 @@ async fn accept(listener: &TcpListener, places: &Places) -> std::io::Result<(Tcp
 /// Does the TLS handshake if the door uses TLS, and serves one connection to its end.
 async fn open(
     stream: TcpStream,
+    client: Client,
     peer: Peer,
     tls: Option<Arc<Handshakes>>,
     behind: (Arc<Registry>, Arc<Metrics>),
@@ -198,8 +266,7 @@ async fn open(
 ) {
     let address = peer.address;
     let Some(handshakes) = tls else {
-        let local = local_address(&stream);
-        return registry(stream, Client { local, ..Client::connected(address) }, peer, behind, ends).await;
+        return registry(stream, client, peer, behind, ends).await;
     };
     let shaken = tokio::select! {
         shaken = handshakes.shake(stream) => shaken,
@@ -210,7 +277,7 @@ async fn open(
         Ok(None) => tracing::debug!(client = %address, "an ACME server looked at a proof"),
         Ok(Some(stream)) => {
             let certificate = tls::names(&stream);
-            let client = Client { is_secure: true, certificate, ..Client::connected(address) };
+            let client = Client { is_secure: true, certificate, ..client };
             registry(stream, client, peer, behind, ends).await;
         }
         Err(error) => tracing::debug!(client = %address, %error, "a TLS handshake failed"),
@@ -244,11 +311,14 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
     use tokio::time::Instant;
 
-    use super::connection::HEADER_TIMEOUT;
+    use super::connection::PING;
+    use super::guard::HEAD;
     use super::*;
     use crate::services::Services;
 
-    const LONG: Duration = Duration::from_secs(300);
+    const IDLE: Duration = Duration::from_secs(600);
+    const STALL: Duration = Duration::from_secs(120);
+    const LONG: Duration = Duration::from_secs(2000);
 
     /// Values that live as long as a connection.
     struct Kept {
@@ -268,6 +338,7 @@ mod tests {
             address: who.peer,
             pace: Arc::default(),
             load: Crowd::new(None).enter(who.peer.ip()).expect("a place").load(),
+            times: Times { idle: IDLE, stall: STALL },
         };
         let behind = (services.registry.clone(), services.metrics.clone());
         tokio::spawn(registry(server, who, peer, behind, Ends { stop, renewed: Some(renewed) }));
@@ -291,22 +362,50 @@ mod tests {
             assert!(begun.elapsed() < LONG, "it is waited for");
             tokio::time::sleep(Duration::from_secs(5)).await;
         }
-        assert!(begun.elapsed() <= 2 * HEADER_TIMEOUT, "{:?}", begun.elapsed());
+        assert!(begun.elapsed() <= 2 * HEAD, "{:?}", begun.elapsed());
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_connection_that_is_kept_open_for_nothing_ends() {
-        let (mut client, _kept) = connect();
+    /// Sends a request and reads its whole answer.
+    async fn ask(client: &mut DuplexStream) {
         client.write_all(b"GET /v2/ HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("sent");
-        let mut answer = [0; 12];
-        client.read_exact(&mut answer).await.expect("an answer");
-        assert_eq!(&answer, b"HTTP/1.1 200");
-        assert!(ends_after(&mut client).await <= 2 * HEADER_TIMEOUT);
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"{}") {
+            answer.push(client.read_u8().await.expect("an answer"));
+        }
+        assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", answer.escape_ascii());
+    }
+
+    /// Balancers keep connections for up to ten minutes, and send requests over them that must not meet a closed one
+    /// (fleet#51461).
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_is_kept_open_for_the_idle_timeout_and_then_ends() {
+        let (mut client, _kept) = connect();
+        for _ in 0..3 {
+            ask(&mut client).await;
+            tokio::time::sleep(IDLE - Duration::from_secs(1)).await;
+        }
+        ask(&mut client).await;
+        let idle = ends_after(&mut client).await;
+        assert!(IDLE <= idle && idle <= IDLE + Duration::from_secs(5), "{idle:?}");
 
         // An HTTP/2 connection that does not even answer pings.
         let (mut client, _kept) = connect();
         client.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.expect("sent");
-        assert!(ends_after(&mut client).await <= 3 * HEADER_TIMEOUT);
+        assert!(ends_after(&mut client).await <= 3 * PING);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_further_head_that_drips_is_not_waited_for_either() {
+        let (mut client, _kept) = connect();
+        ask(&mut client).await;
+        tokio::time::sleep(IDLE / 2).await;
+        let begun = Instant::now();
+        client.write_all(b"GET /v2/ HTTP/1.1\r\nhost: x\r\nx: ").await.expect("sent");
+        while client.write_all(b"x").await.is_ok() {
+            assert!(begun.elapsed() < LONG, "it is waited for");
+            tokio::time::sleep(Duration::from_secs(5)).await;
+        }
+        assert!(begun.elapsed() <= 2 * HEAD, "{:?}", begun.elapsed());
     }
 
     #[tokio::test(start_paused = true)]
@@ -331,7 +430,7 @@ mod tests {
                 break;
             }
         }
-        assert!(has_answer && begun.elapsed() > HEADER_TIMEOUT, "{:?}", begun.elapsed());
+        assert!(has_answer && begun.elapsed() > PING, "{:?}", begun.elapsed());
     }
 
     #[tokio::test(start_paused = true)]

@@ -16,8 +16,6 @@ use tokio::time::Instant;
 
 use super::crowd::Request;
 
-/// How long a client may take none of the bytes that wait for it.
-const STALLED: Duration = Duration::from_secs(120);
 /// How long a connection that is to end waits for the last bytes to leave, and for a request that has arrived only in
 /// part.
 const LINGER: Duration = Duration::from_secs(1);
@@ -143,11 +141,27 @@ impl Pace {
         self.touch();
     }
 
-    /// Waits until the client has taken nothing for `STALLED` though bytes wait for it.
-    pub async fn stalls(&self) {
+    /// Returns whether a request is running.
+    pub fn is_running(&self) -> bool {
+        self.running.load(Ordering::Relaxed) > 0
+    }
+
+    /// Waits until the connection has had no running request for so long.
+    pub async fn idles(&self, limit: Duration) {
+        loop {
+            match self.idle_for(Instant::now()) {
+                Some(idle) if idle >= limit => return,
+                Some(idle) => tokio::time::sleep(limit - idle).await,
+                None => tokio::time::sleep(limit).await,
+            }
+        }
+    }
+
+    /// Waits until the client has taken nothing for so long though bytes wait for it.
+    pub async fn stalls(&self, limit: Duration) {
         loop {
             let before = self.moved.load(Ordering::Relaxed);
-            tokio::time::sleep(STALLED).await;
+            tokio::time::sleep(limit).await;
             if self.owed.load(Ordering::Relaxed) > 0 && self.moved.load(Ordering::Relaxed) == before {
                 return;
             }
@@ -254,11 +268,12 @@ mod tests {
     use super::*;
 
     const LONG: Duration = Duration::from_secs(3600);
+    const STALLED: Duration = Duration::from_secs(120);
 
     #[tokio::test(start_paused = true)]
     async fn only_who_could_take_something_and_does_not_stalls() {
         let pace = Arc::<Pace>::default();
-        let stalls = async || tokio::time::timeout(LONG, pace.stalls()).await.is_ok();
+        let stalls = async || tokio::time::timeout(LONG, pace.stalls(STALLED)).await.is_ok();
         assert!(!stalls().await, "nobody asked");
 
         // Content that is not here yet is not the client's fault.
@@ -278,7 +293,7 @@ mod tests {
             }
         };
         tokio::select! {
-            () = pace.stalls() => panic!("it takes a little all the time"),
+            () = pace.stalls(STALLED) => panic!("it takes a little all the time"),
             () = slow => {}
         }
         let begun = Instant::now();

@@ -17,6 +17,8 @@ pub enum Route {
     Catalog,
     /// `/token`: logging in where the upstream checks the credentials.
     Token,
+    /// `/healthz`: is the process there?
+    Health,
     Object {
         path: String,
         object: Object,
@@ -62,6 +64,9 @@ impl Route {
         let segments = decode(path)?;
         if segments == ["token"] {
             return Ok(Self::Token);
+        }
+        if segments == ["healthz"] {
+            return Ok(Self::Health);
         }
         let at = segments.iter().position(|segment| segment == "v2");
         let (prefix, rest) = match at {

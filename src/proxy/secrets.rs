@@ -71,7 +71,7 @@ impl Read {
         match Route::parse(url.path()).ok()? {
             Route::Base { prefix } if prefix.is_empty() => Some(Self::Whole),
             Route::Catalog => Some(Self::Whole),
-            Route::Object { object: Object::Upload, .. } | Route::Base { .. } | Route::Token => None,
+            Route::Object { object: Object::Upload, .. } | Route::Base { .. } | Route::Token | Route::Health => None,
             Route::Object { path, .. } => path.parse().ok().map(Self::Name),
         }
     }

@@ -20,10 +20,12 @@ mod tags;
 mod warnings;
 mod written;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method, Request, Response};
+use serde_json::json;
 
 pub use answer::Answer;
 pub use objects::Objects;
@@ -58,6 +60,11 @@ impl Registry {
     /// Creates the registry door's service.
     pub fn new(access: Arc<Access>, objects: Arc<Objects>, cache: Arc<Cache>, metrics: Arc<Metrics>) -> Self {
         Self { access, objects, cache, metrics }
+    }
+
+    /// Returns whether the configuration trusts the proxy at this address.
+    pub fn trusts_proxy(&self, address: IpAddr) -> bool {
+        self.access.rules().forwarding.trusts(address)
     }
 
     /// Answers one request. If the body consists of pages of a mapped file, the response has its
@@ -155,6 +162,10 @@ impl Registry {
             return Err(Refusal::Unsupported);
         }
         let answer = match page {
+            // Balancers and containers ask this, by whatever name.
+            Route::Health => {
+                return Ok(respond::json(json!({ "status": "ok" }).to_string().into(), "application/json"));
+            }
             Route::Token => login::give_token(&self.access, request, caller).await?,
             Route::Base { prefix } if caller.rules.routing.knows_prefix(&prefix) => {
                 login::base(&self.access, request, caller, query.namespace.as_deref(), &prefix).await?

@@ -309,6 +309,7 @@ impl Disk {
     fn check_folders(&self, count: u64) -> io::Result<()> {
         self.lock.take()?;
         make_folder(&self.partial)?;
+        make_folder(&self.blobs)?;
         let (new, stored) = (self.partial.join("check"), self.blobs.join("check"));
         let written = new_file(&new).and_then(|mut file| file.write_all(b"larder"));
         written.map_err(|error| of(&self.partial, error))?;

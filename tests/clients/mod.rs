@@ -10,6 +10,7 @@ mod artifacts;
 mod buildah;
 mod containerd;
 mod docker;
+mod haproxy;
 mod http;
 mod images;
 mod logins;
@@ -24,6 +25,7 @@ mod skopeo;
 mod storage;
 mod through_proxy;
 
+pub use haproxy::Haproxy;
 pub use nginx::Nginx;
 use process::Failure;
 
