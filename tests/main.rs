@@ -53,6 +53,7 @@ mod reload;
 mod resume;
 mod same_pull;
 mod secrets;
+mod service;
 mod serving;
 mod shares;
 mod slow_disk;

@@ -8,6 +8,7 @@ mod manage;
 mod output;
 mod reload;
 mod serve;
+mod systemd;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

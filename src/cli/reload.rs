@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::signal::unix::Signal;
 
+use super::systemd::{self, State};
 use crate::acme::{Certificates, Occasion};
 use crate::clock;
 use crate::config::{AcmeChallenge, Config, Loaded, Sources, Watch};
@@ -69,10 +70,12 @@ impl Reload {
             let looked = tokio::task::spawn_blocking(move || {
                 let has_changed = watch.has_changed();
                 if is_told || has_changed {
+                    systemd::tell(State::Reloading);
                     watch.settle();
                     let read_at = clock::wall();
                     let files = reload.load(if is_told { Occasion::Demand } else { Occasion::Change });
                     watch.follow(files, read_at);
+                    systemd::tell(State::Ready);
                 }
                 watch
             });

@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 
 use super::error::WRONG_CONFIGURATION;
 use super::reload::{Reached, Reload, acme_door, count_certificates};
+use super::systemd::{self, Sockets, State};
 use crate::acme::{Certificates, Occasion};
 use crate::ca::Ca;
 use crate::cache::Cache;
@@ -30,6 +31,13 @@ type AnyError = Box<dyn std::error::Error>;
 
 /// Runs `larder serve` until the process is told to stop.
 pub fn run(files: &[PathBuf]) -> ExitCode {
+    let sockets = match Sockets::take_all() {
+        Ok(sockets) => sockets,
+        Err(error) => {
+            complain(&format!("a socket that systemd handed over cannot be used: {error}"));
+            return ExitCode::FAILURE;
+        }
+    };
     let sources = Sources::new(files, config::environment());
     // The watch begins before the configuration is read, so that no change during the start is missed.
     let mut watch = Watch::new(sources.files_to_watch());
@@ -51,7 +59,7 @@ pub fn run(files: &[PathBuf]) -> ExitCode {
             return ExitCode::from(WRONG_CONFIGURATION);
         }
     };
-    let ended = start(config, Files { sources, begun_with, watch }, log.clone());
+    let ended = start(config, sockets, Files { sources, begun_with, watch }, log.clone());
     if let Err(error) = &ended {
         tracing::error!(%error, "larder cannot run");
     }
@@ -72,19 +80,25 @@ struct Files {
     watch: Watch,
 }
 
-fn start(config: Config, files: Files, log: Arc<Log>) -> Result<(), AnyError> {
+fn start(config: Config, sockets: Sockets, files: Files, log: Arc<Log>) -> Result<(), AnyError> {
     descriptors::raise();
     let metrics = Arc::new(Metrics::default());
     let cache = Arc::new(Cache::open(&config, metrics.clone())?);
     let services = Arc::new(Services::new(&config, cache, metrics)?);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let result = runtime.block_on(serve(config, services, files, log));
+    let result = runtime.block_on(serve(config, sockets, services, files, log));
     // The next request for an object continues a fill that is still running now.
     runtime.shutdown_background();
     result
 }
 
-async fn serve(config: Config, services: Arc<Services>, files: Files, log: Arc<Log>) -> Result<(), AnyError> {
+async fn serve(
+    config: Config,
+    sockets: Sockets,
+    services: Arc<Services>,
+    files: Files,
+    log: Arc<Log>,
+) -> Result<(), AnyError> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let hangups = signal(SignalKind::hangup())?;
@@ -95,7 +109,7 @@ async fn serve(config: Config, services: Arc<Services>, files: Files, log: Arc<L
     count_certificates(&config, &services.metrics);
     certificates.apply(certificates.prepare(wanted).await?, Occasion::Change).await;
     let tls = Tls::new(config.server.tls.as_ref(), certificates.shown())?;
-    let doors = Doors::bind(&config, tls.clone()).await?;
+    let doors = Doors::bind(&config, sockets, tls.clone()).await?;
     let addresses = doors.addresses()?;
     services.listens_at(&[&addresses[..], acme_door(&config)].concat());
     tracing::info!(
@@ -114,10 +128,12 @@ async fn serve(config: Config, services: Arc<Services>, files: Files, log: Arc<L
     let reach = Reached { services: services.clone(), tls, certificates, log, doors: addresses };
     let reload = Reload::new(sources, begun_with, reach, current.clone());
     let reloading = tokio::spawn(reload.run(watch, hangups));
+    tokio::task::spawn_blocking(|| systemd::tell(State::Ready));
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
+    tokio::task::spawn_blocking(|| systemd::tell(State::Stopping));
     tracing::info!("stopping; running transfers may end within server.shutdown_grace");
     reloading.abort();
     let grace = current.lock().unwrap_or_else(PoisonError::into_inner).server.shutdown_grace;
@@ -150,17 +166,25 @@ struct Doors {
 }
 
 impl Doors {
-    async fn bind(config: &Config, tls: Tls) -> Result<Self, AnyError> {
+    /// Opens the doors. Sockets that systemd hands over take the place of the addresses of their door.
+    async fn bind(config: &Config, mut sockets: Sockets, tls: Tls) -> Result<Self, AnyError> {
         let ca = match config.proxy.as_ref().map(|door| door.ca_dir.clone()) {
             Some(dir) => Some(Arc::new(tokio::task::spawn_blocking(move || Ca::open(&dir)).await??)),
             None => None,
         };
+        let mut open = async |door, addresses: &[SocketAddr]| match sockets.take(door) {
+            handed if handed.is_empty() => Ok(listen::bind(door, addresses).await?),
+            handed => listen::adopt(door, handed).map_err(AnyError::from),
+        };
         let proxy = match &config.proxy {
-            Some(door) => listen::bind("proxy", &door.listen).await?,
+            Some(door) => open("proxy", &door.listen).await?,
             None => Vec::new(),
         };
-        let registry = listen::bind("registry", &config.server.listen).await?;
-        let admin = listen::bind("admin", &config.admin.listen).await?;
+        let registry = open("registry", &config.server.listen).await?;
+        let admin = open("admin", &config.admin.listen).await?;
+        if !sockets.take("proxy").is_empty() {
+            tracing::warn!("systemd handed over a socket for the proxy door, but there is no [proxy]");
+        }
         Ok(Self { registry, tls, proxy, ca, admin })
     }
 

@@ -66,6 +66,16 @@ pub async fn bind(door: &'static str, addresses: &[SocketAddr]) -> Result<Vec<Tc
     Ok(listeners)
 }
 
+/// Takes listening sockets that somebody else opened for a door, and logs their addresses.
+pub fn adopt(door: &'static str, sockets: Vec<std::net::TcpListener>) -> std::io::Result<Vec<TcpListener>> {
+    let adopt = |socket| {
+        let listener = TcpListener::from_std(socket)?;
+        tracing::info!(door, address = %listener.local_addr()?, "listening");
+        Ok(listener)
+    };
+    sockets.into_iter().map(adopt).collect()
+}
+
 /// The services behind a listener.
 #[derive(Clone)]
 pub enum Door {

@@ -46,6 +46,8 @@ pub struct Builder {
     descriptors: Option<(u64, u64)>,
     umask: Option<String>,
     is_unprivileged: bool,
+    /// A program that starts it, with its arguments.
+    starter: Vec<String>,
     /// What becomes of standard error once it listens.
     reader: Reader,
 }
@@ -135,6 +137,12 @@ impl Builder {
     /// As a user without rights, in a directory that belongs to this user; needs root.
     pub fn unprivileged(mut self) -> Self {
         self.is_unprivileged = true;
+        self
+    }
+
+    /// Started by this program, which gets the command behind its own arguments.
+    pub fn through(mut self, starter: &[&str]) -> Self {
+        self.starter = starter.iter().map(|&word| word.to_owned()).collect();
         self
     }
 
@@ -367,6 +375,11 @@ impl Larder {
                 let digits = self.setup.umask.as_deref().unwrap_or_default();
                 let mut command = Command::new("sh");
                 command.args(["-c", "umask \"$0\" && exec \"$@\"", digits, env!("CARGO_BIN_EXE_larder")]);
+                command
+            }
+            (None, None) if !self.setup.starter.is_empty() => {
+                let mut command = Command::new(&self.setup.starter[0]);
+                command.args(&self.setup.starter[1..]).arg(env!("CARGO_BIN_EXE_larder"));
                 command
             }
             (None, None) => Command::new(env!("CARGO_BIN_EXE_larder")),
