@@ -22,6 +22,7 @@ mod connect;
 mod consent;
 mod credentials;
 mod damage;
+mod delivery;
 mod disk_bound;
 mod file_modes;
 mod full_disk;

@@ -90,6 +90,37 @@ impl Dockerd {
         built.map(|text| text.trim().to_owned()).map_err(|error| Failure::new(format!("nothing was built: {error}")))
     }
 
+    /// Builds an image from a file and what lies beside it.
+    pub async fn build_image(&self, name: &str, file: &Path) -> Result<(), Failure> {
+        let text = |path: &Path| path.to_str().expect("temporary paths are UTF-8").to_owned();
+        let context = file.parent().expect("a folder");
+        self.docker(&["build", "--quiet", "--tag", name, "--file", &text(file), &text(context)]).await.map(drop)
+    }
+
+    /// Starts a container of an image that is there already. Returns its number.
+    pub async fn start_container(&self, reference: &str, options: &[&str]) -> Result<String, Failure> {
+        let run = ["run", "--detach", "--pull", "never"];
+        self.docker(&[&run, options, &[reference]].concat()).await.map(|number| number.trim().to_owned())
+    }
+
+    /// Returns what a container has written, to standard output and error: dockerd keeps it in a file.
+    pub fn logs(&self, container: &str) -> String {
+        let file = self.directory.path().join(format!("data/containers/{container}/{container}-json.log"));
+        let lines = fs::read_to_string(file).unwrap_or_default();
+        let texts = lines.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        texts.filter_map(|line| line["log"].as_str().map(str::to_owned)).collect()
+    }
+
+    /// Stops a container as a user does; fails if it has to be killed.
+    pub async fn stop_container(&self, container: &str) -> Result<(), Failure> {
+        self.docker(&["stop", "--time", "20", container]).await?;
+        let code = self.docker(&["inspect", "--format", "{{.State.ExitCode}}", container]).await?;
+        match code.trim() {
+            "0" => Ok(()),
+            code => Err(Failure::new(format!("it ended with {code}"))),
+        }
+    }
+
     /// Forgets what BuildKit keeps for later.
     pub async fn forget_builds(&self) -> Result<(), Failure> {
         self.docker(&["builder", "prune", "--all", "--force"]).await.map(drop)

@@ -25,6 +25,7 @@ mod skopeo;
 mod storage;
 mod through_proxy;
 
+pub use docker::Dockerd;
 pub use haproxy::Haproxy;
 pub use nginx::Nginx;
 use process::Failure;

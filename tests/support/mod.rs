@@ -6,6 +6,7 @@
 pub mod client;
 pub mod content;
 pub mod disk;
+pub mod dns;
 pub mod helper;
 pub mod hub;
 pub mod issuer;

@@ -1,0 +1,100 @@
+//! Promise: what is delivered runs where it is meant to: the unit under systemd with few rights, the static binary in an
+//! empty container as a user without rights and with a root that cannot be written to.
+
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+
+use crate::clients::Dockerd;
+use crate::support::dns::NameServer;
+use crate::support::{Hub, Image, Options, RepositoryConfig, eventually, get};
+
+fn file(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+/// Runs `systemd-analyze` over the unit with the binary of this build. Returns whether it is content, and what it says.
+fn analyze(arguments: &[&str]) -> (bool, String) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let unit = std::fs::read_to_string(file("deploy/systemd/larder.service")).expect("the unit");
+    let path = dir.path().join("larder.service");
+    std::fs::write(&path, unit.replace("/usr/bin/larder", env!("CARGO_BIN_EXE_larder"))).expect("written");
+    let output = Command::new("systemd-analyze").args(arguments).arg(&path).output();
+    let output = output.expect("the package systemd is installed");
+    let said = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8_lossy(&said).into_owned())
+}
+
+#[test]
+fn the_unit_is_valid_and_has_few_rights() {
+    let (is_valid, said) = analyze(&["verify", "--man=no"]);
+    assert!(is_valid && said.is_empty(), "{said}");
+    // Exposure in tenths: up to 2.0 of 10.
+    let (is_safe, said) = analyze(&["security", "--offline=yes", "--threshold=20", "--no-pager"]);
+    assert!(is_safe, "{said}");
+}
+
+/// The static binary, which `./test` builds.
+fn static_binary() -> PathBuf {
+    let folders = std::fs::read_dir(file("target/static")).into_iter().flatten().flatten();
+    let mut binaries = folders.map(|folder| folder.path().join("debug/larder"));
+    binaries.find(|binary| binary.is_file()).expect("./test builds target/static")
+}
+
+/// A context for `docker build`, as deploy/release makes it.
+fn context() -> tempfile::TempDir {
+    let context = tempfile::tempdir().expect("a directory");
+    std::fs::copy(static_binary(), context.path().join("larder")).expect("copied");
+    for name in ["Containerfile", "larder.toml"] {
+        std::fs::copy(file("deploy/container").join(name), context.path().join(name)).expect("copied");
+    }
+    std::fs::create_dir(context.path().join("data")).expect("made");
+    context
+}
+
+/// Where the name server is: an address of this machine that nothing else uses.
+const NAMES: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 77);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_image_serves_from_an_empty_root_that_it_cannot_write_to_as_nobody() {
+    let hub = Hub::start(Options::default()).await;
+    let image = Image::with_layers(1, &[100_000]);
+    hub.push_image("team/app", "1", &image);
+    let _names = NameServer::start(NAMES).await;
+    let etc = tempfile::tempdir().expect("a directory");
+    std::fs::write(etc.path().join("resolv.conf"), format!("nameserver {NAMES}\n")).expect("written");
+    let url = format!("http://registry.test:{}", hub.address().port());
+    let config = std::fs::read_to_string(file("deploy/container/larder.toml")).expect("there");
+    let config = config.replace("0.0.0.0:5000", "127.0.0.1:0")
+        + "[admin]\nlisten = \"127.0.0.1:0\"\n[logging]\nformat = \"json\"\n"
+        + &RepositoryConfig::new("hub").upstream_url(&url, "").to_string();
+    std::fs::write(etc.path().join("larder.toml"), config).expect("written");
+
+    let dockerd = Dockerd::start(&[]).await;
+    dockerd.build_image("larder", &context().path().join("Containerfile")).await.expect("built");
+    let mount = |name: &str, place: &str| format!("{}:{place}:ro", etc.path().join(name).display());
+    let (resolv, toml) = (mount("resolv.conf", "/etc/resolv.conf"), mount("larder.toml", "/etc/larder/larder.toml"));
+    let options = ["--read-only", "--cap-drop", "ALL", "--network", "host", "--volume", &resolv, "--volume", &toml];
+    let container = dockerd.start_container("larder", &options).await.expect("started");
+    let door = Mutex::new(None);
+    eventually("it listens", async || {
+        *door.lock().expect("no panic while held") = dockerd.logs(&container).lines().find_map(registry_door);
+        door.lock().expect("no panic while held").is_some()
+    })
+    .await;
+    let door = door.into_inner().expect("no panic while held").expect("found");
+    let manifest = get(format!("http://{door}/v2/hub/team/app/manifests/1")).await;
+    assert_eq!((manifest.status, &manifest.body[..]), (200, &image.manifest.bytes[..]), "{}", manifest.text());
+    let layer = format!("http://{door}/v2/hub/team/app/blobs/{}", image.layer_digests()[0]);
+    eventually("it is stored", async || get(&layer).await.header("x-cache") == "HIT").await;
+    dockerd.stop_container(&container).await.expect("stopped");
+}
+
+/// The address of the registry door, if the line of the log says that it is listening.
+fn registry_door(line: &str) -> Option<String> {
+    let record: serde_json::Value = serde_json::from_str(line).ok()?;
+    let fields = &record["fields"];
+    let is_it = fields["message"] == "listening" && fields["door"] == "registry";
+    is_it.then(|| fields["address"].as_str().map(str::to_owned)).flatten()
+}
