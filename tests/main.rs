@@ -32,6 +32,7 @@ mod late;
 mod lists;
 mod login_forms;
 mod manage;
+mod monitoring;
 mod named_hosts;
 mod never_wrong;
 mod on_the_way;

@@ -151,7 +151,6 @@ impl Keeper {
             self.failed("what is pinned cannot be found out", &error);
         }
         self.look_again().await;
-        self.publish_index();
         self.is_expiring = true;
         self.is_shrinking = true;
     }
@@ -325,7 +324,10 @@ impl Keeper {
     /// Notes the present state of the disk, for callers that find plenty of room by it.
     async fn look_again(&self) {
         match self.look().await {
-            Ok((look, _)) => self.upkeep.ledger().looked(look),
+            Ok((look, _)) => {
+                self.upkeep.ledger().looked(look);
+                self.publish_disk();
+            }
             Err(error) => self.failed("cannot tell how full the disk is", &error),
         }
     }
@@ -351,9 +353,16 @@ impl Keeper {
         Ok(())
     }
 
-    fn publish_index(&self) {
-        let (parts, look) = (self.upkeep.parts(), self.upkeep.ledger().last_look());
-        parts.metrics.index_bytes.set(i64::try_from(look.index).unwrap_or(i64::MAX));
+    fn publish_disk(&self) {
+        let (parts, look, most) = {
+            let ledger = self.upkeep.ledger();
+            (self.upkeep.parts(), ledger.last_look(), ledger.most())
+        };
+        let clamp = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+        parts.metrics.index_bytes.set(clamp(look.index));
+        parts.metrics.disk_bytes.set(clamp(look.total));
+        parts.metrics.disk_free.set(clamp(look.free));
+        parts.metrics.cache_limit.set(clamp(most.unwrap_or(0)));
         let dropped = parts.index.dropped();
         parts.metrics.index_writes_dropped.inc_by(dropped.saturating_sub(parts.metrics.index_writes_dropped.get()));
     }

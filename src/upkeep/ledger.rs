@@ -198,11 +198,14 @@ impl Ledger {
 
     /// Returns whether so many bytes would not fit even into an empty cache.
     pub fn never_fits(&self, bytes: u64) -> bool {
-        let Some(Look { total, .. }) = self.look else {
-            return false;
-        };
+        self.most().is_some_and(|most| bytes > most)
+    }
+
+    /// Returns the bytes that an empty disk would have for objects, by the limits; `None` before the first look.
+    pub fn most(&self) -> Option<u64> {
+        let Look { total, .. } = self.look?;
         let min_free = self.limits.min_free.of(total).unwrap_or(0).min(total);
-        bytes > self.limits.max_size.of(total).unwrap_or(total).min(total - min_free)
+        Some(self.limits.max_size.of(total).unwrap_or(total).min(total - min_free))
     }
 
     /// Returns how many bytes have to go before `wanted` more bytes fit, by a state of the disk.

@@ -25,6 +25,7 @@ use super::ours::{Circle, Ours};
 use super::pool::Pool;
 use super::server::Server;
 use super::shared::OTHER_HOSTS;
+use crate::clock::Instant;
 use crate::config::{Allowlist, ClientTls, Forbidden, Permission, Proxies, ProxyDoor};
 use crate::failure::{Failure, FailureKind};
 use crate::observe::Metrics;
@@ -121,17 +122,18 @@ impl Anywhere {
         let pool = if is_upgrade { &ways.http1 } else { &ways.any };
         let client = pool.client(request.url());
         let client = client.map_err(|error| Failure::new(FailureKind::Unavailable, format!("{server}: {error}")))?;
+        let since = Instant::now();
         let result = client.execute(request).await;
         let error = match result {
             Ok(response) => {
-                self.metrics.asked_upstream(OTHER_HOSTS, response.status().as_str());
+                self.metrics.asked_upstream(OTHER_HOSTS, Ok(response.status()), since.elapsed());
                 return Ok(response);
             }
             Err(error) => error,
         };
         let forbidden = forbidden(&error, server);
         let failure = errors::network(&server.to_string(), error);
-        self.metrics.asked_upstream(OTHER_HOSTS, failure.kind.as_str());
+        self.metrics.asked_upstream(OTHER_HOSTS, Err(failure.kind.as_str()), since.elapsed());
         Err(forbidden.map_or_else(|| failure.into(), PassError::from))
     }
 

@@ -26,6 +26,7 @@ mod through_proxy;
 
 pub use nginx::Nginx;
 use process::Failure;
+pub use process::program;
 
 /// What skopeo says of the tags of `HOST/NAME`.
 pub async fn skopeo_lists_tags(name: &str) -> Result<String, process::Failure> {
