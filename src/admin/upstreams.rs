@@ -72,9 +72,10 @@ pub async fn show(State(services): State<Arc<Services>>) -> Json<Upstreams> {
 
 fn entry(repository: String, upstream: &Upstream) -> Entry {
     let status = upstream.status();
-    let told = |(left, why): (Duration, Failure)| (Some(reason_of(&why)), Some(left.as_secs_f64()));
+    let told = |(left, why): (Duration, Failure)| (Some(why.message().to_owned()), Some(left.as_secs_f64()));
     let lately = status.lately;
-    let last_failure = lately.last_failure.map(|(at, why)| LastFailure { at: time(at), reason: reason_of(&why) });
+    let last_failure =
+        lately.last_failure.map(|(at, why)| LastFailure { at: time(at), reason: why.message().to_owned() });
     let (state, (reason, retry_after)) = match (status.resting, status.pulls_resting, lately.is_up) {
         (Some(rest), ..) => ("resting", told(rest)),
         (None, Some(rest), _) => ("limited", told(rest)),
@@ -103,14 +104,6 @@ fn entry(repository: String, upstream: &Upstream) -> Entry {
             age: now.saturating_duration_since(budget.read_at).as_secs(),
             source: budget.source,
         }),
-    }
-}
-
-/// Returns the message of a failure, with the reason that the upstream gave.
-fn reason_of(why: &Failure) -> String {
-    match why.reason() {
-        Some(told) => format!("{}: {told}", why.message()),
-        None => why.message().to_owned(),
     }
 }
 

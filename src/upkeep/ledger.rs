@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::clock::Seconds;
 use super::evict::{Class, Evictor};
+use super::gone::Why;
 use super::limits::Limits;
 use crate::config::Limit;
 use crate::oci::Digest;
@@ -210,6 +211,18 @@ impl Ledger {
 
     /// Returns how many bytes have to go before `wanted` more bytes fit, by a state of the disk.
     pub fn needed(&self, wanted: u64, look: &Look) -> u64 {
+        let (over_size, over_disk) = self.over(wanted, look);
+        over_size.max(over_disk)
+    }
+
+    /// Returns which limit objects have to go for.
+    pub fn why(&self, wanted: u64, look: &Look) -> Why {
+        let (over_size, over_disk) = self.over(wanted, look);
+        if over_disk > over_size { Why::MinFree } else { Why::MaxSize }
+    }
+
+    /// Returns by how many bytes `max_size` would be exceeded, and how many bytes the disk would lack.
+    fn over(&self, wanted: u64, look: &Look) -> (u64, u64) {
         let Look { total, free, index, running, abandoned, released } = *look;
         let index = index.saturating_sub(INDEX_FOR_FREE);
         let used = self.evictor.taken() + self.reserved + abandoned;
@@ -224,7 +237,7 @@ impl Ledger {
         // `running` may include files of fills that ended since the look.
         let running = running.saturating_sub(self.released.saturating_sub(released));
         let promised = self.reserved.saturating_sub(running);
-        over_size.max((min_free + wanted + promised).saturating_sub(free))
+        (over_size, (min_free + wanted + promised).saturating_sub(free))
     }
 
     /// Reserves `wanted` bytes if there is plenty of room by the last look, without a new look: all bytes granted since

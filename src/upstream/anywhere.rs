@@ -25,8 +25,9 @@ use super::ours::{Circle, Ours};
 use super::pool::Pool;
 use super::server::Server;
 use super::shared::OTHER_HOSTS;
+use super::way::{Keys, Way, matcher};
 use crate::clock::Instant;
-use crate::config::{Allowlist, ClientTls, Forbidden, Permission, Proxies, ProxyDoor};
+use crate::config::{Allowlist, ClientTls, Forbidden, Permission, Proxies, Proxy, ProxyDoor};
 use crate::failure::{Failure, FailureKind};
 use crate::observe::Metrics;
 use crate::web::{dial, tls};
@@ -44,6 +45,8 @@ pub struct Anywhere {
     /// For all other hosts, which must be in the public network or in the allowlist's networks.
     public: Ways,
     proxies: Option<Matcher>,
+    /// The same as the configuration has them.
+    written: Proxies,
     ours: Ours,
     metrics: Arc<Metrics>,
 }
@@ -76,6 +79,7 @@ impl Anywhere {
             ours: ours.clone(),
             allowlist: door.allowlist.clone(),
             proxies: matcher(&door.proxies),
+            written: door.proxies.clone(),
             metrics,
         })
     }
@@ -132,7 +136,7 @@ impl Anywhere {
             Err(error) => error,
         };
         let forbidden = forbidden(&error, server);
-        let failure = errors::network(&server.to_string(), error);
+        let failure = self.way(server).failure(error);
         self.metrics.asked_upstream(OTHER_HOSTS, Err(failure.kind.as_str()), since.elapsed());
         Err(forbidden.map_or_else(|| failure.into(), PassError::from))
     }
@@ -174,6 +178,11 @@ impl Anywhere {
             }),
             Err(_) => Err(errors::timeout(&server.to_string(), "a connection", DIAL).into()),
         }
+    }
+
+    fn way(&self, server: &Server) -> Way {
+        let proxy = Proxy::Through(self.written.clone());
+        Way::new(server.to_string().into(), CONNECT, &proxy, Keys::ProxyDoor)
     }
 
     fn ways(&self, permission: &Permission) -> &Ways {
@@ -219,16 +228,6 @@ impl Ways {
         let port = Some(port).filter(|port| self.outside.ours.have_port(*port));
         dial::connector(Outside { port, ..self.outside.clone() }, CONNECT)
     }
-}
-
-fn matcher(proxies: &Proxies) -> Option<Matcher> {
-    let url = |secret: &Option<crate::config::Secret>| secret.as_ref().map(|url| url.reveal().to_owned());
-    let (http, https) = (url(&proxies.http), url(&proxies.https));
-    if http.is_none() && https.is_none() {
-        return None;
-    }
-    let builder = Matcher::builder().http(http.unwrap_or_default()).https(https.unwrap_or_default());
-    Some(builder.no(proxies.exceptions.clone()).build())
 }
 
 /// Resolves names to addresses that Larder may connect to, so that the address that is checked is the one that is

@@ -31,6 +31,7 @@ mod storages;
 mod token;
 mod transport;
 mod warning;
+mod way;
 mod who;
 
 pub use answers::{BlobAnswer, BuildError, HeadSaid, Lane, ListAnswer, ManifestAnswer, ManifestHead, Proof};

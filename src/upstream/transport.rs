@@ -24,6 +24,7 @@ use super::reach::{Reach, Resolver};
 use super::record::Record;
 use super::shared::{OTHER_HOSTS, Shared};
 use super::storages::{Storage, Storages};
+use super::way::{Keys, Way};
 use super::who::{Who, WhoId};
 use crate::clock::Instant;
 use crate::config::{self, ClientTls, Credentials, HostHeaders, Proxy};
@@ -66,6 +67,9 @@ pub struct Transport {
     reach: Arc<Reach>,
     health: Mutex<Health>,
     record: Mutex<Record>,
+    way: Way,
+    /// Whether the configuration has credentials for the upstream.
+    has_login: bool,
     /// The background task that probes whether the upstream is back after it did not answer.
     pub(super) probing: Probing,
     pub(super) me: Weak<Self>,
@@ -146,6 +150,7 @@ impl Transport {
         };
         let of_hosts = config.host_headers.iter().flat_map(|rule| rule.set.iter().chain(&rule.append));
         let logins_sent = LoginsSent::new(login, config.headers.iter().chain(of_hosts).map(|(_, value)| value));
+        let keys = if config.confined_to.is_none() { Keys::Upstream } else { Keys::ProxyDoor };
         let (http, elsewhere) = (pool(config.tls.clone())?, without.map(pool).transpose()?);
         Ok(Arc::new_cyclic(|me| Self {
             http,
@@ -165,6 +170,8 @@ impl Transport {
             reach,
             health: Mutex::default(),
             record: Mutex::default(),
+            has_login: config.credentials.is_some(),
+            way: Way::new(label.clone(), config.connect_timeout, &config.proxy, keys),
             limited: Cache::new(if config.confined_to.is_none() { MAX_LIMITED } else { FEW_LIMITED }),
             budget: Mutex::default(),
             account,
@@ -350,7 +357,7 @@ impl Transport {
         let (url, since) = (request.url().clone(), Instant::now());
         let line = Begun::new(&self.label, request.method(), &url, false);
         let result = self.client(&url, true)?.execute(request).await;
-        let result = result.map_err(|error| errors::network(&self.label, error));
+        let result = result.map_err(|error| self.way.failure(error));
         let mut result = result.and_then(|response| self.take_note_of_address(&url, &response).map(|()| response));
         self.count(&mut result, since, line);
         result
@@ -387,7 +394,7 @@ impl Transport {
     ) -> Result<Response, Failure> {
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         let (http, request) = request.headers(headers).build_split();
-        let request = request.map_err(|error| errors::network(&self.label, error))?;
+        let request = request.map_err(|error| self.way.failure(error))?;
         let is_led = own.is_none_or(|ask| ask.url != *request.url());
         let line = Begun::new(&self.label, request.method(), request.url(), is_led);
         let since = Instant::now();
@@ -397,7 +404,7 @@ impl Transport {
             Ok(Ok(response)) => (Ok(response), true),
             Ok(Err(error)) => {
                 let was_reached = !error.is_connect() && !error.is_timeout();
-                (Err(errors::network(&self.label, error)), was_reached)
+                (Err(self.way.failure(error)), was_reached)
             }
             Err(_) => (Err(errors::timeout(&self.label, "an answer", patience)), false),
         };
@@ -405,6 +412,9 @@ impl Transport {
         let Some(ask) = own else {
             return result;
         };
+        if let (Ok(response), false) = (&mut result, who.is_client()) {
+            response.extensions_mut().insert(errors::AskedAsLarder { has_login: self.has_login });
+        }
         match result {
             Ok(response) if response.status() == StatusCode::TOO_MANY_REQUESTS => {
                 Err(self.rate_limited(response, ask, who).await)
