@@ -5,15 +5,21 @@ use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use serde_json::Value;
+
 use crate::clients;
-use crate::support::{Hub, Image, Larder, Options, RepositoryConfig, eventually, get, request};
+use crate::support::{Authority, Hub, Image, Larder, Options, RateLimit, RepositoryConfig, eventually, get, request};
 
 /// Prometheus 2.42 (Debian 12), as seen on the wire.
 const PROMETHEUS_2: &str = "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1";
 
+/// The alerts, and the dashboard.
+const DEPLOY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy");
+
 /// A Larder that had something of everything to do: hits, misses, an absence, an outage.
 async fn busy() -> (Hub, Larder) {
-    let mut hub = Hub::start(Options::default()).await;
+    let rate_limit = Some(RateLimit { pulls: 100, ..RateLimit::default() });
+    let mut hub = Hub::start(Options { rate_limit, ..Options::default() }).await;
     let image = Image::with_layers(1, &[100 << 10]);
     hub.push_image("team/app", "1", &image);
     let larder = Larder::start(RepositoryConfig::new("hub").upstream(&hub)).await;
@@ -89,4 +95,70 @@ async fn metrics_come_in_the_form_that_the_scraper_asks_for() {
         lines.map(|line| line.rsplit_once(' ').expect("a value").0.to_owned()).collect::<BTreeSet<_>>()
     };
     assert!(series(plain.text()) == series(open.text()), "both have the same series");
+}
+
+#[test]
+fn the_alerts_are_valid_and_come_when_they_should() {
+    let rules = Path::new(DEPLOY).join("prometheus");
+    for arguments in [&["check", "rules", "alerts.yaml"][..], &["test", "rules", "alerts_test.yaml"]] {
+        let checked = promtool(arguments, &rules, "");
+        assert!(checked.status.success(), "{}", said(&checked));
+    }
+}
+
+/// The names of metrics in a text.
+fn names(text: &str) -> BTreeSet<String> {
+    let words = text.split(|c: char| !c.is_ascii_lowercase() && !c.is_ascii_digit() && c != '_');
+    let is_metric = |word: &&str| word.starts_with("larder_") || word.starts_with("process_");
+    words.filter(is_metric).map(str::to_owned).collect()
+}
+
+/// The expressions in a dashboard.
+fn expressions(dashboard: &Value) -> Vec<String> {
+    match dashboard {
+        Value::Object(fields) => fields
+            .iter()
+            .flat_map(|(key, value)| match (key.as_str(), value) {
+                ("expr" | "query", Value::String(expression)) => vec![expression.clone()],
+                _ => expressions(value),
+            })
+            .collect(),
+        Value::Array(values) => values.iter().flat_map(expressions).collect(),
+        _ => Vec::new(),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_dashboard_and_the_alerts_name_metrics_that_there_are() {
+    let (_hub, busy) = busy().await;
+    // One with a certificate, and with a change of the configuration that was refused.
+    let dir = tempfile::tempdir().expect("a directory");
+    let certificate = Authority::new(dir.path(), "ca").issue("mirror.test");
+    let (chain, key) = (certificate.certificate.display().to_string(), certificate.key.display().to_string());
+    let tls = format!("[server.tls]\ncertificate = {chain:?}\nprivate_key = {key:?}\n");
+    let mut other = Larder::start(&tls).await;
+    other.write_config("[sever]");
+    eventually("it is refused", async || other.metrics().await.contains("larder_config_reloads_total{")).await;
+    let series = busy.metrics().await + &other.metrics().await;
+    let there: BTreeSet<_> = series
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .map(|line| line.split(['{', ' ']).next().unwrap_or_default().to_owned())
+        .collect();
+
+    let read = |file: &str| std::fs::read_to_string(Path::new(DEPLOY).join(file)).expect("readable");
+    let dashboard: Value = serde_json::from_str(&read("grafana/larder.json")).expect("JSON");
+    let expressions = expressions(&dashboard);
+    assert!(expressions.len() > 30, "{expressions:?}");
+    for (file, text) in [("the dashboard", expressions.join("\n")), ("the alerts", read("prometheus/alerts.yaml"))] {
+        let named = names(&text);
+        assert!(named.len() > 10, "{file}: {named:?}");
+        let missing: Vec<_> = named.difference(&there).collect();
+        assert!(missing.is_empty(), "{file} names metrics that there are not: {missing:?}");
+    }
+    // The documents leave the ends of histograms out.
+    let document = include_str!("../docs/monitoring.md").to_owned() + include_str!("../docs/api.md");
+    let is_there = |name: &String| there.contains(name) || there.contains(&format!("{name}_count"));
+    let missing: Vec<_> = names(&document).into_iter().filter(|name| !name.ends_with('_') && !is_there(name)).collect();
+    assert!(missing.is_empty(), "the documents name metrics that there are not: {missing:?}");
 }
