@@ -95,6 +95,7 @@ fn strange_name(host: Option<&AskedHost>, services: &Services) -> Option<Problem
     Some(Problem::new(StatusCode::FORBIDDEN, message))
 }
 
+/// Returns the answer for a client that is not let in.
 fn refusal(refused: Manager, is_change: bool) -> Response {
     match refused {
         Manager::Unknown(challenge) => {
@@ -117,6 +118,7 @@ fn refusal(refused: Manager, is_change: bool) -> Response {
             response.headers_mut().extend(after.map(|seconds| (header::RETRY_AFTER, seconds.into())));
             response
         }
+        // The first two are let in and do not come here.
         Manager::Known(_) | Manager::ByAddress | Manager::Refused => {
             let message = match is_change {
                 true => "admin.allow does not name this client; admin.read lets clients look, not change anything",

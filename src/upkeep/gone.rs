@@ -42,6 +42,8 @@ pub struct Gone {
     bytes: u64,
     names: BTreeSet<String>,
     has_further_names: bool,
+    /// Whether the line does without further names.
+    is_nameless: bool,
 }
 
 impl Gone {
@@ -63,7 +65,12 @@ impl Gone {
 
     /// Returns whether the line for `why` has room for more names.
     pub fn wants_names(&self, why: Why) -> bool {
-        self.why != why || self.names.len() < MOST
+        self.why != why || (self.names.len() < MOST && !self.is_nameless)
+    }
+
+    /// Notes that names cannot be read: evictions do not wait for them again before the next line.
+    pub fn give_up_names(&mut self) {
+        self.is_nameless = true;
     }
 
     /// Returns whether the line has waited long enough.
@@ -109,7 +116,9 @@ mod tests {
         assert!(!gone.wants_names(Why::Ttl) && gone.wants_names(Why::MinFree) && !gone.is_due());
         gone.add(Why::MinFree, 1, 1, Vec::new());
         assert_eq!((gone.why, gone.objects, gone.listed().as_str()), (Why::MinFree, 1, ""));
+        gone.give_up_names();
+        assert!(!gone.wants_names(Why::MinFree));
         gone.tell();
-        assert_eq!(gone.objects, 0);
+        assert!(gone.objects == 0 && gone.wants_names(Why::MinFree));
     }
 }

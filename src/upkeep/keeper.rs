@@ -315,10 +315,14 @@ impl Keeper {
         }
         // Names are for people only: without them, the objects go all the same.
         let names = match self.gone.wants_names(why) {
-            true => self.upkeep.parts().index.names(victims.to_vec()).await.unwrap_or_default(),
-            false => Vec::new(),
+            true => Some(self.upkeep.parts().index.names(victims.to_vec()).await),
+            false => None,
         };
-        self.gone.add(why, victims.len(), bytes, names);
+        let has_failed = matches!(names, Some(Err(_)));
+        self.gone.add(why, victims.len(), bytes, names.and_then(Result::ok).unwrap_or_default());
+        if has_failed {
+            self.gone.give_up_names();
+        }
         self.upkeep.forget(victims).await;
         if let Err(error) = self.upkeep.parts().store.remove(victims).await {
             self.upkeep.parts().metrics.errors.inc();

@@ -21,6 +21,7 @@ use tower_service::Service;
 use super::addresses::is_open;
 use super::answers::BuildError;
 use super::errors;
+use super::line::Begun;
 use super::ours::{Circle, Ours};
 use super::pool::Pool;
 use super::server::Server;
@@ -127,10 +128,12 @@ impl Anywhere {
         let client = pool.client(request.url());
         let client = client.map_err(|error| Failure::new(FailureKind::Unavailable, format!("{server}: {error}")))?;
         let since = Instant::now();
+        let line = Begun::new(&server.to_string().into(), request.method(), request.url(), false);
         let result = client.execute(request).await;
         let error = match result {
-            Ok(response) => {
+            Ok(mut response) => {
                 self.metrics.asked_upstream(OTHER_HOSTS, Ok(response.status()), since.elapsed());
+                line.into_iter().for_each(|line| line.answered(&mut response));
                 return Ok(response);
             }
             Err(error) => error,
@@ -138,6 +141,7 @@ impl Anywhere {
         let forbidden = forbidden(&error, server);
         let failure = self.way(server).failure(error);
         self.metrics.asked_upstream(OTHER_HOSTS, Err(failure.kind.as_str()), since.elapsed());
+        line.into_iter().for_each(|line| line.failed(&failure));
         Err(forbidden.map_or_else(|| failure.into(), PassError::from))
     }
 
@@ -151,6 +155,7 @@ impl Anywhere {
         let (plain_uri, likely_uri) = (uri("http")?, uri(if server.port == 80 { "http" } else { "https" })?);
         let proxy = self.proxies.as_ref().and_then(|proxies| proxies.intercept(&likely_uri));
         let is_direct = proxy.is_none();
+        let proxy_uri = proxy.as_ref().map(|proxy| proxy.uri().clone());
         let dialled = async {
             match proxy {
                 None => {
@@ -172,9 +177,10 @@ impl Anywhere {
                 let address = stream.peer_addr().ok().filter(|_| is_direct).map(|address| address.ip());
                 Ok((stream, address))
             }
-            Ok(Err(error)) => Err(match forbidden(&*error, server) {
-                Some(forbidden) => forbidden.into(),
-                None => failed(&last_cause(&*error)).into(),
+            Ok(Err(error)) => Err(match (forbidden(&*error, server), proxy_uri) {
+                (Some(forbidden), _) => forbidden.into(),
+                (None, Some(proxy)) => self.way(server).no_tunnel(&proxy, &*error).into(),
+                (None, None) => failed(&last_cause(&*error)).into(),
             }),
             Err(_) => Err(errors::timeout(&server.to_string(), "a connection", DIAL).into()),
         }

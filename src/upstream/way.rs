@@ -69,6 +69,13 @@ impl Way {
         Failure::new(kind, message).caused_by(error.without_url())
     }
 
+    /// Returns the failure of a tunnel that `proxy` was to open.
+    pub fn no_tunnel(&self, proxy: &Uri, error: &(dyn Error + 'static)) -> Failure {
+        let proxy = proxy.to_string();
+        let message = self.by_proxy(&Why::of(error), proxy.trim_end_matches('/'), false);
+        Failure::new(FailureKind::Unavailable, message)
+    }
+
     fn directly(&self, why: &Why) -> String {
         let Self { label, connect, .. } = self;
         let (url, bundle, timeout) = match self.keys {
