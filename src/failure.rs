@@ -104,6 +104,12 @@ impl Failure {
         self
     }
 
+    /// Adds to the message for people.
+    pub fn adding(mut self, more: &str) -> Self {
+        self.message = format!("{}{more}", self.message).into();
+        self
+    }
+
     /// Adds the reason that the upstream gave, if it gave one.
     pub fn told(mut self, reason: Option<&str>) -> Self {
         if let Some(reason) = reason {

@@ -8,7 +8,7 @@ use rustix::process::Pid;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
 
-use crate::text::one_line;
+use crate::text::last_words;
 
 /// Most bytes of a program's output that are read.
 const MAX_OUTPUT: u64 = 1 << 20;
@@ -40,9 +40,9 @@ pub enum ProgramError {
 }
 
 impl Ran {
-    /// Returns the output as one line for people.
+    /// Returns the end of the output as one line for people.
     pub fn text(&self) -> String {
-        one_line(&String::from_utf8_lossy(&self.said))
+        last_words(&String::from_utf8_lossy(&self.said))
     }
 }
 

@@ -112,7 +112,10 @@ const ROOMS: [(&str, &[&str]); 37] = [
     ),
     (
         "admin",
-        &["access", "auth", "body", "failure", "observe", "ops", "routing", "sent", "services", "upkeep", "upstream"],
+        &[
+            "access", "auth", "body", "failure", "observe", "ops", "routing", "sent", "services", "text", "upkeep",
+            "upstream", "work",
+        ],
     ),
     (
         "cli",

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use crate::support::{
     Authority, Browser, Certificate, DEADLINE, ForwardProxy, Hub, Larder, Options, Origin, Page, eventually, raw,
@@ -504,6 +504,22 @@ async fn the_proxy_of_the_environment_is_on_the_way() {
         assert!(heads.len() == 1 && heads[0].starts_with(wanted), "{heads:?}");
         assert!(heads[0].to_ascii_lowercase().contains("proxy-authorization: basic "), "{heads:?}");
         assert!(!larder.log().contains("secret"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_of_the_environment_that_is_down_is_named() {
+    // A port that is taken, and where nobody listens.
+    let taken = TcpSocket::new_v4().expect("a socket");
+    taken.bind("127.0.0.1:0".parse().expect("an address")).expect("a port");
+    let url = format!("http://{}", taken.local_addr().expect("an address"));
+    let builder = Larder::builder().config(DOOR).env("HTTP_PROXY", &url).env("HTTPS_PROXY", &url);
+    let larder = builder.start().await;
+    let opened = tunnel(&larder, "server.example:443").await.expect_err("there is no way");
+    let plain = request("GET", "http://server.example/").through_proxy(larder.door("proxy")).send().await.text();
+    for told in [opened, plain] {
+        let expected = format!("the proxy {url} on the way to server.example");
+        assert!(told.contains(&expected) && told.contains("HTTPS_PROXY of the environment"), "{told}");
     }
 }
 

@@ -10,6 +10,7 @@ use http::{HeaderMap, HeaderValue};
 
 use super::authorization::{bearer, credentials};
 use super::caller::{Caller, basic};
+use super::failed_logins::FailedLogins;
 use super::host::AskedHost;
 use super::refusal::{Challenge, Refusal, Wanted};
 use super::rules::Rules;
@@ -30,13 +31,14 @@ const SERVICE: &str = "larder";
 pub struct Access {
     rules: ArcSwap<Rules>,
     sealer: Sealer,
+    failed: Arc<FailedLogins>,
 }
 
-/// The result of checking a client of the admin door against `admin.allow`.
+/// The result of checking a client of the admin door against `admin.allow` and `admin.read`.
 #[derive(Clone, Debug)]
 pub enum Manager {
     /// Its login is named.
-    Known,
+    Known(Identity),
     /// Only its address is named.
     ByAddress,
     /// It is not named, but could log in; with the challenge.
@@ -55,7 +57,7 @@ pub enum LoginError {
 impl Access {
     /// Creates an `Access` with these rules and a new key for tokens. Fails if the system gives no random numbers.
     pub fn new(rules: Arc<Rules>) -> Result<Self, NoRandomness> {
-        Ok(Self { rules: ArcSwap::new(rules), sealer: Sealer::new()? })
+        Ok(Self { rules: ArcSwap::new(rules), sealer: Sealer::new()?, failed: Arc::default() })
     }
 
     /// Returns the rules in force.
@@ -73,10 +75,10 @@ impl Access {
         self.rules.load().is_admin_host(host)
     }
 
-    /// Returns whether a client may manage the cache.
-    pub async fn manager(&self, client: Client, headers: &HeaderMap) -> Manager {
+    /// Returns whether a client may look at the cache, or change it (`is_change`).
+    pub async fn manager(&self, client: &Client, headers: &HeaderMap, is_change: bool) -> Manager {
         let rules = self.rules();
-        let client = rules.forwarding.client(client, headers);
+        let named = if is_change { &rules.managers } else { &rules.readers };
         let stranger = Identity { address: client.address, known: None, certificate: None };
         let has_logins = rules.logins.is_some();
         let challenge = || rules.logins.as_deref().and_then(basic).map_or(Manager::Refused, Manager::Unknown);
@@ -94,16 +96,17 @@ impl Access {
             // A client that is named by its address only may be a browser that shows a page from anywhere; so match the
             // login alone.
             let is_by_name = |entry: &&Allow| !matches!(entry, Allow::Network(_) | Allow::Anonymous);
-            let by_name: Vec<_> = rules.managers.iter().filter(is_by_name).cloned().collect();
+            let by_name: Vec<_> = named.iter().filter(is_by_name).cloned().collect();
             let is_known = known.is_some();
-            if is_known && (Identity { known, ..stranger.clone() }).may_pull(&by_name, has_logins) {
-                return Manager::Known;
+            let identity = Identity { known, ..stranger.clone() };
+            if is_known && identity.may_pull(&by_name, has_logins) {
+                return Manager::Known(identity);
             }
-            if is_known && !stranger.may_pull(&rules.managers, has_logins) {
+            if is_known && !stranger.may_pull(named, has_logins) {
                 return Manager::Refused;
             }
         }
-        match stranger.may_pull(&rules.managers, has_logins) {
+        match stranger.may_pull(named, has_logins) {
             true => Manager::ByAddress,
             false => challenge(),
         }
@@ -139,6 +142,15 @@ impl Access {
         Ok(if caller.is_own_token(&who) { Who::Anonymous } else { who })
     }
 
+    /// Returns whether a client's credentials are of the kind that Larder and no upstream checks: a token of a
+    /// configured issuer, or the name of a user.
+    pub fn seem_ours(&self, request: &Parts, caller: &Caller) -> bool {
+        let (Some(logins), Ok(who)) = (&caller.rules.logins, self.credentials(&request.headers)) else {
+            return false;
+        };
+        caller.is_own_token(&who) || matches!(&who, Who::Login(login) if logins.has_user(&login.username))
+    }
+
     /// Returns whether Larder and no upstream checks a client's credentials: a token of a configured issuer, or the
     /// name and password of a user.
     pub async fn is_ours(&self, request: &Parts, caller: &Caller) -> bool {
@@ -149,7 +161,7 @@ impl Access {
             who if caller.is_own_token(who) => true,
             // A login that cannot be checked now may be right.
             Who::Login(login) if logins.has_user(&login.username) => {
-                let known = self.login(logins, caller.stranger().address, &request.headers).await;
+                let known = check(logins, caller.stranger().address, &who).await;
                 !matches!(known, Err(LoginError::Invalid))
             }
             _ => false,
@@ -164,13 +176,20 @@ impl Access {
         headers: &HeaderMap,
     ) -> Result<Option<Known>, LoginError> {
         let who = self.credentials(headers).map_err(|_| LoginError::Invalid)?;
-        let shown = match &who {
-            Who::Anonymous | Who::Larder => return Ok(None),
-            Who::Login(login) => Credential::Password { user: &login.username, password: login.password.reveal() },
-            Who::Header(value) => Credential::Token(bearer(value).ok_or(LoginError::Invalid)?),
-        };
-        let known = logins.known(address, shown).await.map_err(LoginError::NotNow)?;
-        known.map(Some).ok_or(LoginError::Invalid)
+        let known = check(logins, address, &who).await;
+        if matches!(known, Err(LoginError::Invalid)) {
+            self.tell_failed(address, &who);
+        }
+        known
+    }
+
+    /// Notes in the log that a login failed.
+    pub fn tell_failed(&self, address: ClientAddress, who: &Who) {
+        match who {
+            Who::Login(login) => self.failed.tell(address, Some(&login.username)),
+            Who::Header(_) => self.failed.tell(address, None),
+            Who::Anonymous | Who::Larder => {}
+        }
     }
 
     /// Checks that a client may read a repository, and returns its identity. Fails with what is missing.
@@ -202,6 +221,16 @@ impl Access {
             false => Err(Refusal::Forbidden),
         }
     }
+}
+
+async fn check(logins: &Logins, address: ClientAddress, who: &Who) -> Result<Option<Known>, LoginError> {
+    let shown = match who {
+        Who::Anonymous | Who::Larder => return Ok(None),
+        Who::Login(login) => Credential::Password { user: &login.username, password: login.password.reveal() },
+        Who::Header(value) => Credential::Token(bearer(value).ok_or(LoginError::Invalid)?),
+    };
+    let known = logins.known(address, shown).await.map_err(LoginError::NotNow)?;
+    known.map(Some).ok_or(LoginError::Invalid)
 }
 
 /// Returns the host that the client of a request asked, with or without a port. A trusted proxy may state it; HTTP/2 has

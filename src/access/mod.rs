@@ -6,6 +6,7 @@ mod authorization;
 mod by_name;
 mod caller;
 mod consent;
+mod failed_logins;
 mod forwarded;
 mod given;
 mod host;

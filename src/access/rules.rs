@@ -26,6 +26,8 @@ pub struct Rules {
     pub logins: Option<Arc<Logins>>,
     /// Clients that may manage the cache.
     pub managers: Vec<Allow>,
+    /// Clients that may look at it: those, and others that may change nothing.
+    pub readers: Vec<Allow>,
     /// Names of the registry door, besides addresses and the hosts of repositories.
     hosts: Vec<HostPattern>,
     /// Names of the admin door, besides addresses.
@@ -65,6 +67,7 @@ impl Rules {
             allow_cidrs: config.auth.allow_cidrs.clone(),
             logins,
             managers: config.admin.allow.clone(),
+            readers: config.admin.allow.iter().chain(&config.admin.read).cloned().collect(),
             hosts: config.server.hosts.clone(),
             admin_hosts: config.admin.hosts.clone(),
             log_access: config.logging.access,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use instant_acme::Error;
 
-use crate::web::WebError;
+use crate::web::{WebError, Why};
 
 /// Why no certificate was obtained.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +39,17 @@ impl AcmeError {
 }
 
 fn explained(error: &Error) -> String {
+    if let Error::Other(cause) = error
+        && let Some(WebError::Network(why)) = cause.downcast_ref()
+    {
+        return match why {
+            Why::UnknownIssuer => {
+                format!("{why}; put the authority's certificate into server.tls.acme.ca_bundle")
+            }
+            Why::NoTls => format!("{why}; write http:// in server.tls.acme.directory"),
+            _ => why.to_string(),
+        };
+    }
     match error {
         Error::Json(error) => format!("its answer is not what the protocol says ({error})"),
         other => other.to_string(),

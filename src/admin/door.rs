@@ -1,23 +1,52 @@
-//! Which clients may use the admin door.
+//! Which clients may use the admin door, and for what.
 
-use std::net::SocketAddr;
+use std::fmt;
 use std::sync::Arc;
 
-use axum::extract::{ConnectInfo, Request, State};
+use axum::Extension;
+use axum::extract::{Request, State};
 use axum::http::{Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::problem::Problem;
 use crate::access::{AskedHost, Manager, NotNow};
-use crate::auth::Client;
+use crate::auth::{Client, Identity};
 use crate::services::Services;
 
-/// Lets in clients that `admin.allow` names. Anybody may ask whether the process is well.
+/// Who asks: for the log.
+#[derive(Clone)]
+pub struct Person {
+    pub client: Client,
+    /// The identity that the client logged in with; `None`: its address decided.
+    pub identity: Option<Identity>,
+}
+
+impl fmt::Display for Person {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.identity.as_ref().and_then(Identity::name) {
+            Some(name) => write!(f, "{name} at {}", self.client),
+            None => self.client.fmt(f),
+        }
+    }
+}
+
+/// Returns whether a request changes nothing.
+fn is_look(request: &Request) -> bool {
+    matches!(*request.method(), Method::GET | Method::HEAD)
+}
+
+/// Returns whether a page is for everybody: whether the process is well.
+pub fn is_probe(path: &str) -> bool {
+    matches!(path, "/healthz" | "/readyz")
+}
+
+/// Lets in clients that `admin.allow` names, and those that `admin.read` names to look. Anybody may ask whether the
+/// process is well. The response tells by its extension [`Person`] who was let in.
 pub async fn guard(
     State(services): State<Arc<Services>>,
-    ConnectInfo(peer): ConnectInfo<SocketAddr>,
-    request: Request,
+    Extension(client): Extension<Client>,
+    mut request: Request,
     next: Next,
 ) -> Response {
     if request.method() == Method::CONNECT {
@@ -28,28 +57,59 @@ pub async fn guard(
         Ok(host) => host,
         Err(why) => return Problem::new(StatusCode::BAD_REQUEST, why).into_response(),
     };
-    if matches!(request.uri().path(), "/healthz" | "/readyz") {
+    if is_probe(request.uri().path()) {
         return next.run(request).await;
     }
     if let Err(problem) = refuse_foreign_pages(&request, host.as_ref()) {
         return problem.into_response();
     }
-    match services.access.manager(Client::connected(peer), request.headers()).await {
-        Manager::Known => next.run(request).await,
-        // A web page from anywhere can have its own name resolve to this machine: only Larder's own names are believed.
-        Manager::ByAddress if host.is_some_and(|host| services.access.is_admin_host(&host)) => next.run(request).await,
-        Manager::ByAddress => Problem::new(
-            StatusCode::FORBIDDEN,
-            "this door is asked by address, such as 127.0.0.1:17081, as localhost, by a name of admin.hosts, or with a login; a proxy has to set Host so",
-        )
-        .into_response(),
+    let is_change = !is_look(&request);
+    let identity = match services.access.manager(&client, request.headers(), is_change).await {
+        Manager::Known(identity) => Some(identity),
+        Manager::ByAddress => {
+            // A web page from anywhere can have its own name resolve to this machine: only Larder's own names are
+            // believed.
+            if let Some(problem) = strange_name(host.as_ref(), &services) {
+                return problem.into_response();
+            }
+            None
+        }
+        refused => return refusal(refused, is_change),
+    };
+    let person = Person { client, identity };
+    request.extensions_mut().insert(person.clone());
+    let mut response = next.run(request).await;
+    response.extensions_mut().insert(person);
+    response
+}
+
+/// Returns the error for a request that asks by a name that is not Larder's.
+fn strange_name(host: Option<&AskedHost>, services: &Services) -> Option<Problem> {
+    if host.is_some_and(|host| services.access.is_admin_host(host)) {
+        return None;
+    }
+    let named = host.map_or_else(|| "no name".to_owned(), |host| format!("`{host}`"));
+    let message = format!(
+        "this door was asked as {named}: add the name to admin.hosts, log in, or ask by address, such as 127.0.0.1:17081, or as localhost; a proxy in front sets Host to one of these"
+    );
+    Some(Problem::new(StatusCode::FORBIDDEN, message))
+}
+
+/// Returns the answer for a client that is not let in.
+fn refusal(refused: Manager, is_change: bool) -> Response {
+    match refused {
         Manager::Unknown(challenge) => {
-            let problem = Problem::new(StatusCode::UNAUTHORIZED, "log in as a user that admin.allow names");
-            ([(header::WWW_AUTHENTICATE, challenge)], problem).into_response()
+            let message = match is_change {
+                true => "log in as a user that admin.allow names",
+                false => "log in as a user that admin.allow or admin.read names",
+            };
+            ([(header::WWW_AUTHENTICATE, challenge)], Problem::new(StatusCode::UNAUTHORIZED, message)).into_response()
         }
         Manager::NotNow(why) => {
             let (status, after) = match why {
-                NotNow::Guessing(left) => (StatusCode::TOO_MANY_REQUESTS, Some(left.as_secs() + u64::from(left.subsec_nanos() > 0))),
+                NotNow::Guessing(left) => {
+                    (StatusCode::TOO_MANY_REQUESTS, Some(left.as_secs() + u64::from(left.subsec_nanos() > 0)))
+                }
                 NotNow::Crowded => (StatusCode::TOO_MANY_REQUESTS, Some(1)),
                 NotNow::Busy => (StatusCode::SERVICE_UNAVAILABLE, Some(1)),
                 NotNow::Issuer(_) => (StatusCode::BAD_GATEWAY, None),
@@ -58,15 +118,20 @@ pub async fn guard(
             response.headers_mut().extend(after.map(|seconds| (header::RETRY_AFTER, seconds.into())));
             response
         }
-        Manager::Refused => {
-            Problem::new(StatusCode::FORBIDDEN, "admin.allow does not name this client").into_response()
+        // The first two are let in and do not come here.
+        Manager::Known(_) | Manager::ByAddress | Manager::Refused => {
+            let message = match is_change {
+                true => "admin.allow does not name this client; admin.read lets clients look, not change anything",
+                false => "neither admin.allow nor admin.read names this client",
+            };
+            Problem::new(StatusCode::FORBIDDEN, message).into_response()
         }
     }
 }
 
 /// Refuses a request that changes something, if it comes from a web page of another site in a browser on this machine.
 fn refuse_foreign_pages(request: &Request, host: Option<&AskedHost>) -> Result<(), Problem> {
-    if matches!(*request.method(), Method::GET | Method::HEAD) {
+    if is_look(request) {
         return Ok(());
     }
     let is_foreign = |name: &str, is_own: &dyn Fn(&str) -> bool| {

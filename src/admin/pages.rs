@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Extension;
 use axum::body::Body;
 use axum::extract::{Query, RawQuery, State};
 use axum::http::{StatusCode, header};
@@ -13,10 +14,12 @@ use futures_util::stream;
 use serde::Deserialize;
 use tokio::sync::mpsc;
 
+use super::door::Person;
 use super::problem::Problem;
 use crate::clock::Instant;
 use crate::ops::{self, Images, OpsError, PinDone, Pins, PurgeDone};
 use crate::services::Services;
+use crate::text::one_line;
 use crate::upkeep::scrub::Report;
 
 /// How often a verification reports its progress.
@@ -59,10 +62,17 @@ pub async fn images(State(services): State<Arc<Services>>, page: QueryOf<Page>) 
 /// `DELETE /api/cache`, of everything, or of `?reference=` or `?repository=`.
 pub async fn purge(
     State(services): State<Arc<Services>>,
+    Extension(person): Extension<Person>,
     RawQuery(query): RawQuery,
 ) -> Result<Json<PurgeDone>, Problem> {
     let which = only_parameter(query.as_deref(), &["reference", "repository"])?;
-    Ok(Json(ops::purge(&services.cache, &services.access.rules().routing, which.as_deref()).await?))
+    let purged = ops::purge(&services.cache, &services.access.rules().routing, which.as_deref()).await;
+    let what = one_line(which.as_deref().unwrap_or("everything"));
+    match &purged {
+        Ok(PurgeDone { objects, bytes, .. }) => tracing::info!(by = %person, what, objects, bytes, "purged"),
+        Err(error) => tracing::info!(by = %person, what, %error, "not purged"),
+    }
+    Ok(Json(purged?))
 }
 
 /// `GET /api/pins`
@@ -71,19 +81,34 @@ pub async fn pins(State(services): State<Arc<Services>>) -> Result<Json<Pins>, P
 }
 
 /// `PUT /api/pins?reference=`
-pub async fn pin(State(services): State<Arc<Services>>, RawQuery(query): RawQuery) -> Result<Json<PinDone>, Problem> {
-    Ok(Json(
-        ops::set_pin(&services.cache, &services.access.rules().routing, &pinned_reference(query.as_deref())?, true)
-            .await?,
-    ))
+pub async fn pin(
+    State(services): State<Arc<Services>>,
+    Extension(person): Extension<Person>,
+    RawQuery(query): RawQuery,
+) -> Result<Json<PinDone>, Problem> {
+    set_pin(&services, &person, query.as_deref(), true).await
 }
 
 /// `DELETE /api/pins?reference=`
-pub async fn unpin(State(services): State<Arc<Services>>, RawQuery(query): RawQuery) -> Result<Json<PinDone>, Problem> {
-    Ok(Json(
-        ops::set_pin(&services.cache, &services.access.rules().routing, &pinned_reference(query.as_deref())?, false)
-            .await?,
-    ))
+pub async fn unpin(
+    State(services): State<Arc<Services>>,
+    Extension(person): Extension<Person>,
+    RawQuery(query): RawQuery,
+) -> Result<Json<PinDone>, Problem> {
+    set_pin(&services, &person, query.as_deref(), false).await
+}
+
+async fn set_pin(
+    services: &Services,
+    person: &Person,
+    query: Option<&str>,
+    is_pinned: bool,
+) -> Result<Json<PinDone>, Problem> {
+    let reference = pinned_reference(query)?;
+    let done = ops::set_pin(&services.cache, &services.access.rules().routing, &reference, is_pinned).await?;
+    let message = if is_pinned { "pinned" } else { "unpinned" };
+    tracing::info!(by = %person, what = done.reference, changed = done.changed, "{message}");
+    Ok(Json(done))
 }
 
 fn pinned_reference(query: Option<&str>) -> Result<String, Problem> {
@@ -120,8 +145,13 @@ type QueryOf<T> = Result<Query<T>, axum::extract::rejection::QueryRejection>;
 
 /// `POST /api/verify?repair=true`: answers with a line of JSON now and then, and with the whole report as the last
 /// line. The verification ends when the caller leaves.
-pub async fn verify(State(services): State<Arc<Services>>, query: QueryOf<Verify>) -> Result<Response, Problem> {
+pub async fn verify(
+    State(services): State<Arc<Services>>,
+    Extension(person): Extension<Person>,
+    query: QueryOf<Verify>,
+) -> Result<Response, Problem> {
     let Query(Verify { repair }) = query.map_err(|error| Problem::new(StatusCode::BAD_REQUEST, error.body_text()))?;
+    tracing::info!(by = %person, repair, "verifying what is stored");
     let (lines, told) = mpsc::channel::<Report>(2);
     let telling = lines.clone();
     let mut last = Instant::now();

@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use axum::response::Json;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
 use serde::Serialize;
 
 use crate::observe::Metrics;
@@ -44,7 +46,7 @@ pub struct Stats {
 struct Traffic {
     bytes_served: u64,
     bytes_fetched: u64,
-    /// Bytes that were served without being fetched.
+    /// Bytes of whole responses from the cache.
     bytes_saved: u64,
 }
 
@@ -65,8 +67,12 @@ pub async fn show(State(services): State<Arc<Services>>) -> Json<Stats> {
     let others = services.proxy.is_open().then_some(OTHER_HOSTS);
     let repositories: BTreeMap<_, _> =
         routing.prefixes().chain(others).map(|prefix| (prefix.to_owned(), repository(metrics, prefix))).collect();
-    let served = repositories.values().map(|repository| repository.traffic.bytes_served).sum();
-    let fetched = repositories.values().map(|repository| repository.traffic.bytes_fetched).sum();
+    let sum = |of: fn(&Traffic) -> u64| repositories.values().map(|repository| of(&repository.traffic)).sum();
+    let traffic = Traffic {
+        bytes_served: sum(|traffic| traffic.bytes_served),
+        bytes_fetched: sum(|traffic| traffic.bytes_fetched),
+        bytes_saved: sum(|traffic| traffic.bytes_saved),
+    };
 
     let (hits, misses, stale) = (metrics.hits.get(), metrics.misses.get(), metrics.stale.get());
     let all = hits + misses + stale;
@@ -84,7 +90,7 @@ pub async fn show(State(services): State<Arc<Services>>) -> Json<Stats> {
         objects: metrics.cache_objects.get(),
         index_size: metrics.index_bytes.get(),
         hit_rate,
-        traffic: traffic(served, fetched),
+        traffic,
         fills_running: metrics.fills_running.get(),
         coalesced: metrics.coalesced.get(),
         repositories,
@@ -102,17 +108,16 @@ fn repository(metrics: &Metrics, prefix: &str) -> Repository {
         kinds.map(|kind| metrics.requests.get(&labels(kind)).map_or(0, |counter| counter.get())).iter().sum()
     };
     let label = RepositoryLabel { repository: prefix.to_owned() };
-    let served = metrics.bytes_served.get(&label).map_or(0, |counter| counter.get());
-    let fetched = metrics.bytes_fetched.get(&label).map_or(0, |counter| counter.get());
+    let bytes = |of: &Family<RepositoryLabel, Counter>| of.get(&label).map_or(0, |counter| counter.get());
     Repository {
         hits: count(Outcome::Hit),
         misses: count(Outcome::Miss),
         stale: count(Outcome::Stale),
         failed: count(Outcome::Failed),
-        traffic: traffic(served, fetched),
+        traffic: Traffic {
+            bytes_served: bytes(&metrics.bytes_served),
+            bytes_fetched: bytes(&metrics.bytes_fetched),
+            bytes_saved: bytes(&metrics.bytes_saved),
+        },
     }
-}
-
-fn traffic(served: u64, fetched: u64) -> Traffic {
-    Traffic { bytes_served: served, bytes_fetched: fetched, bytes_saved: served.saturating_sub(fetched) }
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::fs;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::Path;
 
 use ipnet::IpNet;
@@ -185,46 +185,60 @@ pub fn check_allow(
     Ok(allow)
 }
 
-/// Reads `admin.allow` for an admin door that listens on these addresses. An error comes with the key that is wrong.
-pub fn check_managers(
-    written: &[String],
-    listen: &[SocketAddr],
-    auth: &Auth,
-) -> Result<Vec<Allow>, (&'static str, String)> {
-    let is_loopback = |text: &&String| *text == "loopback";
-    let others: Vec<_> = written.iter().filter(|text| !is_loopback(text)).cloned().collect();
-    let mut allow = match others.is_empty() {
-        true => Vec::new(),
-        false => check_allow(&others, auth, false, false).map_err(|message| ("allow", message))?,
-    };
-    let outside = listen.iter().find(|address| !address.ip().is_loopback());
-    if let Some(address) = outside {
-        if allow.is_empty() {
-            let message = format!(
-                "{address} can be reached from other machines, and `allow` names none of them; listen on a loopback address such as 127.0.0.1:17081, or add allow = [\"user:NAME\"] and [auth.htpasswd]"
-            );
-            return Err(("listen", message));
+/// The clients of the admin door.
+pub struct Managers {
+    /// Those that may change something.
+    pub allow: Vec<Allow>,
+    /// Those that may look, beside these.
+    pub read: Vec<Allow>,
+}
+
+/// Reads `admin.allow` and `admin.read`. An error comes with the key that is wrong.
+pub fn check_managers(admin: &raw::Admin, auth: &Auth) -> Result<Managers, (&'static str, String)> {
+    let outside = admin.listen.0.iter().find(|address| !address.ip().is_loopback());
+    let keys = [
+        ("allow", &admin.allow, "anybody could clear the cache"),
+        ("read", &admin.read, "anybody could read what is cached, and for whom"),
+    ];
+    let [mut allow, mut read] = [Vec::new(), Vec::new()];
+    for ((key, written, danger), checked) in keys.into_iter().zip([&mut allow, &mut read]) {
+        let others: Vec<_> = written.iter().filter(|text| *text != LOOPBACK).cloned().collect();
+        if !others.is_empty() {
+            *checked = check_allow(&others, auth, false, false).map_err(|message| (key, message))?;
         }
         let is_open = |entry: &Allow| match entry {
             Allow::Anyone => !auth.has_logins(),
             Allow::Anonymous => true,
             _ => false,
         };
-        if allow.iter().any(is_open) {
-            let message = format!("with {address} in `listen` anybody could clear the cache; name users or networks");
-            return Err(("allow", message));
+        if let (Some(address), true) = (outside, checked.iter().any(is_open)) {
+            return Err((key, format!("with {address} in `listen` {danger}; name users or networks")));
         }
     }
-    if written.iter().any(|text| text == "loopback") {
-        let networks = [IpAddr::from([127, 0, 0, 0]), IpAddr::from(std::net::Ipv6Addr::LOCALHOST)];
-        let lengths = [8, 128];
-        let networks = networks.into_iter().zip(lengths).filter_map(|(ip, length)| IpNet::new(ip, length).ok());
-        allow.extend(networks.map(Allow::Network));
+    if let (Some(address), true, true) = (outside, allow.is_empty(), read.is_empty()) {
+        let message = format!(
+            "{address} can be reached from other machines, and `allow` names none of them; listen on a loopback address such as 127.0.0.1:17081, or add allow = [\"user:NAME\"] and [auth.htpasswd]"
+        );
+        return Err(("listen", message));
+    }
+    for (written, checked) in [(&admin.allow, &mut allow), (&admin.read, &mut read)] {
+        if written.iter().any(|text| text == LOOPBACK) {
+            checked.extend(loopback());
+        }
     }
     if allow.is_empty() {
         return Err(("allow", "nobody could come in; write for example allow = [\"loopback\"]".to_owned()));
     }
-    Ok(allow)
+    Ok(Managers { allow, read })
+}
+
+/// The entry of `admin.allow` and `admin.read` for clients on this machine.
+const LOOPBACK: &str = "loopback";
+
+fn loopback() -> impl Iterator<Item = Allow> {
+    let networks = [IpAddr::from([127, 0, 0, 0]), IpAddr::from(std::net::Ipv6Addr::LOCALHOST)];
+    let networks = networks.into_iter().zip([8, 128]).filter_map(|(ip, length)| IpNet::new(ip, length).ok());
+    networks.map(Allow::Network)
 }
 
 struct Entry(Allow);

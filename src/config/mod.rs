@@ -124,8 +124,10 @@ pub struct Cache {
 #[derive(Clone, Debug)]
 pub struct Admin {
     pub listen: Vec<SocketAddr>,
-    /// Clients that may use this door; never empty.
+    /// Clients that may use this door, and change what they like; never empty.
     pub allow: Vec<Allow>,
+    /// Clients that may look, beside these, and change nothing.
+    pub read: Vec<Allow>,
     /// Names by which clients may ask this door without a login, beside addresses and `localhost`.
     pub hosts: Vec<HostPattern>,
 }
@@ -236,7 +238,7 @@ impl Config {
         let proxy = proxy_door::check(&check, file.proxy, file.allowlist, has_patterns, &repositories, &around)?;
         let proxy_listen = proxy.as_ref().map(|proxy| proxy.listen.as_slice()).unwrap_or_default();
         check_doors(&check, &file.server.listen.0, &file.admin.listen.0, proxy_listen, tls.as_ref())?;
-        let managers = auth::check_managers(&file.admin.allow, &file.admin.listen.0, &around.auth);
+        let managers = auth::check_managers(&file.admin, &around.auth);
         let managers = managers.map_err(|(key, message)| check.invalid(&["admin", key], message))?;
         let hosts = check_hosts(&check, "server", &file.server.hosts)?;
         let admin_hosts = check_hosts(&check, "admin", &file.admin.hosts)?;
@@ -262,7 +264,12 @@ impl Config {
             cache,
             repositories,
             proxy,
-            admin: Admin { listen: file.admin.listen.0, allow: managers, hosts: admin_hosts },
+            admin: Admin {
+                listen: file.admin.listen.0,
+                allow: managers.allow,
+                read: managers.read,
+                hosts: admin_hosts,
+            },
             logging: file.logging,
         })
     }

@@ -462,6 +462,7 @@ pub struct Allowlist {
 pub struct Admin {
     pub listen: Addresses,
     pub allow: Vec<String>,
+    pub read: Vec<String>,
     pub hosts: Vec<String>,
 }
 
@@ -470,6 +471,7 @@ impl Default for Admin {
         Self {
             listen: Addresses(vec![SocketAddr::from(([127, 0, 0, 1], 17081))]),
             allow: vec!["loopback".to_owned()],
+            read: Vec::new(),
             hosts: Vec::new(),
         }
     }

@@ -36,7 +36,7 @@ fn keys_that_do_not_exist() {
         ),
         (
             "[admin]\ntoken = \"geheim\"".to_owned(),
-            "2: unknown key `admin.token`; there are `listen`, `allow`, `hosts`",
+            "2: unknown key `admin.token`; there are `listen`, `allow`, `read`, `hosts`",
         ),
         ("[cache]\nmaxsize = 1".to_owned(), "2: unknown key `cache.maxsize`; did you mean `cache.max_size`?"),
         (repository("scope = []"), "2: unknown key `repository.x.scope`; did you mean `repository.x.scopes`?"),

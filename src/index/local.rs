@@ -104,6 +104,10 @@ impl Index for LocalIndex {
         })
     }
 
+    fn names(&self, objects: Vec<Digest>) -> Call<'_, Vec<String>> {
+        self.read(move |sqlite| sqlite.names(&objects))
+    }
+
     fn listing<'a>(&'a self, key: &'a ListKey, room: u64) -> Call<'a, Option<Listing>> {
         let key = key.clone();
         self.read(move |sqlite| sqlite.listing(&key, room))

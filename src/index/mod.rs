@@ -75,6 +75,10 @@ pub trait Index: Send + Sync + 'static {
     /// written counts, too.
     fn knows_name<'a>(&'a self, repository: &'a str, name: &'a str, digest: &'a Digest) -> Call<'a, bool>;
 
+    /// Returns for each of these objects one of its names for people, as far as they are known: that of an image that
+    /// the object is a part of, else that of a name that has it.
+    fn names(&self, objects: Vec<Digest>) -> Call<'_, Vec<String>>;
+
     /// Returns a list as it was last seen. Fails with [`IndexError::TooLarge`] if it takes more than `room` bytes.
     fn listing<'a>(&'a self, key: &'a ListKey, room: u64) -> Call<'a, Option<Listing>>;
 

@@ -1,6 +1,6 @@
 //! Which names have which manifests, as their upstreams have said.
 
-use rusqlite::{Transaction, params};
+use rusqlite::{OptionalExtension, Transaction, params};
 
 use super::{IndexError, Sqlite, Timestamp};
 use crate::oci::Digest;
@@ -17,6 +17,20 @@ impl Sqlite {
             EXISTS (SELECT 1 FROM manifests WHERE repository = ?1 AND name = ?2 AND digest = wanted.digest) \
             OR EXISTS (SELECT 1 FROM tags WHERE digest = wanted.digest AND repository = ?1 AND name = ?2)";
         self.read(|connection| connection.prepare_cached(SQL)?.exists(params![repository, name, digest.as_raw()]))
+    }
+
+    /// Returns for each of these objects one of its names for people, as far as they are known. Blocks.
+    pub fn names(&self, objects: &[Digest]) -> Result<Vec<String>, IndexError> {
+        // Very many manifests may share a layer; a few are enough to find a name.
+        const SQL: &str = "WITH above(digest) AS (SELECT ?1 UNION ALL \
+                SELECT parent FROM (SELECT parent FROM edges WHERE child = ?1 LIMIT 8)) \
+            SELECT repository || '/' || name || ':' || tag FROM tags WHERE digest IN (SELECT digest FROM above) \
+            UNION ALL SELECT repository || '/' || name FROM manifests WHERE digest IN (SELECT digest FROM above) LIMIT 1";
+        self.read(|connection| {
+            let mut statement = connection.prepare_cached(SQL)?;
+            let name = |object: &Digest| statement.query_row(params![object.as_raw()], |row| row.get(0)).optional();
+            objects.iter().map(name).filter_map(rusqlite::Result::transpose).collect()
+        })
     }
 }
 
@@ -58,6 +72,8 @@ mod tests {
         index.flush().await.expect("written");
         let knows = |repository: &str, name: &str, digest| index.knows_name(repository, name, &digest).expect("read");
         assert!(knows("r", "a", image_index) && knows("r", "a", image) && knows("r", "b", other));
+        let names = index.names(&[image_index, image, other, Digest::Sha256([9; 32])]).expect("read");
+        assert_eq!(names, ["r/a:1", "r/a:1", "r/b"]);
         assert!(!knows("r", "a", other) && !knows("r", "b", image) && !knows("elsewhere", "a", image));
     }
 }

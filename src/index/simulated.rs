@@ -144,6 +144,10 @@ impl Index for Simulated {
         self.call(false, async |index| index.knows_name(repository, name, digest).await)
     }
 
+    fn names(&self, objects: Vec<Digest>) -> Call<'_, Vec<String>> {
+        self.call(false, async move |index| index.names(objects).await)
+    }
+
     fn listing<'a>(&'a self, key: &'a ListKey, room: u64) -> Call<'a, Option<Listing>> {
         self.call(false, async move |index| index.listing(key, room).await)
     }

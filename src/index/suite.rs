@@ -64,6 +64,8 @@ async fn what_is_noted_is_read() {
         for (name, byte, is_known) in [("a", 1, true), ("a", 2, true), ("a", 9, false), ("b", 1, false)] {
             assert_eq!(index.knows_name("r", name, &object(byte)).await.expect("read"), is_known, "{name} {byte}");
         }
+        let named = index.names(vec![object(1), object(2), object(9)]).await.expect("read");
+        assert_eq!(named, ["r/a:1", "r/a:1"], "nothing is known of the last");
         assert_eq!(index.catalog(vec!["r".to_owned()], String::new(), 10).await.expect("read"), ["r/a"]);
         let page = index.images(String::new(), 10).await.expect("read");
         let images: Vec<_> = page.images.iter().map(|image| (image.reference.as_str(), image.objects)).collect();

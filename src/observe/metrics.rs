@@ -1,14 +1,18 @@
 //! The metrics of Larder: one struct, handed to all code that counts. No globals.
 
 use std::sync::atomic::AtomicU64;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
+use http::StatusCode;
 use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::{Registry, Unit};
+use prometheus_client::metrics::histogram::Histogram;
+
+/// Upper bounds of the buckets of times to the head of a response, in seconds: from a hit in memory to the longest that
+/// a client waits.
+const HEAD_SECONDS: [f64; 14] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0];
 
 /// The kind of content that a request asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -62,19 +66,19 @@ pub struct RequestLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ReloadLabel {
+pub(super) struct ReloadLabel {
     result: &'static str,
 }
 
 /// The label of a certificate.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct NameLabel {
+pub(super) struct NameLabel {
     name: String,
 }
 
 /// An upstream and the account with which it is asked: a user name, or `anonymous`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct AccountLabels {
+pub(super) struct AccountLabels {
     upstream: String,
     account: String,
 }
@@ -93,6 +97,31 @@ pub struct UpstreamLabels {
     pub result: String,
 }
 
+/// The labels of the times until the head of a response to a client.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct AnswerLabels {
+    kind: &'static str,
+    outcome: &'static str,
+}
+
+/// The labels of the times until the head of an upstream's response.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct HeadLabels {
+    upstream: String,
+    /// `2xx` and so on, or the failure because of which there is no response.
+    result: &'static str,
+}
+
+/// Times until the head of a response, by labels.
+#[derive(Clone, Debug)]
+pub(super) struct HeadTimes<L>(pub(super) Family<L, Histogram, fn() -> Histogram>);
+
+impl<L: Clone + std::hash::Hash + Eq> Default for HeadTimes<L> {
+    fn default() -> Self {
+        Self(Family::new_with_constructor(|| Histogram::new(HEAD_SECONDS)))
+    }
+}
+
 /// The label of responses.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct StatusLabel {
@@ -106,10 +135,14 @@ pub struct Metrics {
     pub responses: Family<StatusLabel, Counter>,
     pub bytes_served: Family<RepositoryLabel, Counter>,
     pub bytes_fetched: Family<RepositoryLabel, Counter>,
-    config_reloads: Family<ReloadLabel, Counter>,
-    certificates: Family<NameLabel, Gauge<i64>>,
-    quota_limit: Family<AccountLabels, Gauge>,
-    quota_remaining: Family<AccountLabels, Gauge>,
+    /// Content of whole responses from the cache.
+    pub bytes_saved: Family<RepositoryLabel, Counter>,
+    pub(super) answer_times: HeadTimes<AnswerLabels>,
+    pub(super) upstream_times: HeadTimes<HeadLabels>,
+    pub(super) config_reloads: Family<ReloadLabel, Counter>,
+    pub(super) certificates: Family<NameLabel, Gauge<i64>>,
+    pub(super) quota_limit: Family<AccountLabels, Gauge>,
+    pub(super) quota_remaining: Family<AccountLabels, Gauge>,
     pub upstream_requests: Family<UpstreamLabels, Counter>,
     pub fills_started: Counter,
     pub fills_running: Gauge,
@@ -124,6 +157,10 @@ pub struct Metrics {
     pub cache_bytes: Gauge<i64>,
     pub cache_objects: Gauge<i64>,
     pub index_bytes: Gauge<i64>,
+    /// Bytes that an empty disk would have for objects, by the limits of the configuration.
+    pub cache_limit: Gauge<i64>,
+    pub disk_bytes: Gauge<i64>,
+    pub disk_free: Gauge<i64>,
     /// Changes to the index that were dropped because too many waited or the disk was full.
     pub index_writes_dropped: Counter,
     pub connections: Gauge,
@@ -147,9 +184,19 @@ impl Metrics {
         };
     }
 
-    /// Counts content that was sent to a client.
-    pub fn served(&self, repository: &str, bytes: u64) {
-        self.bytes_served.get_or_create(&RepositoryLabel { repository: repository.to_owned() }).inc_by(bytes);
+    /// Counts content that was sent to a client. `is_saved`: it is a whole response from the cache.
+    pub fn served(&self, repository: &str, bytes: u64, is_saved: bool) {
+        let label = RepositoryLabel { repository: repository.to_owned() };
+        self.bytes_served.get_or_create(&label).inc_by(bytes);
+        if is_saved {
+            self.bytes_saved.get_or_create(&label).inc_by(bytes);
+        }
+    }
+
+    /// Notes how long a client waited for the head of the response to a request for content.
+    pub fn answered_within(&self, kind: Kind, outcome: Outcome, took: Duration) {
+        let labels = AnswerLabels { kind: kind.as_str(), outcome: outcome.as_str() };
+        self.answer_times.0.get_or_create(&labels).observe(took.as_secs_f64());
     }
 
     /// Counts content that was received from an upstream.
@@ -157,10 +204,16 @@ impl Metrics {
         self.bytes_fetched.get_or_create(&RepositoryLabel { repository: repository.to_owned() }).inc_by(bytes);
     }
 
-    /// Counts one request to an upstream.
-    pub fn asked_upstream(&self, upstream: &str, result: &str) {
+    /// Counts one request to an upstream, and how long it took until the head of the response, or until it failed.
+    pub fn asked_upstream(&self, upstream: &str, result: Result<StatusCode, &'static str>, took: Duration) {
+        let (result, class) = match &result {
+            Ok(status) => (status.as_str(), class(*status)),
+            Err(failure) => (*failure, *failure),
+        };
         let labels = UpstreamLabels { upstream: upstream.to_owned(), result: result.to_owned() };
         self.upstream_requests.get_or_create(&labels).inc();
+        let labels = HeadLabels { upstream: upstream.to_owned(), result: class };
+        self.upstream_times.0.get_or_create(&labels).observe(took.as_secs_f64());
     }
 
     /// Sets the rate limit of an upstream, and what is left of it.
@@ -188,57 +241,16 @@ impl Metrics {
     pub fn forget_certificates(&self) {
         self.certificates.clear();
     }
-
-    /// Returns all metrics in the Prometheus text format.
-    pub fn encode(&self) -> Result<String, std::fmt::Error> {
-        let mut registry = Registry::with_prefix("larder");
-        let r = &mut registry;
-        r.register("requests", "Requests for content by repository, kind and outcome", self.requests.clone());
-        r.register("responses", "Responses of the registry door by status", self.responses.clone());
-        r.register_with_unit("served", "Content sent to clients", Unit::Bytes, self.bytes_served.clone());
-        r.register_with_unit("fetched", "Content received from upstreams", Unit::Bytes, self.bytes_fetched.clone());
-        r.register("upstream_requests", "Requests sent to upstreams by result", self.upstream_requests.clone());
-        r.register("upstream_ratelimit_limit", "Pulls in a window that an upstream allows", self.quota_limit.clone());
-        r.register("upstream_ratelimit_remaining", "Pulls that are left of it", self.quota_remaining.clone());
-        r.register("fills", "Transfers begun from upstream", self.fills_started.clone());
-        r.register("fills_running", "Transfers from upstream under way", self.fills_running.clone());
-        r.register("coalesced", "Requests that joined a running transfer", self.coalesced.clone());
-        r.register("stores", "Objects stored", self.stores.clone());
-        r.register("unstored", "Objects not stored for want of room or a working disk", self.unstored.clone());
-        r.register("evictions", "Objects removed to make room", self.evictions.clone());
-        r.register("errors", "Failures of the cache's own disk or index", self.errors.clone());
-        r.register_with_unit("cache", "Size of the stored objects", Unit::Bytes, self.cache_bytes.clone());
-        r.register("cache_objects", "Stored objects", self.cache_objects.clone());
-        r.register_with_unit("index", "Disk that the index needs", Unit::Bytes, self.index_bytes.clone());
-        r.register("index_writes_dropped", "Changes to the index that were lost", self.index_writes_dropped.clone());
-        r.register(
-            "config_reloads",
-            "Changes of the configuration that were used or refused",
-            self.config_reloads.clone(),
-        );
-        let about = "When certificates of the registry door end, in seconds since 1970";
-        r.register("certificate_expiry_timestamp_seconds", about, self.certificates.clone());
-        r.register("connections", "Open client connections", self.connections.clone());
-        let mut text = String::new();
-        encode(&mut text, &registry)?;
-        Ok(text)
-    }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_figures_are_readable_by_prometheus() {
-        let metrics = Metrics::default();
-        metrics.answered("docker.io", Kind::Blob, Outcome::Hit);
-        metrics.served("docker.io", 7);
-        let text = metrics.encode().expect("encoded");
-        assert!(
-            text.contains(r#"larder_requests_total{repository="docker.io",kind="blob",outcome="hit"} 1"#),
-            "{text}"
-        );
-        assert!(text.contains(r#"larder_served_bytes_total{repository="docker.io"} 7"#), "{text}");
+/// Returns the class of a status, as a label.
+fn class(status: StatusCode) -> &'static str {
+    match status.as_u16() / 100 {
+        1 => "1xx",
+        2 => "2xx",
+        3 => "3xx",
+        4 => "4xx",
+        5 => "5xx",
+        _ => "other",
     }
 }

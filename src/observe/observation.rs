@@ -22,6 +22,7 @@ use crate::failure::Failure;
 pub struct Observation {
     metrics: Arc<Metrics>,
     log_access: bool,
+    is_counted: bool,
     began: Instant,
     client: Client,
     user: Option<String>,
@@ -45,6 +46,7 @@ impl Observation {
         Self {
             metrics,
             log_access,
+            is_counted: true,
             began: Instant::now(),
             client,
             user: None,
@@ -60,6 +62,12 @@ impl Observation {
             length: None,
             has_ended: false,
         }
+    }
+
+    /// Leaves the response out of the metrics: the request is about Larder itself.
+    pub fn of_no_content(mut self) -> Self {
+        self.is_counted = false;
+        self
     }
 
     /// Sets the repository and the kind of the requested content.
@@ -99,9 +107,12 @@ impl Observation {
         let length = response.headers().get(http::header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
         self.length = length.and_then(|length| length.parse().ok());
         self.has_ended = response.body().is_end_stream();
-        self.metrics.responses.get_or_create(&StatusLabel { status: self.status }).inc();
+        if self.is_counted {
+            self.metrics.responses.get_or_create(&StatusLabel { status: self.status }).inc();
+        }
         if let (Some((repository, kind)), Some(outcome)) = (&self.repository, self.outcome) {
             self.metrics.answered(repository, *kind, outcome);
+            self.metrics.answered_within(*kind, outcome, self.began.elapsed());
         }
         response.map(|body| Observed { body, observation: self }.boxed_unsync())
     }
@@ -109,8 +120,11 @@ impl Observation {
 
 impl Drop for Observation {
     fn drop(&mut self) {
-        if let Some((repository, _)) = &self.repository {
-            self.metrics.served(repository, self.sent);
+        let is_complete = self.has_ended || self.length == Some(self.sent);
+        // An error is no content.
+        if let (Some((repository, _)), 200..300) = (&self.repository, self.status) {
+            let is_from_cache = matches!(self.outcome, Some(Outcome::Hit | Outcome::Stale));
+            self.metrics.served(repository, self.sent, is_from_cache && is_complete);
         }
         if self.log_access {
             access_log::write(&Entry {
@@ -122,7 +136,7 @@ impl Drop for Observation {
                 user_agent: &self.user_agent,
                 status: self.status,
                 bytes: self.sent,
-                is_complete: self.has_ended || self.length == Some(self.sent),
+                is_complete,
                 took: self.began.elapsed(),
                 repository: self.repository.as_ref().map(|(repository, _)| repository.as_str()),
                 cache: self.outcome.map(Outcome::as_str),

@@ -124,7 +124,6 @@ pub async fn purge(cache: &Cache, routing: &Routing, which: Option<&str>) -> Res
         None => Purge::All,
         Some(text) => what_to_purge(routing, text)?,
     };
-    tracing::info!(?purge, "purging the cache");
     let purged = cache.purge(purge).await?;
     Ok(PurgeDone { status: "ok".to_owned(), objects: purged.objects, bytes: purged.bytes })
 }

@@ -42,7 +42,10 @@ pub async fn base(
             false => Ok(yes()),
         };
     }
+    let seem_ours = access.seem_ours(request, caller);
     match selected.or(routing.default()).filter(|repository| passes(repository)) {
+        // Where no repository is named, a user of Larder logs in at Larder.
+        _ if selected.is_none() && seem_ours => drop(access.identify(request, caller, None).await?),
         // If the credentials are of a user of Larder, the upstream is not asked: not every user of Larder has an
         // account there.
         Some(repository) => match access.is_ours(request, caller).await {
@@ -66,7 +69,10 @@ async fn greet(access: &Access, request: &Parts, caller: &Caller, repository: &R
     // If the upstream cannot answer, nobody is turned away: each pull asks again.
     let is_denied = |failure: Failure| failure.kind == FailureKind::Denied;
     match repository.upstreams.first(None, greet).await.is_err_and(is_denied) {
-        true => Err(challenge(request, caller, Challenge::Invalid, None)),
+        true => {
+            access.tell_failed(caller.stranger().address, &who);
+            Err(challenge(request, caller, Challenge::Invalid, None))
+        }
         false => Ok(()),
     }
 }
@@ -107,7 +113,8 @@ pub async fn give_token(access: &Access, request: &Parts, caller: &Caller) -> Re
         return Err(InvalidRoute::NotFound.into());
     }
     let form = request.extensions.get::<Result<Form, WrongForm>>().cloned().transpose()?;
-    if !passes {
+    let is_for_upstream = passes && is_for_upstream(request, caller, form.as_ref());
+    if !passes || (!is_for_upstream && access.seem_ours(request, caller)) {
         access.identify(request, caller, None).await?;
     }
     let login = match access.credentials(&request.headers) {
@@ -129,6 +136,23 @@ pub async fn give_token(access: &Access, request: &Parts, caller: &Caller) -> Re
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     Ok(response)
+}
+
+/// Returns whether a token is asked for a repository where the clients' own accounts at the upstream decide.
+fn is_for_upstream(request: &Parts, caller: &Caller, form: Option<&Form>) -> bool {
+    let query = url::form_urlencoded::parse(request.uri.query().unwrap_or_default().as_bytes());
+    let scopes = query.filter(|(key, _)| key == "scope").map(|(_, scope)| scope.into_owned());
+    let scopes = scopes.chain(form.and_then(|form| form.scope.clone()));
+    // A scope is `repository:NAME:ACTIONS`; several are separated by spaces.
+    let mut names = scopes.flat_map(|scopes| {
+        let names = scopes.split(' ').filter_map(|scope| scope.strip_prefix("repository:")?.rsplit_once(':'));
+        names.map(|(name, _)| name.to_owned()).collect::<Vec<_>>()
+    });
+    let routing = &caller.rules.routing;
+    names.any(|name| {
+        let target = routing.route(Asked { namespace: None, host: host(request), path: &name, tag: None });
+        target.is_ok_and(|target| target.repository.config.client_consent.is_some())
+    })
 }
 
 /// Returns the response to `/v2/` for a client whose login is fine or not needed.

@@ -13,6 +13,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior};
 use super::census::Counting;
 use super::clock::{now, past};
 use super::desk::Upkeep;
+use super::gone::{Gone, Why};
 use super::ledger::{Look, Step};
 use super::mail::{Ask, Message};
 use crate::index::{IndexError, TakeObject};
@@ -44,6 +45,10 @@ pub(super) struct Keeper {
     is_shrinking: bool,
     /// Bytes and objects that are still to go in addition to those needed.
     spare: (u64, usize),
+    /// The limit that objects last had to go for.
+    why: Why,
+    /// Evictions that the log does not have yet.
+    gone: Gone,
 }
 
 impl Keeper {
@@ -55,6 +60,8 @@ impl Keeper {
             is_expiring: false,
             is_shrinking: false,
             spare: (0, 0),
+            why: Why::default(),
+            gone: Gone::default(),
         }
     }
 
@@ -72,7 +79,7 @@ impl Keeper {
                 match mailbox.try_recv() {
                     Ok(message) => self.take(message).await,
                     Err(TryRecvError::Empty) => break,
-                    Err(TryRecvError::Disconnected) => return,
+                    Err(TryRecvError::Disconnected) => return self.gone.tell(),
                 }
             }
             if is_keeping && is_due(&mut ticks) {
@@ -87,7 +94,11 @@ impl Keeper {
             if let Some(ask) = self.asks.pop_front() {
                 self.serve(ask).await;
             }
+            if self.gone.is_due() {
+                self.gone.tell();
+            }
             if !self.step().await && self.asks.is_empty() {
+                self.gone.tell();
                 tokio::select! {
                     message = mailbox.recv() => match message {
                         Some(message) => self.take(message).await,
@@ -151,7 +162,6 @@ impl Keeper {
             self.failed("what is pinned cannot be found out", &error);
         }
         self.look_again().await;
-        self.publish_index();
         self.is_expiring = true;
         self.is_shrinking = true;
     }
@@ -204,16 +214,20 @@ impl Keeper {
         let (mut look, abandoned) = self.look().await?;
         let rest = ask.wanted - ask.held.bytes;
         self.relieve(rest, &mut look, abandoned).await?;
-        let step = {
+        let (step, bytes) = {
             let leases = self.upkeep.leases();
             let mut ledger = self.upkeep.ledger();
-            ledger.step(ask.wanted, &mut ask.held.bytes, &look, STEP, now(), |digest| leases.contains_key(digest))
+            self.why = ledger.why(ask.wanted - ask.held.bytes, &look);
+            let before = ledger.totals().1;
+            let is_busy = |digest: &Digest| leases.contains_key(digest);
+            let step = ledger.step(ask.wanted, &mut ask.held.bytes, &look, STEP, now(), is_busy);
+            (step, before - ledger.totals().1)
         };
         match step {
             Step::NoRoom => return Ok(Some(false)),
             Step::Reserved => {}
             Step::Evict { victims, is_enough } => {
-                self.evict(&victims).await;
+                self.evict(&victims, bytes, self.why).await;
                 ask.has_evicted = true;
                 if !is_enough {
                     return Ok(None);
@@ -253,12 +267,15 @@ impl Keeper {
         let (mut look, abandoned) = self.look().await?;
         self.relieve(0, &mut look, abandoned).await?;
         let needed = self.upkeep.ledger().needed(0, &look);
+        if needed > 0 {
+            self.why = self.upkeep.ledger().why(0, &look);
+        }
         if needed > 0 && self.spare == (0, 0) {
             self.spare = (self.upkeep.ledger().spare(look.total), MAX_SPARE);
         }
         let most = if needed > 0 { STEP } else { STEP.min(self.spare.1) };
-        let (victims, freed) = self.victims(needed.max(self.spare.0), most);
-        self.evict(&victims).await;
+        let (victims, freed, bytes) = self.victims(needed.max(self.spare.0), most);
+        self.evict(&victims, bytes, self.why).await;
         let beyond = freed.saturating_sub(needed);
         self.spare = (self.spare.0.saturating_sub(beyond), self.spare.1.saturating_sub(victims.len()));
         if self.spare.0 == 0 || self.spare.1 == 0 || victims.is_empty() {
@@ -270,30 +287,47 @@ impl Keeper {
 
     /// Takes a step of expiring objects. Returns whether there may be more.
     async fn expire(&mut self) -> bool {
-        let expired = {
+        let (expired, bytes) = {
             let leases = self.upkeep.leases();
-            self.upkeep.ledger().expire(STEP, now(), |digest| leases.contains_key(digest))
+            let mut ledger = self.upkeep.ledger();
+            let before = ledger.totals().1;
+            let expired = ledger.expire(STEP, now(), |digest| leases.contains_key(digest));
+            (expired, before - ledger.totals().1)
         };
-        self.evict(&expired).await;
+        self.evict(&expired, bytes, Why::Ttl).await;
         expired.len() == STEP
     }
 
-    fn victims(&self, bytes: u64, most: usize) -> (Vec<Digest>, u64) {
+    /// Returns the objects to go, the disk space that they take, and their bytes.
+    fn victims(&self, bytes: u64, most: usize) -> (Vec<Digest>, u64, u64) {
         let leases = self.upkeep.leases();
-        self.upkeep.ledger().evict(bytes, most, now(), |digest| leases.contains_key(digest))
+        let mut ledger = self.upkeep.ledger();
+        let before = ledger.totals().1;
+        let (victims, freed) = ledger.evict(bytes, most, now(), |digest| leases.contains_key(digest));
+        (victims, freed, before - ledger.totals().1)
     }
 
-    /// Removes rows first, then files. A reader that has a file open goes on reading.
-    async fn evict(&self, victims: &[Digest]) {
+    /// Removes rows first, then files. A reader that has a file open goes on reading. `bytes`: what the objects have
+    /// together.
+    async fn evict(&mut self, victims: &[Digest], bytes: u64, why: Why) {
         if victims.is_empty() {
             return;
+        }
+        // Names are for people only: without them, the objects go all the same.
+        let names = match self.gone.wants_names(why) {
+            true => Some(self.upkeep.parts().index.names(victims.to_vec()).await),
+            false => None,
+        };
+        let has_failed = matches!(names, Some(Err(_)));
+        self.gone.add(why, victims.len(), bytes, names.and_then(Result::ok).unwrap_or_default());
+        if has_failed {
+            self.gone.give_up_names();
         }
         self.upkeep.forget(victims).await;
         if let Err(error) = self.upkeep.parts().store.remove(victims).await {
             self.upkeep.parts().metrics.errors.inc();
             tracing::error!(%error, "cannot remove an object; the next comparison with the files takes it in again");
         }
-        tracing::debug!(count = victims.len(), "objects were evicted");
         self.upkeep.parts().metrics.evictions.inc_by(victims.len() as u64);
         self.upkeep.publish_totals();
     }
@@ -325,7 +359,10 @@ impl Keeper {
     /// Notes the present state of the disk, for callers that find plenty of room by it.
     async fn look_again(&self) {
         match self.look().await {
-            Ok((look, _)) => self.upkeep.ledger().looked(look),
+            Ok((look, _)) => {
+                self.upkeep.ledger().looked(look);
+                self.publish_disk();
+            }
             Err(error) => self.failed("cannot tell how full the disk is", &error),
         }
     }
@@ -351,9 +388,16 @@ impl Keeper {
         Ok(())
     }
 
-    fn publish_index(&self) {
-        let (parts, look) = (self.upkeep.parts(), self.upkeep.ledger().last_look());
-        parts.metrics.index_bytes.set(i64::try_from(look.index).unwrap_or(i64::MAX));
+    fn publish_disk(&self) {
+        let (parts, look, most) = {
+            let ledger = self.upkeep.ledger();
+            (self.upkeep.parts(), ledger.last_look(), ledger.most())
+        };
+        let clamp = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+        parts.metrics.index_bytes.set(clamp(look.index));
+        parts.metrics.disk_bytes.set(clamp(look.total));
+        parts.metrics.disk_free.set(clamp(look.free));
+        parts.metrics.cache_limit.set(clamp(most.unwrap_or(0)));
         let dropped = parts.index.dropped();
         parts.metrics.index_writes_dropped.inc_by(dropped.saturating_sub(parts.metrics.index_writes_dropped.get()));
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::clock::Seconds;
 use super::evict::{Class, Evictor};
+use super::gone::Why;
 use super::limits::Limits;
 use crate::config::Limit;
 use crate::oci::Digest;
@@ -230,15 +231,30 @@ impl Ledger {
 
     /// Returns whether so many bytes would not fit even into an empty cache.
     pub fn never_fits(&self, bytes: u64) -> bool {
-        let Some(Look { total, .. }) = self.look else {
-            return false;
-        };
+        self.most().is_some_and(|most| bytes > most)
+    }
+
+    /// Returns the bytes that an empty disk would have for objects, by the limits; `None` before the first look.
+    pub fn most(&self) -> Option<u64> {
+        let Look { total, .. } = self.look?;
         let min_free = self.limits.min_free.of(total).unwrap_or(0).min(total);
-        bytes > self.limits.max_size.of(total).unwrap_or(total).min(total - min_free)
+        Some(self.limits.max_size.of(total).unwrap_or(total).min(total - min_free))
     }
 
     /// Returns how many bytes have to go before `wanted` more bytes fit, by a state of the disk.
     pub fn needed(&self, wanted: u64, look: &Look) -> u64 {
+        let (over_size, over_disk) = self.over(wanted, look);
+        over_size.max(over_disk)
+    }
+
+    /// Returns which limit objects have to go for.
+    pub fn why(&self, wanted: u64, look: &Look) -> Why {
+        let (over_size, over_disk) = self.over(wanted, look);
+        if over_disk > over_size { Why::MinFree } else { Why::MaxSize }
+    }
+
+    /// Returns by how many bytes `max_size` would be exceeded, and how many bytes the disk would lack.
+    fn over(&self, wanted: u64, look: &Look) -> (u64, u64) {
         let Look { total, free, index, running, abandoned, released } = *look;
         let index = index.saturating_sub(INDEX_FOR_FREE);
         let used = self.evictor.taken() + self.reserved + abandoned;
@@ -253,7 +269,7 @@ impl Ledger {
         // `running` may include files of fills that ended since the look.
         let running = running.saturating_sub(self.released.saturating_sub(released));
         let promised = self.reserved.saturating_sub(running);
-        over_size.max((min_free + wanted + promised).saturating_sub(free))
+        (over_size, (min_free + wanted + promised).saturating_sub(free))
     }
 
     /// Returns why not even a small object could be stored, if that is so even after everything that may go has gone.

@@ -12,6 +12,7 @@ mod classes;
 mod clock;
 mod desk;
 pub mod evict;
+mod gone;
 mod keeper;
 mod ledger;
 mod limits;

@@ -21,11 +21,14 @@ use tower_service::Service;
 use super::addresses::is_open;
 use super::answers::BuildError;
 use super::errors;
+use super::line::Begun;
 use super::ours::{Circle, Ours};
 use super::pool::Pool;
 use super::server::Server;
 use super::shared::OTHER_HOSTS;
-use crate::config::{Allowlist, ClientTls, Forbidden, Permission, Proxies, ProxyDoor};
+use super::way::{Keys, Way, matcher};
+use crate::clock::Instant;
+use crate::config::{Allowlist, ClientTls, Forbidden, Permission, Proxies, Proxy, ProxyDoor};
 use crate::failure::{Failure, FailureKind};
 use crate::observe::Metrics;
 use crate::web::{dial, tls};
@@ -43,6 +46,8 @@ pub struct Anywhere {
     /// For all other hosts, which must be in the public network or in the allowlist's networks.
     public: Ways,
     proxies: Option<Matcher>,
+    /// The same as the configuration has them.
+    written: Proxies,
     ours: Ours,
     metrics: Arc<Metrics>,
 }
@@ -75,6 +80,7 @@ impl Anywhere {
             ours: ours.clone(),
             allowlist: door.allowlist.clone(),
             proxies: matcher(&door.proxies),
+            written: door.proxies.clone(),
             metrics,
         })
     }
@@ -121,17 +127,21 @@ impl Anywhere {
         let pool = if is_upgrade { &ways.http1 } else { &ways.any };
         let client = pool.client(request.url());
         let client = client.map_err(|error| Failure::new(FailureKind::Unavailable, format!("{server}: {error}")))?;
+        let since = Instant::now();
+        let line = Begun::new(&server.to_string().into(), request.method(), request.url(), false);
         let result = client.execute(request).await;
         let error = match result {
-            Ok(response) => {
-                self.metrics.asked_upstream(OTHER_HOSTS, response.status().as_str());
+            Ok(mut response) => {
+                self.metrics.asked_upstream(OTHER_HOSTS, Ok(response.status()), since.elapsed());
+                line.into_iter().for_each(|line| line.answered(&mut response));
                 return Ok(response);
             }
             Err(error) => error,
         };
         let forbidden = forbidden(&error, server);
-        let failure = errors::network(&server.to_string(), error);
-        self.metrics.asked_upstream(OTHER_HOSTS, failure.kind.as_str());
+        let failure = self.way(server).failure(error);
+        self.metrics.asked_upstream(OTHER_HOSTS, Err(failure.kind.as_str()), since.elapsed());
+        line.into_iter().for_each(|line| line.failed(&failure));
         Err(forbidden.map_or_else(|| failure.into(), PassError::from))
     }
 
@@ -145,6 +155,7 @@ impl Anywhere {
         let (plain_uri, likely_uri) = (uri("http")?, uri(if server.port == 80 { "http" } else { "https" })?);
         let proxy = self.proxies.as_ref().and_then(|proxies| proxies.intercept(&likely_uri));
         let is_direct = proxy.is_none();
+        let proxy_uri = proxy.as_ref().map(|proxy| proxy.uri().clone());
         let dialled = async {
             match proxy {
                 None => {
@@ -166,12 +177,18 @@ impl Anywhere {
                 let address = stream.peer_addr().ok().filter(|_| is_direct).map(|address| address.ip());
                 Ok((stream, address))
             }
-            Ok(Err(error)) => Err(match forbidden(&*error, server) {
-                Some(forbidden) => forbidden.into(),
-                None => failed(&last_cause(&*error)).into(),
+            Ok(Err(error)) => Err(match (forbidden(&*error, server), proxy_uri) {
+                (Some(forbidden), _) => forbidden.into(),
+                (None, Some(proxy)) => self.way(server).no_tunnel(&proxy, &*error).into(),
+                (None, None) => failed(&last_cause(&*error)).into(),
             }),
             Err(_) => Err(errors::timeout(&server.to_string(), "a connection", DIAL).into()),
         }
+    }
+
+    fn way(&self, server: &Server) -> Way {
+        let proxy = Proxy::Through(self.written.clone());
+        Way::new(server.to_string().into(), CONNECT, &proxy, Keys::ProxyDoor)
     }
 
     fn ways(&self, permission: &Permission) -> &Ways {
@@ -217,16 +234,6 @@ impl Ways {
         let port = Some(port).filter(|port| self.outside.ours.have_port(*port));
         dial::connector(Outside { port, ..self.outside.clone() }, CONNECT)
     }
-}
-
-fn matcher(proxies: &Proxies) -> Option<Matcher> {
-    let url = |secret: &Option<crate::config::Secret>| secret.as_ref().map(|url| url.reveal().to_owned());
-    let (http, https) = (url(&proxies.http), url(&proxies.https));
-    if http.is_none() && https.is_none() {
-        return None;
-    }
-    let builder = Matcher::builder().http(http.unwrap_or_default()).https(https.unwrap_or_default());
-    Some(builder.no(proxies.exceptions.clone()).build())
 }
 
 /// Resolves names to addresses that Larder may connect to, so that the address that is checked is the one that is

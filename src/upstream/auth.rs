@@ -11,6 +11,7 @@ use http::HeaderValue;
 use quick_cache::sync::Cache;
 use url::Url;
 
+use super::errors::AskedAsLarder;
 use super::helper::Helper;
 use super::token::{TokenAnswer, TokenRequest, basic_header};
 use super::who::Who;
@@ -253,7 +254,7 @@ impl Auth {
                 let is_young = refused.since.is_some_and(|since| since.elapsed() < YOUNG);
                 if is_young && bearer.parameter("error") == Some("insufficient_scope") && *token == asked.request(token)
                 {
-                    return Err(self.denied("says that the token gives no right to this"));
+                    return Err(self.denied_to(who, "says that the token gives no right to this"));
                 }
                 self.forget(token, &refused.header);
                 // The realm for an expired token may differ from the realm for no token: nvcr.io tells the right one
@@ -278,12 +279,18 @@ impl Auth {
             let refused = refused.and_then(|refused| refused.basic.as_ref());
             let login = self.login_instead_of(who, refused).await?;
             let login = login.ok_or_else(|| match refused {
-                Some(_) => self.denied("refuses the user name and password"),
-                None => self.denied("asks for a user name and password"),
+                Some(_) => self.denied_to(who, "refuses the user name and password"),
+                None => self.denied_to(who, "asks for a user name and password"),
             })?;
             return Ok(Some(Authorization::basic(login)));
         }
         Err(self.denied("answered 401 with no challenge that Larder can meet (Basic or Bearer)"))
+    }
+
+    /// Returns the failure, with what helps where Larder itself was denied something.
+    fn denied_to(&self, who: &Who, what: &str) -> Failure {
+        let as_larder = AskedAsLarder { has_login: !matches!(self.own, Own::Anonymous) };
+        self.denied(what).adding(if who.is_client() { "" } else { as_larder.hint() })
     }
 
     fn denied(&self, what: &str) -> Failure {

@@ -5,6 +5,7 @@ use futures_util::stream::{self, BoxStream, StreamExt};
 use reqwest::Response;
 
 use super::errors;
+use super::line;
 use super::transport::Transport;
 use crate::failure::{Failure, FailureKind};
 
@@ -20,7 +21,9 @@ impl Transport {
         loop {
             let chunk = tokio::time::timeout_at(deadline, response.chunk()).await;
             let chunk = chunk.map_err(|_| errors::timeout(&self.label, "the rest of an answer", self.patience))?;
-            match chunk.map_err(|error| errors::network(&self.label, error))? {
+            let chunk = chunk.map_err(|error| errors::network(&self.label, error))?;
+            line::count(&response, chunk.as_ref().map_or(0, Bytes::len));
+            match chunk {
                 Some(chunk) if bytes.len() + chunk.len() > limit => {
                     return Err(self.wrong(format!("sent a document of more than {limit} bytes")));
                 }
@@ -43,7 +46,10 @@ impl Transport {
             let label = label.clone();
             async move {
                 match tokio::time::timeout(timeout, response.chunk()).await {
-                    Ok(Ok(Some(chunk))) => Ok(Some((chunk, (response, guard)))),
+                    Ok(Ok(Some(chunk))) => {
+                        line::count(&response, chunk.len());
+                        Ok(Some((chunk, (response, guard))))
+                    }
                     Ok(Ok(None)) => Ok(None),
                     Ok(Err(error)) => Err(errors::network(&label, error)),
                     Err(_) => Err(errors::timeout(&label, "the rest of a blob", timeout)),

@@ -20,6 +20,7 @@ use super::asked::Questions;
 use super::auth::{Auth, Authorization, FetchToken};
 use super::budget::Budget;
 use super::errors;
+use super::record::Summary;
 use super::shared::Shared;
 use super::storages::{Storage, Storages};
 use super::token::{self, TokenAnswer, TokenRequest};
@@ -85,6 +86,8 @@ pub struct Status {
     pub budget: Option<Budget>,
     /// The account that Larder uses: a user name, the program of a helper, or `anonymous`.
     pub account: String,
+    /// How it did lately.
+    pub lately: Summary,
 }
 
 impl Upstream {
@@ -140,6 +143,7 @@ impl Upstream {
             pulls_resting: health.pulls_resting(now).map(owned),
             budget: self.transport.budget(),
             account: self.transport.account().to_owned(),
+            lately: self.transport.record().summary(),
         }
     }
 

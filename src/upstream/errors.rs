@@ -7,30 +7,21 @@ use http::{HeaderMap, StatusCode};
 
 use super::reason;
 use crate::failure::{Failure, FailureKind};
+use crate::web::Why;
 
 /// Returns the failure for an error of the HTTP client. The whole source chain is read: the cause that a person can act
 /// on is at its end.
 pub fn network(upstream: &str, error: reqwest::Error) -> Failure {
-    let mut kind = if error.is_timeout() { FailureKind::Timeout } else { FailureKind::Unavailable };
-    let mut cause = error.source();
-    let mut message = None;
-    while let Some(inner) = cause {
-        if inner.downcast_ref::<std::io::Error>().is_some_and(is_own_shortage) {
-            kind = FailureKind::Busy;
-        }
-        message = Some(inner.to_string());
-        cause = inner.source();
-    }
     // The error's own text has the URL, whose query may hold a signature.
-    let message = message.unwrap_or_else(|| "the request failed".to_owned());
+    let why = error.source().map_or_else(|| Why::Other("the request failed".to_owned()), Why::of);
+    let kind = match why {
+        Why::OwnShortage => FailureKind::Busy,
+        _ if error.is_timeout() => FailureKind::Timeout,
+        _ => FailureKind::Unavailable,
+    };
     // A server that was reached and broke the connection off may be restarting behind a load balancer.
     let is_passing = kind == FailureKind::Unavailable && !error.is_connect();
-    Failure::new(kind, format!("{upstream}: {message}")).passing(is_passing).caused_by(error.without_url())
-}
-
-/// Returns whether the error says that there are no file descriptors left on our side.
-fn is_own_shortage(error: &std::io::Error) -> bool {
-    error.raw_os_error().is_some_and(|code| code == libc::EMFILE || code == libc::ENFILE)
+    Failure::new(kind, format!("{upstream}: {why}")).passing(is_passing).caused_by(error.without_url())
 }
 
 /// Returns the failure for `what`, which did not come within `after`.
@@ -72,6 +63,23 @@ pub fn rate_limit(upstream: &str, headers: &HeaderMap, said: Option<&str>) -> (L
     let limited = if is_of_pulls { Limited::Pulls } else { Limited::All };
     let failure = Failure::new(FailureKind::RateLimited, format!("{upstream}: answered 429 Too Many Requests"));
     (limited, failure.with_retry_after(reason::wait(headers, said)))
+}
+
+/// Marks a response to a request that Larder sent as itself.
+#[derive(Clone, Copy)]
+pub struct AskedAsLarder {
+    /// Whether the upstream has credentials in the configuration.
+    pub has_login: bool,
+}
+
+impl AskedAsLarder {
+    /// Returns what helps where the upstream denies something. Not the account: clients read this, too.
+    pub fn hint(self) -> &'static str {
+        match self.has_login {
+            true => "; look whether the configured login is right, and may read this (username, password)",
+            false => "; if it wants a login, set username and password of the upstream",
+        }
+    }
 }
 
 #[cfg(test)]

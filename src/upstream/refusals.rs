@@ -8,7 +8,7 @@ use reqwest::Response;
 
 use super::transport::Transport;
 use super::{errors, reason};
-use crate::failure::Failure;
+use crate::failure::{Failure, FailureKind};
 
 /// Most bytes read of a refusal's body, which says which limit was reached, and why.
 const MAX_REFUSAL: usize = 4096;
@@ -28,8 +28,13 @@ impl Transport {
     /// Returns the failure that a response stands for.
     pub async fn refused(&self, response: Response) -> Failure {
         let (status, headers) = (response.status(), response.headers().clone());
+        let as_larder = response.extensions().get::<errors::AskedAsLarder>().copied();
         let said = self.said(response).await;
         let failure = errors::status(&self.label, status, &headers, said.as_deref());
+        let failure = match as_larder {
+            Some(as_larder) if failure.kind == FailureKind::Denied => failure.adding(as_larder.hint()),
+            _ => failure,
+        };
         failure.told(self.tellable(said).as_deref())
     }
 

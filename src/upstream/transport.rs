@@ -13,15 +13,18 @@ use url::Url;
 
 use super::answers::BuildError;
 use super::budget::Budget;
-use super::errors::{self, Limited};
+use super::errors;
 use super::health::{Health, Limits, limited_for};
+use super::line::Begun;
 use super::logins_sent::LoginsSent;
 use super::ours::{Circle, Ours};
 use super::pool::{Pool, client};
 use super::probing::{Probing, Watched};
 use super::reach::{Reach, Resolver};
+use super::record::Record;
 use super::shared::{OTHER_HOSTS, Shared};
 use super::storages::{Storage, Storages};
+use super::way::{Keys, Way};
 use super::who::{Who, WhoId};
 use crate::clock::Instant;
 use crate::config::{self, ClientTls, Credentials, HostHeaders, Proxy};
@@ -29,7 +32,6 @@ use crate::failure::{Failure, FailureKind};
 use crate::observe::Metrics;
 use crate::oci::Digest;
 use crate::oci::route::Route;
-use crate::random;
 
 /// How long, after a client's rate limit ended, Larder remembers how many limits in a row the client had.
 const LIMITS_REMEMBERED: Duration = Duration::from_secs(120);
@@ -55,7 +57,7 @@ pub struct Transport {
     pub(super) logins_sent: LoginsSent,
     max_redirect: u8,
     /// Whether the configuration names the upstream.
-    is_known: bool,
+    pub(super) is_known: bool,
     /// How long to wait for the headers of a response.
     pub(super) patience: Duration,
     /// How long to wait between two reads of a blob.
@@ -64,15 +66,19 @@ pub struct Transport {
     pub(super) documents: Arc<Semaphore>,
     reach: Arc<Reach>,
     health: Mutex<Health>,
+    record: Mutex<Record>,
+    way: Way,
+    /// Whether the configuration has credentials for the upstream.
+    has_login: bool,
     /// The background task that probes whether the upstream is back after it did not answer.
-    probing: Probing,
-    me: Weak<Self>,
+    pub(super) probing: Probing,
+    pub(super) me: Weak<Self>,
     /// Rate limits that apply to one client's own credentials.
-    limited: Cache<WhoId, (Instant, Failure, Limits)>,
-    budget: Mutex<Option<Budget>>,
+    pub(super) limited: Cache<WhoId, (Instant, Failure, Limits)>,
+    pub(super) budget: Mutex<Option<Budget>>,
     /// The account that the budget belongs to, for metrics.
-    account: String,
-    metrics: Arc<Metrics>,
+    pub(super) account: String,
+    pub(super) metrics: Arc<Metrics>,
 }
 
 /// A request whose `Authorization` is not known yet.
@@ -144,6 +150,7 @@ impl Transport {
         };
         let of_hosts = config.host_headers.iter().flat_map(|rule| rule.set.iter().chain(&rule.append));
         let logins_sent = LoginsSent::new(login, config.headers.iter().chain(of_hosts).map(|(_, value)| value));
+        let keys = if config.confined_to.is_none() { Keys::Upstream } else { Keys::ProxyDoor };
         let (http, elsewhere) = (pool(config.tls.clone())?, without.map(pool).transpose()?);
         Ok(Arc::new_cyclic(|me| Self {
             http,
@@ -162,6 +169,9 @@ impl Transport {
             read_timeout: config.read_timeout,
             reach,
             health: Mutex::default(),
+            record: Mutex::default(),
+            has_login: config.credentials.is_some(),
+            way: Way::new(label.clone(), config.connect_timeout, &config.proxy, keys),
             limited: Cache::new(if config.confined_to.is_none() { MAX_LIMITED } else { FEW_LIMITED }),
             budget: Mutex::default(),
             account,
@@ -172,7 +182,7 @@ impl Transport {
 
     /// Returns the upstream's name in metrics. Upstreams that only clients name share one: there may be any number of
     /// them.
-    fn counted_as(&self) -> &str {
+    pub(super) fn counted_as(&self) -> &str {
         if self.is_known { &self.label } else { OTHER_HOSTS }
     }
 
@@ -344,14 +354,12 @@ impl Transport {
     /// Sends a client's request unchanged. There is no deadline: the client waits for the answer, and may take long to
     /// send its body.
     pub async fn pass(&self, request: reqwest::Request) -> Result<Response, Failure> {
-        let url = request.url().clone();
+        let (url, since) = (request.url().clone(), Instant::now());
+        let line = Begun::new(&self.label, request.method(), &url, false);
         let result = self.client(&url, true)?.execute(request).await;
-        let result = result.map_err(|error| errors::network(&self.label, error));
-        let result = result.and_then(|response| self.take_note_of_address(&url, &response).map(|()| response));
-        match &result {
-            Ok(response) => self.metrics.asked_upstream(self.counted_as(), response.status().as_str()),
-            Err(failure) => self.metrics.asked_upstream(self.counted_as(), failure.kind.as_str()),
-        }
+        let result = result.map_err(|error| self.way.failure(error));
+        let mut result = result.and_then(|response| self.take_note_of_address(&url, &response).map(|()| response));
+        self.count(&mut result, since, line);
         result
     }
 
@@ -385,25 +393,28 @@ impl Transport {
         patience: Duration,
     ) -> Result<Response, Failure> {
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        let request = request.headers(headers);
+        let (http, request) = request.headers(headers).build_split();
+        let request = request.map_err(|error| self.way.failure(error))?;
+        let is_led = own.is_none_or(|ask| ask.url != *request.url());
+        let line = Begun::new(&self.label, request.method(), request.url(), is_led);
         let since = Instant::now();
         // An upstream that breaks a connection off may do better at once. An upstream that cannot be reached, or hangs,
         // costs the next request as much again.
-        let (result, was_reached) = match tokio::time::timeout(patience, request.send()).await {
+        let (mut result, was_reached) = match tokio::time::timeout(patience, http.execute(request)).await {
             Ok(Ok(response)) => (Ok(response), true),
             Ok(Err(error)) => {
                 let was_reached = !error.is_connect() && !error.is_timeout();
-                (Err(errors::network(&self.label, error)), was_reached)
+                (Err(self.way.failure(error)), was_reached)
             }
             Err(_) => (Err(errors::timeout(&self.label, "an answer", patience)), false),
         };
-        match &result {
-            Ok(response) => self.metrics.asked_upstream(self.counted_as(), response.status().as_str()),
-            Err(failure) => self.metrics.asked_upstream(self.counted_as(), failure.kind.as_str()),
-        }
+        self.count(&mut result, since, line);
         let Some(ask) = own else {
             return result;
         };
+        if let (Ok(response), false) = (&mut result, who.is_client()) {
+            response.extensions_mut().insert(errors::AskedAsLarder { has_login: self.has_login });
+        }
         match result {
             Ok(response) if response.status() == StatusCode::TOO_MANY_REQUESTS => {
                 Err(self.rate_limited(response, ask, who).await)
@@ -413,95 +424,6 @@ impl Transport {
                 result
             }
         }
-    }
-
-    /// Reads which rate limit a 429 is about, and notes it.
-    async fn rate_limited(&self, response: Response, ask: &Ask<'_>, who: &Who) -> Failure {
-        let headers = response.headers().clone();
-        let said = self.said(response).await;
-        let (limited, failure) = errors::rate_limit(&self.label, &headers, said.as_deref());
-        let failure = failure.told(self.tellable(said).as_deref());
-        let now = Instant::now();
-        if who.is_client() {
-            let mut limits = self.limited.get(&who.id()).map_or_else(Limits::default, |(_, _, limits)| limits);
-            let until = now + limits.next(&failure);
-            self.limited.insert(who.id(), (until, failure.clone(), limits));
-            return failure;
-        }
-        self.read_budget(&headers, now);
-        // A 429 to a request that is no pull shows that the limit covers all requests.
-        if limited == Limited::Pulls && ask.is_pull {
-            let was_resting = self.health().pulls_resting(now).is_some();
-            self.health().pulls_limited(&failure, now);
-            if !was_resting {
-                tracing::warn!(upstream = %self.label, %failure, "backing off from an upstream for requests that count as pulls");
-            }
-        } else {
-            self.note_failure(&failure, Reached { was_reached: true, since: now }, now);
-        }
-        failure
-    }
-
-    fn take_note(&self, result: &Result<Response, Failure>, reached: Reached, who: &Who, is_pull: bool) {
-        let now = Instant::now();
-        match result {
-            Ok(response) => {
-                if !who.is_client() {
-                    self.read_budget(response.headers(), now);
-                }
-                if is_own_trouble(response.status()) {
-                    let failure = errors::status(&self.label, response.status(), response.headers(), None);
-                    self.note_failure(&failure, reached, now);
-                } else {
-                    let mut health = self.health();
-                    health.answered(now);
-                    if is_pull && response.status().is_success() {
-                        health.gave_pull(now);
-                    }
-                }
-            }
-            // A shortage on our own side tells nothing about the upstream.
-            Err(failure) if failure.kind == FailureKind::Busy => {}
-            Err(failure) => self.note_failure(failure, reached, now),
-        }
-    }
-
-    /// Notes a failure in the upstream's health. If Larder backs off because of a timeout, the background task is
-    /// started.
-    pub fn note_failure(&self, failure: &Failure, reached: Reached, now: Instant) {
-        let Reached { was_reached, since } = reached;
-        let mut health = self.health();
-        let was_resting = health.resting(now).is_some();
-        match failure.kind {
-            FailureKind::Timeout if !was_reached => health.timed_out(failure, since, now, random::fraction()),
-            _ => health.failed(failure, was_reached, now, random::fraction()),
-        }
-        if let (false, Some((left, why))) = (was_resting, health.resting(now)) {
-            tracing::warn!(upstream = %self.label, kind = why.kind.as_str(), %why, "backing off from an upstream for {left:.1?}");
-            // Hosts that only clients name are not probed: there may be any number of them.
-            if why.kind == FailureKind::Timeout && self.is_known {
-                self.probing.begin(&self.me);
-            }
-        }
-    }
-
-    fn read_budget(&self, headers: &HeaderMap, now: Instant) {
-        let Some(read) = Budget::read(headers, now) else {
-            return;
-        };
-        self.metrics.quota(self.counted_as(), &self.account, read.limit, read.remaining);
-        let mut budget = self.budget.lock().unwrap_or_else(PoisonError::into_inner);
-        let was_low = budget.as_ref().is_some_and(|before| before.is_below_floor(now));
-        if read.is_below_floor(now) && !was_low {
-            tracing::warn!(
-                upstream = %self.label,
-                account = self.account,
-                remaining = read.remaining,
-                limit = read.limit,
-                "the rate limit is nearly used up; nothing is fetched any more without a client waiting for it"
-            );
-        }
-        *budget = Some(read);
     }
 
     /// Returns what is left of the rate limit, where the upstream reports one.
@@ -517,6 +439,11 @@ impl Transport {
     /// Returns the upstream's health, locked.
     pub fn health(&self) -> MutexGuard<'_, Health> {
         self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns how the upstream did lately, locked.
+    pub fn record(&self) -> MutexGuard<'_, Record> {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn permits(&self, url: &Url) -> bool {
@@ -575,11 +502,6 @@ pub fn is_storage_of(digest: &Digest, url: &Url) -> bool {
 
 fn is_redirect(status: StatusCode) -> bool {
     matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
-}
-
-/// Returns whether a status is about the upstream and not about the object asked for.
-fn is_own_trouble(status: StatusCode) -> bool {
-    status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED
 }
 
 #[cfg(test)]

@@ -2,12 +2,15 @@
 
 pub mod dial;
 pub mod tls;
+mod why;
 
 use std::error::Error as _;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::{Request, Response};
+
+pub use why::Why;
 
 use crate::config::{ClientTls, WebAccess};
 
@@ -28,7 +31,7 @@ pub enum WebError {
     #[error("cannot be asked: {0}")]
     Unusable(String),
     #[error("{0}")]
-    Network(String),
+    Network(Why),
     #[error("answered with more than {MAX_ANSWER} bytes")]
     TooLong,
 }
@@ -66,13 +69,10 @@ impl WebClient {
     }
 }
 
-/// The cause that a person can act on is at the end of the chain.
 fn network(error: &reqwest::Error) -> WebError {
-    let mut cause = error.source();
-    let mut message = None;
-    while let Some(inner) = cause {
-        message = Some(inner.to_string());
-        cause = inner.source();
-    }
-    WebError::Network(message.unwrap_or_else(|| "the request failed".to_owned()))
+    WebError::Network(match error.source() {
+        _ if error.is_connect() && error.is_timeout() => Why::Late,
+        Some(cause) => Why::of(cause),
+        None => Why::Other("the request failed".to_owned()),
+    })
 }

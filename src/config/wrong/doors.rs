@@ -19,6 +19,22 @@ fn the_door() {
             "2: `server.hosts`: `*` would let in every page that has its name lead here; write the names",
         ),
         (
+            "[admin]\nread = [\"user:bob\"]".to_owned(),
+            "2: `admin.read`: `user:bob`: nobody can log in; add [auth.htpasswd] with a `path`",
+        ),
+        (
+            "[admin]\nread = [\"10.0.0.0/33\"]".to_owned(),
+            "2: `admin.read`: `10.0.0.0/33` is not one of \"*\", \"anonymous\", \"user:NAME\", \"oidc:ISSUER:CLAIM=VALUE\", \"cert:NAME\", \"cert:O=NAME\" or a network such as \"10.0.0.0/8\"",
+        ),
+        (
+            "[admin]\nlisten = \"0.0.0.0:17081\"\nread = [\"*\"]".to_owned(),
+            "3: `admin.read`: with 0.0.0.0:17081 in `listen` anybody could read what is cached, and for whom; name users or networks",
+        ),
+        (
+            "[admin]\nlisten = \"0.0.0.0:17081\"\nread = [\"loopback\"]".to_owned(),
+            "2: `admin.listen`: 0.0.0.0:17081 can be reached from other machines, and `allow` names none of them; listen on a loopback address such as 127.0.0.1:17081, or add allow = [\"user:NAME\"] and [auth.htpasswd]",
+        ),
+        (
             "[admin]\nhosts = [\"a b\"]".to_owned(),
             "2: `admin.hosts`: `a b` is no host; write for example hosts = [\"mirror.lan\"]",
         ),

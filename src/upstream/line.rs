@@ -1,0 +1,89 @@
+//! One line of the log, at the level debug, for each request to an upstream: why a pull is slow.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use http::Method;
+use reqwest::Response;
+use url::Url;
+
+use crate::clock::Instant;
+use crate::failure::Failure;
+
+/// The line of one request, written when its response is dropped.
+struct Line {
+    upstream: Arc<str>,
+    method: Method,
+    place: String,
+    status: u16,
+    /// From the request to the head of the response.
+    head: Duration,
+    since: Instant,
+    /// Bytes of the body that have arrived.
+    bytes: AtomicU64,
+}
+
+/// The part of a [`Line`] that is known before the response.
+pub struct Begun {
+    upstream: Arc<str>,
+    method: Method,
+    place: String,
+    since: Instant,
+}
+
+impl Begun {
+    /// Begins the line of a request; `None` where the log leaves it out. `is_led`: a redirect named the URL. Its path may
+    /// be a secret: some storages give a path to whoever may read, and it is all that a reader needs.
+    pub fn new(upstream: &Arc<str>, method: &Method, url: &Url, is_led: bool) -> Option<Self> {
+        if !tracing::enabled!(tracing::Level::DEBUG) {
+            return None;
+        }
+        let (host, port) = (url.host_str().unwrap_or_default(), url.port());
+        let port = port.map_or_else(String::new, |port| format!(":{port}"));
+        let path = if is_led { "/…" } else { url.path() };
+        let place = format!("{host}{port}{path}");
+        Some(Self { upstream: upstream.clone(), method: method.clone(), place, since: Instant::now() })
+    }
+
+    /// Ends the line of a request that has no response.
+    pub fn failed(self, failure: &Failure) {
+        let ms = milliseconds(self.since.elapsed());
+        let Self { upstream, method, place, .. } = self;
+        tracing::debug!(%upstream, %method, place, ms, kind = failure.kind.as_str(), %failure, "upstream request");
+    }
+
+    /// Ends the line when the response is dropped.
+    pub fn answered(self, response: &mut Response) {
+        let Self { upstream, method, place, since } = self;
+        let (status, head) = (response.status().as_u16(), since.elapsed());
+        let line = Line { upstream, method, place, status, head, since, bytes: AtomicU64::new(0) };
+        response.extensions_mut().insert(Arc::new(line));
+    }
+}
+
+/// Counts bytes of a response's body.
+pub fn count(response: &Response, bytes: usize) {
+    if let Some(line) = response.extensions().get::<Arc<Line>>() {
+        line.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        tracing::debug!(
+            upstream = %self.upstream,
+            method = %self.method,
+            place = self.place,
+            status = self.status,
+            ms = milliseconds(self.head),
+            total_ms = milliseconds(self.since.elapsed()),
+            bytes = self.bytes.load(Ordering::Relaxed),
+            "upstream request"
+        );
+    }
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
