@@ -204,7 +204,7 @@ impl Config {
         environment: &[(String, String)],
         files: &RefCell<Vec<PathBuf>>,
     ) -> Result<Self, ConfigError> {
-        repository::fill_in(&mut file.repository);
+        repository::fill_in(&mut file.repository, file.server.builtin_repositories);
         let check = Check { tree, files };
 
         let around = upstream::Around {

@@ -56,11 +56,13 @@ impl File {
 #[serde(default)]
 pub struct Server {
     pub listen: Addresses,
-    /// `None`: the built-in default, which a file with other repositories may not have.
+    /// `None`: the built-in default, if there is a repository of that name.
     pub default_repository: Option<String>,
     pub trusted_proxies: Vec<Network>,
     pub forwarded_header: ForwardedHeader,
     pub hosts: Vec<String>,
+    /// Whether the well-known registries are repositories, beside those of the file.
+    pub builtin_repositories: bool,
     pub shutdown_grace: Span,
     pub max_connections: u64,
     pub max_connections_per_address: u64,
@@ -76,6 +78,7 @@ impl Default for Server {
             trusted_proxies: Vec::new(),
             forwarded_header: ForwardedHeader::XForwardedFor,
             hosts: Vec::new(),
+            builtin_repositories: true,
             shutdown_grace: Span(Duration::from_secs(30)),
             max_connections: 0,
             max_connections_per_address: 0,

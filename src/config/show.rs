@@ -58,7 +58,7 @@ impl Effective {
     /// Returns the configuration in effect for what is written in `tree`.
     pub(super) fn of_tree(tree: &Node) -> Result<Self, ConfigError> {
         let mut file: raw::File = de::from_tree(tree)?;
-        repository::fill_in(&mut file.repository);
+        repository::fill_in(&mut file.repository, file.server.builtin_repositories);
         let has_default = file.repository.0.iter().any(|(prefix, _)| prefix == BUILT_IN_DEFAULT);
         let default = if has_default { BUILT_IN_DEFAULT } else { "" };
         file.server.default_repository.get_or_insert_with(|| default.to_owned());

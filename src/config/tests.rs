@@ -39,6 +39,34 @@ fn an_empty_file_gives_the_documented_defaults() {
 }
 
 #[test]
+fn the_built_in_repositories_stay_beside_those_of_the_file() {
+    let text = r#"
+        [repository."docker.io"]
+        max_age = "5m"
+        [repository.hub]
+        namespace = "GHCR.io:443"
+        [[repository.hub.upstream]]
+        url = "https://hub.example"
+    "#;
+    let config = parse(text).expect("valid");
+    assert_eq!(config.repositories.len(), 11);
+    let hub = repository(&config, "docker.io");
+    assert_eq!((hub.tags.max_age, hub.upstreams.len(), hub.namespaces.len()), (Duration::from_secs(300), 1, 3));
+    assert_eq!(hub.upstreams[0].url.origin.as_str(), "https://registry-1.docker.io/");
+    let ghcr = repository(&config, "ghcr.io");
+    assert!(ghcr.namespaces.is_empty(), "its namespace is the other repository's");
+    assert_eq!(repository(&config, "quay.io").namespaces, ["quay.io"]);
+    assert_eq!(config.server.default_repository.as_deref(), Some("docker.io"));
+
+    let alone = "[repository.hub]\n[[repository.hub.upstream]]\nurl = \"https://hub.example\"";
+    let config = parse(&format!("[server]\nbuiltin_repositories = false\n{alone}")).expect("valid");
+    assert_eq!(config.repositories.len(), 1);
+    assert_eq!(config.server.default_repository, None);
+    let none = parse("[server]\nbuiltin_repositories = false").expect("valid");
+    assert!(none.repositories.is_empty());
+}
+
+#[test]
 fn the_environment_overrides_the_file() {
     let config = parse_with(
         "[server]\nlisten = \"127.0.0.1:1\"",
@@ -93,6 +121,7 @@ const RICH: &str = r##"
 [server]
 listen = ["127.0.0.1:1", "[::1]:2"]
 default_repository = "team/images"
+builtin_repositories = false
 forwarded_header = "forwarded"
 hosts = ["mirror.lan", "*.corp.example:5000"]
 shutdown_grace = "1500ms"
@@ -186,7 +215,8 @@ fn every_value_is_shown_with_its_origin() {
     for (pointer, value, origin) in [
         ("/server/listen", serde_json::json!(["127.0.0.1:1"]), "larder.toml:3"),
         ("/server/max_connections", 0.into(), "default"),
-        ("/server/default_repository", "".into(), "default"),
+        ("/server/default_repository", "docker.io".into(), "default"),
+        ("/server/builtin_repositories", true.into(), "default"),
         ("/cache/max_size", "none".into(), "default"),
         ("/repository/ghcr.io/upstream/0/url", "https://ghcr.io".into(), "default"),
         ("/repository/ghcr.io/ttl", "forever".into(), "default: as cache.ttl"),

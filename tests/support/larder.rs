@@ -351,6 +351,10 @@ impl Larder {
             }
         }
         command.env("LARDER_CACHE__DIR", self.dir());
+        if self.setup.config.contains("[repository.") {
+            // Without this, names that the test's repositories do not have would be asked of the real Docker Hub.
+            command.env("LARDER_SERVER__BUILTIN_REPOSITORIES", "false");
+        }
         command.env("LARDER_LOGGING__LEVEL", "debug").env("LARDER_LOGGING__FORMAT", "json");
         command.envs(self.setup.environment.iter().map(|(name, value)| (name, value)));
         command
