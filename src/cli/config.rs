@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::error::CommandError;
 use super::output::{print, print_json};
-use crate::config::{self, ConfigError, Sources};
+use crate::config::{self, ConfigErrors, Loaded, Sources};
 use crate::convert::{self, Kind};
 use crate::text::printable;
 
@@ -63,8 +63,13 @@ struct Checked {
     repositories: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     upstreams: Option<usize>,
+    /// All mistakes, a line each.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    errors: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<String>,
 }
 
 /// Runs `larder config`.
@@ -77,27 +82,32 @@ pub fn run(files: &[PathBuf], arguments: &Config) -> Result<(), CommandError> {
     }
 }
 
-fn wrong(error: &ConfigError) -> CommandError {
+fn wrong(error: &ConfigErrors) -> CommandError {
     CommandError::Usage(error.to_string())
 }
 
 fn check(sources: &Sources, is_json: bool) -> Result<(), CommandError> {
-    let config = match sources.load().config {
+    let Loaded { config, warnings, .. } = sources.load();
+    let files = sources.files();
+    if !is_json {
+        warnings.iter().for_each(|warning| eprintln!("larder: warning: {}", printable(warning)));
+    }
+    let config = match config {
         Ok(config) => config,
-        Err(error) if is_json => {
-            let said = error.to_string();
-            let files = sources.files();
-            print_json(&Checked { ok: false, files, repositories: None, upstreams: None, error: Some(said) })?;
+        Err(errors) if is_json => {
+            let error = Some(errors.to_string());
+            let errors = errors.iter().map(ToString::to_string).collect();
+            let (repositories, upstreams) = (None, None);
+            print_json(&Checked { ok: false, files, repositories, upstreams, error, errors, warnings })?;
             return Err(CommandError::QuietUsage);
         }
-        Err(error) => return Err(wrong(&error)),
+        Err(errors) => return Err(wrong(&errors)),
     };
     let repositories = config.repositories.len();
     let upstreams = config.repositories.iter().map(|repository| repository.upstreams.len()).sum();
-    let files = sources.files();
     if is_json {
-        let (repositories, upstreams) = (Some(repositories), Some(upstreams));
-        return print_json(&Checked { ok: true, files, repositories, upstreams, error: None });
+        let (repositories, upstreams, errors) = (Some(repositories), Some(upstreams), Vec::new());
+        return print_json(&Checked { ok: true, files, repositories, upstreams, error: None, errors, warnings });
     }
     let names: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
     let what = match names.is_empty() {

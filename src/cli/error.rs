@@ -28,3 +28,8 @@ impl From<OpsError> for CommandError {
         }
     }
 }
+
+/// Returns a message as it is printed: each of its lines begins with the name of the program.
+pub fn lines(message: &str) -> String {
+    message.lines().map(|line| format!("larder: {line}\n")).collect()
+}

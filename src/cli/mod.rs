@@ -16,7 +16,7 @@ use clap::{Parser, Subcommand};
 
 use crate::config::{LogFormat, Logging};
 use crate::observe;
-use error::{CommandError, WRONG_CONFIGURATION};
+use error::{CommandError, WRONG_CONFIGURATION, lines};
 
 /// A pull-through cache for container registries.
 #[derive(Debug, Parser)]
@@ -81,7 +81,7 @@ fn finish(command: impl Future<Output = Result<(), CommandError>>) -> ExitCode {
         Err(CommandError::Quiet) => ExitCode::FAILURE,
         Err(CommandError::QuietUsage) => ExitCode::from(WRONG_CONFIGURATION),
         Err(error) => {
-            eprintln!("larder: {error}");
+            eprint!("{}", lines(&error.to_string()));
             match error {
                 CommandError::Usage(_) => ExitCode::from(WRONG_CONFIGURATION),
                 _ => ExitCode::FAILURE,

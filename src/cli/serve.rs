@@ -11,8 +11,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch as channel;
 use tokio::task::JoinSet;
 
-use super::error::WRONG_CONFIGURATION;
-use super::reload::{Reached, Reload, acme_door, count_certificates};
+use super::error::{WRONG_CONFIGURATION, lines};
+use super::reload::{Reached, Reload, acme_door, count_certificates, tell};
 use crate::acme::{Certificates, Occasion};
 use crate::ca::Ca;
 use crate::cache::Cache;
@@ -34,12 +34,12 @@ pub fn run(files: &[PathBuf]) -> ExitCode {
     let mut watch = Watch::new(sources.files_to_watch());
     let read_at = clock::wall();
     let begun_with = Reload::written(&sources);
-    let Loaded { config, files } = sources.load();
+    let Loaded { config, warnings, files } = sources.load();
     watch.follow(files, read_at);
     let config = match config {
         Ok(config) => config,
-        Err(error) => {
-            eprintln!("larder: {error}");
+        Err(errors) => {
+            eprint!("{}", lines(&errors.to_string()));
             return ExitCode::from(WRONG_CONFIGURATION);
         }
     };
@@ -50,6 +50,7 @@ pub fn run(files: &[PathBuf]) -> ExitCode {
             return ExitCode::from(WRONG_CONFIGURATION);
         }
     };
+    tell(&warnings);
     match start(config, Files { sources, begun_with, watch }, log) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -143,11 +144,11 @@ impl Doors {
             None => None,
         };
         let proxy = match &config.proxy {
-            Some(door) => listen::bind("proxy", &door.listen).await?,
+            Some(door) => listen::bind("proxy", &door.listen)?,
             None => Vec::new(),
         };
-        let registry = listen::bind("registry", &config.server.listen).await?;
-        let admin = listen::bind("admin", &config.admin.listen).await?;
+        let registry = listen::bind("registry", &config.server.listen)?;
+        let admin = listen::bind("admin", &config.admin.listen)?;
         Ok(Self { registry, tls, proxy, ca, admin })
     }
 

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use super::secret::{HIDDEN, Secret};
 pub use super::shapes::{Addresses, ClaimValues, InOrder, Network, OneOrMany, Pattern};
+use super::shapes::{file, files, hook, optional_file, program};
 use super::units::{Amount, Limit, Span};
 
 /// The whole file.
@@ -116,9 +117,11 @@ impl TryFrom<String> for ForwardedHeader {
 #[serde(default)]
 pub struct ServerTls {
     /// One certificate, or a list with as many entries as `private_key`.
+    #[serde(deserialize_with = "files")]
     pub certificate: OneOrMany<String>,
+    #[serde(deserialize_with = "files")]
     pub private_key: OneOrMany<String>,
-    #[serde(deserialize_with = "path")]
+    #[serde(deserialize_with = "optional_file")]
     pub client_ca_bundle: Option<PathBuf>,
     pub client_auth: Option<ClientAuth>,
     /// `None`: certificates are files.
@@ -134,14 +137,15 @@ pub struct Acme {
     pub challenge: AcmeChallengeType,
     pub directory: String,
     #[serde(serialize_with = "path_or_empty")]
-    #[serde(deserialize_with = "path")]
+    #[serde(deserialize_with = "optional_file")]
     pub ca_bundle: Option<PathBuf>,
     /// `None`: port 80 of every IPv4 address.
     pub http_listen: Option<Addresses>,
+    #[serde(deserialize_with = "hook")]
     pub dns_hook: Vec<String>,
     pub eab_key_id: String,
     #[serde(serialize_with = "path_or_empty")]
-    #[serde(deserialize_with = "path")]
+    #[serde(deserialize_with = "optional_file")]
     pub eab_hmac_key_file: Option<PathBuf>,
 }
 
@@ -192,7 +196,7 @@ pub struct Oidc {
     pub jwks_uri: String,
     pub required_claims: InOrder<ClaimValues>,
     #[serde(serialize_with = "path_or_empty")]
-    #[serde(deserialize_with = "path")]
+    #[serde(deserialize_with = "optional_file")]
     pub server_ca_bundle: Option<PathBuf>,
 }
 
@@ -200,6 +204,7 @@ pub struct Oidc {
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(default)]
 pub struct Htpasswd {
+    #[serde(deserialize_with = "file")]
     pub path: PathBuf,
     pub realm: String,
 }
@@ -222,6 +227,7 @@ pub enum ClientAuth {
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(default)]
 pub struct Cache {
+    #[serde(deserialize_with = "file")]
     pub dir: PathBuf,
     pub max_size: Amount,
     pub min_free: Amount,
@@ -343,20 +349,21 @@ pub struct Upstream {
     pub username: String,
     pub password: Secret,
     #[serde(serialize_with = "path_or_empty")]
-    #[serde(deserialize_with = "path")]
+    #[serde(deserialize_with = "optional_file")]
     pub password_file: Option<PathBuf>,
+    #[serde(deserialize_with = "program")]
     pub credential_helper: String,
     #[serde(serialize_with = "path_or_empty")]
-    #[serde(deserialize_with = "path")]
+    #[serde(deserialize_with = "optional_file")]
     pub docker_config: Option<PathBuf>,
     #[serde(serialize_with = "path_or_empty")]
-    #[serde(deserialize_with = "path")]
+    #[serde(deserialize_with = "optional_file")]
     pub server_ca_bundle: Option<PathBuf>,
     #[serde(serialize_with = "path_or_empty")]
-    #[serde(deserialize_with = "path")]
+    #[serde(deserialize_with = "optional_file")]
     pub client_certificate: Option<PathBuf>,
     #[serde(serialize_with = "path_or_empty")]
-    #[serde(deserialize_with = "path")]
+    #[serde(deserialize_with = "optional_file")]
     pub client_private_key: Option<PathBuf>,
     pub max_redirect: u8,
     pub connect_timeout: Span,
@@ -371,12 +378,6 @@ pub struct Upstream {
     pub http_proxy: Secret,
     pub headers: BTreeMap<String, Secret>,
     pub insecure_skip_verify: bool,
-}
-
-/// Reads a path; `None` for an empty one.
-fn path<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<PathBuf>, D::Error> {
-    let path = PathBuf::deserialize(deserializer)?;
-    Ok((!path.as_os_str().is_empty()).then_some(path))
 }
 
 impl Default for Upstream {
@@ -419,10 +420,11 @@ pub struct HostHeaders {
 #[serde(default)]
 pub struct Proxy {
     pub listen: Addresses,
+    #[serde(deserialize_with = "file")]
     pub ca_dir: PathBuf,
     pub intercept: Vec<String>,
     #[serde(serialize_with = "path_or_empty")]
-    #[serde(deserialize_with = "path")]
+    #[serde(deserialize_with = "optional_file")]
     pub upstream_ca_bundle: Option<PathBuf>,
     pub client_credentials: ClientCredentials,
     pub consent_max_age: Span,
@@ -476,6 +478,7 @@ impl Default for Admin {
 pub struct Logging {
     pub level: String,
     pub format: LogFormat,
+    #[serde(deserialize_with = "file")]
     pub file: PathBuf,
     pub access: bool,
 }

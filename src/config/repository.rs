@@ -151,12 +151,17 @@ pub fn fill_in(repositories: &mut raw::Repositories, with_built_in: bool) {
     repositories.0.extend(missing);
     for (prefix, repository) in &mut repositories.0 {
         let built_in = BUILT_IN.iter().find(|(name, ..)| name == prefix);
-        if repository.upstream.is_empty() {
-            let url = match built_in {
-                Some((_, url, _)) => Some((*url).to_owned()),
-                None => is_host(prefix).then(|| format!("https://{prefix}")),
-            };
-            repository.upstream.extend(url.map(|url| raw::Upstream { url, ..raw::Upstream::default() }));
+        let usual = match built_in {
+            Some((_, url, _)) => Some((*url).to_owned()),
+            None => is_host(prefix).then(|| format!("https://{prefix}")),
+        };
+        match (&mut repository.upstream[..], usual) {
+            ([], usual) => {
+                repository.upstream.extend(usual.map(|url| raw::Upstream { url, ..raw::Upstream::default() }));
+            }
+            // The only upstream is the usual one, perhaps with a login. Of several, each has to have its URL.
+            ([only], Some(url)) if only.url.is_empty() => only.url = url,
+            _ => {}
         }
         let namespaces = || match built_in {
             Some((.., list)) => list.iter().map(|&name| name.to_owned()).collect(),

@@ -9,14 +9,21 @@ pub fn parse(text: &str) -> Result<Config, String> {
 
 /// Reads a configuration from text and environment variables.
 pub fn parse_with(text: &str, environment: &[(&str, &str)]) -> Result<Config, String> {
-    let mut tree = Node::parse(Path::new("larder.toml"), text).map_err(|error| error.to_string())?;
-    let variables: Vec<_> = environment.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
-    tree.merge_environment(variables.iter().cloned());
-    check(&tree, &variables)
+    let tree = Node::parse(Path::new("larder.toml"), text).map_err(|error| error.to_string())?;
+    check(tree, environment).map(|(config, _)| config)
 }
 
-fn check(tree: &Node, environment: &[(String, String)]) -> Result<Config, String> {
-    Config::from_tree(tree, environment, &RefCell::default()).map_err(|error| error.to_string())
+/// Returns the warnings about a configuration.
+pub fn warned(text: &str) -> Vec<String> {
+    check(Node::parse(Path::new("larder.toml"), text).expect("TOML"), &[]).expect("valid").1
+}
+
+fn check(mut tree: Node, environment: &[(&str, &str)]) -> Result<(Config, Vec<String>), String> {
+    let variables: Vec<_> = environment.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
+    let wrong = environment::lay_over(&mut tree, &variables);
+    let notes = Notes::default();
+    let config = Config::of(tree, wrong, &variables, &notes).map_err(|errors| errors.to_string())?;
+    Ok((config, notes.warnings.into_inner()))
 }
 
 fn repository<'a>(config: &'a Config, prefix: &str) -> &'a Repository {
@@ -67,6 +74,52 @@ fn the_built_in_repositories_stay_beside_those_of_the_file() {
 }
 
 #[test]
+fn paths_are_relative_to_the_file_that_they_are_written_in() {
+    let text = r#"
+        [cache]
+        dir = "data"
+        [logging]
+        file = "/var/log/larder.log"
+        [repository.x]
+        [[repository.x.upstream]]
+        url = "https://x.example"
+        username = "me"
+        password_file = "secrets/x"
+        credential_helper = ""
+    "#;
+    let variables = [("LARDER_PROXY__CA_DIR".to_owned(), "ca".to_owned())];
+    let mut tree = Node::parse(Path::new("/etc/larder/larder.toml"), text).expect("TOML");
+    assert!(environment::lay_over(&mut tree, &variables).is_empty());
+    let file: raw::File = de::from_tree(&tree, &variables).expect("valid");
+    assert_eq!(file.cache.dir, Path::new("/etc/larder/data"));
+    assert_eq!(file.logging.file, Path::new("/var/log/larder.log"));
+    let upstream = &file.repository.0[0].1.upstream[0];
+    assert_eq!(upstream.password_file.as_deref(), Some(Path::new("/etc/larder/secrets/x")));
+    assert_eq!(upstream.credential_helper, "");
+    assert_eq!(file.proxy.expect("a door").ca_dir, Path::new("ca"), "a variable has no file");
+
+    let text = r#"
+        [server.tls]
+        certificate = ["a.pem", "/b.pem"]
+        private_key = "a.key"
+        [server.tls.acme]
+        dns_hook = ["./hook", "./argument"]
+        [[repository.x.upstream]]
+        credential_helper = "./helper"
+        [[repository.x.upstream]]
+        credential_helper = "ecr-login"
+    "#;
+    let tree = Node::parse(Path::new("conf/larder.toml"), text).expect("TOML");
+    let file: raw::File = de::from_tree(&tree, &[]).expect("valid");
+    let tls = file.server.tls.expect("TLS");
+    assert_eq!(tls.certificate.0, ["conf/a.pem", "/b.pem"]);
+    assert_eq!(tls.private_key.0, ["conf/a.key"]);
+    assert_eq!(tls.acme.expect("ACME").dns_hook, ["conf/./hook", "./argument"]);
+    let helpers: Vec<_> = file.repository.0[0].1.upstream.iter().map(|upstream| &upstream.credential_helper).collect();
+    assert_eq!(helpers, ["conf/./helper", "ecr-login"]);
+}
+
+#[test]
 fn the_environment_overrides_the_file() {
     let config = parse_with(
         "[server]\nlisten = \"127.0.0.1:1\"",
@@ -90,7 +143,7 @@ fn later_files_win_and_tables_merge() {
     let mut tree =
         Node::parse(Path::new("a.toml"), "[server]\nmax_connections = 1\nshutdown_grace = \"1s\"").expect("valid");
     tree.merge(Node::parse(Path::new("b.toml"), "[server]\nmax_connections = 2").expect("valid"));
-    let config = check(&tree, &[]).expect("valid");
+    let (config, _) = check(tree, &[]).expect("valid");
     assert_eq!(config.server.max_connections, Some(2));
     assert_eq!(config.server.shutdown_grace, Duration::from_secs(1));
 }
@@ -186,8 +239,9 @@ access = false
 
 fn shown(text: &str, environment: &[(&str, &str)]) -> Effective {
     let mut tree = Node::parse(Path::new("larder.toml"), text).expect("TOML");
-    tree.merge_environment(environment.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())));
-    Effective::of_tree(&tree).expect("valid")
+    let variables: Vec<_> = environment.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
+    assert!(environment::lay_over(&mut tree, &variables).is_empty());
+    Effective::of_tree(&tree, &variables).expect("valid")
 }
 
 #[test]

@@ -159,5 +159,7 @@ fn plain(node: Node) -> Value {
         tree::Value::Table(entries) => {
             Value::Table(entries.into_iter().map(|(key, node)| (key, plain(node))).collect())
         }
+        // Only Larder's own configuration is read again without what is wrong.
+        tree::Value::LeftOut => Value::Table(toml::Table::new()),
     }
 }
