@@ -102,7 +102,7 @@ const ROOMS: [(&str, &[&str]); 38] = [
             "upstream",
         ],
     ),
-    ("services", &["access", "cache", "config", "observe", "proxy", "registry", "upstream"]),
+    ("services", &["access", "cache", "config", "observe", "proxy", "registry", "routing", "upstream"]),
     ("ops", &["cache", "failure", "index", "oci", "routing", "upkeep"]),
     (
         "listen",

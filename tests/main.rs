@@ -57,5 +57,6 @@ mod states;
 mod support;
 mod tls;
 mod tokens;
+mod tour;
 mod traces;
 mod tunnels;

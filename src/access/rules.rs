@@ -7,7 +7,7 @@ use super::host::AskedHost;
 use crate::auth::{Client, Logins};
 use crate::config::{Allow, Config, HostPattern};
 use crate::observe::Metrics;
-use crate::routing::Routing;
+use crate::routing::{OwnNames, Routing};
 use crate::upstream::{BuildError, Clients};
 use crate::web::WebError;
 
@@ -15,6 +15,8 @@ use crate::web::WebError;
 /// force when it came in.
 pub struct Rules {
     pub routing: Arc<Routing>,
+    /// The names at which clients reach the registry door.
+    pub own: OwnNames,
     pub forwarding: Forwarding,
     /// Only clients of these networks may connect; if empty, all may.
     allow_cidrs: Vec<ipnet::IpNet>,
@@ -50,6 +52,7 @@ impl Rules {
         let logins = Logins::new(&config.auth, before.and_then(|before| before.logins.as_deref()))?;
         Ok(Self {
             routing: Arc::new(Routing::new(config, clients, metrics)?),
+            own: OwnNames::new(config),
             forwarding: Forwarding::new(&config.server),
             allow_cidrs: config.auth.allow_cidrs.clone(),
             logins,

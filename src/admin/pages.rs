@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 
 use super::problem::Problem;
 use crate::clock::Instant;
-use crate::ops::{self, Images, OpsError, PinDone, Pins, PurgeDone};
+use crate::ops::{self, Images, Named, OpsError, PinDone, Pins, PurgeDone};
 use crate::services::Services;
 use crate::upkeep::scrub::Report;
 
@@ -28,7 +28,7 @@ impl From<OpsError> for Problem {
     fn from(error: OpsError) -> Self {
         let status = match error {
             OpsError::Wrong(_) => StatusCode::BAD_REQUEST,
-            OpsError::Unknown(_) => StatusCode::NOT_FOUND,
+            OpsError::Unknown(_) | OpsError::Absent(..) => StatusCode::NOT_FOUND,
             OpsError::Busy => StatusCode::CONFLICT,
             OpsError::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
@@ -62,7 +62,9 @@ pub async fn purge(
     RawQuery(query): RawQuery,
 ) -> Result<Json<PurgeDone>, Problem> {
     let which = only_parameter(query.as_deref(), &["reference", "repository"])?;
-    Ok(Json(ops::purge(&services.cache, &services.access.rules().routing, which.as_deref()).await?))
+    let (rules, own) = (services.access.rules(), services.own_names());
+    let named = Named { cache: &services.cache, routing: &rules.routing, own: &own };
+    Ok(Json(ops::purge(&named, which.as_deref()).await?))
 }
 
 /// `GET /api/pins`
@@ -72,18 +74,19 @@ pub async fn pins(State(services): State<Arc<Services>>) -> Result<Json<Pins>, P
 
 /// `PUT /api/pins?reference=`
 pub async fn pin(State(services): State<Arc<Services>>, RawQuery(query): RawQuery) -> Result<Json<PinDone>, Problem> {
-    Ok(Json(
-        ops::set_pin(&services.cache, &services.access.rules().routing, &pinned_reference(query.as_deref())?, true)
-            .await?,
-    ))
+    set_pin(&services, query.as_deref(), true).await
 }
 
 /// `DELETE /api/pins?reference=`
 pub async fn unpin(State(services): State<Arc<Services>>, RawQuery(query): RawQuery) -> Result<Json<PinDone>, Problem> {
-    Ok(Json(
-        ops::set_pin(&services.cache, &services.access.rules().routing, &pinned_reference(query.as_deref())?, false)
-            .await?,
-    ))
+    set_pin(&services, query.as_deref(), false).await
+}
+
+async fn set_pin(services: &Services, query: Option<&str>, is_pinned: bool) -> Result<Json<PinDone>, Problem> {
+    let reference = pinned_reference(query)?;
+    let (rules, own) = (services.access.rules(), services.own_names());
+    let named = Named { cache: &services.cache, routing: &rules.routing, own: &own };
+    Ok(Json(ops::set_pin(&named, &reference, is_pinned).await?))
 }
 
 fn pinned_reference(query: Option<&str>) -> Result<String, Problem> {

@@ -11,7 +11,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch as channel;
 use tokio::task::JoinSet;
 
-use super::error::{WRONG_CONFIGURATION, lines};
+use super::error::WRONG_CONFIGURATION;
+use super::output::lines;
 use super::reload::{Reached, Reload, acme_door, count_certificates, tell};
 use crate::acme::{Certificates, Occasion};
 use crate::ca::Ca;

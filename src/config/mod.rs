@@ -103,6 +103,8 @@ pub struct Server {
 #[derive(Clone, Debug)]
 pub struct Cache {
     pub dir: PathBuf,
+    /// Whether a file or variable names the directory; otherwise it is the default one.
+    pub is_dir_named: bool,
     /// Most bytes of objects and downloads together.
     pub max_size: Amount,
     /// Space that is always kept free on the filesystem.
@@ -302,6 +304,7 @@ fn check_cache(check: &Check<'_>, written: raw::Cache) -> Result<Cache, ConfigEr
     }
     Ok(Cache {
         dir: written.dir,
+        is_dir_named: check.is_written(&["cache", "dir"]),
         max_size: written.max_size,
         min_free: written.min_free,
         ttl: written.ttl,

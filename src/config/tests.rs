@@ -248,6 +248,8 @@ fn shown(text: &str, environment: &[(&str, &str)]) -> Effective {
 fn what_is_shown_can_be_used_as_the_configuration() {
     for text in [RICH, "", include_str!("../../larder.example.toml")] {
         let with_ttl = |mut config: Config| {
+            // What is shown names the directory.
+            config.cache.is_dir_named = true;
             for repository in &mut config.repositories {
                 // A repository without a `ttl` has that of `cache.ttl`, and that value is shown.
                 repository.ttl.get_or_insert(config.cache.ttl);

@@ -8,6 +8,7 @@ use std::sync::Mutex;
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::{EnvFilter, reload};
 
+use super::text;
 use crate::config::{FilterError, LogFormat, Logging, parse_filter};
 
 /// Permissions of a new log file: names of images and users are not for everybody.
@@ -36,6 +37,11 @@ impl LogLevel {
     }
 }
 
+/// Returns whether the user wants colours: `NO_COLOR` says that they do not (no-color.org).
+fn wants_colours() -> bool {
+    std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
 /// Sets up the log of the whole process. Called once.
 pub fn init(logging: &Logging) -> Result<LogLevel, LogError> {
     let writer = if logging.file.as_os_str().is_empty() {
@@ -49,10 +55,10 @@ pub fn init(logging: &Logging) -> Result<LogLevel, LogError> {
     let log = tracing_subscriber::fmt()
         .with_env_filter(parse_filter(&logging.level)?)
         .with_writer(writer)
-        .with_ansi(is_terminal);
+        .with_ansi(is_terminal && wants_colours());
     let handle = match logging.format {
         LogFormat::Text => {
-            let log = log.with_filter_reloading();
+            let log = log.fmt_fields(text::fields()).with_filter_reloading();
             let handle = log.reload_handle();
             log.init();
             LogLevel(Box::new(move |filter| handle.reload(filter)))

@@ -1,5 +1,6 @@
 //! Which repository a request is for.
 
+mod own;
 mod repository;
 mod unknown;
 
@@ -8,6 +9,7 @@ use std::sync::Arc;
 
 use quick_cache::sync::Cache;
 
+pub use own::OwnNames;
 pub use repository::{Repository, Target};
 use unknown::Unknown;
 
@@ -67,6 +69,8 @@ pub struct Routing {
     scoped: Cache<String, usize>,
     /// Registries that clients asked for and that no repository is for.
     unknown: Unknown,
+    /// Whether there is a proxy door, whose clients name registries themselves.
+    has_proxy_door: bool,
 }
 
 /// Most names that are kept in `scoped`.
@@ -107,6 +111,7 @@ impl Routing {
             default,
             scoped: Cache::new(SCOPED),
             unknown: Unknown::default(),
+            has_proxy_door: config.proxy.is_some(),
             repositories,
         })
     }
@@ -130,6 +135,7 @@ impl Routing {
         }
         let (at, is_by_tag) = self.at_scope(asked);
         if let (None, Some(host)) = (at, host_of(asked.path)) {
+            self.unknown.tell(host);
             return Err(self.no_registry(asked.path, host));
         }
         match at.or(self.default) {
@@ -159,11 +165,26 @@ impl Routing {
 
     /// Returns the error for a name that begins with a host which no repository is for.
     fn no_registry(&self, path: &str, host: &str) -> RoutingError {
-        self.unknown.tell(host);
         RoutingError::UnknownRegistry {
             name: path.to_owned(),
             host: host.to_owned(),
-            nearest: nearest(host, self.prefixes()).map(str::to_owned),
+            nearest: self.nearest(host).map(str::to_owned),
+        }
+    }
+
+    /// Returns the prefix of a repository that a text is most like, if it is like any.
+    pub fn nearest(&self, text: &str) -> Option<&str> {
+        nearest(text, self.prefixes())
+    }
+
+    /// Fails if content of this name can never come into the cache, because no repository is for the registry that the
+    /// name begins with, and there is no proxy door either.
+    pub fn expects(&self, path: &str) -> Result<(), RoutingError> {
+        let is_known = self.has_proxy_door || self.longest_prefix(path).is_some();
+        let asked = Asked { path, ..Asked::default() };
+        match host_of(path) {
+            Some(host) if !is_known && self.at_scope(asked).0.is_none() => Err(self.no_registry(path, host)),
+            _ => Ok(()),
         }
     }
 
