@@ -52,13 +52,9 @@ impl Mistakes {
     fn follows(&self, key: &KeyPath) -> bool {
         self.left_out.iter().any(|other| {
             let is_around = key.leads_to(other) || other.leads_to(key);
-            let of_upstream = |key: &KeyPath| key.steps().get(..4).map(<[_]>::to_vec);
-            let is_same_upstream = key.begins_with(&["repository"])
-                && of_upstream(key).is_some()
-                && of_upstream(key) == of_upstream(other);
             let is_of = |table: &[&str]| key.begins_with(table) && other.begins_with(table);
             is_around
-                || is_same_upstream
+                || is_near_in_list(key, other)
                 || is_of(&["admin"])
                 || is_of(&["server", "tls"])
                 || (key.ends_with("listen") && other.ends_with("listen"))
@@ -76,4 +72,12 @@ impl Mistakes {
     pub fn into_errors(self) -> ConfigErrors {
         ConfigErrors::of(self.found)
     }
+}
+
+/// Returns whether two keys are in one table of a repository's list (an upstream, or a rule for tags), or in one list of
+/// which `other` is a whole table: without it the tables behind it have other positions.
+fn is_near_in_list(key: &KeyPath, other: &KeyPath) -> bool {
+    let first = |key: &KeyPath, count: usize| key.steps().get(..count).map(<[_]>::to_vec);
+    let is_same = |count: usize| first(key, count).is_some() && first(key, count) == first(other, count);
+    key.begins_with(&["repository"]) && (is_same(4) || (is_same(3) && other.steps().len() == 4))
 }

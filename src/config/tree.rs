@@ -133,17 +133,20 @@ impl Node {
         path.steps().iter().try_fold(self, Self::entry).is_some()
     }
 
-    /// Leaves out the value at a path; if there is none, the table or list around it, unless that is a table of the top
-    /// level. Returns whether something was left out that was not before.
+    /// Leaves out the value at a path; if there is none, the table around it, unless that is a table of the top level. A
+    /// table of a list goes with the whole list, since the positions of the others would change. Returns whether
+    /// something was left out that was not before.
     pub fn leave_out(&mut self, path: &KeyPath) -> bool {
         let all = path.steps();
         let is_there = |count: &usize| all[..*count].iter().try_fold(&*self, Self::entry).is_some();
-        let depth = (1..=all.len()).rev().find(is_there).unwrap_or(0);
+        let mut depth = (1..=all.len()).rev().find(is_there).unwrap_or(0);
+        while depth < all.len() && matches!(all[..depth].last(), Some(Step::At(_))) {
+            depth -= 1;
+        }
         if depth < all.len() && depth < 2 {
             return false;
         }
-        let steps = &all[..depth];
-        let Some(node) = steps.iter().try_fold(self, Self::entry_mut) else {
+        let Some(node) = all[..depth].iter().try_fold(self, Self::entry_mut) else {
             return false;
         };
         let is_new = !matches!(node.value, Value::LeftOut);

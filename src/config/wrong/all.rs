@@ -81,6 +81,23 @@ fn what_follows_from_a_mistake_is_none() {
 }
 
 #[test]
+fn a_mistake_is_not_told_of_the_wrong_upstream() {
+    let upstreams = |first: &str| {
+        format!(
+            "[repository.x]\nupstream = [\n{first},\n{{ url = \"https://b.example\" }},\n{{ url = \"ftp://c.example\" }}\n]"
+        )
+    };
+    let lines = said(&upstreams("{ url = \"https://a.example\", parallel = 0 }"));
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    assert!(lines[0].starts_with("3: `repository.x.upstream[0].parallel`"), "{lines:?}");
+    assert!(lines[1].starts_with("5: `repository.x.upstream[2].url`"), "{lines:?}");
+    for first in ["{ parallel = 2 }", "5"] {
+        let lines = said(&upstreams(first));
+        assert!(lines.len() == 1 && lines[0].starts_with("3: `repository.x.upstream[0]"), "{lines:?}");
+    }
+}
+
+#[test]
 fn the_number_of_mistakes_is_bounded() {
     let keys: String = (0..1_000).map(|number| format!("key{number} = 1\n")).collect();
     let count = said(&format!("[server]\n{keys}")).len();
