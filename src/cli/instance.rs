@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -92,7 +92,8 @@ impl Instance {
         let config = read(files)?;
         let dir = &config.cache.dir;
         let found = std::fs::metadata(dir.join("blobs"));
-        if config.cache.is_dir_named && found.as_ref().is_ok_and(std::fs::Metadata::is_dir) {
+        let is_there = found.as_ref().is_ok_and(std::fs::Metadata::is_dir);
+        if is_there && config.cache.is_dir_named && may_lock(dir) {
             return match open(&config)? {
                 Some(stopped) => Ok(Self::Stopped(stopped)),
                 None => Self::in_use(&config).await,
@@ -240,6 +241,12 @@ fn read(files: &[PathBuf]) -> Result<Config, CommandError> {
             "{errors}\nthe configuration says where the cache is; or name a running instance with --admin"
         ))
     })
+}
+
+/// Returns whether this process may lock the cache directory: only then does it find out whether an instance uses it.
+fn may_lock(dir: &Path) -> bool {
+    let lock = std::fs::OpenOptions::new().write(true).open(dir.join("larder.lock"));
+    lock.map_or_else(|error| error.kind() == std::io::ErrorKind::NotFound, |_| true)
 }
 
 /// Opens the cache directory; `None` if an instance uses it.
