@@ -11,6 +11,7 @@ use crate::observe::Metrics;
 use crate::proxy::{Proxy, ProxyRules};
 use crate::random::NoRandomness;
 use crate::registry::{Objects, Registry};
+use crate::routing::OwnNames;
 use crate::upstream::{BuildError, Clients};
 
 /// The services, shared by all doors.
@@ -66,6 +67,11 @@ impl Services {
     /// Sets the addresses at which this process listens: Larder sends no requests there, whatever leads there.
     pub fn listens_at(&self, addresses: &[SocketAddr]) {
         self.clients.shared().ours.set(addresses);
+    }
+
+    /// Returns the addresses and names at which clients reach the registry door.
+    pub fn own_names(&self) -> OwnNames {
+        self.access.rules().own.at(&self.clients.shared().ours)
     }
 
     /// Returns what [`Self::apply`] takes. Whatever can fail, fails here.

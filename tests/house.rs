@@ -9,7 +9,7 @@ use crate::support::Larder;
 const FOR_ALL: [&str; 2] = ["clock", "random"];
 
 /// Each room and the rooms it may import from.
-const ROOMS: [(&str, &[&str]); 37] = [
+const ROOMS: [(&str, &[&str]); 38] = [
     ("oci", &[]),
     ("body", &["failure"]),
     ("clock", &[]),
@@ -21,12 +21,13 @@ const ROOMS: [(&str, &[&str]); 37] = [
     ("program", &["text"]),
     ("random", &[]),
     ("sent", &[]),
+    ("sockets", &[]),
     ("text", &[]),
     ("tunnel", &[]),
     ("x509", &[]),
     ("ca", &["files", "x509"]),
     ("web", &["config"]),
-    ("acme", &["config", "files", "program", "observe", "text", "web", "x509"]),
+    ("acme", &["config", "files", "program", "observe", "sockets", "text", "web", "x509"]),
     ("auth", &["config", "fingerprint", "text", "web", "x509"]),
     ("config", &["oci", "text"]),
     ("convert", &["config"]),
@@ -101,13 +102,13 @@ const ROOMS: [(&str, &[&str]); 37] = [
             "upstream",
         ],
     ),
-    ("services", &["access", "cache", "config", "observe", "proxy", "registry", "upstream"]),
+    ("services", &["access", "cache", "config", "observe", "proxy", "registry", "routing", "upstream"]),
     ("ops", &["cache", "failure", "index", "oci", "routing", "upkeep"]),
     (
         "listen",
         &[
             "acme", "auth", "body", "ca", "cache", "config", "observe", "proxy", "registry", "sent", "services",
-            "tunnel",
+            "sockets", "tunnel",
         ],
     ),
     (

@@ -65,6 +65,7 @@ mod states;
 mod support;
 mod tls;
 mod tokens;
+mod tour;
 mod traces;
 mod tunnels;
 mod who_did_what;

@@ -146,7 +146,7 @@ async fn a_stop_ends_where_the_index_cannot_be_synced() {
     eventually("both are stored", async || larder.stats().await["stores"] == 2).await;
     disk.hold();
     // So that its log is not empty: while nothing is written, it is taken in.
-    let purged = larder.run(&["purge", "hub/other/app"]).await;
+    let purged = larder.run(&["purge", &format!("hub/other/app@{other}")]).await;
     assert_eq!(purged.code, Some(0), "{purged:?}");
     let stopped_at = Instant::now();
     assert_eq!(larder.stop().await.code, Some(0));

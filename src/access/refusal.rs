@@ -84,9 +84,9 @@ impl Refusal {
                 (StatusCode::BAD_REQUEST, Code::TagInvalid)
             }
             Self::Routing(RoutingError::InvalidName(_)) => (StatusCode::BAD_REQUEST, Code::NameInvalid),
-            Self::Routing(RoutingError::UnknownNamespace(_) | RoutingError::UnknownName(_)) => {
-                (StatusCode::NOT_FOUND, Code::NameUnknown)
-            }
+            Self::Routing(
+                RoutingError::UnknownNamespace(_) | RoutingError::UnknownName(_) | RoutingError::UnknownRegistry { .. },
+            ) => (StatusCode::NOT_FOUND, Code::NameUnknown),
             Self::Unsupported => (StatusCode::METHOD_NOT_ALLOWED, Code::Unsupported),
             Self::Host(_) | Self::Form(_) => (StatusCode::BAD_REQUEST, Code::Unsupported),
             Self::Forbidden | Self::StrangeName(_) => (StatusCode::FORBIDDEN, Code::Denied),

@@ -7,7 +7,7 @@ use super::host::AskedHost;
 use crate::auth::{Client, Logins};
 use crate::config::{Allow, Config, HostPattern};
 use crate::observe::Metrics;
-use crate::routing::Routing;
+use crate::routing::{OwnNames, Routing};
 use crate::upstream::{BuildError, Clients};
 use crate::web::WebError;
 
@@ -15,6 +15,8 @@ use crate::web::WebError;
 /// force when it came in.
 pub struct Rules {
     pub routing: Arc<Routing>,
+    /// The names at which clients reach the registry door.
+    pub own: OwnNames,
     pub forwarding: Forwarding,
     /// The URL by which clients reach the registry door, if the configuration states it.
     pub public_url: Option<String>,
@@ -61,6 +63,7 @@ impl Rules {
         let logins = Logins::new(&config.auth, before.and_then(|before| before.logins.as_deref()))?;
         Ok(Self {
             routing: Arc::new(Routing::new(config, clients, metrics)?),
+            own: OwnNames::new(config),
             forwarding: Forwarding::new(&config.server),
             public_host: config.server.public_url.as_deref().and_then(host_of),
             public_url: config.server.public_url.clone(),

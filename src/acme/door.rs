@@ -16,6 +16,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::AbortHandle;
 
 use super::shown::Shown;
+use crate::sockets;
 
 const PREFIX: &str = "/.well-known/acme-challenge/";
 /// How long a connection may last. Each connection is for one request.
@@ -51,12 +52,12 @@ pub struct Prepared {
 
 impl Doors {
     /// Binds the addresses that are not open yet.
-    pub async fn prepare(&self, listen: &[SocketAddr]) -> Result<Prepared, DoorError> {
+    pub fn prepare(&self, listen: &[SocketAddr]) -> Result<Prepared, DoorError> {
         let mut new = Vec::new();
         for &address in listen.iter().filter(|address| self.0.iter().all(|(open, _)| open != *address)) {
             let is_own = self.0.iter().any(|(open, _)| open.port() == address.port());
             let fail = |source| DoorError { address, source, hint: if is_own { OWN } else { "" } };
-            let listener = TcpListener::bind(address).await.map_err(fail)?;
+            let listener = sockets::listen(address, listen).map_err(fail)?;
             new.push((address, listener));
         }
         Ok(Prepared { all: listen.to_vec(), new })

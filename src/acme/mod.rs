@@ -92,7 +92,7 @@ impl Certificates {
             Some(config::AcmeChallenge::Http01 { listen }) => listen.as_slice(),
             _ => &[],
         };
-        let doors = self.doors.lock().await.prepare(listen).await?;
+        let doors = self.doors.lock().await.prepare(listen)?;
         Ok(Prepared { acme: acme.cloned().map(Arc::new), doors })
     }
 

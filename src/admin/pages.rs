@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use super::door::Person;
 use super::problem::Problem;
 use crate::clock::Instant;
-use crate::ops::{self, Images, OpsError, PinDone, Pins, PurgeDone};
+use crate::ops::{self, Images, Named, OpsError, PinDone, Pins, PurgeDone};
 use crate::services::Services;
 use crate::text::one_line;
 use crate::upkeep::scrub::Report;
@@ -31,7 +31,7 @@ impl From<OpsError> for Problem {
     fn from(error: OpsError) -> Self {
         let status = match error {
             OpsError::Wrong(_) => StatusCode::BAD_REQUEST,
-            OpsError::Unknown(_) => StatusCode::NOT_FOUND,
+            OpsError::Unknown(_) | OpsError::Absent(..) => StatusCode::NOT_FOUND,
             OpsError::Busy => StatusCode::CONFLICT,
             OpsError::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
@@ -66,7 +66,9 @@ pub async fn purge(
     RawQuery(query): RawQuery,
 ) -> Result<Json<PurgeDone>, Problem> {
     let which = only_parameter(query.as_deref(), &["reference", "repository"])?;
-    let purged = ops::purge(&services.cache, &services.access.rules().routing, which.as_deref()).await;
+    let (rules, own) = (services.access.rules(), services.own_names());
+    let named = Named { cache: &services.cache, routing: &rules.routing, own: &own };
+    let purged = ops::purge(&named, which.as_deref()).await;
     let what = one_line(which.as_deref().unwrap_or("everything"));
     match &purged {
         Ok(PurgeDone { objects, bytes, .. }) => tracing::info!(by = %person, what, objects, bytes, "purged"),
@@ -105,7 +107,9 @@ async fn set_pin(
     is_pinned: bool,
 ) -> Result<Json<PinDone>, Problem> {
     let reference = pinned_reference(query)?;
-    let done = ops::set_pin(&services.cache, &services.access.rules().routing, &reference, is_pinned).await?;
+    let (rules, own) = (services.access.rules(), services.own_names());
+    let named = Named { cache: &services.cache, routing: &rules.routing, own: &own };
+    let done = ops::set_pin(&named, &reference, is_pinned).await?;
     let message = if is_pinned { "pinned" } else { "unpinned" };
     tracing::info!(by = %person, what = done.reference, changed = done.changed, "{message}");
     Ok(Json(done))

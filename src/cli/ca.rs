@@ -15,7 +15,7 @@ use crate::config::{self, Config, ProxyDoor};
 pub struct Ca {
     /// Print JSON instead of text
     #[arg(long)]
-    json: bool,
+    pub json: bool,
 }
 
 /// The output as JSON.

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::error::CommandError;
 use super::output::{print, print_json};
-use crate::config::{self, ConfigError, Sources};
+use crate::config::{self, ConfigErrors, Loaded, Sources};
 use crate::convert::{self, Kind};
 use crate::text::printable;
 
@@ -21,11 +21,17 @@ pub struct Config {
 
 #[derive(Debug, clap::Subcommand)]
 enum What {
+    /// Print a larder.toml to start from, in which everything is explained
+    #[command(after_help = "Example:\n  larder config init -o larder.toml")]
+    Init(Init),
     /// Read the configuration as `serve` does and say whether it can be used
+    #[command(after_help = "Examples:\n  larder config check\n  larder --config new.toml config check")]
     Check(Output),
     /// Print the configuration in effect: every key with its value and where it comes from
+    #[command(after_help = "Examples:\n  larder config show\n  larder config show --json | jq .cache")]
     Show(Output),
     /// Print the `larder.toml` that does what another program's configuration says
+    #[command(after_help = "Example:\n  larder config convert /etc/docker/registry/config.yml -o larder.toml")]
     Convert(Convert),
 }
 
@@ -34,6 +40,16 @@ struct Output {
     /// Print JSON instead of text
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+struct Init {
+    /// Write to this file instead of standard output
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Overwrite the file if it exists
+    #[arg(long, requires = "output")]
+    force: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -63,41 +79,77 @@ struct Checked {
     repositories: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     upstreams: Option<usize>,
+    /// All mistakes, a line each.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    errors: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<String>,
 }
 
 /// Runs `larder config`.
 pub fn run(files: &[PathBuf], arguments: &Config) -> Result<(), CommandError> {
     let sources = Sources::new(files, config::environment());
     match &arguments.what {
+        What::Init(arguments) => init(arguments),
         What::Check(output) => check(&sources, output.json),
         What::Show(output) => show(&sources, output.json),
         What::Convert(arguments) => convert(arguments),
     }
 }
 
-fn wrong(error: &ConfigError) -> CommandError {
+impl Config {
+    /// Returns whether JSON is asked for.
+    pub fn is_json(&self) -> bool {
+        match &self.what {
+            What::Check(output) | What::Show(output) => output.json,
+            What::Init(_) | What::Convert(_) => false,
+        }
+    }
+}
+
+/// A configuration in which everything is a comment.
+const STARTER: &str = include_str!("starter.toml");
+
+fn init(arguments: &Init) -> Result<(), CommandError> {
+    let Some(file) = &arguments.output else {
+        return print(STARTER);
+    };
+    match arguments.force {
+        true => std::fs::write(file, STARTER)
+            .map_err(|error| CommandError::Failed(format!("cannot write {}: {error}", file.display())))?,
+        false => write_new(file, STARTER, "write over it with --force")?,
+    }
+    print(&format!("{} is written; check your changes with: larder --config {0} config check\n", file.display()))
+}
+
+fn wrong(error: &ConfigErrors) -> CommandError {
     CommandError::Usage(error.to_string())
 }
 
 fn check(sources: &Sources, is_json: bool) -> Result<(), CommandError> {
-    let config = match sources.load().config {
+    let Loaded { config, warnings, .. } = sources.load();
+    let files = sources.files();
+    if !is_json {
+        warnings.iter().for_each(|warning| eprintln!("larder: warning: {}", printable(warning)));
+    }
+    let config = match config {
         Ok(config) => config,
-        Err(error) if is_json => {
-            let said = error.to_string();
-            let files = sources.files();
-            print_json(&Checked { ok: false, files, repositories: None, upstreams: None, error: Some(said) })?;
+        Err(errors) if is_json => {
+            let error = Some(errors.to_string());
+            let errors = errors.iter().map(ToString::to_string).collect();
+            let (repositories, upstreams) = (None, None);
+            print_json(&Checked { ok: false, files, repositories, upstreams, error, errors, warnings })?;
             return Err(CommandError::QuietUsage);
         }
-        Err(error) => return Err(wrong(&error)),
+        Err(errors) => return Err(wrong(&errors)),
     };
     let repositories = config.repositories.len();
     let upstreams = config.repositories.iter().map(|repository| repository.upstreams.len()).sum();
-    let files = sources.files();
     if is_json {
-        let (repositories, upstreams) = (Some(repositories), Some(upstreams));
-        return print_json(&Checked { ok: true, files, repositories, upstreams, error: None });
+        let (repositories, upstreams, errors) = (Some(repositories), Some(upstreams), Vec::new());
+        return print_json(&Checked { ok: true, files, repositories, upstreams, error: None, errors, warnings });
     }
     let names: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
     let what = match names.is_empty() {
@@ -123,7 +175,7 @@ fn convert(arguments: &Convert) -> Result<(), CommandError> {
     let converted = converted.map_err(|error| CommandError::Usage(error.to_string()))?;
     match &arguments.output {
         None => print(&converted.toml)?,
-        Some(file) => write_new(file, &converted.toml)?,
+        Some(file) => write_new(file, &converted.toml, "move it away or name another file")?,
     }
     for warning in &converted.warnings {
         eprintln!("larder: {}", printable(warning));
@@ -131,14 +183,36 @@ fn convert(arguments: &Convert) -> Result<(), CommandError> {
     Ok(())
 }
 
-/// Writes a new file that only its owner may read: it may hold passwords.
-fn write_new(path: &Path, text: &str) -> Result<(), CommandError> {
+/// Writes a new file that only its owner may read: it may hold passwords. `instead`: what to do if the file exists.
+fn write_new(path: &Path, text: &str, instead: &str) -> Result<(), CommandError> {
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
     let written = file.and_then(|mut file| file.write_all(text.as_bytes()));
     written.map_err(|error| match error.kind() {
-        std::io::ErrorKind::AlreadyExists => {
-            CommandError::Usage(format!("{} exists; move it away or name another file", path.display()))
-        }
+        std::io::ErrorKind::AlreadyExists => CommandError::Usage(format!("{} exists; {instead}", path.display())),
         _ => CommandError::Failed(format!("cannot write {}: {error}", path.display())),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Takes the comment signs off the lines that hold a key or a heading.
+    fn uncommented(text: &str) -> String {
+        let is_toml =
+            |line: &str| line.starts_with('[') || line.split_once(" = ").is_some_and(|(key, _)| !key.contains(' '));
+        let line = |line: &str| match line.strip_prefix("# ") {
+            Some(rest) if is_toml(rest) => format!("{rest}\n"),
+            _ => format!("{line}\n"),
+        };
+        text.lines().map(line).collect()
+    }
+
+    #[test]
+    fn the_starter_is_a_configuration_with_and_without_its_comments() {
+        crate::config::Config::check_text(STARTER).expect("as it is");
+        let text = uncommented(STARTER);
+        crate::config::Config::check_text(&text).unwrap_or_else(|error| panic!("{error}\n{text}"));
+        assert!(text.lines().filter(|line| !line.starts_with('#') && line.contains(" = ")).count() > 12);
+    }
 }

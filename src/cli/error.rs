@@ -1,5 +1,7 @@
 //! Why a command did not do what it was asked for, and its exit code.
 
+use std::process::ExitCode;
+
 use crate::ops::OpsError;
 
 /// Exit code for wrong usage or configuration.
@@ -20,11 +22,28 @@ pub enum CommandError {
     QuietUsage,
 }
 
+impl CommandError {
+    /// Returns whether the command has reported the reason already.
+    pub fn is_reported(&self) -> bool {
+        matches!(self, Self::Quiet | Self::QuietUsage)
+    }
+
+    /// Returns the exit code.
+    pub fn code(&self) -> ExitCode {
+        match self {
+            Self::Usage(_) | Self::QuietUsage => ExitCode::from(WRONG_CONFIGURATION),
+            Self::Failed(_) | Self::Quiet => ExitCode::FAILURE,
+        }
+    }
+}
+
 impl From<OpsError> for CommandError {
     fn from(error: OpsError) -> Self {
         match error {
-            OpsError::Wrong(_) | OpsError::Unknown(_) => Self::Usage(error.to_string()),
-            OpsError::Busy | OpsError::Failed(_) => Self::Failed(error.to_string()),
+            OpsError::Wrong(_) => Self::Usage(error.to_string()),
+            OpsError::Unknown(_) | OpsError::Absent(..) | OpsError::Busy | OpsError::Failed(_) => {
+                Self::Failed(error.to_string())
+            }
         }
     }
 }

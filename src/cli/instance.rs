@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,8 +15,8 @@ use super::error::CommandError;
 use crate::cache::{Cache, OpenError};
 use crate::config::{self, Config};
 use crate::observe::Metrics;
-use crate::ops::{self, Images, PinDone, PurgeDone};
-use crate::routing::Routing;
+use crate::ops::{self, Images, Named, PinDone, PurgeDone};
+use crate::routing::{OwnNames, Routing};
 use crate::upkeep::scrub::Report;
 use crate::upstream::Clients;
 use crate::web::dial;
@@ -28,14 +28,35 @@ const ANSWER: Duration = Duration::from_secs(600);
 /// Longest line of a report, in bytes.
 const MAX_LINE: usize = 16 << 20;
 
+/// Longest time to find out whether an instance runs.
+const LOOK: Duration = Duration::from_secs(2);
+/// Longest time until an instance says how it is.
+const HEALTH: Duration = Duration::from_secs(10);
+/// The variable that names the admin door of a running instance.
+const VARIABLE: &str = "LARDER_ADMIN";
+
 /// Where a cache is to be found.
 #[derive(Debug, clap::Args)]
 pub struct Where {
-    /// The admin door of a running instance, as http://127.0.0.1:17081, or with a login as
-    /// http://USER:PASSWORD@HOST:PORT; without it, `admin.listen` of the configuration if the
-    /// cache directory is in use, else the directory itself
+    /// Admin door of a running instance: http://127.0.0.1:17081, or with a login
+    /// http://USER:PASSWORD@HOST:PORT. Without it: LARDER_ADMIN; else `admin.listen` of the configuration;
+    /// else, if no instance runs there, the cache directory
     #[arg(long, value_name = "URL", value_parser = admin_url)]
     admin: Option<Url>,
+}
+
+impl Where {
+    /// Returns the admin door that is named by the option or by the environment.
+    fn named(&self) -> Result<Option<Url>, CommandError> {
+        let written = || config::environment().find(|(name, value)| name == VARIABLE && !value.is_empty());
+        match (&self.admin, written()) {
+            (Some(url), _) => Ok(Some(url.clone())),
+            (None, Some((_, text))) => {
+                admin_url(&text).map(Some).map_err(|error| CommandError::Usage(format!("{VARIABLE}: {error}")))
+            }
+            (None, None) => Ok(None),
+        }
+    }
 }
 
 fn admin_url(text: &str) -> Result<Url, String> {
@@ -48,59 +69,83 @@ fn admin_url(text: &str) -> Result<Url, String> {
 /// The cache that a command works on.
 pub enum Instance {
     Running(Api),
-    Stopped(Stopped),
+    Stopped(Box<Stopped>),
 }
 
 /// The directory of a stopped instance.
 pub struct Stopped {
     cache: Arc<Cache>,
     routing: Routing,
+    own: OwnNames,
     /// The task that looks after the directory until [`Instance::close`].
     attending: tokio::task::JoinHandle<()>,
 }
 
 impl Instance {
-    /// Returns the instance that `--admin` names. Without it, opens the cache directory if no instance uses it;
-    /// otherwise connects to that instance.
-    pub fn find(files: &[PathBuf], place: &Where) -> Result<Self, CommandError> {
-        if let Some(url) = &place.admin {
-            return Ok(Self::Running(Api::new(url.clone())?));
+    /// Returns the instance that `--admin` or `LARDER_ADMIN` names; else the one that runs at `admin.listen` of the
+    /// configuration; else opens the cache directory, which no instance uses. A directory that the configuration names
+    /// goes before `admin.listen` while no instance uses it: at that address another cache may run.
+    pub async fn find(files: &[PathBuf], place: &Where) -> Result<Self, CommandError> {
+        if let Some(url) = place.named()? {
+            return Ok(Self::Running(Api::new(url)?));
         }
-        let config =
-            Config::load(files, config::environment()).map_err(|error| CommandError::Usage(error.to_string()))?;
+        let config = read(files)?;
         let dir = &config.cache.dir;
         let found = std::fs::metadata(dir.join("blobs"));
-        if let Err(error) = &found
-            && error.kind() == std::io::ErrorKind::PermissionDenied
-        {
-            let message = format!(
-                "{}: {error}; run this as the user that Larder runs as, or name a running instance with --admin",
-                dir.display()
-            );
-            return Err(CommandError::Failed(message));
+        let is_there = found.as_ref().is_ok_and(std::fs::Metadata::is_dir);
+        if is_there && config.cache.is_dir_named && may_lock(dir) {
+            return match open(&config)? {
+                Some(stopped) => Ok(Self::Stopped(stopped)),
+                None => Self::in_use(&config).await,
+            };
         }
-        if !found.is_ok_and(|found| found.is_dir()) {
-            let message = format!(
-                "there is no cache in {}; name the configuration with --config, or a running instance with --admin",
-                dir.display()
-            );
-            return Err(CommandError::Failed(message));
+        if let Some(api) = running(&config).await? {
+            return Ok(Self::Running(api));
         }
-        let metrics = Arc::<Metrics>::default();
-        match Cache::open(&config, metrics.clone()) {
-            Ok(cache) => {
-                let routing = Routing::new(&config, &Clients::default(), &metrics);
-                let routing = routing.map_err(|error| CommandError::Failed(error.to_string()))?;
-                let cache = Arc::new(cache);
-                let attending = tokio::spawn(cache.clone().attend());
-                Ok(Self::Stopped(Stopped { cache, routing, attending }))
+        match found {
+            Ok(found) if found.is_dir() => match open(&config)? {
+                Some(stopped) => Ok(Self::Stopped(stopped)),
+                None => Self::in_use(&config).await,
+            },
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+                let remedy = "run this as the user that Larder runs as, or name a running instance with --admin";
+                Err(CommandError::Failed(format!("{}: {error}; {remedy}", dir.display())))
             }
-            Err(OpenError::Store(error)) if error.is_in_use() => {
-                let none = || CommandError::Failed("admin.listen names no address".to_owned());
-                Ok(Self::Running(Api::at(*config.admin.listen.first().ok_or_else(none)?)?))
+            _ => {
+                let tried: Vec<_> = config.admin.listen.iter().map(ToString::to_string).collect();
+                let message = format!(
+                    "no instance runs at {}, and there is no cache in {}; name the configuration with --config, or a running instance with --admin",
+                    tried.join(" or "),
+                    dir.display()
+                );
+                Err(CommandError::Failed(message))
             }
-            Err(error) => Err(CommandError::Failed(error.to_string())),
         }
+    }
+
+    /// Returns the instance that uses the directory.
+    async fn in_use(config: &Config) -> Result<Self, CommandError> {
+        match running(config).await? {
+            Some(api) => Ok(Self::Running(api)),
+            // Nothing answers there: the first request says why.
+            None => Ok(Self::Running(Api::at(first_door(config)?)?)),
+        }
+    }
+
+    /// Asks the running instance for a page that says how it is. Fails if it does not say that all is well.
+    pub async fn health(files: &[PathBuf], place: &Where, page: &str) -> Result<(), CommandError> {
+        let api = match place.named()? {
+            Some(url) => Api::new(url)?,
+            None => {
+                let config = read(files)?;
+                match running(&config).await? {
+                    Some(api) => api,
+                    None => Api::at(first_door(&config)?)?,
+                }
+            }
+        };
+        let asked = tokio::time::timeout(HEALTH, api.send(reqwest::Method::GET, page, &[])).await;
+        asked.map_err(|_| CommandError::Failed(format!("{} does not answer within {HEALTH:?}", api.shown())))?.map(drop)
     }
 
     /// Returns all cached images.
@@ -123,7 +168,7 @@ impl Instance {
     /// Removes everything (`None`) or one repository, name, tag or digest from the cache.
     pub async fn purge(&self, which: Option<&str>) -> Result<PurgeDone, CommandError> {
         match self {
-            Self::Stopped(Stopped { cache, routing, .. }) => Ok(ops::purge(cache, routing, which).await?),
+            Self::Stopped(stopped) => Ok(ops::purge(&stopped.named(), which).await?),
             Self::Running(api) => {
                 let parameters: Vec<_> = which.map(|which| ("reference", which)).into_iter().collect();
                 api.ask(reqwest::Method::DELETE, "api/cache", &parameters).await
@@ -134,9 +179,7 @@ impl Instance {
     /// Pins an image, or unpins it.
     pub async fn set_pin(&self, reference: &str, is_pinned: bool) -> Result<PinDone, CommandError> {
         match self {
-            Self::Stopped(Stopped { cache, routing, .. }) => {
-                Ok(ops::set_pin(cache, routing, reference, is_pinned).await?)
-            }
+            Self::Stopped(stopped) => Ok(ops::set_pin(&stopped.named(), reference, is_pinned).await?),
             Self::Running(api) => {
                 let method = if is_pinned { reqwest::Method::PUT } else { reqwest::Method::DELETE };
                 api.ask(method, "api/pins", &[("reference", reference)]).await
@@ -175,13 +218,67 @@ impl Instance {
 
     /// Writes the changes that the index still has queued, and releases the directory of a stopped instance.
     pub async fn close(self) {
-        if let Self::Stopped(Stopped { cache, attending, .. }) = self {
+        if let Self::Stopped(stopped) = self {
+            let Stopped { cache, attending, .. } = *stopped;
             attending.abort();
             // The only error is that the task was aborted.
             let _ = attending.await;
             cache.close().await;
         }
     }
+}
+
+impl Stopped {
+    fn named(&self) -> Named<'_> {
+        Named { cache: &self.cache, routing: &self.routing, own: &self.own }
+    }
+}
+
+/// Reads the configuration.
+fn read(files: &[PathBuf]) -> Result<Config, CommandError> {
+    Config::load(files, config::environment()).map_err(|errors| {
+        CommandError::Usage(format!(
+            "{errors}\nthe configuration says where the cache is; or name a running instance with --admin"
+        ))
+    })
+}
+
+/// Returns whether this process may lock the cache directory: only then does it find out whether an instance uses it.
+fn may_lock(dir: &Path) -> bool {
+    let lock = std::fs::OpenOptions::new().write(true).open(dir.join("larder.lock"));
+    lock.map_or_else(|error| error.kind() == std::io::ErrorKind::NotFound, |_| true)
+}
+
+/// Opens the cache directory; `None` if an instance uses it.
+fn open(config: &Config) -> Result<Option<Box<Stopped>>, CommandError> {
+    let metrics = Arc::<Metrics>::default();
+    match Cache::open(config, metrics.clone()) {
+        Ok(cache) => {
+            let routing = Routing::new(config, &Clients::default(), &metrics);
+            let routing = routing.map_err(|error| CommandError::Failed(error.to_string()))?;
+            let cache = Arc::new(cache);
+            let attending = tokio::spawn(cache.clone().attend());
+            Ok(Some(Box::new(Stopped { cache, routing, own: OwnNames::new(config), attending })))
+        }
+        Err(OpenError::Store(error)) if error.is_in_use() => Ok(None),
+        Err(error) => Err(CommandError::Failed(error.to_string())),
+    }
+}
+
+fn first_door(config: &Config) -> Result<SocketAddr, CommandError> {
+    let none = || CommandError::Failed("admin.listen names no address".to_owned());
+    config.admin.listen.first().copied().ok_or_else(none)
+}
+
+/// Returns the instance that runs at `admin.listen` of the configuration; `None` if none does.
+async fn running(config: &Config) -> Result<Option<Api>, CommandError> {
+    for address in config.admin.listen.iter().filter(|address| address.port() != 0) {
+        let api = Api::at(*address)?;
+        if api.is_there().await {
+            return Ok(Some(api));
+        }
+    }
+    Ok(None)
 }
 
 /// The API of a running instance.
@@ -215,6 +312,17 @@ impl Api {
         Self::new(base)
     }
 
+    /// Returns whether Larder answers there. Everybody may ask for this page.
+    async fn is_there(&self) -> bool {
+        let Ok(url) = self.base.join("healthz") else { return false };
+        let asked = async {
+            let answer = self.client.get(url).send().await.ok()?.error_for_status().ok()?;
+            let said: serde_json::Value = serde_json::from_slice(&answer.bytes().await.ok()?).ok()?;
+            said.get("status").map(drop)
+        };
+        tokio::time::timeout(LOOK, asked).await.ok().flatten().is_some()
+    }
+
     async fn send(
         &self,
         method: reqwest::Method,
@@ -243,8 +351,8 @@ impl Api {
         let said = serde_json::from_str::<serde_json::Value>(&body).ok();
         let said = said.and_then(|said| Some(said.get("error")?.as_str()?.to_owned()));
         let said = said.unwrap_or_else(|| format!("{} answered {status}", self.shown()));
-        // The API's statuses for a wrong reference, and for a name that no repository serves.
-        let is_usage = matches!(status.as_u16(), 400 | 404);
+        // The API's status for a wrong reference.
+        let is_usage = status.as_u16() == 400;
         Err(if is_usage { CommandError::Usage(said) } else { CommandError::Failed(said) })
     }
 

@@ -21,13 +21,13 @@ pub struct Common {
     place: Where,
     /// Print JSON instead of text
     #[arg(long)]
-    json: bool,
+    pub json: bool,
 }
 
 #[derive(Debug, clap::Args)]
 pub struct Ls {
     #[command(flatten)]
-    common: Common,
+    pub common: Common,
 }
 
 #[derive(Debug, clap::Args)]
@@ -40,7 +40,7 @@ pub struct Purge {
     #[arg(long)]
     all: bool,
     #[command(flatten)]
-    common: Common,
+    pub common: Common,
 }
 
 #[derive(Debug, clap::Args)]
@@ -48,7 +48,7 @@ pub struct Pin {
     /// An image: `docker.io/library/alpine:3.20`, or with a digest; it need not be cached yet
     reference: String,
     #[command(flatten)]
-    common: Common,
+    pub common: Common,
 }
 
 #[derive(Debug, clap::Args)]
@@ -58,12 +58,12 @@ pub struct Verify {
     #[arg(long)]
     repair: bool,
     #[command(flatten)]
-    common: Common,
+    pub common: Common,
 }
 
 /// Runs `larder ls`.
 pub async fn ls(files: &[PathBuf], arguments: &Ls) -> Result<(), CommandError> {
-    let instance = Instance::find(files, &arguments.common.place)?;
+    let instance = Instance::find(files, &arguments.common.place).await?;
     let images = instance.images().await?;
     if arguments.common.json {
         return print_json(&images);
@@ -82,9 +82,10 @@ fn row(image: &Image) -> [String; 5] {
 
 /// Runs `larder purge`.
 pub async fn purge(files: &[PathBuf], arguments: &Purge) -> Result<(), CommandError> {
-    let instance = Instance::find(files, &arguments.common.place)?;
-    let done = instance.purge(arguments.reference.as_deref()).await?;
+    let instance = Instance::find(files, &arguments.common.place).await?;
+    let done = instance.purge(arguments.reference.as_deref()).await;
     instance.close().await;
+    let done = done?;
     if arguments.common.json {
         return print_json(&done);
     }
@@ -94,31 +95,37 @@ pub async fn purge(files: &[PathBuf], arguments: &Purge) -> Result<(), CommandEr
 
 /// Runs `larder pin`, or `larder unpin` if `is_pinned` is false.
 pub async fn pin(files: &[PathBuf], arguments: &Pin, is_pinned: bool) -> Result<(), CommandError> {
-    let instance = Instance::find(files, &arguments.common.place)?;
-    let done = instance.set_pin(&arguments.reference, is_pinned).await?;
+    let instance = Instance::find(files, &arguments.common.place).await?;
+    let done = instance.set_pin(&arguments.reference, is_pinned).await;
     instance.close().await;
+    let done = done?;
+    if !is_pinned && !done.changed {
+        let reference = done.reference;
+        let message =
+            format!("{reference} was not pinned by name; patterns are in `pin` of its repository's configuration");
+        return Err(CommandError::Failed(message));
+    }
     if arguments.common.json {
         return print_json(&done);
     }
     let what = match (is_pinned, done.changed) {
         (true, true) => "is pinned: it is never evicted",
         (true, false) => "was pinned already",
-        (false, true) => "is no longer pinned",
-        (false, false) => "was not pinned by name; patterns are in `pin` of its repository's configuration",
+        (false, _) => "is no longer pinned",
     };
     print(&format!("{} {what}\n", done.reference))
 }
 
 /// Runs `larder verify`.
 pub async fn verify(files: &[PathBuf], arguments: &Verify) -> Result<(), CommandError> {
-    let mut instance = Instance::find(files, &arguments.common.place)?;
+    let mut instance = Instance::find(files, &arguments.common.place).await?;
     let mut report = instance.verify(arguments.repair, progress()).await?;
     let is_index_damaged = report.index != INDEX_IS_FINE;
     let is_stopped = matches!(instance, Instance::Stopped(..));
     instance.close().await;
     if is_index_damaged && arguments.repair && is_stopped {
         // The index was marked as damaged: opening the cache again sets it aside and builds it from the files.
-        instance = Instance::find(files, &arguments.common.place)?;
+        instance = Instance::find(files, &arguments.common.place).await?;
         let again = instance.verify(true, |_| ()).await?;
         (report.index, report.unknown) = (again.index, again.unknown);
         instance.close().await;

@@ -3,6 +3,8 @@
 mod ca;
 mod config;
 mod error;
+mod generate;
+mod healthcheck;
 mod instance;
 mod manage;
 mod output;
@@ -21,54 +23,119 @@ use error::{CommandError, WRONG_CONFIGURATION};
 
 /// A pull-through cache for container registries.
 #[derive(Debug, Parser)]
-#[command(name = "larder", version, about)]
+#[command(name = "larder", version, about, max_term_width = 100, after_help = EXAMPLES)]
 struct Arguments {
-    /// Configuration file; may be given several times, later files win. Without it `larder.toml` is
-    /// read where it exists, else the built-in defaults apply.
+    /// Configuration file; may be given several times, later files win. Without it `larder.toml` is read, or else
+    /// /etc/larder/larder.toml; where there is neither, the built-in defaults apply
     #[arg(long, short, global = true, value_name = "FILE")]
     config: Vec<PathBuf>,
     #[command(subcommand)]
     command: Option<Command>,
 }
 
+const EXAMPLES: &str = "Examples:
+  larder                                          runs the cache at 127.0.0.1:5000
+  docker pull 127.0.0.1:5000/docker.io/library/alpine:3.20
+  larder ls                                       shows what is cached
+  larder config init -o larder.toml               writes a configuration to start from";
+
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the cache (this is what `larder` alone does, too)
+    #[command(
+        after_help = "Examples:\n  larder serve\n  larder --config /etc/larder/larder.toml serve\n  LARDER_SERVER__LISTEN=0.0.0.0:5000 larder serve"
+    )]
     Serve,
     /// List the cached images
+    #[command(
+        after_help = "Examples:\n  larder ls\n  larder ls --json | jq -r '.[].reference'\n  larder ls --admin http://cache.example:17081"
+    )]
     Ls(manage::Ls),
     /// Take images out of the cache
+    #[command(
+        after_help = "Examples:\n  larder purge docker.io/library/alpine:3.20\n  larder purge docker.io/library/alpine\n  larder purge ghcr.io\n  larder purge --all"
+    )]
     Purge(manage::Purge),
     /// Keep an image for ever, whatever `max_size` and `ttl` say
+    #[command(after_help = "Example:\n  larder pin docker.io/library/alpine:3.20")]
     Pin(manage::Pin),
     /// Let a pinned image be evicted again
+    #[command(after_help = "Example:\n  larder unpin docker.io/library/alpine:3.20")]
     Unpin(manage::Pin),
     /// Read every stored byte and compare it with its digest
+    #[command(after_help = "Examples:\n  larder verify\n  larder verify --repair")]
     Verify(manage::Verify),
     /// Print the certificate that clients of the proxy door have to trust, and how they come to do so
+    #[command(after_help = "Example:\n  larder ca > larder.crt")]
     Ca(ca::Ca),
-    /// Check, show or convert a configuration
+    /// Make, check, show or convert a configuration
     Config(config::Config),
+    /// Say by the exit code whether the instance is well: 0 if it is, else 1
+    #[command(after_help = "Example, in a Containerfile:\n  HEALTHCHECK CMD [\"/larder\", \"healthcheck\"]")]
+    Healthcheck(healthcheck::Healthcheck),
+    /// Print the completions for a shell
+    #[command(after_help = "Example:\n  larder completions bash > /etc/bash_completion.d/larder")]
+    Completions(generate::Completions),
+    /// Write the manual pages into a folder
+    #[command(after_help = "Example:\n  larder man /usr/local/share/man/man1")]
+    Man(generate::Man),
+}
+
+impl Command {
+    /// Returns whether JSON is asked for; then errors are JSON, too.
+    fn is_json(&self) -> bool {
+        match self {
+            Self::Ls(arguments) => arguments.common.json,
+            Self::Purge(arguments) => arguments.common.json,
+            Self::Pin(arguments) | Self::Unpin(arguments) => arguments.common.json,
+            Self::Verify(arguments) => arguments.common.json,
+            Self::Ca(arguments) => arguments.json,
+            Self::Config(arguments) => arguments.is_json(),
+            Self::Healthcheck(arguments) => arguments.json,
+            Self::Serve | Self::Completions(_) | Self::Man(_) => false,
+        }
+    }
 }
 
 /// Runs the command that the arguments name.
 pub fn run() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return refuse(&error),
+    };
     let files = arguments.config;
-    match arguments.command.unwrap_or(Command::Serve) {
+    let command = arguments.command.unwrap_or(Command::Serve);
+    let is_json = command.is_json();
+    match command {
         Command::Serve => serve::run(&files),
-        Command::Ls(ls) => finish(async move { manage::ls(&files, &ls).await }),
-        Command::Purge(purge) => finish(async move { manage::purge(&files, &purge).await }),
-        Command::Pin(pin) => finish(async move { manage::pin(&files, &pin, true).await }),
-        Command::Unpin(pin) => finish(async move { manage::pin(&files, &pin, false).await }),
-        Command::Verify(verify) => finish(async move { manage::verify(&files, &verify).await }),
-        Command::Ca(arguments) => finish(async move { ca::run(&files, &arguments) }),
-        Command::Config(config) => finish(async move { config::run(&files, &config) }),
+        Command::Ls(ls) => finish(is_json, async move { manage::ls(&files, &ls).await }),
+        Command::Purge(purge) => finish(is_json, async move { manage::purge(&files, &purge).await }),
+        Command::Pin(pin) => finish(is_json, async move { manage::pin(&files, &pin, true).await }),
+        Command::Unpin(pin) => finish(is_json, async move { manage::pin(&files, &pin, false).await }),
+        Command::Verify(verify) => finish(is_json, async move { manage::verify(&files, &verify).await }),
+        Command::Ca(arguments) => finish(is_json, async move { ca::run(&files, &arguments) }),
+        Command::Config(config) => finish(is_json, async move { config::run(&files, &config) }),
+        Command::Healthcheck(arguments) => finish(is_json, async move { healthcheck::run(&files, &arguments).await }),
+        Command::Completions(arguments) => finish(is_json, async move { generate::completions(&arguments) }),
+        Command::Man(arguments) => finish(is_json, async move { generate::man(&arguments) }),
     }
 }
 
+/// Says what is wrong with the arguments, or shows the help that they ask for.
+fn refuse(error: &clap::Error) -> ExitCode {
+    let is_json = std::env::args_os().any(|argument| argument == "--json");
+    if error.use_stderr() && is_json {
+        let message = error.render().to_string();
+        let failed = CommandError::Usage(message.trim().trim_start_matches("error: ").to_owned());
+        return output::report(&failed, true);
+    }
+    // A message that cannot be shown changes nothing.
+    let _ = error.print();
+    if error.use_stderr() { ExitCode::from(WRONG_CONFIGURATION) } else { ExitCode::SUCCESS }
+}
+
 /// Runs a command that ends, and turns its result into an exit code.
-fn finish(command: impl Future<Output = Result<(), CommandError>>) -> ExitCode {
+fn finish(is_json: bool, command: impl Future<Output = Result<(), CommandError>>) -> ExitCode {
     // Only warnings and errors are logged: standard output is for the output of the command.
     let logging = Logging { level: "warn".to_owned(), format: LogFormat::Text, ..Logging::default() };
     let result = Log::init(&logging).map_err(|error| CommandError::Failed(error.to_string())).and_then(|log| {
@@ -80,14 +147,29 @@ fn finish(command: impl Future<Output = Result<(), CommandError>>) -> ExitCode {
     });
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(CommandError::Quiet) => ExitCode::FAILURE,
-        Err(CommandError::QuietUsage) => ExitCode::from(WRONG_CONFIGURATION),
-        Err(error) => {
-            eprintln!("larder: {error}");
-            match error {
-                CommandError::Usage(_) => ExitCode::from(WRONG_CONFIGURATION),
-                _ => ExitCode::FAILURE,
-            }
+        Err(error) => output::report(&error, is_json),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_of_the_commands_is_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    /// At every level: what a user can call shows how.
+    #[test]
+    fn each_command_has_examples() {
+        fn check(command: &clap::Command) {
+            let has_examples = command.get_after_help().is_some_and(|help| help.to_string().contains("larder"));
+            assert!(has_examples || command.has_subcommands(), "{} shows no example", command.get_name());
+            command.get_subcommands().filter(|command| command.get_name() != "help").for_each(check);
         }
+        check(&Arguments::command());
     }
 }

@@ -1,6 +1,7 @@
-//! Writes the output of commands to standard output.
+//! Writes the output of commands to standard output, and why a command failed.
 
 use std::io::Write as _;
+use std::process::ExitCode;
 
 use serde::Serialize;
 
@@ -19,4 +20,22 @@ pub fn print(text: &str) -> Result<(), CommandError> {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         result => result.map_err(|error| CommandError::Failed(error.to_string())),
     }
+}
+
+/// Reports why a command failed, unless that was done before: as text on standard error, or as JSON on standard output,
+/// where the result would be. Returns the exit code.
+pub fn report(error: &CommandError, is_json: bool) -> ExitCode {
+    if !error.is_reported() {
+        let message = error.to_string();
+        let printed = is_json.then(|| print_json(&serde_json::json!({ "error": message })));
+        if !matches!(printed, Some(Ok(()))) {
+            eprint!("{}", lines(&message));
+        }
+    }
+    error.code()
+}
+
+/// Returns a message as it is printed: each of its lines begins with the name of the program.
+pub fn lines(message: &str) -> String {
+    message.lines().map(|line| format!("larder: {line}\n")).collect()
 }

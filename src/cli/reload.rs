@@ -91,10 +91,13 @@ impl Reload {
 
     /// Reads and applies the configuration. Returns the files to watch from now on. Blocks.
     fn load(&self, occasion: Occasion) -> Vec<PathBuf> {
-        let Loaded { config, files } = self.sources.load();
+        let Loaded { config, warnings, files } = self.sources.load();
+        tell(&warnings);
         let applied = match self.emptied() {
             Some(file) => Err(format!("{} is gone or empty, which would mean the built-in defaults", file.display())),
-            None => config.map_err(|error| error.to_string()).and_then(|config| self.apply(config, occasion)),
+            None => config
+                .map_err(|errors| errors.to_string().replace('\n', "; "))
+                .and_then(|config| self.apply(config, occasion)),
         };
         let metrics = &self.reached.services.metrics;
         match applied {
@@ -144,6 +147,13 @@ impl Reload {
         current.admin = admin;
         current.cache.dir = dir;
         Ok(())
+    }
+}
+
+/// Logs what is allowed in a configuration and hardly meant.
+pub fn tell(warnings: &[String]) {
+    for warning in warnings {
+        tracing::warn!(warning, "the configuration");
     }
 }
 

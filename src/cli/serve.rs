@@ -13,7 +13,8 @@ use tokio::sync::watch as channel;
 use tokio::task::JoinSet;
 
 use super::error::WRONG_CONFIGURATION;
-use super::reload::{Reached, Reload, acme_door, count_certificates};
+use super::output::lines;
+use super::reload::{Reached, Reload, acme_door, count_certificates, tell};
 use super::systemd::{self, Sockets, State};
 use crate::acme::{Certificates, Occasion};
 use crate::ca::Ca;
@@ -43,12 +44,12 @@ pub fn run(files: &[PathBuf]) -> ExitCode {
     let mut watch = Watch::new(sources.files_to_watch());
     let read_at = clock::wall();
     let begun_with = Reload::written(&sources);
-    let Loaded { config, files } = sources.load();
+    let Loaded { config, warnings, files } = sources.load();
     watch.follow(files, read_at);
     let config = match config {
         Ok(config) => config,
-        Err(error) => {
-            complain(&error);
+        Err(errors) => {
+            let _ = write!(std::io::stderr(), "{}", lines(&errors.to_string()));
             return ExitCode::from(WRONG_CONFIGURATION);
         }
     };
@@ -59,6 +60,7 @@ pub fn run(files: &[PathBuf]) -> ExitCode {
             return ExitCode::from(WRONG_CONFIGURATION);
         }
     };
+    tell(&warnings);
     let ended = start(config, sockets, Files { sources, begun_with, watch }, log.clone());
     if let Err(error) = &ended {
         tracing::error!(%error, "larder cannot run");
@@ -172,16 +174,16 @@ impl Doors {
             Some(dir) => Some(Arc::new(tokio::task::spawn_blocking(move || Ca::open(&dir)).await??)),
             None => None,
         };
-        let mut open = async |door, addresses: &[SocketAddr]| match sockets.take(door) {
-            handed if handed.is_empty() => Ok(listen::bind(door, addresses).await?),
+        let mut open = |door, addresses: &[SocketAddr]| match sockets.take(door) {
+            handed if handed.is_empty() => Ok(listen::bind(door, addresses)?),
             handed => listen::adopt(door, handed).map_err(AnyError::from),
         };
         let proxy = match &config.proxy {
-            Some(door) => open("proxy", &door.listen).await?,
+            Some(door) => open("proxy", &door.listen)?,
             None => Vec::new(),
         };
-        let registry = open("registry", &config.server.listen).await?;
-        let admin = open("admin", &config.admin.listen).await?;
+        let registry = open("registry", &config.server.listen)?;
+        let admin = open("admin", &config.admin.listen)?;
         if !sockets.take("proxy").is_empty() {
             tracing::warn!("systemd handed over a socket for the proxy door, but there is no [proxy]");
         }

@@ -3,7 +3,7 @@
 /// The prefix of the repository that serves names which no other rule matches, if there is a repository of this prefix.
 pub const BUILT_IN_DEFAULT: &str = "docker.io";
 
-/// Repositories that exist when the file names none: prefix, upstream and values of `?ns=`.
+/// Repositories that exist unless `server.builtin_repositories` is false: prefix, upstream and values of `?ns=`.
 pub const BUILT_IN: [(&str, &str, &[&str]); 10] = [
     (BUILT_IN_DEFAULT, "https://registry-1.docker.io", &["docker.io", "index.docker.io", "registry-1.docker.io"]),
     ("ghcr.io", "https://ghcr.io", &["ghcr.io"]),

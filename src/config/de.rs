@@ -5,16 +5,22 @@ use std::fmt;
 use serde::de::{self, DeserializeSeed, IntoDeserializer, Visitor};
 use serde::forward_to_deserialize_any;
 
+use super::environment;
 use super::error::{ConfigError, nearest};
-use super::origin::Provenance;
+use super::hint;
+use super::key_path::{KeyPath, Step};
+use super::shapes::{ADDRESSES, FILE, FILES, HOOK, PROGRAM, SECRET, with_port};
 use super::tree::{Node, Value};
 
-/// Reads `T` from the tree; a key that `T` does not know is an error.
-pub fn from_tree<T: de::DeserializeOwned>(tree: &Node) -> Result<T, ConfigError> {
-    let at_root = Located { node: tree, path: String::new() };
+/// Reads `T` from the tree; a key that `T` does not know is an error. `variables`: the environment, which secrets may
+/// refer to.
+pub fn from_tree<T: de::DeserializeOwned>(tree: &Node, variables: &[(String, String)]) -> Result<T, ConfigError> {
+    let at_root = Located { node: tree, path: KeyPath::default(), variables };
     T::deserialize(at_root).map_err(|error| match error {
         Error::Placed(error) => *error,
-        Error::Unplaced(message) => ConfigError::Invalid { origin: tree.origin.clone(), key: String::new(), message },
+        Error::Unplaced(message) => {
+            ConfigError::Invalid { origin: tree.origin.clone(), key: KeyPath::default(), message }
+        }
     })
 }
 
@@ -42,21 +48,25 @@ impl de::Error for Error {
     }
 }
 
-/// A node and the dotted path to it.
+/// A node and the path to it.
 #[derive(Clone)]
 struct Located<'a> {
     node: &'a Node,
-    path: String,
+    path: KeyPath,
+    variables: &'a [(String, String)],
 }
 
 impl<'a> Located<'a> {
     fn child(&self, key: &str, node: &'a Node) -> Self {
-        let quoted = if key.contains('.') { format!("\"{key}\"") } else { key.to_owned() };
-        let path = match self.path.as_str() {
-            "" => quoted,
-            parent => format!("{parent}.{quoted}"),
-        };
-        Self { node, path }
+        Self { node, path: self.path.key(key), variables: self.variables }
+    }
+
+    /// Returns another node in the place of this one.
+    fn with<'b>(&self, node: &'b Node) -> Located<'b>
+    where
+        'a: 'b,
+    {
+        Located { node, path: self.path.clone(), variables: self.variables }
     }
 
     fn placed<T>(self, result: Result<T, Error>) -> Result<T, Error> {
@@ -70,16 +80,18 @@ impl<'a> Located<'a> {
         })
     }
 
-    fn unknown_key(&self, key: &str, origin: Provenance, fields: &[&str]) -> Error {
-        let path = |name: &str| match self.path.as_str() {
-            "" => name.to_owned(),
-            parent => format!("{parent}.{name}"),
+    fn unknown_key(&self, key: &str, node: &Node, fields: &[&str]) -> Error {
+        let unquoted = match self.path.steps() {
+            [Step::Key(table), Step::Key(name)] if matches!(table.as_str(), "repository" | "headers") => {
+                hint::unquoted(table, name, key, node, fields)
+            }
+            _ => None,
         };
-        let hint = match nearest(key, fields.iter().copied()) {
-            Some(name) => format!("did you mean `{}`?", path(name)),
+        let hint = unquoted.unwrap_or_else(|| match nearest(key, fields.iter().copied()) {
+            Some(name) => format!("did you mean `{}`?", self.path.key(name)),
             None => format!("there are `{}`", fields.join("`, `")),
-        };
-        Error::Placed(Box::new(ConfigError::UnknownKey { origin, key: path(key), hint }))
+        });
+        Error::Placed(Box::new(ConfigError::UnknownKey { origin: node.origin.clone(), key: self.path.key(key), hint }))
     }
 }
 
@@ -94,6 +106,8 @@ impl<'de> de::Deserializer<'de> for Located<'_> {
             Value::Boolean(value) => visitor.visit_bool(*value),
             Value::Array(items) => visitor.visit_seq(Items { place: &self, items, at: 0 }),
             Value::Table(entries) => visitor.visit_map(Entries { place: &self, entries, at: 0 }),
+            // What is left out is skipped where it is an entry of a table or list, and nowhere else.
+            Value::LeftOut => visitor.visit_unit(),
         };
         self.placed(result)
     }
@@ -108,8 +122,11 @@ impl<'de> de::Deserializer<'de> for Located<'_> {
             let Value::Table(entries) = &place.node.value else {
                 return Err(place.not("a table"));
             };
-            match entries.iter().find(|(key, _)| !fields.contains(&key.as_str())) {
-                Some((key, node)) => Err(place.unknown_key(key, node.origin.clone(), fields)),
+            let is_unknown = |(key, node): &&(String, Node)| {
+                !fields.contains(&key.as_str()) && !matches!(node.value, Value::LeftOut)
+            };
+            match entries.iter().find(is_unknown) {
+                Some((key, node)) => Err(place.unknown_key(key, node, fields)),
                 None => place.deserialize_any(visitor),
             }
         })
@@ -195,8 +212,27 @@ impl<'de> de::Deserializer<'de> for Located<'_> {
         self.placed(result)
     }
 
+    /// Reads the values whose meaning depends on where they are written; see [`super::shapes`].
+    fn deserialize_newtype_struct<V: Visitor<'de>>(self, name: &'static str, visitor: V) -> Result<V::Value, Error> {
+        let is_program = |at: usize, text: &str| at == 0 && text.contains('/');
+        match name {
+            FILE => self.with(&self.node.with_paths(|_, _| true)).deserialize_string(visitor),
+            FILES => self.with(&self.node.with_paths(|_, _| true)).deserialize_seq(visitor),
+            PROGRAM => self.with(&self.node.with_paths(is_program)).deserialize_string(visitor),
+            HOOK => self.with(&self.node.with_paths(is_program)).deserialize_seq(visitor),
+            SECRET => self.secret(visitor),
+            ADDRESSES => match self.node.value {
+                Value::Integer(port) => {
+                    Err(self.wrong(format!("a port needs an address before it; write {}", with_port(port))))
+                }
+                _ => self.deserialize_seq(visitor),
+            },
+            _ => self.deserialize_any(visitor),
+        }
+    }
+
     forward_to_deserialize_any! {
-        i8 i16 i32 i64 i128 u16 u128 f32 f64 char str bytes byte_buf unit unit_struct newtype_struct
+        i8 i16 i32 i64 i128 u16 u128 f32 f64 char str bytes byte_buf unit unit_struct
         tuple tuple_struct identifier ignored_any
     }
 }
@@ -206,9 +242,26 @@ impl Located<'_> {
     /// value of that TOML: a variable can hold numbers, lists and tables only as text.
     fn resolved<T>(self, go_on: impl FnOnce(Located<'_>) -> Result<T, Error>) -> Result<T, Error> {
         match self.node.text_as_toml() {
-            Some(node) => go_on(Located { node: &node, path: self.path }),
+            Some(node) => go_on(self.with(&node)),
             None => go_on(self),
         }
+    }
+
+    /// Reads a secret: a text, or `{ env = "NAME" }`.
+    fn secret<'de, V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        use serde::Deserializer;
+        let Value::Table(entries) = &self.node.value else {
+            return self.deserialize_string(visitor);
+        };
+        let [(key, Node { value: Value::String(name), .. })] = &entries[..] else {
+            return Err(self.not("a text in quotes, or { env = \"NAME\" },"));
+        };
+        if key != "env" {
+            return Err(self.not("a text in quotes, or { env = \"NAME\" },"));
+        }
+        let value = environment::secret(self.variables, name);
+        let result = value.map_err(Error::Unplaced).and_then(|text| visitor.visit_str(text));
+        self.placed(result)
     }
 
     fn whole_number<'de, V: Visitor<'de>>(self, most: i64, visitor: V) -> Result<V::Value, Error> {
@@ -235,6 +288,7 @@ impl Located<'_> {
             Value::Boolean(_) => "true or false",
             Value::Array(_) => "a list",
             Value::Table(_) => "a table",
+            Value::LeftOut => "nothing",
         };
         self.wrong(format!("{wanted} is needed here, not {is}"))
     }
@@ -258,10 +312,13 @@ impl<'de> de::SeqAccess<'de> for Items<'_> {
     type Error = Error;
 
     fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Error> {
+        while matches!(self.items.get(self.at), Some(Node { value: Value::LeftOut, .. })) {
+            self.at += 1;
+        }
         let Some(node) = self.items.get(self.at) else {
             return Ok(None);
         };
-        let place = Located { node, path: format!("{}[{}]", self.place.path, self.at) };
+        let place = Located { node, path: self.place.path.at(self.at), variables: self.place.variables };
         self.at += 1;
         place.clone().placed(seed.deserialize(place)).map(Some)
     }
@@ -277,6 +334,9 @@ impl<'de> de::MapAccess<'de> for Entries<'_> {
     type Error = Error;
 
     fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Error> {
+        while matches!(self.entries.get(self.at), Some((_, Node { value: Value::LeftOut, .. }))) {
+            self.at += 1;
+        }
         let Some((key, _)) = self.entries.get(self.at) else {
             return Ok(None);
         };

@@ -10,9 +10,13 @@ mod check;
 mod credentials;
 mod de;
 pub(crate) mod document;
+mod environment;
 pub(crate) mod error;
+mod hint;
 mod host;
+mod key_path;
 mod log_filter;
+mod mistakes;
 mod oidc;
 pub(crate) mod origin;
 mod pem;
@@ -24,6 +28,7 @@ pub(crate) mod repository;
 mod secret;
 mod shapes;
 mod show;
+mod suspicious;
 mod tls;
 pub(crate) mod tree;
 pub(crate) mod units;
@@ -31,7 +36,6 @@ mod upstream;
 mod watch;
 mod web;
 
-use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -39,7 +43,7 @@ use std::time::Duration;
 pub use acme::{Acme, AcmeChallenge, ExternalAccount, Hook};
 pub use auth::{Allow, Auth, Htpasswd};
 pub use credentials::{Credentials, Helper, Login};
-pub use error::ConfigError;
+pub use error::{ConfigError, ConfigErrors};
 pub use host::{HostPattern, plain_host};
 pub use oidc::{ClaimRule, Issuer, Keys};
 pub use proxy::{Proxies, Proxy};
@@ -55,8 +59,9 @@ pub use watch::Watch;
 pub use web::WebAccess;
 
 use built_in::BUILT_IN_DEFAULT;
-use check::Check;
+use check::{Check, Notes};
 pub use log_filter::{FilterError, parse_filter};
+use mistakes::{FoundBy, Mistakes};
 use tree::Node;
 
 /// A checked configuration.
@@ -107,6 +112,8 @@ pub struct Server {
 #[derive(Clone, Debug)]
 pub struct Cache {
     pub dir: PathBuf,
+    /// Whether a file or variable names the directory; otherwise it is the default one.
+    pub is_dir_named: bool,
     /// Most bytes of objects and downloads together.
     pub max_size: Amount,
     /// Space that is always kept free on the filesystem.
@@ -143,7 +150,9 @@ pub struct Sources {
 /// The result of reading a configuration.
 #[derive(Debug)]
 pub struct Loaded {
-    pub config: Result<Config, ConfigError>,
+    pub config: Result<Config, ConfigErrors>,
+    /// What is allowed and hardly meant, each with its place.
+    pub warnings: Vec<String>,
     /// All files that the configuration depends on, as far as reading came: its own files, certificates, passwords.
     pub files: Vec<PathBuf>,
 }
@@ -155,12 +164,13 @@ pub fn environment() -> impl Iterator<Item = (String, String)> {
 }
 
 impl Sources {
-    /// Names the sources: the environment, and the given files, or `larder.toml` if none is given and it exists.
+    /// Names the sources: the environment, and the given files, or those of [`Self::files`] if none is given.
     pub fn new(files: &[PathBuf], environment: impl Iterator<Item = (String, String)>) -> Self {
         Self { files: files.to_vec(), environment: environment.collect() }
     }
 
-    /// Returns the files that are read: the given files, or `larder.toml` if none is given and it exists.
+    /// Returns the files that are read: the given files; if none is given, `larder.toml` or else
+    /// `/etc/larder/larder.toml`, whichever exists.
     pub fn files(&self) -> Vec<PathBuf> {
         tree::files(&self.files)
     }
@@ -172,51 +182,78 @@ impl Sources {
 
     /// Reads the files, lays the environment over them and checks the result.
     pub fn load(&self) -> Loaded {
-        let files = RefCell::new(self.files_to_watch());
-        let config = self.tree().and_then(|tree| Config::from_tree(&tree, &self.environment, &files));
-        Loaded { config, files: files.into_inner() }
+        let notes = Notes::default();
+        notes.files.borrow_mut().extend(self.files_to_watch());
+        let config = self.read().and_then(|(tree, wrong)| Config::of(tree, wrong, &self.environment, &notes));
+        let mut warnings = environment::misspelt(&self.environment);
+        warnings.extend(notes.warnings.into_inner());
+        Loaded { config, warnings, files: notes.files.into_inner() }
     }
 
-    fn tree(&self) -> Result<Node, ConfigError> {
+    /// Returns the tree of all sources, and the environment variables that cannot be used.
+    fn read(&self) -> Result<(Node, Vec<ConfigError>), ConfigErrors> {
         let mut tree = Node::empty();
+        let mut unreadable = Vec::new();
         for file in self.files() {
-            tree.merge(Node::read(&file)?);
+            match Node::read(&file) {
+                Ok(read) => tree.merge(read),
+                Err(error) => unreadable.push(error),
+            }
         }
-        tree.merge_environment(self.environment.iter().cloned());
-        Ok(tree)
+        ConfigErrors::unless_none(unreadable)?;
+        let wrong = environment::lay_over(&mut tree, &self.environment);
+        Ok((tree, wrong))
     }
 }
 
 impl Config {
     /// Does the same as [`Sources::load`], for code that reads the configuration only once.
-    pub fn load(files: &[PathBuf], environment: impl Iterator<Item = (String, String)>) -> Result<Self, ConfigError> {
+    pub fn load(files: &[PathBuf], environment: impl Iterator<Item = (String, String)>) -> Result<Self, ConfigErrors> {
         Sources::new(files, environment).load().config
     }
 
-    fn from_tree(
-        tree: &Node,
+    /// Reads and checks what is written in `tree`. `wrong`: mistakes that were found before.
+    fn of(
+        mut tree: Node,
+        wrong: Vec<ConfigError>,
         environment: &[(String, String)],
-        files: &RefCell<Vec<PathBuf>>,
-    ) -> Result<Self, ConfigError> {
-        Self::from_raw(de::from_tree(tree)?, tree, environment, files)
+        notes: &Notes,
+    ) -> Result<Self, ConfigErrors> {
+        let mut mistakes = Mistakes::default();
+        for error in wrong {
+            mistakes.add(error, FoundBy::Reading, &mut tree);
+        }
+        loop {
+            notes.warnings.borrow_mut().clear();
+            let (error, by) = match de::from_tree(&tree, environment) {
+                Err(error) => (error, FoundBy::Reading),
+                Ok(raw) => match Self::from_raw(raw, &tree, environment, notes) {
+                    Ok(config) => return mistakes.unless_any(config),
+                    Err(error) => (error, FoundBy::Comparing),
+                },
+            };
+            if !mistakes.add(error, by, &mut tree) {
+                return Err(mistakes.into_errors());
+            }
+        }
     }
 
     /// Checks that a text is a configuration; the files that it names may be missing.
     pub(crate) fn check_text(text: &str) -> Result<(), ConfigError> {
         let tree = Node::parse(Path::new("larder.toml"), text)?;
-        let mut file: raw::File = de::from_tree(&tree)?;
+        let mut file: raw::File = de::from_tree(&tree, &[])?;
         file.forget_files();
-        Self::from_raw(file, &tree, &[], &RefCell::default()).map(drop)
+        Self::from_raw(file, &tree, &[], &Notes::default()).map(drop)
     }
 
     fn from_raw(
         mut file: raw::File,
         tree: &Node,
         environment: &[(String, String)],
-        files: &RefCell<Vec<PathBuf>>,
+        notes: &Notes,
     ) -> Result<Self, ConfigError> {
-        repository::fill_in(&mut file.repository);
-        let check = Check { tree, files };
+        repository::fill_in(&mut file.repository, file.server.builtin_repositories);
+        let check = Check { tree, notes };
 
         let around = upstream::Around {
             host_headers: upstream::check_host_headers(&check, file.headers)?,
@@ -244,7 +281,7 @@ impl Config {
         let admin_hosts = check_hosts(&check, "admin", &file.admin.hosts)?;
         let cache = check_cache(&check, file.cache)?;
         check_level(&check, &file.logging.level)?;
-        Ok(Self {
+        let config = Self {
             server: Server {
                 listen: file.server.listen.0,
                 default_repository,
@@ -271,7 +308,9 @@ impl Config {
                 hosts: admin_hosts,
             },
             logging: file.logging,
-        })
+        };
+        suspicious::warn(&check, &config);
+        Ok(config)
     }
 }
 
@@ -280,8 +319,13 @@ fn check_cache(check: &Check<'_>, written: raw::Cache) -> Result<Cache, ConfigEr
         let message = "it is empty; write for example dir = \"/var/lib/larder\"";
         return Err(check.invalid(&["cache", "dir"], message));
     }
+    if written.max_size.of(u64::MAX) == Some(0) {
+        let message = "nothing could be stored; write \"none\" for no limit, or for example \"20GiB\" or \"50%\"";
+        return Err(check.invalid(&["cache", "max_size"], message));
+    }
     Ok(Cache {
         dir: written.dir,
+        is_dir_named: check.is_written(&["cache", "dir"]),
         max_size: written.max_size,
         min_free: written.min_free,
         ttl: written.ttl,
@@ -364,6 +408,8 @@ fn check_default(
         None => Ok(exists(BUILT_IN_DEFAULT).then(|| BUILT_IN_DEFAULT.to_owned())),
         Some(none) if none.is_empty() => Ok(None),
         Some(prefix) if exists(&prefix) => Ok(Some(prefix)),
+        // The mistake in the repository's own table is reported.
+        Some(prefix) if check.is_written(&["repository", &prefix]) => Ok(None),
         Some(prefix) => {
             let nearest = error::nearest(&prefix, repositories.iter().map(|repository| repository.prefix.as_str()));
             let hint = match nearest {

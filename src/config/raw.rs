@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use super::secret::{HIDDEN, Secret};
 pub use super::shapes::{Addresses, ClaimValues, InOrder, Network, OneOrMany, Pattern};
+use super::shapes::{file, files, hook, optional_file, program};
 use super::units::{Amount, Limit, Span};
 
 /// The whole file.
@@ -56,7 +57,7 @@ impl File {
 #[serde(default)]
 pub struct Server {
     pub listen: Addresses,
-    /// `None`: the built-in default, which a file with other repositories may not have.
+    /// `None`: the built-in default, if there is a repository of that name.
     pub default_repository: Option<String>,
     pub trusted_proxies: Vec<Network>,
     pub forwarded_header: ForwardedHeader,
@@ -65,6 +66,8 @@ pub struct Server {
     pub proxy_protocol: bool,
     pub idle_timeout: Span,
     pub stall_timeout: Span,
+    /// Whether the well-known registries are repositories, beside those of the file.
+    pub builtin_repositories: bool,
     pub shutdown_grace: Span,
     pub max_connections: u64,
     pub max_connections_per_address: u64,
@@ -84,6 +87,7 @@ impl Default for Server {
             proxy_protocol: false,
             idle_timeout: Span(Duration::from_secs(600)),
             stall_timeout: Span(Duration::from_secs(1800)),
+            builtin_repositories: true,
             shutdown_grace: Span(Duration::from_secs(30)),
             max_connections: 0,
             max_connections_per_address: 0,
@@ -121,9 +125,11 @@ impl TryFrom<String> for ForwardedHeader {
 #[serde(default)]
 pub struct ServerTls {
     /// One certificate, or a list with as many entries as `private_key`.
+    #[serde(deserialize_with = "files")]
     pub certificate: OneOrMany<String>,
+    #[serde(deserialize_with = "files")]
     pub private_key: OneOrMany<String>,
-    #[serde(deserialize_with = "path")]
+    #[serde(deserialize_with = "optional_file")]
     pub client_ca_bundle: Option<PathBuf>,
     pub client_auth: Option<ClientAuth>,
     /// `None`: certificates are files.
@@ -139,14 +145,15 @@ pub struct Acme {
     pub challenge: AcmeChallengeType,
     pub directory: String,
     #[serde(serialize_with = "path_or_empty")]
-    #[serde(deserialize_with = "path")]
+    #[serde(deserialize_with = "optional_file")]
     pub ca_bundle: Option<PathBuf>,
     /// `None`: port 80 of every IPv4 address.
     pub http_listen: Option<Addresses>,
+    #[serde(deserialize_with = "hook")]
     pub dns_hook: Vec<String>,
     pub eab_key_id: String,
     #[serde(serialize_with = "path_or_empty")]
-    #[serde(deserialize_with = "path")]
+    #[serde(deserialize_with = "optional_file")]
     pub eab_hmac_key_file: Option<PathBuf>,
 }
 
@@ -197,7 +204,7 @@ pub struct Oidc {
     pub jwks_uri: String,
     pub required_claims: InOrder<ClaimValues>,
     #[serde(serialize_with = "path_or_empty")]
-    #[serde(deserialize_with = "path")]
+    #[serde(deserialize_with = "optional_file")]
     pub server_ca_bundle: Option<PathBuf>,
 }
 
@@ -205,6 +212,7 @@ pub struct Oidc {
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(default)]
 pub struct Htpasswd {
+    #[serde(deserialize_with = "file")]
     pub path: PathBuf,
     pub realm: String,
 }
@@ -227,6 +235,7 @@ pub enum ClientAuth {
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(default)]
 pub struct Cache {
+    #[serde(deserialize_with = "file")]
     pub dir: PathBuf,
     pub max_size: Amount,
     pub min_free: Amount,
@@ -348,20 +357,21 @@ pub struct Upstream {
     pub username: String,
     pub password: Secret,
     #[serde(serialize_with = "path_or_empty")]
-    #[serde(deserialize_with = "path")]
+    #[serde(deserialize_with = "optional_file")]
     pub password_file: Option<PathBuf>,
+    #[serde(deserialize_with = "program")]
     pub credential_helper: String,
     #[serde(serialize_with = "path_or_empty")]
-    #[serde(deserialize_with = "path")]
+    #[serde(deserialize_with = "optional_file")]
     pub docker_config: Option<PathBuf>,
     #[serde(serialize_with = "path_or_empty")]
-    #[serde(deserialize_with = "path")]
+    #[serde(deserialize_with = "optional_file")]
     pub server_ca_bundle: Option<PathBuf>,
     #[serde(serialize_with = "path_or_empty")]
-    #[serde(deserialize_with = "path")]
+    #[serde(deserialize_with = "optional_file")]
     pub client_certificate: Option<PathBuf>,
     #[serde(serialize_with = "path_or_empty")]
-    #[serde(deserialize_with = "path")]
+    #[serde(deserialize_with = "optional_file")]
     pub client_private_key: Option<PathBuf>,
     pub max_redirect: u8,
     pub connect_timeout: Span,
@@ -376,12 +386,6 @@ pub struct Upstream {
     pub http_proxy: Secret,
     pub headers: BTreeMap<String, Secret>,
     pub insecure_skip_verify: bool,
-}
-
-/// Reads a path; `None` for an empty one.
-fn path<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<PathBuf>, D::Error> {
-    let path = PathBuf::deserialize(deserializer)?;
-    Ok((!path.as_os_str().is_empty()).then_some(path))
 }
 
 impl Default for Upstream {
@@ -424,10 +428,11 @@ pub struct HostHeaders {
 #[serde(default)]
 pub struct Proxy {
     pub listen: Addresses,
+    #[serde(deserialize_with = "file")]
     pub ca_dir: PathBuf,
     pub intercept: Vec<String>,
     #[serde(serialize_with = "path_or_empty")]
-    #[serde(deserialize_with = "path")]
+    #[serde(deserialize_with = "optional_file")]
     pub upstream_ca_bundle: Option<PathBuf>,
     pub client_credentials: ClientCredentials,
     pub consent_max_age: Span,
@@ -483,6 +488,7 @@ impl Default for Admin {
 pub struct Logging {
     pub level: String,
     pub format: LogFormat,
+    #[serde(deserialize_with = "file")]
     pub file: PathBuf,
     pub access: bool,
 }

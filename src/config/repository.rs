@@ -144,20 +144,24 @@ impl TagPolicy {
     }
 }
 
-/// Adds what a file may leave out: the built-in repositories if it has none, and the upstream and namespace of a
+/// Adds what a file may leave out: the built-in repositories (`with_built_in`), and the upstream and namespace of a
 /// repository that is built in or whose key is a host.
-pub fn fill_in(repositories: &mut raw::Repositories) {
-    if repositories.0.is_empty() {
-        repositories.0 = BUILT_IN.map(|(prefix, ..)| (prefix.to_owned(), raw::Repository::default())).into();
-    }
+pub fn fill_in(repositories: &mut raw::Repositories, with_built_in: bool) {
+    let missing = if with_built_in { missing_built_in(repositories) } else { Vec::new() };
+    repositories.0.extend(missing);
     for (prefix, repository) in &mut repositories.0 {
         let built_in = BUILT_IN.iter().find(|(name, ..)| name == prefix);
-        if repository.upstream.is_empty() {
-            let url = match built_in {
-                Some((_, url, _)) => Some((*url).to_owned()),
-                None => is_host(prefix).then(|| format!("https://{prefix}")),
-            };
-            repository.upstream.extend(url.map(|url| raw::Upstream { url, ..raw::Upstream::default() }));
+        let usual = match built_in {
+            Some((_, url, _)) => Some((*url).to_owned()),
+            None => is_host(prefix).then(|| format!("https://{prefix}")),
+        };
+        match (&mut repository.upstream[..], usual) {
+            ([], usual) => {
+                repository.upstream.extend(usual.map(|url| raw::Upstream { url, ..raw::Upstream::default() }));
+            }
+            // The only upstream is the usual one, perhaps with a login. Of several, each has to have its URL.
+            ([only], Some(url)) if only.url.is_empty() => only.url = url,
+            _ => {}
         }
         let namespaces = || match built_in {
             Some((.., list)) => list.iter().map(|&name| name.to_owned()).collect(),
@@ -166,6 +170,20 @@ pub fn fill_in(repositories: &mut raw::Repositories) {
         };
         repository.namespace.get_or_insert_with(|| OneOrMany(namespaces()));
     }
+}
+
+/// Returns the built-in repositories that the file does not name. A namespace that a repository of the file has stays
+/// with that repository.
+fn missing_built_in(written: &raw::Repositories) -> Vec<(String, raw::Repository)> {
+    let named: Vec<_> = written.0.iter().filter_map(|(_, repository)| repository.namespace.as_ref()).collect();
+    let is_taken = |namespace: &&str| named.iter().flat_map(|list| &list.0).any(|name| plain_host(name) == **namespace);
+    let built_in = BUILT_IN.iter().filter(|(prefix, ..)| written.0.iter().all(|(name, _)| name != prefix));
+    let repository = |(prefix, _, namespaces): &(&str, &str, &[&str])| {
+        let free = namespaces.iter().copied().filter(|namespace| !is_taken(namespace)).map(str::to_owned);
+        let namespace = Some(OneOrMany(free.collect()));
+        ((*prefix).to_owned(), raw::Repository { namespace, ..raw::Repository::default() })
+    };
+    built_in.map(repository).collect()
 }
 
 /// Checks all repositories, each by itself and against the others.

@@ -4,12 +4,13 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize, Serializer};
 
+use super::shapes::{SECRET, marked};
+
 /// What is shown instead of a secret.
 pub const HIDDEN: &str = "[hidden]";
 
 /// A password or token. It prints as `[hidden]`; only [`Secret::reveal`] gives the text.
-#[derive(Clone, Default, PartialEq, Eq, Hash, Deserialize)]
-#[serde(try_from = "String")]
+#[derive(Clone, Default, PartialEq, Eq, Hash)]
 pub struct Secret(String);
 
 impl Secret {
@@ -29,13 +30,15 @@ impl Secret {
     }
 }
 
-impl TryFrom<String> for Secret {
-    type Error = String;
-
+impl<'de> Deserialize<'de> for Secret {
     /// Refuses the placeholder that a shown configuration has instead of a secret: Larder would send it as the secret.
-    fn try_from(text: String) -> Result<Self, String> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = marked(SECRET, deserializer)?;
         match text == HIDDEN {
-            true => Err(format!("`{HIDDEN}` is what is shown instead of a secret; write the secret itself")),
+            true => {
+                let message = format!("`{HIDDEN}` is what is shown instead of a secret; write the secret itself");
+                Err(serde::de::Error::custom(message))
+            }
             false => Ok(Self(text)),
         }
     }

@@ -1,6 +1,7 @@
 //! The shapes of values: one or a list, networks, addresses, regular expressions, tables of the user's keys.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize, Serializer};
 
@@ -26,25 +27,98 @@ impl From<Network> for String {
     }
 }
 
+/// Marks a text as a path of a file or folder, for [`super::de`]: a relative one is relative to the file that it is
+/// written in.
+pub const FILE: &str = "larder file";
+/// Marks one path or a list of paths.
+pub const FILES: &str = "larder files";
+/// Marks a text as the name of a program, which is a path if it contains a slash.
+pub const PROGRAM: &str = "larder program";
+/// Marks a list as a program and its arguments.
+pub const HOOK: &str = "larder hook";
+/// Marks a text as a secret, which may be `{ env = "NAME" }`.
+pub const SECRET: &str = "larder secret";
+
+/// Marks one address or a list of addresses.
+pub const ADDRESSES: &str = "larder addresses";
+
+/// Reads a text with one of these marks.
+pub fn marked<'de, D: serde::Deserializer<'de>>(mark: &'static str, deserializer: D) -> Result<String, D::Error> {
+    struct Visitor;
+    impl<'de> serde::de::Visitor<'de> for Visitor {
+        type Value = String;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("a text")
+        }
+
+        fn visit_str<E>(self, text: &str) -> Result<String, E> {
+            Ok(text.to_owned())
+        }
+
+        // Other deserializers, such as that of JSON, know no marks.
+        fn visit_newtype_struct<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<String, D::Error> {
+            String::deserialize(deserializer)
+        }
+    }
+    deserializer.deserialize_newtype_struct(mark, Visitor)
+}
+
+/// Reads the path of a file or folder.
+pub fn file<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
+    marked(FILE, deserializer).map(PathBuf::from)
+}
+
+/// Reads the path of a file; `None` for an empty one.
+pub fn optional_file<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<PathBuf>, D::Error> {
+    file(deserializer).map(|path| (!path.as_os_str().is_empty()).then_some(path))
+}
+
+/// Reads one path or a list of paths.
+pub fn files<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<OneOrMany<String>, D::Error> {
+    deserializer.deserialize_newtype_struct(FILES, OneOrManyTexts)
+}
+
+/// Reads the name or path of a program.
+pub fn program<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    marked(PROGRAM, deserializer)
+}
+
+/// Reads a program and its arguments.
+pub fn hook<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    deserializer.deserialize_newtype_struct(HOOK, OneOrManyTexts).map(|list| list.0)
+}
+
 /// One socket address or a list of them.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(try_from = "OneOrMany<String>")]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Addresses(pub Vec<SocketAddr>);
 
-impl TryFrom<OneOrMany<String>> for Addresses {
-    type Error = String;
-
-    fn try_from(OneOrMany(texts): OneOrMany<String>) -> Result<Self, String> {
+impl<'de> Deserialize<'de> for Addresses {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let OneOrMany(texts) = deserializer.deserialize_newtype_struct(ADDRESSES, OneOrManyTexts)?;
         if texts.is_empty() {
-            return Err("at least one address is needed, for example \"127.0.0.1:5000\"".to_owned());
+            let message = "at least one address is needed, for example \"127.0.0.1:5000\"";
+            return Err(serde::de::Error::custom(message));
         }
-        let parse = |text: &String| {
-            text.parse().map_err(|_| {
-                format!("`{text}` is no address with a port; write for example \"127.0.0.1:5000\" or \"[::]:5000\"")
-            })
-        };
-        texts.iter().map(parse).collect::<Result<_, _>>().map(Self)
+        let parsed: Result<_, _> = texts.iter().map(|text| address(text)).collect();
+        parsed.map(Self).map_err(serde::de::Error::custom)
     }
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| match text.trim_start_matches([':', '*']).parse::<u16>() {
+        Ok(port) => format!("`{text}` is a port without an address; write {}", with_port(port)),
+        Err(_) => {
+            format!("`{text}` is no address with a port; write for example \"127.0.0.1:5000\" or \"[::]:5000\"")
+        }
+    })
+}
+
+/// Returns how to listen on a port, for a message.
+pub fn with_port(port: impl std::fmt::Display) -> String {
+    format!(
+        "\"127.0.0.1:{port}\" for this machine alone, \"0.0.0.0:{port}\" for all of IPv4, \"[::]:{port}\" for IPv6 too"
+    )
 }
 
 /// A single value or a list of values.
@@ -53,27 +127,29 @@ pub struct OneOrMany<T>(pub Vec<T>);
 
 impl<'de> Deserialize<'de> for OneOrMany<String> {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor;
-        impl<'de> serde::de::Visitor<'de> for Visitor {
-            type Value = OneOrMany<String>;
+        deserializer.deserialize_seq(OneOrManyTexts)
+    }
+}
 
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("a text or a list of texts")
-            }
+struct OneOrManyTexts;
 
-            fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
-                Ok(OneOrMany(vec![text.to_owned()]))
-            }
+impl<'de> serde::de::Visitor<'de> for OneOrManyTexts {
+    type Value = OneOrMany<String>;
 
-            fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
-                let mut list = Vec::new();
-                while let Some(item) = items.next_element()? {
-                    list.push(item);
-                }
-                Ok(OneOrMany(list))
-            }
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a text or a list of texts")
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+        Ok(OneOrMany(vec![text.to_owned()]))
+    }
+
+    fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
+        let mut list = Vec::new();
+        while let Some(item) = items.next_element()? {
+            list.push(item);
         }
-        deserializer.deserialize_seq(Visitor)
+        Ok(OneOrMany(list))
     }
 }
 

@@ -8,7 +8,8 @@ use toml::Value;
 
 use super::built_in::BUILT_IN_DEFAULT;
 use super::document::Document;
-use super::error::ConfigError;
+use super::error::{ConfigError, ConfigErrors};
+use super::key_path::KeyPath;
 use super::origin::Provenance;
 use super::secret::HIDDEN;
 use super::tree::{self, Node};
@@ -48,17 +49,18 @@ impl fmt::Display for From {
 
 impl Sources {
     /// Returns the configuration in effect. Fails if the configuration has a mistake, as [`Sources::load`] does.
-    pub fn effective(&self) -> Result<Effective, ConfigError> {
+    pub fn effective(&self) -> Result<Effective, ConfigErrors> {
         self.load().config?;
-        Effective::of_tree(&self.tree()?)
+        let (tree, _) = self.read()?;
+        Ok(Effective::of_tree(&tree, &self.environment)?)
     }
 }
 
 impl Effective {
     /// Returns the configuration in effect for what is written in `tree`.
-    pub(super) fn of_tree(tree: &Node) -> Result<Self, ConfigError> {
-        let mut file: raw::File = de::from_tree(tree)?;
-        repository::fill_in(&mut file.repository);
+    pub(super) fn of_tree(tree: &Node, environment: &[(String, String)]) -> Result<Self, ConfigError> {
+        let mut file: raw::File = de::from_tree(tree, environment)?;
+        repository::fill_in(&mut file.repository, file.server.builtin_repositories);
         let has_default = file.repository.0.iter().any(|(prefix, _)| prefix == BUILT_IN_DEFAULT);
         let default = if has_default { BUILT_IN_DEFAULT } else { "" };
         file.server.default_repository.get_or_insert_with(|| default.to_owned());
@@ -67,7 +69,7 @@ impl Effective {
         }
         let unwritable = |error: toml::ser::Error| ConfigError::Invalid {
             origin: Provenance::Default,
-            key: String::new(),
+            key: KeyPath::default(),
             message: error.to_string(),
         };
         let values = toml::Table::try_from(&file).map_err(unwritable)?;

@@ -9,14 +9,21 @@ pub fn parse(text: &str) -> Result<Config, String> {
 
 /// Reads a configuration from text and environment variables.
 pub fn parse_with(text: &str, environment: &[(&str, &str)]) -> Result<Config, String> {
-    let mut tree = Node::parse(Path::new("larder.toml"), text).map_err(|error| error.to_string())?;
-    let variables: Vec<_> = environment.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
-    tree.merge_environment(variables.iter().cloned());
-    check(&tree, &variables)
+    let tree = Node::parse(Path::new("larder.toml"), text).map_err(|error| error.to_string())?;
+    check(tree, environment).map(|(config, _)| config)
 }
 
-fn check(tree: &Node, environment: &[(String, String)]) -> Result<Config, String> {
-    Config::from_tree(tree, environment, &RefCell::default()).map_err(|error| error.to_string())
+/// Returns the warnings about a configuration.
+pub fn warned(text: &str) -> Vec<String> {
+    check(Node::parse(Path::new("larder.toml"), text).expect("TOML"), &[]).expect("valid").1
+}
+
+fn check(mut tree: Node, environment: &[(&str, &str)]) -> Result<(Config, Vec<String>), String> {
+    let variables: Vec<_> = environment.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
+    let wrong = environment::lay_over(&mut tree, &variables);
+    let notes = Notes::default();
+    let config = Config::of(tree, wrong, &variables, &notes).map_err(|errors| errors.to_string())?;
+    Ok((config, notes.warnings.into_inner()))
 }
 
 fn repository<'a>(config: &'a Config, prefix: &str) -> &'a Repository {
@@ -36,6 +43,80 @@ fn an_empty_file_gives_the_documented_defaults() {
     assert_eq!(hub.namespaces, ["docker.io", "index.docker.io", "registry-1.docker.io"]);
     assert_eq!(hub.upstreams[0].url.origin.as_str(), "https://registry-1.docker.io/");
     assert!(!repository(&config, "ghcr.io").implies_library);
+}
+
+#[test]
+fn the_built_in_repositories_stay_beside_those_of_the_file() {
+    let text = r#"
+        [repository."docker.io"]
+        max_age = "5m"
+        [repository.hub]
+        namespace = "GHCR.io:443"
+        [[repository.hub.upstream]]
+        url = "https://hub.example"
+    "#;
+    let config = parse(text).expect("valid");
+    assert_eq!(config.repositories.len(), 11);
+    let hub = repository(&config, "docker.io");
+    assert_eq!((hub.tags.max_age, hub.upstreams.len(), hub.namespaces.len()), (Duration::from_secs(300), 1, 3));
+    assert_eq!(hub.upstreams[0].url.origin.as_str(), "https://registry-1.docker.io/");
+    let ghcr = repository(&config, "ghcr.io");
+    assert!(ghcr.namespaces.is_empty(), "its namespace is the other repository's");
+    assert_eq!(repository(&config, "quay.io").namespaces, ["quay.io"]);
+    assert_eq!(config.server.default_repository.as_deref(), Some("docker.io"));
+
+    let alone = "[repository.hub]\n[[repository.hub.upstream]]\nurl = \"https://hub.example\"";
+    let config = parse(&format!("[server]\nbuiltin_repositories = false\n{alone}")).expect("valid");
+    assert_eq!(config.repositories.len(), 1);
+    assert_eq!(config.server.default_repository, None);
+    let none = parse("[server]\nbuiltin_repositories = false").expect("valid");
+    assert!(none.repositories.is_empty());
+}
+
+#[test]
+fn paths_are_relative_to_the_file_that_they_are_written_in() {
+    let text = r#"
+        [cache]
+        dir = "data"
+        [logging]
+        file = "/var/log/larder.log"
+        [repository.x]
+        [[repository.x.upstream]]
+        url = "https://x.example"
+        username = "me"
+        password_file = "secrets/x"
+        credential_helper = ""
+    "#;
+    let variables = [("LARDER_PROXY__CA_DIR".to_owned(), "ca".to_owned())];
+    let mut tree = Node::parse(Path::new("/etc/larder/larder.toml"), text).expect("TOML");
+    assert!(environment::lay_over(&mut tree, &variables).is_empty());
+    let file: raw::File = de::from_tree(&tree, &variables).expect("valid");
+    assert_eq!(file.cache.dir, Path::new("/etc/larder/data"));
+    assert_eq!(file.logging.file, Path::new("/var/log/larder.log"));
+    let upstream = &file.repository.0[0].1.upstream[0];
+    assert_eq!(upstream.password_file.as_deref(), Some(Path::new("/etc/larder/secrets/x")));
+    assert_eq!(upstream.credential_helper, "");
+    assert_eq!(file.proxy.expect("a door").ca_dir, Path::new("ca"), "a variable has no file");
+
+    let text = r#"
+        [server.tls]
+        certificate = ["a.pem", "/b.pem"]
+        private_key = "a.key"
+        [server.tls.acme]
+        dns_hook = ["./hook", "./argument"]
+        [[repository.x.upstream]]
+        credential_helper = "./helper"
+        [[repository.x.upstream]]
+        credential_helper = "ecr-login"
+    "#;
+    let tree = Node::parse(Path::new("conf/larder.toml"), text).expect("TOML");
+    let file: raw::File = de::from_tree(&tree, &[]).expect("valid");
+    let tls = file.server.tls.expect("TLS");
+    assert_eq!(tls.certificate.0, ["conf/a.pem", "/b.pem"]);
+    assert_eq!(tls.private_key.0, ["conf/a.key"]);
+    assert_eq!(tls.acme.expect("ACME").dns_hook, ["conf/./hook", "./argument"]);
+    let helpers: Vec<_> = file.repository.0[0].1.upstream.iter().map(|upstream| &upstream.credential_helper).collect();
+    assert_eq!(helpers, ["conf/./helper", "ecr-login"]);
 }
 
 #[test]
@@ -62,7 +143,7 @@ fn later_files_win_and_tables_merge() {
     let mut tree =
         Node::parse(Path::new("a.toml"), "[server]\nmax_connections = 1\nshutdown_grace = \"1s\"").expect("valid");
     tree.merge(Node::parse(Path::new("b.toml"), "[server]\nmax_connections = 2").expect("valid"));
-    let config = check(&tree, &[]).expect("valid");
+    let (config, _) = check(tree, &[]).expect("valid");
     assert_eq!(config.server.max_connections, Some(2));
     assert_eq!(config.server.shutdown_grace, Duration::from_secs(1));
 }
@@ -93,6 +174,7 @@ const RICH: &str = r##"
 [server]
 listen = ["127.0.0.1:1", "[::1]:2"]
 default_repository = "team/images"
+builtin_repositories = false
 forwarded_header = "forwarded"
 hosts = ["mirror.lan", "*.corp.example:5000"]
 shutdown_grace = "1500ms"
@@ -157,14 +239,17 @@ access = false
 
 fn shown(text: &str, environment: &[(&str, &str)]) -> Effective {
     let mut tree = Node::parse(Path::new("larder.toml"), text).expect("TOML");
-    tree.merge_environment(environment.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())));
-    Effective::of_tree(&tree).expect("valid")
+    let variables: Vec<_> = environment.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
+    assert!(environment::lay_over(&mut tree, &variables).is_empty());
+    Effective::of_tree(&tree, &variables).expect("valid")
 }
 
 #[test]
 fn what_is_shown_can_be_used_as_the_configuration() {
     for text in [RICH, "", include_str!("../../larder.example.toml")] {
         let with_ttl = |mut config: Config| {
+            // What is shown names the directory.
+            config.cache.is_dir_named = true;
             for repository in &mut config.repositories {
                 // A repository without a `ttl` has that of `cache.ttl`, and that value is shown.
                 repository.ttl.get_or_insert(config.cache.ttl);
@@ -186,7 +271,8 @@ fn every_value_is_shown_with_its_origin() {
     for (pointer, value, origin) in [
         ("/server/listen", serde_json::json!(["127.0.0.1:1"]), "larder.toml:3"),
         ("/server/max_connections", 0.into(), "default"),
-        ("/server/default_repository", "".into(), "default"),
+        ("/server/default_repository", "docker.io".into(), "default"),
+        ("/server/builtin_repositories", true.into(), "default"),
         ("/cache/max_size", "none".into(), "default"),
         ("/repository/ghcr.io/upstream/0/url", "https://ghcr.io".into(), "default"),
         ("/repository/ghcr.io/ttl", "forever".into(), "default: as cache.ttl"),

@@ -8,6 +8,8 @@ use std::sync::Arc;
 use toml::de::{DeTable, DeValue};
 
 use super::error::ConfigError;
+use super::hint;
+use super::key_path::{KeyPath, Step};
 use super::origin::Provenance;
 
 /// A value and its origin.
@@ -28,6 +30,8 @@ pub enum Value {
     Text(String),
     Array(Vec<Node>),
     Table(Vec<(String, Node)>),
+    /// A value that was found wrong and is left out, so that further mistakes are found.
+    LeftOut,
 }
 
 impl Node {
@@ -48,14 +52,9 @@ impl Node {
         let reader = FileReader { path: path.into(), text };
         let table = DeTable::parse(text).map_err(|error| {
             let at = error.span().map_or(0, |span| span.start);
-            // For a text without quotes, the library's message is about a wrong number.
-            let message = match error.message() {
-                message if message.contains("expected") && reader.is_bare(at) => {
-                    "this is no value; a text needs quotes, as in key = \"value\""
-                }
-                message => message,
-            };
-            ConfigError::Syntax { origin: reader.origin(at), message: message.to_owned() }
+            let message =
+                hint::about_syntax(path, text, at, error.message()).unwrap_or_else(|| error.message().to_owned());
+            ConfigError::Syntax { origin: reader.origin(at), message }
         })?;
         let at = table.span().start;
         reader.table(table.into_inner(), at)
@@ -76,24 +75,6 @@ impl Node {
                 *value = added;
                 self.origin = other.origin;
             }
-        }
-    }
-
-    /// Lays the variables named `LARDER_<TABLE>__<KEY>` over this tree. A name without `__` is ignored: Kubernetes sets
-    /// such variables for a service called `larder`.
-    pub fn merge_environment(&mut self, variables: impl Iterator<Item = (String, String)>) {
-        let mut ours: Vec<_> =
-            variables.filter(|(name, _)| name.starts_with("LARDER_") && name.contains("__")).collect();
-        ours.sort();
-        for (variable, text) in ours {
-            let origin = Provenance::Environment { variable: variable.as_str().into() };
-            let path = variable["LARDER_".len()..].to_ascii_lowercase();
-            let leaf = Self { value: Value::Text(text), origin: origin.clone() };
-            let tree = path.rsplit("__").fold(leaf, |node, key| Self {
-                value: Value::Table(vec![(key.to_owned(), node)]),
-                origin: origin.clone(),
-            });
-            self.merge(tree);
         }
     }
 
@@ -125,6 +106,71 @@ impl Node {
         }
     }
 
+    /// Returns the entry of this table or list that a step leads to.
+    fn entry(&self, step: &Step) -> Option<&Self> {
+        match (&self.value, step) {
+            (Value::Table(entries), Step::Key(key)) => {
+                entries.iter().find(|(name, _)| name == key).map(|(_, node)| node)
+            }
+            (Value::Array(items), Step::At(at)) => items.get(*at),
+            _ => None,
+        }
+    }
+
+    /// Does the same as [`Self::entry`].
+    fn entry_mut(&mut self, step: &Step) -> Option<&mut Self> {
+        match (&mut self.value, step) {
+            (Value::Table(entries), Step::Key(key)) => {
+                entries.iter_mut().find(|(name, _)| name == key).map(|(_, node)| node)
+            }
+            (Value::Array(items), Step::At(at)) => items.get_mut(*at),
+            _ => None,
+        }
+    }
+
+    /// Returns whether there is a value at a path, also one that is left out.
+    pub fn has(&self, path: &KeyPath) -> bool {
+        path.steps().iter().try_fold(self, Self::entry).is_some()
+    }
+
+    /// Leaves out the value at a path; if there is none, the table around it, unless that is a table of the top level. A
+    /// table of a list goes with the whole list, since the positions of the others would change. Returns whether
+    /// something was left out that was not before.
+    pub fn leave_out(&mut self, path: &KeyPath) -> bool {
+        let all = path.steps();
+        let is_there = |count: &usize| all[..*count].iter().try_fold(&*self, Self::entry).is_some();
+        let mut depth = (1..=all.len()).rev().find(is_there).unwrap_or(0);
+        while depth < all.len() && matches!(all[..depth].last(), Some(Step::At(_))) {
+            depth -= 1;
+        }
+        if depth < all.len() && depth < 2 {
+            return false;
+        }
+        let Some(node) = all[..depth].iter().try_fold(self, Self::entry_mut) else {
+            return false;
+        };
+        let is_new = !matches!(node.value, Value::LeftOut);
+        node.value = Value::LeftOut;
+        is_new
+    }
+
+    /// Returns this node with the paths that its texts are, as the process has to open them. `is_path`: which of the
+    /// texts, by position, are paths.
+    pub fn with_paths(&self, is_path: impl Fn(usize, &str) -> bool) -> Self {
+        let text = |node: &Self, at: usize| match &node.value {
+            Value::String(text) if is_path(at, text) => Value::String(beside(&node.origin, text)),
+            other => other.clone(),
+        };
+        let value = match &self.value {
+            Value::Array(items) => {
+                let item = |(at, item): (usize, &Self)| Self { value: text(item, at), origin: item.origin.clone() };
+                Value::Array(items.iter().enumerate().map(item).collect())
+            }
+            _ => text(self, 0),
+        };
+        Self { value, origin: self.origin.clone() }
+    }
+
     /// Returns where the value under `path` was written, or the nearest table around it.
     pub fn origin(&self, path: &[&str]) -> Provenance {
         match path.split_first().and_then(|(key, rest)| Some((child(self, key)?, rest))) {
@@ -144,6 +190,16 @@ pub fn child<'a>(node: &'a Node, key: &str) -> Option<Cow<'a, Node>> {
     }
 }
 
+/// Returns a path as the process has to open it: a relative one is relative to the file that it is written in.
+fn beside(origin: &Provenance, path: &str) -> String {
+    match origin {
+        Provenance::File { path: file, .. } if !path.is_empty() => {
+            file.parent().unwrap_or(Path::new("")).join(path).to_string_lossy().into_owned()
+        }
+        _ => path.to_owned(),
+    }
+}
+
 struct FileReader<'a> {
     path: Arc<Path>,
     text: &'a str,
@@ -154,15 +210,6 @@ impl FileReader<'_> {
         let before = &self.text.as_bytes()[..offset.min(self.text.len())];
         let line = 1 + before.iter().filter(|&&byte| byte == b'\n').count();
         Provenance::File { path: self.path.clone(), line }
-    }
-
-    /// Returns whether the line at `offset` gives a key a value without quotes, such as a number or a word.
-    fn is_bare(&self, offset: usize) -> bool {
-        let before = self.text.get(..offset).unwrap_or_default();
-        let start = before.rfind('\n').map_or(0, |at| at + 1);
-        let line = self.text[start..].lines().next().unwrap_or_default();
-        let value = line.split_once('=').map(|(_, value)| value.trim_start());
-        value.is_some_and(|value| !value.is_empty() && !value.starts_with(['"', '\'', '[', '{']))
     }
 
     /// Reads a table that starts at `at`, where it is first written: the library's own span of a table may cover only a
@@ -206,14 +253,39 @@ impl FileReader<'_> {
     }
 }
 
-/// Returns the files to read: the given files, or `larder.toml` if none is given and it exists.
+/// Where the configuration is if none is given, in order.
+const USUAL: [&str; 2] = ["larder.toml", "/etc/larder/larder.toml"];
+
+/// Returns the files to read: the given files, or the first that exists of `larder.toml` and
+/// `/etc/larder/larder.toml` if none is given.
 pub fn files(given: &[PathBuf]) -> Vec<PathBuf> {
-    let mut files = to_watch(given);
-    files.retain(|file| !given.is_empty() || file.exists());
-    files
+    if given.is_empty() { first_of(&to_watch(given)).into_iter().collect() } else { given.to_vec() }
+}
+
+/// Returns the first of these files that exists.
+fn first_of(usual: &[PathBuf]) -> Option<PathBuf> {
+    usual.iter().find(|file| file.exists()).cloned()
 }
 
 /// Returns the files that are read, or would be read if they existed.
 pub fn to_watch(given: &[PathBuf]) -> Vec<PathBuf> {
-    if given.is_empty() { vec![PathBuf::from("larder.toml")] } else { given.to_vec() }
+    if given.is_empty() { USUAL.map(PathBuf::from).into() } else { given.to_vec() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_of_the_usual_files_is_read() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let usual = ["here.toml", "etc.toml"].map(|name| folder.path().join(name));
+        assert_eq!(first_of(&usual), None);
+        for file in usual.iter().rev() {
+            std::fs::write(file, "").expect("written");
+            assert_eq!(first_of(&usual).as_ref(), Some(file));
+        }
+        assert_eq!(to_watch(&[]), ["larder.toml", "/etc/larder/larder.toml"].map(PathBuf::from));
+        assert_eq!(files(&usual), usual, "files that are given must exist");
+    }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize, Serializer};
 
-/// A length of time: `"500ms"`, `"60s"`, `"5m"`, `"12h"`, `"30d"`.
+/// A length of time: `"500ms"`, `"60s"`, `"5m"`, `"1h30m"`, `"30d"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span(pub Duration);
 
@@ -35,24 +35,39 @@ const MAX_SECONDS: u64 = 100 * 365 * 86_400;
 impl FromStr for Span {
     type Err = String;
 
+    /// Reads numbers with their units, one after the other: `1h30m`, as Go and systemd write times, too.
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = || format!("`{text}` is no length of time; write for example \"60s\", \"5m\", \"12h\" or \"30d\"");
-        let digits = text.find(|character: char| !character.is_ascii_digit()).unwrap_or(text.len());
-        let (number, unit) = text.split_at(digits);
-        let number: u64 = number.parse().map_err(|_| wrong())?;
-        let milliseconds_each: u64 = match unit.trim() {
-            "ms" => 1,
-            "s" => 1_000,
-            "m" => 60_000,
-            "h" => 3_600_000,
-            "d" => 86_400_000,
-            _ => return Err(wrong()),
-        };
-        let milliseconds = number.checked_mul(milliseconds_each).ok_or_else(wrong)?;
+        let (mut rest, mut milliseconds) = (text, 0_u64);
+        loop {
+            let digits = rest.find(|character: char| !character.is_ascii_digit()).ok_or_else(wrong)?;
+            let (number, behind) = rest.split_at(digits);
+            let end = behind.find(|character: char| character.is_ascii_digit()).unwrap_or(behind.len());
+            let (unit, behind) = behind.split_at(end);
+            let number: u64 = number.parse().map_err(|_| wrong())?;
+            let milliseconds_each = milliseconds_in(unit.trim()).ok_or_else(wrong)?;
+            let part = number.checked_mul(milliseconds_each).ok_or_else(wrong)?;
+            milliseconds = milliseconds.checked_add(part).ok_or_else(wrong)?;
+            rest = behind;
+            if rest.is_empty() {
+                break;
+            }
+        }
         if milliseconds / 1_000 > MAX_SECONDS {
             return Err(format!("`{text}` is longer than a hundred years"));
         }
         Ok(Self(Duration::from_millis(milliseconds)))
+    }
+}
+
+fn milliseconds_in(unit: &str) -> Option<u64> {
+    match unit {
+        "ms" => Some(1),
+        "s" => Some(1_000),
+        "m" => Some(60_000),
+        "h" => Some(3_600_000),
+        "d" => Some(86_400_000),
+        _ => None,
     }
 }
 
@@ -135,7 +150,7 @@ impl Serialize for Limit {
     }
 }
 
-/// An amount of disk: bytes, `"20GiB"`, `"500MB"`, a share of the filesystem `"10%"`, or `"none"`.
+/// An amount of disk: bytes, `"20GiB"`, `"500MB"`, Kubernetes' `"200Gi"`, a share of the filesystem `"10%"`, or `"none"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Amount {
     None,
@@ -170,14 +185,15 @@ impl FromStr for Amount {
         let factor: u64 = match unit.trim() {
             "%" if number <= 100 => return u8::try_from(number).map(Self::Share).map_err(|_| wrong()),
             "" | "B" => 1,
-            "KB" | "kB" => 1_000,
-            "MB" => 1_000_000,
-            "GB" => 1_000_000_000,
-            "TB" => 1_000_000_000_000,
-            "KiB" => 1 << 10,
-            "MiB" => 1 << 20,
-            "GiB" => 1 << 30,
-            "TiB" => 1 << 40,
+            // Without the B as Kubernetes writes them (its documentation: resource.Quantity).
+            "KB" | "kB" | "k" => 1_000,
+            "MB" | "M" => 1_000_000,
+            "GB" | "G" => 1_000_000_000,
+            "TB" | "T" => 1_000_000_000_000,
+            "KiB" | "Ki" => 1 << 10,
+            "MiB" | "Mi" => 1 << 20,
+            "GiB" | "Gi" => 1 << 30,
+            "TiB" | "Ti" => 1 << 40,
             _ => return Err(wrong()),
         };
         number.checked_mul(factor).map(Self::Bytes).ok_or_else(wrong)
@@ -245,12 +261,31 @@ mod tests {
 
     #[test]
     fn times_are_read_with_their_unit() {
-        for (text, milliseconds) in
-            [("0s", 0), ("500ms", 500), ("60s", 60_000), ("5m", 300_000), ("30d", 2_592_000_000)]
-        {
+        for (text, milliseconds) in [
+            ("0s", 0),
+            ("500ms", 500),
+            ("60s", 60_000),
+            ("5m", 300_000),
+            ("30d", 2_592_000_000),
+            ("1h30m", 5_400_000),
+            ("1m 500ms", 60_500),
+        ] {
             assert_eq!(text.parse(), Ok(Span(Duration::from_millis(milliseconds))), "{text}");
         }
-        for text in ["", "60", "s", "-1s", "1.5h", "1w", "99999999999999999999s", "40000d"] {
+        for text in [
+            "",
+            "60",
+            "s",
+            "-1s",
+            "1.5h",
+            "1w",
+            "99999999999999999999s",
+            "40000d",
+            "1h30",
+            "h30m",
+            "1h-30m",
+            "36500d1d",
+        ] {
             assert!(text.parse::<Span>().is_err(), "{text}");
         }
     }
@@ -283,6 +318,8 @@ mod tests {
             ("0", Amount::Bytes(0)),
             ("500MB", Amount::Bytes(500_000_000)),
             ("20GiB", Amount::Bytes(20 << 30)),
+            ("200Gi", Amount::Bytes(200 << 30)),
+            ("5G", Amount::Bytes(5_000_000_000)),
             ("10%", Amount::Share(10)),
         ] {
             assert_eq!(text.parse(), Ok(amount), "{text}");

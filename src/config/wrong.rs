@@ -1,8 +1,11 @@
 //! Wrong configurations and the message for each: file, line, key, and a way out.
 
+mod all;
 mod doors;
+mod slips;
+mod variables;
 
-use super::tests::{parse, parse_with};
+use super::tests::parse;
 
 /// Makes a repository `x` with one upstream and more lines for it, from line 3 on.
 fn upstream(lines: &str) -> String {
@@ -471,43 +474,6 @@ fn files_that_are_named() {
         let said = parse(&upstream(&lines)).map(|_| ()).expect_err(&lines);
         assert_eq!(said, format!("larder.toml:{message}"));
         assert!(!said.contains("geheim"), "{said}");
-    }
-}
-
-#[test]
-fn environment_variables() {
-    for (name, value, message) in [
-        ("LARDER_SERVER__LISTN", "x", "unknown key `server.listn`; did you mean `server.listen`?"),
-        (
-            "LARDER_SERVER__MAX_CONNECTIONS",
-            "many",
-            "`server.max_connections`: a whole number is needed here, not a text",
-        ),
-        ("LARDER_LOGGING__ACCESS", "maybe", "`logging.access`: true or false is needed here, not a text"),
-        (
-            "LARDER_CACHE__TTL",
-            "60",
-            "`cache.ttl`: `60` is no length of time; write for example \"60s\", \"5m\", \"12h\" or \"30d\"",
-        ),
-        (
-            "LARDER_REPOSITORY__X__UPSTREAM",
-            "https://me:geheim@x.example",
-            "`repository.x.upstream[0]`: a table is needed here, not a text",
-        ),
-        (
-            "LARDER_REPOSITORY__X__UPSTREAM",
-            "[{ url = \"https://x\", username = \"me\", password = \"geheim ]",
-            "`repository.x.upstream`: a list is needed here, not text that is no valid TOML",
-        ),
-        (
-            "LARDER_REPOSITORY__X__UPSTREAM",
-            "[{ url = \"https://x\", username = \"me\", pasword = \"geheim\" }]",
-            "unknown key `repository.x.upstream[0].pasword`; did you mean `repository.x.upstream[0].password`?",
-        ),
-        ("LARDER_SERVER__LISTEN__PORT", "5000", "`server.listen`: a list is needed here, not a table"),
-    ] {
-        let said = parse_with("", &[(name, value)]).map(|_| ()).expect_err(value);
-        assert_eq!(said, format!("environment variable {name}: {message}"), "{value}");
     }
 }
 

@@ -60,6 +60,7 @@ pub fn convert(mut document: Foreign, draft: &mut Draft) -> Result<(), ConvertEr
     let prefix = prefix_of(&url).unwrap_or_else(|| "upstream".to_owned());
 
     draft.listen(&mut document, &["http", "addr"])?;
+    draft.only_its_own_repositories();
     draft.server(line("default_repository", prefix.clone()).why("names come without a registry before them"));
     if let Some(grace) = draft.time(&mut document, &["http", "draintimeout"])? {
         draft.server(line("shutdown_grace", grace));

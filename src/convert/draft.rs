@@ -69,6 +69,11 @@ impl Draft {
         put(&mut self.server, line);
     }
 
+    /// Turns off the built-in repositories, which the other program does not have.
+    pub fn only_its_own_repositories(&mut self) {
+        self.server(line("builtin_repositories", false).why("left out: ghcr.io, quay.io and the like are served too"));
+    }
+
     /// Adds a line to `[server.tls]`.
     pub fn tls(&mut self, line: Line) {
         put(&mut self.tls, line);

@@ -14,6 +14,7 @@ const NO_LOGIN: &str = "make an htpasswd file of the users for [auth.htpasswd], 
 
 /// Moves the values of `documents` into `draft`.
 pub fn convert(documents: Vec<Foreign>, draft: &mut Draft) -> Result<(), ConvertError> {
+    draft.only_its_own_repositories();
     draft.server(line("default_repository", "").why("names that match no scope have no upstream"));
     let mut caches = Vec::new();
     for mut document in documents {

@@ -22,6 +22,7 @@ pub fn convert(documents: Vec<Foreign>, draft: &mut Draft) -> Result<(), Convert
     }
     let mut document = Foreign::new(tree);
     draft.remark("Larder takes no pushes.");
+    draft.only_its_own_repositories();
     draft.server(line("default_repository", "").why("names that begin with no repository have no upstream"));
     server(&mut document, draft)?;
     let immutable = document.flag(&["global", "immutable_tags"])?.is_some_and(|(flag, _)| flag);
@@ -158,5 +159,7 @@ fn plain(node: Node) -> Value {
         tree::Value::Table(entries) => {
             Value::Table(entries.into_iter().map(|(key, node)| (key, plain(node))).collect())
         }
+        // Only Larder's own configuration is read again without what is wrong.
+        tree::Value::LeftOut => Value::Table(toml::Table::new()),
     }
 }

@@ -100,6 +100,7 @@ fn the_documented_manifests_become_repositories_with_scopes() {
     let (toml, warnings) = converted("proxies.yaml", MANIFESTS);
     let expected = r#"
         [server]
+        builtin_repositories = false
         default_repository = ""
         [repository.docker-io]
         scopes = ["^library/.+$", "^miniflux/miniflux(:.+)?$"]
@@ -218,6 +219,7 @@ url = "https://x.example"
     let (toml, warnings) = converted("config.toml", text);
     let expected = r#"
         [server]
+        builtin_repositories = false
         default_repository = ""
         listen = "0.0.0.0:5000"
         shutdown_grace = "20s"
@@ -251,6 +253,7 @@ fn dockers_registry_becomes_the_default_repository() {
     let expected = r#"
         [server]
         listen = "0.0.0.0:5000"
+        builtin_repositories = false
         default_repository = "docker.io"
         shutdown_grace = "90s"
         [server.tls]
@@ -422,7 +425,7 @@ fn what_cannot_be_converted_says_why() {
         (
             "x.yaml",
             manifest("url: 'ftp://x'", "x"),
-            "x.yaml: what it says cannot be a configuration of Larder. The result would be wrong at larder.toml:11: `repository.upstream.upstream[0].url`: `ftp://x` does not begin with https:// or http:// and a host",
+            "x.yaml: what it says cannot be a configuration of Larder. The result would be wrong at larder.toml:12: `repository.upstream.upstream[0].url`: `ftp://x` does not begin with https:// or http:// and a host",
         ),
         ("x.toml", "[repository.x]".to_owned(), "no repository in it has an upstream, so there is nothing to convert"),
         (

@@ -63,14 +63,27 @@ pub struct Purged {
     pub objects: u64,
     /// Bytes of these objects.
     pub bytes: u64,
+    /// Tags, names of manifests, lists and the like that led to the content.
+    pub rows: u64,
 }
 
 impl Purged {
+    /// Returns a step that removed rows and no object.
+    fn of_rows(rows: usize) -> Self {
+        Self { rows: rows as u64, ..Self::default() }
+    }
+
+    /// Returns whether there was anything to take out.
+    pub fn is_any(&self) -> bool {
+        self.objects > 0 || self.rows > 0
+    }
+
     /// Adds the objects that a further step removed.
     pub fn add(&mut self, step: Self) {
         self.digests.extend(step.digests);
         self.objects += step.objects;
         self.bytes += step.bytes;
+        self.rows += step.rows;
     }
 }
 
@@ -84,13 +97,13 @@ impl Sqlite {
                 let of_name = ["repository = ?1 AND name = ?2", repository, name];
                 let mut roots = self.delete_roots("tags", of_name)?;
                 roots.extend(self.delete_roots("manifests", of_name)?);
-                self.delete("listings", of_name, LISTS)?;
-                each(Purged::default());
+                let lists = self.delete("listings", of_name, LISTS)?;
+                each(Purged::of_rows(roots.len() + lists));
                 self.purge_below(repository, name, roots, &mut each)
             }
             Purge::Reference { repository, name, reference } => {
-                let roots = self.delete_reference(repository, name, reference)?;
-                each(Purged::default());
+                let (roots, tags) = self.delete_reference(repository, name, reference)?;
+                each(Purged::of_rows(tags));
                 self.purge_below(repository, name, roots, &mut each)
             }
         }
@@ -109,17 +122,19 @@ impl Sqlite {
         })
     }
 
-    /// Deletes the rows of a table that match a condition with two values, in steps.
-    fn delete(&self, table: &'static str, condition: [&str; 3], rows: u32) -> Result<(), IndexError> {
+    /// Deletes the rows of a table that match a condition with two values, in steps. Returns how many.
+    fn delete(&self, table: &'static str, condition: [&str; 3], rows: u32) -> Result<usize, IndexError> {
         let [condition, first, second] = condition.map(str::to_owned);
         let sql = delete_some(table, &condition);
+        let mut all = 0;
         loop {
             let (sql, first, second) = (sql.clone(), first.clone(), second.clone());
             let step = move |transaction: &Transaction<'_>| {
                 transaction.prepare_cached(&sql)?.execute(params![first, second, rows])
             };
-            if self.step(step)? == 0 {
-                return Ok(());
+            match self.step(step)? {
+                0 => return Ok(all),
+                deleted => all += deleted,
             }
         }
     }
@@ -144,8 +159,13 @@ impl Sqlite {
         }
     }
 
-    /// Deletes one tag, or the tags of one manifest. Returns the manifests that they led to.
-    fn delete_reference(&self, repository: &str, name: &str, reference: &Reference) -> Result<Vec<Digest>, IndexError> {
+    /// Deletes one tag, or the tags of one manifest. Returns the manifests that they led to, and the number of tags.
+    fn delete_reference(
+        &self,
+        repository: &str,
+        name: &str,
+        reference: &Reference,
+    ) -> Result<(Vec<Digest>, usize), IndexError> {
         let (repository, name, reference) = (repository.to_owned(), name.to_owned(), reference.clone());
         self.step(move |transaction| {
             let delete = |sql: &str, value: &dyn rusqlite::ToSql| {
@@ -154,8 +174,8 @@ impl Sqlite {
                 deleted.collect::<rusqlite::Result<Vec<_>>>()
             };
             match reference {
-                Reference::Tag(tag) => delete(BY_TAG, &tag.as_str()),
-                Reference::Digest(digest) => delete(BY_DIGEST, &digest.as_raw()).map(|_| vec![digest]),
+                Reference::Tag(tag) => delete(BY_TAG, &tag.as_str()).map(|roots| (roots.clone(), roots.len())),
+                Reference::Digest(digest) => delete(BY_DIGEST, &digest.as_raw()).map(|tags| (vec![digest], tags.len())),
             }
         })
     }
@@ -173,12 +193,13 @@ impl Sqlite {
         below.sort_unstable_by(|one, other| one.as_raw().cmp(other.as_raw()));
         for digests in below.chunks(OBJECTS_AT_ONCE) {
             let (repository, name, digests) = (repository.to_owned(), name.to_owned(), digests.to_vec());
-            self.step(move |transaction| {
+            let unnamed = self.step(move |transaction| {
                 let mut statement = transaction.prepare_cached(UNNAME)?;
                 digests
                     .iter()
-                    .try_for_each(|digest| statement.execute(params![repository, name, digest.as_raw()]).map(drop))
+                    .try_fold(0, |all, digest| Ok(all + statement.execute(params![repository, name, digest.as_raw()])?))
             })?;
+            each(Purged::of_rows(unnamed));
         }
         let (unkept, unseen) = self.read(|connection| {
             let (mut anywhere, mut here) = (Reach::new(connection, None), Reach::new(connection, Some(repository)));
@@ -203,16 +224,14 @@ impl Sqlite {
         // them.
         for digests in unseen.chunks(OBJECTS_AT_ONCE) {
             let (repository, digests) = (repository.to_owned(), digests.to_vec());
-            self.step(move |transaction| hide(transaction, &repository, &digests))?;
-            each(Purged::default());
+            each(Purged::of_rows(self.step(move |transaction| hide(transaction, &repository, &digests))?));
         }
         Ok(())
     }
 
     fn purge_repository(&self, repository: &str, each: &mut impl FnMut(Purged)) -> Result<(), IndexError> {
         for (table, rows) in [("tags", ROWS), ("manifests", ROWS), ("listings", LISTS), ("visibility", ROWS)] {
-            self.delete(table, [OF_REPOSITORY, repository, ""], rows)?;
-            each(Purged::default());
+            each(Purged::of_rows(self.delete(table, [OF_REPOSITORY, repository, ""], rows)?));
         }
         let mut last = Vec::new();
         loop {
@@ -353,15 +372,16 @@ fn forget(
     Ok(purged)
 }
 
-/// Hides objects in a repository, unless they were requested again meanwhile.
-fn hide(transaction: &Transaction<'_>, repository: &str, digests: &[Digest]) -> rusqlite::Result<()> {
+/// Hides objects in a repository, unless they were requested again meanwhile. Returns how many were visible there.
+fn hide(transaction: &Transaction<'_>, repository: &str, digests: &[Digest]) -> rusqlite::Result<usize> {
     let mut statement = transaction.prepare_cached(HIDE)?;
+    let mut hidden = 0;
     for digest in digests {
         if !is_root(transaction, Some(repository), digest)? {
-            statement.execute(params![digest.as_raw(), repository])?;
+            hidden += statement.execute(params![digest.as_raw(), repository])?;
         }
     }
-    Ok(())
+    Ok(hidden)
 }
 
 #[cfg(test)]

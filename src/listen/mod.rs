@@ -27,6 +27,7 @@ use crate::observe::Metrics;
 use crate::proxy::Proxy;
 use crate::registry::Registry;
 use crate::sent::Sent;
+use crate::sockets;
 pub use connection::Times;
 use connection::{Ends, Held, Peer, connection};
 pub use crowd::Crowd;
@@ -53,12 +54,12 @@ pub struct BindError {
 }
 
 /// Opens all addresses of a door, and logs them.
-pub async fn bind(door: &'static str, addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, BindError> {
+pub fn bind(door: &'static str, addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, BindError> {
     let mut listeners = Vec::with_capacity(addresses.len());
     for &address in addresses {
         let table = if door == "registry" { "server" } else { door };
         let fail = |source| BindError { table, address, source };
-        let listener = TcpListener::bind(address).await.map_err(fail)?;
+        let listener = sockets::listen(address, addresses).map_err(fail)?;
         let bound = listener.local_addr().map_err(fail)?;
         tracing::info!(door, address = %bound, "listening");
         listeners.push(listener);

@@ -5,6 +5,7 @@ use std::io;
 use tracing_subscriber::{EnvFilter, reload};
 
 use super::lines::{Lines, Output};
+use super::text;
 use crate::config::{FilterError, LogFormat, Logging, parse_filter};
 
 /// Why logging could not be set up.
@@ -37,12 +38,12 @@ impl Log {
         let log = tracing_subscriber::fmt()
             .with_env_filter(parse_filter(&logging.level)?)
             .with_writer(lines.clone())
-            .with_ansi(is_standard_error && io::IsTerminal::is_terminal(&io::stderr()))
+            .with_ansi(is_standard_error && io::IsTerminal::is_terminal(&io::stderr()) && wants_colours())
             // They would go to standard error, whatever that is.
             .log_internal_errors(false);
         let set_filter: Box<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync> = match logging.format {
             LogFormat::Text => {
-                let log = log.with_filter_reloading();
+                let log = log.fmt_fields(text::fields()).with_filter_reloading();
                 let handle = log.reload_handle();
                 log.init();
                 Box::new(move |filter| handle.reload(filter))
@@ -77,4 +78,9 @@ impl Log {
     pub fn lines(&self) -> &Lines {
         &self.lines
     }
+}
+
+/// Returns whether the user wants colours: `NO_COLOR` says that they do not (no-color.org).
+fn wants_colours() -> bool {
+    std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }

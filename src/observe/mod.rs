@@ -8,6 +8,7 @@ pub mod metrics;
 mod observation;
 mod process;
 mod scrape;
+mod text;
 
 pub use exposition::Format;
 pub use lines::Lines;

@@ -39,6 +39,17 @@ pub struct Observation {
     has_ended: bool,
 }
 
+/// Longest user agent in the log, in characters: clients may send one as long as a head may be.
+const USER_AGENT: usize = 200;
+
+/// Returns the beginning of a text that is too long for the log.
+fn shortened(text: &str) -> String {
+    match text.char_indices().nth(USER_AGENT) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
 impl Observation {
     /// Begins when the head of a request has arrived. `log_access`: whether the request gets a line of the access log.
     pub fn begin(request: &Parts, client: Client, metrics: Arc<Metrics>, log_access: bool) -> Self {
@@ -54,7 +65,7 @@ impl Observation {
             // Without the query: its content is the client's own and not for logs.
             path: request.uri.path().to_owned(),
             version: request.version,
-            user_agent: user_agent.unwrap_or_default().to_owned(),
+            user_agent: shortened(user_agent.unwrap_or_default()),
             repository: None,
             outcome: None,
             status: 0,
@@ -180,5 +191,17 @@ impl hyper::body::Body for Observed {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_user_agents_are_cut() {
+        assert_eq!(shortened("docker/29.1"), "docker/29.1");
+        let cut = shortened(&"ä".repeat(5_000));
+        assert_eq!(cut, "ä".repeat(USER_AGENT) + "…");
     }
 }

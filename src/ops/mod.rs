@@ -8,7 +8,7 @@ use crate::cache::Cache;
 use crate::failure::Failure;
 use crate::index::{ImageName, Purge};
 use crate::oci::Reference;
-use crate::routing::{Routing, RoutingError};
+use crate::routing::{OwnNames, Routing, RoutingError};
 use crate::upkeep::scrub::Report;
 
 /// Images on a page if the caller does not state a number.
@@ -22,6 +22,9 @@ pub enum OpsError {
     Wrong(String),
     #[error(transparent)]
     Unknown(RoutingError),
+    /// With what was named.
+    #[error("nothing of `{0}` is cached{1}")]
+    Absent(String, String),
     #[error("a verification is under way; wait for its end")]
     Busy,
     #[error(transparent)]
@@ -118,17 +121,36 @@ pub async fn images(cache: &Cache, last: &str, count: usize) -> Result<Images, O
     Ok(Images { images, next })
 }
 
-/// Removes everything (`None`), or what `which` names: a repository, a name, a tag or a digest.
-pub async fn purge(cache: &Cache, routing: &Routing, which: Option<&str>) -> Result<PurgeDone, OpsError> {
+/// The cache of an instance, with what is needed to understand references.
+pub struct Named<'a> {
+    pub cache: &'a Cache,
+    pub routing: &'a Routing,
+    pub own: &'a OwnNames,
+}
+
+/// Removes everything (`None`), or what `which` names: a repository, a name, a tag or a digest. Fails if nothing of
+/// that is cached.
+pub async fn purge(named: &Named<'_>, which: Option<&str>) -> Result<PurgeDone, OpsError> {
     let purge = match which {
         None => Purge::All,
-        Some(text) => what_to_purge(routing, text)?,
+        Some(text) => what_to_purge(named, text)?,
     };
-    let purged = cache.purge(purge).await?;
+    let purged = named.cache.purge(purge.clone()).await?;
+    if !purged.is_any() && purge != Purge::All {
+        return Err(absent(named.routing, &purge));
+    }
     Ok(PurgeDone { status: "ok".to_owned(), objects: purged.objects, bytes: purged.bytes })
 }
 
-fn what_to_purge(routing: &Routing, text: &str) -> Result<Purge, OpsError> {
+/// Returns the text without the address of this cache before it. The prefix of a repository is left, even if it is
+/// written like that address.
+fn without_own_name<'a>(Named { routing, own, .. }: &Named<'_>, text: &'a str) -> &'a str {
+    let is_prefix = text.split_once('/').is_some_and(|(first, _)| routing.prefixes().any(|prefix| prefix == first));
+    if is_prefix { text } else { own.without(text) }
+}
+
+fn what_to_purge(named: &Named<'_>, text: &str) -> Result<Purge, OpsError> {
+    let (text, routing) = (without_own_name(named, text), named.routing);
     if routing.prefixes().any(|prefix| prefix == text) {
         return Ok(Purge::Repository(text.to_owned()));
     }
@@ -141,19 +163,45 @@ fn what_to_purge(routing: &Routing, text: &str) -> Result<Purge, OpsError> {
     })
 }
 
+/// Returns the error that nothing of what was to be purged is cached, with the repository that may be meant.
+fn absent(routing: &Routing, purge: &Purge) -> OpsError {
+    let (text, first) = match purge {
+        Purge::All => (String::new(), String::new()),
+        Purge::Repository(repository) => (repository.clone(), String::new()),
+        Purge::Name { repository, name } => {
+            // A name of one part may have been meant as a repository.
+            let part = name.strip_prefix("library/").unwrap_or(name);
+            let first = if part.contains('/') { repository } else { part };
+            (format!("{repository}/{name}"), first.to_owned())
+        }
+        Purge::Reference { repository, name, reference } => {
+            let (repository, name, reference) = (repository.clone(), name.clone(), reference.clone());
+            let image = ImageName { repository: repository.clone(), name, reference };
+            (written(&image), repository)
+        }
+    };
+    let is_repository = routing.prefixes().any(|prefix| prefix == first);
+    let nearest = Some(first).filter(|_| !is_repository).and_then(|first| routing.nearest(&first).map(str::to_owned));
+    OpsError::Absent(text, nearest.map_or_else(String::new, |nearest| format!("; did you mean `{nearest}`?")))
+}
+
 /// Pins the image that `text` names (`NAME:TAG` or `NAME@DIGEST`; `latest` if neither is given), or unpins it. The
 /// image need not be cached yet.
-pub async fn set_pin(cache: &Cache, routing: &Routing, text: &str, is_pinned: bool) -> Result<PinDone, OpsError> {
+pub async fn set_pin(named: &Named<'_>, text: &str, is_pinned: bool) -> Result<PinDone, OpsError> {
+    let (text, routing) = (without_own_name(named, text), named.routing);
     let (path, reference) = split(text)?;
     if routing.prefixes().any(|prefix| prefix == path) {
         return Err(OpsError::Wrong(format!("`{path}` is a whole repository; name an image of it, or use its `pin`")));
+    }
+    if is_pinned {
+        routing.expects(path)?;
     }
     let (repository, name) = routing.locate(path)?;
     let latest = || "latest".parse().map(Reference::Tag).map_err(|_| OpsError::Wrong("no tag".to_owned()));
     let reference = reference.map_or_else(latest, Ok)?;
     let image = ImageName { repository, name: name.to_string(), reference };
     let reference = written(&image);
-    let changed = cache.set_pin(image, is_pinned).await?;
+    let changed = named.cache.set_pin(image, is_pinned).await?;
     Ok(PinDone { reference, pinned: is_pinned, changed })
 }
 

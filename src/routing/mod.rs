@@ -1,14 +1,19 @@
 //! Which repository a request is for.
 
+mod own;
 mod repository;
+mod unknown;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use quick_cache::sync::Cache;
 
+pub use own::OwnNames;
 pub use repository::{Repository, Target};
+use unknown::Unknown;
 
+use crate::config::error::nearest;
 use crate::config::{self, Config, plain_host};
 use crate::observe::Metrics;
 use crate::oci::Name;
@@ -36,8 +41,20 @@ pub enum RoutingError {
         "no repository serves `{0}`; begin the name with a configured prefix such as docker.io/ or set server.default_repository"
     )]
     UnknownName(String),
+    /// A name that begins with the host of a registry. `nearest`: the repository whose prefix is most like it.
+    #[error("no repository serves `{name}`: {}", to_do_about(.host, .nearest.as_deref()))]
+    UnknownRegistry { name: String, host: String, nearest: Option<String> },
     #[error(transparent)]
     InvalidName(#[from] InvalidName),
+}
+
+/// Returns what to do about a name that begins with the host of a registry that no repository is for.
+fn to_do_about(host: &str, nearest: Option<&str>) -> String {
+    let add = format!("add [repository.\"{host}\"] to larder.toml");
+    match nearest {
+        Some(nearest) => format!("did you mean `{nearest}`? Or {add}"),
+        None => add,
+    }
 }
 
 /// All repositories, and how requests select them.
@@ -50,6 +67,10 @@ pub struct Routing {
     default: Option<usize>,
     /// Names that a scope matched together with a tag. Requests for these names by digest go to the same repository.
     scoped: Cache<String, usize>,
+    /// Registries that clients asked for and that no repository is for.
+    unknown: Unknown,
+    /// Whether there is a proxy door, whose clients name registries themselves.
+    has_proxy_door: bool,
 }
 
 /// Most names that are kept in `scoped`.
@@ -89,6 +110,8 @@ impl Routing {
             by_prefix,
             default,
             scoped: Cache::new(SCOPED),
+            unknown: Unknown::default(),
+            has_proxy_door: config.proxy.is_some(),
             repositories,
         })
     }
@@ -98,7 +121,10 @@ impl Routing {
     pub fn route(&self, asked: Asked<'_>) -> Result<Target, RoutingError> {
         if let Some(namespace) = asked.namespace {
             let at = self.by_namespace.get(&plain_host(namespace));
-            let at = at.ok_or_else(|| RoutingError::UnknownNamespace(namespace.to_owned()))?;
+            let at = at.ok_or_else(|| {
+                self.unknown.tell(namespace);
+                RoutingError::UnknownNamespace(namespace.to_owned())
+            })?;
             return self.target(*at, self.without_prefix(*at, asked.path));
         }
         if let Some(at) = asked.host.and_then(|host| self.at_host(host)) {
@@ -108,6 +134,10 @@ impl Routing {
             return self.target(at, rest);
         }
         let (at, is_by_tag) = self.at_scope(asked);
+        if let (None, Some(host)) = (at, host_of(asked.path)) {
+            self.unknown.tell(host);
+            return Err(self.no_registry(asked.path, host));
+        }
         match at.or(self.default) {
             Some(at) => Ok(Target { is_by_tag, ..self.target(at, asked.path)? }),
             // A malformed name is reported as malformed, whichever repository it was meant for.
@@ -123,7 +153,7 @@ impl Routing {
     pub fn locate(&self, path: &str) -> Result<(String, Name), RoutingError> {
         let asked = Asked { path, ..Asked::default() };
         if let Some((host, name)) = path.split_once('/')
-            && (host.contains(['.', ':']) || host == "localhost")
+            && (host_of(path).is_some() || host == "localhost")
             && self.longest_prefix(path).is_none()
             && self.at_scope(asked).0.is_none()
         {
@@ -131,6 +161,31 @@ impl Routing {
         }
         let target = self.route(asked)?;
         Ok((target.repository.prefix().to_owned(), target.name))
+    }
+
+    /// Returns the error for a name that begins with a host which no repository is for.
+    fn no_registry(&self, path: &str, host: &str) -> RoutingError {
+        RoutingError::UnknownRegistry {
+            name: path.to_owned(),
+            host: host.to_owned(),
+            nearest: self.nearest(host).map(str::to_owned),
+        }
+    }
+
+    /// Returns the prefix of a repository that a text is most like, if it is like any.
+    pub fn nearest(&self, text: &str) -> Option<&str> {
+        nearest(text, self.prefixes())
+    }
+
+    /// Fails if content of this name can never come into the cache, because no repository is for the registry that the
+    /// name begins with, and there is no proxy door either.
+    pub fn expects(&self, path: &str) -> Result<(), RoutingError> {
+        let is_known = self.has_proxy_door || self.longest_prefix(path).is_some();
+        let asked = Asked { path, ..Asked::default() };
+        match host_of(path) {
+            Some(host) if !is_known && self.at_scope(asked).0.is_none() => Err(self.no_registry(path, host)),
+            _ => Ok(()),
+        }
     }
 
     /// Returns the prefixes of all repositories.
@@ -224,6 +279,18 @@ impl Routing {
     }
 }
 
+/// Returns the first part of a name if it is written as a host: with a dot or a port, as clients tell a registry from
+/// a part of a name.
+fn host_of(path: &str) -> Option<&str> {
+    path.split_once('/').map(|(first, _)| first).filter(|first| first.contains(['.', ':']) && is_host(first))
+}
+
+/// Returns whether a text has only what hosts and ports are made of; anything else is a malformed name.
+fn is_host(text: &str) -> bool {
+    let is_character = |byte: u8| byte.is_ascii_alphanumeric() || b".-_:[]".contains(&byte);
+    text.bytes().all(is_character) && text.starts_with(|first: char| first.is_ascii_alphanumeric() || first == '[')
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -235,7 +302,7 @@ mod tests {
         [repository."ghcr.io"]
         hosts = ["ghcr.mirror.example"]
         [repository."team"]
-        scopes = ["^my-team/.+$", "^tools/app:v1(\\..*)?$"]
+        scopes = ["^my-team/.+$", "^my\\.group/.+$", "^tools/app:v1(\\..*)?$"]
         [[repository."team".upstream]]
         url = "https://team.example"
         [[repository."team/deep".upstream]]
@@ -292,6 +359,25 @@ mod tests {
         assert_route(Asked { path: "alpine", ..Asked::default() }, "docker.io", "library/alpine");
         assert_route(Asked { path: "docker.io/alpine", ..Asked::default() }, "docker.io", "library/alpine");
         assert_route(Asked { path: "ghcr.io/alpine", ..Asked::default() }, "ghcr.io", "alpine");
+    }
+
+    /// Docker takes a first part with a dot or a colon for a registry (`splitDockerDomain` of distribution/reference).
+    #[test]
+    fn a_host_that_is_no_repository_is_never_asked_of_the_default_one() {
+        for (path, nearest, says) in [
+            ("ghcr.oi/team/app", Some("ghcr.io"), "did you mean `ghcr.io`? Or add [repository.\"ghcr.oi\"]"),
+            ("xyz.example/app", None, "`xyz.example/app`: add [repository.\"xyz.example\"]"),
+            ("cache:5000/app", None, "add [repository.\"cache:5000\"]"),
+        ] {
+            let error = route(Asked { path, ..Asked::default() }).expect_err(path);
+            assert!(error.to_string().contains(says), "{error}");
+            let RoutingError::UnknownRegistry { nearest: found, .. } = error else { panic!("{error}") };
+            assert_eq!(found.as_deref(), nearest, "{path}");
+        }
+        let asked = Asked { path: "xyz.example/app", ..Asked::default() };
+        assert_route(Asked { namespace: Some("docker.io"), ..asked }, "docker.io", "xyz.example/app");
+        assert_route(Asked { path: "a.b", ..asked }, "docker.io", "library/a.b");
+        assert_route(Asked { path: "my.group/app", ..asked }, "team", "my.group/app");
     }
 
     #[test]

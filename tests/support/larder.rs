@@ -256,10 +256,25 @@ impl Larder {
                 command.env(variable, address.to_string());
             }
         }
+        Self::end_of(command).await
+    }
+
+    async fn end_of(mut command: Command) -> Ran {
         let output = tokio::task::spawn_blocking(move || command.output()).await.expect("no panic");
         let output = output.expect("the larder binary can be started");
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
         Ran { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+    }
+
+    /// Runs a command in another folder, with only these variables and without naming this Larder's configuration.
+    pub async fn run_in(&self, folder: &Path, environment: &[(&str, &str)], arguments: &[&str]) -> Ran {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_larder"));
+        command.args(arguments).stdin(Stdio::null()).current_dir(folder).env_clear();
+        command.envs(environment.iter().copied());
+        if let Some(path) = std::env::var_os("PATH") {
+            command.env("PATH", path);
+        }
+        Self::end_of(command).await
     }
 
     pub fn pid(&self) -> u32 {
@@ -407,6 +422,10 @@ impl Larder {
             }
         }
         command.env("LARDER_CACHE__DIR", self.dir());
+        if self.setup.config.contains("[repository.") {
+            // Without this, names that the test's repositories do not have would be asked of the real Docker Hub.
+            command.env("LARDER_SERVER__BUILTIN_REPOSITORIES", "false");
+        }
         command.env("LARDER_LOGGING__LEVEL", "debug").env("LARDER_LOGGING__FORMAT", "json");
         command.envs(self.setup.environment.iter().map(|(name, value)| (name, value)));
         command
