@@ -65,6 +65,11 @@ impl Shares {
     }
 }
 
+/// Returns the limit of open files if it is low.
+pub fn few() -> Option<u64> {
+    Some(soft_limit()).filter(|&limit| limit < FEW)
+}
+
 fn soft_limit() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(ENOUGH)
 }
@@ -80,7 +85,7 @@ pub fn raise() {
         }
     }
     let limit = soft_limit();
-    if limit < FEW {
+    if few().is_some() {
         tracing::warn!(
             limit,
             "few files and connections may be open at once; raise the limit (ulimit -n, LimitNOFILE= of systemd)"

@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::path::Path;
 
 use crate::support::larder::{Builder, NOBODY};
 use crate::support::{Answer, Hub, Image, Larder, Options, SmallDisk, eventually, get, repository_config};
@@ -25,17 +26,20 @@ async fn readiness(larder: &Larder) -> Answer {
     get(format!("{}/readyz", larder.admin_url())).await
 }
 
-/// Pulls twice. Returns whether the second time came from the cache.
-async fn pull(larder: &Larder, image: &Image) -> bool {
-    let mut is_hit = false;
+/// Pulls twice.
+async fn pull(larder: &Larder, image: &Image) {
     for _ in 0..2 {
         let manifest = get(larder.manifest_url("hub/team/app", "1")).await;
         assert_eq!((manifest.status, &manifest.body[..]), (200, &image.manifest.bytes[..]));
         let layer = get(larder.blob_url("hub/team/app", &image.layer_digests()[0])).await;
         assert!(layer.complete() && layer.body == image.layers[0], "{} {:?}", layer.status, layer.error);
-        is_hit = layer.header("x-cache") == "HIT";
     }
-    is_hit
+}
+
+/// Returns whether the layer is stored in a cache directory.
+fn has_stored(dir: &Path, image: &Image) -> bool {
+    let digest = &image.layer_digests()[0]["sha256:".len()..];
+    dir.join("blobs/sha256").join(&digest[..2]).join(digest).exists()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -52,7 +56,8 @@ async fn objects_on_another_filesystem_than_downloads_are_told_of() {
     let answer = readiness(&larder).await;
     assert_eq!(answer.status, 503);
     assert!(answer.text().contains("blobs") && answer.text().contains("another filesystem"), "{}", answer.text());
-    assert!(!pull(&larder, &image).await);
+    pull(&larder, &image).await;
+    assert!(!has_stored(&larder.dir(), &image));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -69,10 +74,15 @@ async fn a_directory_of_another_user_among_those_of_objects_is_told_of() {
     let is_named = |text: &str| text.contains(&shard.display().to_string());
     assert!(is_named(&larder.log()), "{}", larder.log());
     eventually("it is found", async || readiness(&larder).await.status == 503).await;
-    assert!(!pull(&larder, &image).await);
+    pull(&larder, &image).await;
+    assert!(!has_stored(&larder.dir(), &image));
     chown(&shard, Some(NOBODY), Some(NOBODY)).expect("given away");
     eventually("all are writable", async || readiness(&larder).await.status == 200).await;
-    eventually("it is stored", async || pull(&larder, &image).await).await;
+    eventually("it is stored", async || {
+        pull(&larder, &image).await;
+        has_stored(&larder.dir(), &image)
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -85,10 +95,15 @@ async fn a_disk_with_less_room_than_min_free_is_told_of_until_there_is_more() {
     eventually("it says so", async || readiness(&larder).await.status == 503).await;
     let answer = readiness(&larder).await.text();
     assert!(answer.contains("cache.min_free"), "{answer}");
-    assert!(!pull(&larder, &image).await);
+    pull(&larder, &image).await;
+    assert!(!has_stored(Path::new(&dir), &image));
     fs::remove_file(disk.path().join("other")).expect("removed");
     assert_eq!(readiness(&larder).await.status, 200);
-    eventually("it is stored", async || pull(&larder, &image).await).await;
+    eventually("it is stored", async || {
+        pull(&larder, &image).await;
+        has_stored(Path::new(&dir), &image)
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -101,17 +116,21 @@ async fn a_directory_that_becomes_writable_is_used_by_one_process_only() {
     let with = |larder: Builder| larder.unprivileged().env("LARDER_CACHE__DIR", dir.to_str().expect("text"));
     let first = with(larder(&hub)).start().await;
     assert_eq!(readiness(&first).await.status, 503);
-    assert!(!pull(&first, &image).await);
+    pull(&first, &image).await;
     chown(&dir, Some(NOBODY), Some(NOBODY)).expect("given away");
     // A second process comes first.
     let mut second = with(larder(&hub)).start().await;
     assert_eq!(readiness(&second).await.status, 200);
-    assert!(!pull(&first, &image).await);
+    pull(&first, &image).await;
     let answer = readiness(&first).await;
     assert_eq!(answer.status, 503);
     assert!(answer.text().contains("another Larder uses this directory"), "{}", answer.text());
-    assert!(!dir.join("blobs/sha256").join(&image.layer_digests()[0][7..9]).exists(), "the first has stored nothing");
-    eventually("the second stores it", async || pull(&second, &image).await).await;
+    assert!(!has_stored(&dir, &image), "the first has stored nothing");
+    eventually("the second stores it", async || {
+        pull(&second, &image).await;
+        has_stored(&dir, &image)
+    })
+    .await;
     second.stop().await;
     eventually("the first has the lock now", async || readiness(&first).await.status == 200).await;
     let other = with(larder(&hub)).run_to_exit().await;

@@ -67,6 +67,9 @@ async fn a_full_disk_of_the_log_loses_lines_and_says_how_many_when_there_is_room
     point(&link, "/dev/full");
     scene.larder.signal("USR1");
     scene.works("3").await;
+    let ready = async || get(format!("{}/readyz", scene.larder.admin_url())).await.json()["warnings"].to_string();
+    assert!(ready().await.contains("logging.file"), "{}", ready().await);
+    assert!(!scene.larder.metrics().await.contains("larder_log_lines_dropped_total 0\n"));
     point(&link, "/dev/stderr");
     scene.larder.signal("USR1");
     eventually("it writes again, and says what is missing", async || {
@@ -75,6 +78,7 @@ async fn a_full_disk_of_the_log_loses_lines_and_says_how_many_when_there_is_room
         log.contains("so many log lines were dropped") && log.contains("manifests/4")
     })
     .await;
+    eventually("it is content again", async || !ready().await.contains("logging.file")).await;
     assert!(!scene.larder.log().contains("manifests/3"));
 }
 

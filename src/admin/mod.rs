@@ -24,6 +24,7 @@ use crate::auth::Client;
 use crate::body::Body;
 use crate::failure::{Failure, FailureKind};
 use crate::observe::Observation;
+use crate::ops;
 use crate::sent::Sent;
 use crate::services::Services;
 use door::Person;
@@ -81,7 +82,7 @@ fn router(services: Arc<Services>) -> Router {
 /// Answers `/readyz`: whether content can be stored and looked up.
 async fn ready(State(services): State<Arc<Services>>) -> axum::response::Response {
     match services.cache.check().await {
-        Ok(()) => Json(json!({ "status": "ready" })).into_response(),
+        Ok(()) => Json(json!({ "status": "ready", "warnings": ops::warnings(&services.metrics) })).into_response(),
         Err(failure) => Problem::new(StatusCode::SERVICE_UNAVAILABLE, failure.message()).into_response(),
     }
 }

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use serde::Serialize;
 
 use super::error::CommandError;
-use super::output::{print, print_json};
+use super::output::{complain, print, print_json};
 use crate::ca::Ca as Authority;
 use crate::config::{self, Config, ProxyDoor};
 
@@ -48,7 +48,7 @@ pub fn run(files: &[PathBuf], arguments: &Ca) -> Result<(), CommandError> {
     }
     // Standard output gets only the certificate, so that it can be redirected to where it is needed.
     print(ca.pem())?;
-    eprint!("{}", help(&ca, door));
+    complain(&help(&ca, door));
     Ok(())
 }
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::error::CommandError;
-use super::output::{print, print_json};
+use super::output::{complain, print, print_json};
 use crate::config::{self, ConfigErrors, Loaded, Sources};
 use crate::convert::{self, Kind};
 use crate::text::printable;
@@ -132,7 +132,7 @@ fn check(sources: &Sources, is_json: bool) -> Result<(), CommandError> {
     let Loaded { config, warnings, .. } = sources.load();
     let files = sources.files();
     if !is_json {
-        warnings.iter().for_each(|warning| eprintln!("larder: warning: {}", printable(warning)));
+        warnings.iter().for_each(|warning| complain(&format!("larder: warning: {}\n", printable(warning))));
     }
     let config = match config {
         Ok(config) => config,
@@ -178,7 +178,7 @@ fn convert(arguments: &Convert) -> Result<(), CommandError> {
         Some(file) => write_new(file, &converted.toml, "move it away or name another file")?,
     }
     for warning in &converted.warnings {
-        eprintln!("larder: {}", printable(warning));
+        complain(&format!("larder: {}\n", printable(warning)));
     }
     Ok(())
 }

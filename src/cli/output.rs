@@ -22,6 +22,11 @@ pub fn print(text: &str) -> Result<(), CommandError> {
     }
 }
 
+/// Writes a text to standard error, which may be closed or full.
+pub fn complain(text: &str) {
+    let _ = std::io::stderr().write_all(text.as_bytes());
+}
+
 /// Reports why a command failed, unless that was done before: as text on standard error, or as JSON on standard output,
 /// where the result would be. Returns the exit code.
 pub fn report(error: &CommandError, is_json: bool) -> ExitCode {
@@ -29,7 +34,7 @@ pub fn report(error: &CommandError, is_json: bool) -> ExitCode {
         let message = error.to_string();
         let printed = is_json.then(|| print_json(&serde_json::json!({ "error": message })));
         if !matches!(printed, Some(Ok(()))) {
-            eprint!("{}", lines(&message));
+            complain(&lines(&message));
         }
     }
     error.code()

@@ -26,7 +26,7 @@ use crate::listen::Tls;
 use crate::observe::Metrics;
 use crate::observe::log::Log;
 use crate::services::Services;
-use crate::{admin, listen};
+use crate::{admin, listen, ops};
 
 type AnyError = Box<dyn std::error::Error>;
 
@@ -84,7 +84,10 @@ struct Files {
 
 fn start(config: Config, sockets: Sockets, files: Files, log: Arc<Log>) -> Result<(), AnyError> {
     descriptors::raise();
-    let metrics = Arc::new(Metrics::default());
+    if !clock::is_plausible() {
+        tracing::warn!("{}", ops::WRONG_CLOCK);
+    }
+    let metrics = Arc::new(Metrics::new(log.lines().health().clone()));
     let cache = Arc::new(Cache::open(&config, metrics.clone())?);
     let services = Arc::new(Services::new(&config, cache, metrics)?);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;

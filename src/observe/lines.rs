@@ -10,10 +10,11 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::time::Duration;
 
+use prometheus_client::metrics::counter::Counter;
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::clock::Instant;
@@ -40,7 +41,27 @@ pub struct Lines {
 struct State {
     /// Bytes that wait to be written.
     waiting: AtomicUsize,
-    lost: AtomicU64,
+    health: LogHealth,
+}
+
+/// Whether lines of the log are written. Clones show the same.
+#[derive(Clone, Debug, Default)]
+pub struct LogHealth {
+    /// Lines that were dropped.
+    pub lost: Counter,
+    is_failing: Arc<AtomicBool>,
+}
+
+impl LogHealth {
+    /// Returns whether the last line was dropped.
+    pub fn is_failing(&self) -> bool {
+        self.is_failing.load(Ordering::Relaxed)
+    }
+
+    fn dropped(&self) {
+        self.lost.inc();
+        self.is_failing.store(true, Ordering::Relaxed);
+    }
 }
 
 enum Message {
@@ -61,9 +82,9 @@ impl Lines {
         Ok(Self { sender, state })
     }
 
-    /// Returns how many lines were dropped.
-    pub fn lost(&self) -> u64 {
-        self.state.lost.load(Ordering::Relaxed)
+    /// Returns whether lines are written.
+    pub fn health(&self) -> &LogHealth {
+        &self.state.health
     }
 
     /// Opens the log file by its name again, behind the lines that are queued.
@@ -93,7 +114,7 @@ impl Lines {
         let has_room = waiting + line.len() <= MAX_BYTES;
         if !has_room || self.sender.try_send(Message::Line(line.into())).is_err() {
             self.state.waiting.fetch_sub(line.len(), Ordering::Relaxed);
-            self.state.lost.fetch_add(1, Ordering::Relaxed);
+            self.state.health.dropped();
         }
     }
 }
@@ -126,9 +147,10 @@ fn write(mut output: Output, lines: &Receiver<Message>, state: &State) {
             Message::Line(line) => {
                 let waiting = state.waiting.fetch_sub(line.len(), Ordering::Relaxed) - line.len();
                 if output.write(&line).is_err() {
-                    state.lost.fetch_add(1, Ordering::Relaxed);
+                    state.health.dropped();
                 } else if waiting == 0 {
-                    let lost = state.lost.load(Ordering::Relaxed);
+                    state.health.is_failing.store(false, Ordering::Relaxed);
+                    let lost = state.health.lost.get();
                     if lost > told {
                         tracing::warn!(
                             lines = lost - told,
@@ -254,7 +276,7 @@ mod tests {
         for _ in 0..20_000 {
             (&lines).write_all(&line).unwrap();
         }
-        assert!(lines.lost() > 15_000, "{}", lines.lost());
+        assert!(lines.health().lost.get() > 15_000, "{}", lines.health().lost.get());
         assert!(lines.state.waiting.load(Ordering::Relaxed) <= MAX_BYTES);
         let since = Instant::now();
         lines.flush();
@@ -269,7 +291,7 @@ mod tests {
         (&lines).write_all(b"one\n").unwrap();
         (&lines).write_all(b"two\n").unwrap();
         lines.flush();
-        assert_eq!(lines.lost(), 2);
+        assert_eq!(lines.health().lost.get(), 2);
     }
 
     #[test]

@@ -10,6 +10,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 
+use super::lines::LogHealth;
+
 /// Upper bounds of the buckets of times to the head of a response, in seconds: from a hit in memory to the longest that
 /// a client waits.
 const HEAD_SECONDS: [f64; 14] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0];
@@ -163,6 +165,8 @@ pub struct Metrics {
     pub disk_free: Gauge<i64>,
     /// Changes to the index that were dropped because too many waited or the disk was full.
     pub index_writes_dropped: Counter,
+    /// Whether the log is written.
+    pub log: LogHealth,
     pub connections: Gauge,
     /// Hits, misses and stale responses of all repositories, for the statistics page.
     pub hits: Counter<u64, AtomicU64>,
@@ -171,6 +175,11 @@ pub struct Metrics {
 }
 
 impl Metrics {
+    /// Creates the metrics of a process with this log.
+    pub fn new(log: LogHealth) -> Self {
+        Self { log, ..Self::default() }
+    }
+
     /// Counts one answered request for content.
     pub fn answered(&self, repository: &str, kind: Kind, outcome: Outcome) {
         let labels =

@@ -11,7 +11,7 @@ mod scrape;
 mod text;
 
 pub use exposition::Format;
-pub use lines::Lines;
+pub use lines::{Lines, LogHealth};
 pub use metrics::Metrics;
 pub use observation::Observation;
 pub use process::Process;

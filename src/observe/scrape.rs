@@ -107,6 +107,7 @@ fn cache(r: &mut Registry, metrics: &Metrics) {
 }
 
 fn instance(r: &mut Registry, metrics: &Metrics) {
+    r.register("log_lines_dropped", "Lines of the log that could not be written", metrics.log.lost.clone());
     let about = "Changes of the configuration that were used or refused";
     r.register("config_reloads", about, metrics.config_reloads.clone());
     let about = "When certificates of the registry door end, in seconds since 1970";

@@ -7,9 +7,11 @@ use tokio::sync::oneshot;
 use crate::cache::Cache;
 use crate::failure::Failure;
 use crate::index::{ImageName, Purge};
+use crate::observe::Metrics;
 use crate::oci::Reference;
 use crate::routing::{OwnNames, Routing, RoutingError};
 use crate::upkeep::scrub::Report;
+use crate::{clock, descriptors};
 
 /// Images on a page if the caller does not state a number.
 pub const PAGE: usize = 1_000;
@@ -119,6 +121,27 @@ pub async fn images(cache: &Cache, last: &str, count: usize) -> Result<Images, O
         })
         .collect();
     Ok(Images { images, next })
+}
+
+/// What to say while the clock is surely wrong.
+pub const WRONG_CLOCK: &str = "the clock of this machine is wrong: it says a time before this program was made; \
+    certificates cannot be checked until it is set";
+
+/// Returns what is wrong with an instance that nevertheless serves, each with what to do.
+pub fn warnings(metrics: &Metrics) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if metrics.log.is_failing() {
+        let lost = metrics.log.lost.get();
+        warnings.push(format!("the log cannot be written ({lost} lines dropped); look at logging.file and its disk"));
+    }
+    if let Some(limit) = descriptors::few() {
+        warnings
+            .push(format!("only {limit} files and connections may be open; raise the limit (LimitNOFILE, ulimit -n)"));
+    }
+    if !clock::is_plausible() {
+        warnings.push(WRONG_CLOCK.to_owned());
+    }
+    warnings
 }
 
 /// The cache of an instance, with what is needed to understand references.

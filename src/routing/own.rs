@@ -18,9 +18,11 @@ impl OwnNames {
     pub fn new(config: &Config) -> Self {
         let acme = config.server.tls.as_ref().and_then(|tls| tls.acme.as_ref());
         let domains = acme.iter().flat_map(|acme| &acme.domains).filter_map(|domain| HostPattern::parse(domain).ok());
+        let public =
+            config.server.public_url.iter().filter_map(|url| HostPattern::parse(url.split_once("://")?.1).ok());
         let addresses = Ours::default();
         addresses.set(&config.server.listen);
-        Self { addresses, names: config.server.hosts.iter().cloned().chain(domains).collect() }
+        Self { addresses, names: config.server.hosts.iter().cloned().chain(domains).chain(public).collect() }
     }
 
     /// Returns the same names, with the addresses where this process really listens.
