@@ -1,5 +1,6 @@
 //! Promise: what README.md and the pages of docs/ tell people to write can be written: Larder's configurations pass
-//! `larder config check`, those of clients can be read and mean what is said, and each link leads somewhere.
+//! `larder config check`, its commands exist, configurations of clients have the keys that clients read, and each link
+//! leads somewhere.
 //!
 //! What clients read, in their own words:
 //! - containerd: https://github.com/containerd/containerd/blob/main/docs/hosts.md (`referrers` is in the code since 2.2,
@@ -184,6 +185,29 @@ fn each_configuration_of_a_client_in_toml_has_the_keys_that_the_client_reads() {
         }
     }
     assert!(hosts > 2 && containerd > 1 && buildkit > 0 && podman > 0, "{hosts} {containerd} {buildkit} {podman}");
+}
+
+/// The arguments of `larder` in a line of a shell, up to what is for the shell itself.
+fn arguments(line: &str) -> Option<Vec<&str>> {
+    let line = line.trim_start_matches("$ ").trim_start_matches("./");
+    let words = line.strip_prefix("larder ")?.split_whitespace();
+    Some(words.take_while(|word| !word.starts_with(['>', '|', '#', '<', ';', '&'])).collect())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_command_of_larder_in_the_pages_exists_with_its_options() {
+    let pages = pages();
+    let larder = Larder::builder().config("").prepare();
+    let mut found = 0;
+    for block in ["sh", "console"].into_iter().flat_map(|language| blocks_of(&pages, language)) {
+        for arguments in block.text.lines().filter_map(arguments) {
+            // The parser refuses an unknown word before it comes to the help.
+            let ran = larder.run(&[&arguments[..], &["--help"]].concat()).await;
+            assert_eq!(ran.code, Some(0), "{}: {arguments:?}: {}", block.place, ran.stderr);
+            found += 1;
+        }
+    }
+    assert!(found > 10, "{found} commands were found");
 }
 
 #[test]
