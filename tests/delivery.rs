@@ -10,7 +10,7 @@ use crate::clients::Dockerd;
 use crate::support::dns::NameServer;
 use crate::support::{Hub, Image, Options, RepositoryConfig, eventually, get};
 
-fn file(path: &str) -> PathBuf {
+pub fn file(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
@@ -36,7 +36,7 @@ fn the_unit_is_valid_and_has_few_rights() {
 }
 
 /// The static binary, which `./test` builds.
-fn static_binary() -> PathBuf {
+pub fn static_binary() -> PathBuf {
     let folders = std::fs::read_dir(file("target/static")).into_iter().flatten().flatten();
     let mut binaries = folders.map(|folder| folder.path().join("debug/larder"));
     binaries.find(|binary| binary.is_file()).expect("./test builds target/static")
@@ -92,7 +92,7 @@ async fn the_image_serves_from_an_empty_root_that_it_cannot_write_to_as_nobody()
 }
 
 /// The address of the registry door, if the line of the log says that it is listening.
-fn registry_door(line: &str) -> Option<String> {
+pub fn registry_door(line: &str) -> Option<String> {
     let record: serde_json::Value = serde_json::from_str(line).ok()?;
     let fields = &record["fields"];
     let is_it = fields["message"] == "listening" && fields["door"] == "registry";

@@ -45,6 +45,7 @@ mod one_of_several;
 mod one_transfer;
 mod other_content;
 mod outage;
+mod package;
 mod pages;
 mod passing;
 mod proxied;

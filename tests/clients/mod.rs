@@ -29,7 +29,7 @@ pub use docker::Dockerd;
 pub use haproxy::Haproxy;
 pub use nginx::Nginx;
 use process::Failure;
-pub use process::program;
+pub use process::{Daemon, Invocation, program};
 
 /// What skopeo says of the tags of `HOST/NAME`.
 pub async fn skopeo_lists_tags(name: &str) -> Result<String, process::Failure> {
