@@ -469,6 +469,7 @@ async fn hits_and_misses_are_counted_and_told() {
     let told = |message: &str| {
         scene.larder.log().lines().any(|line| line.contains(&format!("\"{message}\"")) && line.contains(&path))
     };
-    assert!(told("cache miss") && told("cached response") && told("cache hit"), "{}", scene.larder.log());
+    let are_told = async || told("cache miss") && told("cached response") && told("cache hit");
+    eventually("the log says so", are_told).await;
     assert!(Browser::new(&scene.larder, None).get(scene.manifest(NAME, "2")).await.status == 404);
 }
