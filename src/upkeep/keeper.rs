@@ -217,7 +217,7 @@ impl Keeper {
         let (step, bytes) = {
             let leases = self.upkeep.leases();
             let mut ledger = self.upkeep.ledger();
-            self.why = ledger.why(ask.wanted - ask.held.bytes, &look);
+            self.why = ledger.why(rest, &look);
             let before = ledger.totals().1;
             let is_busy = |digest: &Digest| leases.contains_key(digest);
             let step = ledger.step(ask.wanted, &mut ask.held.bytes, &look, STEP, now(), is_busy);
