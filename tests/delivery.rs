@@ -4,7 +4,6 @@
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Mutex;
 
 use crate::clients::Dockerd;
 use crate::support::dns::NameServer;
@@ -42,17 +41,6 @@ pub fn static_binary() -> PathBuf {
     binaries.find(|binary| binary.is_file()).expect("./test builds target/static")
 }
 
-/// A context for `docker build`, as deploy/release makes it.
-fn context() -> tempfile::TempDir {
-    let context = tempfile::tempdir().expect("a directory");
-    std::fs::copy(static_binary(), context.path().join("larder")).expect("copied");
-    for name in ["Containerfile", "larder.toml"] {
-        std::fs::copy(file("deploy/container").join(name), context.path().join(name)).expect("copied");
-    }
-    std::fs::create_dir(context.path().join("data")).expect("made");
-    context
-}
-
 /// Where the name server is: an address of this machine that nothing else uses.
 const NAMES: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 77);
 
@@ -72,29 +60,30 @@ async fn the_image_serves_from_an_empty_root_that_it_cannot_write_to_as_nobody()
     std::fs::write(etc.path().join("larder.toml"), config).expect("written");
 
     let dockerd = Dockerd::start(&[]).await;
-    dockerd.build_image("larder", &context().path().join("Containerfile")).await.expect("built");
+    let binary = static_binary().display().to_string();
+    let release = file("deploy/release").display().to_string();
+    dockerd.run_beside(&release, &["container"], &[("LARDER_BINARY", &binary)]).await.expect("built");
     let mount = |name: &str, place: &str| format!("{}:{place}:ro", etc.path().join(name).display());
     let (resolv, toml) = (mount("resolv.conf", "/etc/resolv.conf"), mount("larder.toml", "/etc/larder/larder.toml"));
     let options = ["--read-only", "--cap-drop", "ALL", "--network", "host", "--volume", &resolv, "--volume", &toml];
     let container = dockerd.start_container("larder", &options).await.expect("started");
-    let door = Mutex::new(None);
-    eventually("it listens", async || {
-        *door.lock().expect("no panic while held") = dockerd.logs(&container).lines().find_map(registry_door);
-        door.lock().expect("no panic while held").is_some()
-    })
-    .await;
-    let door = door.into_inner().expect("no panic while held").expect("found");
+    let address = |door: &str| dockerd.logs(&container).lines().find_map(|line| door_of(line, door));
+    eventually("it listens", async || address("registry").is_some() && address("admin").is_some()).await;
+    let [door, admin] = ["registry", "admin"].map(|door| address(door).expect("it listens"));
     let manifest = get(format!("http://{door}/v2/hub/team/app/manifests/1")).await;
     assert_eq!((manifest.status, &manifest.body[..]), (200, &image.manifest.bytes[..]), "{}", manifest.text());
     let layer = format!("http://{door}/v2/hub/team/app/blobs/{}", image.layer_digests()[0]);
     eventually("it is stored", async || get(&layer).await.header("x-cache") == "HIT").await;
+    // The image's own health check, at the port that this container has.
+    let healthcheck = ["/usr/bin/larder", "healthcheck", "--ready", "--admin", &format!("http://{admin}")];
+    dockerd.exec(&container, &healthcheck).await.expect("healthy");
     dockerd.stop_container(&container).await.expect("stopped");
 }
 
-/// The address of the registry door, if the line of the log says that it is listening.
-pub fn registry_door(line: &str) -> Option<String> {
+/// The address of a door, if the line of the log says that it is listening.
+pub fn door_of(line: &str, door: &str) -> Option<String> {
     let record: serde_json::Value = serde_json::from_str(line).ok()?;
     let fields = &record["fields"];
-    let is_it = fields["message"] == "listening" && fields["door"] == "registry";
+    let is_it = fields["message"] == "listening" && fields["door"] == door;
     is_it.then(|| fields["address"].as_str().map(str::to_owned)).flatten()
 }

@@ -2,6 +2,7 @@
 //! not cut off: as nginx, HAProxy and others really pass things on.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -213,7 +214,8 @@ async fn an_idle_connection_ends_after_the_time_of_its_key() {
     let mut idle = TcpStream::connect(larder.door("registry")).await.expect("connected");
     idle.write_all(b"GET /v2/ HTTP/1.1\r\nhost: localhost\r\n\r\n").await.expect("sent");
     let mut answer = Vec::new();
-    idle.read_to_end(&mut answer).await.expect("it ends");
+    let ended = tokio::time::timeout(Duration::from_secs(20), idle.read_to_end(&mut answer)).await;
+    ended.expect("it ends in time").expect("it ends cleanly");
     assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", answer.escape_ascii());
 }
 

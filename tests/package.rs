@@ -9,7 +9,7 @@ use std::sync::{LazyLock, Mutex};
 use tempfile::TempDir;
 
 use crate::clients::{Daemon, Invocation, program};
-use crate::delivery::{file, registry_door, static_binary};
+use crate::delivery::{door_of, file, static_binary};
 use crate::support::{Hub, Image, Options, eventually, get, repository_config};
 
 /// The package with the static binary of this build, made once for all tests.
@@ -108,7 +108,7 @@ async fn start(debian: &Debian, log: &Path) -> (Daemon, String) {
     let door = Mutex::new(None);
     let is_ready = async || {
         let lines = std::fs::read_to_string(log).unwrap_or_default();
-        *door.lock().expect("no panic while held") = lines.lines().find_map(registry_door);
+        *door.lock().expect("no panic while held") = lines.lines().find_map(|line| door_of(line, "registry"));
         door.lock().expect("no panic while held").is_some()
     };
     daemon.wait_until(is_ready).await.unwrap_or_else(|failure| panic!("{failure}"));

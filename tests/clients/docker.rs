@@ -90,11 +90,24 @@ impl Dockerd {
         built.map(|text| text.trim().to_owned()).map_err(|error| Failure::new(format!("nothing was built: {error}")))
     }
 
-    /// Builds an image from a file and what lies beside it.
-    pub async fn build_image(&self, name: &str, file: &Path) -> Result<(), Failure> {
-        let text = |path: &Path| path.to_str().expect("temporary paths are UTF-8").to_owned();
-        let context = file.parent().expect("a folder");
-        self.docker(&["build", "--quiet", "--tag", name, "--file", &text(file), &text(context)]).await.map(drop)
+    /// Runs a program whose `docker` is the client of this dockerd.
+    pub async fn run_beside(
+        &self,
+        program: &str,
+        arguments: &[&str],
+        environment: &[(&'static str, &str)],
+    ) -> Result<String, Failure> {
+        let root = self.directory.path();
+        let run = Invocation::new(Path::new(program), arguments.iter().copied())
+            .env("DOCKER_HOST", socket(root))
+            .env("DOCKER_CONFIG", root.join("client"));
+        let run = environment.iter().fold(run, |run, (name, value)| run.env(name, value));
+        run.run().await.map_err(|failure| failure.with_log_of(&self.daemon))
+    }
+
+    /// Runs a command in a running container.
+    pub async fn exec(&self, container: &str, command: &[&str]) -> Result<String, Failure> {
+        self.docker(&[&["exec", container], command].concat()).await
     }
 
     /// Starts a container of an image that is there already. Returns its number.
