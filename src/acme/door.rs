@@ -45,14 +45,14 @@ const OWN: &str = " (by Larder itself; restart it to change this address)";
 pub struct Doors(Vec<(SocketAddr, AbortHandle)>);
 
 /// The doors that are to be open.
-pub struct Prepared {
+pub struct NewDoors {
     all: Vec<SocketAddr>,
     new: Vec<(SocketAddr, TcpListener)>,
 }
 
 impl Doors {
     /// Binds the addresses that are not open yet.
-    pub fn prepare(&self, listen: &[SocketAddr]) -> Result<Prepared, DoorError> {
+    pub fn prepare(&self, listen: &[SocketAddr]) -> Result<NewDoors, DoorError> {
         let mut new = Vec::new();
         for &address in listen.iter().filter(|address| self.0.iter().all(|(open, _)| open != *address)) {
             let is_own = self.0.iter().any(|(open, _)| open.port() == address.port());
@@ -60,11 +60,11 @@ impl Doors {
             let listener = sockets::listen(address, listen).map_err(fail)?;
             new.push((address, listener));
         }
-        Ok(Prepared { all: listen.to_vec(), new })
+        Ok(NewDoors { all: listen.to_vec(), new })
     }
 
     /// Opens the new doors and closes those that are no longer configured.
-    pub fn apply(&mut self, prepared: Prepared, shown: &Shown) {
+    pub fn apply(&mut self, prepared: NewDoors, shown: &Shown) {
         self.0.retain(|(address, serving)| {
             let stays = prepared.all.contains(address);
             if !stays {

@@ -53,9 +53,9 @@ pub struct Certificates {
 }
 
 /// A configuration that is ready to be applied.
-pub struct Prepared {
+pub struct PreparedAcme {
     acme: Option<Arc<config::Acme>>,
-    doors: door::Prepared,
+    doors: door::NewDoors,
 }
 
 /// Why a configuration is applied.
@@ -87,18 +87,18 @@ impl Certificates {
     }
 
     /// Does all of [`Certificates::apply`] that can fail.
-    pub async fn prepare(&self, acme: Option<&config::Acme>) -> Result<Prepared, DoorError> {
+    pub async fn prepare(&self, acme: Option<&config::Acme>) -> Result<PreparedAcme, DoorError> {
         let listen = match acme.map(|acme| &acme.challenge) {
             Some(config::AcmeChallenge::Http01 { listen }) => listen.as_slice(),
             _ => &[],
         };
         let doors = self.doors.lock().await.prepare(listen)?;
-        Ok(Prepared { acme: acme.cloned().map(Arc::new), doors })
+        Ok(PreparedAcme { acme: acme.cloned().map(Arc::new), doors })
     }
 
     /// Applies another configuration: shows the certificate that is kept for it, and checks at once whether that
     /// certificate will do.
-    pub async fn apply(&self, prepared: Prepared, occasion: Occasion) {
+    pub async fn apply(&self, prepared: PreparedAcme, occasion: Occasion) {
         self.doors.lock().await.apply(prepared.doors, &self.shown);
         match &prepared.acme {
             Some(acme) => drop(self.show_kept(acme).await),

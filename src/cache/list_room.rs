@@ -20,11 +20,11 @@ const ROOM: u64 = 128 << 20;
 const UNIT: u64 = 1 << 10;
 
 /// The memory for lists.
-pub struct Lists {
+pub struct ListRoom {
     room: Arc<Semaphore>,
 }
 
-impl Default for Lists {
+impl Default for ListRoom {
     fn default() -> Self {
         // A semaphore on 64-bit machines can hold far more.
         Self { room: Arc::new(Semaphore::new(usize::try_from(ROOM / UNIT).unwrap_or(usize::MAX))) }
@@ -37,7 +37,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The right to hold a list; `None` for a small list.
 pub type Right = Option<OwnedSemaphorePermit>;
 
-impl Lists {
+impl ListRoom {
     /// Waits for the room that a list of `bytes` takes.
     pub async fn admit(&self, bytes: u64) -> Result<Right, Failure> {
         if bytes <= SMALL {
@@ -90,7 +90,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn large_lists_share_a_room_and_small_ones_need_none() {
-        let lists = Lists::default();
+        let lists = ListRoom::default();
         let take = async |bytes| lists.admit(bytes).await.map(|right| hold(listing(bytes), right));
         let mut held = Vec::new();
         while let Ok(list) = take(8 << 20).await {

@@ -55,7 +55,7 @@ use crate::work::Pool;
 use fill::{Fills, Windows};
 use flight::Flights;
 use hot::Hot;
-use list_room::Lists;
+use list_room::ListRoom;
 use passes::Passes;
 use pending::Pending;
 use purge::{PurgeError, Purging};
@@ -71,7 +71,7 @@ pub struct Cache {
     spool: Spool,
     index: Arc<dyn Index>,
     hot: Arc<Hot>,
-    lists: Lists,
+    lists: ListRoom,
     upkeep: Arc<Upkeep>,
     room: Arc<dyn Room>,
     fills: Fills,
@@ -170,7 +170,7 @@ impl Cache {
             spool,
             index,
             hot,
-            lists: Lists::default(),
+            lists: ListRoom::default(),
             room: Arc::new(upkeep.clone()),
             upkeep,
             fills,

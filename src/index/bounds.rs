@@ -55,8 +55,8 @@ impl Default for Bounds {
     }
 }
 
-/// Rows of tags or of names that go in one step, unless more than that have just been written.
-const ROWS: usize = 50;
+/// Rows of tags or of names that go in one step: more than the writes of the next batch (`writer::SMALL_BATCH`).
+const ROWS: usize = 64;
 /// Lists or URLs that go in one step.
 const LARGE_ROWS: usize = 100;
 /// About the bytes of the lists or URLs that go in one step.
@@ -83,14 +83,8 @@ impl Excess {
     }
 }
 
-/// Takes a step of removing rows beyond the bounds: at least as many rows as were `written` since the last step.
-pub fn keep_within(
-    connection: &mut Connection,
-    bounds: &Bounds,
-    excess: &mut Excess,
-    written: usize,
-) -> rusqlite::Result<()> {
-    let (rows, large_rows) = (written.max(ROWS), written.max(LARGE_ROWS));
+/// Takes a step of removing rows beyond the bounds.
+pub fn keep_within(connection: &mut Connection, bounds: &Bounds, excess: &mut Excess) -> rusqlite::Result<()> {
     for ((kind, is_excess), stuck) in KINDS.into_iter().zip(&mut excess.kinds).zip(&mut excess.stuck) {
         let bound = match kind {
             "listings" => bounds.lists,
@@ -109,9 +103,9 @@ pub fn keep_within(
         let transaction = connection.transaction()?;
         let surplus = total - (bound - bound / 16);
         let has_dropped = match kind {
-            "listings" => listings::drop_some(&transaction, surplus.min(LARGE_BYTES), large_rows)?,
-            "urls" => urls::drop_some(&transaction, surplus.min(LARGE_BYTES), large_rows)?,
-            _ => drop_rows(&transaction, kind, rows.min(usize::try_from(surplus).unwrap_or(rows)))?,
+            "listings" => listings::drop_some(&transaction, surplus.min(LARGE_BYTES), LARGE_ROWS)?,
+            "urls" => urls::drop_some(&transaction, surplus.min(LARGE_BYTES), LARGE_ROWS)?,
+            _ => drop_rows(&transaction, kind, ROWS.min(usize::try_from(surplus).unwrap_or(ROWS)))?,
         };
         transaction.commit()?;
         *is_excess = has_dropped;
@@ -245,17 +239,17 @@ mod tests {
     fn what_is_too_much_goes_in_steps_and_none_looks_through_a_table() {
         let dir = tempfile::tempdir().expect("a directory");
         let index = Sqlite::open(dir.path()).expect("an index");
-        index.apply((0..3_000).map(|number| tag("r", &number.to_string(), number)));
+        index.apply((0..300).map(|number| tag("r", &number.to_string(), number)));
         let bounds = Bounds { names: 160, ..Bounds::default() };
         let left = index.change_blocking(move |connection| {
             let (mut excess, mut left) = (Excess::default(), Vec::new());
             while left.is_empty() || excess.is_any() {
-                keep_within(connection, &bounds, &mut excess, 1_000)?;
+                keep_within(connection, &bounds, &mut excess)?;
                 left.push(total(connection, "tags")?);
             }
             Ok(left)
         });
-        assert_eq!(left.expect("kept"), [2_000, 1_000, 150, 150]);
+        assert_eq!(left.expect("kept"), [236, 172, 150, 150]);
         for sql in [LARGEST, &delete_oldest("tags"), &delete_oldest("manifests")] {
             assert_goes_by_indexes(&index, sql);
         }
@@ -273,7 +267,7 @@ mod tests {
         let excess = index.change_blocking(move |connection| {
             connection.execute("INSERT INTO pins VALUES ('r', 'a', '1')", [])?;
             let mut excess = Excess::default();
-            keep_within(connection, &bounds, &mut excess, 0)?;
+            keep_within(connection, &bounds, &mut excess)?;
             assert_eq!(total(connection, "tags")?, 200);
             Ok(excess)
         });

@@ -307,7 +307,9 @@ fn delete_some(table: &str, condition: &str) -> String {
 }
 
 /// Deletes all rows of a table as a whole: that takes a moment for each page, not for each row. Triggers would keep
-/// SQLite from it, so they are dropped and made again.
+/// SQLite from it, so they are dropped and made again. In an index of a million objects, the largest table takes 0.1 s
+/// (`bench/index.rs`), the only step of a purge above 50 ms: row by row, a purge of everything would take some times as
+/// long, and a write that comes meanwhile waits no longer than for a slow disk.
 fn clear(transaction: &Transaction<'_>, table: &str) -> rusqlite::Result<()> {
     const TRIGGERS: &str = "SELECT name, sql FROM sqlite_schema WHERE type = 'trigger' AND tbl_name = ?1";
     let triggers = transaction

@@ -10,6 +10,9 @@ const LOG_PAGES: u32 = 256;
 const LOG_BYTES: u64 = 1 << 20;
 /// A log of more bytes than this is taken in even if that means waiting for readers.
 const LONG_LOG: u64 = 16 << 20;
+/// Most memory for pages that the writing connection has read or changed. With SQLite's own 2 MiB, one step of a large
+/// index has to write pages out, and read them again, before it ends.
+const CACHE_KIB: i64 = 16 << 10;
 /// Pages that are moved in one step: a quarter of a MiB.
 const STEP: u64 = 64;
 /// Free pages that are kept for what comes next, in addition to an eighth of all pages.
@@ -28,8 +31,10 @@ pub fn prepare(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "auto_vacuum", INCREMENTAL)
 }
 
-/// Sets at which size the log is taken in, and to which size it is cut.
+/// Sets at which size the log is taken in, to which size it is cut, and the pages that the writing connection keeps in
+/// memory.
 pub fn configure(connection: &Connection) -> rusqlite::Result<()> {
+    connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
     connection.pragma_update(None, "wal_autocheckpoint", LOG_PAGES)?;
     connection.pragma_update_and_check(None, "journal_size_limit", LOG_BYTES, |_| Ok(()))
 }

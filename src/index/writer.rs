@@ -23,10 +23,11 @@ use super::{IndexError, Write};
 use crate::clock::Instant;
 use crate::files::FolderLock;
 
-/// Most writes in one transaction. A caller may wait for the one before its own: in an index of a million objects, so
-/// many take less than 50 ms.
-const BATCH: usize = 256;
-/// The same while rows go beyond the bounds, since as many rows go with each transaction.
+/// Most writes in one transaction. A caller may wait for the one before its own: in an index of a million objects, both
+/// together take less than 50 ms.
+const BATCH: usize = 128;
+/// The same while there are rows beyond the bounds: a step that removes some of them comes between two batches, and has
+/// to remove more rows than a batch adds.
 const SMALL_BATCH: usize = 50;
 /// About the most bytes of the writes in one transaction.
 const BATCH_BYTES: u64 = 1 << 20;
@@ -234,7 +235,7 @@ impl Writer {
                     Task::Change(change) => {
                         self.apply_batch(std::mem::take(&mut writes));
                         change(&mut self.connection);
-                        self.settle(0);
+                        self.settle();
                     }
                     Task::Flush(done) => {
                         self.apply_batch(std::mem::take(&mut writes));
@@ -267,7 +268,7 @@ impl Writer {
             };
             match tasks.take(patience) {
                 Some(task) => return task,
-                None if self.excess.is_any() => self.settle(0),
+                None if self.excess.is_any() => self.settle(),
                 None => self.tidy(),
             }
         }
@@ -318,8 +319,7 @@ impl Writer {
         if writes.is_empty() {
             return;
         }
-        let written = writes.len();
-        let count = written as u64;
+        let count = writes.len() as u64;
         let bounds = self.shared.bounds();
         let result = self.connection.transaction().and_then(|transaction| {
             for write in writes.into_iter().filter(|write| bounds.admit(write)) {
@@ -337,14 +337,13 @@ impl Writer {
             tracing::info!("changes to the index are written again");
         }
         self.is_failing = result.is_err();
-        self.settle(written);
+        self.settle();
     }
 
-    /// Checks how much the index holds, and takes a step back if that is too much. `written`: rows added since the last
-    /// check.
-    fn settle(&mut self, written: usize) {
+    /// Checks how much the index holds, and takes a step back if that is too much.
+    fn settle(&mut self) {
         let bounds = self.shared.bounds();
-        let settled = bounds::keep_within(&mut self.connection, &bounds, &mut self.excess, written);
+        let settled = bounds::keep_within(&mut self.connection, &bounds, &mut self.excess);
         match settled.and_then(|()| size::used(&self.connection)) {
             Ok(used) => self.shared.used.store(used, Ordering::Relaxed),
             Err(error) => {

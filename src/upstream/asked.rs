@@ -8,7 +8,7 @@ use tokio::sync::Semaphore;
 use super::habits::Habit;
 
 /// How one registry answers HEAD, as far as Larder has learnt it, and the bound on the questions under way.
-pub struct Questions {
+pub struct Asked {
     blobs: Mutex<Habit>,
     manifests: Mutex<Habit>,
     /// One permit for each question that may be under way.
@@ -17,7 +17,7 @@ pub struct Questions {
     pub hasher: RandomState,
 }
 
-impl Questions {
+impl Asked {
     /// Makes an empty memory. `at_once`: how many questions may be under way.
     pub fn new(at_once: usize) -> Self {
         Self {

@@ -16,7 +16,7 @@ use super::answers::{
     BlobAnswer, BuildError, Lane, ListAnswer, ManifestAnswer, content_digest, content_length, content_range, is_page,
     length_behind_which_nothing_is, media_type as media_type_of,
 };
-use super::asked::Questions;
+use super::asked::Asked;
 use super::auth::{Auth, Authorization, FetchToken};
 use super::budget::Budget;
 use super::errors;
@@ -53,7 +53,7 @@ pub struct Upstream {
     pub(super) transport: Arc<Transport>,
     pub(super) auth: Auth,
     pub(super) storages: Arc<Storages>,
-    pub(super) questions: Questions,
+    pub(super) asked: Asked,
     /// Bounds the blob transfers under way, and shares them out by client.
     transfers: Places,
     /// Bounds those of them that are for a single client.
@@ -111,7 +111,7 @@ impl Upstream {
             transfers: Places::of_one(config.max_connections),
             asides: Arc::new(Semaphore::new((config.max_connections / ASIDE_SHARE).max(1))),
             parts: Arc::new(Semaphore::new(config.max_connections / PART_SHARE)),
-            questions: Questions::new(config.max_connections),
+            asked: Asked::new(config.max_connections),
             transport,
             storages: shared.storages.clone(),
             config: config.clone(),

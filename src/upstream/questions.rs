@@ -45,7 +45,7 @@ impl Upstream {
     /// Waits for a turn to ask. Of many questions at once only some are under way, so that their connections are
     /// reused. Blob transfers have places of their own.
     pub(super) async fn turn(&self) -> Result<OwnedSemaphorePermit, Failure> {
-        let turn = tokio::time::timeout(PATIENCE, self.questions.turns.clone().acquire_owned()).await;
+        let turn = tokio::time::timeout(PATIENCE, self.asked.turns.clone().acquire_owned()).await;
         turn.ok().and_then(Result::ok).ok_or_else(|| {
             let message = format!("{}: too many questions to it are under way; try again soon", self.label());
             Failure::new(FailureKind::Busy, message)
@@ -61,7 +61,7 @@ impl Upstream {
         reference: &Reference,
         may_fetch: bool,
     ) -> Result<HeadSaid, Failure> {
-        if !self.questions.manifests().is_worth_asking(Instant::now()) {
+        if !self.asked.manifests().is_worth_asking(Instant::now()) {
             return Ok(HeadSaid::Nothing);
         }
         let _turn = self.turn().await?;
@@ -76,7 +76,7 @@ impl Upstream {
             return Err(self.transport.refused(response).await);
         }
         if status != StatusCode::OK {
-            self.questions.manifests().suspect(self.hash(name, reference), status);
+            self.asked.manifests().suspect(self.hash(name, reference), status);
             return Ok(HeadSaid::Nothing);
         }
         let headers = response.headers();
@@ -88,11 +88,11 @@ impl Upstream {
         // A page may state any digest, also its own.
         match content_digest(headers).filter(|_| !is_page(headers)) {
             None => {
-                self.questions.manifests().suspect(self.hash(name, reference), status);
+                self.asked.manifests().suspect(self.hash(name, reference), status);
                 Ok(HeadSaid::Nothing)
             }
             Some(digest) => {
-                self.questions.manifests().served();
+                self.asked.manifests().served();
                 Ok(HeadSaid::Manifest(ManifestHead { digest, media_type, size, warnings }))
             }
         }
@@ -100,11 +100,11 @@ impl Upstream {
 
     /// Notes that GET gave a manifest.
     pub(super) fn gave_manifest(&self, name: &Name, reference: &Reference) {
-        self.questions.manifests().given(self.hash(name, reference), Instant::now());
+        self.asked.manifests().given(self.hash(name, reference), Instant::now());
     }
 
     fn hash(&self, name: &Name, reference: &Reference) -> u64 {
-        self.questions.hasher.hash_one((name.as_str(), reference.to_string()))
+        self.asked.hasher.hash_one((name.as_str(), reference.to_string()))
     }
 
     /// Returns the size of a blob without fetching it; `None` when the upstream has the blob and does not say how long
@@ -119,13 +119,13 @@ impl Upstream {
         let scope = self.scope(name);
         let by_head = Ask { of: Some(*digest), ..self.ask(Method::HEAD, who, name, &format!("blobs/{digest}"), None) };
         let mut refused = None;
-        if self.questions.blobs().is_worth_asking(Instant::now()) {
+        if self.asked.blobs().is_worth_asking(Instant::now()) {
             let (response, led) = self.send_led(&by_head, &scope).await;
             let response = response.map_err(|failure| (failure, led))?;
             let status = response.status();
             match self.told(response, digest).await {
                 Ok(told) if told.size.is_some() => {
-                    self.questions.blobs().served();
+                    self.asked.blobs().served();
                     return Ok(told);
                 }
                 _ => refused = Some(status),
@@ -138,7 +138,7 @@ impl Upstream {
         let told = self.told(response, digest).await.map_err(|failure| (failure, led))?;
         // A missing length is no refusal: some answers have none.
         if let Some(status) = refused.filter(|status| !status.is_success() || told.size.is_some()) {
-            self.questions.blobs().refused(status, Instant::now());
+            self.asked.blobs().refused(status, Instant::now());
         }
         Ok(told)
     }

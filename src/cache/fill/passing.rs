@@ -27,7 +27,8 @@ const BY_ALL: Duration = Duration::from_secs(2);
 const PART_BY_ALL: u32 = 2;
 /// How often to check whether anybody reads, and whether others need the connection.
 const LOOK: Duration = Duration::from_millis(250);
-/// Readers that take nothing for this long do not come back: their connections have ended before.
+/// Readers that take nothing for this long no longer hold the window. One that comes back goes on by a transfer of its
+/// own.
 const UNTAKEN: Duration = Duration::from_secs(150);
 /// When the connection was given away: bytes that readers have to take before the next connection is opened.
 const WORTH_OPENING: usize = 2 << 20;
