@@ -58,12 +58,13 @@ async fn answers_say_how_the_cache_stood_to_them() {
     let (tag, layer) = (larder.manifest_url("hub/team/app", "1"), larder.blob_url("hub/team/app", digest));
     for url in [&tag, &layer] {
         let miss = get(url).await;
-        assert_eq!((miss.header("x-cache"), miss.header("cache-status")), ("MISS", "larder; fwd=miss"));
+        assert_eq!((miss.header("x-cache"), miss.header("cache-status")), ("MISS", "larder; fwd=miss; detail=absent"));
     }
     eventually("the blob is stored", async || head(&layer).await.header("x-cache") == "HIT").await;
-    for (url, digest) in [(&tag, &image.manifest.digest), (&layer, digest)] {
+    for (url, digest, why) in [(&tag, &image.manifest.digest, "unchanged"), (&layer, digest, "stored")] {
         let hit = get(url).await;
-        assert_eq!((hit.header("x-cache"), hit.header("cache-status")), ("HIT", "larder; hit"));
+        let status = format!("larder; hit; detail={why}");
+        assert_eq!((hit.header("x-cache"), hit.header("cache-status")), ("HIT", status.as_str()));
         assert_eq!(hit.header("docker-content-digest"), digest);
         assert_eq!(hit.header("etag"), format!("\"{digest}\""));
         assert!(hit.header("x-cache-date").ends_with('Z') && hit.header("age").parse::<u64>().is_ok());

@@ -9,8 +9,10 @@ use crate::index::Timestamp;
 /// How a cached tag may be served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Freshness {
-    /// Serve it without asking the upstream.
-    Fresh,
+    /// Serve it without asking the upstream, for so long after its last check.
+    Fresh { lasts: Duration },
+    /// Serve it without asking the upstream, now and for ever.
+    Immutable,
     /// Serve it, and revalidate it in the background.
     Aging,
     /// Revalidate it first.
@@ -28,8 +30,10 @@ const OVERDUE: Duration = Duration::from_secs(60);
 /// applies to this tag.
 pub fn of_tag(policy: &TagPolicy, tag: &str, age: Duration, spread: f64) -> Freshness {
     let max_age = policy.max_age.mul_f64(1.0 - SPREAD * spread.clamp(0.0, 1.0));
-    if policy.is_immutable(tag) || age < max_age {
-        Freshness::Fresh
+    if policy.is_immutable(tag) {
+        Freshness::Immutable
+    } else if age < max_age {
+        Freshness::Fresh { lasts: max_age }
     } else if age < max_age.saturating_add(policy.stale_while_revalidate) {
         Freshness::Aging
     } else {
@@ -84,7 +88,7 @@ mod tests {
     #[test]
     fn a_tag_past_its_max_age_is_served_while_it_is_checked() {
         let policy = TagPolicy { max_age: HOUR, stale_while_revalidate: HOUR, ..policy() };
-        assert_eq!(of_tag(&policy, "latest", HOUR / 2, 0.0), Freshness::Fresh);
+        assert!(matches!(of_tag(&policy, "latest", HOUR / 2, 0.0), Freshness::Fresh { .. }));
         assert_eq!(of_tag(&policy, "latest", HOUR, 0.0), Freshness::Aging);
         assert_eq!(of_tag(&policy, "latest", 2 * HOUR, 0.0), Freshness::Check);
     }
@@ -107,7 +111,7 @@ mod tests {
     #[test]
     fn a_tag_is_fresh_for_its_max_age() {
         let policy = TagPolicy { max_age: HOUR, ..policy() };
-        assert_eq!(of_tag(&policy, "latest", HOUR - Duration::from_secs(1), 0.0), Freshness::Fresh);
+        assert!(matches!(of_tag(&policy, "latest", HOUR - Duration::from_secs(1), 0.0), Freshness::Fresh { .. }));
         assert_eq!(of_tag(&policy, "latest", HOUR, 0.0), Freshness::Check);
         assert_eq!(of_tag(&self::policy(), "latest", Duration::ZERO, 0.0), Freshness::Check);
     }
@@ -116,16 +120,16 @@ mod tests {
     fn tags_pulled_together_do_not_run_out_together() {
         let policy = TagPolicy { max_age: HOUR, ..policy() };
         let almost = HOUR - HOUR / 20;
-        assert_eq!(of_tag(&policy, "a", almost, 0.0), Freshness::Fresh);
+        assert!(matches!(of_tag(&policy, "a", almost, 0.0), Freshness::Fresh { .. }));
         assert_eq!(of_tag(&policy, "b", almost, 1.0), Freshness::Check);
-        assert_eq!(of_tag(&policy, "b", HOUR - HOUR / 9, 1.0), Freshness::Fresh);
+        assert!(matches!(of_tag(&policy, "b", HOUR - HOUR / 9, 1.0), Freshness::Fresh { .. }));
     }
 
     #[test]
     fn an_immutable_tag_is_always_fresh_but_for_the_exclusions() {
         let latest = Pattern::try_from("^latest$".to_owned()).expect("a regex");
         let policy = TagPolicy { immutable: true, immutable_exclusions: vec![latest], ..policy() };
-        assert_eq!(of_tag(&policy, "1.0", 1000 * HOUR, 0.0), Freshness::Fresh);
+        assert!(matches!(of_tag(&policy, "1.0", 1000 * HOUR, 0.0), Freshness::Fresh { .. }));
         assert_eq!(of_tag(&policy, "latest", Duration::ZERO, 0.0), Freshness::Check);
     }
 

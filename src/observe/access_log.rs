@@ -24,6 +24,8 @@ pub struct Entry<'a> {
     pub repository: Option<&'a str>,
     /// `hit`, `miss`, `stale` or `failed`
     pub cache: Option<&'static str>,
+    /// The word of the reason, as [`super::Reason::code`] has it.
+    pub reason: Option<&'static str>,
 }
 
 /// Writes the line.
@@ -41,6 +43,7 @@ pub fn write(entry: &Entry<'_>) {
         took_ms = u64::try_from(entry.took.as_millis()).unwrap_or(u64::MAX),
         repository = entry.repository,
         cache = entry.cache,
+        reason = entry.reason,
         user_agent = entry.user_agent,
         "request"
     );

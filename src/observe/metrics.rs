@@ -11,6 +11,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 
 use super::lines::LogHealth;
+use super::pulls::Pulls;
 
 /// Upper bounds of the buckets of times to the head of a response, in seconds: from a hit in memory to the longest that
 /// a client waits.
@@ -172,6 +173,8 @@ pub struct Metrics {
     pub hits: Counter<u64, AtomicU64>,
     pub misses: Counter<u64, AtomicU64>,
     pub stale: Counter<u64, AtomicU64>,
+    /// The last requests for content, for the API and the dashboard.
+    pub pulls: Pulls,
 }
 
 impl Metrics {

@@ -1,4 +1,4 @@
-//! What Larder reports about itself: logs, access log, metrics.
+//! What Larder reports about itself: logs, access log, metrics, the last pulls and their reasons.
 
 pub mod access_log;
 mod exposition;
@@ -7,6 +7,8 @@ pub mod log;
 pub mod metrics;
 mod observation;
 mod process;
+pub mod pulls;
+pub mod reason;
 mod scrape;
 mod text;
 
@@ -15,4 +17,6 @@ pub use lines::{Lines, LogHealth};
 pub use metrics::Metrics;
 pub use observation::Observation;
 pub use process::Process;
+pub use pulls::{Pull, Pulls};
+pub use reason::Reason;
 pub use scrape::Scraped;

@@ -4,6 +4,7 @@ use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::request::Parts;
@@ -13,9 +14,11 @@ use hyper::body::{Body as _, Frame, SizeHint};
 
 use super::access_log::{self, Entry};
 use super::metrics::{Kind, Metrics, Outcome, StatusLabel};
+use super::pulls::Pull;
+use super::reason::Reason;
 use crate::auth::{Client, Identity};
 use crate::body::Body;
-use crate::clock::Instant;
+use crate::clock::{self, Instant};
 use crate::failure::Failure;
 
 /// What is known of a request when its response has ended.
@@ -24,6 +27,7 @@ pub struct Observation {
     log_access: bool,
     is_counted: bool,
     began: Instant,
+    at: SystemTime,
     client: Client,
     user: Option<String>,
     method: String,
@@ -31,7 +35,9 @@ pub struct Observation {
     version: Version,
     user_agent: String,
     repository: Option<(String, Kind)>,
-    outcome: Option<Outcome>,
+    reference: Option<String>,
+    reason: Option<Reason>,
+    head: Duration,
     status: u16,
     sent: u64,
     /// `Content-Length`, which tells the end: a body is not polled again after so many bytes.
@@ -41,6 +47,18 @@ pub struct Observation {
 
 /// Longest user agent in the log, in characters: clients may send one as long as a head may be.
 const USER_AGENT: usize = 200;
+
+/// Longest path or reference in the list of pulls, in bytes.
+const PATH: usize = 512;
+
+/// Cuts a text that is too long for the list of pulls.
+fn cut(mut text: String) -> String {
+    if text.len() > PATH {
+        text.truncate(text.floor_char_boundary(PATH));
+    }
+    text.shrink_to_fit();
+    text
+}
 
 /// Returns the beginning of a text that is too long for the log.
 fn shortened(text: &str) -> String {
@@ -59,6 +77,7 @@ impl Observation {
             log_access,
             is_counted: true,
             began: Instant::now(),
+            at: clock::wall(),
             client,
             user: None,
             method: request.method.to_string(),
@@ -67,7 +86,9 @@ impl Observation {
             version: request.version,
             user_agent: shortened(user_agent.unwrap_or_default()),
             repository: None,
-            outcome: None,
+            reference: None,
+            reason: None,
+            head: Duration::ZERO,
             status: 0,
             sent: 0,
             length: None,
@@ -81,9 +102,10 @@ impl Observation {
         self
     }
 
-    /// Sets the repository and the kind of the requested content.
-    pub fn found(&mut self, repository: &str, kind: Kind) {
+    /// Sets the repository and the kind of the requested content, and its reference as people write it.
+    pub fn found(&mut self, repository: &str, kind: Kind, reference: String) {
         self.repository = Some((repository.to_owned(), kind));
+        self.reference = Some(reference);
     }
 
     /// Sets where a request of the proxy door goes: the URL without its query.
@@ -93,12 +115,13 @@ impl Observation {
 
     /// Notes that the request is answered with an error. `what`: what the request asked for.
     pub fn failed(&mut self, what: &'static str, failure: &Failure) {
-        self.outcome = self.repository.is_some().then_some(Outcome::Failed);
+        self.reason = self.repository.is_some().then(|| Reason::Failed(failure.clone()));
         tracing::info!(path = self.path, what, kind = failure.kind.as_str(), %failure, "not served");
     }
 
-    /// Notes that the request is refused: the client may not ask, or asks for nothing that there is.
+    /// Notes that the request is refused, and logs it: the client may not ask, or asks for nothing that there is.
     pub fn refused(&mut self, why: &dyn fmt::Display) {
+        self.reason = Some(Reason::refused(why));
         tracing::info!(client = %self.client, path = self.path, %why, "refused");
     }
 
@@ -107,9 +130,13 @@ impl Observation {
         self.user = identity.name();
     }
 
-    /// Sets the outcome of the request.
-    pub fn answered(&mut self, outcome: Outcome) {
-        self.outcome = Some(outcome);
+    /// Sets why the request is answered as it is.
+    pub fn answered(&mut self, reason: Reason) {
+        self.reason = Some(reason);
+    }
+
+    fn outcome(&self) -> Option<Outcome> {
+        self.reason.as_ref().and_then(Reason::outcome)
     }
 
     /// Returns the response with a body that this observation watches to its end.
@@ -121,9 +148,10 @@ impl Observation {
         if self.is_counted {
             self.metrics.responses.get_or_create(&StatusLabel { status: self.status }).inc();
         }
-        if let (Some((repository, kind)), Some(outcome)) = (&self.repository, self.outcome) {
+        self.head = self.began.elapsed();
+        if let (Some((repository, kind)), Some(outcome)) = (&self.repository, self.outcome()) {
             self.metrics.answered(repository, *kind, outcome);
-            self.metrics.answered_within(*kind, outcome, self.began.elapsed());
+            self.metrics.answered_within(*kind, outcome, self.head);
         }
         response.map(|body| Observed { body, observation: self }.boxed_unsync())
     }
@@ -134,7 +162,7 @@ impl Drop for Observation {
         let is_complete = self.has_ended || self.length == Some(self.sent);
         // An error is no content.
         if let (Some((repository, _)), 200..300) = (&self.repository, self.status) {
-            let is_from_cache = matches!(self.outcome, Some(Outcome::Hit | Outcome::Stale));
+            let is_from_cache = matches!(self.outcome(), Some(Outcome::Hit | Outcome::Stale));
             self.metrics.served(repository, self.sent, is_from_cache && is_complete);
         }
         if self.log_access {
@@ -150,8 +178,39 @@ impl Drop for Observation {
                 is_complete,
                 took: self.began.elapsed(),
                 repository: self.repository.as_ref().map(|(repository, _)| repository.as_str()),
-                cache: self.outcome.map(Outcome::as_str),
+                cache: self.outcome().map(Outcome::as_str),
+                reason: self.reason.as_ref().map(Reason::code),
             });
+        }
+        if let Some(reason) = self.reason.take() {
+            let pull = self.pull(reason, is_complete);
+            self.metrics.pulls.add(pull);
+        }
+    }
+}
+
+impl Observation {
+    /// Makes the entry of the list of pulls. Leaves this observation without its texts.
+    fn pull(&mut self, reason: Reason, is_complete: bool) -> Pull {
+        let (repository, kind) =
+            self.repository.take().map_or((String::new(), None), |(name, kind)| (name, Some(kind)));
+        Pull {
+            id: 0,
+            at: self.at,
+            client: self.client.to_string(),
+            user: self.user.take(),
+            user_agent: std::mem::take(&mut self.user_agent),
+            method: std::mem::take(&mut self.method),
+            path: cut(std::mem::take(&mut self.path)),
+            repository,
+            kind,
+            reference: self.reference.take().map(cut),
+            status: self.status,
+            reason,
+            bytes: self.sent,
+            is_complete,
+            head: self.head,
+            took: self.began.elapsed(),
         }
     }
 }

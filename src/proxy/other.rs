@@ -32,6 +32,7 @@ use crate::failure::{Failure, FailureKind};
 use crate::index::{Timestamp, UrlEntry};
 use crate::observe::Observation;
 use crate::observe::metrics::Kind;
+use crate::observe::reason::{Hit, Miss};
 use crate::oci::range::RangeHeader;
 use crate::oci::{Algorithm, Digest};
 use crate::registry::respond::{self, About, CacheState};
@@ -81,7 +82,7 @@ impl Proxy {
         if !is_read || super::secrets::has_body(request) || headers::upgrade(&request.headers).is_some() {
             return Ok(None);
         }
-        observation.found(OTHER_HOSTS, Kind::Other);
+        observation.found(OTHER_HOSTS, Kind::Other, url[..url::Position::AfterPath].to_owned());
         let (asked, further) = asked(rules, request, server, url, secrets);
         // An answer to the configuration's headers is only for clients that get these headers. Further headers that a
         // client sends make an answer of its own.
@@ -92,7 +93,7 @@ impl Proxy {
         let stored = self.stored_answer(&key, url, &whole, now).await;
         let stored = match stored {
             Some((stored, true)) => {
-                let state = CacheState::Hit { since: stored.entry.stored_at.to_system_time() };
+                let state = CacheState::Hit { since: stored.entry.stored_at.to_system_time(), why: Hit::FreshCopy };
                 let headers = stored.head.headers(now);
                 return self.answer_with(request, url, stored.found(headers, state), observation).await.map(Some);
             }
@@ -328,7 +329,7 @@ impl Proxy {
             boundary,
             is_verified: false,
         };
-        observation.answered(state.outcome());
+        observation.answered(state.reason());
         tell(&state, url.path());
         match respond::answer(about, content).await {
             Err(Refusal::Range { size }) => Ok(out_of_range(size)),
@@ -369,7 +370,7 @@ async fn coming(copy: &Arc<Copy>, fill: FillReader, now: SystemTime, is_joined: 
         Err(failure) if failure.kind.is_of_the_store() => Content::Uncached { aside, size: copy.total },
         _ => Content::Growing { fill, aside, told: None, _lease: None },
     };
-    FoundCopy { headers, content, boundary: copy.name, state: CacheState::Miss { collapsed: is_joined } }
+    FoundCopy { headers, content, boundary: copy.name, state: CacheState::Miss(Miss::of(is_joined)) }
 }
 
 /// Returns the request to the server for a client, and the client's headers that are not plain.

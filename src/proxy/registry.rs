@@ -16,10 +16,11 @@ use crate::auth::counted_client;
 use crate::body::{self, Body};
 use crate::failure::{Failure, FailureKind};
 use crate::observe::Observation;
+use crate::observe::reason::Miss;
 use crate::oci::route::Object;
 use crate::oci::{Digest, Name, Reference};
 use crate::registry::respond::{self, CacheState};
-use crate::registry::{API_VERSION, Answer, Query, kind_of};
+use crate::registry::{API_VERSION, Answer, Query, kind_of, reference_of};
 use crate::routing::{Repository, Target};
 use crate::upstream::Who;
 
@@ -46,10 +47,11 @@ impl Proxy {
                 Who::Header(value)
             }
         };
-        observation.found(repository.metrics_label(), kind_of(object));
+
         // A server that is no registry may have something else at these paths.
         let is_list = matches!(object, Object::Tags | Object::Referrers(_));
         let target = Target { repository, name, who, is_by_tag: false, client: counted_client(request) };
+        observation.found(target.repository.metrics_label(), kind_of(object), reference_of(&target, object));
         if matches!(object, Object::Upload) {
             return Ok(None);
         }
@@ -66,11 +68,11 @@ impl Proxy {
             }
             Err(refusal) => return Err(refusal.into()),
         };
-        observation.answered(state.outcome());
+        observation.answered(state.reason());
         tell(&state, url.path());
         // If this request began the transfer, the origin finds out whether the blob is public once the transfer has
         // ended.
-        let is_coming = matches!((object, &state), (Object::Blob(_), CacheState::Miss { collapsed: false }));
+        let is_coming = matches!((object, &state), (Object::Blob(_), CacheState::Miss(Miss::Absent)));
         if let Some((what, digest)) = shown(object, &response).filter(|_| !is_coming) {
             self.objects.consent.learn_whether_public(&target, what, digest).await;
         }

@@ -6,7 +6,7 @@ use crate::registry::respond::CacheState;
 pub fn tell(state: &CacheState, path: &str) {
     match state {
         CacheState::Hit { .. } | CacheState::Confirmed { .. } => tracing::info!(path, "cache hit"),
-        CacheState::Miss { .. } => tracing::info!(path, "cache miss"),
+        CacheState::Miss(_) => tracing::info!(path, "cache miss"),
         CacheState::Stale { why, .. } => tracing::info!(path, %why, "cache hit, of an old copy"),
     }
 }

@@ -16,6 +16,7 @@ use crate::cache::{Aside, Cache, Content, Fill, FillReader, Party};
 use crate::clock;
 use crate::failure::{Failure, FailureKind};
 use crate::observe::Metrics;
+use crate::observe::reason::{Hit, Miss};
 use crate::oci::Digest;
 use crate::routing::Target;
 use crate::upstream::{Lane, Storages};
@@ -99,7 +100,8 @@ impl Blobs {
             Err(failure) if failure.kind.is_of_the_store() => return self.uncached(request, target, digest).await,
             Err(failure) => return Err(refuse(failure)),
         };
-        let state = CacheState::Miss { collapsed: !is_first };
+        let is_unstored = self.cache.is_unfit(&digest);
+        let state = CacheState::Miss(if is_unstored { Miss::Unstored } else { Miss::of(!is_first) });
         let response = respond::blob(&request.headers, &digest, content, &state).await?;
         Ok(Answer { response, state })
     }
@@ -142,7 +144,7 @@ impl Blobs {
     async fn uncached(&self, request: &Parts, target: &Target, digest: Digest) -> Result<Answer, Refusal> {
         let size = self.size_at_upstream(target, &digest).await.map_err(Refusal::of(Wanted::Blob))?;
         let content = Content::Uncached { aside: self.aside(target, &digest, true), size };
-        let state = CacheState::Miss { collapsed: false };
+        let state = CacheState::Miss(Miss::Unstored);
         let response = respond::blob(&request.headers, &digest, content, &state).await?;
         Ok(Answer { response, state })
     }
@@ -188,7 +190,7 @@ impl Blobs {
             Content::Complete { object, .. } => object.since,
             Content::Growing { .. } | Content::Uncached { .. } => clock::wall(),
         };
-        let state = CacheState::Hit { since };
+        let state = CacheState::Hit { since, why: Hit::Stored };
         let response = if request.method == Method::HEAD {
             respond::blob_head(digest, Some(size), &state)
         } else {
@@ -238,13 +240,13 @@ impl Blobs {
         let fill =
             fill.filter(|fill| !self.is_foreign(target, fill) || self.consent.given.is_begun(target, digest, fill));
         if let Some(size) = fill.and_then(|fill| fill.size_so_far()) {
-            let state = CacheState::Miss { collapsed: true };
+            let state = CacheState::Miss(Miss::Joined);
             return Ok(Answer { response: respond::blob_head(digest, Some(size), &state), state });
         }
         let life = target.repository.config.tags.negative_max_age;
         let size = self.size_at_upstream(target, digest).await;
         let size = size.inspect_err(|failure| self.absences.remember(target, &page, life, failure))?;
-        let state = CacheState::Miss { collapsed: false };
+        let state = CacheState::Miss(Miss::Asked);
         Ok(Answer { response: respond::blob_head(digest, size, &state), state })
     }
 

@@ -24,6 +24,7 @@ use crate::clock;
 use crate::config::TagPolicy;
 use crate::failure::{Failure, FailureKind};
 use crate::index::{ListKey, Listing, Timestamp};
+use crate::observe::reason::{Hit, Miss};
 use crate::oci::manifest::ReferrersIndex;
 use crate::oci::{Digest, MediaType, Tag, media_type};
 use crate::routing::Target;
@@ -152,14 +153,20 @@ impl Lists {
         let (listing, state) = match cached {
             Some(listing) if is_fresh => {
                 let since = listing.checked_at.to_system_time();
-                (listing, CacheState::Hit { since })
+                (
+                    listing,
+                    CacheState::Hit {
+                        since,
+                        why: Hit::Fresh { until: since.checked_add(policy.max_age).unwrap_or(since) },
+                    },
+                )
             }
             cached => match (self.fetch_in_time(target, (list, &page), key.clone(), cached.as_ref()).await, cached) {
                 (Ok((listing, is_first)), cached) => {
                     if let Some(public) = public {
                         self.learn_public_list(target, (list, &page), (key, public), &listing, cached.as_ref());
                     }
-                    (listing, CacheState::Miss { collapsed: !is_first })
+                    (listing, CacheState::Miss(if is_first { Miss::List } else { Miss::Joined }))
                 }
                 (Err(failure), Some(listing))
                     if freshness::may_serve_stale(policy, failure.kind, listing.checked_at.age())

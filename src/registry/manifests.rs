@@ -12,6 +12,7 @@ use crate::cache::{Cache, Manifest};
 use crate::failure::Failure;
 use crate::index::Timestamp;
 use crate::observe::Metrics;
+use crate::observe::reason::{Hit, Miss};
 use crate::oci::{Digest, Name, Reference};
 use crate::routing::Target;
 use crate::upstream::{HeadSaid, ManifestAnswer, WhoId};
@@ -75,7 +76,7 @@ impl Manifests {
         if let Some(manifest) = stored {
             let is_news_of_name = self.consent.confirm_manifest(target, digest).await?;
             let since = manifest.stored_at.to_system_time();
-            return Ok(FoundManifest { manifest, state: CacheState::Hit { since }, is_news_of_name });
+            return Ok(FoundManifest { manifest, state: CacheState::Hit { since, why: Hit::Stored }, is_news_of_name });
         }
         let page = format!("manifests/{digest}");
         self.absences.recall(target, &page)?;
@@ -89,7 +90,7 @@ impl Manifests {
         let life = target.repository.config.tags.negative_max_age;
         let Fetched(manifest) = fetched.inspect_err(|failure| self.absences.remember(target, &page, life, failure))?;
         self.consent.given.shown(target, digest);
-        Ok(FoundManifest { manifest, state: CacheState::Miss { collapsed: !is_first }, is_news_of_name: true })
+        Ok(FoundManifest { manifest, state: CacheState::Miss(Miss::of(!is_first)), is_news_of_name: true })
     }
 
     /// Fetches a manifest from the upstream `preferred`, else from the first that gives it.
@@ -131,7 +132,7 @@ impl Manifests {
         let said = said.and_then(|said| Some((said.media_type?, said.size?)));
         Ok(said.map(|(media_type, size)| {
             let response = respond::manifest_head(digest, media_type.as_str(), size);
-            Answer { response, state: CacheState::Miss { collapsed: false } }
+            Answer { response, state: CacheState::Miss(Miss::Asked) }
         }))
     }
 

@@ -32,16 +32,16 @@ pub use objects::Objects;
 pub use query::Query;
 pub use written::Written;
 
-use crate::access::{Access, Caller, Refusal, Rules, Wanted, challenge, host, token_form};
+use crate::access::{Access, Caller, Challenge, Refusal, Rules, Wanted, challenge, host, token_form};
 use crate::auth::{Client, counted_client};
 use crate::body::{self, Body};
 use crate::cache::Cache;
 use crate::failure::{Failure, FailureKind};
-use crate::observe::metrics::{Kind, Outcome};
-use crate::observe::{Metrics, Observation};
+use crate::observe::metrics::Kind;
+use crate::observe::{Metrics, Observation, Reason};
 use crate::oci::Reference;
 use crate::oci::route::{Object, Route};
-use crate::routing::{Asked, RoutingError};
+use crate::routing::{Asked, RoutingError, Target};
 use crate::sent::Sent;
 
 /// Header by which a registry states the version of its API; in each response of the registry door.
@@ -84,9 +84,12 @@ impl Registry {
         let mut response = match self.dispatch(&request, &rules, &mut observation).await {
             Ok(response) => response,
             Err(refusal) => {
-                if let Refusal::Failure { failure, wanted } = &refusal {
-                    observation.failed(wanted.as_str(), failure);
-                    observation.answered(Outcome::Failed);
+                match &refusal {
+                    Refusal::Failure { failure, wanted } => observation.failed(wanted.as_str(), failure),
+                    // Clients ask without credentials first, as a rule, to learn how to log in.
+                    Refusal::Unauthenticated { why: Challenge::Missing, .. } => {}
+                    refusal if request.uri.path().contains("/v2/") => observation.answered(Reason::refused(refusal)),
+                    _ => {}
                 }
                 refusal.into_response()
             }
@@ -122,7 +125,7 @@ impl Registry {
         let namespace = query.namespace.as_deref();
         let mut target = routing.route(Asked { namespace, host: host(request), path: &path, tag })?;
         target.client = counted_client(request);
-        observation.found(target.repository.prefix(), kind_of(&object));
+        observation.found(target.repository.prefix(), kind_of(&object), reference_of(&target, &object));
         if !is_read {
             return Err(Refusal::Unsupported);
         }
@@ -140,7 +143,7 @@ impl Registry {
             }
             answer => answer?,
         };
-        observation.answered(state.outcome());
+        observation.answered(state.reason());
         routing.served(&path, &target);
         if let Some(value) = namespace.and_then(|namespace| HeaderValue::from_str(namespace).ok()) {
             response.headers_mut().insert(OCI_NAMESPACE, value);
@@ -186,6 +189,18 @@ impl Registry {
 pub fn busy() -> Response<Body> {
     let message = "too many requests are under way at this cache; try again soon";
     Refusal::of(Wanted::Name)(Failure::new(FailureKind::Busy, message)).into_response()
+}
+
+/// Returns the reference of an object as people write it.
+pub fn reference_of(target: &Target, object: &Object) -> String {
+    let image = format!("{}/{}", target.repository.prefix(), target.name);
+    match object {
+        Object::Manifest(Reference::Tag(tag)) => format!("{image}:{tag}"),
+        Object::Manifest(Reference::Digest(digest)) | Object::Blob(digest) | Object::Referrers(digest) => {
+            format!("{image}@{digest}")
+        }
+        Object::Tags | Object::Upload => image,
+    }
 }
 
 /// Returns the kind as which the statistics count a request.

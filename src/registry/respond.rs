@@ -14,7 +14,8 @@ use crate::body::{Body, empty, full, streamed};
 use crate::cache::{Content, Manifest};
 use crate::clock;
 use crate::failure::Failure;
-use crate::observe::metrics::Outcome;
+use crate::observe::Reason;
+use crate::observe::reason::{Hit, Miss};
 use crate::oci::Digest;
 use crate::oci::range::{ByteRange, RangeHeader, Selection};
 
@@ -30,37 +31,52 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug)]
 pub enum CacheState {
     /// From the cache. `since`: when the copy was stored or last confirmed.
-    Hit { since: SystemTime },
+    Hit { since: SystemTime, why: Hit },
     /// From the cache, after the server confirmed that the copy is still current.
     Confirmed { at: SystemTime },
-    /// From upstream, by the transfer of this request or by one that it joined (`collapsed`).
-    Miss { collapsed: bool },
+    /// From upstream.
+    Miss(Miss),
     /// An old copy, because of a failure.
     Stale { since: SystemTime, why: Failure },
 }
 
 impl CacheState {
-    /// Returns the outcome as which the statistics count the request.
-    pub fn outcome(&self) -> Outcome {
+    /// Returns why the request is answered as it is.
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::Hit { .. } | Self::Confirmed { .. } => Outcome::Hit,
-            Self::Miss { .. } => Outcome::Miss,
-            Self::Stale { .. } => Outcome::Stale,
+            Self::Hit { why, .. } => Reason::Hit(*why),
+            Self::Confirmed { .. } => Reason::Hit(Hit::Unchanged),
+            Self::Miss(why) => Reason::Miss(*why),
+            Self::Stale { why, .. } => Reason::Stale(why.clone()),
+        }
+    }
+
+    /// Returns the value of `Cache-Status` (RFC 9211). `ttl` is for how many seconds a tag is fresh, `detail` the word
+    /// of the reason.
+    fn cache_status(&self) -> String {
+        let detail = self.reason().code();
+        match self {
+            Self::Hit { why: Hit::Fresh { until }, .. } => {
+                let ttl = until.duration_since(clock::wall()).unwrap_or_default().as_secs();
+                format!("larder; hit; ttl={ttl}; detail={detail}")
+            }
+            Self::Hit { .. } => format!("larder; hit; detail={detail}"),
+            Self::Confirmed { .. } => format!("larder; fwd=stale; fwd-status=304; detail={detail}"),
+            Self::Miss(Miss::Joined) => format!("larder; fwd=miss; collapsed; detail={detail}"),
+            Self::Miss(_) => format!("larder; fwd=miss; detail={detail}"),
+            Self::Stale { .. } => format!("larder; fwd=stale; detail={detail}"),
         }
     }
 
     /// Writes `Cache-Status` (RFC 9211), `X-Cache`, `X-Cache-Date`, `Age` and `Warning`.
     pub fn write(&self, headers: &mut HeaderMap) {
-        let (status, word, since) = match self {
-            Self::Hit { since } => ("larder; hit".to_owned(), "HIT", Some(since)),
-            Self::Confirmed { at } => ("larder; fwd=stale; fwd-status=304".to_owned(), "HIT", Some(at)),
-            Self::Miss { collapsed: false } => ("larder; fwd=miss".to_owned(), "MISS", None),
-            Self::Miss { collapsed: true } => ("larder; fwd=miss; collapsed".to_owned(), "MISS", None),
-            Self::Stale { since, why } => {
-                (format!("larder; fwd=stale; detail={}", why.kind.as_str()), "STALE", Some(since))
-            }
+        let (word, since) = match self {
+            Self::Hit { since, .. } => ("HIT", Some(since)),
+            Self::Confirmed { at } => ("HIT", Some(at)),
+            Self::Miss(_) => ("MISS", None),
+            Self::Stale { since, .. } => ("STALE", Some(since)),
         };
-        insert(headers, CACHE_STATUS, &status);
+        insert(headers, CACHE_STATUS, &self.cache_status());
         headers.insert(X_CACHE, HeaderValue::from_static(word));
         if let Some(since) = since {
             let age = clock::wall().duration_since(*since).unwrap_or_default();
@@ -121,7 +137,7 @@ pub fn json(body: Bytes, media_type: &str) -> Response<Body> {
 pub fn manifest_head(digest: &Digest, media_type: &str, size: u64) -> Response<Body> {
     let mut response = Response::new(empty());
     let headers = response.headers_mut();
-    CacheState::Miss { collapsed: false }.write(headers);
+    CacheState::Miss(Miss::Asked).write(headers);
     insert(headers, DOCKER_CONTENT_DIGEST, &digest.to_string());
     insert(headers, ETAG, &etag(digest));
     insert(headers, CONTENT_TYPE, media_type);

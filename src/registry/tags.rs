@@ -1,6 +1,7 @@
 //! Tags: which manifest a tag of a name means now.
 
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use http::Method;
 use http::request::Parts;
@@ -18,9 +19,13 @@ use crate::clock;
 use crate::config::{OnUpstream404, TagPolicy};
 use crate::failure::{Failure, FailureKind};
 use crate::index::{TagEntry, TagKey, Timestamp};
+use crate::observe::reason::{Hit, Miss};
 use crate::oci::{Digest, Reference, Tag};
 use crate::routing::Target;
 use crate::upstream::{HeadSaid, ManifestHead, WhoId};
+
+/// What a `max_age` of more years than a date can have counts as.
+const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// Finds the manifest of a tag: in the cache while the tag is fresh, else by asking the upstream.
 pub struct Tags {
@@ -101,7 +106,7 @@ impl Tags {
         if entry.checked_at.age() >= MOMENT || !is_for_client {
             return None;
         }
-        let state = CacheState::Hit { since: entry.checked_at.to_system_time() };
+        let state = CacheState::Hit { since: entry.checked_at.to_system_time(), why: Hit::JustChecked };
         Some(FoundManifest { manifest, state, is_news_of_name: true })
     }
 
@@ -118,14 +123,15 @@ impl Tags {
         let cached = self.cached(target, &key).await;
         if let Some((entry, manifest)) = &cached
             && let freshness = freshness::of_tag(policy, tag.as_str(), entry.checked_at.age(), spread(&key, entry))
-            && freshness != Freshness::Check
+            && !matches!(freshness, Freshness::Check)
             && (self.consent.given.is_fresh(target, &entry.digest)
                 || self.consent.is_public(target, &entry.digest).await)
         {
             if freshness == Freshness::Aging && target.repository.upstreams.have_quota_to_spare() {
                 self.check_behind(target, tag, &key);
             }
-            let state = CacheState::Hit { since: entry.checked_at.to_system_time() };
+            let since = entry.checked_at.to_system_time();
+            let state = CacheState::Hit { since, why: reason_of(freshness, since) };
             return Ok(FoundManifest { manifest: manifest.clone(), state, is_news_of_name: true });
         }
 
@@ -138,13 +144,23 @@ impl Tags {
             Some((entry, _)) if checked.0.is_err() => self.consent.is_public(target, &entry.digest).await,
             _ => false,
         };
+        let had_copy = cached.is_some();
         match (checked, cached) {
             ((Ok(Checked { manifest, is_fetched: true }), is_first), _) => {
-                Ok(FoundManifest { manifest, state: CacheState::Miss { collapsed: !is_first }, is_news_of_name: true })
+                let why = match () {
+                    () if !is_first => Miss::Joined,
+                    () if had_copy => Miss::Moved,
+                    () => Miss::Absent,
+                };
+                Ok(FoundManifest { manifest, state: CacheState::Miss(why), is_news_of_name: true })
             }
             ((Ok(Checked { manifest, .. }), _), _) => {
                 let since = manifest.stored_at.to_system_time();
-                Ok(FoundManifest { manifest, state: CacheState::Hit { since }, is_news_of_name: true })
+                Ok(FoundManifest {
+                    manifest,
+                    state: CacheState::Hit { since, why: Hit::Unchanged },
+                    is_news_of_name: true,
+                })
             }
             ((Err(failure), _), Some((entry, manifest)))
                 if freshness::may_serve_stale(policy, failure.kind, entry.checked_at.age())
@@ -325,6 +341,15 @@ impl Tags {
         let (_, answer) = upstreams.first(Some(preferred), get).await?;
         let is_known = self.cache.manifest(&answer.digest).await.ok().flatten().is_some();
         Ok(Checked { manifest: self.manifests.keep(target, answer).await, is_fetched: !is_known })
+    }
+}
+
+/// Returns why a tag is served without asking the upstream. `since`: when it was last checked.
+fn reason_of(freshness: Freshness, since: SystemTime) -> Hit {
+    match freshness {
+        Freshness::Immutable => Hit::Immutable,
+        Freshness::Fresh { lasts } => Hit::Fresh { until: since.checked_add(lasts).unwrap_or(since + FOR_EVER) },
+        Freshness::Aging | Freshness::Check => Hit::Aging,
     }
 }
 
