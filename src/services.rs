@@ -2,16 +2,21 @@
 //! dependencies.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde_json::Value;
 
 use crate::access::{Access, Rules, RulesError};
 use crate::cache::Cache;
 use crate::config::Config;
-use crate::observe::Metrics;
+use crate::failure::Failure;
+use crate::observe::{Metrics, Reason};
+use crate::oci::Reference;
 use crate::proxy::{Proxy, ProxyRules};
 use crate::random::NoRandomness;
+use crate::registry::explain::Explained;
 use crate::registry::{Objects, Registry};
-use crate::routing::OwnNames;
+use crate::routing::{OwnNames, Target};
 use crate::upstream::{BuildError, Clients};
 
 /// The services, shared by all doors.
@@ -23,6 +28,18 @@ pub struct Services {
     pub proxy: Arc<Proxy>,
     objects: Arc<Objects>,
     clients: Clients,
+    configuration: Mutex<Arc<Configuration>>,
+}
+
+/// What is told of the configuration in force.
+#[derive(Clone, Debug, Default)]
+pub struct Configuration {
+    /// All keys with their values and origins, secrets hidden.
+    pub shown: Value,
+    /// What is allowed in it and hardly meant.
+    pub warnings: Vec<String>,
+    /// Why a later configuration is not in force.
+    pub refused: Option<String>,
 }
 
 /// The rules of another configuration, for [`Services::apply`].
@@ -51,7 +68,28 @@ impl Services {
         let objects = Arc::new(Objects::new(&cache, &clients, &metrics));
         let registry = Registry::new(access.clone(), objects.clone(), cache.clone(), metrics.clone());
         let proxy = Proxy::new(proxy, access.clone(), objects.clone(), (cache.clone(), metrics.clone()));
-        Ok(Self { cache, metrics, access, registry: Arc::new(registry), proxy: Arc::new(proxy), objects, clients })
+        let (registry, proxy, configuration) = (Arc::new(registry), Arc::new(proxy), Mutex::default());
+        Ok(Self { cache, metrics, access, registry, proxy, objects, clients, configuration })
+    }
+
+    /// Returns what is told of the configuration in force.
+    pub fn configuration(&self) -> Arc<Configuration> {
+        self.configuration.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Sets what is told of the configuration in force.
+    pub fn tell_configuration(&self, told: Configuration) {
+        *self.configuration.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(told);
+    }
+
+    /// Says what would happen if an image were pulled now. Asks no upstream.
+    pub async fn explain(&self, target: &Target, reference: &Reference) -> Explained {
+        self.objects.explain(target, reference).await
+    }
+
+    /// Asks the upstream about an image now. Returns how that went.
+    pub async fn refresh(&self, target: &Target, reference: &Reference) -> Result<Reason, Failure> {
+        self.objects.refresh(target, reference).await.map(|state| state.reason())
     }
 
     /// Makes the services of the default configuration, with the cache in `dir`.

@@ -102,7 +102,10 @@ const ROOMS: [(&str, &[&str]); 38] = [
             "upstream",
         ],
     ),
-    ("services", &["access", "cache", "config", "observe", "proxy", "registry", "routing", "upstream"]),
+    (
+        "services",
+        &["access", "cache", "config", "failure", "observe", "oci", "proxy", "registry", "routing", "upstream"],
+    ),
     ("ops", &["cache", "descriptors", "failure", "index", "observe", "oci", "routing", "upkeep"]),
     (
         "listen",
@@ -114,8 +117,8 @@ const ROOMS: [(&str, &[&str]); 38] = [
     (
         "admin",
         &[
-            "access", "auth", "body", "failure", "observe", "ops", "routing", "sent", "services", "text", "upkeep",
-            "upstream", "work",
+            "access", "auth", "body", "cache", "config", "failure", "observe", "ops", "registry", "routing", "sent",
+            "services", "text", "upkeep", "upstream", "work",
         ],
     ),
     (

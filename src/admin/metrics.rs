@@ -21,7 +21,11 @@ pub fn reading() -> Pool {
     Pool::new("reading /proc", 2, PATIENCE)
 }
 
-/// Answers `/metrics`, in the form that the client asks for.
+/// The metrics
+///
+/// In OpenMetrics' form if it is asked for, else in Prometheus' own.
+#[utoipa::path(get, path = "/metrics", tag = "instance",
+    responses((status = 200, description = "the metrics", content_type = "text/plain", body = String)))]
 pub async fn show(
     State(services): State<Arc<Services>>,
     Extension(reading): Extension<Pool>,

@@ -1,10 +1,17 @@
 //! The admin door: health, metrics, statistics, and what people do to the cache.
 
+mod config;
+mod diagnosis;
 mod door;
+mod events;
+mod explain;
+mod fills;
 mod metrics;
 mod pages;
 mod problem;
+mod pulls;
 mod stats;
+mod time;
 mod upstreams;
 
 use std::net::SocketAddr;
@@ -12,13 +19,16 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use axum::http::{Request, Response, StatusCode};
-use axum::response::{IntoResponse, Json};
-use axum::routing::{delete, get, post};
+use axum::response::Json;
+use axum::routing::get;
 use axum::{Extension, Router, middleware};
 use futures_util::future::BoxFuture;
 use http_body_util::BodyExt;
-use serde_json::json;
+use serde::Serialize;
 use tower_service::Service;
+use utoipa::{OpenApi, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use crate::auth::Client;
 use crate::body::Body;
@@ -28,7 +38,8 @@ use crate::ops;
 use crate::sent::Sent;
 use crate::services::Services;
 use door::Person;
-use problem::Problem;
+use events::Listeners;
+use problem::{ErrorBody, Problem};
 
 /// Returns the handler of requests at the admin door. Each request comes with the address of its client.
 pub fn handler(
@@ -60,29 +71,70 @@ pub fn handler(
 }
 
 fn router(services: Arc<Services>) -> Router {
-    Router::new()
-        .route("/healthz", get(async || Json(json!({ "status": "ok" }))))
-        .route("/readyz", get(ready))
-        .route("/metrics", get(metrics::show))
-        .route("/api/cache/stats", get(stats::show))
-        .route("/api/cache", delete(pages::purge))
-        .route("/api/images", get(pages::images))
-        .route("/api/pins", get(pages::pins).put(pages::pin).delete(pages::unpin))
-        .route("/api/upstreams", get(upstreams::show))
-        .route("/api/verify", post(pages::verify))
+    let (router, description) = OpenApiRouter::with_openapi(Description::openapi())
+        .routes(routes!(healthz))
+        .routes(routes!(readyz))
+        .routes(routes!(metrics::show))
+        .routes(routes!(stats::show))
+        .routes(routes!(pages::purge))
+        .routes(routes!(pages::images))
+        .routes(routes!(pages::pins, pages::pin, pages::unpin))
+        .routes(routes!(pages::verify))
+        .routes(routes!(upstreams::show))
+        .routes(routes!(pulls::show))
+        .routes(routes!(fills::show))
+        .routes(routes!(events::show))
+        .routes(routes!(explain::show))
+        .routes(routes!(explain::refresh))
+        .routes(routes!(diagnosis::show))
+        .routes(routes!(config::show))
+        .split_for_parts();
+    router
+        .route("/api/openapi.json", get(async move || Json(description)))
         .fallback(async || Problem::new(StatusCode::NOT_FOUND, "no such page; see docs/api.md"))
         .method_not_allowed_fallback(async || {
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, "this page does not take that method; see docs/api.md")
         })
         .layer(Extension(metrics::reading()))
+        .layer(Extension(Listeners::default()))
         .layer(middleware::from_fn_with_state(services.clone(), door::guard))
         .with_state(services)
 }
 
-/// Answers `/readyz`: whether content can be stored and looked up.
-async fn ready(State(services): State<Arc<Services>>) -> axum::response::Response {
+/// The parts of the API's description that no page has.
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "Larder", description = "The API of a pull-through cache for container registries."),
+    tags(
+        (name = "instance", description = "the running process"),
+        (name = "cache", description = "what is cached"),
+        (name = "pulls", description = "what clients ask for, and why they get what they get")
+    )
+)]
+struct Description;
+
+/// The answer of a probe.
+#[derive(Serialize, ToSchema)]
+struct Health {
+    /// `ok`, or `ready`.
+    status: &'static str,
+    /// What is wrong with an instance that nevertheless serves.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    warnings: Option<Vec<String>>,
+}
+
+/// Whether the process runs
+#[utoipa::path(get, path = "/healthz", tag = "instance", responses((status = 200, body = Health)))]
+async fn healthz() -> Json<Health> {
+    Json(Health { status: "ok", warnings: None })
+}
+
+/// Whether content can be stored and looked up
+#[utoipa::path(get, path = "/readyz", tag = "instance",
+    responses((status = 200, body = Health), (status = 503, body = ErrorBody)))]
+async fn readyz(State(services): State<Arc<Services>>) -> Result<Json<Health>, Problem> {
     match services.cache.check().await {
-        Ok(()) => Json(json!({ "status": "ready", "warnings": ops::warnings(&services.metrics) })).into_response(),
-        Err(failure) => Problem::new(StatusCode::SERVICE_UNAVAILABLE, failure.message()).into_response(),
+        Ok(()) => Ok(Json(Health { status: "ready", warnings: Some(ops::warnings(&services.metrics)) })),
+        Err(failure) => Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, failure.message())),
     }
 }

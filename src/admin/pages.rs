@@ -13,9 +13,10 @@ use bytes::Bytes;
 use futures_util::stream;
 use serde::Deserialize;
 use tokio::sync::mpsc;
+use utoipa::IntoParams;
 
 use super::door::Person;
-use super::problem::Problem;
+use super::problem::{ErrorBody, Problem};
 use crate::clock::Instant;
 use crate::ops::{self, Images, Named, OpsError, PinDone, Pins, PurgeDone};
 use crate::services::Services;
@@ -40,10 +41,14 @@ impl From<OpsError> for Problem {
 }
 
 /// The page of a list that a query asks for.
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
 #[serde(default, deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub struct Page {
+    /// How many; a number beyond 10,000 counts as 10,000.
+    #[param(minimum = 0)]
     n: usize,
+    /// The `next` of the page before.
     last: String,
 }
 
@@ -53,13 +58,23 @@ impl Default for Page {
     }
 }
 
-/// `GET /api/images?n=&last=`
+/// What is cached
+///
+/// The images whose manifest is cached, in the order of their references.
+#[utoipa::path(get, path = "/api/images", tag = "cache", params(Page),
+    responses((status = 200, body = Images), (status = 400, body = ErrorBody)))]
 pub async fn images(State(services): State<Arc<Services>>, page: QueryOf<Page>) -> Result<Json<Images>, Problem> {
     let Query(Page { n, last }) = page.map_err(|error| Problem::new(StatusCode::BAD_REQUEST, error.body_text()))?;
     Ok(Json(ops::images(&services.cache, &last, n).await?))
 }
 
-/// `DELETE /api/cache`, of everything, or of `?reference=` or `?repository=`.
+/// Remove what is cached
+///
+/// Everything, or what `reference` or `repository` names.
+#[utoipa::path(delete, path = "/api/cache", tag = "cache",
+    params(("reference" = Option<String>, Query, description = "a name, `NAME:TAG` or `NAME@DIGEST`"),
+        ("repository" = Option<String>, Query, description = "the prefix of a repository")),
+    responses((status = 200, body = PurgeDone), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody)))]
 pub async fn purge(
     State(services): State<Arc<Services>>,
     Extension(person): Extension<Person>,
@@ -77,12 +92,17 @@ pub async fn purge(
     Ok(Json(purged?))
 }
 
-/// `GET /api/pins`
+/// The pins
+#[utoipa::path(get, path = "/api/pins", tag = "cache", responses((status = 200, body = Pins)))]
 pub async fn pins(State(services): State<Arc<Services>>) -> Result<Json<Pins>, Problem> {
     Ok(Json(ops::pins(&services.cache).await?))
 }
 
-/// `PUT /api/pins?reference=`
+/// Pin an image
+///
+/// It is never evicted. It need not be cached yet.
+#[utoipa::path(put, path = "/api/pins", tag = "cache", params(("reference" = String, Query, description = "`NAME:TAG` or `NAME@DIGEST`")),
+    responses((status = 200, body = PinDone), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody)))]
 pub async fn pin(
     State(services): State<Arc<Services>>,
     Extension(person): Extension<Person>,
@@ -91,7 +111,9 @@ pub async fn pin(
     set_pin(&services, &person, query.as_deref(), true).await
 }
 
-/// `DELETE /api/pins?reference=`
+/// Take a pin away
+#[utoipa::path(delete, path = "/api/pins", tag = "cache", params(("reference" = String, Query, description = "`NAME:TAG` or `NAME@DIGEST`")),
+    responses((status = 200, body = PinDone), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody)))]
 pub async fn unpin(
     State(services): State<Arc<Services>>,
     Extension(person): Extension<Person>,
@@ -122,7 +144,7 @@ fn pinned_reference(query: Option<&str>) -> Result<String, Problem> {
 
 /// Returns the value of the only parameter of a query. An unknown parameter is refused: a misspelt one must not change
 /// everything.
-fn only_parameter(query: Option<&str>, known: &[&str]) -> Result<Option<String>, Problem> {
+pub fn only_parameter(query: Option<&str>, known: &[&str]) -> Result<Option<String>, Problem> {
     let bad = |message: String| Err(Problem::new(StatusCode::BAD_REQUEST, message));
     let names = known.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(" and ");
     let verb = if known.len() > 1 { "are" } else { "is" };
@@ -139,16 +161,23 @@ fn only_parameter(query: Option<&str>, known: &[&str]) -> Result<Option<String>,
 }
 
 /// The query of a verification.
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, IntoParams)]
 #[serde(default, deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub struct Verify {
+    /// Whether to remove damaged objects.
     repair: bool,
 }
 
-type QueryOf<T> = Result<Query<T>, axum::extract::rejection::QueryRejection>;
+pub type QueryOf<T> = Result<Query<T>, axum::extract::rejection::QueryRejection>;
 
-/// `POST /api/verify?repair=true`: answers with a line of JSON now and then, and with the whole report as the last
-/// line. The verification ends when the caller leaves.
+/// Compare every stored byte with its digest
+///
+/// Answers with a line of JSON now and then, and with the whole report as the last line. The verification ends when the
+/// caller leaves.
+#[utoipa::path(post, path = "/api/verify", tag = "cache", params(Verify), responses(
+    (status = 200, description = "reports, each a line", content_type = "application/x-ndjson", body = String),
+    (status = 400, body = ErrorBody), (status = 409, body = ErrorBody)))]
 pub async fn verify(
     State(services): State<Arc<Services>>,
     Extension(person): Extension<Person>,

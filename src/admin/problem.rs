@@ -3,9 +3,17 @@
 use axum::Json;
 use axum::response::IntoResponse;
 use http::StatusCode;
-use serde_json::json;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
-/// An error of the API: `{"error": "…"}`.
+/// An error of the API.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct ErrorBody {
+    /// What is wrong, and what to do.
+    pub error: String,
+}
+
+/// An error of the API, with its status.
 pub struct Problem(StatusCode, String);
 
 impl Problem {
@@ -17,6 +25,6 @@ impl Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> axum::response::Response {
-        (self.0, Json(json!({ "error": self.1 }))).into_response()
+        (self.0, Json(ErrorBody { error: self.1 })).into_response()
     }
 }

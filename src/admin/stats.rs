@@ -7,7 +7,8 @@ use axum::extract::State;
 use axum::response::Json;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::observe::Metrics;
 use crate::observe::metrics::{Kind, Outcome, RepositoryLabel, RequestLabels};
@@ -15,53 +16,61 @@ use crate::services::Services;
 use crate::upstream::OTHER_HOSTS;
 
 /// The answer to `GET /api/cache/stats`.
-#[derive(Serialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct Stats {
-    hits: u64,
-    misses: u64,
+    pub hits: u64,
+    pub misses: u64,
     /// Old copies that were served because the upstream failed.
-    stale: u64,
-    stores: u64,
+    pub stale: u64,
+    pub stores: u64,
     /// Objects that passed uncached because there was no room or no working disk.
-    unstored: u64,
-    evictions: u64,
+    pub unstored: u64,
+    pub evictions: u64,
     /// Failures of the cache's own disk or index.
-    errors: u64,
+    pub errors: u64,
     /// Bytes of the stored objects.
-    current_size: i64,
-    objects: i64,
+    pub current_size: i64,
+    pub objects: i64,
     /// Disk space of the index, its log included.
-    index_size: i64,
+    pub index_size: i64,
     /// Hits and stale answers as a share of all answers; 0 before the first request.
-    hit_rate: f64,
+    pub hit_rate: f64,
     #[serde(flatten)]
-    traffic: Traffic,
-    fills_running: i64,
+    pub traffic: Traffic,
+    pub fills_running: i64,
     /// Requests that joined a transfer which another request had begun.
-    coalesced: u64,
-    repositories: BTreeMap<String, Repository>,
+    pub coalesced: u64,
+    pub repositories: BTreeMap<String, RepositoryStats>,
 }
 
-#[derive(Default, Serialize)]
-struct Traffic {
-    bytes_served: u64,
-    bytes_fetched: u64,
+/// Bytes since the process started.
+#[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
+pub struct Traffic {
+    pub bytes_served: u64,
+    pub bytes_fetched: u64,
     /// Bytes of whole responses from the cache.
-    bytes_saved: u64,
+    pub bytes_saved: u64,
 }
 
-#[derive(Serialize)]
-struct Repository {
-    hits: u64,
-    misses: u64,
-    stale: u64,
-    failed: u64,
+/// What a repository was asked for since the process started.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct RepositoryStats {
+    pub hits: u64,
+    pub misses: u64,
+    pub stale: u64,
+    pub failed: u64,
     #[serde(flatten)]
-    traffic: Traffic,
+    pub traffic: Traffic,
 }
 
-/// Answers `GET /api/cache/stats`.
+/// What the cache did since the process started, and what it holds
+#[utoipa::path(get, path = "/api/cache/stats", tag = "cache", responses((status = 200, body = Stats)))]
 pub async fn show(State(services): State<Arc<Services>>) -> Json<Stats> {
+    Json(of(&services))
+}
+
+/// Returns the statistics of an instance.
+pub fn of(services: &Services) -> Stats {
     let metrics = &services.metrics;
     let routing = services.access.rules().routing.clone();
     let others = services.proxy.is_open().then_some(OTHER_HOSTS);
@@ -78,7 +87,7 @@ pub async fn show(State(services): State<Arc<Services>>) -> Json<Stats> {
     let all = hits + misses + stale;
     #[allow(clippy::cast_precision_loss)]
     let hit_rate = if all == 0 { 0.0 } else { (hits + stale) as f64 / all as f64 };
-    Json(Stats {
+    Stats {
         hits,
         misses,
         stale,
@@ -94,10 +103,10 @@ pub async fn show(State(services): State<Arc<Services>>) -> Json<Stats> {
         fills_running: metrics.fills_running.get(),
         coalesced: metrics.coalesced.get(),
         repositories,
-    })
+    }
 }
 
-fn repository(metrics: &Metrics, prefix: &str) -> Repository {
+fn repository(metrics: &Metrics, prefix: &str) -> RepositoryStats {
     let count = |outcome: Outcome| {
         let kinds = [Kind::Blob, Kind::Manifest, Kind::Listing, Kind::Other];
         let labels = |kind: Kind| RequestLabels {
@@ -109,7 +118,7 @@ fn repository(metrics: &Metrics, prefix: &str) -> Repository {
     };
     let label = RepositoryLabel { repository: prefix.to_owned() };
     let bytes = |of: &Family<RepositoryLabel, Counter>| of.get(&label).map_or(0, |counter| counter.get());
-    Repository {
+    RepositoryStats {
         hits: count(Outcome::Hit),
         misses: count(Outcome::Miss),
         stale: count(Outcome::Stale),

@@ -1,81 +1,92 @@
 //! `GET /api/upstreams`: the state of the upstreams and what is left of their rate limits.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::response::Json;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
+use super::time::rfc3339;
 use crate::clock::Instant;
 use crate::failure::Failure;
+use crate::routing::Repository;
 use crate::services::Services;
 use crate::upstream::Upstream;
 
 /// The answer to `GET /api/upstreams`.
-#[derive(Serialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct Upstreams {
-    upstreams: Vec<Entry>,
+    pub upstreams: Vec<UpstreamEntry>,
 }
 
-#[derive(Serialize)]
-struct Entry {
-    repository: String,
+/// One upstream of a repository.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct UpstreamEntry {
+    pub repository: String,
     /// Host and port.
-    upstream: String,
-    url: String,
+    pub upstream: String,
+    pub url: String,
     /// The account by which it is asked: a user name, `anonymous`, or a credential helper.
-    account: String,
+    pub account: String,
     /// `unknown`: it was not asked yet; `ready`: it answered; `failing`: it failed when it was last asked; `limited`:
     /// Larder sends no request that counts as a pull; `resting`: Larder sends no request at all.
-    state: &'static str,
+    pub state: String,
     /// Why it is `failing`, `limited` or `resting`.
-    reason: Option<String>,
+    pub reason: Option<String>,
     /// Seconds until Larder sends requests again.
-    retry_after: Option<f64>,
-    last_success: Option<String>,
-    last_failure: Option<LastFailure>,
+    pub retry_after: Option<f64>,
+    pub last_success: Option<String>,
+    pub last_failure: Option<LastFailure>,
     /// Of the last 100 requests, the share that failed.
-    failed_share: Option<f64>,
+    pub failed_share: Option<f64>,
     /// Of the last 100 requests, the mean time until the head of the answer.
-    mean_head_ms: Option<f64>,
-    quota: Option<Quota>,
+    pub mean_head_ms: Option<f64>,
+    pub quota: Option<Quota>,
 }
 
-#[derive(Serialize)]
-struct LastFailure {
-    at: String,
-    reason: String,
+/// When and why an upstream failed.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct LastFailure {
+    pub at: String,
+    pub reason: String,
 }
 
-#[derive(Serialize)]
-struct Quota {
-    limit: u64,
-    remaining: u64,
+/// A rate limit, as the upstream stated it.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct Quota {
+    pub limit: u64,
+    pub remaining: u64,
     /// In seconds.
-    window: Option<u64>,
+    pub window: Option<u64>,
     /// The account or address whose pulls the upstream counts.
-    source: Option<String>,
+    pub source: Option<String>,
     /// Seconds since the upstream stated this.
-    age: u64,
+    pub age: u64,
 }
 
-/// Answers `GET /api/upstreams`.
+/// The upstreams
+///
+/// Their health, and what is left of their rate limits.
+#[utoipa::path(get, path = "/api/upstreams", tag = "instance", responses((status = 200, body = Upstreams)))]
 pub async fn show(State(services): State<Arc<Services>>) -> Json<Upstreams> {
     let routing = services.access.rules().routing.clone();
-    let of = |repository: &Arc<crate::routing::Repository>| {
-        let prefix = repository.prefix().to_owned();
-        repository.upstreams.iter().map(move |upstream| entry(prefix.clone(), upstream)).collect::<Vec<_>>()
-    };
-    Json(Upstreams { upstreams: routing.repositories().iter().flat_map(of).collect() })
+    Json(Upstreams { upstreams: routing.repositories().iter().flat_map(|repository| of(repository)).collect() })
 }
 
-fn entry(repository: String, upstream: &Upstream) -> Entry {
+/// Returns the upstreams of a repository, in the order in which they are asked.
+pub fn of(repository: &Repository) -> Vec<UpstreamEntry> {
+    let prefix = repository.prefix();
+    repository.upstreams.iter().map(|upstream| entry(prefix.to_owned(), upstream)).collect()
+}
+
+fn entry(repository: String, upstream: &Upstream) -> UpstreamEntry {
     let status = upstream.status();
     let told = |(left, why): (Duration, Failure)| (Some(why.message().to_owned()), Some(left.as_secs_f64()));
     let lately = status.lately;
     let last_failure =
-        lately.last_failure.map(|(at, why)| LastFailure { at: time(at), reason: why.message().to_owned() });
+        lately.last_failure.map(|(at, why)| LastFailure { at: rfc3339(at), reason: why.message().to_owned() });
     let (state, (reason, retry_after)) = match (status.resting, status.pulls_resting, lately.is_up) {
         (Some(rest), ..) => ("resting", told(rest)),
         (None, Some(rest), _) => ("limited", told(rest)),
@@ -85,15 +96,15 @@ fn entry(repository: String, upstream: &Upstream) -> Entry {
     };
     let url = &upstream.config().url;
     let now = Instant::now();
-    Entry {
+    UpstreamEntry {
         repository,
         upstream: upstream.label().to_owned(),
         url: format!("{}{}", url.origin, url.namespace),
         account: status.account,
-        state,
+        state: state.to_owned(),
         reason,
         retry_after,
-        last_success: lately.last_success.map(time),
+        last_success: lately.last_success.map(rfc3339),
         last_failure,
         failed_share: lately.failed_share,
         mean_head_ms: lately.mean_head.map(|mean| mean.as_secs_f64() * 1000.0),
@@ -105,8 +116,4 @@ fn entry(repository: String, upstream: &Upstream) -> Entry {
             source: budget.source,
         }),
     }
-}
-
-fn time(at: SystemTime) -> String {
-    humantime::format_rfc3339_seconds(at).to_string()
 }

@@ -20,6 +20,11 @@ impl Cache {
         self.fills.running(digest)
     }
 
+    /// Returns how far the running fills are, the oldest first.
+    pub fn fills(&self) -> Vec<fill::Progress> {
+        self.fills.progress()
+    }
+
     /// Returns whether an object was found to be larger than all of the cache a moment ago.
     pub fn is_unfit(&self, digest: &Digest) -> bool {
         self.unfit.contains(digest)

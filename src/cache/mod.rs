@@ -31,7 +31,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use crate::places::Party;
-pub use fill::{Fill, FillReader, Origin, Source, Transfer};
+pub use fill::{Fill, FillReader, Origin, Progress, Source, Transfer};
 pub use hot::Manifest;
 pub use read::{Aside, Content};
 pub use standing::Standing;

@@ -15,7 +15,7 @@ use crate::config::{AcmeChallenge, Config, Loaded, Sources, Watch};
 use crate::listen::Tls;
 use crate::observe::Metrics;
 use crate::observe::log::Log;
-use crate::services::Services;
+use crate::services::{Configuration, Services};
 use crate::x509::Certificate;
 
 /// How often the files are looked at. A change is applied when two looks in a row see the same.
@@ -93,17 +93,22 @@ impl Reload {
     fn load(&self, occasion: Occasion) -> Vec<PathBuf> {
         let Loaded { config, warnings, files } = self.sources.load();
         tell(&warnings);
+        let services = &self.reached.services;
         let applied = match self.emptied() {
             Some(file) => Err(format!("{} is gone or empty, which would mean the built-in defaults", file.display())),
             None => config
                 .map_err(|errors| errors.to_string().replace('\n', "; "))
                 .and_then(|config| self.apply(config, occasion)),
         };
-        let metrics = &self.reached.services.metrics;
         match applied {
-            Ok(()) => metrics.reloaded(true),
+            Ok(()) => {
+                services.metrics.reloaded(true);
+                services.tell_configuration(Configuration { shown: shown(&self.sources), warnings, refused: None });
+            }
             Err(error) => {
-                metrics.reloaded(false);
+                services.metrics.reloaded(false);
+                let refused = Some(error.clone());
+                services.tell_configuration(Configuration { refused, ..(*services.configuration()).clone() });
                 tracing::error!(%error, "the changed configuration cannot be used; the one before stays in force");
             }
         }
@@ -148,6 +153,12 @@ impl Reload {
         current.cache.dir = dir;
         Ok(())
     }
+}
+
+/// Returns the configuration in effect, as `larder config show --json` prints it. It was read a moment ago; where it
+/// has changed since and is wrong now, nothing is shown until it is right again.
+pub fn shown(sources: &Sources) -> serde_json::Value {
+    sources.effective().ok().and_then(|effective| serde_json::to_value(effective).ok()).unwrap_or_default()
 }
 
 /// Logs what is allowed in a configuration and hardly meant.

@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 
 use super::error::WRONG_CONFIGURATION;
 use super::output::lines;
-use super::reload::{Reached, Reload, acme_door, count_certificates, tell};
+use super::reload::{Reached, Reload, acme_door, count_certificates, shown, tell};
 use super::systemd::{self, Sockets, State};
 use crate::acme::{Certificates, Occasion};
 use crate::ca::Ca;
@@ -25,7 +25,7 @@ use crate::descriptors::{self, Shares};
 use crate::listen::Tls;
 use crate::observe::Metrics;
 use crate::observe::log::Log;
-use crate::services::Services;
+use crate::services::{Configuration, Services};
 use crate::{admin, listen, ops};
 
 type AnyError = Box<dyn std::error::Error>;
@@ -61,7 +61,8 @@ pub fn run(files: &[PathBuf]) -> ExitCode {
         }
     };
     tell(&warnings);
-    let ended = start(config, sockets, Files { sources, begun_with, watch }, log.clone());
+    let told = Configuration { shown: shown(&sources), warnings, refused: None };
+    let ended = start(config, sockets, Files { sources, begun_with, watch, told }, log.clone());
     if let Err(error) = &ended {
         tracing::error!(%error, "larder cannot run");
     }
@@ -80,6 +81,7 @@ struct Files {
     /// The files that were not empty.
     begun_with: Vec<PathBuf>,
     watch: Watch,
+    told: Configuration,
 }
 
 fn start(config: Config, sockets: Sockets, files: Files, log: Arc<Log>) -> Result<(), AnyError> {
@@ -128,7 +130,8 @@ async fn serve(
     let upkeep = tokio::spawn(services.cache.clone().look_after());
     let doors = doors.serve(&config.server, &services, &stopped);
     let current = Arc::new(Mutex::new(config));
-    let Files { sources, begun_with, watch } = files;
+    let Files { sources, begun_with, watch, told } = files;
+    services.tell_configuration(told);
     let keeping = tokio::spawn(certificates.clone().run(stopped));
     let reach = Reached { services: services.clone(), tls, certificates, log, doors: addresses };
     let reload = Reload::new(sources, begun_with, reach, current.clone());

@@ -3,13 +3,14 @@
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
+use utoipa::ToSchema;
 
 use crate::cache::Cache;
 use crate::failure::Failure;
 use crate::index::{ImageName, Purge};
 use crate::observe::Metrics;
 use crate::oci::Reference;
-use crate::routing::{OwnNames, Routing, RoutingError};
+use crate::routing::{Asked, OwnNames, Routing, RoutingError, Target};
 use crate::upkeep::scrub::Report;
 use crate::{clock, descriptors};
 
@@ -49,7 +50,7 @@ impl From<Failure> for OpsError {
 }
 
 /// Some of the cached images.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct Images {
     pub images: Vec<Image>,
     /// The value of `last` for the next page; absent on the last page.
@@ -58,7 +59,7 @@ pub struct Images {
 }
 
 /// An image whose manifest is cached.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct Image {
     /// As in a pull: `docker.io/library/alpine:3.20`, or with `@sha256:…`.
     pub reference: String,
@@ -78,7 +79,7 @@ pub struct Image {
 }
 
 /// What was purged.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct PurgeDone {
     pub status: String,
     pub objects: u64,
@@ -86,7 +87,7 @@ pub struct PurgeDone {
 }
 
 /// The state of an image's pin.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct PinDone {
     pub reference: String,
     pub pinned: bool,
@@ -95,7 +96,7 @@ pub struct PinDone {
 }
 
 /// The images that are pinned by name, without those that `repository.pin` matches.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct Pins {
     pub pins: Vec<String>,
 }
@@ -167,13 +168,13 @@ pub async fn purge(named: &Named<'_>, which: Option<&str>) -> Result<PurgeDone, 
 
 /// Returns the text without the address of this cache before it. The prefix of a repository is left, even if it is
 /// written like that address.
-fn without_own_name<'a>(Named { routing, own, .. }: &Named<'_>, text: &'a str) -> &'a str {
+fn without_own_name<'a>((routing, own): (&Routing, &OwnNames), text: &'a str) -> &'a str {
     let is_prefix = text.split_once('/').is_some_and(|(first, _)| routing.prefixes().any(|prefix| prefix == first));
     if is_prefix { text } else { own.without(text) }
 }
 
 fn what_to_purge(named: &Named<'_>, text: &str) -> Result<Purge, OpsError> {
-    let (text, routing) = (without_own_name(named, text), named.routing);
+    let (text, routing) = (without_own_name((named.routing, named.own), text), named.routing);
     if routing.prefixes().any(|prefix| prefix == text) {
         return Ok(Purge::Repository(text.to_owned()));
     }
@@ -211,7 +212,7 @@ fn absent(routing: &Routing, purge: &Purge) -> OpsError {
 /// Pins the image that `text` names (`NAME:TAG` or `NAME@DIGEST`; `latest` if neither is given), or unpins it. The
 /// image need not be cached yet.
 pub async fn set_pin(named: &Named<'_>, text: &str, is_pinned: bool) -> Result<PinDone, OpsError> {
-    let (text, routing) = (without_own_name(named, text), named.routing);
+    let (text, routing) = (without_own_name((named.routing, named.own), text), named.routing);
     let (path, reference) = split(text)?;
     if routing.prefixes().any(|prefix| prefix == path) {
         return Err(OpsError::Wrong(format!("`{path}` is a whole repository; name an image of it, or use its `pin`")));
@@ -226,6 +227,35 @@ pub async fn set_pin(named: &Named<'_>, text: &str, is_pinned: bool) -> Result<P
     let reference = written(&image);
     let changed = named.cache.set_pin(image, is_pinned).await?;
     Ok(PinDone { reference, pinned: is_pinned, changed })
+}
+
+/// An image as a request for it would find it.
+pub struct Located {
+    pub target: Target,
+    pub reference: Reference,
+}
+
+impl Located {
+    /// Returns it as it is written in a pull.
+    pub fn written(&self) -> String {
+        let (repository, name) = (self.target.repository.prefix().to_owned(), self.target.name.to_string());
+        written(&ImageName { repository, name, reference: self.reference.clone() })
+    }
+}
+
+/// Finds the image that `text` names, as a request would that comes to the registry door; `latest` where it has
+/// neither tag nor digest.
+pub fn located(routing: &Routing, own: &OwnNames, text: &str) -> Result<Located, OpsError> {
+    let text = without_own_name((routing, own), text);
+    let (path, reference) = split(text)?;
+    let latest = || "latest".parse().map(Reference::Tag).map_err(|_| OpsError::Wrong("no tag".to_owned()));
+    let reference = reference.map_or_else(latest, Ok)?;
+    let tag = match &reference {
+        Reference::Tag(tag) => Some(tag.as_str()),
+        Reference::Digest(_) => None,
+    };
+    let target = routing.route(Asked { path, tag, ..Asked::default() })?;
+    Ok(Located { target, reference })
 }
 
 /// Returns the images that are pinned by name.

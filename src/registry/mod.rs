@@ -4,6 +4,7 @@ mod answer;
 mod blob_origin;
 mod blobs;
 mod catalog;
+pub mod explain;
 mod heads;
 mod lists;
 mod login;

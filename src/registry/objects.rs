@@ -29,13 +29,13 @@ const LARGE: usize = 256 << 10;
 
 /// Answers requests for objects and lists.
 pub struct Objects {
-    cache: Arc<Cache>,
+    pub(super) cache: Arc<Cache>,
     pub consent: Arc<Consent>,
     pub written: Arc<Written>,
-    absences: Arc<Absences>,
+    pub(super) absences: Arc<Absences>,
     lagging: Arc<Lagging>,
-    manifests: Arc<Manifests>,
-    tags: Arc<Tags>,
+    pub(super) manifests: Arc<Manifests>,
+    pub(super) tags: Arc<Tags>,
     blobs: Blobs,
     lists: Arc<Lists>,
 }

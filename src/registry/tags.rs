@@ -1,7 +1,7 @@
 //! Tags: which manifest a tag of a name means now.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use http::Method;
 use http::request::Parts;
@@ -110,6 +110,32 @@ impl Tags {
         Some(FoundManifest { manifest, state, is_news_of_name: true })
     }
 
+    /// Returns why a cached tag is served without asking the upstream; `None`: the upstream has to be asked.
+    pub(super) fn unasked(policy: &TagPolicy, key: &TagKey, entry: &TagEntry) -> Option<Hit> {
+        match freshness::of_tag(policy, &key.tag, entry.checked_at.age(), spread(key, entry)) {
+            Freshness::Immutable => Some(Hit::Immutable),
+            Freshness::Fresh { lasts } => {
+                let since = entry.checked_at.to_system_time();
+                Some(Hit::Fresh { until: since.checked_add(lasts).unwrap_or(since + FOR_EVER) })
+            }
+            Freshness::Aging => Some(Hit::Aging),
+            Freshness::Check => None,
+        }
+    }
+
+    /// Asks the upstream about a tag now, whatever its age, once for all that ask at the same time.
+    pub async fn refresh(self: &Arc<Self>, target: &Target, tag: &Tag) -> Result<CacheState, Failure> {
+        let key = target.tag_key(tag);
+        let had_copy = self.cached(target, &key).await.is_some();
+        let (checked, _) = self.checked(target, tag, &key, None, true).await;
+        let Checked { manifest, is_fetched } = checked?;
+        Ok(match (is_fetched, had_copy) {
+            (true, true) => CacheState::Miss(Miss::Moved),
+            (true, false) => CacheState::Miss(Miss::Absent),
+            (false, _) => CacheState::Hit { since: manifest.stored_at.to_system_time(), why: Hit::Unchanged },
+        })
+    }
+
     /// Returns the manifest of a tag: from the cache while the tag is fresh, else as the upstream says, else the last
     /// known one. `may_fetch`: whether a tag that HEAD does not find may also be asked for by GET.
     pub async fn by_tag(
@@ -122,16 +148,15 @@ impl Tags {
         let key = target.tag_key(tag);
         let cached = self.cached(target, &key).await;
         if let Some((entry, manifest)) = &cached
-            && let freshness = freshness::of_tag(policy, tag.as_str(), entry.checked_at.age(), spread(&key, entry))
-            && !matches!(freshness, Freshness::Check)
+            && let Some(why) = Self::unasked(policy, &key, entry)
             && (self.consent.given.is_fresh(target, &entry.digest)
                 || self.consent.is_public(target, &entry.digest).await)
         {
-            if freshness == Freshness::Aging && target.repository.upstreams.have_quota_to_spare() {
+            if why == Hit::Aging && target.repository.upstreams.have_quota_to_spare() {
                 self.check_behind(target, tag, &key);
             }
             let since = entry.checked_at.to_system_time();
-            let state = CacheState::Hit { since, why: reason_of(freshness, since) };
+            let state = CacheState::Hit { since, why };
             return Ok(FoundManifest { manifest: manifest.clone(), state, is_news_of_name: true });
         }
 
@@ -341,15 +366,6 @@ impl Tags {
         let (_, answer) = upstreams.first(Some(preferred), get).await?;
         let is_known = self.cache.manifest(&answer.digest).await.ok().flatten().is_some();
         Ok(Checked { manifest: self.manifests.keep(target, answer).await, is_fetched: !is_known })
-    }
-}
-
-/// Returns why a tag is served without asking the upstream. `since`: when it was last checked.
-fn reason_of(freshness: Freshness, since: SystemTime) -> Hit {
-    match freshness {
-        Freshness::Immutable => Hit::Immutable,
-        Freshness::Fresh { lasts } => Hit::Fresh { until: since.checked_add(lasts).unwrap_or(since + FOR_EVER) },
-        Freshness::Aging | Freshness::Check => Hit::Aging,
     }
 }
 

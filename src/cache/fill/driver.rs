@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -354,6 +355,7 @@ impl<'a> Copy<'a> {
             };
             let source = transfer.source;
             lock(&sources).insert(source);
+            fill.source.store(source.0 + 1, Ordering::Relaxed);
             fill.states(transfer.total.unwrap_or(0));
             let contradicts = |stated| size.is_some_and(|known| known != stated) || stated < claim.at;
             if transfer.total.is_some_and(contradicts) {

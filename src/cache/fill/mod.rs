@@ -7,6 +7,7 @@
 mod driver;
 mod passing;
 pub mod plan;
+mod progress;
 mod reserved;
 mod supervision;
 mod transfer;
@@ -32,6 +33,7 @@ use crate::work::ReadFile;
 
 pub(super) use driver::{Destination, drive};
 pub(super) use passing::pass;
+pub use progress::Progress;
 pub use reserved::Reserved;
 use window::{Passed, Window};
 pub(super) use window::{Seat, Windows};
@@ -105,6 +107,8 @@ pub struct Fill {
     readers: AtomicUsize,
     /// The size that a source stated last, whether believed or not; 0: no source stated one.
     stated: AtomicU64,
+    /// One more than the source that answered last; 0: none has.
+    source: AtomicUsize,
     /// The window that readers read from once the object passes.
     window: OnceLock<Arc<Window>>,
     /// When the fill was begun.
@@ -261,6 +265,7 @@ impl Fill {
             wanted: Notify::new(),
             readers: AtomicUsize::new(0),
             stated: AtomicU64::new(0),
+            source: AtomicUsize::new(0),
             window: OnceLock::new(),
             begun: Instant::now(),
             placed: OnceLock::new(),
