@@ -4,13 +4,13 @@ mod config;
 mod diagnosis;
 mod door;
 mod events;
-mod explain;
+pub mod explain;
 mod fills;
 mod metrics;
 mod pages;
 mod problem;
-mod pulls;
-mod stats;
+pub mod pulls;
+pub mod stats;
 mod time;
 mod upstreams;
 

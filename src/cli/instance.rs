@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
 use reqwest::redirect::Policy;
 use serde::de::DeserializeOwned;
 use url::Url;
@@ -129,6 +131,25 @@ impl Instance {
             Some(api) => Ok(Self::Running(api)),
             // Nothing answers there: the first request says why.
             None => Ok(Self::Running(Api::at(first_door(config)?)?)),
+        }
+    }
+
+    /// Returns the running instance, for what only a running one can tell.
+    pub async fn running(files: &[PathBuf], place: &Where) -> Result<Api, CommandError> {
+        if let Some(url) = place.named()? {
+            return Api::new(url);
+        }
+        let config = read(files)?;
+        match running(&config).await? {
+            Some(api) => Ok(api),
+            None => {
+                let tried: Vec<_> = config.admin.listen.iter().map(ToString::to_string).collect();
+                let message = format!(
+                    "no instance runs at {}: only a running one can tell; start it with `larder serve`, or name it with --admin",
+                    tried.join(" or ")
+                );
+                Err(CommandError::Failed(message))
+            }
         }
     }
 
@@ -356,6 +377,18 @@ impl Api {
         Err(if is_usage { CommandError::Usage(said) } else { CommandError::Failed(said) })
     }
 
+    /// Reads a page of the API.
+    pub async fn get<T: DeserializeOwned>(&self, path: &str, parameters: &[(&str, &str)]) -> Result<T, CommandError> {
+        self.ask(reqwest::Method::GET, path, parameters).await
+    }
+
+    /// Listens to the events of the instance.
+    pub async fn events(&self, path: &str) -> Result<Events, CommandError> {
+        let shown = self.shown();
+        let body = self.send(reqwest::Method::GET, path, &[]).await?.bytes_stream().boxed();
+        Ok(Events { body, pending: Vec::new(), shown })
+    }
+
     async fn ask<T: DeserializeOwned>(
         &self,
         method: reqwest::Method,
@@ -398,5 +431,47 @@ impl Api {
 
     fn strange(&self, error: &dyn std::fmt::Display) -> CommandError {
         CommandError::Failed(format!("{} does not answer as Larder does: {error}", self.shown()))
+    }
+}
+
+/// Server-sent events of an instance
+/// (<https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation>).
+pub struct Events {
+    body: BoxStream<'static, reqwest::Result<Bytes>>,
+    /// Bytes of an event that has not ended.
+    pending: Vec<u8>,
+    /// The URL of the instance.
+    shown: String,
+}
+
+impl Events {
+    /// Returns the name and the data of the next event; `None` when the instance has ended.
+    pub async fn next(&mut self) -> Result<Option<(String, String)>, CommandError> {
+        loop {
+            while let Some(end) = self.pending.windows(2).position(|pair| pair == b"\n\n") {
+                let block: Vec<u8> = self.pending.drain(..end + 2).collect();
+                let block = String::from_utf8_lossy(&block).into_owned();
+                let field = |name: &str| {
+                    let mut lines = block.lines();
+                    lines
+                        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+                        .map(|value| value.trim().to_owned())
+                };
+                // A block without a name only keeps the connection alive.
+                if let Some(name) = field("event") {
+                    return Ok(Some((name, field("data").unwrap_or_default())));
+                }
+            }
+            let broke =
+                |error: &dyn std::fmt::Display| CommandError::Failed(format!("{} broke off: {error}", self.shown));
+            match self.body.next().await {
+                Some(Ok(bytes)) => self.pending.extend_from_slice(&bytes),
+                Some(Err(error)) => return Err(broke(&error)),
+                None => return Ok(None),
+            }
+            if self.pending.len() > MAX_LINE {
+                return Err(broke(&"an event does not end"));
+            }
+        }
     }
 }

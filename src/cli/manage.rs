@@ -182,7 +182,7 @@ fn trouble(what: &str, trouble: &Trouble, remedy: &str) -> String {
 }
 
 /// Returns a table whose columns are as wide as their widest value.
-fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
+pub fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
     let widths: [usize; N] = std::array::from_fn(|at| rows.iter().map(|row| row[at].len()).max().unwrap_or(0));
     let line = |row: &[String; N]| {
         let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}"));
@@ -193,7 +193,7 @@ fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
 
 /// Returns a number of bytes in a form for people.
 #[allow(clippy::cast_precision_loss)]
-fn size(bytes: u64) -> String {
+pub fn size(bytes: u64) -> String {
     let units = ["KiB", "MiB", "GiB", "TiB"];
     let mut value = bytes as f64;
     let mut unit = "B";

@@ -6,6 +6,7 @@ mod error;
 mod generate;
 mod healthcheck;
 mod instance;
+mod look;
 mod manage;
 mod output;
 mod reload;
@@ -56,6 +57,17 @@ enum Command {
         after_help = "Examples:\n  larder purge docker.io/library/alpine:3.20\n  larder purge docker.io/library/alpine\n  larder purge ghcr.io\n  larder purge --all"
     )]
     Purge(manage::Purge),
+    /// Show what the cache did since it started, and what it holds
+    #[command(after_help = "Examples:\n  larder stats\n  larder stats --watch\n  larder stats --json | jq .hit_rate")]
+    Stats(look::ShowStats),
+    /// Show the last pulls, each with the reason why it was answered as it was
+    #[command(
+        after_help = "Examples:\n  larder pulls\n  larder pulls --follow\n  larder pulls --status stale alpine\n  larder pulls -n 1000 --json | jq -r '.[].reason' | sort | uniq -c"
+    )]
+    Pulls(look::ShowPulls),
+    /// Say what would happen if an image were pulled now, and why
+    #[command(after_help = "Example:\n  larder explain docker.io/library/alpine:3.20")]
+    Explain(look::Explain),
     /// Keep an image for ever, whatever `max_size` and `ttl` say
     #[command(after_help = "Example:\n  larder pin docker.io/library/alpine:3.20")]
     Pin(manage::Pin),
@@ -89,6 +101,9 @@ impl Command {
             Self::Purge(arguments) => arguments.common.json,
             Self::Pin(arguments) | Self::Unpin(arguments) => arguments.common.json,
             Self::Verify(arguments) => arguments.common.json,
+            Self::Stats(arguments) => arguments.json,
+            Self::Pulls(arguments) => arguments.json,
+            Self::Explain(arguments) => arguments.json,
             Self::Ca(arguments) => arguments.json,
             Self::Config(arguments) => arguments.is_json(),
             Self::Healthcheck(arguments) => arguments.json,
@@ -110,6 +125,9 @@ pub fn run() -> ExitCode {
         Command::Serve => serve::run(&files),
         Command::Ls(ls) => finish(is_json, async move { manage::ls(&files, &ls).await }),
         Command::Purge(purge) => finish(is_json, async move { manage::purge(&files, &purge).await }),
+        Command::Stats(stats) => finish(is_json, async move { look::stats(&files, &stats).await }),
+        Command::Pulls(pulls) => finish(is_json, async move { look::pulls(&files, &pulls).await }),
+        Command::Explain(explain) => finish(is_json, async move { look::explain(&files, &explain).await }),
         Command::Pin(pin) => finish(is_json, async move { manage::pin(&files, &pin, true).await }),
         Command::Unpin(pin) => finish(is_json, async move { manage::pin(&files, &pin, false).await }),
         Command::Verify(verify) => finish(is_json, async move { manage::verify(&files, &verify).await }),
