@@ -58,6 +58,7 @@ mod reload;
 mod resume;
 mod same_pull;
 mod secrets;
+mod seeing;
 mod service;
 mod serving;
 mod shares;

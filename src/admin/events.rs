@@ -24,7 +24,7 @@ use crate::observe::Pull;
 use crate::services::Services;
 
 /// Most listeners at once: each keeps a connection.
-const LISTENERS: usize = 64;
+const LISTENERS: usize = 16;
 /// How often the running transfers and the statistics are told.
 const EVERY: Duration = Duration::from_secs(1);
 

@@ -11,54 +11,12 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 
 use super::lines::LogHealth;
+pub use super::outcome::{Kind, Outcome};
 use super::pulls::Pulls;
 
 /// Upper bounds of the buckets of times to the head of a response, in seconds: from a hit in memory to the longest that
 /// a client waits.
 const HEAD_SECONDS: [f64; 14] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0];
-
-/// The kind of content that a request asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Kind {
-    Blob,
-    Manifest,
-    Listing,
-    /// Content of servers that are no registries.
-    Other,
-}
-
-impl Kind {
-    /// Returns the value of the label.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Blob => "blob",
-            Self::Manifest => "manifest",
-            Self::Listing => "listing",
-            Self::Other => "other",
-        }
-    }
-}
-
-/// How a request for content was answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Outcome {
-    Hit,
-    Miss,
-    Stale,
-    Failed,
-}
-
-impl Outcome {
-    /// Returns the value of the label.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Hit => "hit",
-            Self::Miss => "miss",
-            Self::Stale => "stale",
-            Self::Failed => "failed",
-        }
-    }
-}
 
 /// The labels of answered requests for content.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]

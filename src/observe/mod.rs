@@ -6,6 +6,7 @@ mod lines;
 pub mod log;
 pub mod metrics;
 mod observation;
+mod outcome;
 mod process;
 pub mod pulls;
 pub mod reason;

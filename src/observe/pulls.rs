@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::broadcast::{self, Receiver, Sender};
 
-use super::metrics::Kind;
+use super::outcome::{Kind, Outcome};
 use super::reason::Reason;
 
 /// How many pulls are kept.
@@ -49,7 +49,7 @@ pub struct Pull {
 /// Which pulls a list has.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
-    /// A word of [`super::metrics::Outcome`], `refused`, or a status code.
+    /// A word of [`Outcome`], `refused`, or a status code.
     pub status: Option<String>,
     pub repository: Option<String>,
     /// A part of the reference, path, client, user or user agent, or of the reason's word; in any case of letters.
@@ -61,7 +61,7 @@ pub struct Filter {
 impl Pull {
     /// Returns the word of its outcome: `hit`, `miss`, `stale`, `failed` or `refused`.
     pub fn outcome(&self) -> &'static str {
-        self.reason.outcome().map_or("refused", super::metrics::Outcome::as_str)
+        self.reason.outcome().map_or("refused", Outcome::as_str)
     }
 
     /// Returns what took most of the time, in words; `None` for a pull that was quick.

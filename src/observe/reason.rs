@@ -3,7 +3,7 @@
 
 use std::time::SystemTime;
 
-use super::metrics::Outcome;
+use super::outcome::Outcome;
 use crate::clock;
 use crate::failure::Failure;
 
@@ -22,6 +22,8 @@ pub enum Hit {
     JustChecked,
     /// The upstream was asked, and means the same manifest by this tag.
     Unchanged,
+    /// The upstream was asked what the tag means, and that manifest was in the cache already.
+    Present,
     /// The copy of a URL of `cache.patterns` is fresh by the headers of its server.
     FreshCopy,
 }
@@ -110,6 +112,7 @@ impl Hit {
             Self::Aging => "stale_while_revalidate",
             Self::JustChecked => "just_checked",
             Self::Unchanged => "unchanged",
+            Self::Present => "present",
             Self::FreshCopy => "fresh_copy",
         }
     }
@@ -126,6 +129,7 @@ impl Hit {
             }
             Self::JustChecked => "the upstream confirmed the tag a moment ago, in the same pull",
             Self::Unchanged => "it is in the cache, and the upstream was asked: the tag is unchanged",
+            Self::Present => "the upstream was asked what the tag means, and that manifest was in the cache already",
             Self::FreshCopy => "a copy is in the cache, and fresh by the headers of its server",
         };
         text.to_owned()
@@ -187,6 +191,7 @@ mod tests {
             Hit::Aging,
             Hit::JustChecked,
             Hit::Unchanged,
+            Hit::Present,
             Hit::FreshCopy,
         ];
         let misses = [Miss::Absent, Miss::Joined, Miss::Moved, Miss::List, Miss::Asked, Miss::Unstored];

@@ -126,13 +126,15 @@ impl Tags {
     /// Asks the upstream about a tag now, whatever its age, once for all that ask at the same time.
     pub async fn refresh(self: &Arc<Self>, target: &Target, tag: &Tag) -> Result<CacheState, Failure> {
         let key = target.tag_key(tag);
-        let had_copy = self.cached(target, &key).await.is_some();
+        let before = self.cached(target, &key).await.map(|(entry, _)| entry.digest);
         let (checked, _) = self.checked(target, tag, &key, None, true).await;
         let Checked { manifest, is_fetched } = checked?;
-        Ok(match (is_fetched, had_copy) {
-            (true, true) => CacheState::Miss(Miss::Moved),
-            (true, false) => CacheState::Miss(Miss::Absent),
-            (false, _) => CacheState::Hit { since: manifest.stored_at.to_system_time(), why: Hit::Unchanged },
+        let since = manifest.stored_at.to_system_time();
+        Ok(match before {
+            Some(before) if before == manifest.digest => CacheState::Hit { since, why: Hit::Unchanged },
+            Some(_) => CacheState::Miss(Miss::Moved),
+            None if is_fetched => CacheState::Miss(Miss::Absent),
+            None => CacheState::Hit { since, why: Hit::Present },
         })
     }
 
@@ -169,23 +171,20 @@ impl Tags {
             Some((entry, _)) if checked.0.is_err() => self.consent.is_public(target, &entry.digest).await,
             _ => false,
         };
-        let had_copy = cached.is_some();
+        let before = cached.as_ref().map(|(entry, _)| entry.digest);
         match (checked, cached) {
             ((Ok(Checked { manifest, is_fetched: true }), is_first), _) => {
                 let why = match () {
                     () if !is_first => Miss::Joined,
-                    () if had_copy => Miss::Moved,
+                    () if before.is_some() => Miss::Moved,
                     () => Miss::Absent,
                 };
                 Ok(FoundManifest { manifest, state: CacheState::Miss(why), is_news_of_name: true })
             }
             ((Ok(Checked { manifest, .. }), _), _) => {
                 let since = manifest.stored_at.to_system_time();
-                Ok(FoundManifest {
-                    manifest,
-                    state: CacheState::Hit { since, why: Hit::Unchanged },
-                    is_news_of_name: true,
-                })
+                let why = if before == Some(manifest.digest) { Hit::Unchanged } else { Hit::Present };
+                Ok(FoundManifest { manifest, state: CacheState::Hit { since, why }, is_news_of_name: true })
             }
             ((Err(failure), _), Some((entry, manifest)))
                 if freshness::may_serve_stale(policy, failure.kind, entry.checked_at.age())
