@@ -13,13 +13,13 @@ use url::Url;
 
 use super::error::CommandError;
 use crate::cache::{Cache, OpenError};
-use crate::config::{self, Config};
+use crate::config::{self, ClientTls, Config};
 use crate::observe::Metrics;
 use crate::ops::{self, Images, Named, PinDone, PurgeDone};
 use crate::routing::{OwnNames, Routing};
 use crate::upkeep::scrub::Report;
 use crate::upstream::Clients;
-use crate::web::dial;
+use crate::web::{dial, tls};
 
 /// Longest time to connect to the API.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -292,9 +292,9 @@ pub struct Api {
 
 impl Api {
     fn new(base: Url) -> Result<Self, CommandError> {
-        // Another part of the process may have set a provider before; any provider will do.
-        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let client = dial::plain_client(CONNECT).redirect(Policy::default()).read_timeout(ANSWER).build();
+        let tls = tls::client_config(&ClientTls::default());
+        let tls = tls.map_err(|error| CommandError::Failed(error.to_string()))?;
+        let client = dial::client(tls, CONNECT).redirect(Policy::default()).read_timeout(ANSWER).build();
         let client = client.map_err(|error| CommandError::Failed(error.to_string()))?;
         Ok(Self { client, base })
     }
