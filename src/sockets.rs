@@ -23,6 +23,22 @@ pub fn listen(address: SocketAddr, all: &[SocketAddr]) -> io::Result<TcpListener
     socket.listen(BACKLOG)
 }
 
+/// Returns what to do about an address at which nothing can listen, or nothing where the reason says it all.
+pub fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            "; another program listens there, perhaps another Larder: stop it or set another port"
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            "; no network interface of this machine has this address; 0.0.0.0 and [::] stand for all that there are"
+        }
+        io::ErrorKind::PermissionDenied => {
+            "; ports below 1024 are for root and for programs with CAP_NET_BIND_SERVICE: set a higher port"
+        }
+        _ => "",
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

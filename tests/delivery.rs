@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::clients::Dockerd;
+use crate::clients::{Dockerd, program};
 use crate::support::dns::NameServer;
 use crate::support::{Hub, Image, Options, RepositoryConfig, eventually, get};
 
@@ -78,6 +78,47 @@ async fn the_image_serves_from_an_empty_root_that_it_cannot_write_to_as_nobody()
     let healthcheck = ["/usr/bin/larder", "healthcheck", "--ready", "--admin", &format!("http://{admin}")];
     dockerd.exec(&container, &healthcheck).await.expect("healthy");
     dockerd.stop_container(&container).await.expect("stopped");
+    compose_keeps_what_it_says(&dockerd, &format!("http://{}", hub.address())).await;
+}
+
+/// Runs the compose file beside a dockerd that has the image. Its containers have no network of their own here, so they
+/// share that of the machine, with ports that are free.
+async fn compose_keeps_what_it_says(dockerd: &Dockerd, upstream: &str) {
+    let compose = program("docker-compose", "docker-compose").display().to_string();
+    let written = file("deploy/container/compose.yaml");
+    let check = ["--file", &written.display().to_string(), "config", "--quiet"];
+    dockerd.run_beside(&compose, &check, &[]).await.expect("valid");
+
+    let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port");
+    let text = std::fs::read_to_string(written).expect("there");
+    let ports = "    ports:\n      - \"127.0.0.1:5000:5000\"\n";
+    assert!(text.contains(ports), "{text}");
+    let instead = format!(
+        "    network_mode: host\n    environment:\n      LARDER_SERVER__LISTEN: \"127.0.0.1:0\"\n      LARDER_ADMIN__LISTEN: \"{free}\"\n      \
+         LARDER_LOGGING__FORMAT: json\n      LARDER_REPOSITORY__HUB__UPSTREAM__0__URL: \"{upstream}\"\n"
+    );
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("compose.yaml");
+    std::fs::write(&path, text.replace(ports, &instead)).expect("written");
+    let path = path.display().to_string();
+    let project = ["--file", &path, "--project-name", "larder"];
+    let run = async |arguments: &[&str]| dockerd.run_beside(&compose, &[&project, arguments].concat(), &[]).await;
+    run(&["up", "--detach"]).await.expect("started");
+    let container = run(&["ps", "--quiet"]).await.expect("listed");
+    let door = || dockerd.logs(&container).lines().find_map(|line| door_of(line, "registry"));
+    eventually("it listens", async || door().is_some()).await;
+    let manifest = get(format!("http://{}/v2/hub/team/app/manifests/1", door().expect("it listens"))).await;
+    assert_eq!(manifest.status, 200, "{}", manifest.text());
+    // Also that the volume belongs to the image's user, who has no rights.
+    let healthcheck = ["/usr/bin/larder", "healthcheck", "--ready"];
+    dockerd.exec(&container, &healthcheck).await.expect("content can be stored");
+    let list = ["/usr/bin/larder", "ls"];
+    eventually("it is listed", async || {
+        dockerd.exec(&container, &list).await.is_ok_and(|said| said.contains("team/app:1"))
+    })
+    .await;
+    dockerd.stop_container(&container).await.expect("stopped");
+    run(&["down", "--volumes"]).await.expect("removed");
 }
 
 /// The address of a door, if the line of the log says that it is listening.

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::clients::{Haproxy, Nginx};
+use crate::clients::{Caddy, Haproxy, Nginx};
 use crate::support::{Hub, Image, Larder, Options, RepositoryConfig, eventually, request};
 
 type Headers = &'static [(&'static str, &'static str)];
@@ -177,7 +177,7 @@ async fn behind_the_real_haproxy_a_client_has_its_own_address() {
 }
 
 /// A client takes 24 MB at 6 MB/s through a proxy that reads ahead no more than 1 MiB: Larder has to wait for it.
-async fn slow_pull(server: &str, larder_of: impl AsyncFn(SocketAddr) -> (Nginx, SocketAddr)) -> bool {
+async fn slow_pull<P>(server: &str, larder_of: impl AsyncFn(SocketAddr) -> (P, SocketAddr)) -> bool {
     let (hub, image) = hub(24_000_000).await;
     let config = format!(
         "[server]\ntrusted_proxies = [\"127.0.0.1\"]\n{server}\n{}",
@@ -239,7 +239,7 @@ fn recipe(language: &str) -> Vec<&'static str> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_recipes_for_nginx_and_haproxy_work() {
+async fn the_recipes_for_nginx_haproxy_and_caddy_work() {
     let nginx = async |upstream: SocketAddr| {
         let lines = recipe("nginx");
         let is_own = |line: &&str| !line.contains("proxy_pass") && line.starts_with(' ');
@@ -249,13 +249,25 @@ async fn the_recipes_for_nginx_and_haproxy_work() {
         (nginx, address)
     };
     assert!(slow_pull("", nginx).await);
+    let caddy = async |upstream: SocketAddr| {
+        let recipe = recipe("caddy").join("\n");
+        let site = |address: SocketAddr| {
+            let here = recipe.replace("mirror.example.com", &format!("http://{address}"));
+            here.replace("127.0.0.1:5000", &upstream.to_string())
+        };
+        let caddy = Caddy::start(site).await;
+        let address = caddy.address();
+        (caddy, address)
+    };
+    assert!(slow_pull("", caddy).await);
 
     let (hub, _) = hub(1000).await;
     let (_dir, config) = with_logins(&hub, "");
     let larder = Larder::start(config).await;
     let nginx = nginx(larder.door("registry")).await;
     let haproxy = Haproxy::start(larder.door("registry"), &recipe("haproxy").join("\n"), "").await;
-    for address in [nginx.1, haproxy.address()] {
+    let caddy = caddy(larder.door("registry")).await;
+    for address in [nginx.1, haproxy.address(), caddy.1] {
         let answer = request("GET", format!("http://{address}/v2/users/team/app/manifests/1")).send().await;
         let challenge = answer.header("www-authenticate");
         assert!(challenge.starts_with(&format!("Bearer realm=\"http://{address}/token\",")), "{challenge}");

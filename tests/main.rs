@@ -3,6 +3,7 @@
 
 mod abuse;
 mod admission;
+mod archive;
 mod asked_by_name;
 mod bad_input;
 mod behind_a_proxy;

@@ -65,6 +65,31 @@ impl Debian {
         self.run(&["apt-get", "install", "--yes", "--no-install-recommends", "/larder.deb"]).await;
     }
 
+    /// Makes a package of the next version out of `larder.deb`; `config` is added to its `larder.toml`. Returns its path
+    /// in this Debian.
+    async fn next_version(&self, version: &str, config: &str) -> String {
+        let (parts, package) = (self.path("parts"), format!("/larder-{version}.deb"));
+        let show = |path: &Path| path.display().to_string();
+        let dpkg_deb = program("dpkg-deb", "dpkg");
+        let out = Invocation::new(&dpkg_deb, ["--raw-extract", &show(&self.path("larder.deb")), &show(&parts)]);
+        out.run().await.expect("taken apart");
+        let control = std::fs::read_to_string(parts.join("DEBIAN/control")).expect("there");
+        let of_old = control.lines().find(|line| line.starts_with("Version: ")).expect("it has a version");
+        let control = control.replace(of_old, &format!("Version: {version}"));
+        std::fs::write(parts.join("DEBIAN/control"), control).expect("written");
+        let shipped = std::fs::read_to_string(parts.join("etc/larder/larder.toml")).expect("there");
+        std::fs::write(parts.join("etc/larder/larder.toml"), shipped + config).expect("written");
+        let target = show(&self.path(&package[1..]));
+        let build = ["--root-owner-group", "-Zgzip", "-z1", "--build", &show(&parts), &target];
+        Invocation::new(&dpkg_deb, build).run().await.expect("put together");
+        std::fs::remove_dir_all(parts).expect("removed");
+        package
+    }
+
+    async fn installed_version(&self) -> String {
+        self.run(&["dpkg-query", "--show", "--showformat=${Version}", "larder"]).await
+    }
+
     /// The files that were not there before.
     fn new_files(&self, before: &BTreeSet<String>) -> Vec<String> {
         self.files().difference(before).cloned().collect()
@@ -132,13 +157,7 @@ async fn the_package_is_installed_serves_and_leaves_only_what_it_cached() {
     let text = std::fs::read_to_string(&config).expect("installed") + &repository_config("hub", &[&hub]);
     std::fs::write(&config, text).expect("written");
 
-    let log = tempfile::NamedTempFile::new().expect("a file");
-    let (mut daemon, door) = start(&debian, log.path()).await;
-    let manifest = get(format!("http://{door}/v2/hub/team/app/manifests/1")).await;
-    assert_eq!((manifest.status, &manifest.body[..]), (200, &image.manifest.bytes[..]), "{}", manifest.text());
-    let layer = format!("http://{door}/v2/hub/team/app/blobs/{}", image.layer_digests()[0]);
-    eventually("it is stored", async || get(&layer).await.header("x-cache") == "HIT").await;
-    daemon.kill();
+    pull(&debian, &image, "hub/team/app").await;
 
     debian.run(&["apt-get", "remove", "--yes", "larder"]).await;
     assert!(config.is_file() && !debian.path("usr/bin/larder").exists(), "the configuration stays, the program goes");
@@ -160,4 +179,64 @@ async fn a_purge_removes_directories_without_content() {
     std::os::unix::fs::symlink("private/larder", debian.path("var/lib/larder")).expect("made");
     debian.run(&["apt-get", "purge", "--yes", "larder"]).await;
     assert_eq!(debian.new_files(&before), [""; 0]);
+}
+
+/// As a user writes them, beside the file that the package brings.
+const OF_THE_USER: [&str; 3] =
+    ["etc/larder/htpasswd", "etc/default/larder", "etc/systemd/system/larder.service.d/override.conf"];
+
+/// Debian Policy 10.7.3: "local changes must be preserved during a package upgrade", and 6.8: a purge removes the package's
+/// configuration files. Without a terminal dpkg fails where it would have to ask.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upgrade_keeps_configuration_and_content_and_asks_nothing() {
+    let hub = Hub::start(Options::default()).await;
+    let image = Image::with_layers(1, &[100_000]);
+    hub.push_image("team/app", "1", &image);
+    let debian = Debian::new().await;
+    debian.install().await;
+    let config = debian.path("etc/larder/larder.toml");
+    let written = std::fs::read_to_string(&config).expect("installed") + &repository_config("hub", &[&hub]);
+    std::fs::write(&config, &written).expect("written");
+    for path in OF_THE_USER.map(|path| debian.path(path)) {
+        std::fs::create_dir_all(path.parent().expect("a folder")).expect("made");
+        std::fs::write(path, "# mine\n").expect("written");
+    }
+    // What `systemctl disable larder` does.
+    std::fs::remove_file(debian.path("etc/systemd/system/multi-user.target.wants/larder.service")).expect("removed");
+    pull(&debian, &image, "hub/team/app").await;
+    let asked = hub.requests().len();
+
+    let next = debian.next_version("9.0-1", "").await;
+    debian.run(&["apt-get", "install", "--yes", "--no-install-recommends", &next]).await;
+    assert_eq!(debian.installed_version().await, "9.0-1");
+    // Both sides have changed the file: what unattended-upgrades does with it.
+    let next = debian.next_version("9.1-1", "# a new hint\n").await;
+    let keep = ["-o", "Dpkg::Options::=--force-confold"];
+    let install = ["apt-get", "install", "--yes", "--no-install-recommends", &next];
+    debian.run(&[&install[..], &keep].concat()).await;
+    assert_eq!(debian.installed_version().await, "9.1-1");
+    assert_eq!(std::fs::read_to_string(&config).expect("there"), written);
+    debian.run(&["larder", "config", "check"]).await;
+    assert!(!debian.is_enabled("multi-user.target.wants", "larder.service"), "it stays disabled");
+    pull(&debian, &image, "hub/team/app").await;
+    let asked_again = hub.requests().into_iter().skip(asked).filter(|request| request.method == "GET").count();
+    assert_eq!(asked_again, 0, "all is in the cache");
+
+    debian.run(&["apt-get", "purge", "--yes", "larder"]).await;
+    let left: Vec<_> =
+        debian.files().into_iter().filter(|path| path.starts_with("etc/") && path.contains("larder")).collect();
+    let of_the_user = ["etc/larder", "etc/systemd/system/larder.service.d"].into_iter().chain(OF_THE_USER);
+    assert_eq!(BTreeSet::from_iter(left.iter().map(String::as_str)), of_the_user.collect());
+    assert!(debian.path("var/lib/larder/blobs").is_dir(), "the content stays");
+}
+
+/// Starts the service, pulls the image through it until its layer is stored, and ends it.
+async fn pull(debian: &Debian, image: &Image, name: &str) {
+    let log = tempfile::NamedTempFile::new().expect("a file");
+    let (mut daemon, door) = start(debian, log.path()).await;
+    let manifest = get(format!("http://{door}/v2/{name}/manifests/1")).await;
+    assert_eq!((manifest.status, &manifest.body[..]), (200, &image.manifest.bytes[..]), "{}", manifest.text());
+    let layer = format!("http://{door}/v2/{name}/blobs/{}", image.layer_digests()[0]);
+    eventually("it is stored", async || get(&layer).await.header("x-cache") == "HIT").await;
+    daemon.kill();
 }

@@ -236,3 +236,130 @@ async fn a_password_may_come_from_the_environment_and_is_never_shown() {
     let unset = Larder::builder().config(&config).prepare().run(&["config", "check"]).await;
     assert!(unset.code == Some(2) && unset.stderr.contains("`HUB_TOKEN` is not set, or is empty"), "{unset:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_admin_door_is_told_what_to_name() {
+    let larder = Larder::start("").await;
+    let (door, admin) = (larder.url(), larder.admin_url());
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("an address");
+    let (nobody, tls) = (format!("http://{nobody}"), admin.replace("http:", "https:"));
+    let name = "name with --admin where `admin.listen` is";
+    for (url, said) in [
+        (&nobody, &["Connection refused", "start Larder there", name][..]),
+        (&door, &["does not answer as Larder's admin door does, but 404", name]),
+        (&tls, &["it does not speak TLS there; write http://"]),
+    ] {
+        for command in ["ls", "verify"] {
+            let ran = larder.run(&[command, "--admin", url]).await;
+            assert_eq!((ran.code, ran.stdout.as_str(), ran.stderr.lines().count()), (Some(1), "", 1), "{ran:?}");
+            assert!(said.iter().all(|said| ran.stderr.contains(said)), "{ran:?}");
+            let json = larder.run(&[command, "--admin", url, "--json"]).await;
+            assert_eq!((json.code, json.stderr.as_str()), (Some(1), ""), "{json:?}");
+            assert_eq!(format!("larder: {}\n", json.json()["error"].as_str().expect("a text")), ran.stderr);
+        }
+    }
+    let health = larder.run(&["healthcheck", "--admin", &nobody]).await;
+    assert!(health.code == Some(1) && health.stderr.contains("start Larder there"), "{health:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_reference_is_quoted_with_the_way_out() {
+    let larder = Larder::start("").await;
+    for (arguments, said) in [
+        (["purge", "docker.io/*"], "`docker.io/*`: a repository name is made of lower-case letters"),
+        (["purge", "hub/team/*"], "to name all of a name or repository, leave the rest out"),
+        (["pin", "Alpine"], "`Alpine`: a repository name is made of lower-case letters"),
+        (["pin", "alpine:-"], "`alpine:-`: a tag is 1 to 128 letters"),
+    ] {
+        let ran = larder.run(&arguments).await;
+        assert_eq!((ran.code, ran.stdout.as_str()), (Some(2), ""), "{ran:?}");
+        assert!(ran.stderr.contains(said), "{ran:?}");
+    }
+    // As skopeo, podman and crictl write a reference with its transport.
+    let ran = larder.run(&["purge", "docker://docker.io/library/alpine:3"]).await;
+    assert!(ran.code == Some(1) && ran.stderr.contains("nothing of `docker.io/library/alpine:3`"), "{ran:?}");
+}
+
+#[tokio::test]
+async fn a_port_that_is_taken_or_no_address_of_the_machine_is_said_with_the_key_to_set() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let taken = taken.local_addr().map(|address| (address.to_string(), taken)).expect("an address");
+    for (key, address, said) in [
+        ("LARDER_SERVER__LISTEN", taken.0.as_str(), "server.listen: cannot listen on"),
+        ("LARDER_SERVER__LISTEN", &taken.0, "another program listens there"),
+        ("LARDER_ADMIN__LISTEN", &taken.0, "admin.listen: cannot listen on"),
+        // For documentation: RFC 5737.
+        ("LARDER_SERVER__LISTEN", "192.0.2.1:5000", "no network interface of this machine has this address"),
+    ] {
+        let larder = Larder::builder().config("").env(key, address).prepare();
+        let ran = larder.run(&["serve"]).await;
+        assert!(ran.code == Some(1) && ran.stderr.contains(said), "{key} {address}: {ran:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_cannot_be_read_or_written_is_said_with_the_way_out() {
+    let larder = Larder::builder().config("").prepare();
+    fs::create_dir(larder.home().join("folder")).expect("made");
+    for (arguments, code, said) in [
+        (&["--config", "no.toml", "config", "check"][..], 2, "`larder config init -o no.toml` makes one to start from"),
+        (&["config", "check", "no.toml"], 2, "`larder config init -o no.toml` makes one to start from"),
+        (&["--config", "folder", "config", "show"], 2, "name a file in it"),
+        (&["config", "init", "-o", "folder"], 1, "name a file in it"),
+        (&["config", "init", "-o", "folder", "--force"], 1, "name a file in it"),
+        (&["config", "init", "-o", "none/new.toml"], 1, "make the folder none first"),
+        (&["ls"], 1, "start one with `larder`"),
+    ] {
+        let ran = larder.run(arguments).await;
+        assert_eq!((ran.code, ran.stdout.as_str()), (Some(code), ""), "{ran:?}");
+        assert!(ran.stderr.contains(said), "{ran:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_file_behind_the_command_is_the_configuration() {
+    let larder = Larder::builder().config("").prepare();
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::write(folder.path().join("new.toml"), "[cache]\nttl = \"7d\"").expect("written");
+    let checked = larder.run_in(folder.path(), &[], &["config", "check", "new.toml"]).await;
+    assert!(checked.code == Some(0) && checked.stdout.starts_with("new.toml: fine"), "{checked:?}");
+    let shown = larder.run_in(folder.path(), &[], &["config", "show", "new.toml"]).await;
+    assert!(shown.stdout.contains("# new.toml:2"), "{shown:?}");
+}
+
+/// What `larder` writes to a terminal, with these variables and no others: `script` (bsdutils, which each Debian has) makes
+/// a pseudo-terminal.
+fn on_a_terminal(variables: &[(&str, &str)], arguments: &str) -> String {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut script = std::process::Command::new("script");
+    let command = format!("{} {arguments}", env!("CARGO_BIN_EXE_larder"));
+    script.args(["--quiet", "--return", "--command", &command, "/dev/null"]).current_dir(folder.path());
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let ran = script.env_clear().env("PATH", path).envs(variables.iter().copied()).stdin(std::process::Stdio::null());
+    String::from_utf8_lossy(&ran.output().expect("script is installed").stdout).into_owned()
+}
+
+/// https://no-color.org: "when present and not an empty string (regardless of its value)". A terminal without colours is
+/// TERM=dumb (terminfo(5)).
+#[test]
+fn colours_are_for_terminals_and_not_where_they_are_unwanted() {
+    // Nothing can listen at an address for documentation (RFC 5737), so the start ends with a line of the log.
+    let serve = [("LARDER_SERVER__LISTEN", "192.0.2.1:1"), ("LARDER_ADMIN__LISTEN", "127.0.0.1:0")];
+    for (arguments, more, said) in
+        [("--help", &[][..], "Usage:"), ("lss", &[], "unrecognized subcommand"), ("serve", &serve, "cannot listen on")]
+    {
+        for (variables, has_colours) in [
+            (&[("TERM", "xterm")][..], true),
+            (&[("TERM", "xterm"), ("NO_COLOR", "")], true),
+            (&[("TERM", "xterm"), ("NO_COLOR", "1")], false),
+            (&[("TERM", "xterm"), ("NO_COLOR", "0")], false),
+            (&[("TERM", "dumb")], false),
+        ] {
+            let printed = on_a_terminal(&[variables, more].concat(), arguments);
+            assert!(printed.contains(said), "{arguments}: {printed}");
+            assert_eq!(printed.contains('\x1b'), has_colours, "{arguments} {variables:?}: {printed}");
+        }
+        let piped = on_a_terminal(&[&[("TERM", "xterm")], more].concat(), &format!("{arguments} 2>&1 | cat"));
+        assert!(piped.contains(said) && !piped.contains('\x1b'), "{arguments}: {piped}");
+    }
+}

@@ -56,7 +56,8 @@ impl Doors {
         let mut new = Vec::new();
         for &address in listen.iter().filter(|address| self.0.iter().all(|(open, _)| open != *address)) {
             let is_own = self.0.iter().any(|(open, _)| open.port() == address.port());
-            let fail = |source| DoorError { address, source, hint: if is_own { OWN } else { "" } };
+            let fail =
+                |source| DoorError { address, hint: if is_own { OWN } else { sockets::remedy(&source) }, source };
             let listener = sockets::listen(address, listen).map_err(fail)?;
             new.push((address, listener));
         }

@@ -1,14 +1,14 @@
 //! `larder config check`, `show` and `convert`: what a configuration says, before it is used.
 
 use std::fs::OpenOptions;
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
 use super::error::CommandError;
-use super::output::{complain, print, print_json};
+use super::output::{cannot_write, complain, print, print_json};
 use crate::config::{self, ConfigErrors, Loaded, Sources};
 use crate::convert::{self, Kind};
 use crate::text::printable;
@@ -25,7 +25,7 @@ enum What {
     #[command(after_help = "Example:\n  larder config init -o larder.toml")]
     Init(Init),
     /// Read the configuration as `serve` does and say whether it can be used
-    #[command(after_help = "Examples:\n  larder config check\n  larder --config new.toml config check")]
+    #[command(after_help = "Examples:\n  larder config check\n  larder config check new.toml")]
     Check(Output),
     /// Print the configuration in effect: every key with its value and where it comes from
     #[command(after_help = "Examples:\n  larder config show\n  larder config show --json | jq .cache")]
@@ -37,6 +37,9 @@ enum What {
 
 #[derive(Debug, clap::Args)]
 struct Output {
+    /// Configuration files, as with --config
+    #[arg(value_name = "FILE")]
+    files: Vec<PathBuf>,
     /// Print JSON instead of text
     #[arg(long)]
     json: bool,
@@ -90,11 +93,11 @@ struct Checked {
 
 /// Runs `larder config`.
 pub fn run(files: &[PathBuf], arguments: &Config) -> Result<(), CommandError> {
-    let sources = Sources::new(files, config::environment());
+    let sources = |more: &[PathBuf]| Sources::new(&[files, more].concat(), config::environment());
     match &arguments.what {
         What::Init(arguments) => init(arguments),
-        What::Check(output) => check(&sources, output.json),
-        What::Show(output) => show(&sources, output.json),
+        What::Check(output) => check(&sources(&output.files), output.json),
+        What::Show(output) => show(&sources(&output.files), output.json),
         What::Convert(arguments) => convert(arguments),
     }
 }
@@ -117,11 +120,10 @@ fn init(arguments: &Init) -> Result<(), CommandError> {
         return print(STARTER);
     };
     match arguments.force {
-        true => std::fs::write(file, STARTER)
-            .map_err(|error| CommandError::Failed(format!("cannot write {}: {error}", file.display())))?,
+        true => std::fs::write(file, STARTER).map_err(|error| cannot_write(file, &error))?,
         false => write_new(file, STARTER, "write over it with --force")?,
     }
-    print(&format!("{} is written; check your changes with: larder --config {0} config check\n", file.display()))
+    print(&format!("{} is written; check your changes with: larder config check {0}\n", file.display()))
 }
 
 fn wrong(error: &ConfigErrors) -> CommandError {
@@ -188,8 +190,9 @@ fn write_new(path: &Path, text: &str, instead: &str) -> Result<(), CommandError>
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
     let written = file.and_then(|mut file| file.write_all(text.as_bytes()));
     written.map_err(|error| match error.kind() {
-        std::io::ErrorKind::AlreadyExists => CommandError::Usage(format!("{} exists; {instead}", path.display())),
-        _ => CommandError::Failed(format!("cannot write {}: {error}", path.display())),
+        io::ErrorKind::AlreadyExists if path.is_dir() => cannot_write(path, &io::ErrorKind::IsADirectory.into()),
+        io::ErrorKind::AlreadyExists => CommandError::Usage(format!("{} exists; {instead}", path.display())),
+        _ => cannot_write(path, &error),
     })
 }
 

@@ -15,13 +15,13 @@ use url::Url;
 
 use super::error::CommandError;
 use crate::cache::{Cache, OpenError};
-use crate::config::{self, Config};
+use crate::config::{self, ClientTls, Config};
 use crate::observe::Metrics;
 use crate::ops::{self, Images, Named, PinDone, PurgeDone};
 use crate::routing::{OwnNames, Routing};
 use crate::upkeep::scrub::Report;
 use crate::upstream::Clients;
-use crate::web::dial;
+use crate::web::{dial, tls};
 
 /// Longest time to connect to the API.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -36,6 +36,9 @@ const LOOK: Duration = Duration::from_secs(2);
 const HEALTH: Duration = Duration::from_secs(10);
 /// The variable that names the admin door of a running instance.
 const VARIABLE: &str = "LARDER_ADMIN";
+
+/// What to do if something else is at the address than an admin door.
+const NAME_THE_DOOR: &str = "name with --admin where `admin.listen` is, by default http://127.0.0.1:17081";
 
 /// Where a cache is to be found.
 #[derive(Debug, clap::Args)]
@@ -116,7 +119,7 @@ impl Instance {
             _ => {
                 let tried: Vec<_> = config.admin.listen.iter().map(ToString::to_string).collect();
                 let message = format!(
-                    "no instance runs at {}, and there is no cache in {}; name the configuration with --config, or a running instance with --admin",
+                    "no instance runs at {}, and there is no cache in {}; start one with `larder`, name its configuration with --config, or a running instance with --admin",
                     tried.join(" or "),
                     dir.display()
                 );
@@ -310,9 +313,9 @@ pub struct Api {
 
 impl Api {
     fn new(base: Url) -> Result<Self, CommandError> {
-        // Another part of the process may have set a provider before; any provider will do.
-        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let client = dial::plain_client(CONNECT).redirect(Policy::default()).read_timeout(ANSWER).build();
+        let tls = tls::client_config(&ClientTls::default());
+        let tls = tls.map_err(|error| CommandError::Failed(error.to_string()))?;
+        let client = dial::client(tls, CONNECT).redirect(Policy::default()).read_timeout(ANSWER).build();
         let client = client.map_err(|error| CommandError::Failed(error.to_string()))?;
         Ok(Self { client, base })
     }
@@ -356,14 +359,8 @@ impl Api {
         if !parameters.is_empty() {
             url.query_pairs_mut().extend_pairs(parameters);
         }
-        let answer = self.client.request(method, url).send().await.map_err(|error| {
-            // The innermost cause is the one that a person can act on.
-            let mut cause: &dyn std::error::Error = &error;
-            while let Some(inner) = cause.source() {
-                cause = inner;
-            }
-            unreachable(&cause)
-        })?;
+        let answer = self.client.request(method, url).send().await;
+        let answer = answer.map_err(|error| unreachable(&self.why(&error)))?;
         if answer.status().is_success() {
             return Ok(answer);
         }
@@ -371,7 +368,9 @@ impl Api {
         let body = answer.text().await.unwrap_or_default();
         let said = serde_json::from_str::<serde_json::Value>(&body).ok();
         let said = said.and_then(|said| Some(said.get("error")?.as_str()?.to_owned()));
-        let said = said.unwrap_or_else(|| format!("{} answered {status}", self.shown()));
+        let said = said.unwrap_or_else(|| {
+            format!("{} does not answer as Larder's admin door does, but {status}; {NAME_THE_DOOR}", self.shown())
+        });
         // The API's status for a wrong reference.
         let is_usage = status.as_u16() == 400;
         Err(if is_usage { CommandError::Usage(said) } else { CommandError::Failed(said) })
@@ -427,6 +426,28 @@ impl Api {
     fn shown(&self) -> String {
         let port = self.base.port().map_or_else(String::new, |port| format!(":{port}"));
         format!("{}://{}{port}/", self.base.scheme(), self.base.host_str().unwrap_or_default())
+    }
+
+    /// Says why there was no answer, and what to do.
+    fn why(&self, error: &(dyn std::error::Error + 'static)) -> String {
+        let (mut cause, mut is_refused) = (error, false);
+        // The innermost cause is the one that a person can act on.
+        loop {
+            let io = cause.downcast_ref::<std::io::Error>();
+            is_refused |= io.is_some_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused);
+            // An error in an I/O error is not its source.
+            let inner =
+                io.and_then(std::io::Error::get_ref).map(|inner| -> &(dyn std::error::Error + 'static) { inner });
+            let Some(inner) = inner.or_else(|| cause.source()) else { break };
+            cause = inner;
+        }
+        match cause.downcast_ref() {
+            Some(rustls::Error::InvalidMessage(_)) => {
+                "it does not speak TLS there; write http:// in place of https://".to_owned()
+            }
+            _ if is_refused => format!("{cause}; start Larder there, or {NAME_THE_DOOR}"),
+            _ => cause.to_string(),
+        }
     }
 
     fn strange(&self, error: &dyn std::fmt::Display) -> CommandError {

@@ -6,7 +6,7 @@ use serde::de::{self, DeserializeSeed, IntoDeserializer, Visitor};
 use serde::forward_to_deserialize_any;
 
 use super::environment;
-use super::error::{ConfigError, nearest};
+use super::error::ConfigError;
 use super::hint;
 use super::key_path::{KeyPath, Step};
 use super::shapes::{ADDRESSES, FILE, FILES, HOOK, PROGRAM, SECRET, with_port};
@@ -87,10 +87,7 @@ impl<'a> Located<'a> {
             }
             _ => None,
         };
-        let hint = unquoted.unwrap_or_else(|| match nearest(key, fields.iter().copied()) {
-            Some(name) => format!("did you mean `{}`?", self.path.key(name)),
-            None => format!("there are `{}`", fields.join("`, `")),
-        });
+        let hint = unquoted.unwrap_or_else(|| hint::unknown(&self.path, key, fields));
         Error::Placed(Box::new(ConfigError::UnknownKey { origin: node.origin.clone(), key: self.path.key(key), hint }))
     }
 }
@@ -290,7 +287,8 @@ impl Located<'_> {
             Value::Table(_) => "a table",
             Value::LeftOut => "nothing",
         };
-        self.wrong(format!("{wanted} is needed here, not {is}"))
+        let hint = hint::about_shape(&self.path, self.node, wanted).map(|hint| format!("; {hint}"));
+        self.wrong(format!("{wanted} is needed here, not {is}{}", hint.unwrap_or_default()))
     }
 
     fn wrong(self, message: String) -> Error {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::key_path::KeyPath;
 use super::origin::Provenance;
@@ -10,7 +10,7 @@ use super::origin::Provenance;
 /// A mistake in a configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    #[error("{}: cannot read the configuration file: {source}", path.display())]
+    #[error("{}: cannot read the configuration file: {source}{}", path.display(), remedy(path, source))]
     Unreadable { path: PathBuf, source: io::Error },
     #[error("{origin}: not valid TOML: {message}")]
     Syntax { origin: Provenance, message: String },
@@ -18,6 +18,20 @@ pub enum ConfigError {
     UnknownKey { origin: Provenance, key: KeyPath, hint: String },
     #[error("{origin}: `{key}`: {message}")]
     Invalid { origin: Provenance, key: KeyPath, message: String },
+}
+
+/// Returns what to do about a configuration file that cannot be read.
+fn remedy(path: &Path, error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::NotFound => {
+            format!("; `larder config init -o {}` makes one to start from", path.display())
+        }
+        io::ErrorKind::IsADirectory => "; name a file in it".to_owned(),
+        io::ErrorKind::PermissionDenied => {
+            "; make it readable for the user that runs this, or run it as root".to_owned()
+        }
+        _ => String::new(),
+    }
 }
 
 impl ConfigError {

@@ -16,6 +16,11 @@ pub enum Step {
 }
 
 impl KeyPath {
+    /// Makes a path of its steps.
+    pub fn of(steps: &[Step]) -> Self {
+        Self(steps.to_vec())
+    }
+
     /// Returns the path of a key in the table at this path.
     pub fn key(&self, key: &str) -> Self {
         self.with(Step::Key(key.to_owned()))

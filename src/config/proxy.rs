@@ -3,6 +3,7 @@
 use url::{Host, Url};
 
 use super::secret::Secret;
+use super::shapes::why_no_url;
 
 /// How an upstream is reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,7 +76,7 @@ impl Proxy {
 fn check_url(text: &str) -> Result<(), String> {
     let example = "write for example \"http://proxy.example.com:3128\", or \"none\"";
     // Many people write `host:port`; the URL standard reads that host as a scheme.
-    let url = Url::parse(text).map_err(|error| format!("this is no URL ({error}); {example}"))?;
+    let url = Url::parse(text).map_err(|error| format!("this is no URL ({}); {example}", why_no_url(error)))?;
     if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
         return Err(format!("this does not begin with http:// or https:// and a host; {example}"));
     }

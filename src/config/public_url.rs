@@ -7,6 +7,7 @@ use url::Url;
 use super::check::Check;
 use super::error::ConfigError;
 use super::raw;
+use super::shapes::why_no_url;
 
 /// A shorter time would end connections between two requests of one pull.
 const SHORTEST: Duration = Duration::from_secs(1);
@@ -32,7 +33,7 @@ pub fn check(check: &Check<'_>, server: &raw::Server) -> Result<Option<String>, 
 
 fn read(text: &str) -> Result<String, String> {
     let example = "write for example \"https://mirror.example.com\"";
-    let url = Url::parse(text).map_err(|error| format!("`{text}` is no URL ({error}); {example}"))?;
+    let url = Url::parse(text).map_err(|error| format!("`{text}` is no URL ({}); {example}", why_no_url(error)))?;
     if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
         return Err(format!("`{text}` is no URL of http or https; {example}"));
     }

@@ -230,7 +230,7 @@ fn check_one(
 ) -> Result<Repository, ConfigError> {
     let invalid = |key: &str, message: String| check.invalid(&["repository", &prefix, key], message);
     if !is_prefix(&prefix) {
-        let message = "a repository's key is the first part of image names, such as docker.io or team/images";
+        let message = "a repository's key is the first part of image names, such as docker.io or team/images, in lower case and without https://";
         return Err(check.invalid(&["repository", &prefix], message));
     }
     if written.upstream.is_empty() {

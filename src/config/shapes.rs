@@ -106,12 +106,32 @@ impl<'de> Deserialize<'de> for Addresses {
 }
 
 fn address(text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|_| match text.trim_start_matches([':', '*']).parse::<u16>() {
-        Ok(port) => format!("`{text}` is a port without an address; write {}", with_port(port)),
-        Err(_) => {
-            format!("`{text}` is no address with a port; write for example \"127.0.0.1:5000\" or \"[::]:5000\"")
+    text.parse().map_err(|_| why_no_address(text))
+}
+
+/// Says what is wrong with a text that is no address with a port, and what to write.
+fn why_no_address(text: &str) -> String {
+    if let Ok(port) = text.trim_start_matches([':', '*']).parse::<u16>() {
+        return format!("`{text}` is a port without an address; write {}", with_port(port));
+    }
+    if text.parse::<std::net::Ipv4Addr>().is_ok() {
+        return format!("`{text}` has no port; write for example \"{text}:5000\"");
+    }
+    let (host, port) = match text.rsplit_once(':') {
+        Some((host, port)) if !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()) => (host, port),
+        _ => {
+            return format!(
+                "`{text}` is no address with a port; write for example \"127.0.0.1:5000\" or \"[::]:5000\""
+            );
         }
-    })
+    };
+    if port.parse::<u16>().is_err() {
+        return format!("`{text}` has no valid port; the highest is 65535");
+    }
+    if host.contains("://") || host.contains(':') {
+        return format!("`{text}` is no address with a port; write {}", with_port(port));
+    }
+    format!("`{text}` begins with a name, and an address is needed; write {}", with_port(port))
 }
 
 /// Returns how to listen on a port, for a message.
@@ -119,6 +139,14 @@ pub fn with_port(port: impl std::fmt::Display) -> String {
     format!(
         "\"127.0.0.1:{port}\" for this machine alone, \"0.0.0.0:{port}\" for all of IPv4, \"[::]:{port}\" for IPv6 too"
     )
+}
+
+/// Says why a text is no URL. The library's words for a missing scheme are about relative URLs.
+pub fn why_no_url(error: url::ParseError) -> String {
+    match error {
+        url::ParseError::RelativeUrlWithoutBase => "it does not begin with https://".to_owned(),
+        other => other.to_string(),
+    }
 }
 
 /// A single value or a list of values.

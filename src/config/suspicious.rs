@@ -5,13 +5,16 @@ use std::net::{IpAddr, SocketAddr};
 use url::{Host, Url};
 
 use super::auth::Allow;
+use super::built_in::BUILT_IN;
 use super::check::Check;
 use super::error::nearest;
-use super::{Config, Htpasswd};
+use super::{Amount, Config, Htpasswd};
 
 /// Warns of everything in a configuration that is hardly meant.
 pub fn warn(check: &Check<'_>, config: &Config) {
     warn_of_ourselves(check, config);
+    warn_of_misspelt_registries(check, config);
+    warn_of_a_cache_without_room(check, config);
     let Some(htpasswd) = &config.auth.htpasswd else {
         return;
     };
@@ -36,6 +39,29 @@ fn warn_of_strangers(check: &Check<'_>, key: &[&str], allow: &[Allow], htpasswd:
             None => "add one with `htpasswd -B`".to_owned(),
         };
         check.warn(key, format!("`user:{name}`: the file of auth.htpasswd has no such user; {hint}"));
+    }
+}
+
+/// Warns of a repository that is one letter away from a registry which Larder knows, and asks the host of its own name.
+fn warn_of_misspelt_registries(check: &Check<'_>, config: &Config) {
+    for repository in &config.repositories {
+        let prefix = repository.prefix.as_str();
+        let asks_itself = repository.upstreams.iter().all(|upstream| upstream.url.origin.host_str() == Some(prefix));
+        let known = || BUILT_IN.iter().map(|(known, ..)| *known);
+        if !asks_itself || known().any(|known| known == prefix) {
+            continue;
+        }
+        if let Some(meant) = known().find(|known| strsim::osa_distance(known, prefix) == 1) {
+            check.warn(&["repository", prefix], format!("did you mean [repository.\"{meant}\"]?"));
+        }
+    }
+}
+
+/// A number without a unit is a number of bytes, and was more likely meant as gigabytes.
+fn warn_of_a_cache_without_room(check: &Check<'_>, config: &Config) {
+    if let Amount::Bytes(bytes @ ..1024) = config.cache.max_size {
+        let message = format!("{bytes} bytes hold no image; with a unit it is for example \"{bytes}GiB\"");
+        check.warn(&["cache", "max_size"], message);
     }
 }
 

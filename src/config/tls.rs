@@ -49,6 +49,9 @@ pub fn check(check: &Check<'_>, written: raw::ServerTls, proxies: &Proxies) -> R
         let message = "it is missing; write for example certificate = \"fullchain.pem\", and take [server.tls] out for plain HTTP";
         return Err(invalid("certificate", message.to_owned()));
     }
+    if keys.is_empty() && acme.is_none() {
+        return Err(invalid("private_key", "it is missing; write for example private_key = \"key.pem\"".to_owned()));
+    }
     if chains.len() != keys.len() {
         let message = format!("there are {} for {} certificates; each needs its own", keys.len(), chains.len());
         return Err(invalid("private_key", message));

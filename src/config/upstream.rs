@@ -16,6 +16,7 @@ use super::pem;
 use super::proxy::{Proxies, Proxy};
 use super::raw;
 use super::secret::Secret;
+use super::shapes::why_no_url;
 
 /// One upstream registry. Two equal ones are asked in the same way.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -325,11 +326,17 @@ impl UpstreamUrl {
         }
         // There may be a password before an `@`, and a token after a `?`.
         let shown = if text.contains(['@', '?']) { "this".to_owned() } else { format!("`{text}`") };
-        let mut url = Url::parse(text).map_err(|error| {
-            format!("{shown} is no URL ({error}); write for example \"https://registry-1.docker.io\"")
-        })?;
+        // Without a scheme it is a host, which the URL standard reads as a scheme if there is a port behind it.
+        let example = match Url::parse(&format!("https://{text}")) {
+            Ok(url) if shown != "this" && !text.contains("://") && url.has_host() => format!("https://{text}"),
+            _ => "https://registry-1.docker.io".to_owned(),
+        };
+        let mut url = Url::parse(text)
+            .map_err(|error| format!("{shown} is no URL ({}); write for example \"{example}\"", why_no_url(error)))?;
         if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
-            return Err(format!("{shown} does not begin with https:// or http:// and a host"));
+            return Err(format!(
+                "{shown} does not begin with https:// or http:// and a host; write for example \"{example}\""
+            ));
         }
         if !url.username().is_empty() || url.password().is_some() {
             return Err("a user name and password do not belong in the URL; use `username` and `password`".to_owned());

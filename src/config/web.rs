@@ -8,6 +8,7 @@ use url::Url;
 use super::check::Check;
 use super::pem;
 use super::proxy::{Proxies, is_loopback};
+use super::shapes::why_no_url;
 
 /// How Larder reaches one server.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -29,7 +30,8 @@ impl WebAccess {
 
 /// Reads the URL of a server whose statements are trusted, which therefore has to be asked over TLS or on this machine.
 pub fn trusted_url(text: &str, example: &str) -> Result<Url, String> {
-    let url = Url::parse(text).map_err(|error| format!("this is no URL ({error}); write for example {example}"))?;
+    let url = Url::parse(text)
+        .map_err(|error| format!("this is no URL ({}); write for example {example}", why_no_url(error)))?;
     if !url.username().is_empty() || url.password().is_some() {
         return Err("there is a user name or password in it, which is not sent; take it out".to_owned());
     }

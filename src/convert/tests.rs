@@ -425,7 +425,7 @@ fn what_cannot_be_converted_says_why() {
         (
             "x.yaml",
             manifest("url: 'ftp://x'", "x"),
-            "x.yaml: what it says cannot be a configuration of Larder. The result would be wrong at larder.toml:12: `repository.upstream.upstream[0].url`: `ftp://x` does not begin with https:// or http:// and a host",
+            "x.yaml: what it says cannot be a configuration of Larder. The result would be wrong at larder.toml:12: `repository.upstream.upstream[0].url`: `ftp://x` does not begin with https:// or http:// and a host; write for example \"https://registry-1.docker.io\"",
         ),
         ("x.toml", "[repository.x]".to_owned(), "no repository in it has an upstream, so there is nothing to convert"),
         (

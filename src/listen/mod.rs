@@ -45,7 +45,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Why a door could not be opened.
 #[derive(Debug, thiserror::Error)]
-#[error("{table}.listen: cannot listen on {address}: {source}")]
+#[error("{table}.listen: cannot listen on {address}: {source}{}", sockets::remedy(source))]
 pub struct BindError {
     /// The table of the configuration.
     table: &'static str,

@@ -80,7 +80,9 @@ impl Log {
     }
 }
 
-/// Returns whether the user wants colours: `NO_COLOR` says that they do not (no-color.org).
+/// Returns whether the user wants colours, and the terminal has them: `NO_COLOR` with any text says that they do not
+/// (no-color.org), `TERM=dumb` that it has none. Help and wrong arguments, which clap prints, follow the same rules.
 fn wants_colours() -> bool {
-    std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+    let is_wanted = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    is_wanted && std::env::var_os("TERM").is_none_or(|terminal| terminal != "dumb")
 }

@@ -11,6 +11,7 @@ use crate::index::{ImageName, Purge};
 use crate::observe::Metrics;
 use crate::oci::Reference;
 use crate::routing::{Asked, OwnNames, Routing, RoutingError, Target};
+use crate::text::one_line;
 use crate::upkeep::scrub::Report;
 use crate::{clock, descriptors};
 
@@ -32,15 +33,6 @@ pub enum OpsError {
     Busy,
     #[error(transparent)]
     Failed(Failure),
-}
-
-impl From<RoutingError> for OpsError {
-    fn from(error: RoutingError) -> Self {
-        match error {
-            RoutingError::InvalidName(error) => Self::Wrong(error.to_string()),
-            unknown => Self::Unknown(unknown),
-        }
-    }
 }
 
 impl From<Failure> for OpsError {
@@ -179,7 +171,7 @@ fn what_to_purge(named: &Named<'_>, text: &str) -> Result<Purge, OpsError> {
         return Ok(Purge::Repository(text.to_owned()));
     }
     let (path, reference) = split(text)?;
-    let (repository, name) = routing.locate(path)?;
+    let (repository, name) = routing.locate(path).map_err(|error| unrouted(text, error))?;
     let name = name.to_string();
     Ok(match reference {
         Some(reference) => Purge::Reference { repository, name, reference },
@@ -218,9 +210,9 @@ pub async fn set_pin(named: &Named<'_>, text: &str, is_pinned: bool) -> Result<P
         return Err(OpsError::Wrong(format!("`{path}` is a whole repository; name an image of it, or use its `pin`")));
     }
     if is_pinned {
-        routing.expects(path)?;
+        routing.expects(path).map_err(|error| unrouted(text, error))?;
     }
-    let (repository, name) = routing.locate(path)?;
+    let (repository, name) = routing.locate(path).map_err(|error| unrouted(text, error))?;
     let latest = || "latest".parse().map(Reference::Tag).map_err(|_| OpsError::Wrong("no tag".to_owned()));
     let reference = reference.map_or_else(latest, Ok)?;
     let image = ImageName { repository, name: name.to_string(), reference };
@@ -285,6 +277,23 @@ fn written(image: &ImageName) -> String {
     format!("{repository}/{name}{sign}{reference}")
 }
 
+/// Returns the error that no repository is for what a person wrote, or that it is no name.
+fn unrouted(text: &str, error: RoutingError) -> OpsError {
+    match error {
+        RoutingError::InvalidName(error) => wrong(text, &error),
+        unknown => OpsError::Unknown(unknown),
+    }
+}
+
+/// Says of what a person wrote why it is no reference.
+fn wrong(text: &str, error: &dyn std::fmt::Display) -> OpsError {
+    let remedy = match text.contains('*') {
+        true => "; to name all of a name or repository, leave the rest out",
+        false => "",
+    };
+    OpsError::Wrong(format!("`{}`: {error}{remedy}", one_line(text)))
+}
+
 /// Splits `NAME`, `NAME:TAG` or `NAME@DIGEST` into name and reference. A tag before a digest is ignored.
 fn split(text: &str) -> Result<(&str, Option<Reference>), OpsError> {
     let (named, digest) = match text.split_once('@') {
@@ -297,7 +306,7 @@ fn split(text: &str) -> Result<(&str, Option<Reference>), OpsError> {
         None => (named, None),
     };
     let reference = digest.or(tag).map(str::parse::<Reference>).transpose();
-    Ok((path, reference.map_err(|error| OpsError::Wrong(error.to_string()))?))
+    Ok((path, reference.map_err(|error| wrong(text, &error))?))
 }
 
 #[cfg(test)]

@@ -32,7 +32,7 @@ impl OwnNames {
 
     /// Returns a reference without the address or name of this cache at its beginning.
     pub fn without<'a>(&self, reference: &'a str) -> &'a str {
-        let scheme = ["http://", "https://"].iter().find_map(|scheme| reference.strip_prefix(scheme));
+        let scheme = ["http://", "https://", "docker://"].iter().find_map(|scheme| reference.strip_prefix(scheme));
         let reference = scheme.unwrap_or(reference);
         match reference.split_once('/') {
             Some((host, rest)) if self.have(host) => rest,
@@ -81,6 +81,7 @@ mod tests {
             "[::1]:5000",
             "192.0.2.1",
             "http://127.0.0.1:5000",
+            "docker://127.0.0.1:5000",
             "mirror.lan",
             "Mirror.LAN:5000",
             "a.corp.example:5000",

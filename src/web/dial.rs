@@ -8,16 +8,14 @@ use reqwest::ClientBuilder;
 
 use crate::config::Proxies;
 
-/// Begins an HTTP client that verifies servers by `tls`. `connect`: how long opening a connection may take.
+/// Begins an HTTP client that verifies servers by `tls`. (By default the HTTP library takes the system's roots, and makes
+/// no client where there are none, as in an empty container.) `connect`: how long opening a connection may take. The
+/// client follows no redirect: its caller judges where a redirect leads. It sends no `Referer`, and uses no proxy but those
+/// of [`through`]. If a name has addresses of both families and the first does not answer within 300 ms, it tries the other
+/// family (Happy Eyeballs, RFC 8305).
 pub fn client(tls: rustls::ClientConfig, connect: Duration) -> ClientBuilder {
-    plain_client(connect).tls_backend_preconfigured(tls)
-}
-
-/// Begins an HTTP client, with TLS as the HTTP library has it by default. It follows no redirect: its caller judges where a
-/// redirect leads. It sends no `Referer`, and uses no proxy but those of [`through`]. If a name has addresses of both
-/// families and the first does not answer within 300 ms, it tries the other family (Happy Eyeballs, RFC 8305).
-pub fn plain_client(connect: Duration) -> ClientBuilder {
     reqwest::Client::builder()
+        .tls_backend_preconfigured(tls)
         .redirect(reqwest::redirect::Policy::none())
         .referer(false)
         .no_proxy()

@@ -52,7 +52,7 @@ fn the_door() {
         ),
         (
             "[server.tls]\ncertificate = \"/nowhere/a.pem\"\nprivate_key = \"/nowhere/a.key\"".to_owned(),
-            "2: `server.tls.certificate`: cannot read certificates from /nowhere/a.pem: I/O error: No such file or directory (os error 2)",
+            "2: `server.tls.certificate`: cannot read certificates from /nowhere/a.pem: No such file or directory (os error 2)",
         ),
         (
             "[server.tls]\nclient_auth = \"maybe\"".to_owned(),
@@ -81,7 +81,7 @@ fn issuers_of_tokens() {
         ),
         (
             issuer("audience = \"larder\"\njwks_uri = \"keys\""),
-            "4: `auth.oidc.ci.jwks_uri`: this is no URL (relative URL without a base); write for example \"https://issuer.example/jwks\"",
+            "4: `auth.oidc.ci.jwks_uri`: this is no URL (it does not begin with https://); write for example \"https://issuer.example/jwks\"",
         ),
         (
             oidc("issuer = \"https://me:geheim@ci.example\"\naudience = \"larder\""),
@@ -93,7 +93,7 @@ fn issuers_of_tokens() {
         ),
         (
             issuer("audience = \"larder\"\nserver_ca_bundle = \"/nowhere/ca.pem\""),
-            "4: `auth.oidc.ci.server_ca_bundle`: cannot read certificates from /nowhere/ca.pem: I/O error: No such file or directory (os error 2)",
+            "4: `auth.oidc.ci.server_ca_bundle`: cannot read certificates from /nowhere/ca.pem: No such file or directory (os error 2)",
         ),
         (
             whole.clone() + &whole.replace("oidc.ci", "oidc.other"),
