@@ -87,7 +87,7 @@ async fn a_fresh_a_kept_and_a_shared_copy_say_so() {
     assert!(ttl.is_some_and(|ttl| (3000..=3600).contains(&ttl.parse::<u64>().expect("seconds"))), "{status}");
 
     let digest = &image.layer_digests()[0];
-    let gate = hub.gate(On::storage(), 1000);
+    let gate = hub.gate(On::blob().get(), 1000);
     let url = larder.blob_url("fresh/team/app", digest);
     let (mut first, mut second) = (open(&url).await, open(&url).await);
     assert_eq!((first.read_exact(100).await.len(), second.read_exact(100).await.len()), (100, 100));

@@ -126,12 +126,12 @@ async fn serve(
         "ready"
     );
 
+    services.tell_configuration(files.told);
     let (stop, stopped) = channel::channel(None);
     let upkeep = tokio::spawn(services.cache.clone().look_after());
     let doors = doors.serve(&config.server, &services, &stopped);
     let current = Arc::new(Mutex::new(config));
-    let Files { sources, begun_with, watch, told } = files;
-    services.tell_configuration(told);
+    let Files { sources, begun_with, watch, .. } = files;
     let keeping = tokio::spawn(certificates.clone().run(stopped));
     let reach = Reached { services: services.clone(), tls, certificates, log, doors: addresses };
     let reload = Reload::new(sources, begun_with, reach, current.clone());

@@ -246,7 +246,7 @@ pub fn located(routing: &Routing, own: &OwnNames, text: &str) -> Result<Located,
         Reference::Tag(tag) => Some(tag.as_str()),
         Reference::Digest(_) => None,
     };
-    let target = routing.route(Asked { path, tag, ..Asked::default() })?;
+    let target = routing.route(Asked { path, tag, ..Asked::default() }).map_err(|error| unrouted(text, error))?;
     Ok(Located { target, reference })
 }
 
