@@ -24,6 +24,7 @@ mod consent;
 mod credentials;
 mod damage;
 mod delivery;
+mod described;
 mod disk_bound;
 mod file_modes;
 mod full_disk;

@@ -14,6 +14,7 @@ use super::door::Person;
 use super::pages::only_parameter;
 use super::problem::{ErrorBody, Problem};
 use super::pulls::PullEntry;
+use super::reference::ImageReference;
 use super::time::rfc3339;
 use super::upstreams::{self, UpstreamEntry};
 use crate::config::Limit;
@@ -84,7 +85,7 @@ pub struct Refreshed {
 ///
 /// Asks no upstream.
 #[utoipa::path(get, path = "/api/explain", tag = "pulls",
-    params(("reference" = String, Query, description = "an image as in `docker pull`")),
+    params(("reference" = ImageReference, Query, description = "an image as in `docker pull`")),
     responses((status = 200, body = Explanation), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody)))]
 pub async fn show(
     State(services): State<Arc<Services>>,
@@ -99,7 +100,7 @@ pub async fn show(
 ///
 /// Whatever its age; a newer manifest is fetched.
 #[utoipa::path(post, path = "/api/refresh", tag = "cache",
-    params(("reference" = String, Query, description = "an image as in `docker pull`")),
+    params(("reference" = ImageReference, Query, description = "an image as in `docker pull`")),
     responses((status = 200, body = Refreshed), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody),
         (status = 502, body = ErrorBody)))]
 pub async fn refresh(

@@ -10,6 +10,7 @@ mod metrics;
 mod pages;
 mod problem;
 pub mod pulls;
+mod reference;
 pub mod stats;
 mod time;
 mod upstreams;

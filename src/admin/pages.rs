@@ -17,6 +17,7 @@ use utoipa::IntoParams;
 
 use super::door::Person;
 use super::problem::{ErrorBody, Problem};
+use super::reference::ImageReference;
 use crate::clock::Instant;
 use crate::ops::{self, Images, Named, OpsError, PinDone, Pins, PurgeDone};
 use crate::services::Services;
@@ -72,8 +73,8 @@ pub async fn images(State(services): State<Arc<Services>>, page: QueryOf<Page>) 
 ///
 /// Everything, or what `reference` or `repository` names.
 #[utoipa::path(delete, path = "/api/cache", tag = "cache",
-    params(("reference" = Option<String>, Query, description = "a name, `NAME:TAG` or `NAME@DIGEST`"),
-        ("repository" = Option<String>, Query, description = "the prefix of a repository")),
+    params(("reference" = Option<ImageReference>, Query, description = "a name, `NAME:TAG` or `NAME@DIGEST`"),
+        ("repository" = Option<ImageReference>, Query, description = "the prefix of a repository")),
     responses((status = 200, body = PurgeDone), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody)))]
 pub async fn purge(
     State(services): State<Arc<Services>>,
@@ -101,7 +102,7 @@ pub async fn pins(State(services): State<Arc<Services>>) -> Result<Json<Pins>, P
 /// Pin an image
 ///
 /// It is never evicted. It need not be cached yet.
-#[utoipa::path(put, path = "/api/pins", tag = "cache", params(("reference" = String, Query, description = "`NAME:TAG` or `NAME@DIGEST`")),
+#[utoipa::path(put, path = "/api/pins", tag = "cache", params(("reference" = ImageReference, Query, description = "`NAME:TAG` or `NAME@DIGEST`")),
     responses((status = 200, body = PinDone), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody)))]
 pub async fn pin(
     State(services): State<Arc<Services>>,
@@ -112,7 +113,7 @@ pub async fn pin(
 }
 
 /// Take a pin away
-#[utoipa::path(delete, path = "/api/pins", tag = "cache", params(("reference" = String, Query, description = "`NAME:TAG` or `NAME@DIGEST`")),
+#[utoipa::path(delete, path = "/api/pins", tag = "cache", params(("reference" = ImageReference, Query, description = "`NAME:TAG` or `NAME@DIGEST`")),
     responses((status = 200, body = PinDone), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody)))]
 pub async fn unpin(
     State(services): State<Arc<Services>>,

@@ -32,6 +32,7 @@ pub struct Wanted {
     /// A part of the reference, the path, the client, the user, the user agent or the reason's word.
     q: Option<String>,
     /// Only pulls with a smaller `id`: the `next` of the page before.
+    #[param(minimum = 0, maximum = 9_223_372_036_854_775_807_i64)]
     before: Option<u64>,
     /// How many, at most 1,000.
     #[param(minimum = 1, maximum = 1000)]
@@ -135,6 +136,10 @@ fn list(services: &Services, wanted: Wanted) -> Result<PullList, Problem> {
     let Wanted { status, repository, q, before, n } = wanted;
     let n = usize::try_from(n).ok().filter(|n| (1..=MAX_PAGE).contains(n));
     let n = n.ok_or_else(|| Problem::new(StatusCode::BAD_REQUEST, "`n` is a number from 1 to 1000"))?;
+    // The largest number that readers of the description know as int64.
+    if before.is_some_and(|before| i64::try_from(before).is_err()) {
+        return Err(Problem::new(StatusCode::BAD_REQUEST, "`before` is the `next` of another page"));
+    }
     let some = |text: Option<String>| text.filter(|text| !text.is_empty());
     let filter = Filter { status: some(status), repository: some(repository), q: some(q), before };
     let pulls = services.metrics.pulls.list(&filter, n + 1);
