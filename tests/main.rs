@@ -60,6 +60,7 @@ mod same_pull;
 mod secrets;
 mod service;
 mod serving;
+mod setup;
 mod shares;
 mod slow_disk;
 mod sources;

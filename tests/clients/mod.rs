@@ -21,6 +21,7 @@ mod podman;
 mod process;
 mod pulls;
 mod registry;
+mod set_up;
 mod skopeo;
 mod storage;
 mod through_proxy;

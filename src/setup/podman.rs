@@ -1,0 +1,96 @@
+//! Podman, Buildah, skopeo and CRI-O: a file in `registries.conf.d` (containers-registries.conf(5),
+//! `pkg/sysregistriesv2` of containers/image). They send no `ns`; the repository is in the mirror's location.
+
+use std::path::{Path, PathBuf};
+
+use toml::{Table, Value};
+
+use super::toml_text::quoted;
+use super::{Found, Owner, Plan, Registry, SetupError, Wish};
+
+const NAME: &str = "larder.conf";
+
+pub fn plan(wish: &Wish, found: &dyn Found) -> Result<Plan, SetupError> {
+    let mut plan = Plan::default();
+    let base = match &wish.target.owner {
+        Owner::Machine => PathBuf::from("/etc/containers"),
+        Owner::User { config, .. } => config.join("containers"),
+    };
+    let others = others(found, &base)?;
+    let mut blocks = Vec::new();
+    for registry in &wish.registries {
+        match others.iter().find(|(_, says)| configures(says, &registry.name)) {
+            // Of two files with one prefix, one takes the place of the other, whole (`updateWithConfigurationFrom`).
+            Some((path, _)) => plan.warn(format!(
+                "{} has a [[registry]] for {}; it stays as it is, and its images come past the cache until you add below it:\n{}",
+                path.display(),
+                registry.name,
+                mirror(wish, registry)
+            )),
+            None => blocks.push(block(wish, registry)),
+        }
+    }
+    if !blocks.is_empty() {
+        plan.add(base.join("registries.conf.d").join(NAME), blocks.join("\n"));
+    }
+    plan.add_authority(&wish.cache, base.join("certs.d").join(&wish.cache.host).join("ca.crt"));
+    if wish.target.owner == Owner::Machine {
+        plan.then(wish.target.reload());
+        warn_of_users(&mut plan, found)?;
+    }
+    plan.then("Check it: podman pull docker.io/library/hello-world, then larder ls");
+    Ok(plan)
+}
+
+/// A user's own file takes the place of the machine's files (`newConfigWrapperWithHomeDir`).
+fn warn_of_users(plan: &mut Plan, found: &dyn Found) -> Result<(), SetupError> {
+    let homes = found.names(Path::new("/home"))?.into_iter().map(|name| Path::new("/home").join(name));
+    for home in homes.chain([PathBuf::from("/root")]) {
+        let own = home.join(".config/containers/registries.conf");
+        if found.text(&own)?.is_some() {
+            plan.warn(format!(
+                "this user does not read the machine's files, but {}: larder setup podman --user",
+                own.display()
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// A registry by its own name, with the cache as its mirror.
+fn block(wish: &Wish, registry: &Registry) -> String {
+    let name = quoted(&registry.name);
+    format!("[[registry]]\nprefix = {name}\nlocation = {name}\n{}", mirror(wish, registry))
+}
+
+fn mirror(wish: &Wish, registry: &Registry) -> String {
+    let location = quoted(&format!("{}/{}", wish.cache.host, registry.prefix));
+    let insecure = if wish.cache.is_tls { "" } else { "insecure = true\n" };
+    format!("[[registry.mirror]]\nlocation = {location}\n{insecure}")
+}
+
+/// Returns the other files about registries that a program reads. One that cannot be read has been in the way before.
+fn others(found: &dyn Found, base: &Path) -> Result<Vec<(PathBuf, Table)>, SetupError> {
+    let folder = base.join("registries.conf.d");
+    let drop_ins = found.names(&folder)?.into_iter().filter(|name| name.ends_with(".conf") && name != NAME);
+    let mut others = Vec::new();
+    for path in [base.join("registries.conf")].into_iter().chain(drop_ins.map(|name| folder.join(name))) {
+        let says = found.text(&path)?.and_then(|text| text.parse().ok());
+        others.extend(says.map(|says| (path, says)));
+    }
+    Ok(others)
+}
+
+/// Returns whether a file says more of a registry than its name.
+fn configures(says: &Table, name: &str) -> bool {
+    let registries = says.get("registry").and_then(Value::as_array).into_iter().flatten();
+    let text = |registry: &Value, key: &str| registry.get(key).and_then(Value::as_str).map(str::to_owned);
+    registries.filter_map(|registry| registry.as_table().map(|table| (registry, table))).any(|(registry, table)| {
+        let prefix = text(registry, "prefix").filter(|prefix| !prefix.is_empty());
+        let location = text(registry, "location");
+        let is_it = prefix.as_deref().or(location.as_deref()) == Some(name);
+        let says_more = table.keys().any(|key| key != "prefix" && key != "location")
+            || location.as_deref().is_some_and(|location| location != name);
+        is_it && says_more
+    })
+}
