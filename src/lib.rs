@@ -42,7 +42,7 @@ pub mod registry;
 mod routing;
 pub mod sent;
 mod services;
-mod setup;
+pub mod setup;
 mod sockets;
 pub mod spool;
 pub mod store;

@@ -333,6 +333,14 @@ async fn who_may_not_write_is_told_the_file_and_what_helps() {
     assert_eq!(ran.code, Some(1), "{ran:?}");
     assert!(ran.stderr.contains("/etc: permission denied") && ran.stderr.contains("sudo"), "{ran:?}");
     assert_eq!(fs::read_dir(root.path()).expect("a folder").count(), 0);
+
+    // To be shown it needs no rights, also where only hints are in folders of others.
+    fs::create_dir_all(root.path().join("root/.config/containers")).expect("made");
+    fs::set_permissions(root.path().join("root"), fs::Permissions::from_mode(0o700)).expect("changed");
+    for client in CLIENTS {
+        let ran = larder.run(&["setup", client, "--root", root_path, "--url", URL]).await;
+        assert_eq!(ran.code, Some(0), "{ran:?}");
+    }
 }
 
 #[tokio::test]
@@ -454,6 +462,46 @@ async fn a_private_authority_goes_where_each_client_looks_for_it_without_its_key
     hosts.fine(&["kind", "--write", "--url", &url, "--ca", ca]).await;
     let text = hosts.text("larder-kind/certs.d/_default/hosts.toml");
     assert!(text.contains(&format!("ca = \"/etc/containerd/certs.d/{host}/ca.crt\"")), "{text}");
+}
+
+#[tokio::test]
+async fn the_authority_at_the_end_of_the_caches_own_chain_goes_to_clients() {
+    let home = TempDir::new().expect("a directory");
+    let authority = Authority::new(home.path(), "ours");
+    let signed = authority.issue("mirror.example.com");
+    let of_ours = fs::read_to_string(authority.file()).expect("written");
+    let leaf = fs::read_to_string(&signed.certificate).expect("written");
+    for (chain, public, authority) in [
+        (leaf.clone() + &of_ours, true, Some(&of_ours)),
+        // A public authority is not in the chain.
+        (leaf.clone(), true, None),
+        (leaf, false, None),
+    ] {
+        fs::write(home.path().join("chain.pem"), chain).expect("written");
+        let public_url = if public { "public_url = \"https://mirror.example.com\"\n" } else { "" };
+        let config = format!(
+            "[server]\n{public_url}[server.tls]\ncertificate = \"{}\"\nprivate_key = \"{}\"\n",
+            home.path().join("chain.pem").display(),
+            signed.key.display()
+        );
+        let larder = Larder::builder().config(config).prepare();
+        let root = TempDir::new().expect("a directory");
+        let root = root.path().to_str().expect("temporary paths are UTF-8");
+        let ran = larder.run(&["setup", "podman", "--json", "--root", root]).await;
+        if !public {
+            // No address tells the name that the certificate is for.
+            assert_eq!(ran.code, Some(2), "{ran:?}");
+            assert!(ran.stdout.contains("set server.public_url"), "{ran:?}");
+            continue;
+        }
+        let json = ran.json();
+        let files = json["files"].as_array().expect("a list");
+        let path = "/etc/containers/certs.d/mirror.example.com/ca.crt";
+        let written = files.iter().find(|file| file["path"] == path).map(|file| file["content"].as_str());
+        let expected = authority.map(|text| text.replace("\r\n", "\n"));
+        assert_eq!(written.flatten(), expected.as_deref(), "{json}");
+        assert_eq!(json["warnings"].to_string().contains("--ca FILE"), expected.is_none(), "{json}");
+    }
 }
 
 #[tokio::test]

@@ -32,7 +32,8 @@ pub fn plan(wish: &Wish, found: &dyn Found) -> Result<Plan, SetupError> {
     let registry = Registry::of(&says, wish.version);
     registry.refuse_old_keys(&file, &says)?;
 
-    let written = get(&says, &registry.key("config_path")).and_then(Value::as_str).unwrap_or_default();
+    let key = get(&says, &registry.key("config_path")).and_then(Value::as_str);
+    let written = key.unwrap_or_default();
     let folder = written.split(':').next().filter(|folder| !folder.is_empty()).map_or(usual, PathBuf::from);
     if is_cri_off(&says) {
         plan.warn(format!(
@@ -40,9 +41,12 @@ pub fn plan(wish: &Wish, found: &dyn Found) -> Result<Plan, SetupError> {
             file.display(),
             folder.display()
         ));
-    } else if written.is_empty() && wish.version.is_none_or(|version| version < READS_BY_ITSELF) {
+    } else if written.is_empty()
+        // 2.2 takes an empty text for what is wanted, such as `containerd config default` of 2.0 writes it.
+        && (key.is_some() || wish.version.is_none_or(|version| version < READS_BY_ITSELF))
+    {
         add_config(&mut plan, wish, (&file, &before), &registry, &folder)?;
-        warn_of_imports(&mut plan, found, &file, &says, &registry)?;
+        warn_of_imports(&mut plan, found, &file, &says, &registry);
     }
     let authority = plan.add_authority(&wish.cache, folder.join(&wish.cache.host).join("ca.crt"));
     let has_referrers = wish.version.is_some_and(|version| version >= READS_BY_ITSELF);
@@ -134,13 +138,7 @@ fn is_cri_off(says: &Table) -> bool {
 }
 
 /// In 1.x the table of a plugin in an imported file takes the place of the whole table (`mergeConfig`).
-fn warn_of_imports(
-    plan: &mut Plan,
-    found: &dyn Found,
-    file: &Path,
-    says: &Table,
-    registry: &Registry,
-) -> Result<(), SetupError> {
+fn warn_of_imports(plan: &mut Plan, found: &dyn Found, file: &Path, says: &Table, registry: &Registry) {
     let imports = says.get("imports").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
     let folder = file.parent().unwrap_or(Path::new("/"));
     for import in imports {
@@ -153,9 +151,9 @@ fn warn_of_imports(
             true => name.starts_with(start) && name.ends_with(end),
             false => name == pattern,
         };
-        for name in found.names(parent)?.iter().filter(|name| is_meant(name)) {
+        for name in found.glance_at_names(parent).iter().filter(|name| is_meant(name)) {
             let path = parent.join(name);
-            let text = found.text(&path)?.unwrap_or_default();
+            let text = found.glance(&path).unwrap_or_default();
             let has_table = text.parse::<Table>().is_ok_and(|says| get(&says, &registry.keys[..2]).is_some());
             if has_table {
                 plan.warn(format!(
@@ -166,5 +164,4 @@ fn warn_of_imports(
             }
         }
     }
-    Ok(())
 }

@@ -47,7 +47,7 @@ pub fn plan(wish: &Wish, found: &dyn Found) -> Result<Plan, SetupError> {
     if !(reads_hosts && has_containerd_store) {
         tell_limits(&mut plan, wish, reads_hosts);
     }
-    warn_of_snap(&mut plan, wish, found)?;
+    warn_of_snap(&mut plan, wish, found);
     plan.then("Check it: docker pull docker.io/library/hello-world, then larder ls");
     Ok(plan)
 }
@@ -74,12 +74,9 @@ fn add_daemon_json(
     plan.add(file, json_text::with_values(file, before, &wanted)?);
     let option = |text: &str| text.contains("--registry-mirror") || text.contains("--insecure-registry");
     for unit in UNITS.map(Path::new) {
-        let drop_ins = found.names(unit)?.into_iter().map(|name| unit.join(name));
+        let drop_ins = found.glance_at_names(unit).into_iter().map(|name| unit.join(name));
         for path in drop_ins.chain([unit.to_owned()]) {
-            if path.extension().is_some_and(|ending| ending == "d") {
-                continue;
-            }
-            if found.text(&path)?.is_some_and(|text| option(&text)) {
+            if found.glance(&path).is_some_and(|text| option(&text)) {
                 plan.warn(format!(
                     "{} has --registry-mirror or --insecure-registry: dockerd does not start with the same option there and in daemon.json; take it out there",
                     path.display()
@@ -107,9 +104,8 @@ fn tell_limits(plan: &mut Plan, wish: &Wish, reads_hosts: bool) {
     });
 }
 
-fn warn_of_snap(plan: &mut Plan, wish: &Wish, found: &dyn Found) -> Result<(), SetupError> {
-    if wish.target.owner == Owner::Machine && !found.names(Path::new("/var/snap/docker/current"))?.is_empty() {
+fn warn_of_snap(plan: &mut Plan, wish: &Wish, found: &dyn Found) {
+    if wish.target.owner == Owner::Machine && !found.glance_at_names(Path::new("/var/snap/docker/current")).is_empty() {
         plan.warn("Docker is installed as a snap, too, which does not read /etc/docker: its daemon.json is /var/snap/docker/current/config/daemon.json; add the same lines there, and `snap restart docker`");
     }
-    Ok(())
 }

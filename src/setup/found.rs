@@ -18,6 +18,16 @@ pub trait Found {
 
     /// Returns the names of the entries of a folder, sorted; none if there is no such folder.
     fn names(&self, folder: &Path) -> Result<Vec<String>, SetupError>;
+
+    /// Returns the text of a file that only a warning depends on; `None` also if it cannot be read.
+    fn glance(&self, path: &Path) -> Option<String> {
+        self.text(path).ok().flatten()
+    }
+
+    /// Returns the names of the entries of a folder that only a warning depends on.
+    fn glance_at_names(&self, folder: &Path) -> Vec<String> {
+        self.names(folder).unwrap_or_default()
+    }
 }
 
 /// The root of a file system, which nothing leaves: a symbolic link means what it means for who has this root.

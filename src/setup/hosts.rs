@@ -81,7 +81,7 @@ pub fn add(
                 is_there = true;
             } else if let Some(name) = entries.first() {
                 plan.warn(format!(
-                    "{} has {name} and no hosts.toml: {} is pulled past the cache while the folder is there. With a hosts.toml containerd no longer reads its certificates by themselves; name them there",
+                    "{} has {name} and no hosts.toml: {} is pulled past the cache while the folder is there. With a hosts.toml there its certificates are no longer read by themselves; name them in that",
                     own.display(),
                     registry.name
                 ));

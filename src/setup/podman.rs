@@ -36,25 +36,24 @@ pub fn plan(wish: &Wish, found: &dyn Found) -> Result<Plan, SetupError> {
     plan.add_authority(&wish.cache, base.join("certs.d").join(&wish.cache.host).join("ca.crt"));
     if wish.target.owner == Owner::Machine {
         plan.then(wish.target.reload());
-        warn_of_users(&mut plan, found)?;
+        warn_of_users(&mut plan, found);
     }
     plan.then("Check it: podman pull docker.io/library/hello-world, then larder ls");
     Ok(plan)
 }
 
 /// A user's own file takes the place of the machine's files (`newConfigWrapperWithHomeDir`).
-fn warn_of_users(plan: &mut Plan, found: &dyn Found) -> Result<(), SetupError> {
-    let homes = found.names(Path::new("/home"))?.into_iter().map(|name| Path::new("/home").join(name));
+fn warn_of_users(plan: &mut Plan, found: &dyn Found) {
+    let homes = found.glance_at_names(Path::new("/home")).into_iter().map(|name| Path::new("/home").join(name));
     for home in homes.chain([PathBuf::from("/root")]) {
         let own = home.join(".config/containers/registries.conf");
-        if found.text(&own)?.is_some() {
+        if found.glance(&own).is_some() {
             plan.warn(format!(
                 "this user does not read the machine's files, but {}: larder setup podman --user",
                 own.display()
             ));
         }
     }
-    Ok(())
 }
 
 /// A registry by its own name, with the cache as its mirror.
@@ -75,7 +74,7 @@ fn others(found: &dyn Found, base: &Path) -> Result<Vec<(PathBuf, Table)>, Setup
     let drop_ins = found.names(&folder)?.into_iter().filter(|name| name.ends_with(".conf") && name != NAME);
     let mut others = Vec::new();
     for path in [base.join("registries.conf")].into_iter().chain(drop_ins.map(|name| folder.join(name))) {
-        let says = found.text(&path)?.and_then(|text| text.parse().ok());
+        let says = found.glance(&path).and_then(|text| text.parse().ok());
         others.extend(says.map(|says| (path, says)));
     }
     Ok(others)

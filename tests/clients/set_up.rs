@@ -8,10 +8,13 @@ use super::{
     buildah::Buildah,
     containerd::Containerd,
     docker::Dockerd,
+    images::Images,
     podman::Podman,
     pulls::{BUSYBOX_TAG, Scene},
+    registry::Registry,
     skopeo::Skopeo,
 };
+use crate::support::{Authority, Larder};
 
 const IMAGE: &str = "docker.io/library/busybox:1.36";
 
@@ -93,4 +96,33 @@ async fn containerd_reads_the_folder_that_setup_names_and_pulls_by_it() {
             })
             .await;
     }
+}
+
+#[tokio::test]
+async fn podman_and_skopeo_trust_the_authority_that_setup_has_installed() {
+    let registry = Registry::start().await;
+    Images::push_to(&registry).await;
+    let home = TempDir::new().expect("a directory");
+    let authority = Authority::new(home.path(), "ours");
+    let own = authority.issue("127.0.0.1");
+    let config = format!(
+        "[server.tls]\ncertificate = \"{}\"\nprivate_key = \"{}\"\n[[repository.\"docker.io\".upstream]]\nurl = \"{}\"\n",
+        own.certificate.display(),
+        own.key.display(),
+        registry.url()
+    );
+    let larder = Larder::builder().config(&config).start().await;
+    let url = format!("https://{}", larder.door("registry"));
+    let (root, ca) = (home.path().join("root"), authority.file());
+    fs::create_dir(&root).expect("made");
+    let [root_path, ca] = [&root, &ca].map(|path| path.to_str().expect("temporary paths are UTF-8"));
+    let setup = ["setup", "podman", "--write", "--root", root_path, "--url", &url];
+    // Without the authority nothing comes: what follows shows that it is read.
+    assert_eq!(larder.run(&setup).await.code, Some(0));
+    let etc = root.join("etc/containers");
+    assert!(Skopeo::seeing(&etc).copy(IMAGE).await.is_err());
+    let ran = larder.run(&[&setup[..], &["--ca", ca]].concat()).await;
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    Skopeo::seeing(&etc).copy(IMAGE).await.unwrap();
+    Podman::seeing(&etc).pull(IMAGE).await.unwrap();
 }

@@ -61,6 +61,14 @@ async fn containerd_keeps_the_folder_and_the_version_that_its_file_names() {
         assert_eq!(scene.text("etc/containerd/config.toml"), config);
         assert!(scene.text(&format!("{folder}/_default/hosts.toml")).contains(URL));
     }
+    // An empty folder is written by `containerd config default` of 2.0, and 2.2 takes it as it is.
+    let empty = "version = 3\n[plugins.'io.containerd.cri.v1.images'.registry]\nconfig_path = ''\n";
+    for version in ["2.1.9", "2.2.0", "2.3.1"] {
+        let scene = Scene::set(&[("etc/containerd/config.toml", empty)]);
+        scene.write(&["containerd", "--client-version", version]).await;
+        let expected = empty.replace("''", "\"/etc/containerd/certs.d\"");
+        assert_eq!(scene.text("etc/containerd/config.toml"), expected, "{version}");
+    }
     // A file without a version is of version 1 (PLUGINS.md of containerd 1.x).
     let scene = Scene::set(&[("etc/containerd/config.toml", "oom_score = -999\n")]);
     scene.write(&["containerd", "--client-version", "1.7.24"]).await;

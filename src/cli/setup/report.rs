@@ -117,7 +117,7 @@ impl Told<'_> {
         }
         let is_done = self.changes.steps.is_empty();
         if is_done {
-            text.push_str("nothing to do: the files are as they should be\n");
+            text.push_str("nothing to do: no file has to change\n");
         } else if !self.is_written {
             text.push_str("nothing is written yet: add --write\n");
         }
@@ -127,7 +127,7 @@ impl Told<'_> {
                 let _ = writeln!(text, "{when}: {next}");
             });
         }
-        print(&text)?;
+        print(&shown(&text))?;
         warn(&self.changes.plan.warnings);
         Ok(())
     }
@@ -140,8 +140,13 @@ fn depends_on_version(client: Client) -> bool {
 
 fn warn(warnings: &[String]) {
     for warning in warnings {
-        complain(&format!("larder: warning: {}\n", warning.trim_end()));
+        complain(&shown(&format!("larder: warning: {}\n", warning.trim_end())));
     }
+}
+
+/// Returns a text in which nothing controls the terminal: it may be from the files of another machine.
+fn shown(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && c != '\n' && c != '\t' { ' ' } else { c }).collect()
 }
 
 /// What was taken back, as JSON.
@@ -163,7 +168,7 @@ pub fn taken(target: &Target, taken: Option<Taken>, is_json: bool) -> Result<(),
         let files = taken.steps.iter().map(|(path, change)| SaidFile::of(path, change, None)).collect();
         print_json(&SaidTaken { client: name, undone: is_all && !is_nothing, files, folders_left: &taken.folders })?;
     } else {
-        print(&lines(target, &taken, is_nothing))?;
+        print(&shown(&lines(target, &taken, is_nothing)))?;
     }
     if is_all { Ok(()) } else { Err(CommandError::Quiet) }
 }
