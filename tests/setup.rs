@@ -377,6 +377,21 @@ async fn the_address_is_that_of_the_configuration_and_it_says_which() {
 }
 
 #[tokio::test]
+async fn a_loopback_address_is_warned_of_where_the_client_is_elsewhere() {
+    for (arguments, words) in [
+        (&["kind"][..], "a node of kind runs in a container"),
+        (&["buildkit", "--buildx"], "--driver-opt network=host"),
+        (&["k3s"], "a client elsewhere needs another"),
+    ] {
+        let scene = Scene::set(&[]);
+        for (url, is_warned) in [("http://127.0.0.1:5000", true), ("http://localhost:5000", true), (URL, false)] {
+            let ran = scene.run(&[arguments, &["--url", url]].concat()).await;
+            assert_eq!(ran.stderr.contains(words), is_warned, "{url}: {ran:?}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn the_listening_address_is_used_where_nothing_else_is_said() {
     let folder = TempDir::new().expect("a directory");
     let run = async |listen: &str| {
@@ -392,6 +407,7 @@ async fn the_listening_address_is_used_where_nothing_else_is_said() {
     let json = run("0.0.0.0:5000").await;
     assert_eq!(json["url"], "http://127.0.0.1:5000");
     assert!(json["warnings"].to_string().contains("listens at all addresses"), "{json}");
+    assert!(json["warnings"].to_string().contains("there is no larder.toml here"), "{json}");
 }
 
 #[tokio::test]
@@ -413,13 +429,14 @@ async fn the_registries_are_those_of_the_configuration() {
 
 #[tokio::test]
 async fn podman_keeps_what_another_file_says_of_a_registry() {
-    let other = "[[registry]]\nlocation = \"ghcr.io\"\nblocked = true\n[[registry]]\nlocation = \"quay.io\"\n";
+    let other = "[[registry]]\nlocation = \"ghcr.io\"\nblocked = true\n[[registry]]\nlocation = \"quay.io\"\n[[registry]]\nprefix = \"docker.io/acme\"\nlocation = \"x.example\"\n";
     let scene = Scene::set(&[("etc/containers/registries.conf.d/50-mine.conf", other)]);
     let ran = scene.run(&["podman", "--url", URL, "--write"]).await;
     let text = scene.text("etc/containers/registries.conf.d/larder.conf");
     assert!(!text.contains("ghcr.io") && text.contains("quay.io"), "{text}");
     assert!(ran.stderr.contains("50-mine.conf has a [[registry]] for ghcr.io"), "{ran:?}");
     assert!(ran.stderr.contains("location = \"10.0.0.7:5000/ghcr.io\""), "{ran:?}");
+    assert!(ran.stderr.contains("50-mine.conf has a [[registry]] for docker.io/acme, which goes before"), "{ran:?}");
 }
 
 #[tokio::test]

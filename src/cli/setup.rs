@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 use super::error::CommandError;
-use crate::config::{self, Config};
+use crate::config::{self, Config, Sources};
 use crate::program::{self, Reads};
 use crate::setup::{self, Client, Owner, Root, SetupError, Target, Version, Wish};
 use address::Found;
@@ -85,6 +85,7 @@ pub async fn run(files: &[PathBuf], arguments: &Setup) -> Result<(), CommandErro
     let Found { cache, from, warnings } = address::find(&config, arguments.url.as_deref(), arguments.ca.as_deref())?;
     let registries = address::registries(&config, &arguments.registries)?;
     let version = arguments.version(&root, target.client).await?;
+    let has_no_file = Sources::new(files, config::environment()).files().is_empty();
     let wish = Wish {
         target,
         cache,
@@ -95,6 +96,10 @@ pub async fn run(files: &[PathBuf], arguments: &Setup) -> Result<(), CommandErro
     };
     let mut changes = setup::prepare(&root, &wish)?;
     changes.plan.warnings.splice(0..0, warnings);
+    if has_no_file && arguments.url.is_none() {
+        let warning = "there is no larder.toml here, so the address is the default one; on another machine than the cache's name the cache with --url";
+        changes.plan.warnings.insert(0, warning.to_owned());
+    }
     if wish.cache.is_loopback && arguments.is_elsewhere() {
         let warning = format!(
             "{} is an address of the cache's own machine; a client elsewhere needs another: --url",

@@ -224,6 +224,27 @@ impl SetupError {
     }
 }
 
+/// A machine of which nothing is known.
+struct Nothing;
+
+impl Found for Nothing {
+    fn text(&self, _: &Path) -> Result<Option<String>, SetupError> {
+        Ok(None)
+    }
+
+    fn names(&self, _: &Path) -> Result<Vec<String>, SetupError> {
+        Ok(Vec::new())
+    }
+}
+
+/// Says what a client needs on a machine of which nothing is known, for a page that shows it. A user there may have
+/// files already, to which these lines belong. `registries`: never empty.
+pub fn lines(client: Client, cache: Cache, registries: Vec<Registry>) -> Result<Plan, SetupError> {
+    let target = Target { client, owner: Owner::Machine, buildx: None, folder: PathBuf::from("/opt/larder-kind") };
+    let wish = Wish { target, cache, registries, is_limited: false, is_hub_default: true, version: None };
+    plan(&wish, &Nothing)
+}
+
 /// Says how a client is set up, given what is found. Writes nothing.
 pub fn plan(wish: &Wish, found: &dyn Found) -> Result<Plan, SetupError> {
     match wish.target.client {
@@ -233,5 +254,22 @@ pub fn plan(wish: &Wish, found: &dyn Found) -> Result<Plan, SetupError> {
         Client::Buildkit => buildkit::plan(wish, found),
         Client::K3s | Client::Rke2 => rancher::plan(wish, found),
         Client::Kind => kind::plan(wish, found),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lines_of_each_client_name_the_cache() {
+        for client in Client::ALL {
+            let host = "10.0.0.7:5000".to_owned();
+            let cache = Cache { is_tls: false, host, is_loopback: false, authority: None };
+            let registry = Registry { name: "docker.io".to_owned(), prefix: "docker.io".to_owned() };
+            let plan = lines(client, cache, vec![registry]).expect("nothing is in the way");
+            assert!(plan.files.iter().any(|file| file.text.contains("10.0.0.7:5000")), "{client:?}: {plan:?}");
+            assert!(!plan.next.is_empty(), "{client:?}");
+        }
     }
 }

@@ -30,6 +30,7 @@ pub fn plan(wish: &Wish, found: &dyn Found) -> Result<Plan, SetupError> {
             None => blocks.push(block(wish, registry)),
         }
     }
+    warn_of_parts(&mut plan, wish, &others);
     if !blocks.is_empty() {
         plan.add(base.join("registries.conf.d").join(NAME), blocks.join("\n"));
     }
@@ -40,6 +41,27 @@ pub fn plan(wish: &Wish, found: &dyn Found) -> Result<Plan, SetupError> {
     }
     plan.then("Check it: podman pull docker.io/library/hello-world, then larder ls");
     Ok(plan)
+}
+
+/// A longer prefix goes before that of its registry.
+fn warn_of_parts(plan: &mut Plan, wish: &Wish, others: &[(PathBuf, Table)]) {
+    for (path, says) in others {
+        for prefix in says.get("registry").and_then(Value::as_array).into_iter().flatten().filter_map(prefix_of) {
+            let is_part = |name: &str| prefix.strip_prefix(name).is_some_and(|rest| rest.starts_with('/'));
+            if wish.registries.iter().any(|registry| is_part(&registry.name)) {
+                plan.warn(format!(
+                    "{} has a [[registry]] for {prefix}, which goes before that of its registry: its images come past the cache",
+                    path.display()
+                ));
+            }
+        }
+    }
+}
+
+/// Returns what a `[[registry]]` is for: its prefix, or else its location.
+fn prefix_of(registry: &Value) -> Option<&str> {
+    let text = |key: &str| registry.get(key).and_then(Value::as_str).filter(|text| !text.is_empty());
+    text("prefix").or_else(|| text("location"))
 }
 
 /// A user's own file takes the place of the machine's files (`newConfigWrapperWithHomeDir`).
@@ -82,14 +104,14 @@ fn others(found: &dyn Found, base: &Path) -> Result<Vec<(PathBuf, Table)>, Setup
 
 /// Returns whether a file says more of a registry than its name.
 fn configures(says: &Table, name: &str) -> bool {
-    let registries = says.get("registry").and_then(Value::as_array).into_iter().flatten();
-    let text = |registry: &Value, key: &str| registry.get(key).and_then(Value::as_str).map(str::to_owned);
-    registries.filter_map(|registry| registry.as_table().map(|table| (registry, table))).any(|(registry, table)| {
-        let prefix = text(registry, "prefix").filter(|prefix| !prefix.is_empty());
-        let location = text(registry, "location");
-        let is_it = prefix.as_deref().or(location.as_deref()) == Some(name);
-        let says_more = table.keys().any(|key| key != "prefix" && key != "location")
-            || location.as_deref().is_some_and(|location| location != name);
-        is_it && says_more
+    let mut registries = says.get("registry").and_then(Value::as_array).into_iter().flatten();
+    registries.any(|registry| {
+        let keys = registry.as_table().into_iter().flatten();
+        let says_more = |(key, value): (&String, &Value)| match key.as_str() {
+            "prefix" => false,
+            "location" => value.as_str().is_some_and(|location| location != name),
+            _ => true,
+        };
+        prefix_of(registry) == Some(name) && keys.into_iter().any(says_more)
     })
 }

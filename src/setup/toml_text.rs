@@ -46,7 +46,7 @@ pub fn set(path: &Path, text: &str, settings: &[Setting<'_>], add: &str) -> Resu
         }
     }
     let text = document.to_string();
-    checked(path, &expected, text).ok_or_else(|| by_hand("a change would not keep what it says"))
+    checked(path, &expected, text).ok_or_else(|| by_hand("it is written in a way that a change might break"))
 }
 
 /// Returns the text with a block in front of the first table whose header begins with `header`, or at its end.
@@ -66,7 +66,7 @@ pub fn insert(path: &Path, text: &str, header: &str, block: &str, expected: &Tab
     let text = format!("{before}{end}{lead}{block}{gap}{after}");
     checked(path, expected, text).ok_or_else(|| SetupError::ByHand {
         path: path.to_owned(),
-        reason: "a change would not keep what it says".to_owned(),
+        reason: "it is written in a way that a change might break".to_owned(),
         add: block.to_owned(),
     })
 }

@@ -66,7 +66,7 @@ pub fn with_sections(path: &Path, text: &str, sections: &[Section<'_>]) -> Resul
     expected.extend(ours);
     match content(&changed) {
         Ok(Some(says)) if says == expected => Ok(changed),
-        _ => Err(by_hand("a change would not keep what it says")),
+        _ => Err(by_hand("it is written in a way that a change might break")),
     }
 }
 
