@@ -42,6 +42,7 @@ pub mod registry;
 mod routing;
 pub mod sent;
 mod services;
+pub mod setup;
 mod sockets;
 pub mod spool;
 pub mod store;

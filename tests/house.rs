@@ -9,7 +9,7 @@ use crate::support::Larder;
 const FOR_ALL: [&str; 2] = ["clock", "random"];
 
 /// Each room and the rooms it may import from.
-const ROOMS: [(&str, &[&str]); 38] = [
+const ROOMS: [(&str, &[&str]); 39] = [
     ("oci", &[]),
     ("body", &["failure"]),
     ("clock", &[]),
@@ -31,6 +31,7 @@ const ROOMS: [(&str, &[&str]); 38] = [
     ("auth", &["config", "fingerprint", "text", "web", "x509"]),
     ("config", &["oci", "text"]),
     ("convert", &["config"]),
+    ("setup", &[]),
     ("observe", &["auth", "body", "config", "failure"]),
     ("work", &["oci"]),
     ("spool", &["files", "oci", "work"]),
@@ -134,8 +135,10 @@ const ROOMS: [(&str, &[&str]); 38] = [
             "listen",
             "observe",
             "ops",
+            "program",
             "routing",
             "services",
+            "setup",
             "text",
             "upkeep",
             "upstream",

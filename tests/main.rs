@@ -63,6 +63,7 @@ mod secrets;
 mod seeing;
 mod service;
 mod serving;
+mod setup;
 mod shares;
 mod slow_disk;
 mod sources;

@@ -41,6 +41,7 @@ use crate::services::Services;
 use door::Person;
 use events::Listeners;
 use problem::{ErrorBody, Problem};
+use reference::ImageReference;
 
 /// Returns the handler of requests at the admin door. Each request comes with the address of its client.
 pub fn handler(
@@ -106,6 +107,7 @@ fn router(services: Arc<Services>) -> Router {
 #[derive(OpenApi)]
 #[openapi(
     info(title = "Larder", description = "The API of a pull-through cache for container registries."),
+    components(schemas(ImageReference)),
     tags(
         (name = "instance", description = "the running process"),
         (name = "cache", description = "what is cached"),

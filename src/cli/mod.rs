@@ -11,6 +11,7 @@ mod manage;
 mod output;
 mod reload;
 mod serve;
+mod setup;
 mod systemd;
 
 use std::path::PathBuf;
@@ -80,6 +81,11 @@ enum Command {
     /// Print the certificate that clients of the proxy door have to trust, and how they come to do so
     #[command(after_help = "Example:\n  larder ca > larder.crt")]
     Ca(ca::Ca),
+    /// Show, write or take back the configuration by which a client pulls through the cache
+    #[command(
+        after_help = "Examples:\n  larder setup docker\n  sudo larder setup docker --url https://mirror.example.com --write\n  sudo larder setup docker --undo\n  larder setup podman --user --write\n  larder setup containerd --root /mnt/node --client-version 2.1 --url http://10.0.0.7:5000 --write"
+    )]
+    Setup(setup::Setup),
     /// Make, check, show or convert a configuration
     Config(config::Config),
     /// Say by the exit code whether the instance is well: 0 if it is, else 1
@@ -105,6 +111,7 @@ impl Command {
             Self::Pulls(arguments) => arguments.json,
             Self::Explain(arguments) => arguments.json,
             Self::Ca(arguments) => arguments.json,
+            Self::Setup(arguments) => arguments.json,
             Self::Config(arguments) => arguments.is_json(),
             Self::Healthcheck(arguments) => arguments.json,
             Self::Serve | Self::Completions(_) | Self::Man(_) => false,
@@ -132,6 +139,7 @@ pub fn run() -> ExitCode {
         Command::Unpin(pin) => finish(is_json, async move { manage::pin(&files, &pin, false).await }),
         Command::Verify(verify) => finish(is_json, async move { manage::verify(&files, &verify).await }),
         Command::Ca(arguments) => finish(is_json, async move { ca::run(&files, &arguments) }),
+        Command::Setup(arguments) => finish(is_json, async move { setup::run(&files, &arguments).await }),
         Command::Config(config) => finish(is_json, async move { config::run(&files, &config) }),
         Command::Healthcheck(arguments) => finish(is_json, async move { healthcheck::run(&files, &arguments).await }),
         Command::Completions(arguments) => finish(is_json, async move { generate::completions(&arguments) }),

@@ -1,5 +1,7 @@
 //! buildah: the same library as podman's, another way through it.
 
+use std::path::Path;
+
 use super::{
     process::{Failure, program},
     storage::Storage,
@@ -11,6 +13,11 @@ pub struct Buildah {
 }
 
 impl Buildah {
+    /// One that sees a directory as `/etc/containers`.
+    pub fn seeing(etc: &Path) -> Self {
+        Self { storage: Storage::seeing(etc) }
+    }
+
     /// One that pulls `docker.io/…` from the mirror at `address` (`127.0.0.1:PORT`).
     pub fn with_mirror(address: &str) -> Self {
         Self { storage: Storage::with_mirror(address) }

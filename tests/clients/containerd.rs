@@ -89,6 +89,24 @@ impl Containerd {
         }
     }
 
+    /// Returns what it says of its version.
+    pub async fn version() -> Result<String, Failure> {
+        Invocation::new(&program("containerd", "containerd"), ["--version"]).run().await
+    }
+
+    /// Returns the folder of registries of a root's `config.toml`, as a containerd reads that: in `config dump`.
+    pub async fn registries_of(root: &Path) -> Result<String, Failure> {
+        let file = root.join("etc/containerd/config.toml");
+        let file = file.to_str().expect("temporary paths are UTF-8");
+        let dump = Invocation::new(&program("containerd", "containerd"), ["--config", file, "config", "dump"]);
+        let dumped: toml::Table = dump.run().await?.parse().map_err(|error| Failure::new(format!("{error}")))?;
+        // 1.x and 2.x name the table in two ways.
+        let plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images"];
+        let found =
+            plugins.iter().find_map(|plugin| dumped["plugins"].get(plugin)?.get("registry")?.get("config_path"));
+        found.and_then(|path| path.as_str()).map(str::to_owned).ok_or_else(|| Failure::new(format!("{dumped}")))
+    }
+
     async fn try_start() -> Result<Self, Failure> {
         let directory = tempfile::Builder::new().prefix("larder-containerd-").tempdir().expect("a temporary directory");
         let root = directory.path();

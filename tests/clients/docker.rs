@@ -7,7 +7,7 @@ use std::{
     sync::atomic::{AtomicU16, Ordering},
 };
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::process::{Daemon, Failure, Invocation, program};
@@ -32,6 +32,25 @@ impl Dockerd {
     /// One that sees `hosts` and `docker` of a directory in `/etc`.
     pub async fn start_in(mirrors: &[&str], etc: Option<&Path>) -> Self {
         Self::start_with(mirrors, etc, NOWHERE).await
+    }
+
+    /// One whose `/etc/docker` is that of a directory with `hosts` and `docker`, and whose configuration is
+    /// `docker/daemon.json` there: first the rig's own, then what `prepare` makes of it.
+    pub async fn start_prepared(etc: &Path, prepare: impl AsyncFn()) -> Self {
+        let mut failure = None;
+        for storage_driver in ["overlay2", "vfs"] {
+            let (directory, cgroup) = Self::home();
+            let file = etc.join("docker/daemon.json");
+            let mut configuration = Self::configuration(directory.path(), &cgroup, storage_driver);
+            configuration.as_object_mut().expect("an object").remove("registry-mirrors");
+            fs::write(&file, configuration.to_string()).expect("dockerd's configuration is written");
+            prepare().await;
+            match Self::launch(directory, cgroup, &file, Some(etc), NOWHERE).await {
+                Ok(dockerd) => return dockerd,
+                Err(error) => failure = Some(error),
+            }
+        }
+        panic!("{failure:?}");
     }
 
     /// One that knows no mirror and goes through a proxy.
@@ -154,12 +173,25 @@ impl Dockerd {
         proxy: &str,
         storage_driver: &str,
     ) -> Result<Self, Failure> {
+        let (directory, cgroup) = Self::home();
+        let mut configuration = Self::configuration(directory.path(), &cgroup, storage_driver);
+        configuration["registry-mirrors"] = json!(mirrors);
+        let file = directory.path().join("daemon.json");
+        fs::write(&file, configuration.to_string()).expect("dockerd's configuration is written");
+        Self::launch(directory, cgroup, &file, etc, proxy).await
+    }
+
+    /// A directory and a control group of its own.
+    fn home() -> (TempDir, String) {
         static NEXT: AtomicU16 = AtomicU16::new(0);
         let directory = tempfile::Builder::new().prefix("larder-docker-").tempdir().expect("a temporary directory");
-        let root = directory.path();
         let cgroup = format!("larder-docker-{}-{}", process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let configuration = json!({
-            "registry-mirrors": mirrors,
+        (directory, cgroup)
+    }
+
+    fn configuration(root: &Path, cgroup: &str, storage_driver: &str) -> Value {
+        json!({
+            "registry-mirrors": [],
             "insecure-registries": ["127.0.0.0/8"],
             "hosts": [socket(root)],
             "data-root": root.join("data"),
@@ -173,10 +205,18 @@ impl Dockerd {
             "ip6tables": false,
             "ip-forward": false,
             "userland-proxy": false,
-        });
-        fs::write(root.join("daemon.json"), configuration.to_string()).expect("dockerd's configuration is written");
-        let configuration = root.join("daemon.json");
-        let arguments = ["--config-file", configuration.to_str().expect("temporary paths are UTF-8")];
+        })
+    }
+
+    async fn launch(
+        directory: TempDir,
+        cgroup: String,
+        file: &Path,
+        etc: Option<&Path>,
+        proxy: &str,
+    ) -> Result<Self, Failure> {
+        let root = directory.path();
+        let arguments = ["--config-file", file.to_str().expect("temporary paths are UTF-8")];
         let etc = etc.map_or("", |etc| etc.to_str().expect("temporary paths are UTF-8"));
         let without_proxy = if proxy == NOWHERE { "127.0.0.0/8,.test" } else { "" };
         // daemon.json has keys for this since Docker 23.

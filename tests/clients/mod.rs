@@ -22,6 +22,7 @@ mod podman;
 mod process;
 mod pulls;
 mod registry;
+mod set_up;
 mod skopeo;
 mod storage;
 mod through_proxy;

@@ -13,6 +13,11 @@ pub struct Podman {
 }
 
 impl Podman {
+    /// One that sees a directory as `/etc/containers`.
+    pub fn seeing(etc: &Path) -> Self {
+        Self { storage: Storage::seeing(etc) }
+    }
+
     /// One that pulls `docker.io/…` from the mirror at `address` (`127.0.0.1:PORT`).
     pub fn with_mirror(address: &str) -> Self {
         Self { storage: Storage::with_mirror(address) }

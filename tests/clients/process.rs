@@ -33,9 +33,13 @@ daemon=$!
 wait $daemon
 "#;
 
-/// Runs a command with its own `/var/lib/containers`, see [`Invocation::with_private_containers`].
+/// Runs a command with its own `/var/lib/containers`, see [`Invocation::with_private_containers`]. Where `RIG_CONTAINERS`
+/// names a directory, that is seen as `/etc/containers`.
 const PRIVATE_CONTAINERS: &str = r#"
 mkdir -p /var/lib/containers && mount -t tmpfs tmpfs /var/lib/containers || exit 125
+if [ -n "$RIG_CONTAINERS" ]; then
+    mkdir -p /etc/containers && mount --bind "$RIG_CONTAINERS" /etc/containers || exit 125
+fi
 exec "$@"
 "#;
 

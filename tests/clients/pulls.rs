@@ -51,6 +51,18 @@ impl Scene {
         self.larder.url().trim_start_matches("http://").trim_end_matches('/').to_owned()
     }
 
+    /// The Larder in front of it.
+    pub(super) fn larder(&self) -> &Larder {
+        &self.larder
+    }
+
+    /// Makes it cold again.
+    pub(super) async fn forget(&mut self) {
+        let ran = self.larder.run(&["purge", "--all"]).await;
+        assert_eq!(ran.code, Some(0), "{ran:?}");
+        self.registry.clear_requests().await;
+    }
+
     /// The promise itself, and that nothing is left broken when the upstream is back. `pull` begins and ends with an empty client; `tag` is the upstream's path of the tag that it
     /// pulls.
     pub(super) async fn pull_cold_then_warm_then_without_upstream(&mut self, tag: &str, pull: impl AsyncFn()) {
@@ -73,7 +85,7 @@ impl Scene {
     }
 }
 
-const BUSYBOX_TAG: &str = "/v2/library/busybox/manifests/1.36";
+pub(super) const BUSYBOX_TAG: &str = "/v2/library/busybox/manifests/1.36";
 
 #[tokio::test]
 async fn docker_pulls_runs_and_pulls_again_with_the_upstream_gone() {

@@ -15,6 +15,11 @@ pub struct Skopeo {
 }
 
 impl Skopeo {
+    /// One that sees a directory as `/etc/containers`.
+    pub fn seeing(etc: &Path) -> Self {
+        Self { storage: Storage::seeing(etc) }
+    }
+
     /// One that talks plain HTTP to whom it is told to.
     pub fn new() -> Self {
         Self { storage: Storage::new() }
@@ -33,6 +38,11 @@ impl Skopeo {
         self.skopeo(&["copy", "--all", "--src-tls-verify=false", &from, &to]).await?;
         fs::read(copy.path().join("manifest.json"))
             .map_err(|error| Failure::new(format!("skopeo left no manifest: {error}")))
+    }
+
+    /// Copies `HOST/NAME:TAG` with TLS, or as its configuration says, into a directory that is removed at once.
+    pub async fn copy(&self, reference: &str) -> Result<(), Failure> {
+        self.copy_with(&[], reference, None).await
     }
 
     /// Copies `HOST/NAME:TAG` with `user:password`, if any, into a directory that is removed at once.

@@ -1,7 +1,10 @@
 //! What podman, buildah and skopeo have in common: the configuration of their shared library, in a directory of their
 //! own.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use tempfile::TempDir;
 
@@ -15,6 +18,8 @@ pub struct Storage {
     directory: TempDir,
     /// URL of the proxy for everything.
     proxy: Option<String>,
+    /// What it sees as `/etc/containers`, instead of a `registries.conf` of its own.
+    etc: Option<PathBuf>,
 }
 
 impl Storage {
@@ -43,6 +48,11 @@ impl Storage {
         Self { proxy: Some(proxy.to_owned()), ..Self::new() }
     }
 
+    /// A client that sees a directory as `/etc/containers`, and gets to no other machine.
+    pub fn seeing(etc: &Path) -> Self {
+        Self { etc: Some(etc.to_owned()), ..Self::behind("http://127.0.0.1:1") }
+    }
+
     /// Where its files are.
     pub fn path(&self) -> &Path {
         self.directory.path()
@@ -60,12 +70,14 @@ impl Storage {
         arguments: impl IntoIterator<Item = &'a str>,
     ) -> Result<String, Failure> {
         let proxy = self.proxy.as_deref().unwrap_or_default();
-        Invocation::new(program, arguments)
-            .env("HTTPS_PROXY", proxy)
+        let run = match &self.etc {
+            Some(etc) => Invocation::new(program, arguments).env("RIG_CONTAINERS", etc),
+            None => Invocation::new(program, arguments).env("CONTAINERS_REGISTRIES_CONF", self.file("registries.conf")),
+        };
+        run.env("HTTPS_PROXY", proxy)
             .env("HTTP_PROXY", proxy)
             .env("HOME", self.path())
             .env("CONTAINERS_CONF", "/dev/null")
-            .env("CONTAINERS_REGISTRIES_CONF", self.file("registries.conf"))
             .env("CONTAINERS_STORAGE_CONF", self.file("storage.conf"))
             .env("REGISTRY_AUTH_FILE", self.file("auth.json"))
             .with_private_containers()
@@ -75,7 +87,7 @@ impl Storage {
 
     fn with_registries(registries: &str) -> Self {
         let directory = tempfile::Builder::new().prefix("larder-client-").tempdir().expect("a temporary directory");
-        let storage = Self { directory, proxy: None };
+        let storage = Self { directory, proxy: None, etc: None };
         let [root, runroot] = ["storage", "run"].map(|name| storage.file(name));
         // vfs works on every file system, and without mounts to clean up.
         let store = format!("[storage]\ndriver = \"vfs\"\ngraphroot = \"{root}\"\nrunroot = \"{runroot}\"\n");
