@@ -26,6 +26,7 @@ mod damage;
 mod delivery;
 mod described;
 mod disk_bound;
+mod doctor;
 mod file_modes;
 mod full_disk;
 mod growth;

@@ -1,7 +1,7 @@
 //! The admin door: health, metrics, statistics, and what people do to the cache.
 
 mod config;
-mod diagnosis;
+pub mod diagnosis;
 mod door;
 mod events;
 pub mod explain;

@@ -2,6 +2,7 @@
 
 mod ca;
 mod config;
+mod doctor;
 mod error;
 mod generate;
 mod healthcheck;
@@ -9,6 +10,7 @@ mod instance;
 mod look;
 mod manage;
 mod output;
+mod pull;
 mod reload;
 mod serve;
 mod setup;
@@ -88,6 +90,11 @@ enum Command {
     Setup(setup::Setup),
     /// Make, check, show or convert a configuration
     Config(config::Config),
+    /// Look for what keeps the cache from serving, and say what to do
+    #[command(
+        after_help = "Examples:\n  larder doctor\n  larder doctor --pull docker.io/library/alpine:3.20\n  larder doctor --json | jq '.findings[] | select(.verdict != \"ok\")'"
+    )]
+    Doctor(doctor::Doctor),
     /// Say by the exit code whether the instance is well: 0 if it is, else 1
     #[command(after_help = "Example, in a Containerfile:\n  HEALTHCHECK CMD [\"/larder\", \"healthcheck\"]")]
     Healthcheck(healthcheck::Healthcheck),
@@ -113,6 +120,7 @@ impl Command {
             Self::Ca(arguments) => arguments.json,
             Self::Setup(arguments) => arguments.json,
             Self::Config(arguments) => arguments.is_json(),
+            Self::Doctor(arguments) => arguments.json,
             Self::Healthcheck(arguments) => arguments.json,
             Self::Serve | Self::Completions(_) | Self::Man(_) => false,
         }
@@ -141,6 +149,7 @@ pub fn run() -> ExitCode {
         Command::Ca(arguments) => finish(is_json, async move { ca::run(&files, &arguments) }),
         Command::Setup(arguments) => finish(is_json, async move { setup::run(&files, &arguments).await }),
         Command::Config(config) => finish(is_json, async move { config::run(&files, &config) }),
+        Command::Doctor(arguments) => finish(is_json, async move { doctor::run(&files, &arguments).await }),
         Command::Healthcheck(arguments) => finish(is_json, async move { healthcheck::run(&files, &arguments).await }),
         Command::Completions(arguments) => finish(is_json, async move { generate::completions(&arguments) }),
         Command::Man(arguments) => finish(is_json, async move { generate::man(&arguments) }),

@@ -1,6 +1,6 @@
 //! `larder setup`: the configuration of clients.
 
-mod address;
+pub mod address;
 mod report;
 
 use std::path::{Path, PathBuf};
@@ -176,6 +176,39 @@ impl Setup {
         }
         Ok(setup::installed(client, root)?.map(|version| (version, "the installed package")))
     }
+}
+
+/// Returns whether a client below `root` has all that setup would write for it. The error says why that is not known.
+pub async fn is_set_up(
+    config: &Config,
+    root: &Path,
+    client: Client,
+    cache: setup::Cache,
+) -> Result<bool, CommandError> {
+    let arguments = Setup {
+        client,
+        write: false,
+        undo: false,
+        root: Some(root.to_owned()).filter(|root| root != Path::new("/")),
+        url: None,
+        registries: Vec::new(),
+        ca: None,
+        client_version: None,
+        user: false,
+        buildx: false,
+        json: false,
+    };
+    let root = arguments.root()?;
+    let version = arguments.version(&root, client).await?;
+    let wish = Wish {
+        target: arguments.target()?,
+        cache,
+        registries: address::registries(config, &[])?,
+        is_limited: false,
+        is_hub_default: address::is_hub_default(config),
+        version: version.map(|(version, _)| version),
+    };
+    Ok(setup::prepare(&root, &wish)?.steps.is_empty())
 }
 
 /// Returns a variable that is set.
