@@ -50,6 +50,7 @@ mod text;
 mod tunnel;
 pub mod upkeep;
 pub mod upstream;
+mod warm;
 mod web;
 pub mod work;
 mod x509;

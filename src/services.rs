@@ -18,6 +18,7 @@ use crate::registry::explain::Explained;
 use crate::registry::{Objects, Registry};
 use crate::routing::{OwnNames, Target};
 use crate::upstream::{BuildError, Clients};
+use crate::warm::Warming;
 
 /// The services, shared by all doors.
 pub struct Services {
@@ -29,6 +30,8 @@ pub struct Services {
     objects: Arc<Objects>,
     clients: Clients,
     configuration: Mutex<Arc<Configuration>>,
+    /// Brings lists of images into the cache.
+    pub warming: Warming,
 }
 
 /// What is told of the configuration in force.
@@ -69,7 +72,8 @@ impl Services {
         let registry = Registry::new(access.clone(), objects.clone(), cache.clone(), metrics.clone());
         let proxy = Proxy::new(proxy, access.clone(), objects.clone(), (cache.clone(), metrics.clone()));
         let (registry, proxy, configuration) = (Arc::new(registry), Arc::new(proxy), Mutex::default());
-        Ok(Self { cache, metrics, access, registry, proxy, objects, clients, configuration })
+        let warming = Warming::new(objects.clone());
+        Ok(Self { cache, metrics, access, registry, proxy, objects, clients, configuration, warming })
     }
 
     /// Returns what is told of the configuration in force.

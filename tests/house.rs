@@ -9,7 +9,7 @@ use crate::support::Larder;
 const FOR_ALL: [&str; 2] = ["clock", "random"];
 
 /// Each room and the rooms it may import from.
-const ROOMS: [(&str, &[&str]); 39] = [
+const ROOMS: [(&str, &[&str]); 40] = [
     ("oci", &[]),
     ("body", &["failure"]),
     ("clock", &[]),
@@ -103,9 +103,10 @@ const ROOMS: [(&str, &[&str]); 39] = [
             "upstream",
         ],
     ),
+    ("warm", &["failure", "oci", "registry", "routing", "upstream"]),
     (
         "services",
-        &["access", "cache", "config", "failure", "observe", "oci", "proxy", "registry", "routing", "upstream"],
+        &["access", "cache", "config", "failure", "observe", "oci", "proxy", "registry", "routing", "upstream", "warm"],
     ),
     ("ops", &["cache", "descriptors", "failure", "index", "observe", "oci", "routing", "text", "upkeep"]),
     (
@@ -119,7 +120,7 @@ const ROOMS: [(&str, &[&str]); 39] = [
         "admin",
         &[
             "access", "auth", "body", "cache", "config", "failure", "observe", "ops", "registry", "routing", "sent",
-            "services", "text", "upkeep", "upstream", "work",
+            "services", "text", "upkeep", "upstream", "work", "warm",
         ],
     ),
     (

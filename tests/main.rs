@@ -75,4 +75,5 @@ mod tokens;
 mod tour;
 mod traces;
 mod tunnels;
+mod warming;
 mod who_did_what;

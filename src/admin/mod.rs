@@ -14,6 +14,7 @@ mod reference;
 pub mod stats;
 mod time;
 mod upstreams;
+pub mod warm;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -88,6 +89,8 @@ fn router(services: Arc<Services>) -> Router {
         .routes(routes!(events::show))
         .routes(routes!(explain::show))
         .routes(routes!(explain::refresh))
+        .routes(routes!(warm::begin))
+        .routes(routes!(warm::show))
         .routes(routes!(diagnosis::show))
         .routes(routes!(config::show))
         .split_for_parts();
@@ -107,7 +110,7 @@ fn router(services: Arc<Services>) -> Router {
 #[derive(OpenApi)]
 #[openapi(
     info(title = "Larder", description = "The API of a pull-through cache for container registries."),
-    components(schemas(ImageReference)),
+    components(schemas(ImageReference, warm::WantedPlatform)),
     tags(
         (name = "instance", description = "the running process"),
         (name = "cache", description = "what is cached"),

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use reqwest::redirect::Policy;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use url::Url;
 
@@ -353,14 +354,21 @@ impl Api {
         path: &str,
         parameters: &[(&str, &str)],
     ) -> Result<reqwest::Response, CommandError> {
-        let unreachable =
-            |error: &dyn std::fmt::Display| CommandError::Failed(format!("cannot speak to {}: {error}", self.shown()));
-        let mut url = self.base.join(path).map_err(|error| unreachable(&error))?;
+        let mut url = self.base.join(path).map_err(|error| self.unreachable(&error))?;
         if !parameters.is_empty() {
             url.query_pairs_mut().extend_pairs(parameters);
         }
-        let answer = self.client.request(method, url).send().await;
-        let answer = answer.map_err(|error| unreachable(&self.why(&error)))?;
+        self.answered(self.client.request(method, url)).await
+    }
+
+    fn unreachable(&self, error: &dyn std::fmt::Display) -> CommandError {
+        CommandError::Failed(format!("cannot speak to {}: {error}", self.shown()))
+    }
+
+    /// Sends a request. Fails with what the instance says if it does not do what is asked for.
+    async fn answered(&self, request: reqwest::RequestBuilder) -> Result<reqwest::Response, CommandError> {
+        let answer = request.send().await;
+        let answer = answer.map_err(|error| self.unreachable(&self.why(&error)))?;
         if answer.status().is_success() {
             return Ok(answer);
         }
@@ -379,6 +387,16 @@ impl Api {
     /// Reads a page of the API.
     pub async fn get<T: DeserializeOwned>(&self, path: &str, parameters: &[(&str, &str)]) -> Result<T, CommandError> {
         self.ask(reqwest::Method::GET, path, parameters).await
+    }
+
+    /// Sends a JSON document to a page of the API.
+    pub async fn post<T: DeserializeOwned>(&self, path: &str, document: &impl Serialize) -> Result<T, CommandError> {
+        let body = serde_json::to_vec(document).map_err(|error| CommandError::Failed(error.to_string()))?;
+        let url = self.base.join(path).map_err(|error| self.unreachable(&error))?;
+        let request = self.client.post(url).header("content-type", "application/json").body(body);
+        let answer = self.answered(request).await?;
+        let body = answer.bytes().await.map_err(|error| self.strange(&error))?;
+        serde_json::from_slice(&body).map_err(|error| self.strange(&error))
     }
 
     /// Listens to the events of the instance.

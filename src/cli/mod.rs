@@ -15,6 +15,7 @@ mod reload;
 mod serve;
 mod setup;
 mod systemd;
+mod warm;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -71,6 +72,11 @@ enum Command {
     /// Say what would happen if an image were pulled now, and why
     #[command(after_help = "Example:\n  larder explain docker.io/library/alpine:3.20")]
     Explain(look::Explain),
+    /// Bring images into the cache before anybody asks for them
+    #[command(
+        after_help = "Examples:\n  larder warm docker.io/library/alpine:3.20 --platform linux/amd64\n  docker images | larder warm -f -\n  kubectl get pods -A -o yaml | larder warm --manifests -"
+    )]
+    Warm(warm::Warm),
     /// Keep an image for ever, whatever `max_size` and `ttl` say
     #[command(after_help = "Example:\n  larder pin docker.io/library/alpine:3.20")]
     Pin(manage::Pin),
@@ -114,6 +120,7 @@ impl Command {
             Self::Purge(arguments) => arguments.common.json,
             Self::Pin(arguments) | Self::Unpin(arguments) => arguments.common.json,
             Self::Verify(arguments) => arguments.common.json,
+            Self::Warm(arguments) => arguments.json,
             Self::Stats(arguments) => arguments.json,
             Self::Pulls(arguments) => arguments.json,
             Self::Explain(arguments) => arguments.json,
@@ -140,6 +147,7 @@ pub fn run() -> ExitCode {
         Command::Serve => serve::run(&files),
         Command::Ls(ls) => finish(is_json, async move { manage::ls(&files, &ls).await }),
         Command::Purge(purge) => finish(is_json, async move { manage::purge(&files, &purge).await }),
+        Command::Warm(warm) => finish(is_json, async move { warm::run(&files, &warm).await }),
         Command::Stats(stats) => finish(is_json, async move { look::stats(&files, &stats).await }),
         Command::Pulls(pulls) => finish(is_json, async move { look::pulls(&files, &pulls).await }),
         Command::Explain(explain) => finish(is_json, async move { look::explain(&files, &explain).await }),

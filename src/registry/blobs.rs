@@ -21,6 +21,14 @@ use crate::oci::Digest;
 use crate::routing::Target;
 use crate::upstream::{Lane, Storages};
 
+/// A blob that is in the cache now.
+#[derive(Clone, Copy, Debug)]
+pub struct Brought {
+    pub bytes: u64,
+    /// Whether it had been there before.
+    pub was_there: bool,
+}
+
 /// Finds blobs by digest, and begins fills for blobs that are not stored.
 pub struct Blobs {
     cache: Arc<Cache>,
@@ -138,6 +146,22 @@ impl Blobs {
             self.consent.given.begun(target, digest, fill);
         }
         Ok(())
+    }
+
+    /// Brings a blob into the cache, for nobody in particular.
+    pub async fn bring(&self, target: &Target, digest: &Digest) -> Result<Brought, Failure> {
+        if let Some(content) = self.at_hand(target, digest).await {
+            let (size, _) = content?;
+            self.consent.confirm(target, StoredObject::Blob(size), digest).await?;
+            return Ok(Brought { bytes: size, was_there: true });
+        }
+        let (fill, is_first, begun) = self.begun(target, digest).await;
+        begun?;
+        self.agreed(target, digest, &fill, is_first).await?;
+        match fill.whole().await? {
+            Some(bytes) => Ok(Brought { bytes, was_there: false }),
+            None => Err(Failure::new(FailureKind::NoRoom, "there is no room for it, or it is larger than the cache")),
+        }
     }
 
     /// Answers without the store: the upstream states the size of the blob, and sends it for this client alone.

@@ -18,6 +18,7 @@ mod query;
 mod rejected;
 pub mod respond;
 mod tags;
+pub mod warm;
 mod warnings;
 mod written;
 

@@ -36,7 +36,7 @@ pub struct Objects {
     lagging: Arc<Lagging>,
     pub(super) manifests: Arc<Manifests>,
     pub(super) tags: Arc<Tags>,
-    blobs: Blobs,
+    pub(super) blobs: Blobs,
     lists: Arc<Lists>,
 }
 

@@ -332,6 +332,19 @@ impl Fill {
         state.size.filter(|_| is_coming)
     }
 
+    /// Waits until the object is whole and verified, and returns its size; `None` where it only passes.
+    pub async fn whole(&self) -> Result<Option<u64>, Failure> {
+        let mut state = self.state.subscribe();
+        let has_ended =
+            |state: &State| matches!(state.phase, Phase::Verified | Phase::Failed(_) | Phase::Passing { .. });
+        let state = state.wait_for(has_ended).await.map_err(|_| gone())?;
+        match &state.phase {
+            Phase::Failed(failure) => Err(failure.clone()),
+            Phase::Verified => Ok(state.size),
+            _ => Ok(None),
+        }
+    }
+
     /// Waits until bytes at `at` may be read, or the end is reached.
     pub async fn readable(&self, at: u64, reader: Reading) -> Result<Readable, Failure> {
         let mut state = self.state.subscribe();
