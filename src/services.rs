@@ -2,7 +2,7 @@
 //! dependencies.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use serde_json::Value;
 
@@ -29,6 +29,14 @@ pub struct Services {
     objects: Arc<Objects>,
     clients: Clients,
     configuration: Mutex<Arc<Configuration>>,
+    registry_door: OnceLock<RegistryDoor>,
+}
+
+/// Where the registry door listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RegistryDoor {
+    pub addresses: Vec<SocketAddr>,
+    pub is_tls: bool,
 }
 
 /// What is told of the configuration in force.
@@ -69,7 +77,8 @@ impl Services {
         let registry = Registry::new(access.clone(), objects.clone(), cache.clone(), metrics.clone());
         let proxy = Proxy::new(proxy, access.clone(), objects.clone(), (cache.clone(), metrics.clone()));
         let (registry, proxy, configuration) = (Arc::new(registry), Arc::new(proxy), Mutex::default());
-        Ok(Self { cache, metrics, access, registry, proxy, objects, clients, configuration })
+        let registry_door = OnceLock::new();
+        Ok(Self { cache, metrics, access, registry, proxy, objects, clients, configuration, registry_door })
     }
 
     /// Returns what is told of the configuration in force.
@@ -105,6 +114,16 @@ impl Services {
     /// Sets the addresses at which this process listens: Larder sends no requests there, whatever leads there.
     pub fn listens_at(&self, addresses: &[SocketAddr]) {
         self.clients.shared().ours.set(addresses);
+    }
+
+    /// Sets where the registry door listens; a later call changes nothing, as the door stays where it is.
+    pub fn opens_registry(&self, door: RegistryDoor) {
+        let _ = self.registry_door.set(door);
+    }
+
+    /// Returns where the registry door listens; `None` before it is open.
+    pub fn registry_door(&self) -> Option<&RegistryDoor> {
+        self.registry_door.get()
     }
 
     /// Returns the addresses and names at which clients reach the registry door.

@@ -21,6 +21,7 @@ mod conformance;
 mod connect;
 mod consent;
 mod credentials;
+mod dashboard;
 mod damage;
 mod delivery;
 mod disk_bound;

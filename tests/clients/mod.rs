@@ -8,6 +8,7 @@
 mod acme;
 mod artifacts;
 mod buildah;
+mod chromium;
 mod containerd;
 mod docker;
 mod haproxy;
@@ -25,6 +26,7 @@ mod skopeo;
 mod storage;
 mod through_proxy;
 
+pub use chromium::Chromium;
 pub use docker::Dockerd;
 pub use haproxy::Haproxy;
 pub use nginx::Nginx;

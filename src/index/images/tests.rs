@@ -95,8 +95,8 @@ fn a_page_ends_where_much_was_looked_at_and_little_of_it_is_an_image() {
         Write::Tag { key: key("t99"), entry: entry(digest) },
     ]);
     index.flush_blocking_here();
-    let page = index.images_within("", 100, 5).expect("read");
+    let page = index.images_within("", "", 100, 5).expect("read");
     assert_eq!((page.images, page.next.as_deref()), (Vec::new(), Some("r/a:t05")));
-    let page = index.images_within("r/a:t18", 100, 5).expect("read");
+    let page = index.images_within("r/a:t18", "", 100, 5).expect("read");
     assert_eq!((page.images.len(), page.next), (1, None));
 }
