@@ -40,8 +40,8 @@ use crate::config::Config;
 use crate::descriptors::Shares;
 use crate::failure::{Failure, FailureKind};
 use crate::index::{
-    self, Image, ImageName, ImagePage, ImageSearch, Index, IndexError, LocalIndex, ObjectEntry, Purge, Purged, Sqlite, TagEntry,
-    TagKey, Timestamp, Viewer, Write,
+    self, Image, ImageName, ImagePage, ImageSearch, Index, IndexError, LocalIndex, ObjectEntry, Purge, Purged, Sqlite,
+    TagEntry, TagKey, Timestamp, Viewer, Write,
 };
 use crate::observe::Metrics;
 use crate::oci::{Digest, MediaType};

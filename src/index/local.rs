@@ -10,8 +10,8 @@ use futures_util::{FutureExt, StreamExt};
 use tokio::sync::mpsc;
 
 use super::{
-    Bounds, Call, ImageName, ImagePage, ImageSearch, Index, IndexError, IsPinned, ListKey, Listing, ObjectEntry, Purge, Purged,
-    Sqlite, TagEntry, TagKey, TakeObject, UrlEntry, Viewer, Write,
+    Bounds, Call, ImageName, ImagePage, ImageSearch, Index, IndexError, IsPinned, ListKey, Listing, ObjectEntry, Purge,
+    Purged, Sqlite, TagEntry, TagKey, TakeObject, UrlEntry, Viewer, Write,
 };
 use crate::oci::Digest;
 use crate::work::Pool;

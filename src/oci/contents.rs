@@ -108,7 +108,8 @@ mod tests {
                 "annotations": {"vnd.docker.reference.type": "attestation-manifest", "n": 1}},
             {"digest": "none", "size": 8},
         ]}));
-        let told: Vec<_> = found.iter().map(|part| (part.platform.as_deref(), part.is_attestation, part.size)).collect();
+        let told: Vec<_> =
+            found.iter().map(|part| (part.platform.as_deref(), part.is_attestation, part.size)).collect();
         assert_eq!(told, [(Some("linux/arm/v7"), false, 7), (Some("unknown/unknown"), true, 8)]);
     }
 

@@ -85,7 +85,9 @@ pub async fn picture(cache: &Cache, located: &Located) -> Result<Option<Picture>
     };
     // An object that is visible in another repository only is nothing of this one.
     let repository = &located.target.repository;
-    if !cache.is_visible(&repository.viewer(), &digest).await? && !cache.is_visible(&repository.everybody(), &digest).await? {
+    if !cache.is_visible(&repository.viewer(), &digest).await?
+        && !cache.is_visible(&repository.everybody(), &digest).await?
+    {
         return Ok(None);
     }
     let Some(manifest) = cache.look_at_manifest(&digest).await? else {

@@ -16,8 +16,8 @@ use crate::routing::{Asked, OwnNames, Routing, RoutingError, Target};
 use crate::upkeep::scrub::Report;
 use crate::{clock, descriptors};
 
-pub use look::{Part, Picture, Platform, Referrer, find, picture};
 pub use crate::index::{ImageOrder, ImageSearch};
+pub use look::{Part, Picture, Platform, Referrer, find, picture};
 
 /// Images on a page if the caller does not state a number.
 pub const PAGE: usize = 1_000;

@@ -81,7 +81,11 @@ impl Chromium {
         let session = answer["value"]["sessionId"].as_str();
         let session = session.ok_or_else(|| Failure::new(format!("no browser: {answer}")).with_log_of(&daemon))?;
         let session = format!("http://{address}/session/{session}");
-        Ok(Self { session, _daemon: daemon, _directory: directory })
+        let chromium = Self { session, _daemon: daemon, _directory: directory };
+        // What its own first page asked for.
+        chromium.load("about:blank").await;
+        chromium.requested().await;
+        Ok(chromium)
     }
 
     async fn ask(&self, method: &str, command: &str, body: &Value) -> Result<Value, Value> {

@@ -50,7 +50,10 @@ impl Scene {
         assert_eq!(get(larder.manifest_url("hub/team/part", "2026-11")).await.status, 200);
         assert_eq!(get(larder.blob_url("hub/team/part", &part.layer_digests()[0])).await.status, 200);
         // What refers to an image.
-        hub.push_untagged("team/app", &Image::referrer(&self.app.manifest, "application/vnd.dev.cosign.simplesigning", 4));
+        hub.push_untagged(
+            "team/app",
+            &Image::referrer(&self.app.manifest, "application/vnd.dev.cosign.simplesigning", 4),
+        );
         let list = format!("{}/v2/hub/team/app/referrers/{}", larder.url(), self.app.manifest.digest);
         assert_eq!(get(list).await.status, 200);
         // An upstream that fails, with and without a copy.

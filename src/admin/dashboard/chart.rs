@@ -70,16 +70,15 @@ impl Chart<'_> {
         let scaled = |value: u64| if most == 0 { 0.0 } else { value as f64 / most as f64 * (HEIGHT - 2.0) };
         let room = STEP - 2;
         let share = if self.is_stacked { room } else { room / self.series.len().max(1) };
-        let mut below = 0.0;
+        let tall: Vec<_> = bar.iter().map(|&value| if value > 0 { scaled(value).max(1.5) } else { 0.0 }).collect();
         html! {
             // The whole column answers to the pointer.
             rect.column x=(at * STEP) y="0" width=(STEP) height=(HEIGHT) {}
-            @for (number, (value, series)) in bar.iter().zip(self.series).enumerate() {
-                @let tall = if *value > 0 { scaled(*value).max(1.5) } else { 0.0 };
+            @for (number, (height, series)) in tall.iter().zip(self.series).enumerate() {
                 @let x = at * STEP + 1 + if self.is_stacked { 0 } else { number * share };
-                @let y = HEIGHT - tall - if self.is_stacked { below } else { 0.0 };
-                rect class=(series.class) x=(x) y=(format!("{y:.2}")) width=(share) height=(format!("{tall:.2}")) {}
-                @let _ = below += tall;
+                @let below = if self.is_stacked { tall[..number].iter().sum() } else { 0.0 };
+                @let y = HEIGHT - height - below;
+                rect class=(series.class) x=(x) y=(format!("{y:.2}")) width=(share) height=(format!("{height:.2}")) {}
             }
         }
     }

@@ -118,8 +118,13 @@ fn address(public: Option<&str>, door: Option<&RegistryDoor>, asked: Option<&str
         ip if !ip.is_unspecified() => with(door.to_string(), is_tls, None),
         _ => {
             let name = asked.map_or("127.0.0.1", without_port);
-            let is_here = name == "localhost" || name.trim_matches(['[', ']']).parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
-            let note = if is_here { "Other machines reach it by the name of this machine: set server.public_url to it." } else { unnamed };
+            let is_here =
+                name == "localhost" || name.trim_matches(['[', ']']).parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
+            let note = if is_here {
+                "Other machines reach it by the name of this machine: set server.public_url to it."
+            } else {
+                unnamed
+            };
             with(format!("{name}:{}", door.port()), is_tls, Some(note))
         }
     }
@@ -143,8 +148,14 @@ fn docker(address: &Address) -> Vec<Step> {
         classic += &format!(", \"insecure-registries\": [\"{}\"]", address.host);
     }
     vec![
-        Step { title: "From 28, with the containerd image store: /etc/docker/certs.d/_default/hosts.toml", text: hosts(address) },
-        Step { title: "Up to 27, for Docker Hub alone: /etc/docker/daemon.json, then restart Docker", text: classic + " }\n" },
+        Step {
+            title: "From 28, with the containerd image store: /etc/docker/certs.d/_default/hosts.toml",
+            text: hosts(address),
+        },
+        Step {
+            title: "Up to 27, for Docker Hub alone: /etc/docker/daemon.json, then restart Docker",
+            text: classic + " }\n",
+        },
     ]
 }
 
@@ -154,7 +165,10 @@ fn containerd(address: &Address) -> Vec<Step> {
     };
     vec![
         Step { title: "/etc/containerd/certs.d/_default/hosts.toml", text: hosts(address) },
-        Step { title: "2.x: /etc/containerd/config.toml, then restart containerd once", text: table(3, "io.containerd.cri.v1.images") },
+        Step {
+            title: "2.x: /etc/containerd/config.toml, then restart containerd once",
+            text: table(3, "io.containerd.cri.v1.images"),
+        },
         Step { title: "1.6 and 1.7: the same file", text: table(2, "io.containerd.grpc.v1.cri") },
     ]
 }
@@ -183,13 +197,19 @@ fn buildkit(address: &Address) -> Vec<Step> {
 
 fn rancher(address: &Address) -> Vec<Step> {
     let text = format!("mirrors:\n  \"*\":\n    endpoint:\n      - \"{}\"\n", address.url);
-    vec![Step { title: "/etc/rancher/k3s/registries.yaml or /etc/rancher/rke2/registries.yaml, then restart the service", text }]
+    vec![Step {
+        title: "/etc/rancher/k3s/registries.yaml or /etc/rancher/rke2/registries.yaml, then restart the service",
+        text,
+    }]
 }
 
 fn kind(address: &Address) -> Vec<Step> {
     let cluster = "kind: Cluster\napiVersion: kind.x-k8s.io/v1alpha4\nnodes:\n  - role: control-plane\n    extraMounts:\n      - hostPath: ./certs.d\n        containerPath: /etc/containerd/certs.d\n";
     vec![
-        Step { title: "certs.d/_default/hosts.toml; the address has to be one that the node reaches, not 127.0.0.1", text: hosts(address) },
+        Step {
+            title: "certs.d/_default/hosts.toml; the address has to be one that the node reaches, not 127.0.0.1",
+            text: hosts(address),
+        },
         Step { title: "The configuration of the cluster, for kind from 0.27", text: cluster.to_owned() },
     ]
 }

@@ -39,7 +39,7 @@ fn shown(finding: &Finding) -> Markup {
     };
     html! {
         div.heading { (show::chip(&finding.severity, word)) h2 { (finding.about) } }
-        p { (finding.text) }
+        p.why { (show::prose(&finding.text)) }
         @if let Some((path, name)) = more { p { a href=(path) { (name) } } }
     }
 }

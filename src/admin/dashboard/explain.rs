@@ -50,7 +50,7 @@ fn answer(explanation: &Explanation, visitor: &Visitor) -> Markup {
         section.panel aria-labelledby="answer" {
             div.heading { h2 #answer { "If it were pulled now" } (pulls::actions(&explanation.reference, None, visitor)) }
             p.line { (show::chip(kind, words)) @if let Some(reason) = &explanation.reason { " " span.code { (reason) } } }
-            p.sentence { (explanation.text) "." }
+            p.sentence { (show::prose(&explanation.text)) "." }
             dl.facts {
                 div { dt { "Image" } dd.break { (explanation.reference) } }
                 div { dt { "Repository" } dd { (explanation.repository) } }

@@ -91,7 +91,9 @@ impl History {
         drop(samples);
         for pair in within.windows(2) {
             let Ok(since) = pair[1].at.duration_since(begin) else { continue };
-            let at = (since.as_millis() / slot.as_millis().max(1)).min(u128::from(slots) - 1);
+            // A sample at the very end of a part belongs to it.
+            let passed = since.as_millis().saturating_sub(1);
+            let at = (passed / slot.as_millis().max(1)).min(u128::from(slots) - 1);
             let added = pair[1].counts.since(pair[0].counts);
             #[allow(clippy::cast_possible_truncation)]
             let place = &mut found[at as usize];

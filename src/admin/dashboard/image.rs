@@ -27,9 +27,11 @@ pub async fn show(visitor: Visitor, State(services): State<Arc<Services>>, Query
             let written = located.written();
             match ops::picture(&services.cache, &located).await {
                 Err(error) => inline_error(&error.to_string()),
-                Ok(None) => html! { div.panel #image data-changes { (show::nothing("Its manifest is not in the cache.", &html! {
-                    a href=(show::link("/explain", &[("reference", &written)])) { "See what a pull would do" } "."
-                })) } },
+                Ok(None) => {
+                    html! { div.panel #image data-changes { (show::nothing("Its manifest is not in the cache.", &html! {
+                        a href=(show::link("/explain", &[("reference", &written)])) { "See what a pull would do" } "."
+                    })) } }
+                }
                 Ok(Some(picture)) => html! { div.parts #image data-changes { (shown(&picture, &written, &visitor)) } },
             }
         }
@@ -83,7 +85,7 @@ fn one(platform: &Platform, is_open: bool) -> Markup {
                 @if platform.is_whole() { (show::chip("good", "all of it")) }
                 @else if platform.manifest.is_stored { (show::chip("part", &format!("{} of {}", show::bytes(there), show::bytes(all)))) }
                 @else { (show::chip("none", "not pulled")) }
-                span.quiet { " " (show::bytes(all + platform.manifest.size)) }
+                @if platform.manifest.is_stored { span.quiet { " " (show::bytes(all + platform.manifest.size)) } }
             }
             @if platform.parts.is_empty() && !platform.manifest.is_stored {
                 p.hint { "Its manifest is not in the cache: no client has pulled this platform, or it was evicted." }

@@ -14,11 +14,8 @@ use crate::services::Services;
 /// Images on a page.
 const PAGE: usize = 100;
 /// The orders: the word in the query, and its words in the page.
-const ORDERS: [(&str, &str, ImageOrder); 3] = [
-    ("", "name", ImageOrder::Reference),
-    ("use", "last use", ImageOrder::LastUse),
-    ("size", "size", ImageOrder::Size),
-];
+const ORDERS: [(&str, &str, ImageOrder); 3] =
+    [("", "name", ImageOrder::Reference), ("use", "last use", ImageOrder::LastUse), ("size", "size", ImageOrder::Size)];
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
@@ -121,7 +118,8 @@ fn extent(image: &Image) -> Markup {
     html! {
         @if image.missing == 0 { (show::chip("good", "all of it")) }
         @else if let Some(manifests) = image.manifests {
-            (show::chip("part", &format!("{} of {}", manifests.whole, manifests.all))) " platforms and attachments"
+            (show::chip("part", &format!("{} of {}", manifests.whole, manifests.all)))
+            " " span title="With what is attached to them, such as attestations" { "platforms" }
         } @else {
             (show::chip("part", &format!("{} of {}", image.objects, all))) " objects"
         }

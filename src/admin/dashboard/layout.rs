@@ -11,7 +11,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::super::diagnosis;
 use super::assets::{SCRIPT, STYLE};
-use super::show::sign;
+use super::show::{prose, sign};
 use crate::access::Manager;
 use crate::auth::Client;
 use crate::services::Services;
@@ -107,7 +107,7 @@ pub fn failure(status: StatusCode, message: &str) -> Page {
         main #content tabindex="-1" {
             section.panel.failure {
                 h1 { (title) }
-                p { (message) }
+                p.why { (prose(message)) }
                 p { a href="/" { "To the overview" } }
             }
         }
@@ -117,7 +117,7 @@ pub fn failure(status: StatusCode, message: &str) -> Page {
 
 /// An error inside a page.
 pub fn inline_error(message: &str) -> Markup {
-    html! { p.problem role="alert" { (sign("error")) (message) } }
+    html! { p.problem role="alert" { (sign("error")) span { (prose(message)) } } }
 }
 
 fn document(title: &str, body: &Markup) -> Page {

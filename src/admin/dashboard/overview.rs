@@ -92,7 +92,7 @@ fn answers(stats: &Stats) -> Markup {
     let note = html! {
         @if all == 0 { "no request since the start" } @else {
             (show::count(stats.hits + stats.stale)) " of " (show::count(all)) " answers"
-            @if stats.stale > 0 { ", " (show::count(stats.stale)) " of them old copies" }
+            @if stats.stale > 0 { ", old copies: " (show::count(stats.stale)) }
         }
     };
     card("From the cache", &value, &note)
@@ -100,7 +100,8 @@ fn answers(stats: &Stats) -> Markup {
 
 fn saved(stats: &Stats) -> Markup {
     let traffic = &stats.traffic;
-    let note = html! { (show::bytes(traffic.bytes_served)) " served, " (show::bytes(traffic.bytes_fetched)) " fetched" };
+    let note =
+        html! { (show::bytes(traffic.bytes_served)) " served, " (show::bytes(traffic.bytes_fetched)) " fetched" };
     card("Not fetched again", &show::bytes(traffic.bytes_saved), &note)
 }
 
@@ -153,10 +154,7 @@ fn over_time(history: &History, now: Sample, range: &str) -> Markup {
     };
     let traffic = Chart {
         title: "Traffic",
-        series: &[
-            Series { class: "served", name: "to clients" },
-            Series { class: "fetched", name: "from upstreams" },
-        ],
+        series: &[Series { class: "served", name: "to clients" }, Series { class: "fetched", name: "from upstreams" }],
         bars: values(|counts| vec![counts.served, counts.fetched]),
         slot,
         end,
@@ -196,9 +194,10 @@ fn transfer(fill: &FillEntry) -> Markup {
         other => other,
     };
     #[allow(clippy::cast_precision_loss, clippy::cast_sign_loss, clippy::cast_possible_truncation)]
-    let left = fill.size.filter(|_| fill.rate > 0.0).map(|size| {
-        show::span(Duration::from_secs((size.saturating_sub(fill.bytes) as f64 / fill.rate) as u64))
-    });
+    let left = fill
+        .size
+        .filter(|_| fill.rate > 0.0)
+        .map(|size| show::span(Duration::from_secs((size.saturating_sub(fill.bytes) as f64 / fill.rate) as u64)));
     html! {
         div.line { span.digest title=(fill.digest) { (show::short(&fill.digest)) } " " (phase) span.quiet { " for " (fill.repository) } }
         @match fill.size {

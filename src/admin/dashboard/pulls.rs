@@ -103,9 +103,12 @@ fn filters<'a>(asked: &Asked, prefixes: impl Iterator<Item = &'a str>) -> Markup
 
 /// What to do before anything was pulled.
 pub fn none_yet() -> Markup {
-    show::nothing("Nothing was pulled since the start.", &html! {
-        a href="/connect" { "Connect a client" } ", and pull an image: it shows up here with the reason for each answer."
-    })
+    show::nothing(
+        "Nothing was pulled since the start.",
+        &html! {
+            a href="/connect" { "Connect a client" } ", and pull an image: it shows up here with the reason for each answer."
+        },
+    )
 }
 
 /// Shows pulls as a list. `id`: the name of the list in the page.
@@ -119,12 +122,12 @@ fn row(pull: &PullEntry, visitor: &Visitor) -> Markup {
     html! {
         li.pull id={ "pull-" (pull.id) } data-id=(pull.id) {
             (show::chip(&pull.cache, &pull.cache))
-            div.what {
+            div.what.part[image.is_none()] {
                 p.name { (name(pull, image)) }
-                p.why { (pull.why) @if !pull.complete && pull.status < 400 { " The client left before the end." } }
+                p.why { (show::prose(&pull.why)) @if !pull.complete && pull.status < 400 { " The client left before the end." } }
                 @if let Some(slow) = &pull.slow { p.slow { (show::sign("waiting")) "Slow: " (slow) } }
                 p.meta {
-                    (show::ago_of(&pull.at)) " · " (pull.client)
+                    (show::ago_of(&pull.at)) " · " (without_port(&pull.client))
                     @if let Some(user) = &pull.user { " · " (user) }
                     " · " (pull.method) " " (pull.kind) " · " (pull.status) " · " span.code { (pull.reason) }
                     @if !pull.user_agent.is_empty() { " · " (pull.user_agent) }
@@ -146,6 +149,14 @@ fn name(pull: &PullEntry, image: Option<&str>) -> Markup {
     }
 }
 
+/// Returns the address without the port, which tells people nothing.
+fn without_port(client: &str) -> &str {
+    match client.rsplit_once(':') {
+        Some((address, port)) if !port.contains(']') && (!address.contains(':') || address.ends_with(']')) => address,
+        _ => client,
+    }
+}
+
 /// The buttons of an image. `pinned`: whether it is pinned, if that is known.
 pub fn actions(image: &str, pinned: Option<bool>, visitor: &Visitor) -> Markup {
     let button = |action: &str, word: &str| {
@@ -164,5 +175,16 @@ pub fn actions(image: &str, pinned: Option<bool>, visitor: &Visitor) -> Markup {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::without_port;
+
+    #[test]
+    fn a_client_is_shown_by_its_address() {
+        let shown = ["192.0.2.1:4711", "[2001:db8::1]:80", "2001:db8::1", "192.0.2.1", "local"].map(without_port);
+        assert_eq!(shown, ["192.0.2.1", "[2001:db8::1]", "2001:db8::1", "192.0.2.1", "local"]);
     }
 }

@@ -108,6 +108,12 @@ fn broken(name: &str) -> Markup {
     html! { @while let Some(part) = parts.next() { (part) @if parts.peek().is_some() { "/" wbr; } } }
 }
 
+/// Shows a sentence: what stands between backticks is code.
+pub fn prose(text: &str) -> Markup {
+    let parts = text.split('`').enumerate();
+    html! { @for (at, part) in parts { @if at % 2 == 1 { code { (part) } } @else { (part) } } }
+}
+
 /// Returns the beginning of a digest, as long as people compare by eye.
 pub fn short(digest: &str) -> String {
     let shown = digest.split_once(':').map_or(12, |(algorithm, _)| algorithm.len() + 13);
@@ -134,7 +140,9 @@ pub fn sign(kind: &str) -> Markup {
     let path = match kind {
         "hit" | "ready" | "good" => "M3 8.5l3.2 3.2L13 5",
         "miss" | "fetched" => "M8 2.5v8M4.5 7.5L8 11l3.5-3.5M3 13.5h10",
-        "stale" | "checked" | "limited" | "waiting" => "M8 4v4.3l2.8 1.7M8 1.8a6.2 6.2 0 1 0 0 12.4A6.2 6.2 0 0 0 8 1.8",
+        "stale" | "checked" | "limited" | "waiting" => {
+            "M8 4v4.3l2.8 1.7M8 1.8a6.2 6.2 0 1 0 0 12.4A6.2 6.2 0 0 0 8 1.8"
+        }
         "failed" | "error" | "failing" | "resting" => "M4 4l8 8M12 4l-8 8",
         "refused" => "M3.6 3.6l8.8 8.8M8 1.8a6.2 6.2 0 1 0 0 12.4A6.2 6.2 0 0 0 8 1.8",
         "warning" => "M8 2L1.5 13.5h13zM8 6.5v3.2M8 11.4v.4",
@@ -158,8 +166,10 @@ mod tests {
     #[test]
     fn bytes_have_three_digits() {
         let of = [0, 999, 1_000, 9_994, 9_996, 99_960, 999_499, 999_500, 1_234_567, 98_765_432_100, u64::MAX];
-        let expected =
-            ["0 B", "999 B", "1.00 kB", "9.99 kB", "10.0 kB", "100 kB", "999 kB", "1.00 MB", "1.23 MB", "98.8 GB", "18.4 EB"];
+        let expected = [
+            "0 B", "999 B", "1.00 kB", "9.99 kB", "10.0 kB", "100 kB", "999 kB", "1.00 MB", "1.23 MB", "98.8 GB",
+            "18.4 EB",
+        ];
         assert_eq!(of.map(bytes), expected);
     }
 
@@ -167,7 +177,10 @@ mod tests {
     fn counts_and_shares_are_written_for_people() {
         assert_eq!([0, 999, 1_000, 1_234_567].map(count), ["0", "999", "1\u{202f}000", "1\u{202f}234\u{202f}567"]);
         assert_eq!([0.0, 0.000_1, 0.5, 0.999_99, 1.0].map(percent), ["0 %", "0.1 %", "50.0 %", "99.9 %", "100 %"]);
-        assert_eq!([0.12, 42.0, 999.7, 2_345.0, 600_000.0].map(millis), ["0.1 ms", "42 ms", "1.0 s", "2.3 s", "10 min"]);
+        assert_eq!(
+            [0.12, 42.0, 999.7, 2_345.0, 600_000.0].map(millis),
+            ["0.1 ms", "42 ms", "1.0 s", "2.3 s", "10 min"]
+        );
     }
 
     #[test]
@@ -176,6 +189,7 @@ mod tests {
         let shown = reference(&format!("hub/<b>@{digest}")).into_string();
         assert!(shown.starts_with("hub/<wbr>&lt;b&gt;<span"), "{shown}");
         assert!(shown.contains(&format!("@sha256:{}…", "a".repeat(12))), "{shown}");
+        assert_eq!(prose("try `a<b` now").into_string(), "try <code>a&lt;b</code> now");
         assert_eq!(short("x"), "x");
         assert_eq!(short("日本語日本語日本語日本語日本語"), "日本語日本語日本語日本語…");
         assert_eq!(link("/explain", &[("reference", "a&b=c"), ("q", "")]), "/explain?reference=a%26b%3Dc");
