@@ -8,7 +8,9 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use larder::index::{ImageOrder, ImageSearch, ObjectEntry, Purge, Scope, Sqlite, TagEntry, TagKey, Timestamp, Viewer, Write};
+use larder::index::{
+    ImageOrder, ImageSearch, ObjectEntry, Purge, Scope, Sqlite, TagEntry, TagKey, Timestamp, Viewer, Write,
+};
 use larder::oci::{Algorithm, Digest, MediaType, Reference};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;

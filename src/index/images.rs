@@ -12,7 +12,7 @@ use crate::oci::{Digest, MediaType, Reference};
 const LOOKED_AT: usize = 200_000;
 
 /// Most rows that are looked at to find the images that were used last, and most objects to find the largest.
-const SORTED: usize = 50_000;
+const SORTED: usize = 15_000;
 
 /// A page of the list of images.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -124,7 +124,7 @@ fn disk(services: &Services) -> Markup {
     let (free, objects) = (of(metrics.disk_free.get()), of(metrics.cache_objects.get()));
     let note = html! {
         @if limit > 0 {
-            meter min="0" max="1" high="0.95" value=(format!("{:.4}", show::share(used, limit).min(1.0))) aria-label="Disk used" {}
+            (show::bar(show::share(used, limit), "Disk used", show::share(used, limit) > 0.98))
             "of " (show::bytes(limit)) " (" (show::percent(show::share(used, limit))) "), "
         }
         (show::count(objects)) " objects, " (show::bytes(free)) " free on the disk"

@@ -154,6 +154,17 @@ pub fn sign(kind: &str) -> Markup {
     }
 }
 
+/// A bar that is full by a share of 0 to 1. `label`: what it shows. `is_short`: whether little is left.
+pub fn bar(share: f64, label: &str, is_short: bool) -> Markup {
+    let width = format!("{:.2}", share.clamp(0.0, 1.0) * 100.0);
+    html! {
+        svg.bar role="img" aria-label={ (label) ": " (percent(share)) } viewBox="0 0 100 1" preserveAspectRatio="none" {
+            rect.track width="100" height="1" {}
+            rect class=(if is_short { "stale" } else { "hit" }) width=(width) height="1" {}
+        }
+    }
+}
+
 /// What a page says where a list is empty, and what to do next.
 pub fn nothing(title: &str, next: &Markup) -> Markup {
     html! { div.nothing { p.title { (title) } p { (next) } } }

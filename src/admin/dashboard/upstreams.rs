@@ -70,7 +70,7 @@ pub fn entry(upstream: &UpstreamEntry) -> Markup {
 fn left_of(quota: &Quota) -> Markup {
     html! {
         div.quota {
-            meter min="0" max=(quota.limit.max(1)) low=(quota.limit / 10) value=(quota.remaining) aria-label="Pulls left" {}
+            (show::bar(show::share(quota.remaining, quota.limit), "Pulls left", quota.remaining < quota.limit / 10))
             p.meta {
                 (show::count(quota.remaining)) " of " (show::count(quota.limit)) " pulls left"
                 @if let Some(window) = quota.window { " in " (show::span(Duration::from_secs(window))) }

@@ -254,6 +254,10 @@
     else if (button.id === "pause") pause(!paused);
   });
 
+  // On a narrow screen the row of pages is wider than the screen.
+  const tabs = $(".top nav ul");
+  const tab = $("[aria-current]", tabs ?? document);
+  if (tabs && tab) tabs.scrollLeft = tab.offsetLeft - (tabs.clientWidth - tab.offsetWidth) / 2;
   ages();
   setInterval(ages, 10000);
   listen();
