@@ -8,7 +8,9 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use larder::index::{ObjectEntry, Purge, Scope, Sqlite, TagEntry, TagKey, Timestamp, Viewer, Write};
+use larder::index::{
+    ImageOrder, ImageSearch, ObjectEntry, Purge, Scope, Sqlite, TagEntry, TagKey, Timestamp, Viewer, Write,
+};
 use larder::oci::{Algorithm, Digest, MediaType, Reference};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -50,6 +52,19 @@ fn read(index: &Sqlite, images: u64) -> Result<()> {
         let began = Instant::now();
         let found = index.images(&format!("{last}:"), PAGE)?.images.len();
         println!("{which} page of ls: {found} images in {:.1} ms", millis(began));
+    }
+    let searches = [
+        ("a part of few", "v1234", ImageOrder::Reference),
+        ("a part of none", "nothing has this", ImageOrder::Reference),
+        ("the last used", "", ImageOrder::LastUse),
+        ("the largest", "", ImageOrder::Size),
+    ];
+    for (which, text, order) in searches {
+        let search = ImageSearch { text: text.to_owned(), order, last: String::new(), count: 100 };
+        let began = Instant::now();
+        let found = index.find_images(&search)?;
+        let whole = if found.next.is_none() { "" } else { ", of a part" };
+        println!("a search for {which}: {} images in {:.1} ms{whole}", found.images.len(), millis(began));
     }
     let repositories: Vec<_> = (0..REPOSITORIES).map(repository).collect();
     for (which, last) in [("first", ""), ("middle", &middle)] {

@@ -2,7 +2,7 @@
 //! dependencies.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use serde_json::Value;
 
@@ -32,6 +32,14 @@ pub struct Services {
     configuration: Mutex<Arc<Configuration>>,
     /// Brings lists of images into the cache.
     pub warming: Warming,
+    registry_door: OnceLock<RegistryDoor>,
+}
+
+/// Where the registry door listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RegistryDoor {
+    pub addresses: Vec<SocketAddr>,
+    pub is_tls: bool,
 }
 
 /// What is told of the configuration in force.
@@ -72,8 +80,8 @@ impl Services {
         let registry = Registry::new(access.clone(), objects.clone(), cache.clone(), metrics.clone());
         let proxy = Proxy::new(proxy, access.clone(), objects.clone(), (cache.clone(), metrics.clone()));
         let (registry, proxy, configuration) = (Arc::new(registry), Arc::new(proxy), Mutex::default());
-        let warming = Warming::new(objects.clone());
-        Ok(Self { cache, metrics, access, registry, proxy, objects, clients, configuration, warming })
+        let (warming, registry_door) = (Warming::new(objects.clone()), OnceLock::new());
+        Ok(Self { cache, metrics, access, registry, proxy, objects, clients, configuration, warming, registry_door })
     }
 
     /// Returns what is told of the configuration in force.
@@ -109,6 +117,16 @@ impl Services {
     /// Sets the addresses at which this process listens: Larder sends no requests there, whatever leads there.
     pub fn listens_at(&self, addresses: &[SocketAddr]) {
         self.clients.shared().ours.set(addresses);
+    }
+
+    /// Sets where the registry door listens; a later call changes nothing, as the door stays where it is.
+    pub fn opens_registry(&self, door: RegistryDoor) {
+        let _ = self.registry_door.set(door);
+    }
+
+    /// Returns where the registry door listens; `None` before it is open.
+    pub fn registry_door(&self) -> Option<&RegistryDoor> {
+        self.registry_door.get()
     }
 
     /// Returns the addresses and names at which clients reach the registry door.

@@ -23,6 +23,7 @@ mod connect;
 mod consent;
 mod credentials;
 mod damage;
+mod dashboard;
 mod delivery;
 mod described;
 mod disk_bound;

@@ -78,7 +78,7 @@ fn of_upstreams(services: &Services) -> Vec<Finding> {
                 ),
                 "resting" | "failing" => format!(
                     "{label} of {prefix} fails: {why}; what is cached is served; try `curl -v {}/v2/` on this machine, and look at the upstream's credentials, proxy and certificates",
-                    upstream.url
+                    upstream.url.trim_end_matches('/')
                 ),
                 _ => continue,
             };

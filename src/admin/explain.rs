@@ -138,6 +138,13 @@ fn named(services: &Services, query: Option<&str>) -> Result<ops::Located, Probl
     Ok(ops::located(&rules.routing, &own, &text)?)
 }
 
+/// Explains an image that is named as in a pull.
+pub async fn explained(services: &Services, reference: &str) -> Result<Explanation, Problem> {
+    let named = ops::located(&services.access.rules().routing, &services.own_names(), reference)?;
+    let explained = services.explain(&named.target, &named.reference).await;
+    Ok(explanation(services, &named, &explained))
+}
+
 fn explanation(services: &Services, named: &ops::Located, explained: &Explained) -> Explanation {
     let repository = &named.target.repository;
     let upstreams = upstreams::of(repository);

@@ -1,6 +1,7 @@
-//! The admin door: health, metrics, statistics, and what people do to the cache.
+//! The admin door: health, metrics, statistics, what people do to the cache, and the dashboard.
 
 mod config;
+mod dashboard;
 pub mod diagnosis;
 mod door;
 mod events;
@@ -96,6 +97,7 @@ fn router(services: Arc<Services>) -> Router {
         .split_for_parts();
     router
         .route("/api/openapi.json", get(async move || Json(description)))
+        .merge(dashboard::pages(&services))
         .fallback(async || Problem::new(StatusCode::NOT_FOUND, "no such page; see docs/api.md"))
         .method_not_allowed_fallback(async || {
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, "this page does not take that method; see docs/api.md")
@@ -103,6 +105,7 @@ fn router(services: Arc<Services>) -> Router {
         .layer(Extension(metrics::reading()))
         .layer(Extension(Listeners::default()))
         .layer(middleware::from_fn_with_state(services.clone(), door::guard))
+        .layer(middleware::from_fn(dashboard::errors_for_people))
         .with_state(services)
 }
 

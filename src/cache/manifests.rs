@@ -22,22 +22,26 @@ use crate::upkeep::room::Reservation;
 const PATIENCE: Duration = Duration::from_millis(100);
 
 impl Cache {
-    /// Returns a manifest from memory or the store.
+    /// Returns a manifest from memory or the store, and counts that as a use of it.
     pub async fn manifest(&self, digest: &Digest) -> Result<Option<Arc<Manifest>>, Failure> {
-        if let Some(manifest) = self.hot.manifests.get(digest).or_else(|| self.pending.get(digest)) {
+        let found = self.look_at_manifest(digest).await?;
+        if found.is_some() {
             self.upkeep.used(digest);
+        }
+        Ok(found)
+    }
+
+    /// Returns a manifest from memory or the store. Who only looks at the cache changes nothing of what is evicted next.
+    pub async fn look_at_manifest(&self, digest: &Digest) -> Result<Option<Arc<Manifest>>, Failure> {
+        if let Some(manifest) = self.hot.manifests.get(digest).or_else(|| self.pending.get(digest)) {
             return Ok(Some(manifest));
         }
         // Loaded once for all callers, so that a large manifest is in memory once.
         let (loader, wanted) = (self.manifest_loader(), *digest);
         let load = || async move { loader.load(&wanted).await };
-        let loaded = self.loads.run(*digest, load).await.0.inspect_err(|_| {
+        self.loads.run(*digest, load).await.0.inspect_err(|_| {
             self.metrics.errors.inc();
-        })?;
-        if loaded.is_some() {
-            self.upkeep.used(digest);
-        }
-        Ok(loaded)
+        })
     }
 
     /// Keeps a verified manifest. If the store fails, the manifest is handed on all the same, and is not kept in memory

@@ -40,8 +40,8 @@ use crate::config::Config;
 use crate::descriptors::Shares;
 use crate::failure::{Failure, FailureKind};
 use crate::index::{
-    self, Image, ImageName, ImagePage, Index, IndexError, LocalIndex, ObjectEntry, Purge, Purged, Sqlite, TagEntry,
-    TagKey, Timestamp, Viewer, Write,
+    self, Image, ImageName, ImagePage, ImageSearch, Index, IndexError, LocalIndex, ObjectEntry, Purge, Purged, Sqlite,
+    TagEntry, TagKey, Timestamp, Viewer, Write,
 };
 use crate::observe::Metrics;
 use crate::oci::{Digest, MediaType};
@@ -369,9 +369,23 @@ impl Cache {
     /// Returns at most `count` images in the order of their references, beginning behind `last`, each with whether it
     /// is pinned; and where the next page begins.
     pub async fn images(&self, last: String, count: usize) -> Result<(Vec<(Image, bool)>, Option<String>), Failure> {
+        self.with_pins(self.read(self.index.images(last, count)).await?).await
+    }
+
+    /// Finds images; see [`crate::index::Index::find_images`]. Each with whether it is pinned.
+    pub async fn find_images(&self, search: ImageSearch) -> Result<(Vec<(Image, bool)>, Option<String>), Failure> {
+        self.with_pins(self.read(self.index.find_images(search)).await?).await
+    }
+
+    /// Returns which of these objects are stored.
+    pub async fn stored_of(&self, objects: Vec<Digest>) -> Result<HashSet<Digest>, Failure> {
+        self.read(self.index.stored_of(objects)).await
+    }
+
+    async fn with_pins(&self, page: ImagePage) -> Result<(Vec<(Image, bool)>, Option<String>), Failure> {
         let refreshed = self.upkeep.refresh_pins().await;
         refreshed.map_err(|error| self.broken("cannot read the index", error))?;
-        let ImagePage { images, next } = self.read(self.index.images(last, count)).await?;
+        let ImagePage { images, next } = page;
         let with_pin = |image: Image| {
             let is_pinned = self.upkeep.is_pinned(&image.digest);
             (image, is_pinned)
@@ -386,6 +400,13 @@ impl Cache {
         self.upkeep.pins_changed();
         let changed = changed.map_err(|error| self.broken("cannot write a pin", error))?;
         Ok(changed)
+    }
+
+    /// Returns whether an object belongs to a pinned image.
+    pub async fn is_pinned(&self, digest: &Digest) -> Result<bool, Failure> {
+        let refreshed = self.upkeep.refresh_pins().await;
+        refreshed.map_err(|error| self.broken("cannot read the index", error))?;
+        Ok(self.upkeep.is_pinned(digest))
     }
 
     /// Returns the images that were pinned by name.

@@ -25,7 +25,7 @@ use crate::descriptors::{self, Shares};
 use crate::listen::Tls;
 use crate::observe::Metrics;
 use crate::observe::log::Log;
-use crate::services::{Configuration, Services};
+use crate::services::{Configuration, RegistryDoor, Services};
 use crate::{admin, listen, ops};
 
 type AnyError = Box<dyn std::error::Error>;
@@ -119,6 +119,7 @@ async fn serve(
     let doors = Doors::bind(&config, sockets, tls.clone()).await?;
     let addresses = doors.addresses()?;
     services.listens_at(&[&addresses[..], acme_door(&config)].concat());
+    services.opens_registry(RegistryDoor { addresses: doors.registry()?, is_tls: config.server.tls.is_some() });
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         dir = %config.cache.dir.display(),
@@ -198,6 +199,10 @@ impl Doors {
 
     fn addresses(&self) -> std::io::Result<Vec<SocketAddr>> {
         [&self.proxy, &self.registry, &self.admin].into_iter().flatten().map(TcpListener::local_addr).collect()
+    }
+
+    fn registry(&self) -> std::io::Result<Vec<SocketAddr>> {
+        self.registry.iter().map(TcpListener::local_addr).collect()
     }
 
     /// Serves all doors, each until `stopped` says so.

@@ -10,8 +10,8 @@ use futures_util::{FutureExt, StreamExt};
 use tokio::sync::mpsc;
 
 use super::{
-    Bounds, Call, ImageName, ImagePage, Index, IndexError, IsPinned, ListKey, Listing, ObjectEntry, Purge, Purged,
-    Sqlite, TagEntry, TagKey, TakeObject, UrlEntry, Viewer, Write,
+    Bounds, Call, ImageName, ImagePage, ImageSearch, Index, IndexError, IsPinned, ListKey, Listing, ObjectEntry, Purge,
+    Purged, Sqlite, TagEntry, TagKey, TakeObject, UrlEntry, Viewer, Write,
 };
 use crate::oci::Digest;
 use crate::work::Pool;
@@ -127,6 +127,17 @@ impl Index for LocalIndex {
             sqlite.flush_blocking()?;
             sqlite.images(&last, count)
         })
+    }
+
+    fn find_images(&self, search: ImageSearch) -> Call<'_, ImagePage> {
+        self.read(move |sqlite| {
+            sqlite.flush_blocking()?;
+            sqlite.find_images(&search)
+        })
+    }
+
+    fn stored_of(&self, objects: Vec<Digest>) -> Call<'_, HashSet<Digest>> {
+        self.read(move |sqlite| sqlite.stored_of(&objects))
     }
 
     fn pins(&self) -> Call<'_, Vec<ImageName>> {

@@ -34,7 +34,7 @@ use std::collections::HashSet;
 use std::time::{Duration, SystemTime};
 
 pub use bounds::Bounds;
-pub use images::ImagePage;
+pub use images::{ImageOrder, ImagePage, ImageSearch};
 pub use local::LocalIndex;
 pub use purge::{Purge, Purged};
 pub use scope::{Scope, Viewer};
@@ -92,6 +92,13 @@ pub trait Index: Send + Sync + 'static {
     /// `last`. What is queued to be
     /// written counts, too.
     fn images(&self, last: String, count: usize) -> Call<'_, ImagePage>;
+
+    /// Finds images by a part of their reference, in an order; see [`Sqlite::find_images`]. What is queued to be written
+    /// counts, too.
+    fn find_images(&self, search: ImageSearch) -> Call<'_, ImagePage>;
+
+    /// Returns which of these objects are stored.
+    fn stored_of(&self, objects: Vec<Digest>) -> Call<'_, HashSet<Digest>>;
 
     /// Returns the images that are pinned by name, in order.
     fn pins(&self) -> Call<'_, Vec<ImageName>>;
@@ -209,6 +216,11 @@ pub struct Image {
     pub objects: u64,
     /// The bytes of these objects.
     pub bytes: u64,
+    /// How many objects of it are known and not stored.
+    pub missing: u64,
+    /// Of an index with a stored manifest: how many of its manifests are there with all that they lead to, and how many
+    /// there are.
+    pub children: Option<(u64, u64)>,
     /// When its upstream was last asked about the tag.
     pub checked_at: Option<Timestamp>,
     pub last_use: Timestamp,

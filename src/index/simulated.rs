@@ -164,6 +164,14 @@ impl Index for Simulated {
         self.call(false, async move |index| index.images(last, count).await)
     }
 
+    fn find_images(&self, search: ImageSearch) -> Call<'_, ImagePage> {
+        self.call(false, async move |index| index.find_images(search).await)
+    }
+
+    fn stored_of(&self, objects: Vec<Digest>) -> Call<'_, HashSet<Digest>> {
+        self.call(false, async move |index| index.stored_of(objects).await)
+    }
+
     fn pins(&self) -> Call<'_, Vec<ImageName>> {
         self.call(false, async |index| index.pins().await)
     }

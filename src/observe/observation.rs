@@ -54,7 +54,9 @@ const PATH: usize = 512;
 /// Cuts a text that is too long for the list of pulls.
 fn cut(mut text: String) -> String {
     if text.len() > PATH {
-        text.truncate(text.floor_char_boundary(PATH));
+        // `str::floor_char_boundary` is of Rust 1.91.
+        let end = (0..=PATH).rev().find(|&at| text.is_char_boundary(at));
+        text.truncate(end.unwrap_or(0));
     }
     text.shrink_to_fit();
     text

@@ -1,6 +1,7 @@
 //! The terms of the OCI Distribution Specification as types: pure, no I/O.
 
 pub mod challenge;
+mod contents;
 pub mod digest;
 pub mod error;
 pub mod link;
@@ -13,6 +14,7 @@ pub mod reference;
 pub mod route;
 pub mod signed;
 
+pub use contents::{Content, contents};
 pub use digest::{Algorithm, Digest, Hasher};
 pub use error::Code;
 pub use media_type::MediaType;

@@ -1,6 +1,8 @@
 //! What people do to a cache: list, purge, pin, verify. The API does it to its own running instance, the command line
 //! to a directory that no instance uses. The answers are the same.
 
+mod look;
+
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 use utoipa::ToSchema;
@@ -14,6 +16,9 @@ use crate::routing::{Asked, OwnNames, Routing, RoutingError, Target};
 use crate::text::one_line;
 use crate::upkeep::scrub::Report;
 use crate::{clock, descriptors};
+
+pub use crate::index::{ImageOrder, ImageSearch};
+pub use look::{Part, Picture, Platform, Referrer, find, picture};
 
 /// Images on a page if the caller does not state a number.
 pub const PAGE: usize = 1_000;
@@ -63,11 +68,25 @@ pub struct Image {
     /// for each of them.
     pub objects: u64,
     pub size: u64,
+    /// How many further objects of the image are known and not stored, because nobody has pulled them or they were
+    /// evicted.
+    pub missing: u64,
+    /// Of an image for several platforms: its manifests. Absent where none of them is stored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manifests: Option<Manifests>,
     /// RFC 3339; absent if the image was asked for by digest only.
     pub checked_at: Option<String>,
     /// RFC 3339, accurate to a minute.
     pub last_use: String,
     pub pinned: bool,
+}
+
+/// The manifests of an image for several platforms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Manifests {
+    /// How many are stored with all that they lead to.
+    pub whole: u64,
+    pub all: u64,
 }
 
 /// What was purged.
@@ -97,10 +116,13 @@ pub struct Pins {
 pub async fn images(cache: &Cache, last: &str, count: usize) -> Result<Images, OpsError> {
     let count = count.clamp(1, MAX_PAGE);
     let (found, next) = cache.images(last.to_owned(), count).await?;
-    let time = |time: crate::index::Timestamp| humantime::format_rfc3339_seconds(time.to_system_time()).to_string();
-    let images: Vec<_> = found
-        .into_iter()
-        .map(|(image, pinned)| Image {
+    Ok(Images { images: found.into_iter().map(Image::of).collect(), next })
+}
+
+impl Image {
+    fn of((image, pinned): (crate::index::Image, bool)) -> Self {
+        let time = |time: crate::index::Timestamp| humantime::format_rfc3339_seconds(time.to_system_time()).to_string();
+        Self {
             reference: image.reference,
             repository: image.repository,
             name: image.name,
@@ -108,12 +130,13 @@ pub async fn images(cache: &Cache, last: &str, count: usize) -> Result<Images, O
             media_type: image.media_type.map(|media_type| media_type.as_str().to_owned()),
             objects: image.objects,
             size: image.bytes,
+            missing: image.missing,
+            manifests: image.children.map(|(whole, all)| Manifests { whole, all }),
             checked_at: image.checked_at.map(time),
             last_use: time(image.last_use),
             pinned,
-        })
-        .collect();
-    Ok(Images { images, next })
+        }
+    }
 }
 
 /// What to say while the clock is surely wrong.

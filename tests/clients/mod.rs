@@ -9,6 +9,7 @@ mod acme;
 mod artifacts;
 mod buildah;
 mod caddy;
+mod chromium;
 mod containerd;
 mod docker;
 mod haproxy;
@@ -28,6 +29,7 @@ mod storage;
 mod through_proxy;
 
 pub use caddy::Caddy;
+pub use chromium::Chromium;
 pub use docker::Dockerd;
 pub use haproxy::Haproxy;
 pub use nginx::Nginx;

@@ -95,8 +95,97 @@ fn a_page_ends_where_much_was_looked_at_and_little_of_it_is_an_image() {
         Write::Tag { key: key("t99"), entry: entry(digest) },
     ]);
     index.flush_blocking_here();
-    let page = index.images_within("", 100, 5).expect("read");
+    let page = index.images_within("", "", 100, 5).expect("read");
     assert_eq!((page.images, page.next.as_deref()), (Vec::new(), Some("r/a:t05")));
-    let page = index.images_within("r/a:t18", 100, 5).expect("read");
+    let page = index.images_within("r/a:t18", "", 100, 5).expect("read");
     assert_eq!((page.images.len(), page.next), (1, None));
+}
+
+/// Makes an index of images `r/aK:1`, each with two layers of which the second is missing for odd `K`.
+fn some_images(count: u8) -> (tempfile::TempDir, Sqlite) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let index = Sqlite::open(dir.path()).expect("an index");
+    let digest = |kind: u8, number: u8| Digest::Sha256([kind ^ (number << 2); 32]);
+    for number in 0..count {
+        let (manifest, layers) = (digest(0, number), [digest(1, number), digest(2, number)]);
+        let object = |digest, size, media_type: Option<&str>| Write::Object {
+            digest,
+            entry: super::super::ObjectEntry {
+                size,
+                media_type: media_type.map(MediaType::new),
+                stored_at: Timestamp(1),
+            },
+        };
+        let key = TagKey {
+            repository: "r".to_owned(),
+            shelf: String::new(),
+            name: format!("a{number}"),
+            tag: "Tag".to_owned(),
+        };
+        let entry = TagEntry { digest: manifest, media_type: MediaType::new("m"), size: 1, checked_at: Timestamp(1) };
+        index.apply([
+            object(manifest, 1, Some("m")),
+            object(layers[0], u64::from(number), None),
+            Write::Edges { parent: manifest, children: layers.to_vec() },
+            Write::Tag { key, entry },
+            Write::Used { digest: manifest, at: Timestamp(i64::from(count - number)) },
+        ]);
+        if number % 2 == 0 {
+            index.apply([object(layers[1], 0, None)]);
+        }
+    }
+    index.flush_blocking_here();
+    (dir, index)
+}
+
+fn names(index: &Sqlite, search: &ImageSearch) -> Vec<String> {
+    let page = index.find_images(search).expect("read");
+    page.images.into_iter().map(|image| image.name).collect()
+}
+
+#[test]
+fn images_are_found_by_a_part_of_the_reference_and_in_the_order_that_is_asked_for() {
+    let (_dir, index) = some_images(5);
+    let all = |text: &str, order| ImageSearch { text: text.to_owned(), order, last: String::new(), count: 3 };
+    assert_eq!(names(&index, &all("", ImageOrder::Reference)), ["a0", "a1", "a2"]);
+    assert_eq!(names(&index, &all("/a3:tag", ImageOrder::Reference)), ["a3"], "in any case of letters");
+    assert_eq!(names(&index, &all("%", ImageOrder::Reference)), [""; 0], "no pattern");
+    assert_eq!(names(&index, &all("", ImageOrder::Size)), ["a4", "a3", "a2"]);
+    assert_eq!(names(&index, &all("", ImageOrder::LastUse)), ["a0", "a1", "a2"], "the last used first");
+    let behind = ImageSearch { last: "r/a2:Tag".to_owned(), ..all("tag", ImageOrder::Reference) };
+    assert_eq!(names(&index, &behind), ["a3", "a4"]);
+    // Where not all were looked at, it is said.
+    assert_eq!(index.find_images(&all("", ImageOrder::Size)).expect("read").next, None);
+    assert!(index.used_last("", 3, 2).expect("read").next.is_some());
+}
+
+#[test]
+fn how_much_of_an_image_is_there_is_counted() {
+    let (_dir, index) = some_images(2);
+    let images = index.images("", 10).expect("read").images;
+    let there = images.iter().map(|image| (image.objects, image.missing, image.children));
+    assert_eq!(there.collect::<Vec<_>>(), [(3, 0, None), (2, 1, None)]);
+
+    // An index of both, and of a platform that nobody pulled.
+    let (whole, part) = (images[0].digest, images[1].digest);
+    let (above, absent) = (Digest::Sha256([98; 32]), Digest::Sha256([99; 32]));
+    let entry = super::super::ObjectEntry { size: 1, media_type: Some(MediaType::new("m")), stored_at: Timestamp(1) };
+    index.apply([
+        Write::Object { digest: above, entry },
+        Write::Edges { parent: above, children: vec![whole, part, absent] },
+        Write::Tag {
+            key: TagKey {
+                repository: "q".to_owned(),
+                shelf: String::new(),
+                name: "many".to_owned(),
+                tag: "1".to_owned(),
+            },
+            entry: TagEntry { digest: above, media_type: MediaType::new("m"), size: 1, checked_at: Timestamp(1) },
+        },
+    ]);
+    index.flush_blocking_here();
+    let many = &index.images("", 1).expect("read").images[0];
+    assert_eq!((many.objects, many.missing, many.children), (6, 2, Some((1, 3))));
+    let stored = index.stored_of(&[whole, absent]).expect("read");
+    assert_eq!(stored, HashSet::from([whole]));
 }
