@@ -150,6 +150,7 @@ fn over_time(history: &History, now: Sample, range: &str) -> Markup {
         slot,
         end,
         is_stacked: true,
+        is_level: false,
         written: |value, _| show::count(value),
     };
     let traffic = Chart {
@@ -159,7 +160,18 @@ fn over_time(history: &History, now: Sample, range: &str) -> Markup {
         slot,
         end,
         is_stacked: false,
+        is_level: false,
         written: rate,
+    };
+    let disk = Chart {
+        title: "On disk",
+        series: &[Series { class: "hit", name: "stored objects" }],
+        bars: values(|counts| vec![counts.used]),
+        slot,
+        end,
+        is_stacked: true,
+        is_level: true,
+        written: |value, _| show::bytes(value),
     };
     let known: u64 = slots.iter().flatten().map(|counts| counts.answers()).sum();
     html! {
@@ -169,7 +181,7 @@ fn over_time(history: &History, now: Sample, range: &str) -> Markup {
                 li { a href=(show::link("/", &[("range", word)])) aria-current=[(word == chosen.0).then_some("true")] { (name) } }
             } } }
         }
-        div.charts { (answers.draw()) (traffic.draw()) }
+        div.charts { (answers.draw()) (traffic.draw()) (disk.draw()) }
         @if known == 0 { p.hint { "Nothing was pulled in this time. The charts are kept in memory, for a day." } }
     }
 }
