@@ -110,6 +110,8 @@ async fn open_pages_show_what_happens_now() {
     browser.click("#pause").await;
     news("second1").await;
     browser.says("#pause", "new").await;
+    // The page adds pulls when it hears the figures, once a second: it has heard them by now.
+    assert_eq!(browser.run_async(HEAR).await, "heard");
     assert!(!browser.text("#log").await.contains("team/news:second1"), "it is paused");
     browser.click("#pause").await;
     browser.says("#log", "team/news:second1").await;
@@ -156,6 +158,11 @@ async fn pages_are_for_all_people_in_both_themes_and_on_a_phone() {
     gate.open();
     browser.behaves(&scene).await;
 }
+
+/// Waits until the figures have been told three times.
+const HEAR: &str = "const done = arguments[arguments.length - 1]; const source = new EventSource('/api/events'); \
+    let times = 0; source.addEventListener('stats', () => { \
+        times += 1; if (times === 3) { source.close(); done('heard') } })";
 
 /// All findings but those that axe calls minor, each with the element.
 const CHECK: &str = "const done = arguments[arguments.length - 1]; \

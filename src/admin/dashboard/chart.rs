@@ -33,6 +33,8 @@ pub struct Chart<'a> {
     pub end: SystemTime,
     /// Whether the series stand one on the other; else beside each other.
     pub is_stacked: bool,
+    /// Whether a value is what is there at the time, and no count of what happened in it.
+    pub is_level: bool,
     /// How a value is written.
     pub written: fn(u64, Duration) -> String,
 }
@@ -93,7 +95,10 @@ impl Chart<'_> {
 
     /// The sums of the chart, for who does not see it.
     fn in_words(&self) -> String {
-        let sum = |at: usize| self.bars.iter().flatten().map(|bar| bar[at]).sum::<u64>();
+        let sum = |at: usize| {
+            let mut values = self.bars.iter().flatten().map(|bar| bar[at]);
+            if self.is_level { values.next_back().unwrap_or(0) } else { values.sum::<u64>() }
+        };
         let whole = self.slot * u32::try_from(self.bars.len()).unwrap_or(1);
         let figures = self.series.iter().enumerate();
         let figures = figures.map(|(at, series)| format!("{} {}", series.name, (self.written)(sum(at), whole)));

@@ -21,7 +21,7 @@ pub struct Sample {
     pub counts: Counts,
 }
 
-/// Figures that only grow while the configuration stays.
+/// Figures that only grow while the configuration stays; and one that also falls.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     pub hits: u64,
@@ -32,10 +32,12 @@ pub struct Counts {
     pub served: u64,
     /// Bytes from upstreams.
     pub fetched: u64,
+    /// Bytes of the stored objects at the end of the time.
+    pub used: u64,
 }
 
 impl Counts {
-    /// Returns how much was added since another moment.
+    /// Returns how much was added since an earlier moment.
     pub fn since(self, before: Self) -> Self {
         Self {
             hits: self.hits.saturating_sub(before.hits),
@@ -44,9 +46,11 @@ impl Counts {
             failed: self.failed.saturating_sub(before.failed),
             served: self.served.saturating_sub(before.served),
             fetched: self.fetched.saturating_sub(before.fetched),
+            used: self.used,
         }
     }
 
+    /// Returns the sum of this and what was added later.
     fn and(self, more: Self) -> Self {
         Self {
             hits: self.hits + more.hits,
@@ -55,6 +59,7 @@ impl Counts {
             failed: self.failed + more.failed,
             served: self.served + more.served,
             fetched: self.fetched + more.fetched,
+            used: more.used,
         }
     }
 
@@ -124,6 +129,7 @@ pub fn now(services: &Services) -> Sample {
         failed: stats.repositories.values().map(|repository| repository.failed).sum(),
         served: stats.traffic.bytes_served,
         fetched: stats.traffic.bytes_fetched,
+        used: u64::try_from(stats.current_size).unwrap_or(0),
     };
     Sample { at: clock::steady(), counts }
 }
@@ -161,6 +167,9 @@ mod tests {
             history.add(sample(seconds, count));
         }
         assert_eq!(hits(&history, 60, 6, sample(35, 11)), [None, None, None, Some(2), Some(0), Some(4)]);
+        let now = Sample { counts: Counts { used: 3, ..sample(35, 11).counts }, ..sample(35, 11) };
+        let slots = history.slots(Duration::from_secs(60), 6, now);
+        assert_eq!(slots[5].map(|counts| counts.used), Some(3), "what is there at the end");
         // What was counted before the span is not in it.
         assert_eq!(hits(&history, 20, 2, sample(35, 11)), [Some(0), Some(4)]);
         // A counter that was set back adds nothing.

@@ -1,7 +1,7 @@
 //! The overview: what the cache saves, what it does now, and whether something is wrong.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use axum::Extension;
 use axum::extract::{Query, State};
@@ -136,8 +136,22 @@ fn over_time(history: &History, now: Sample, range: &str) -> Markup {
     let chosen = RANGES.iter().find(|(word, ..)| *word == range).unwrap_or(&RANGES[0]);
     let (_, _, span, bars) = *chosen;
     let slots = history.slots(span, bars, now);
+    let known: u64 = slots.iter().flatten().map(|counts| counts.answers()).sum();
+    html! {
+        div.heading {
+            h2 #over-time-title { "Over time" }
+            nav aria-label="Span of the charts" { ul.choice { @for (word, name, ..) in RANGES {
+                li { a href=(show::link("/", &[("range", word)])) aria-current=[(word == chosen.0).then_some("true")] { (name) } }
+            } } }
+        }
+        div.charts { @for chart in charts(&slots, span / bars, now.at) { (chart.draw()) } }
+        @if known == 0 { p.hint { "Nothing was pulled in this time. The charts are kept in memory, for a day." } }
+    }
+}
+
+/// Returns the charts of parts of time, each as long as `slot`, of which the last ends at `end`.
+fn charts(slots: &[Option<Counts>], slot: Duration, end: SystemTime) -> [Chart<'static>; 3] {
     let values = |of: fn(&Counts) -> Vec<u64>| slots.iter().map(|slot| slot.as_ref().map(of)).collect::<Vec<_>>();
-    let (slot, end) = (span / bars, now.at);
     let answers = Chart {
         title: "Answers",
         series: &[
@@ -150,6 +164,7 @@ fn over_time(history: &History, now: Sample, range: &str) -> Markup {
         slot,
         end,
         is_stacked: true,
+        is_level: false,
         written: |value, _| show::count(value),
     };
     let traffic = Chart {
@@ -159,19 +174,20 @@ fn over_time(history: &History, now: Sample, range: &str) -> Markup {
         slot,
         end,
         is_stacked: false,
+        is_level: false,
         written: rate,
     };
-    let known: u64 = slots.iter().flatten().map(|counts| counts.answers()).sum();
-    html! {
-        div.heading {
-            h2 #over-time-title { "Over time" }
-            nav aria-label="Span of the charts" { ul.choice { @for (word, name, ..) in RANGES {
-                li { a href=(show::link("/", &[("range", word)])) aria-current=[(word == chosen.0).then_some("true")] { (name) } }
-            } } }
-        }
-        div.charts { (answers.draw()) (traffic.draw()) }
-        @if known == 0 { p.hint { "Nothing was pulled in this time. The charts are kept in memory, for a day." } }
-    }
+    let disk = Chart {
+        title: "On disk",
+        series: &[Series { class: "hit", name: "stored objects" }],
+        bars: values(|counts| vec![counts.used]),
+        slot,
+        end,
+        is_stacked: true,
+        is_level: true,
+        written: |value, _| show::bytes(value),
+    };
+    [answers, traffic, disk]
 }
 
 fn running(fills: &[FillEntry]) -> Markup {
