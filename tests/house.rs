@@ -106,7 +106,7 @@ const ROOMS: [(&str, &[&str]); 38] = [
         "services",
         &["access", "cache", "config", "failure", "observe", "oci", "proxy", "registry", "routing", "upstream"],
     ),
-    ("ops", &["cache", "descriptors", "failure", "index", "observe", "oci", "routing", "text", "upkeep"]),
+    ("ops", &["cache", "descriptors", "failure", "index", "observe", "oci", "routing", "text", "upkeep", "work"]),
     (
         "listen",
         &[
@@ -133,6 +133,7 @@ const ROOMS: [(&str, &[&str]); 38] = [
             "descriptors",
             "listen",
             "observe",
+            "oci",
             "ops",
             "routing",
             "services",

@@ -1,5 +1,6 @@
 //! The admin door: health, metrics, statistics, and what people do to the cache.
 
+mod carry;
 mod config;
 mod diagnosis;
 mod door;
@@ -80,6 +81,8 @@ fn router(services: Arc<Services>) -> Router {
         .routes(routes!(pages::images))
         .routes(routes!(pages::pins, pages::pin, pages::unpin))
         .routes(routes!(pages::verify))
+        .routes(routes!(carry::export))
+        .routes(routes!(carry::import))
         .routes(routes!(upstreams::show))
         .routes(routes!(pulls::show))
         .routes(routes!(fills::show))
