@@ -108,7 +108,7 @@ const ROOMS: [(&str, &[&str]); 40] = [
         "services",
         &["access", "cache", "config", "failure", "observe", "oci", "proxy", "registry", "routing", "upstream", "warm"],
     ),
-    ("ops", &["cache", "descriptors", "failure", "index", "observe", "oci", "routing", "text", "upkeep"]),
+    ("ops", &["cache", "descriptors", "failure", "index", "observe", "oci", "routing", "text", "upkeep", "work"]),
     (
         "listen",
         &[

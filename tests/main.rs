@@ -11,6 +11,7 @@ mod breaking;
 mod by_name;
 mod canaries;
 mod cannot_store;
+mod carry;
 mod changed_rules;
 mod circles;
 mod client_credentials;

@@ -26,12 +26,10 @@ async fn reasons(larder: &Larder, text: &str, count: usize) -> Vec<String> {
     reasons
 }
 
-fn hub_with(image: &Image) -> impl Future<Output = Hub> {
-    async move {
-        let hub = Hub::start(Options::default()).await;
-        hub.push_image("team/app", "1", image);
-        hub
-    }
+async fn hub_with(image: &Image) -> Hub {
+    let hub = Hub::start(Options::default()).await;
+    hub.push_image("team/app", "1", image);
+    hub
 }
 
 #[tokio::test(flavor = "multi_thread")]

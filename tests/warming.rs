@@ -110,9 +110,8 @@ async fn an_image_that_does_not_exist_fails_and_the_others_come() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn warming_rests_before_the_quota_is_used_up() {
-    let mut options = Options::default();
-    options.rate_limit = Some(RateLimit { pulls: 1, ..RateLimit::default() });
-    let hub = Hub::start(options).await;
+    let rate_limit = Some(RateLimit { pulls: 1, ..RateLimit::default() });
+    let hub = Hub::start(Options { rate_limit, ..Options::default() }).await;
     hub.push_image("team/app", "1", &Image::with_layers(1, &[KIB]));
     let larder = Larder::start(repository_config("hub", &[&hub])).await;
     // The registry says with this answer how little is left.

@@ -1,5 +1,6 @@
 //! The admin door: health, metrics, statistics, what people do to the cache, and the dashboard.
 
+mod carry;
 mod config;
 mod dashboard;
 pub mod diagnosis;
@@ -84,6 +85,8 @@ fn router(services: Arc<Services>) -> Router {
         .routes(routes!(pages::images))
         .routes(routes!(pages::pins, pages::pin, pages::unpin))
         .routes(routes!(pages::verify))
+        .routes(routes!(carry::export))
+        .routes(routes!(carry::import))
         .routes(routes!(upstreams::show))
         .routes(routes!(pulls::show))
         .routes(routes!(fills::show))

@@ -19,6 +19,7 @@ use super::door::Person;
 use super::problem::{ErrorBody, Problem};
 use super::reference::ImageReference;
 use crate::clock::Instant;
+use crate::failure::FailureKind;
 use crate::ops::{self, Images, Named, OpsError, PinDone, Pins, PurgeDone};
 use crate::services::Services;
 use crate::text::one_line;
@@ -34,7 +35,10 @@ impl From<OpsError> for Problem {
         let status = match error {
             OpsError::Wrong(_) => StatusCode::BAD_REQUEST,
             OpsError::Unknown(_) | OpsError::Absent(..) => StatusCode::NOT_FOUND,
-            OpsError::Busy => StatusCode::CONFLICT,
+            OpsError::Busy | OpsError::Carrying => StatusCode::CONFLICT,
+            OpsError::Archive(_) | OpsError::NothingOf(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            OpsError::TooLarge(_) => StatusCode::INSUFFICIENT_STORAGE,
+            OpsError::Failed(ref failure) if failure.kind == FailureKind::NoRoom => StatusCode::INSUFFICIENT_STORAGE,
             OpsError::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self::new(status, error)

@@ -4,6 +4,8 @@
 
 mod begin;
 mod breaks;
+pub mod carried;
+mod coming;
 mod direct;
 mod fill;
 pub mod flight;
@@ -52,6 +54,7 @@ use crate::store::{Disk, LocalStore, Object, Store, StoreError};
 use crate::upkeep::room::Room;
 use crate::upkeep::{self, Upkeep, scrub};
 use crate::work::Pool;
+use coming::Coming;
 use fill::{Fills, Windows};
 use flight::Flights;
 use hot::Hot;
@@ -88,6 +91,9 @@ pub struct Cache {
     readiness: Readiness,
     /// Held by the running verification.
     verifying: tokio::sync::Mutex<()>,
+    /// Held while an archive is read or written.
+    carrying: Arc<tokio::sync::Mutex<()>>,
+    coming: Coming,
     metrics: Arc<Metrics>,
 }
 
@@ -95,11 +101,12 @@ pub struct Cache {
 struct Watched {
     fills: Fills,
     hot: Arc<Hot>,
+    coming: Coming,
 }
 
 impl upkeep::Cached for Watched {
     fn is_coming_in(&self, digest: &Digest) -> bool {
-        self.fills.running(digest).is_some()
+        self.fills.running(digest).is_some() || self.coming.is(digest)
     }
 
     fn is_storing(&self) -> bool {
@@ -155,12 +162,12 @@ impl Cache {
         pool: Pool,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let (hot, fills) = (Arc::new(Hot::default()), Fills::default());
+        let (hot, fills, coming) = (Arc::new(Hot::default()), Fills::default(), Coming::default());
         let parts = upkeep::Parts {
             store: store.clone(),
             spool: spool.clone(),
             index: index.clone(),
-            cached: Arc::new(Watched { fills: fills.clone(), hot: hot.clone() }),
+            cached: Arc::new(Watched { fills: fills.clone(), hot: hot.clone(), coming: coming.clone() }),
             pool,
             metrics: metrics.clone(),
         };
@@ -182,6 +189,8 @@ impl Cache {
             inspections: Flights::default(),
             readiness: Readiness::default(),
             verifying: tokio::sync::Mutex::default(),
+            carrying: Arc::default(),
+            coming,
             metrics,
         }
     }

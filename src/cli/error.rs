@@ -41,9 +41,14 @@ impl From<OpsError> for CommandError {
     fn from(error: OpsError) -> Self {
         match error {
             OpsError::Wrong(_) => Self::Usage(error.to_string()),
-            OpsError::Unknown(_) | OpsError::Absent(..) | OpsError::Busy | OpsError::Failed(_) => {
-                Self::Failed(error.to_string())
-            }
+            OpsError::Unknown(_)
+            | OpsError::Absent(..)
+            | OpsError::Busy
+            | OpsError::Carrying
+            | OpsError::TooLarge(_)
+            | OpsError::Archive(_)
+            | OpsError::NothingOf(_)
+            | OpsError::Failed(_) => Self::Failed(error.to_string()),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The cache that a command works on: a running instance, through its API, or the directory of a stopped one.
 
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
+use reqwest::header::CONTENT_LENGTH;
 use reqwest::redirect::Policy;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -18,7 +19,9 @@ use super::error::CommandError;
 use crate::cache::{Cache, OpenError};
 use crate::config::{self, ClientTls, Config};
 use crate::observe::Metrics;
-use crate::ops::{self, Images, Named, PinDone, PurgeDone};
+use crate::ops::export::Export;
+use crate::ops::import::Imported;
+use crate::ops::{self, Images, Named, OpsError, PinDone, PurgeDone};
 use crate::routing::{OwnNames, Routing};
 use crate::upkeep::scrub::Report;
 use crate::upstream::Clients;
@@ -72,6 +75,9 @@ fn admin_url(text: &str) -> Result<Url, String> {
     }
 }
 
+/// The bytes of an archive.
+pub type Pieces = BoxStream<'static, io::Result<Bytes>>;
+
 /// The cache that a command works on.
 pub enum Instance {
     Running(Api),
@@ -113,7 +119,7 @@ impl Instance {
                 Some(stopped) => Ok(Self::Stopped(stopped)),
                 None => Self::in_use(&config).await,
             },
-            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                 let remedy = "run this as the user that Larder runs as, or name a running instance with --admin";
                 Err(CommandError::Failed(format!("{}: {error}; {remedy}", dir.display())))
             }
@@ -241,6 +247,49 @@ impl Instance {
         }
     }
 
+    /// Returns the archive of an export. An error in it means that the archive is not whole.
+    pub async fn export(&self, export: &Export, since: Option<&str>) -> Result<Pieces, CommandError> {
+        match self {
+            Self::Stopped(stopped) => {
+                let archive = ops::export::plan(&stopped.named(), &stopped.cache, export).await?;
+                Ok(archive.bytes().map(|piece| piece.map_err(io::Error::other)).boxed())
+            }
+            Self::Running(api) => {
+                let mut parameters: Vec<_> =
+                    export.references.iter().map(|reference| ("reference", reference.as_str())).collect();
+                if parameters.is_empty() {
+                    parameters.push(("all", "true"));
+                }
+                parameters.extend(since.map(|since| ("since", since)));
+                parameters.extend(export.with_extras.then_some(("extras", "true")));
+                let answer = api.send(reqwest::Method::GET, "api/export", &parameters).await?;
+                let broke = format!("{} broke the export off; see its log", api.shown());
+                Ok(answer.bytes_stream().map(move |piece| piece.map_err(|_| io::Error::other(broke.clone()))).boxed())
+            }
+        }
+    }
+
+    /// Takes in an archive of so many bytes. `given`: the name of its image, where the archive has none.
+    pub async fn import(&self, bytes: Pieces, size: u64, given: Option<&str>) -> Result<Imported, CommandError> {
+        match self {
+            Self::Stopped(stopped) => {
+                if stopped.cache.never_fits(size) {
+                    return Err(OpsError::TooLarge(size).into());
+                }
+                let carrying = stopped.cache.begin_carrying().ok_or(OpsError::Carrying)?;
+                Ok(ops::import::import(&stopped.named(), carrying, bytes, given).await?)
+            }
+            Self::Running(api) => {
+                let parameters: Vec<_> = given.map(|given| ("as", given)).into_iter().collect();
+                let url = api.url("api/import", &parameters)?;
+                let request = Api::client(None)?.post(url).header(CONTENT_LENGTH, size);
+                let answer = api.answered(request.body(reqwest::Body::wrap_stream(bytes)).send().await).await?;
+                let body = answer.bytes().await.map_err(|error| api.strange(&error))?;
+                serde_json::from_slice(&body).map_err(|error| api.strange(&error))
+            }
+        }
+    }
+
     /// Writes the changes that the index still has queued, and releases the directory of a stopped instance.
     pub async fn close(self) {
         if let Self::Stopped(stopped) = self {
@@ -271,7 +320,7 @@ fn read(files: &[PathBuf]) -> Result<Config, CommandError> {
 /// Returns whether this process may lock the cache directory: only then does it find out whether an instance uses it.
 fn may_lock(dir: &Path) -> bool {
     let lock = std::fs::OpenOptions::new().write(true).open(dir.join("larder.lock"));
-    lock.map_or_else(|error| error.kind() == std::io::ErrorKind::NotFound, |_| true)
+    lock.map_or_else(|error| error.kind() == io::ErrorKind::NotFound, |_| true)
 }
 
 /// Opens the cache directory; `None` if an instance uses it.
@@ -314,11 +363,19 @@ pub struct Api {
 
 impl Api {
     fn new(base: Url) -> Result<Self, CommandError> {
+        Ok(Self { client: Self::client(Some(ANSWER))?, base })
+    }
+
+    /// Returns a client. `patience`: the longest time until a response begins, which counts from the first byte of the
+    /// request on.
+    fn client(patience: Option<Duration>) -> Result<reqwest::Client, CommandError> {
         let tls = tls::client_config(&ClientTls::default());
         let tls = tls.map_err(|error| CommandError::Failed(error.to_string()))?;
-        let client = dial::client(tls, CONNECT).redirect(Policy::default()).read_timeout(ANSWER).build();
-        let client = client.map_err(|error| CommandError::Failed(error.to_string()))?;
-        Ok(Self { client, base })
+        let mut client = dial::client(tls, CONNECT).redirect(Policy::default());
+        if let Some(patience) = patience {
+            client = client.read_timeout(patience);
+        }
+        client.build().map_err(|error| CommandError::Failed(error.to_string()))
     }
 
     fn at(mut address: SocketAddr) -> Result<Self, CommandError> {
@@ -354,20 +411,24 @@ impl Api {
         path: &str,
         parameters: &[(&str, &str)],
     ) -> Result<reqwest::Response, CommandError> {
+        let url = self.url(path, parameters)?;
+        self.answered(self.client.request(method, url).send().await).await
+    }
+
+    fn url(&self, path: &str, parameters: &[(&str, &str)]) -> Result<Url, CommandError> {
         let mut url = self.base.join(path).map_err(|error| self.unreachable(&error))?;
         if !parameters.is_empty() {
             url.query_pairs_mut().extend_pairs(parameters);
         }
-        self.answered(self.client.request(method, url)).await
+        Ok(url)
     }
 
     fn unreachable(&self, error: &dyn std::fmt::Display) -> CommandError {
         CommandError::Failed(format!("cannot speak to {}: {error}", self.shown()))
     }
 
-    /// Sends a request. Fails with what the instance says if it does not do what is asked for.
-    async fn answered(&self, request: reqwest::RequestBuilder) -> Result<reqwest::Response, CommandError> {
-        let answer = request.send().await;
+    /// Returns an answer that says yes; what another answer says is an error.
+    async fn answered(&self, answer: reqwest::Result<reqwest::Response>) -> Result<reqwest::Response, CommandError> {
         let answer = answer.map_err(|error| self.unreachable(&self.why(&error)))?;
         if answer.status().is_success() {
             return Ok(answer);
@@ -394,7 +455,7 @@ impl Api {
         let body = serde_json::to_vec(document).map_err(|error| CommandError::Failed(error.to_string()))?;
         let url = self.base.join(path).map_err(|error| self.unreachable(&error))?;
         let request = self.client.post(url).header("content-type", "application/json").body(body);
-        let answer = self.answered(request).await?;
+        let answer = self.answered(request.send().await).await?;
         let body = answer.bytes().await.map_err(|error| self.strange(&error))?;
         serde_json::from_slice(&body).map_err(|error| self.strange(&error))
     }
@@ -451,11 +512,10 @@ impl Api {
         let (mut cause, mut is_refused) = (error, false);
         // The innermost cause is the one that a person can act on.
         loop {
-            let io = cause.downcast_ref::<std::io::Error>();
-            is_refused |= io.is_some_and(|error| error.kind() == std::io::ErrorKind::ConnectionRefused);
+            let io = cause.downcast_ref::<io::Error>();
+            is_refused |= io.is_some_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
             // An error in an I/O error is not its source.
-            let inner =
-                io.and_then(std::io::Error::get_ref).map(|inner| -> &(dyn std::error::Error + 'static) { inner });
+            let inner = io.and_then(io::Error::get_ref).map(|inner| -> &(dyn std::error::Error + 'static) { inner });
             let Some(inner) = inner.or_else(|| cause.source()) else { break };
             cause = inner;
         }

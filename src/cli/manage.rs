@@ -18,7 +18,7 @@ const PROGRESS: Duration = Duration::from_millis(200);
 #[derive(Debug, clap::Args)]
 pub struct Common {
     #[command(flatten)]
-    place: Where,
+    pub place: Where,
     /// Print JSON instead of text
     #[arg(long)]
     pub json: bool,

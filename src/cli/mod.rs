@@ -1,6 +1,7 @@
 //! The command line.
 
 mod ca;
+mod carry;
 mod config;
 mod doctor;
 mod error;
@@ -86,6 +87,16 @@ enum Command {
     /// Read every stored byte and compare it with its digest
     #[command(after_help = "Examples:\n  larder verify\n  larder verify --repair")]
     Verify(manage::Verify),
+    /// Write cached images into an archive, to carry them to a place without a network
+    #[command(
+        after_help = "Examples:\n  larder export docker.io/library/alpine:3.20 -o alpine.tar\n  larder export --all -o /media/usb/images\n  larder export --all --since 2026-11-01 --chunk-size 4GiB -o /media/usb/november.tar"
+    )]
+    Export(carry::Export),
+    /// Take in an archive that `larder export`, skopeo, podman, Docker or containerd has written
+    #[command(
+        after_help = "Examples:\n  larder import alpine.tar\n  larder import /media/usb/november.tar.000\n  larder import --check /media/usb/images\n  larder import app.tar --as registry.example/team/app:1.2"
+    )]
+    Import(carry::Import),
     /// Print the certificate that clients of the proxy door have to trust, and how they come to do so
     #[command(after_help = "Example:\n  larder ca > larder.crt")]
     Ca(ca::Ca),
@@ -121,6 +132,8 @@ impl Command {
             Self::Pin(arguments) | Self::Unpin(arguments) => arguments.common.json,
             Self::Verify(arguments) => arguments.common.json,
             Self::Warm(arguments) => arguments.json,
+            Self::Export(arguments) => arguments.common.json,
+            Self::Import(arguments) => arguments.common.json,
             Self::Stats(arguments) => arguments.json,
             Self::Pulls(arguments) => arguments.json,
             Self::Explain(arguments) => arguments.json,
@@ -154,6 +167,8 @@ pub fn run() -> ExitCode {
         Command::Pin(pin) => finish(is_json, async move { manage::pin(&files, &pin, true).await }),
         Command::Unpin(pin) => finish(is_json, async move { manage::pin(&files, &pin, false).await }),
         Command::Verify(verify) => finish(is_json, async move { manage::verify(&files, &verify).await }),
+        Command::Export(export) => finish(is_json, async move { carry::export(&files, &export).await }),
+        Command::Import(import) => finish(is_json, async move { carry::import(&files, &import).await }),
         Command::Ca(arguments) => finish(is_json, async move { ca::run(&files, &arguments) }),
         Command::Setup(arguments) => finish(is_json, async move { setup::run(&files, &arguments).await }),
         Command::Config(config) => finish(is_json, async move { config::run(&files, &config) }),

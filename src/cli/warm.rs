@@ -129,9 +129,8 @@ fn in_manifests(text: &str) -> Result<Vec<String>, String> {
             Event::Scalar(value, ..) => match inside.last_mut() {
                 Some(Inside::Table(key @ None)) => *key = Some(value.to_string()),
                 Some(Inside::Table(key)) => {
-                    if key.take().as_deref() == Some("image") && !value.is_empty() {
-                        images.push(value.to_string());
-                    }
+                    let is_image = key.take().as_deref() == Some("image") && !value.is_empty();
+                    images.extend(is_image.then(|| value.to_string()));
                 }
                 _ => {}
             },

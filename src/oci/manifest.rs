@@ -185,6 +185,25 @@ impl ReferrersIndex {
         Some(Self::new(index.manifests))
     }
 
+    /// Adds a manifest, described as registries describe it (OCI Distribution Specification, "Listing Referrers"): with
+    /// its annotations, and its artifact type or else the type of its configuration.
+    pub fn add(&mut self, digest: &Digest, media_type: &MediaType, bytes: &[u8]) {
+        let document: serde_json::Value = serde_json::from_slice(bytes).unwrap_or_default();
+        let stated = document.get("artifactType").filter(|stated| stated.as_str().is_some_and(|text| !text.is_empty()));
+        let artifact_type = stated.or_else(|| document.get("config")?.get("mediaType"));
+        let mut descriptor = serde_json::json!({
+            "mediaType": media_type.as_str(),
+            "digest": digest.to_string(),
+            "size": bytes.len(),
+        });
+        for (key, value) in [("artifactType", artifact_type), ("annotations", document.get("annotations"))] {
+            if let Some(value) = value {
+                descriptor[key] = value.clone();
+            }
+        }
+        self.manifests.push(descriptor);
+    }
+
     /// Keeps only the referrers that have one of these artifact types.
     pub fn filter(&mut self, artifact_types: &[String]) {
         self.manifests.retain(|manifest| {

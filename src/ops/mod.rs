@@ -1,6 +1,9 @@
 //! What people do to a cache: list, purge, pin, verify. The API does it to its own running instance, the command line
 //! to a directory that no instance uses. The answers are the same.
 
+pub mod export;
+pub mod import;
+pub mod layout;
 mod look;
 
 use serde::{Deserialize, Serialize};
@@ -36,6 +39,19 @@ pub enum OpsError {
     Absent(String, String),
     #[error("a verification is under way; wait for its end")]
     Busy,
+    #[error("an export or import is under way; wait for its end")]
+    Carrying,
+    /// An archive of so many bytes.
+    #[error(
+        "the archive has {0} bytes, more than cache.max_size and cache.min_free leave room for; import it in parts"
+    )]
+    TooLarge(u64),
+    /// An archive that is not taken.
+    #[error(transparent)]
+    Archive(layout::LayoutError),
+    /// None of an archive's images can be taken in; with the first and the reason.
+    #[error("nothing was imported; {0}")]
+    NothingOf(String),
     #[error(transparent)]
     Failed(Failure),
 }

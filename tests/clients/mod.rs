@@ -46,6 +46,16 @@ pub async fn skopeo_copies_as(reference: &str, credentials: Option<&str>) -> Res
     skopeo::Skopeo::new().copy_as(reference, credentials).await
 }
 
+/// Copies an image, with all that is listed if it is an index, from one of skopeo's transports to another, byte for byte.
+pub async fn skopeo_carries(from: &str, to: &str) -> Result<(), Failure> {
+    skopeo::Skopeo::new().carry(&["--all", "--preserve-digests"], from, to).await
+}
+
+/// Copies the image for this machine from one of skopeo's transports to another.
+pub async fn skopeo_takes_one(from: &str, to: &str) -> Result<(), Failure> {
+    skopeo::Skopeo::new().carry(&[], from, to).await
+}
+
 /// Pulls an image with podman, with `user:password` if any.
 pub async fn podman_pulls_as(reference: &str, credentials: Option<&str>) -> Result<(), Failure> {
     podman::Podman::without_mirror().pull_as(reference, credentials).await

@@ -80,6 +80,12 @@ impl Skopeo {
         self.skopeo(&["list-tags", "--tls-verify=false", &format!("docker://{name}")]).await
     }
 
+    /// Copies from any place to any other.
+    pub async fn carry(&self, how: &[&str], from: &str, to: &str) -> Result<(), Failure> {
+        let plain = ["--src-tls-verify=false", "--dest-tls-verify=false"];
+        self.skopeo(&[&["copy"], &plain[..], how, &[from, to]].concat()).await.map(drop)
+    }
+
     async fn skopeo(&self, arguments: &[&str]) -> Result<String, Failure> {
         let policy = self.storage.file("policy.json");
         let own = ["--policy", policy.as_str()];
