@@ -396,7 +396,9 @@ async fn what_does_not_fit_into_the_cache_passes() {
     for client in clients {
         assert_eq!(client.compare(large.clone()).await, (large.len() as u64, true));
     }
-    assert_eq!(scene.origin.take_requests().len(), 1);
+    // Whom a busy machine holds up for long goes on by a transfer of its own.
+    let transfers = scene.origin.take_requests().len();
+    assert!((1..=2).contains(&transfers), "{transfers} transfers for 6 clients");
 }
 
 #[tokio::test(flavor = "multi_thread")]
