@@ -150,9 +150,10 @@ impl Direct {
 
     fn keep(&mut self, mut bytes: Bytes) {
         self.at += bytes.len() as u64;
-        if self.hasher.is_none() {
+        // A piece is never larger: a window makes room for a piece before it comes.
+        while self.hasher.is_none() && !bytes.is_empty() {
+            let bytes = bytes.split_to(bytes.len().min(PIECE));
             self.held.push_back(Piece { bytes, hasher: None });
-            return;
         }
         while !bytes.is_empty() {
             self.filling.reserve_exact(PIECE - self.filling.len());

@@ -23,6 +23,11 @@ pub trait Origin: Send + Sync + 'static {
         false
     }
 
+    /// Returns whether another transfer can go on where one has ended.
+    fn can_resume(&self) -> bool {
+        true
+    }
+
     /// Notes that a transfer ended early, and why. `has_progressed`: whether the object made progress by it.
     fn broke(&self, source: Source, has_progressed: bool, why: &Failure);
 

@@ -372,13 +372,18 @@ impl Copy {
         self.standing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Returns what tells whether the rest would be of the same answer (RFC 9110, section 13.1.5).
+    fn strong_etag(&self) -> Option<&HeaderValue> {
+        self.headers.get(ETAG).filter(|etag| !etag.as_bytes().starts_with(b"W/"))
+    }
+
     /// Asks for the rest of the answer, or for all of it again.
     async fn reopen(&self, from: u64) -> Result<Transfer, Failure> {
         if self.standing().worth_asking(Instant::now()).is_empty() {
             return Err(self.standing().why_none());
         }
         let changed = |what: &str| Failure::new(FailureKind::Unavailable, format!("{}: {what}", self.asked.server));
-        let more = match self.headers.get(ETAG).filter(|etag| !etag.as_bytes().starts_with(b"W/")) {
+        let more = match self.strong_etag() {
             _ if from == 0 => Vec::new(),
             None => return Err(changed("broke off, and nothing tells whether the rest would be of the same")),
             Some(etag) => {
@@ -418,6 +423,10 @@ impl Origin for Copy {
 
     fn parallel(&self) -> usize {
         1
+    }
+
+    fn can_resume(&self) -> bool {
+        self.strong_etag().is_some()
     }
 
     fn broke(&self, source: Source, has_progressed: bool, why: &Failure) {

@@ -100,7 +100,7 @@ async fn pass_through(
         state.size = size;
         state.passed = Passed { from, start: from, end: from };
     });
-    let mut patience = Patience::new();
+    let mut patience = Patience::new(origin.can_resume());
     loop {
         patience.room(fill, window, &mut direct, &**origin).await?;
         if !fill.is_read() {
@@ -124,20 +124,28 @@ async fn pass_through(
 struct Patience {
     since: Instant,
     held_up: Duration,
+    /// Whether a reader that is left behind can go on by a transfer of its own.
+    may_leave: bool,
 }
 
 impl Patience {
-    fn new() -> Self {
-        Self { since: Instant::now(), held_up: Duration::ZERO }
+    fn new(may_leave: bool) -> Self {
+        Self { since: Instant::now(), held_up: Duration::ZERO, may_leave }
     }
 
     /// Returns how long one reader may hold up others in all.
     fn with_one(&self) -> Duration {
+        if !self.may_leave {
+            return Duration::MAX;
+        }
         HELD_UP + self.since.elapsed() / PART
     }
 
     /// Returns how much longer all readers together may hold up others.
     fn left(&self) -> Duration {
+        if !self.may_leave {
+            return UNTAKEN;
+        }
         (BY_ALL + self.since.elapsed() / PART_BY_ALL).saturating_sub(self.held_up)
     }
 
@@ -171,6 +179,8 @@ impl Patience {
             }
             if has_moved {
                 last_taken = Instant::now();
+            } else if last_taken.elapsed() > UNTAKEN && is_held_up {
+                return Ok(());
             } else if last_taken.elapsed() > UNTAKEN {
                 return Err(Failure::new(FailureKind::NoRoom, "no reader takes what passes"));
             } else if !is_held_up && origin.should_yield() {
