@@ -20,7 +20,7 @@ const REPOSITORIES: u64 = 10;
 const NAMES: u64 = 100;
 /// Layers that many images have.
 const BASES: u64 = 20;
-const PAGE: usize = 1_000;
+const PAGE: usize = 500;
 
 fn main() -> Result<()> {
     let images: u64 = std::env::args().nth(1).map_or(Ok(100_000), |count| count.parse())?;
@@ -54,9 +54,11 @@ fn read(index: &Sqlite, images: u64) -> Result<()> {
         println!("{which} page of ls: {found} images in {:.1} ms", millis(began));
     }
     let searches = [
-        ("a part of few", "v1234", ImageOrder::Reference),
+        ("a part of few", "v99", ImageOrder::Reference),
         ("a part of none", "nothing has this", ImageOrder::Reference),
+        ("the beginning of a digest", "0123456789ab", ImageOrder::Reference),
         ("the last used", "", ImageOrder::LastUse),
+        ("the last used of few", "app-77:", ImageOrder::LastUse),
         ("the largest", "", ImageOrder::Size),
     ];
     for (which, text, order) in searches {

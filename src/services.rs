@@ -17,6 +17,7 @@ use crate::random::NoRandomness;
 use crate::registry::explain::Explained;
 use crate::registry::{Objects, Registry};
 use crate::routing::{OwnNames, Target};
+use crate::setup;
 use crate::upstream::{BuildError, Clients};
 use crate::warm::Warming;
 
@@ -51,6 +52,18 @@ pub struct Configuration {
     pub warnings: Vec<String>,
     /// Why a later configuration is not in force.
     pub refused: Option<String>,
+    pub for_clients: ForClients,
+}
+
+/// What the lines for clients (`larder setup`) say, beside the address.
+#[derive(Clone, Debug, Default)]
+pub struct ForClients {
+    /// The registries that clients name.
+    pub registries: Vec<setup::Registry>,
+    /// Whether a request that names no registry goes to Docker Hub's repository.
+    pub is_hub_default: bool,
+    /// The certificates, in PEM form, of the authority that clients do not trust by themselves.
+    pub authority: Option<String>,
 }
 
 /// The rules of another configuration, for [`Services::apply`].

@@ -106,7 +106,10 @@ const ROOMS: [(&str, &[&str]); 40] = [
     ("warm", &["failure", "oci", "registry", "routing", "upstream"]),
     (
         "services",
-        &["access", "cache", "config", "failure", "observe", "oci", "proxy", "registry", "routing", "upstream", "warm"],
+        &[
+            "access", "cache", "config", "failure", "observe", "oci", "proxy", "registry", "routing", "setup",
+            "upstream", "warm",
+        ],
     ),
     ("ops", &["cache", "descriptors", "failure", "index", "observe", "oci", "routing", "text", "upkeep", "work"]),
     (
@@ -120,7 +123,7 @@ const ROOMS: [(&str, &[&str]); 40] = [
         "admin",
         &[
             "access", "auth", "body", "cache", "config", "failure", "observe", "ops", "registry", "routing", "sent",
-            "services", "text", "upkeep", "upstream", "work", "warm",
+            "services", "setup", "text", "upkeep", "upstream", "work", "warm",
         ],
     ),
     (

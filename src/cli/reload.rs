@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::signal::unix::Signal;
 
+use super::setup::address;
 use super::systemd::{self, State};
 use crate::acme::{Certificates, Occasion};
 use crate::clock;
@@ -96,14 +97,16 @@ impl Reload {
         let services = &self.reached.services;
         let applied = match self.emptied() {
             Some(file) => Err(format!("{} is gone or empty, which would mean the built-in defaults", file.display())),
-            None => config
-                .map_err(|errors| errors.to_string().replace('\n', "; "))
-                .and_then(|config| self.apply(config, occasion)),
+            None => config.map_err(|errors| errors.to_string().replace('\n', "; ")).and_then(|config| {
+                let for_clients = address::for_clients(&config);
+                self.apply(config, occasion).map(|()| for_clients)
+            }),
         };
         match applied {
-            Ok(()) => {
+            Ok(for_clients) => {
                 services.metrics.reloaded(true);
-                services.tell_configuration(Configuration { shown: shown(&self.sources), warnings, refused: None });
+                let shown = shown(&self.sources);
+                services.tell_configuration(Configuration { shown, warnings, refused: None, for_clients });
             }
             Err(error) => {
                 services.metrics.reloaded(false);

@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use super::error::WRONG_CONFIGURATION;
 use super::output::lines;
 use super::reload::{Reached, Reload, acme_door, count_certificates, shown, tell};
+use super::setup::address;
 use super::systemd::{self, Sockets, State};
 use crate::acme::{Certificates, Occasion};
 use crate::ca::Ca;
@@ -61,7 +62,8 @@ pub fn run(files: &[PathBuf]) -> ExitCode {
         }
     };
     tell(&warnings);
-    let told = Configuration { shown: shown(&sources), warnings, refused: None };
+    let for_clients = address::for_clients(&config);
+    let told = Configuration { shown: shown(&sources), warnings, refused: None, for_clients };
     let ended = start(config, sockets, Files { sources, begun_with, watch, told }, log.clone());
     if let Err(error) = &ended {
         tracing::error!(%error, "larder cannot run");

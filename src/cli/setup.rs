@@ -174,8 +174,22 @@ impl Setup {
                 return Ok(Some((version, shown)));
             }
         }
-        Ok(setup::installed(client, root)?.map(|version| (version, "the installed package")))
+        Ok(installed(client, root).await.map(|version| (version, "the installed package")))
     }
+}
+
+/// Returns the version of the client's Debian package below a root. Only dpkg's own commands read its list of packages
+/// (<https://wiki.debian.org/DpkgConffileHandling>). Where there are none, the version is not known.
+async fn installed(client: Client, root: &Root) -> Option<Version> {
+    let packages = setup::packages(client);
+    if packages.is_empty() {
+        return None;
+    }
+    let mut command = tokio::process::Command::new("dpkg-query");
+    command.arg("--root").arg(root.folder()).arg("--show").arg(format!("--showformat={}", setup::SHOWN)).args(packages);
+    // It fails as soon as one of the packages is unknown, and still shows the others.
+    let ran = program::run(command, &[], Reads::Output, PATIENCE).await.ok()?;
+    setup::installed(client, &String::from_utf8_lossy(&ran.said))
 }
 
 /// Returns whether a client below `root` has all that setup would write for it. The error says why that is not known.

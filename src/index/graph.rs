@@ -103,6 +103,16 @@ pub fn assert_sums(connection: &Connection) {
 /// Asserts that a statement goes by indexes: it looks through no table, and sorts nothing. A statement that reads its
 /// first rows in the order of an index is fine.
 pub fn assert_goes_by_indexes(index: &Sqlite, sql: &str) {
+    for line in plan(index, sql) {
+        let is_fine = ["SEARCH", "SCAN (subquery", "SCAN CONSTANT ROW"].iter().any(|begin| line.starts_with(begin));
+        let reads_first = line.starts_with("SCAN urls USING INDEX urls_by_age") && sql.ends_with("LIMIT 1");
+        let is_frame = !line.starts_with("SCAN") && !line.contains("TEMP B-TREE");
+        assert!(is_fine || reads_first || is_frame, "{line}: {sql}");
+    }
+}
+
+/// Returns the lines of SQLite's plan for a statement.
+pub fn plan(index: &Sqlite, sql: &str) -> Vec<String> {
     let plan = index.change_blocking({
         let sql = format!("EXPLAIN QUERY PLAN {sql}");
         move |connection| {
@@ -117,10 +127,5 @@ pub fn assert_goes_by_indexes(index: &Sqlite, sql: &str) {
             Ok(plan)
         }
     });
-    for line in plan.expect("planned") {
-        let is_fine = ["SEARCH", "SCAN (subquery", "SCAN CONSTANT ROW"].iter().any(|begin| line.starts_with(begin));
-        let reads_first = line.starts_with("SCAN urls USING INDEX urls_by_age") && sql.ends_with("LIMIT 1");
-        let is_frame = !line.starts_with("SCAN") && !line.contains("TEMP B-TREE");
-        assert!(is_fine || reads_first || is_frame, "{line}: {sql}");
-    }
+    plan.expect("planned")
 }

@@ -1,18 +1,23 @@
 //! Cached content, seen as images: names and tags, and the objects that they consist of.
 
-use std::collections::{HashMap, HashSet};
+mod extent;
+mod rows;
 
-use rusqlite::{Connection, OptionalExtension, params};
+use std::collections::HashSet;
 
-use super::sqlite::{digest, read_digest};
-use super::{Image, ImageName, IndexError, Sqlite, TagKey, Timestamp};
-use crate::oci::{Digest, MediaType, Reference};
+use rusqlite::{Connection, params};
+
+use super::sqlite::read_digest;
+use super::{Image, ImageName, IndexError, Sqlite, TagKey};
+use crate::oci::{Digest, Reference};
+use extent::{CHILDREN, Sizes};
+use rows::{Row, Statements, rows_of};
 
 /// Most rows and objects that are looked at for one page. A page ends before it is full if few of these are images.
 const LOOKED_AT: usize = 200_000;
 
 /// Most rows that are looked at to find the images that were used last, and most objects to find the largest.
-const SORTED: usize = 15_000;
+const SORTED: usize = 8_000;
 
 /// A page of the list of images.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -69,8 +74,8 @@ impl Sqlite {
 
     fn images_within(&self, last: &str, text: &str, count: usize, most: usize) -> Result<ImagePage, IndexError> {
         self.read(|connection| {
-            let (mut tags, mut manifests) = (connection.prepare_cached(TAGS)?, connection.prepare_cached(MANIFESTS)?);
-            let mut rows = Merged::new(tags.query(params![last, text])?, manifests.query(params![last, text])?)?;
+            let mut statements = Statements::new(connection, text)?;
+            let mut rows = statements.rows(last, text)?;
             let (mut page, mut sizes) = (ImagePage::default(), Sizes::new(connection));
             while let Some(row) = rows.next()? {
                 let reference = row.reference.clone();
@@ -88,26 +93,14 @@ impl Sqlite {
 
     fn used_last(&self, text: &str, count: usize, most: usize) -> Result<ImagePage, IndexError> {
         self.read(|connection| {
-            let (mut tags, mut manifests) = (connection.prepare_cached(TAGS)?, connection.prepare_cached(MANIFESTS)?);
-            let mut rows = Merged::new(tags.query(params!["", text])?, manifests.query(params!["", text])?)?;
-            let (mut found, mut next) = (Vec::new(), None);
-            let shorten = |found: &mut Vec<Row>| {
-                found.sort_by_key(|row| std::cmp::Reverse(row.last_use));
-                found.truncate(count);
+            let of_few = if text.is_empty() { None } else { used_last_of_few(connection, text, most)? };
+            let (mut rows, next) = match of_few {
+                Some(rows) => (rows, None),
+                None => used_last_of_all(connection, text, count, most)?,
             };
-            while let Some(row) = rows.next()? {
-                if rows.looked_at > most {
-                    next = Some(row.reference);
-                    break;
-                }
-                found.extend(Some(row).filter(|row| row.last_use.is_some()));
-                if found.len() > 2 * count {
-                    shorten(&mut found);
-                }
-            }
-            shorten(&mut found);
+            rows.truncate(count);
             let mut sizes = Sizes::new(connection);
-            let images = found.into_iter().filter_map(|row| row.into_image(&mut sizes).transpose());
+            let images = rows.into_iter().filter_map(|row| row.into_image(&mut sizes).transpose());
             Ok(ImagePage { images: images.collect::<rusqlite::Result<_>>()?, next })
         })
     }
@@ -167,7 +160,47 @@ impl Sqlite {
     }
 }
 
-const CHILDREN: &str = "SELECT child FROM edges WHERE parent = ?1";
+/// Returns the rows that have a text in their references, the last used first; `None` if there are more than `most`.
+fn used_last_of_few(connection: &Connection, text: &str, most: usize) -> rusqlite::Result<Option<Vec<Row>>> {
+    let mut statements = Statements::new(connection, text)?;
+    let (mut rows, mut found) = (statements.rows("", text)?, Vec::new());
+    while let Some(row) = rows.next()? {
+        if rows.looked_at > most {
+            return Ok(None);
+        }
+        found.extend(Some(row).filter(|row| row.last_use.is_some()));
+    }
+    found.sort_by_key(|row| std::cmp::Reverse(row.last_use));
+    Ok(Some(found))
+}
+
+/// Stored manifests, the last used first.
+const USED_LAST: &str = "SELECT digest FROM objects WHERE media_type IS NOT NULL ORDER BY last_use DESC";
+
+/// Returns the first rows, at least `count` if there are so many, of those that were used last and have a text in their
+/// references. Ends when `most` rows were looked at; then the second value is the last of them.
+fn used_last_of_all(
+    connection: &Connection,
+    text: &str,
+    count: usize,
+    most: usize,
+) -> rusqlite::Result<(Vec<Row>, Option<String>)> {
+    let mut manifests = connection.prepare_cached(USED_LAST)?;
+    let (mut manifests, mut found, mut looked_at) = (manifests.query([])?, Vec::new(), 0);
+    while let Some(manifest) = manifests.next()? {
+        let rows = rows_of(connection, &read_digest(manifest)?)?;
+        looked_at += 1 + rows.len();
+        let last = rows.last().map(|row| row.reference.clone());
+        found.extend(rows.into_iter().filter(|row| row.reference.to_lowercase().contains(text)));
+        if found.len() >= count {
+            break;
+        }
+        if looked_at > most {
+            return Ok((found, Some(last.unwrap_or_default())));
+        }
+    }
+    Ok((found, None))
+}
 
 fn below(connection: &Connection, roots: Vec<Digest>) -> rusqlite::Result<HashSet<Digest>> {
     let mut children = connection.prepare_cached(CHILDREN)?;
@@ -182,237 +215,6 @@ fn below(connection: &Connection, roots: Vec<Digest>) -> rusqlite::Result<HashSe
         }
     }
     Ok(found)
-}
-
-/// Tags, and whether their manifests are stored, in the order of the references of images: those behind `?1` that have
-/// `?2` in them.
-const TAGS: &str = "SELECT tags.repository || '/' || tags.name || ':' || tags.tag, tags.repository, tags.name, tags.digest, \
-        tags.media_type, tags.checked_at, objects.last_use \
-    FROM tags LEFT JOIN objects ON objects.digest = tags.digest \
-    WHERE tags.repository || '/' || tags.name || ':' || tags.tag > ?1 \
-        AND (?2 = '' OR instr(lower(tags.repository || '/' || tags.name || ':' || tags.tag), ?2)) \
-    ORDER BY tags.repository || '/' || tags.name || ':' || tags.tag";
-
-/// The same for manifests. Manifests that a tag of the name or a stored manifest leads to count as not stored.
-const MANIFESTS: &str = "SELECT manifests.repository || '/' || manifests.name \
-        || CASE length(manifests.digest) WHEN 32 THEN '@sha256:' ELSE '@sha512:' END || lower(hex(manifests.digest)), \
-        manifests.repository, manifests.name, manifests.digest, objects.media_type, NULL, \
-        CASE WHEN EXISTS (SELECT 1 FROM tags WHERE tags.digest = manifests.digest \
-            AND tags.repository = manifests.repository AND tags.name = manifests.name) \
-        OR EXISTS (SELECT 1 FROM edges JOIN objects AS above ON above.digest = edges.parent \
-            WHERE edges.child = manifests.digest) THEN NULL ELSE objects.last_use END \
-    FROM manifests LEFT JOIN objects ON objects.digest = manifests.digest \
-    WHERE manifests.repository || '/' || manifests.name \
-        || CASE length(manifests.digest) WHEN 32 THEN '@sha256:' ELSE '@sha512:' END || lower(hex(manifests.digest)) > ?1 \
-        AND (?2 = '' OR instr(manifests.repository || '/' || manifests.name \
-            || CASE length(manifests.digest) WHEN 32 THEN '@sha256:' ELSE '@sha512:' END || lower(hex(manifests.digest)), ?2)) \
-    ORDER BY manifests.repository || '/' || manifests.name \
-        || CASE length(manifests.digest) WHEN 32 THEN '@sha256:' ELSE '@sha512:' END || lower(hex(manifests.digest))";
-
-/// A row of [`TAGS`] or [`MANIFESTS`].
-struct Row {
-    reference: String,
-    repository: String,
-    name: String,
-    digest: Digest,
-    media_type: Option<String>,
-    checked_at: Option<i64>,
-    /// Set if the image is to be shown.
-    last_use: Option<i64>,
-}
-
-impl Row {
-    fn is_same_tag(&self, other: &Self) -> bool {
-        self.checked_at.is_some()
-            && (&self.reference, &self.repository) == (&other.reference, &other.repository)
-            && other.checked_at.is_some()
-    }
-
-    /// Returns the row that is shown, of two rows of one tag.
-    fn newer(self, other: Self) -> Self {
-        let rank = |row: &Self| (row.last_use.is_some(), row.checked_at);
-        if rank(&other) > rank(&self) { other } else { self }
-    }
-
-    /// Returns the image, if it is to be shown.
-    fn into_image(self, sizes: &mut Sizes<'_>) -> rusqlite::Result<Option<Image>> {
-        let Some(last_use) = self.last_use else {
-            return Ok(None);
-        };
-        let Extent { objects, bytes, missing, children } = sizes.below(self.digest)?;
-        Ok(Some(Image {
-            reference: self.reference,
-            repository: self.repository,
-            name: self.name,
-            digest: self.digest,
-            media_type: self.media_type.map(MediaType::new),
-            objects,
-            bytes,
-            missing,
-            children,
-            checked_at: self.checked_at.map(Timestamp),
-            last_use: Timestamp(last_use),
-        }))
-    }
-}
-
-/// Rows of [`TAGS`] and [`MANIFESTS`] in the order of their references. Of one tag on several shelves there is one row.
-struct Merged<'a> {
-    tags: rusqlite::Rows<'a>,
-    manifests: rusqlite::Rows<'a>,
-    tag: Option<Row>,
-    manifest: Option<Row>,
-    /// Rows that were looked at.
-    looked_at: usize,
-}
-
-impl<'a> Merged<'a> {
-    fn new(mut tags: rusqlite::Rows<'a>, mut manifests: rusqlite::Rows<'a>) -> rusqlite::Result<Self> {
-        let (tag, manifest) = (next_row(&mut tags)?, next_row(&mut manifests)?);
-        Ok(Self { tags, manifests, tag, manifest, looked_at: 0 })
-    }
-
-    fn next(&mut self) -> rusqlite::Result<Option<Row>> {
-        // Takes the tag or the manifest, whichever comes first.
-        let is_tag = match (&self.tag, &self.manifest) {
-            (Some(tag), Some(manifest)) => tag.reference <= manifest.reference,
-            (tag, _) => tag.is_some(),
-        };
-        let (next, others) =
-            if is_tag { (&mut self.tag, &mut self.tags) } else { (&mut self.manifest, &mut self.manifests) };
-        let Some(mut row) = next.take() else {
-            return Ok(None);
-        };
-        *next = next_row(others)?;
-        self.looked_at += 1;
-        // The same tag on other shelves: the newest row whose manifest is stored is shown.
-        while let Some(other) = next.take_if(|next| next.is_same_tag(&row)) {
-            self.looked_at += 1;
-            row = row.newer(other);
-            *next = next_row(others)?;
-        }
-        Ok(Some(row))
-    }
-}
-
-fn next_row(rows: &mut rusqlite::Rows<'_>) -> rusqlite::Result<Option<Row>> {
-    let Some(row) = rows.next()? else {
-        return Ok(None);
-    };
-    Ok(Some(Row {
-        reference: row.get(0)?,
-        repository: row.get(1)?,
-        name: row.get(2)?,
-        digest: digest(row.get_ref(3)?)?,
-        media_type: row.get(4)?,
-        checked_at: row.get(5)?,
-        last_use: row.get(6)?,
-    }))
-}
-
-/// How much of an image is there.
-#[derive(Clone, Copy, Debug, Default)]
-struct Extent {
-    objects: u64,
-    bytes: u64,
-    missing: u64,
-    children: Option<(u64, u64)>,
-}
-
-/// Counts the stored objects of images, and their bytes.
-struct Sizes<'a> {
-    connection: &'a Connection,
-    /// The results, for images that other tags lead to as well.
-    known: HashMap<Digest, Extent>,
-    /// Objects that were looked at in all.
-    looked_at: usize,
-}
-
-/// What is known of one object of an image.
-struct Part {
-    /// `None` if it is not stored.
-    size: Option<u64>,
-    is_blob: bool,
-    children: Vec<Digest>,
-}
-
-impl<'a> Sizes<'a> {
-    fn new(connection: &'a Connection) -> Self {
-        Self { connection, known: HashMap::new(), looked_at: 0 }
-    }
-
-    fn below(&mut self, manifest: Digest) -> rusqlite::Result<Extent> {
-        if let Some(known) = self.known.get(&manifest) {
-            return Ok(*known);
-        }
-        let parts = self.parts(manifest)?;
-        let mut extent = Extent::default();
-        for part in parts.values() {
-            match part.size {
-                Some(size) => (extent.objects, extent.bytes) = (extent.objects + 1, extent.bytes + size),
-                None => extent.missing += 1,
-            }
-        }
-        extent.children = children_of(&parts, manifest);
-        self.looked_at += parts.len();
-        self.known.insert(manifest, extent);
-        Ok(extent)
-    }
-
-    /// Returns a manifest and all that it leads to.
-    fn parts(&self, manifest: Digest) -> rusqlite::Result<HashMap<Digest, Part>> {
-        let mut object =
-            self.connection.prepare_cached("SELECT size, media_type IS NULL FROM objects WHERE digest = ?1")?;
-        let mut edges = self.connection.prepare_cached(CHILDREN)?;
-        let (mut parts, mut open) = (HashMap::new(), vec![manifest]);
-        while let Some(next) = open.pop() {
-            if parts.contains_key(&next) {
-                continue;
-            }
-            let row =
-                object.query_row(params![next.as_raw()], |row| Ok((row.get::<_, u64>(0)?, row.get::<_, bool>(1)?)));
-            let row = row.optional()?;
-            let is_blob = row.is_some_and(|(_, is_blob)| is_blob);
-            let mut part = Part { size: row.map(|(size, _)| size), is_blob, children: Vec::new() };
-            // An object that came as a blob leads nowhere, and most objects of an image are blobs.
-            if !is_blob {
-                let mut rows = edges.query(params![next.as_raw()])?;
-                while let Some(row) = rows.next()? {
-                    part.children.push(read_digest(row)?);
-                }
-            }
-            open.extend(&part.children);
-            parts.insert(next, part);
-        }
-        Ok(parts)
-    }
-}
-
-/// Returns how many manifests below an index are there with all that they lead to, and how many there are in all; `None`
-/// if `root` has no manifest below it, as far as is known.
-fn children_of(parts: &HashMap<Digest, Part>, root: Digest) -> Option<(u64, u64)> {
-    let children = &parts.get(&root)?.children;
-    // A stored blob below it shows that it is an image; so does nothing but missing objects, as far as anybody knows.
-    let is_manifest = |child: &Digest| parts.get(child).is_some_and(|part| part.size.is_some() && !part.is_blob);
-    let is_blob = |child: &Digest| parts.get(child).is_some_and(|part| part.is_blob);
-    if children.iter().any(is_blob) || !children.iter().any(is_manifest) {
-        return None;
-    }
-    let is_whole = |child: &&Digest| {
-        let (mut seen, mut open) = (HashSet::new(), vec![**child]);
-        while let Some(next) = open.pop() {
-            if !seen.insert(next) {
-                continue;
-            }
-            match parts.get(&next) {
-                Some(Part { size: Some(_), children, .. }) => open.extend(children),
-                _ => return false,
-            }
-        }
-        true
-    };
-    let whole = children.iter().filter(is_whole).count();
-    Some((whole as u64, children.len() as u64))
 }
 
 #[cfg(test)]

@@ -238,8 +238,11 @@ impl Writer {
                         self.settle();
                     }
                     Task::Flush(done) => {
-                        self.apply_batch(std::mem::take(&mut writes));
+                        let has_written = self.write(std::mem::take(&mut writes));
                         let _ = done.send(());
+                        if has_written {
+                            self.settle();
+                        }
                     }
                     Task::Close(done) => {
                         self.apply_batch(writes);
@@ -314,10 +317,17 @@ impl Writer {
         }
     }
 
-    /// Makes writes, in one transaction.
+    /// Makes writes, in one transaction, and then what they make necessary.
     fn apply_batch(&mut self, writes: Vec<Write>) {
+        if self.write(writes) {
+            self.settle();
+        }
+    }
+
+    /// Makes writes, in one transaction. Returns whether there were any.
+    fn write(&mut self, writes: Vec<Write>) -> bool {
         if writes.is_empty() {
-            return;
+            return false;
         }
         let count = writes.len() as u64;
         let bounds = self.shared.bounds();
@@ -337,7 +347,7 @@ impl Writer {
             tracing::info!("changes to the index are written again");
         }
         self.is_failing = result.is_err();
-        self.settle();
+        true
     }
 
     /// Checks how much the index holds, and takes a step back if that is too much.
@@ -429,7 +439,9 @@ mod tests {
         // In the background, if only a part is removed.
         index.keep_within(Bounds { lists: 2 * MIB, ..Bounds::default() });
         index.write(list(99, 1000));
+        // What goes beyond the bounds goes behind the answer to a flush.
         index.flush().await.expect("written");
+        index.flush().await.expect("settled");
         assert!(index.bytes() < 6 * MIB, "what holds nothing does not count: {}", index.bytes());
         wait_until("the file is cut", || size::on_disk(&path) < 4 * MIB).await;
         // At once, if everything is removed.

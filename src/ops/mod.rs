@@ -24,7 +24,7 @@ pub use crate::index::{ImageOrder, ImageSearch};
 pub use look::{Part, Picture, Platform, Referrer, find, picture};
 
 /// Images on a page if the caller does not state a number.
-pub const PAGE: usize = 1_000;
+pub const PAGE: usize = 500;
 const MAX_PAGE: usize = 10_000;
 
 /// Why something was not done.

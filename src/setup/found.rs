@@ -6,7 +6,7 @@ use std::path::{Component, Path, PathBuf};
 
 use super::SetupError;
 
-/// Most bytes of a file that is read: the list of installed packages is the largest.
+/// Most bytes of a file that is read.
 const MOST: u64 = 64 << 20;
 /// Most links that lead to one file, as in the kernel (path_resolution(7)).
 const MOST_LINKS: usize = 40;
@@ -47,6 +47,11 @@ impl Root {
     /// Returns whether this is the file system that we see ourselves.
     pub fn is_ours(&self) -> bool {
         self.0 == Path::new("/")
+    }
+
+    /// Returns the folder.
+    pub fn folder(&self) -> &Path {
+        &self.0
     }
 
     /// Returns where a file is, or would be, without a symbolic link on the way.

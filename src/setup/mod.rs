@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 
 pub use apply::{Change, Changes, Step, Taken, prepare, undo};
 pub use found::{Found, Root};
-pub use version::{Version, installed};
+pub use version::{SHOWN, Version, installed, packages};
 
 /// A client whose configuration Larder knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -238,11 +238,20 @@ impl Found for Nothing {
 }
 
 /// Says what a client needs on a machine of which nothing is known, for a page that shows it. A user there may have
-/// files already, to which these lines belong. `registries`: never empty.
-pub fn lines(client: Client, cache: Cache, registries: Vec<Registry>) -> Result<Plan, SetupError> {
+/// files already, to which these lines belong. The registries are never empty.
+pub fn lines(client: Client, version: Option<Version>, for_clients: Lines) -> Result<Plan, SetupError> {
+    let Lines { cache, registries, is_hub_default } = for_clients;
     let target = Target { client, owner: Owner::Machine, buildx: None, folder: PathBuf::from("/opt/larder-kind") };
-    let wish = Wish { target, cache, registries, is_limited: false, is_hub_default: true, version: None };
+    let wish = Wish { target, cache, registries, is_limited: false, is_hub_default, version };
     plan(&wish, &Nothing)
+}
+
+/// What [`lines`] say.
+#[derive(Clone, Debug)]
+pub struct Lines {
+    pub cache: Cache,
+    pub registries: Vec<Registry>,
+    pub is_hub_default: bool,
 }
 
 /// Says how a client is set up, given what is found. Writes nothing.
@@ -267,7 +276,8 @@ mod tests {
             let host = "10.0.0.7:5000".to_owned();
             let cache = Cache { is_tls: false, host, is_loopback: false, authority: None };
             let registry = Registry { name: "docker.io".to_owned(), prefix: "docker.io".to_owned() };
-            let plan = lines(client, cache, vec![registry]).expect("nothing is in the way");
+            let told = Lines { cache, registries: vec![registry], is_hub_default: true };
+            let plan = lines(client, None, told).expect("nothing is in the way");
             assert!(plan.files.iter().any(|file| file.text.contains("10.0.0.7:5000")), "{client:?}: {plan:?}");
             assert!(!plan.next.is_empty(), "{client:?}");
         }

@@ -1,10 +1,9 @@
 //! Which version of a client there is.
 
 use std::fmt;
-use std::path::Path;
 use std::str::FromStr;
 
-use super::{Client, Found, SetupError};
+use super::Client;
 
 /// The version of a program: major, minor, patch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -36,31 +35,29 @@ impl Version {
     }
 }
 
-/// Where dpkg notes what is installed (dpkg(1), "Files").
-const DPKG: &str = "/var/lib/dpkg/status";
+/// What dpkg-query(1) is to show of each package, for [`installed`].
+pub const SHOWN: &str = "${db:Status-Status} ${Package} ${Version}\n";
 
-/// Returns the client's version by the list of installed Debian packages.
-pub fn installed(client: Client, found: &dyn Found) -> Result<Option<Version>, SetupError> {
-    let packages: &[&str] = match client {
+/// Returns the Debian packages that a client comes in, the likeliest first.
+pub fn packages(client: Client) -> &'static [&'static str] {
+    match client {
         Client::Docker => &["docker-ce", "docker.io"],
         Client::Containerd => &["containerd.io", "containerd"],
         Client::Podman => &["podman", "skopeo", "buildah"],
-        Client::Buildkit | Client::K3s | Client::Rke2 | Client::Kind => return Ok(None),
-    };
-    let status = found.text(Path::new(DPKG))?.unwrap_or_default();
-    Ok(packages.iter().find_map(|package| of_package(&status, package)))
+        Client::Buildkit | Client::K3s | Client::Rke2 | Client::Kind => &[],
+    }
 }
 
-fn of_package(status: &str, package: &str) -> Option<Version> {
-    let field = |paragraph: &str, name: &str| {
-        let line = paragraph.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
-        line.map(str::to_owned)
+/// Returns the client's version by what dpkg-query shows of its packages.
+pub fn installed(client: Client, shown: &str) -> Option<Version> {
+    let of = |package: &str| {
+        shown.lines().find_map(|line| {
+            let mut words = line.split(' ');
+            let is_it = words.next() == Some("installed") && words.next() == Some(package);
+            words.next().filter(|_| is_it)?.parse().ok()
+        })
     };
-    let paragraph = status.split("\n\n").find(|paragraph| {
-        field(paragraph, "Package").as_deref() == Some(package)
-            && field(paragraph, "Status").is_some_and(|status| status.ends_with(" installed"))
-    })?;
-    field(paragraph, "Version")?.parse().ok()
+    packages(client).iter().find_map(|package| of(package))
 }
 
 #[cfg(test)]
@@ -86,9 +83,9 @@ mod tests {
 
     #[test]
     fn a_removed_package_is_not_installed() {
-        let status = "Package: docker.io\nStatus: deinstall ok config-files\nVersion: 26.1.5\n\nPackage: docker-ce\nStatus: install ok installed\nArchitecture: amd64\nVersion: 5:29.1.2-1\n";
-        assert_eq!(of_package(status, "docker.io"), None);
-        assert_eq!(of_package(status, "docker-ce"), Some(Version(29, 1, 2)));
-        assert_eq!(of_package(status, "docker"), None);
+        let shown = "config-files docker.io 26.1.5\ninstalled docker-ce 5:29.1.2-1\nnot-installed podman \n";
+        assert_eq!(installed(Client::Docker, shown), Some(Version(29, 1, 2)));
+        assert_eq!(installed(Client::Docker, "config-files docker.io 26.1.5\n"), None);
+        assert_eq!(installed(Client::Podman, shown), None);
     }
 }

@@ -162,6 +162,13 @@ async fn the_pages_tell_each_thing_in_its_place() {
     assert!(says("/image?reference=hub/team/none:1").await.contains("Its manifest is not in the cache."));
     let connect = says("/connect").await;
     assert!(connect.contains(&format!("larder setup k3s --url {}", scene.larder.url())), "{connect}");
+    // The files are those that setup writes, for each version that reads others.
+    for file in
+        ["/etc/docker/daemon.json", "/etc/docker/certs.d/_default/hosts.toml", "/etc/rancher/k3s/registries.yaml"]
+    {
+        assert!(connect.contains(file), "{file}: {connect}");
+    }
+    assert!(connect.contains("registry-mirrors") && connect.contains("io.containerd.grpc.v1.cri"), "{connect}");
     let explained = says("/explain?reference=down/old/copy:1").await;
     assert!(explained.contains("If it were pulled now") && explained.contains("Its last pulls"), "{explained}");
     assert!(says("/explain?reference=registry.example/a:1").await.contains("registry.example"));

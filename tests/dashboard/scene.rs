@@ -25,7 +25,7 @@ impl Scene {
         let down = Hub::start(Options::default()).await;
         let repositories = format!(
             "{}\n{}",
-            RepositoryConfig::new("hub").set("max_age = \"1h\"").upstream(&hub),
+            RepositoryConfig::new("hub").set("max_age = \"1h\"\nnamespace = [\"docker.io\"]").upstream(&hub),
             RepositoryConfig::new("down").set("max_age = \"0s\"").upstream(&down)
         );
         let larder = Larder::start(format!("{config}\n{repositories}")).await;

@@ -11,46 +11,47 @@ use maud::{Markup, html};
 use super::layout::{Page, Tab, Visitor, page};
 use super::show;
 use crate::access::AskedHost;
-use crate::services::{RegistryDoor, Services};
+use crate::services::{ForClients, RegistryDoor, Services};
+use crate::setup::{Cache, Client, Lines, Version, lines};
 
 /// The address by which clients reach the registry door.
 struct Address {
-    /// As `https://mirror.example.com`.
-    url: String,
-    /// Without the scheme, as `mirror.example.com` or `10.0.0.7:5000`.
-    host: String,
-    is_tls: bool,
+    cache: Cache,
     /// What to know about this address.
     note: Option<&'static str>,
 }
 
-/// Registries of the examples: a client that has a block for each registry needs them by name.
-const REGISTRIES: [&str; 4] = ["docker.io", "ghcr.io", "quay.io", "registry.k8s.io"];
-
-/// How one kind of client is told of the cache.
-struct Client {
-    id: &'static str,
+/// A client, and the versions of it that read other files than the newest.
+struct Kind {
+    client: Client,
     name: &'static str,
-    /// The argument of `larder setup`.
-    setup: &'static str,
-    /// What to write into which file, and what else to do.
-    steps: fn(&Address) -> Vec<Step>,
+    /// What the files are for, and a version of that kind.
+    versions: &'static [(&'static str, Option<Version>)],
 }
 
-/// A file with its content, or a command where there is no file.
-struct Step {
-    title: &'static str,
-    text: String,
-}
+const ANY: &[(&str, Option<Version>)] = &[("", None)];
 
-/// What clients read: docs/team-mirror.md, docs/kubernetes.md and docs/ci.md, which tests/pages.rs checks.
-const CLIENTS: [Client; 6] = [
-    Client { id: "docker", name: "Docker", setup: "docker", steps: docker },
-    Client { id: "containerd", name: "containerd", setup: "containerd", steps: containerd },
-    Client { id: "podman", name: "Podman, Buildah, skopeo, CRI-O", setup: "podman", steps: podman },
-    Client { id: "buildkit", name: "BuildKit, buildx", setup: "buildkit", steps: buildkit },
-    Client { id: "k3s", name: "k3s, RKE2", setup: "k3s", steps: rancher },
-    Client { id: "kind", name: "kind", setup: "kind", steps: kind },
+/// Which version reads what is known in [`crate::setup`]; these are examples of each kind.
+const KINDS: [Kind; 7] = [
+    Kind {
+        client: Client::Docker,
+        name: "Docker",
+        versions: &[("28 and later", Some(Version(29, 1, 0))), ("up to 27", Some(Version(27, 0, 0)))],
+    },
+    Kind {
+        client: Client::Containerd,
+        name: "containerd",
+        versions: &[
+            ("2.2 and later", Some(Version(2, 2, 0))),
+            ("2.0 and 2.1", Some(Version(2, 1, 0))),
+            ("1.7", Some(Version(1, 7, 24))),
+        ],
+    },
+    Kind { client: Client::Podman, name: "Podman, Buildah, skopeo, CRI-O", versions: ANY },
+    Kind { client: Client::Buildkit, name: "BuildKit, buildx", versions: ANY },
+    Kind { client: Client::K3s, name: "k3s", versions: ANY },
+    Kind { client: Client::Rke2, name: "RKE2", versions: ANY },
+    Kind { client: Client::Kind, name: "kind", versions: ANY },
 ];
 
 /// Shows how clients connect.
@@ -58,32 +59,57 @@ pub async fn show(visitor: Visitor, State(services): State<Arc<Services>>, heade
     let asked = headers.get(HOST).and_then(|host| AskedHost::read(host.as_bytes())).map(|host| host.to_string());
     let rules = services.access.rules();
     let address = address(rules.public_url.as_deref(), services.registry_door(), asked.as_deref());
+    let configuration = services.configuration();
+    let address =
+        Address { cache: Cache { authority: configuration.for_clients.authority.clone(), ..address.cache }, ..address };
     let content = html! {
         div.heading { h1 { "Connect" } }
-        p.sentence { "Clients reach this cache at " code.address { (address.url) } "." }
+        p.sentence { "Clients reach this cache at " code.address { (address.cache.url()) } "." }
         @if let Some(note) = address.note { p.problem { (show::sign("warning")) (note) } }
-        nav aria-label="Clients" { ul.choice { @for client in &CLIENTS { li { a href={ "#" (client.id) } { (client.name) } } } } }
+        nav aria-label="Clients" {
+            ul.choice { @for kind in &KINDS { li { a href={ "#" (kind.client.name()) } { (kind.name) } } } }
+        }
         section.panel aria-labelledby="try" {
             h2 #try { "Without any set-up" }
             p { "Put the address before the name of the image. The pull shows up under " a href="/pulls" { "Pulls" } " with its reason." }
-            (code(&format!("docker pull {}/docker.io/library/alpine:3.20", address.host)))
+            (code(&format!("docker pull {}/docker.io/library/alpine:3.20", address.cache.host)))
         }
-        @for client in &CLIENTS { (guide(client, &address)) }
+        @for kind in &KINDS { (guide(kind, &address, &configuration.for_clients)) }
     };
     page(&visitor, Tab::Connect, "Connect", "", &content)
 }
 
-fn guide(client: &Client, address: &Address) -> Markup {
+fn guide(kind: &Kind, address: &Address, for_clients: &ForClients) -> Markup {
+    let (id, url) = (kind.client.name(), address.cache.url());
     html! {
-        section.panel aria-labelledby=(client.id) {
-            h2 id=(client.id) { (client.name) }
-            p { "On the machine of the client, this shows what it would write; with " code { "--write" } " it does:" }
-            (code(&format!("larder setup {} --url {}", client.setup, address.url)))
-            details {
-                summary { "Or by hand" }
-                @for step in (client.steps)(address) { h3 { (step.title) } (code(&step.text)) }
+        section.panel aria-labelledby=(id) {
+            h2 id=(id) { (kind.name) }
+            p { "On the machine of the client, this shows what it would write, by the version that it finds there; with " code { "--write" } " it does:" }
+            (code(&format!("larder setup {id} --url {url}")))
+            @for (versions, version) in kind.versions {
+                details {
+                    summary { "By hand" @if !versions.is_empty() { ", " (kind.name) " " (versions) } }
+                    (by_hand(kind.client, *version, address, for_clients))
+                }
             }
         }
+    }
+}
+
+/// The files of a client, and what else to do.
+fn by_hand(client: Client, version: Option<Version>, address: &Address, for_clients: &ForClients) -> Markup {
+    let ForClients { registries, is_hub_default, .. } = for_clients.clone();
+    if registries.is_empty() {
+        return html! { p { "No repository of the configuration has a " code { "namespace" } ", by which clients name a registry." } };
+    }
+    let plan = match lines(client, version, Lines { cache: address.cache.clone(), registries, is_hub_default }) {
+        Ok(plan) => plan,
+        Err(error) => return html! { p.problem { (show::sign("warning")) (error) } },
+    };
+    html! {
+        @for file in &plan.files { h3 { code { (file.path.display()) } } (code(&file.text)) }
+        @for warning in &plan.warnings { p.problem { (show::sign("warning")) (warning) } }
+        @if !plan.next.is_empty() { h3 { "Then" } ul { @for step in &plan.next { li { (step) } } } }
     }
 }
 
@@ -102,8 +128,9 @@ fn code(text: &str) -> Markup {
 fn address(public: Option<&str>, door: Option<&RegistryDoor>, asked: Option<&str>) -> Address {
     let is_tls = door.is_some_and(|door| door.is_tls);
     let with = |host: String, is_tls: bool, note| {
-        let scheme = if is_tls { "https" } else { "http" };
-        Address { url: format!("{scheme}://{host}"), host, is_tls, note }
+        let name = without_port(&host).trim_matches(['[', ']']);
+        let is_loopback = name == "localhost" || name.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
+        Address { cache: Cache { is_tls, host, is_loopback, authority: None }, note }
     };
     if let Some((scheme, host)) = public.and_then(|url| url.split_once("://")) {
         return with(host.trim_end_matches('/').to_owned(), scheme == "https", None);
@@ -138,82 +165,6 @@ fn without_port(host: &str) -> &str {
     }
 }
 
-fn hosts(address: &Address) -> String {
-    format!("[host.\"{}\"]\ncapabilities = [\"pull\", \"resolve\"]\n", address.url)
-}
-
-fn docker(address: &Address) -> Vec<Step> {
-    let mut classic = format!("{{ \"registry-mirrors\": [\"{}\"]", address.url);
-    if !address.is_tls {
-        classic += &format!(", \"insecure-registries\": [\"{}\"]", address.host);
-    }
-    vec![
-        Step {
-            title: "From 28, with the containerd image store: /etc/docker/certs.d/_default/hosts.toml",
-            text: hosts(address),
-        },
-        Step {
-            title: "Up to 27, for Docker Hub alone: /etc/docker/daemon.json, then restart Docker",
-            text: classic + " }\n",
-        },
-    ]
-}
-
-fn containerd(address: &Address) -> Vec<Step> {
-    let table = |version: u8, plugin: &str| {
-        format!("version = {version}\n\n[plugins.\"{plugin}\".registry]\nconfig_path = \"/etc/containerd/certs.d\"\n")
-    };
-    vec![
-        Step { title: "/etc/containerd/certs.d/_default/hosts.toml", text: hosts(address) },
-        Step {
-            title: "2.x: /etc/containerd/config.toml, then restart containerd once",
-            text: table(3, "io.containerd.cri.v1.images"),
-        },
-        Step { title: "1.6 and 1.7: the same file", text: table(2, "io.containerd.grpc.v1.cri") },
-    ]
-}
-
-fn podman(address: &Address) -> Vec<Step> {
-    let insecure = if address.is_tls { "" } else { "insecure = true\n" };
-    let block = |registry: &&str| {
-        format!(
-            "[[registry]]\nprefix = \"{registry}\"\nlocation = \"{registry}\"\n[[registry.mirror]]\nlocation = \"{}/{registry}\"\n{insecure}",
-            address.host
-        )
-    };
-    let text = REGISTRIES.iter().map(block).collect::<Vec<_>>().join("\n");
-    vec![Step { title: "/etc/containers/registries.conf.d/larder.conf, a block for each registry", text }]
-}
-
-fn buildkit(address: &Address) -> Vec<Step> {
-    let block = |registry: &&str| format!("[registry.\"{registry}\"]\nmirrors = [\"{}\"]\n", address.host);
-    let mut text: String = REGISTRIES.iter().map(block).collect();
-    if !address.is_tls {
-        text += &format!("[registry.\"{}\"]\nhttp = true\n", address.host);
-    }
-    let create = "docker buildx create --use --name cached --buildkitd-config buildkitd.toml\n";
-    vec![Step { title: "buildkitd.toml", text }, Step { title: "For buildx", text: create.to_owned() }]
-}
-
-fn rancher(address: &Address) -> Vec<Step> {
-    let text = format!("mirrors:\n  \"*\":\n    endpoint:\n      - \"{}\"\n", address.url);
-    vec![Step {
-        title: "/etc/rancher/k3s/registries.yaml or /etc/rancher/rke2/registries.yaml, then restart the service",
-        text,
-    }]
-}
-
-fn kind(address: &Address) -> Vec<Step> {
-    let cluster = "kind: Cluster\napiVersion: kind.x-k8s.io/v1alpha4\nnodes:\n  - role: control-plane\n    extraMounts:\n      - hostPath: ./certs.d\n        containerPath: /etc/containerd/certs.d\n";
-    vec![
-        Step {
-            title: "certs.d/_default/hosts.toml; the address has to be one that the node reaches, not 127.0.0.1",
-            text: hosts(address),
-        },
-        Step { title: "The configuration of the cluster, for kind from 0.27", text: cluster.to_owned() },
-    ]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -221,7 +172,7 @@ mod tests {
     fn told(public: Option<&str>, listen: &str, asked: &str) -> (String, bool) {
         let door = RegistryDoor { addresses: vec![listen.parse().expect("an address")], is_tls: false };
         let address = address(public, Some(&door), Some(asked));
-        (address.url, address.note.is_some())
+        (address.cache.url(), address.note.is_some())
     }
 
     #[test]

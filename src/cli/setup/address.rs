@@ -13,6 +13,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use crate::cli::error::CommandError;
 use crate::config::Config;
 use crate::config::built_in::DOCKER_HUB;
+use crate::services::ForClients;
 use crate::setup::{Cache, Registry};
 
 /// The cache's address.
@@ -114,6 +115,14 @@ fn authority_in(file: &Path) -> Result<String, CommandError> {
     }
     // Whatever else is in the file, such as a key, is not for clients.
     Ok(certificates.iter().map(|certificate| pem(certificate)).collect())
+}
+
+/// Returns what the lines for clients say, beside the address, for the pages of a running instance.
+pub fn for_clients(config: &Config) -> ForClients {
+    let authority = own_authority(config);
+    // Without a registry there is nothing to show.
+    let registries = registries(config, &[]).unwrap_or_default();
+    ForClients { registries, is_hub_default: is_hub_default(config), authority }
 }
 
 /// Returns the authority at the end of the configured chain: a public one is not sent along, and need not be.

@@ -1,8 +1,9 @@
 use proptest::prelude::*;
 
-use super::super::graph::{assert_goes_by_indexes, graphs, rows};
+use super::super::graph::{self, assert_goes_by_indexes, graphs, plan};
 use super::*;
-use crate::index::{TagEntry, Viewer, Write};
+use crate::index::{TagEntry, Timestamp, Viewer, Write};
+use crate::oci::MediaType;
 
 /// Returns the references of all images by their plain definition, which looks at everything.
 fn defined(connection: &Connection) -> Vec<String> {
@@ -19,7 +20,7 @@ fn defined(connection: &Connection) -> Vec<String> {
                 AND NOT EXISTS (SELECT 1 FROM edges JOIN objects AS above ON above.digest = edges.parent
                     WHERE edges.child = manifests.digest))
         ORDER BY repository || '/' || name || reference";
-    rows(connection, sql)
+    graph::rows(connection, sql)
 }
 
 fn shown(image: &Image) -> [String; 2] {
@@ -62,12 +63,54 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_search_finds_what_is_in_the_list_of_all(
+        (graph, text, count) in
+            (graphs(), "[ar:@/-]{0,2}|x/b|v-2|s:1/a|0{6,9}|0[1-9]0[1-9]{3}|(01){3,4}|sha256:010101|@sha256:0", 1..9_usize)
+    ) {
+        let (_dir, index) = graph.written();
+        let all = index.images("", 1_000).expect("read").images;
+        let is_found = |image: &&Image| {
+            let reference = image.reference.to_lowercase();
+            let Some((path, digest)) = reference.split_once('@') else { return reference.contains(&text) };
+            // Only a text that names a manifest as a reference does is looked for in all of that.
+            let digits = text.strip_prefix("sha256:").unwrap_or(&text);
+            let is_beginning = digits.len() >= 6 && digest.split_once(':').is_some_and(|(_, all)| all.starts_with(digits));
+            path.contains(&text) || is_beginning || (text.contains('@') && reference.contains(&text))
+        };
+        let expected: Vec<_> = all.iter().filter(is_found).cloned().collect();
+        let search = |order, count| ImageSearch { text: text.clone(), order, last: String::new(), count };
+        prop_assert_eq!(&index.find_images(&search(ImageOrder::Reference, 1_000)).expect("read").images, &expected);
+
+        let used = index.find_images(&search(ImageOrder::LastUse, count)).expect("read");
+        prop_assert_eq!(used.next, None);
+        prop_assert_eq!(used.images.len(), count.min(expected.len()));
+        prop_assert!(used.images.is_sorted_by_key(|image| std::cmp::Reverse(image.last_use)));
+        prop_assert!(used.images.iter().all(|image| expected.contains(image)));
+        let least = used.images.last().map_or(Timestamp(0), |image| image.last_use);
+        let before = expected.iter().filter(|image| image.last_use > least).count();
+        prop_assert!(before <= used.images.len(), "no image that was used later is left out");
+    }
+}
+
 #[test]
 fn a_page_of_images_is_read_in_order_and_looks_through_no_table() {
     let dir = tempfile::tempdir().expect("a directory");
     let index = Sqlite::open(dir.path()).expect("an index");
-    assert_goes_by_indexes(&index, TAGS);
-    assert_goes_by_indexes(&index, MANIFESTS);
+    for sql in [rows::TAGS, rows::MANIFESTS, rows::MANIFESTS_WITH, rows::MANIFESTS_BETWEEN, rows::MANIFESTS_LIKE] {
+        assert_goes_by_indexes(&index, sql);
+    }
+    for sql in [rows::TAGS_OF, rows::TAGS_NAMED, rows::MANIFESTS_OF] {
+        assert_goes_by_indexes(&index, sql);
+    }
+    for (sql, index_name) in [(rows::TAGS_WITH, "COVERING INDEX tags_by_reference"), (USED_LAST, "objects_by_use")] {
+        let plan = plan(&index, sql);
+        assert!(plan[0].contains(index_name) || plan[1].contains(index_name), "{plan:?}");
+        assert!(!plan.iter().any(|line| line.contains("TEMP B-TREE")), "{plan:?}");
+    }
 }
 
 #[test]
