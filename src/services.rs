@@ -19,6 +19,7 @@ use crate::registry::{Objects, Registry};
 use crate::routing::{OwnNames, Target};
 use crate::upstream::{BuildError, Clients};
 use crate::warm::Warming;
+use crate::warm::schedule::Schedules;
 
 /// The services, shared by all doors.
 pub struct Services {
@@ -31,7 +32,9 @@ pub struct Services {
     clients: Clients,
     configuration: Mutex<Arc<Configuration>>,
     /// Brings lists of images into the cache.
-    pub warming: Warming,
+    pub warming: Arc<Warming>,
+    /// Keeps images warm that the configuration names.
+    pub schedules: Schedules,
     registry_door: OnceLock<RegistryDoor>,
 }
 
@@ -80,8 +83,21 @@ impl Services {
         let registry = Registry::new(access.clone(), objects.clone(), cache.clone(), metrics.clone());
         let proxy = Proxy::new(proxy, access.clone(), objects.clone(), (cache.clone(), metrics.clone()));
         let (registry, proxy, configuration) = (Arc::new(registry), Arc::new(proxy), Mutex::default());
-        let (warming, registry_door) = (Warming::new(objects.clone()), OnceLock::new());
-        Ok(Self { cache, metrics, access, registry, proxy, objects, clients, configuration, warming, registry_door })
+        let (warming, registry_door) = (Arc::new(Warming::new(objects.clone())), OnceLock::new());
+        let schedules = Schedules::new(warming.clone(), access.clone());
+        Ok(Self {
+            cache,
+            metrics,
+            access,
+            registry,
+            proxy,
+            objects,
+            clients,
+            configuration,
+            warming,
+            schedules,
+            registry_door,
+        })
     }
 
     /// Returns what is told of the configuration in force.
