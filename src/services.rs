@@ -20,6 +20,7 @@ use crate::routing::{OwnNames, Target};
 use crate::setup;
 use crate::upstream::{BuildError, Clients};
 use crate::warm::Warming;
+use crate::warm::schedule::Schedules;
 
 /// The services, shared by all doors.
 pub struct Services {
@@ -32,7 +33,9 @@ pub struct Services {
     clients: Clients,
     configuration: Mutex<Arc<Configuration>>,
     /// Brings lists of images into the cache.
-    pub warming: Warming,
+    pub warming: Arc<Warming>,
+    /// Keeps images warm that the configuration names.
+    pub schedules: Schedules,
     registry_door: OnceLock<RegistryDoor>,
 }
 
@@ -93,8 +96,21 @@ impl Services {
         let registry = Registry::new(access.clone(), objects.clone(), cache.clone(), metrics.clone());
         let proxy = Proxy::new(proxy, access.clone(), objects.clone(), (cache.clone(), metrics.clone()));
         let (registry, proxy, configuration) = (Arc::new(registry), Arc::new(proxy), Mutex::default());
-        let (warming, registry_door) = (Warming::new(objects.clone()), OnceLock::new());
-        Ok(Self { cache, metrics, access, registry, proxy, objects, clients, configuration, warming, registry_door })
+        let (warming, registry_door) = (Arc::new(Warming::new(objects.clone())), OnceLock::new());
+        let schedules = Schedules::new(warming.clone(), access.clone());
+        Ok(Self {
+            cache,
+            metrics,
+            access,
+            registry,
+            proxy,
+            objects,
+            clients,
+            configuration,
+            warming,
+            schedules,
+            registry_door,
+        })
     }
 
     /// Returns what is told of the configuration in force.
@@ -171,4 +187,57 @@ fn prepare(
     let rules = Arc::new(Rules::new(config, clients, metrics, before)?);
     let proxy = ProxyRules::new(config, &rules, clients, metrics)?;
     Ok(Prepared { rules, proxy })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::config::WarmSchedule;
+
+    const HOUR: Duration = Duration::from_secs(3_600);
+    /// What a run that asks no upstream may take.
+    const MOMENT: Duration = Duration::from_secs(1);
+
+    /// No repository is for the image, so that a run asks no upstream.
+    fn hourly(image: &str) -> WarmSchedule {
+        WarmSchedule { images: vec![image.parse().expect("an image")], platforms: Vec::new(), every: HOUR }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_schedule_runs_soon_and_then_an_hour_after_the_end_of_each_run() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let services = Services::in_directory(dir.path());
+        services.schedules.apply(&[hourly("nowhere.example/a:1")]);
+        let schedule = services.schedules.all().remove(0);
+        assert!(schedule.state().run.is_none(), "caches that start together do not ask together");
+        // A tenth of `every`, and at most five minutes.
+        tokio::time::sleep(Duration::from_secs(300) + MOMENT).await;
+        let mut last = schedule.state().run.expect("a run").ended.expect("it has ended");
+        for _ in 0..3 {
+            tokio::time::sleep(HOUR + MOMENT).await;
+            let run = schedule.state().run.expect("a run");
+            let pause = run.begun.duration_since(last).expect("later");
+            assert!(pause >= HOUR && pause < HOUR + MOMENT, "{pause:?}");
+            assert!(run.problems[0].1.contains("no repository serves"), "{:?}", run.problems);
+            last = run.ended.expect("it has ended");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_schedule_that_stays_goes_on_and_one_that_is_gone_ends() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let services = Services::in_directory(dir.path());
+        let (stays, goes) = (hourly("nowhere.example/a:1"), hourly("nowhere.example/b:1"));
+        services.schedules.apply(&[stays.clone(), goes]);
+        let before = services.schedules.all();
+        services.schedules.apply(&[stays]);
+        let after = services.schedules.all();
+        assert!(after.len() == 1 && Arc::ptr_eq(&before[0], &after[0]));
+        assert!(services.schedules.run_now(2).is_none());
+        let gone = Arc::downgrade(&before[1]);
+        drop(before);
+        assert!(gone.upgrade().is_none(), "nothing else holds it, and its task ends with it");
+    }
 }

@@ -103,7 +103,7 @@ const ROOMS: [(&str, &[&str]); 40] = [
             "upstream",
         ],
     ),
-    ("warm", &["failure", "oci", "registry", "routing", "upstream"]),
+    ("warm", &["access", "config", "failure", "oci", "registry", "routing", "upstream"]),
     (
         "services",
         &[
@@ -122,8 +122,8 @@ const ROOMS: [(&str, &[&str]); 40] = [
     (
         "admin",
         &[
-            "access", "auth", "body", "cache", "config", "failure", "observe", "ops", "registry", "routing", "sent",
-            "services", "setup", "text", "upkeep", "upstream", "work", "warm",
+            "access", "auth", "body", "cache", "config", "failure", "observe", "oci", "ops", "registry", "routing",
+            "sent", "services", "setup", "text", "upkeep", "upstream", "work", "warm",
         ],
     ),
     (

@@ -37,6 +37,7 @@ mod house;
 mod http_rules;
 mod hung_disk;
 mod in_front;
+mod keeping_warm;
 mod late;
 mod lists;
 mod logging;

@@ -92,6 +92,54 @@ async fn lists_come_from_files_and_by_pipe() {
     .await;
 }
 
+/// By the chart itself, and by a `helm` on the PATH, which is called as `helm template NAME CHART`
+/// (<https://helm.sh/docs/helm/helm_template/>).
+#[tokio::test(flavor = "multi_thread")]
+async fn the_images_of_a_chart_come_as_it_names_them_or_as_helm_renders_it() {
+    let hub = Hub::start(Options::default()).await;
+    for (name, seed) in [("team/named", 1), ("team/rendered", 2)] {
+        hub.push_image(name, "1", &Image::with_layers(seed, &[KIB]));
+    }
+    let larder = Larder::start(repository_config("hub", &[&hub])).await;
+    let dir = TempDir::new().expect("a directory");
+    let (chart, programs) = (dir.path().join("chart"), dir.path().join("programs"));
+    [&chart, &programs].into_iter().for_each(|folder| std::fs::create_dir(folder).expect("made"));
+    std::fs::write(chart.join("Chart.yaml"), "name: app\nappVersion: \"1\"\n").expect("written");
+    std::fs::write(chart.join("values.yaml"), "image: {repository: hub/team/named, tag: \"\"}\n").expect("written");
+    let warm = async || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_larder"));
+        command.args(["warm", "--admin", &larder.admin_url(), "--chart"]).arg(&chart).env("PATH", &programs);
+        let output = command.stdin(Stdio::null()).output().await.expect("it runs");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        (text(&output.stdout), text(&output.stderr))
+    };
+    let (brought, told) = warm().await;
+    assert!(brought.starts_with("hub/team/named:1  3 objects"), "{brought}");
+    assert!(told.contains("1 image, as the chart names them (helm is not on PATH)"), "{told}");
+    let helm = programs.join("helm");
+    let script = "#!/bin/sh\n[ \"$1\" = template ] && [ -d \"$3\" ] || exit 1\necho 'spec: {containers: [{image: \"hub/team/rendered:1\"}]}'\n";
+    write_program(&helm, script);
+    let (brought, told) = warm().await;
+    assert!(brought.starts_with("hub/team/rendered:1  3 objects"), "{brought}");
+    assert!(told.contains("as helm template renders them"), "{told}");
+    write_program(&helm, "#!/bin/sh\necho 'Error: values are missing' >&2\nexit 1\n");
+    let (brought, told) = warm().await;
+    assert!(brought.starts_with("hub/team/named:1"), "{brought}");
+    assert!(told.contains("helm template failed: Error: values are missing"), "{told}");
+    let none = larder.run(&["warm", "--chart", &programs.display().to_string()]).await;
+    assert!(none.code == Some(2) && none.stderr.contains("has no Chart.yaml"), "{none:?}");
+}
+
+/// Writes a program. The file that is written to is another: a program that is still open cannot run.
+fn write_program(path: &std::path::Path, text: &str) {
+    use std::os::unix::fs::PermissionsExt;
+    let new = path.with_extension("new");
+    std::fs::write(&new, text).expect("written");
+    std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o755)).expect("set");
+    std::fs::rename(new, path).expect("renamed");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_image_that_does_not_exist_fails_and_the_others_come() {
     let hub = Hub::start(Options::default()).await;

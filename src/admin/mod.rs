@@ -8,6 +8,7 @@ mod door;
 mod events;
 pub mod explain;
 mod fills;
+mod kept_warm;
 mod metrics;
 mod pages;
 mod problem;
@@ -93,8 +94,9 @@ fn router(services: Arc<Services>) -> Router {
         .routes(routes!(events::show))
         .routes(routes!(explain::show))
         .routes(routes!(explain::refresh))
-        .routes(routes!(warm::begin))
+        .routes(routes!(warm::begin, kept_warm::show))
         .routes(routes!(warm::show))
+        .routes(routes!(kept_warm::run))
         .routes(routes!(diagnosis::show))
         .routes(routes!(config::show))
         .split_for_parts();

@@ -16,8 +16,8 @@ use super::door::Person;
 use super::problem::{ErrorBody, Problem};
 use super::reference::ImageReference;
 use super::time::rfc3339;
+use crate::oci::Platform;
 use crate::ops;
-use crate::registry::warm::Platform;
 use crate::services::Services;
 use crate::warm::{IMAGES, Image, Job, State as Stage};
 
@@ -128,7 +128,7 @@ pub async fn show(
     job.map(|job| Json(of(&job))).ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, "there is no such list of images"))
 }
 
-fn of(job: &Job) -> WarmJob {
+pub fn of(job: &Job) -> WarmJob {
     WarmJob {
         id: job.id,
         begun: rfc3339(job.begun),
@@ -159,7 +159,7 @@ fn image(image: &Image) -> WarmImage {
     }
 }
 
-fn resting(left: Option<Duration>) -> String {
+pub fn resting(left: Option<Duration>) -> String {
     let when = left.map_or_else(
         || "when it is renewed".to_owned(),
         |left| format!("in {}", humantime::format_duration(Duration::from_secs(left.as_secs().max(1)))),

@@ -2,6 +2,7 @@
 
 mod ca;
 mod carry;
+mod chart;
 mod config;
 mod doctor;
 mod error;
@@ -75,7 +76,7 @@ enum Command {
     Explain(look::Explain),
     /// Bring images into the cache before anybody asks for them
     #[command(
-        after_help = "Examples:\n  larder warm docker.io/library/alpine:3.20 --platform linux/amd64\n  docker images | larder warm -f -\n  kubectl get pods -A -o yaml | larder warm --manifests -"
+        after_help = "Examples:\n  larder warm docker.io/library/alpine:3.20 --platform linux/amd64\n  docker images | larder warm -f -\n  kubectl get pods -A -o yaml | larder warm --manifests -\n  larder warm --chart ./my-chart-1.0.0.tgz"
     )]
     Warm(warm::Warm),
     /// Keep an image for ever, whatever `max_size` and `ttl` say

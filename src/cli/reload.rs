@@ -142,6 +142,7 @@ impl Reload {
         runtime.block_on(certificates.apply(acme, occasion));
         tls.set(handshakes);
         runtime.block_on(services.cache.configure(&config));
+        services.schedules.apply(&config.warm);
         log.set_level(&config.logging.level);
         let mut current = self.config.lock().unwrap_or_else(PoisonError::into_inner);
         for key in needs_restart(&current, &config) {

@@ -133,6 +133,7 @@ async fn serve(
     let (stop, stopped) = channel::channel(None);
     let upkeep = tokio::spawn(services.cache.clone().look_after());
     let doors = doors.serve(&config.server, &services, &stopped);
+    services.schedules.apply(&config.warm);
     let current = Arc::new(Mutex::new(config));
     let Files { sources, begun_with, watch, .. } = files;
     let keeping = tokio::spawn(certificates.clone().run(stopped));
@@ -147,6 +148,7 @@ async fn serve(
     tokio::task::spawn_blocking(|| systemd::tell(State::Stopping));
     tracing::info!("stopping; running transfers may end within server.shutdown_grace");
     reloading.abort();
+    services.schedules.apply(&[]);
     let grace = current.lock().unwrap_or_else(PoisonError::into_inner).server.shutdown_grace;
     stop.send_replace(Some(grace));
     let ended = async { tokio::join!(doors.join_all(), keeping) };

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use saphyr_parser::{Event, Parser};
 
+use super::chart;
 use super::error::CommandError;
 use super::instance::{Instance, Where};
 use super::manage::size;
@@ -29,6 +30,10 @@ pub struct Warm {
     /// standard input
     #[arg(long, value_name = "FILE")]
     manifests: Vec<PathBuf>,
+    /// A Helm chart, as a folder or .tgz: what `helm template` renders if helm is on PATH; else the images that
+    /// Chart.yaml, values.yaml, crds/ and templates/ name by themselves, also of parts that are switched off
+    #[arg(long, value_name = "DIR|FILE.tgz")]
+    chart: Vec<PathBuf>,
     /// Only this platform, such as linux/amd64; may be given several times. Without it, all platforms
     #[arg(long, value_name = "PLATFORM")]
     platform: Vec<String>,
@@ -41,9 +46,9 @@ pub struct Warm {
 
 /// Runs `larder warm`. Fails if an image could not be brought in.
 pub async fn run(files: &[PathBuf], arguments: &Warm) -> Result<(), CommandError> {
-    let images = arguments.images()?;
+    let images = arguments.images().await?;
     if images.is_empty() {
-        return Err(CommandError::Usage("name images, or a list with -f or --manifests".to_owned()));
+        return Err(CommandError::Usage("name images, or a list with -f, --manifests or --chart".to_owned()));
     }
     let api = Instance::running(files, &arguments.place).await?;
     let request = WarmRequest { images, platforms: arguments.platform.clone() };
@@ -69,7 +74,7 @@ pub async fn run(files: &[PathBuf], arguments: &Warm) -> Result<(), CommandError
 
 impl Warm {
     /// Returns all images that the arguments name, each once, in their order.
-    fn images(&self) -> Result<Vec<String>, CommandError> {
+    async fn images(&self) -> Result<Vec<String>, CommandError> {
         let mut images = self.references.clone();
         for file in &self.file {
             images.extend(listed(&read(file)?));
@@ -78,10 +83,45 @@ impl Warm {
             let found = in_manifests(&read(file)?);
             images.extend(found.map_err(|error| CommandError::Usage(format!("{}: {error}", file.display())))?);
         }
+        for file in &self.chart {
+            images.extend(of_chart(file).await?);
+        }
         let mut seen = BTreeSet::new();
         images.retain(|image| seen.insert(image.clone()));
         Ok(images)
     }
+}
+
+fn counted(images: usize) -> String {
+    if images == 1 { "1 image".to_owned() } else { format!("{images} images") }
+}
+
+/// Returns the images of a Helm chart, and tells on standard error how they were found and what could not be known.
+async fn of_chart(path: &Path) -> Result<Vec<String>, CommandError> {
+    let shown = path.display();
+    let wrong = |why: String| CommandError::Usage(format!("{shown}: {why}"));
+    let tell = |text: String| {
+        // What cannot be told is no reason to stop.
+        let _ = writeln!(std::io::stderr(), "{shown}: {text}");
+    };
+    if let Err(error) = std::fs::metadata(path) {
+        return Err(wrong(error.to_string()));
+    }
+    let why_not = match chart::rendered(path).await {
+        Some(Ok(text)) => {
+            let images = in_manifests(&text).map_err(wrong)?;
+            tell(format!("{}, as helm template renders them", counted(images.len())));
+            return Ok(images);
+        }
+        Some(Err(why)) => format!("helm template failed: {why}"),
+        None => "helm is not on PATH".to_owned(),
+    };
+    let chart = path.to_owned();
+    let named = tokio::task::spawn_blocking(move || chart::named(&chart)).await;
+    let found = named.map_err(|error| CommandError::Failed(error.to_string()))?.map_err(wrong)?;
+    tell(format!("{}, as the chart names them ({why_not})", counted(found.images.len())));
+    found.notes.into_iter().for_each(tell);
+    Ok(found.images)
 }
 
 fn read(file: &Path) -> Result<String, CommandError> {

@@ -53,7 +53,7 @@ impl Check<'_> {
 /// Returns a path whose positions in lists are written as numbers.
 fn key_path(path: &[&str]) -> KeyPath {
     path.iter().enumerate().fold(KeyPath::default(), |key, (at, part)| {
-        let is_list = at == 3 && matches!(path[2], "upstream" | "tag");
+        let is_list = (at == 3 && matches!(path[2], "upstream" | "tag")) || (at == 1 && path[0] == "warm");
         match part.parse() {
             Ok(position) if is_list => key.at(position),
             _ => key.key(part),

@@ -84,10 +84,12 @@ pub fn about_shape(path: &KeyPath, node: &Node, wanted: &str) -> Option<String> 
         {
             Some("each repository has a heading of its own, such as [repository.\"docker.io\"]".to_owned())
         }
-        ("a list", value, [.., Step::Key(key)]) if matches!(key.as_str(), "upstream" | "tag") => Some(match value {
-            Value::Table(_) => format!("write [[{path}]], with two brackets"),
-            _ => format!("write [[{path}]], and its keys on the lines below"),
-        }),
+        ("a list", value, [.., Step::Key(key)]) if matches!(key.as_str(), "upstream" | "tag" | "warm") => {
+            Some(match value {
+                Value::Table(_) => format!("write [[{path}]], with two brackets"),
+                _ => format!("write [[{path}]], and its keys on the lines below"),
+            })
+        }
         ("a list", Value::String(_), [.., Step::Key(key)]) => Some(format!("write {key} = [\"…\"]")),
         ("a table", Value::Array(_), _) => None,
         ("a table", _, [.., Step::Key(_)]) => Some(format!("write [{path}], and its keys on the lines below")),

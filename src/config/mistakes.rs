@@ -74,10 +74,12 @@ impl Mistakes {
     }
 }
 
-/// Returns whether two keys are in one table of a repository's list (an upstream, or a rule for tags), or in one list of
-/// which `other` is a whole table: without it the tables behind it have other positions.
+/// Returns whether two keys are in one `[[warm]]`, in one table of a repository's list (an upstream, or a rule for
+/// tags), or in one list of which `other` is a whole table: without it the tables behind it have other positions.
 fn is_near_in_list(key: &KeyPath, other: &KeyPath) -> bool {
     let first = |key: &KeyPath, count: usize| key.steps().get(..count).map(<[_]>::to_vec);
     let is_same = |count: usize| first(key, count).is_some() && first(key, count) == first(other, count);
-    key.begins_with(&["repository"]) && (is_same(4) || (is_same(3) && other.steps().len() == 4))
+    let is_of_schedule = key.begins_with(&["warm"]) && is_same(2);
+    let is_of_list = is_same(4) || (is_same(3) && other.steps().len() == 4);
+    is_of_schedule || (key.begins_with(&["repository"]) && is_of_list)
 }

@@ -29,10 +29,12 @@ mod secret;
 mod shapes;
 mod show;
 mod suspicious;
+pub mod tag_pattern;
 mod tls;
 pub(crate) mod tree;
 pub(crate) mod units;
 mod upstream;
+mod warm;
 mod watch;
 mod web;
 
@@ -55,6 +57,7 @@ pub use show::Effective;
 pub use tls::{ClientRoots, ServerTls};
 pub use units::{Amount, Limit};
 pub use upstream::{ClientTls, HostHeaders, Upstream, UpstreamUrl};
+pub use warm::{WarmImages, WarmSchedule, Which};
 pub use watch::Watch;
 pub use web::WebAccess;
 
@@ -72,6 +75,8 @@ pub struct Config {
     pub cache: Cache,
     /// In the order of the file.
     pub repositories: Vec<Repository>,
+    /// What is kept warm, in the order of the file.
+    pub warm: Vec<WarmSchedule>,
     /// `None`: there is no proxy door.
     pub proxy: Option<ProxyDoor>,
     pub admin: Admin,
@@ -269,6 +274,7 @@ impl Config {
             ..around
         };
         let repositories = repository::check_all(&check, file.repository, &around)?;
+        let warm = warm::check(&check, &file.warm)?;
         let public_url = public_url::check(&check, &file.server)?;
         let default_repository = check_default(&check, file.server.default_repository, &repositories)?;
         let has_patterns = !file.cache.patterns.is_empty();
@@ -300,6 +306,7 @@ impl Config {
             auth: around.auth,
             cache,
             repositories,
+            warm,
             proxy,
             admin: Admin {
                 listen: file.admin.listen.0,

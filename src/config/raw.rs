@@ -8,9 +8,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::secret::{HIDDEN, Secret};
-pub use super::shapes::{Addresses, ClaimValues, InOrder, Network, OneOrMany, Pattern};
+pub use super::shapes::{Addresses, ClaimValues, InOrder, Network, OneOrMany, Pattern, PlatformText};
 use super::shapes::{file, files, hook, optional_file, program};
 use super::units::{Amount, Limit, Span};
+use super::warm::WarmImages;
 
 /// The whole file.
 #[derive(Debug, Default, Deserialize, Serialize)]
@@ -22,6 +23,9 @@ pub struct File {
     pub repository: Repositories,
     /// Headers by host.
     pub headers: InOrder<HostHeaders>,
+    /// Left out where it is empty: a list without a table would be written as a value, behind other tables.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub warm: Vec<Warm>,
     /// `None`: there is no proxy door.
     pub proxy: Option<Proxy>,
     pub allowlist: Allowlist,
@@ -421,6 +425,21 @@ impl Default for Upstream {
 pub struct HostHeaders {
     pub set: BTreeMap<String, Secret>,
     pub append: BTreeMap<String, Secret>,
+}
+
+/// `[[warm]]`
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(default)]
+pub struct Warm {
+    pub images: Vec<WarmImages>,
+    pub platforms: Vec<PlatformText>,
+    pub every: Span,
+}
+
+impl Default for Warm {
+    fn default() -> Self {
+        Self { images: Vec::new(), platforms: Vec::new(), every: Span(Duration::from_secs(6 * 3600)) }
+    }
 }
 
 /// `[proxy]`

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize, Serializer};
 
+use crate::oci::Platform;
+
 /// A network, or a single address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(try_from = "String", into = "String")]
@@ -294,5 +296,24 @@ impl TryFrom<String> for Pattern {
             let reason = message.lines().last().unwrap_or_default();
             format!("`{text}` is no valid regular expression: {}", reason.trim_start_matches("error: "))
         })
+    }
+}
+
+/// A platform such as `linux/amd64`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(try_from = "String")]
+pub struct PlatformText(pub Platform);
+
+impl TryFrom<String> for PlatformText {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse().map(Self)
+    }
+}
+
+impl Serialize for PlatformText {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&self.0)
     }
 }

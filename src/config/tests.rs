@@ -227,6 +227,13 @@ ttl = "1d"
 client_credentials = "pass"
 consent_max_age = "5m"
 
+[[warm]]
+images = ["team/images/app:3.*", 'ghcr.io/a/b:/^v\d+$/', "ghcr.io/a/c:>=16, <18"]
+platforms = ["linux/amd64", "linux/arm/v7"]
+every = "90m"
+[[warm]]
+images = ["ghcr.io/a/d:1"]
+
 [admin]
 listen = "127.0.0.1:3"
 

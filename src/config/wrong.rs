@@ -35,7 +35,7 @@ fn keys_that_do_not_exist() {
         ("[sever]".to_owned(), "1: unknown key `sever`; did you mean `server`?"),
         (
             "[frobnicate]".to_owned(),
-            "1: unknown key `frobnicate`; there are `server`, `auth`, `cache`, `repository`, `headers`, `proxy`, `allowlist`, `admin`, `logging`",
+            "1: unknown key `frobnicate`; there are `server`, `auth`, `cache`, `repository`, `headers`, `warm`, `proxy`, `allowlist`, `admin`, `logging`",
         ),
         (
             "[admin]\ntoken = \"geheim\"".to_owned(),
@@ -107,6 +107,39 @@ fn values_of_a_wrong_type() {
         ),
         ("[cache]\nttl = 2026-11-21".to_owned(), "2: not valid TOML: no key takes a date"),
         ("[cache]\npolicy = true".to_owned(), "2: `cache.policy`: expected one of `lru`"),
+    ]);
+}
+
+#[test]
+fn what_is_to_be_kept_warm() {
+    let warm = |lines: &str| format!("[[warm]]\nimages = [\"a:1\"]\n[[warm]]\n{lines}");
+    refused([
+        (warm(""), "3: `warm[1].images`: name at least one image, as in [\"docker.io/library/alpine:3.*\"]"),
+        (
+            warm("images = [\"a:1\",\n\"a:/(/\"]"),
+            "5: `warm[1].images[1]`: `(` is no valid regular expression: unclosed group",
+        ),
+        (
+            warm("images = [\"a:>=latest\"]"),
+            "4: `warm[1].images[0]`: `>=latest` is no range: `latest` is no version such as 16 or 3.20.1",
+        ),
+        (
+            warm("images = [\"docker.io/library/*\"]"),
+            "4: `warm[1].images[0]`: `docker.io/library/*`: a pattern may stand for the tag only; write each name out",
+        ),
+        (
+            warm("images = [\"a:1\"]\nplatforms = [\"amd64\"]"),
+            "5: `warm[1].platforms[0]`: `amd64` is no platform; write it as linux/amd64 or linux/arm/v7",
+        ),
+        (
+            warm("images = [\"a:1\"]\nevery = \"30s\""),
+            "5: `warm[1].every`: every tag is asked about each time, so the least is \"1m\"; write for example \"6h\"",
+        ),
+        (
+            "[warm]\nimages = [\"a:1\"]".to_owned(),
+            "1: `warm`: a list is needed here, not a table; write [[warm]], with two brackets",
+        ),
+        (warm("image = [\"a:1\"]"), "4: unknown key `warm[1].image`; did you mean `warm[1].images`?"),
     ]);
 }
 

@@ -11,7 +11,7 @@ mod kind;
 mod manifests;
 mod simple_toml;
 mod values;
-mod yaml;
+pub mod yaml;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -69,6 +69,14 @@ impl List {
     }
 }
 
+/// When the upstream is asked for a list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// If what is cached is past `max_age`.
+    IfOld,
+    Always,
+}
+
 /// Finds lists: in the cache while they are fresh, else at the upstream.
 pub struct Lists {
     pub(super) cache: Arc<Cache>,
@@ -130,9 +138,22 @@ impl Lists {
         list: List,
         query: &Query,
     ) -> Result<Answer, Refusal> {
-        let policy = &target.repository.config.tags;
         let page = Page::read(list.kind(), &query.page);
-        let key = list.key(&page, target);
+        let found = self.find(target, list, &page, Asked::IfOld).await;
+        let (listing, state) = found.map_err(Refusal::of(Wanted::Name))?;
+        Ok(Answer { response: respond_list(request, query, &page, &listing, &state), state })
+    }
+
+    /// Finds a page of a list, with where it comes from.
+    pub(super) async fn find(
+        self: &Arc<Self>,
+        target: &Target,
+        list: List,
+        page: &Page,
+        asked: Asked,
+    ) -> Result<(Listing, CacheState), Failure> {
+        let policy = &target.repository.config.tags;
+        let key = list.key(page, target);
         // A list that one client is shown is not for others, unless it is public.
         let may_be_kept = page.kept_as.is_some();
         let public = Self::public_key(target, &key).filter(|_| may_be_kept);
@@ -140,17 +161,19 @@ impl Lists {
         let cached = match public.as_ref().or(is_kept.then_some(&key)) {
             None => None,
             Some(key) => match self.cache.listing(key).await {
-                Err(failure) if failure.kind == FailureKind::Busy => return Err(Refusal::of(Wanted::Name)(failure)),
+                Err(failure) if failure.kind == FailureKind::Busy => return Err(failure),
                 // An index that cannot be read counts as empty.
                 found => found.ok().flatten().map(|listing| self.of_the_past(policy, key, listing)),
             },
         };
         // A list grows with each push, so it is fresh for `max_age` and never immutable.
         let is_fresh = cached.as_ref().is_some_and(|listing| {
-            listing.checked_at.age() < policy.max_age && !self.written.was_list_written(target, listing.checked_at)
+            asked == Asked::IfOld
+                && listing.checked_at.age() < policy.max_age
+                && !self.written.was_list_written(target, listing.checked_at)
         });
 
-        let (listing, state) = match cached {
+        Ok(match cached {
             Some(listing) if is_fresh => {
                 let since = listing.checked_at.to_system_time();
                 (
@@ -161,10 +184,10 @@ impl Lists {
                     },
                 )
             }
-            cached => match (self.fetch_in_time(target, (list, &page), key.clone(), cached.as_ref()).await, cached) {
+            cached => match (self.fetch_in_time(target, (list, page), key.clone(), cached.as_ref()).await, cached) {
                 (Ok((listing, is_first)), cached) => {
                     if let Some(public) = public {
-                        self.learn_public_list(target, (list, &page), (key, public), &listing, cached.as_ref());
+                        self.learn_public_list(target, (list, page), (key, public), &listing, cached.as_ref());
                     }
                     (listing, CacheState::Miss(if is_first { Miss::List } else { Miss::Joined }))
                 }
@@ -175,16 +198,15 @@ impl Lists {
                     let since = listing.checked_at.to_system_time();
                     (listing, CacheState::Stale { since, why: failure })
                 }
-                (Err(failure), _) => match self.fallback_in_outage(target, list, &page, &failure).await {
+                (Err(failure), _) => match self.fallback_in_outage(target, list, page, &failure).await {
                     Some(listing) => {
                         let since = listing.checked_at.to_system_time();
                         (listing, CacheState::Stale { since, why: failure })
                     }
-                    None => return Err(Refusal::of(Wanted::Name)(failure)),
+                    None => return Err(failure),
                 },
             },
-        };
-        Ok(Answer { response: respond_list(request, query, &page, &listing, &state), state })
+        })
     }
 
     /// Returns a list with a time that is past, as it is written anew if the clock was ahead and has been set back.

@@ -1,5 +1,6 @@
 //! The registry door: the life of a request, from its head to its response.
 
+mod all_tags;
 mod answer;
 mod blob_origin;
 mod blobs;
@@ -29,6 +30,7 @@ use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method, Request, Response};
 use serde_json::json;
 
+pub use all_tags::{AllTags, MOST_TAGS};
 pub use answer::Answer;
 pub use objects::Objects;
 pub use query::Query;

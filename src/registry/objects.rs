@@ -37,7 +37,7 @@ pub struct Objects {
     pub(super) manifests: Arc<Manifests>,
     pub(super) tags: Arc<Tags>,
     pub(super) blobs: Blobs,
-    lists: Arc<Lists>,
+    pub(super) lists: Arc<Lists>,
 }
 
 impl Objects {

@@ -138,6 +138,20 @@ impl Tags {
         })
     }
 
+    /// Asks the upstream about a tag as [`Self::refresh`] does. Returns its manifest; with an error, the one that is
+    /// cached.
+    pub async fn checked_now(
+        self: &Arc<Self>,
+        target: &Target,
+        tag: &Tag,
+    ) -> Result<Arc<Manifest>, (Failure, Option<Arc<Manifest>>)> {
+        let key = target.tag_key(tag);
+        match self.checked(target, tag, &key, None, true).await.0 {
+            Ok(Checked { manifest, .. }) => Ok(manifest),
+            Err(failure) => Err((failure, self.cached(target, &key).await.map(|(_, manifest)| manifest))),
+        }
+    }
+
     /// Returns the manifest of a tag: from the cache while the tag is fresh, else as the upstream says, else the last
     /// known one. `may_fetch`: whether a tag that HEAD does not find may also be asked for by GET.
     pub async fn by_tag(

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::PAGES;
 use super::scene::Scene;
 use crate::clients::Chromium;
-use crate::support::{Image, eventually, get};
+use crate::support::{Image, eventually, get, request};
 
 /// The rules of `axe-core`, which `./test` installs.
 fn axe() -> String {
@@ -91,6 +91,25 @@ async fn each_button_does_what_it_says_and_asks_before_it_removes_something() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn images_are_warmed_and_schedules_run_from_their_page() {
+    let scene = Scene::start("").await;
+    let browser = Chromium::start().await;
+    scene.hub.push_image("team/news", "1", &Image::new(8));
+    browser.load(&scene.page("/warm")).await;
+    browser.type_into("#warm [name=images]", "hub/team/news:1\u{e007}").await;
+    browser.says("#messages", "hub/team/news:1 is being warmed").await;
+    browser.says("#warmed", "team/news:1").await;
+    let runs = async || get(scene.page("/api/warm")).await.json()["schedules"][1]["last"]["job"]["id"].clone();
+    let before = runs().await;
+    browser.click("[data-action=run][data-reference=\"2\"]").await;
+    browser.says("#messages", "schedule 2 runs now").await;
+    eventually("it has run", async || runs().await != before).await;
+    browser.type_into("#warm [name=images]", "nowhere.example/a:1\u{e007}").await;
+    browser.says("#messages.failed", "nowhere.example").await;
+    browser.console().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn open_pages_show_what_happens_now() {
     let scene = Scene::start("").await;
     let browser = Chromium::start().await;
@@ -140,6 +159,9 @@ async fn pages_are_for_all_people_in_both_themes_and_on_a_phone() {
     let browser = Chromium::start().await;
     let axe = axe();
     let gate = scene.begin_large().await;
+    let list = r#"{"images": ["hub/team/large:1", "hub/team/app:1"]}"#;
+    let warming = request("POST", scene.page("/api/warm")).header("content-type", "application/json").body(list);
+    assert_eq!(warming.send().await.status, 200);
     for (name, path, _) in PAGES {
         for (theme, width) in [("light", 1280), ("dark", 1280), ("light", 390), ("dark", 390)] {
             browser.show(theme, width).await;

@@ -9,11 +9,12 @@ use crate::support::{Answer, Connection, Hub, Image, Larder, Options, eventually
 use scene::{HOSTILE, Scene};
 
 /// All pages, each with what it says.
-pub const PAGES: [(&str, &str, &str); 9] = [
+pub const PAGES: [(&str, &str, &str); 10] = [
     ("overview", "/", "By repository"),
     ("pulls", "/pulls", "containerd/2.2.1"),
     ("images", "/images", "team/"),
     ("image", "/image?reference=hub/team/tool:3.1", "linux/s390x"),
+    ("warm", "/warm", "no tag fits"),
     ("upstreams", "/upstreams", "pulls left"),
     ("diagnosis", "/diagnosis", "fails"),
     ("connect", "/connect", "larder setup docker"),
@@ -195,6 +196,7 @@ async fn an_empty_cache_says_what_to_do_next() {
         ("/images?q=a", "No cached image has this in its name."),
         ("/diagnosis", "Nothing is wrong that Larder knows of."),
         ("/upstreams", "it was not asked yet"),
+        ("/warm", "Nothing is kept warm by schedule."),
     ] {
         let text = words(&page(&larder, path).await.text());
         assert!(text.contains(says), "{path}: {text}");

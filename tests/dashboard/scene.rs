@@ -28,7 +28,9 @@ impl Scene {
             RepositoryConfig::new("hub").set("max_age = \"1h\"\nnamespace = [\"docker.io\"]").upstream(&hub),
             RepositoryConfig::new("down").set("max_age = \"0s\"").upstream(&down)
         );
-        let larder = Larder::start(format!("{config}\n{repositories}")).await;
+        let warm = "[[warm]]\nimages = [\"hub/team/app:*\", \"hub/team/app:>=7\"]\nplatforms = [\"linux/amd64\"]\n\
+            [[warm]]\nimages = [\"hub/team/app:1\"]\nevery = \"12h\"\n";
+        let larder = Larder::start(format!("{config}\n{repositories}\n{warm}")).await;
         let app = Image::with_layers(1, &[300 * KIB, 20 * KIB]);
         hub.push_image("team/app", "1", &app);
         let scene = Self { hub, larder, app, _down: down };
@@ -67,7 +69,24 @@ impl Scene {
         assert_eq!(get(larder.manifest_url("registry.example/team/app", "1")).await.status, 404);
         let hostile = request("GET", larder.manifest_url("hub/team/app", "1")).header("user-agent", HOSTILE);
         assert_eq!(hostile.send().await.status, 200);
+        self.keep_warm().await;
         eventually("all is stored", async || larder.stats().await["fills_running"] == 0).await;
+    }
+
+    /// Runs the schedules; the next runs are hours away.
+    async fn keep_warm(&self) {
+        for number in [1, 2] {
+            let begun = request("POST", self.page(&format!("/api/warm/schedules/{number}"))).send().await;
+            // Who may only look cannot begin a run.
+            if begun.status != 200 {
+                return;
+            }
+        }
+        eventually("the schedules have run", async || {
+            let schedules = get(self.page("/api/warm")).await.json()["schedules"].clone();
+            schedules.as_array().is_some_and(|all| all.iter().all(|schedule| schedule["last"]["ended"].is_string()))
+        })
+        .await;
     }
 
     /// Pulls an image as a client does.

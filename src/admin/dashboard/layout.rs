@@ -48,6 +48,7 @@ pub enum Tab {
     Overview,
     Pulls,
     Images,
+    Warm,
     Upstreams,
     Diagnosis,
     Connect,
@@ -55,10 +56,11 @@ pub enum Tab {
     Other,
 }
 
-const TABS: [(Tab, &str, &str); 6] = [
+const TABS: [(Tab, &str, &str); 7] = [
     (Tab::Overview, "/", "Overview"),
     (Tab::Pulls, "/pulls", "Pulls"),
     (Tab::Images, "/images", "Images"),
+    (Tab::Warm, "/warm", "Warm"),
     (Tab::Upstreams, "/upstreams", "Upstreams"),
     (Tab::Diagnosis, "/diagnosis", "Diagnosis"),
     (Tab::Connect, "/connect", "Connect"),

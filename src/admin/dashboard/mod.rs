@@ -17,6 +17,7 @@ mod pulls;
 mod safety;
 mod show;
 mod upstreams;
+mod warm;
 
 use std::sync::Arc;
 
@@ -37,6 +38,7 @@ pub fn pages(services: &Arc<Services>) -> Router<Arc<Services>> {
         .route("/pulls", get(pulls::show))
         .route("/images", get(images::show))
         .route("/image", get(image::show))
+        .route("/warm", get(warm::show))
         .route("/upstreams", get(upstreams::show))
         .route("/diagnosis", get(diagnosis::show))
         .route("/connect", get(connect::show))

@@ -193,6 +193,11 @@
       yes: "Purge",
       done: (answer, reference) => `${reference}: ${answer.objects} objects were removed`,
     },
+    run: {
+      method: "POST",
+      address: (number) => `/api/warm/schedules/${number}`,
+      done: (answer, name) => `${name} runs now`,
+    },
   };
 
   function confirmed(action, reference) {
@@ -210,17 +215,39 @@
   async function act(button) {
     const { action: name, reference } = button.dataset;
     const action = ACTIONS[name];
+    const shown = button.dataset.name ?? reference;
     if (action.question && !(await confirmed(action, reference))) return;
     button.disabled = true;
-    tell(`${button.textContent}: ${reference}…`);
+    tell(`${button.textContent}: ${shown}…`);
     try {
-      const address = `${action.path}?${new URLSearchParams({ reference })}`;
+      const address = action.address?.(reference) ?? `${action.path}?${new URLSearchParams({ reference })}`;
       const response = await fetch(address, { method: action.method, credentials: "same-origin" });
       const answer = await response.json();
       if (!response.ok) throw new Error(answer.error);
-      tell(action.done(answer, reference));
+      tell(action.done(answer, shown));
     } catch (error) {
-      tell(`${reference}: ${error.message}`, true);
+      tell(`${shown}: ${error.message}`, true);
+    }
+    button.disabled = false;
+    changed();
+  }
+
+  /** Warms the images that a form names. */
+  async function warm(form) {
+    const words = (name) => form.elements[name].value.split(/[\s,]+/).filter((word) => word !== "");
+    const button = $("button", form);
+    button.disabled = true;
+    try {
+      const body = JSON.stringify({ images: words("images"), platforms: words("platforms") });
+      const headers = { "content-type": "application/json" };
+      const response = await fetch("/api/warm", { method: "POST", credentials: "same-origin", headers, body });
+      const answer = await response.json();
+      if (!response.ok) throw new Error(answer.error);
+      const { length } = answer.images;
+      tell(length === 1 ? `${answer.images[0].reference} is being warmed` : `${length} images are being warmed`);
+      form.elements.images.value = "";
+    } catch (error) {
+      tell(error.message, true);
     }
     button.disabled = false;
     changed();
@@ -252,6 +279,12 @@
     if (button.dataset.action) act(button);
     else if (button.dataset.copy !== undefined) copy(button);
     else if (button.id === "pause") pause(!paused);
+  });
+
+  document.addEventListener("submit", (event) => {
+    if (event.target.id !== "warm") return;
+    event.preventDefault();
+    warm(event.target);
   });
 
   // On a narrow screen the row of pages is wider than the screen.
