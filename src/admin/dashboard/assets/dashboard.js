@@ -215,7 +215,10 @@
     tell(`${button.textContent}: ${reference}…`);
     try {
       const address = `${action.path}?${new URLSearchParams({ reference })}`;
-      const response = await fetch(address, { method: action.method, credentials: "same-origin" });
+      // Proves that it is this page that asks, where a login in this browser gives the right to.
+      const token = $("meta[name=csrf-token]")?.content;
+      const headers = token ? { "x-csrf-token": token } : {};
+      const response = await fetch(address, { method: action.method, credentials: "same-origin", headers });
       const answer = await response.json();
       if (!response.ok) throw new Error(answer.error);
       tell(action.done(answer, reference));
