@@ -73,6 +73,7 @@ async fn the_answer_of_one_issuer_is_not_taken_for_that_of_another() {
     let back = browser.way_back(&scene).await;
     let elsewhere = back.replace("/login/company/", "/login/other/");
     assert_eq!(browser.get(&elsewhere).await.status, 403);
+    assert!(!other.asked().iter().any(|path| path == "/token"), "it gets neither the code nor the secret of PKCE");
     let sent = browser.get(scene.page("/login/other")).await;
     let of_other = parameters(sent.header("location"))["state"].clone();
     assert_eq!(browser.get(with_parameter(&elsewhere, "state", Some(&of_other))).await.status, 403);
