@@ -1,5 +1,8 @@
 //! Random numbers, for all of Larder: no other code asks the system for them.
 
+use base64::Engine;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+
 /// The error that the system gives no random numbers, without which no key can be made.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("the system gives no random numbers")]
@@ -8,6 +11,13 @@ pub struct NoRandomness;
 /// Fills a key, or bytes that have to be as hard to guess.
 pub fn fill(bytes: &mut [u8]) -> Result<(), NoRandomness> {
     aws_lc_rs::rand::fill(bytes).map_err(|_| NoRandomness)
+}
+
+/// Returns a text of 43 letters, digits, `-` and `_` that is as hard to guess as a key.
+pub fn text() -> Result<String, NoRandomness> {
+    let mut bytes = [0; 32];
+    fill(&mut bytes)?;
+    Ok(BASE64_URL_SAFE_NO_PAD.encode(bytes))
 }
 
 /// Returns a number that need not be hard to guess: it spreads pauses, so that clients do not come back all at once.

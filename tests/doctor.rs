@@ -1,9 +1,12 @@
 //! Promise: `larder doctor` finds what keeps a cache from serving, and says in words what to do. Each fault is planted.
 
+use jsonwebtoken::Algorithm;
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 
+use crate::support::issuer::{Issuer, SigningKey};
+use crate::support::provider::Provider;
 use crate::support::{Hub, Image, Larder, Options, RepositoryConfig, eventually, get, repository_config};
 
 /// What the doctor found: check, verdict and text of each finding.
@@ -53,6 +56,25 @@ async fn where_all_is_well_it_says_so_and_pulls_what_is_cached() {
     );
     let shown = larder.run(&["doctor", "--root", &root]).await;
     assert!(shown.code == Some(0) && shown.stdout.ends_with("all is well\n"), "{shown:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_issuer_by_which_nobody_can_log_in_is_found() {
+    let key = SigningKey::new("one", Algorithm::ES256);
+    let (good, bad) = (Issuer::start(&[&key]).await, Issuer::start(&[&key]).await);
+    good.provide(Provider::new(&key, "dash", None));
+    let login = |name: &str| format!("[auth.oidc.{name}.login]\nclient_id = \"dash\"\n");
+    let admin = "[admin]\nallow = [\"loopback\", \"oidc:good:groups=ops\", \"oidc:bad:groups=ops\"]\n";
+    let config = good.config("good", "") + &login("good") + &bad.config("bad", "") + &login("bad") + admin;
+    let larder = Larder::builder().config(config).prepare();
+    let (_dir, root) = no_clients();
+    let (_, findings) = found(&larder, &["--root", &root]).await;
+    assert!(
+        text_of(&findings, "login", "ok")
+            .contains("`good` answers; the redirect URI to register there ends with /login/good/callback")
+    );
+    let wrong = text_of(&findings, "login", "error");
+    assert!(wrong.contains("nobody can log in with `bad`") && wrong.contains("authorization_endpoint"), "{wrong}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -131,6 +131,7 @@ const ROOMS: [(&str, &[&str]); 40] = [
         &[
             "acme",
             "admin",
+            "auth",
             "ca",
             "cache",
             "config",
@@ -266,7 +267,7 @@ fn what_grows_has_a_bound_that_a_test_shows() {
 }
 
 /// Keys of the configuration and files whose values are secret.
-const SECRETS: [&str; 12] = [
+const SECRETS: [&str; 14] = [
     "`password`",
     "`password_file`",
     "`credential_helper`",
@@ -277,6 +278,8 @@ const SECRETS: [&str; 12] = [
     "`http_proxy`",
     "`[auth.htpasswd]`",
     "`[auth.oidc]`",
+    "`client_secret`",
+    "`client_secret_file`",
     "`ca.key`",
     "ACME account",
 ];

@@ -8,6 +8,7 @@ mod asked_by_name;
 mod bad_input;
 mod behind_a_proxy;
 mod breaking;
+mod browser_login;
 mod by_name;
 mod canaries;
 mod cannot_store;

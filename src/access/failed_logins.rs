@@ -1,5 +1,6 @@
 //! Failed logins in the log: one line each, and of a flood only the number.
 
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -11,6 +12,8 @@ const MOST: u32 = 30;
 const MINUTE: Duration = Duration::from_secs(60);
 /// Most characters of a name.
 const LONGEST: usize = 64;
+/// Most characters of a reason.
+const LONGEST_REASON: usize = 500;
 
 /// The failed logins of the last minute.
 #[derive(Default)]
@@ -33,6 +36,20 @@ impl FailedLogins {
         // A password may stand where the name belongs, but nobody can tell; so a name is cut, and nothing else is told.
         let name = name.map_or_else(|| "(a token)".to_owned(), printable);
         tracing::info!(%client, name, "a login failed");
+    }
+
+    /// Writes a line about a login in a browser by an issuer. `person`: who the issuer says it is, if it did.
+    pub fn tell_in_browser(
+        self: &Arc<Self>,
+        client: ClientAddress,
+        issuer: &str,
+        person: Option<&str>,
+        why: &dyn fmt::Display,
+    ) {
+        if self.has_room() {
+            let name = person.map_or_else(|| "(a login in a browser)".to_owned(), printable);
+            tracing::info!(%client, name, issuer, why = printable_to(&why.to_string(), LONGEST_REASON), "a login failed");
+        }
     }
 
     /// Counts a failed login, and returns whether it gets a line of its own.
@@ -73,9 +90,13 @@ fn sum_up(tally: &mut Tally) {
 }
 
 /// Returns a name as one piece without control characters, cut where it is long.
-fn printable(name: &str) -> String {
-    let mut shown: String = name.chars().take(LONGEST).flat_map(char::escape_debug).collect();
-    if name.chars().nth(LONGEST).is_some() {
+pub fn printable(name: &str) -> String {
+    printable_to(name, LONGEST)
+}
+
+fn printable_to(name: &str, longest: usize) -> String {
+    let mut shown: String = name.chars().take(longest).flat_map(char::escape_debug).collect();
+    if name.chars().nth(longest).is_some() {
         shown.push('…');
     }
     shown

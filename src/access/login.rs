@@ -9,14 +9,15 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderValue};
 
 use super::authorization::{bearer, credentials};
+use super::browser::{Browsers, Shown};
 use super::caller::{Caller, basic};
 use super::failed_logins::FailedLogins;
 use super::host::AskedHost;
 use super::refusal::{Challenge, Refusal, Wanted};
-use super::rules::Rules;
+use super::rules::{Rules, by_name};
 use super::sealer::Sealer;
 use crate::auth::{Client, ClientAddress, Credential, Identity, Known, Logins, NotNow, is_secure};
-use crate::config::{Allow, Login};
+use crate::config::Login;
 use crate::failure::{Failure, FailureKind};
 use crate::random::NoRandomness;
 use crate::routing::Repository;
@@ -32,13 +33,17 @@ pub struct Access {
     rules: ArcSwap<Rules>,
     sealer: Sealer,
     failed: Arc<FailedLogins>,
+    /// Logins in a browser, and sessions.
+    pub browsers: Browsers,
 }
 
 /// The result of checking a client of the admin door against `admin.allow` and `admin.read`.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub enum Manager {
     /// Its login is named.
     Known(Identity),
+    /// The person of its session is named.
+    Session(Arc<Shown>),
     /// Only its address is named.
     ByAddress,
     /// It is not named, but could log in; with the challenge.
@@ -57,7 +62,9 @@ pub enum LoginError {
 impl Access {
     /// Creates an `Access` with these rules and a new key for tokens. Fails if the system gives no random numbers.
     pub fn new(rules: Arc<Rules>) -> Result<Self, NoRandomness> {
-        Ok(Self { rules: ArcSwap::new(rules), sealer: Sealer::new()?, failed: Arc::default() })
+        let failed = Arc::<FailedLogins>::default();
+        let browsers = Browsers::new(failed.clone())?;
+        Ok(Self { rules: ArcSwap::new(rules), sealer: Sealer::new()?, failed, browsers })
     }
 
     /// Returns the rules in force.
@@ -93,16 +100,19 @@ impl Access {
                 Err(LoginError::Invalid) => return challenge(),
                 Err(LoginError::NotNow(why)) => return Manager::NotNow(why),
             };
-            // A client that is named by its address only may be a browser that shows a page from anywhere; so match the
-            // login alone.
-            let is_by_name = |entry: &&Allow| !matches!(entry, Allow::Network(_) | Allow::Anonymous);
-            let by_name: Vec<_> = named.iter().filter(is_by_name).cloned().collect();
             let is_known = known.is_some();
             let identity = Identity { known, ..stranger.clone() };
-            if is_known && identity.may_pull(&by_name, has_logins) {
+            if is_known && identity.may_pull(&by_name(named), has_logins) {
                 return Manager::Known(identity);
             }
             if is_known && !stranger.may_pull(named, has_logins) {
+                return Manager::Refused;
+            }
+        } else if let Some(shown) = self.browsers.shown(&rules, client, headers) {
+            if shown.identity.may_pull(&by_name(named), has_logins) {
+                return Manager::Session(Arc::new(shown));
+            }
+            if !stranger.may_pull(named, has_logins) {
                 return Manager::Refused;
             }
         }

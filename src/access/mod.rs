@@ -3,6 +3,7 @@
 
 mod absences;
 mod authorization;
+pub mod browser;
 mod by_name;
 mod caller;
 mod consent;

@@ -47,6 +47,13 @@ pub enum RulesError {
     Issuer(#[from] WebError),
 }
 
+/// Returns the entries that name clients by their login. A client that is named by its address only may be a browser
+/// that shows a page from anywhere.
+pub fn by_name(named: &[Allow]) -> Vec<Allow> {
+    let is_by_name = |entry: &&Allow| !matches!(entry, Allow::Network(_) | Allow::Anonymous);
+    named.iter().filter(is_by_name).cloned().collect()
+}
+
 /// Returns the host in a URL without a path.
 fn host_of(url: &str) -> Option<AskedHost> {
     AskedHost::read(url.split_once("://")?.1.as_bytes())
@@ -75,6 +82,11 @@ impl Rules {
             admin_hosts: config.admin.hosts.clone(),
             log_access: config.logging.access,
         })
+    }
+
+    /// Returns the names of the issuers by which people log in to the dashboard, in the order of the configuration.
+    pub fn browser_logins(&self) -> Vec<&str> {
+        self.logins.iter().flat_map(|logins| logins.flows()).map(|flow| flow.name()).collect()
     }
 
     /// Returns whether clients of this address may connect at all.

@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Login, Secret};
@@ -21,15 +22,15 @@ pub const TOKEN_LIFE: Duration = Duration::from_secs(300);
 /// Tells Larder's tokens from those of upstreams.
 pub const PREFIX: &str = "larder.";
 
-/// Seals credentials into tokens.
+/// Seals values, such as credentials, into texts. Each purpose has a sealer of its own.
 pub struct Sealer(RandomizedNonceKey);
 
-/// The content of a token.
+/// What is sealed.
 #[derive(Serialize, Deserialize)]
-struct Sealed {
-    /// When the token expires, in seconds since 1970.
+struct Sealed<T> {
+    /// When it expires, in seconds since 1970.
     expires: u64,
-    login: Option<(String, String)>,
+    value: T,
 }
 
 impl Sealer {
@@ -43,25 +44,33 @@ impl Sealer {
     /// Returns a token for a login, or for no login; `None` if the library fails.
     pub fn seal(&self, login: Option<&Login>, now: SystemTime) -> Option<String> {
         let login = login.map(|login| (login.username.clone(), login.password.reveal().to_owned()));
-        let content = Sealed { expires: seconds(now + TOKEN_LIFE), login };
-        let mut bytes = serde_json::to_vec(&content).ok()?;
-        let nonce = self.0.seal_in_place_append_tag(Aad::empty(), &mut bytes).ok()?;
-        let sealed = [nonce.as_ref().as_slice(), &bytes].concat();
-        Some(format!("{PREFIX}{}", BASE64_URL_SAFE_NO_PAD.encode(sealed)))
+        let sealed = self.seal_value(&login, now + TOKEN_LIFE)?;
+        Some(format!("{PREFIX}{sealed}"))
     }
 
     /// Returns the credentials in a token; `None` if the token is not one of Larder's, or has expired.
     pub fn open(&self, token: &str, now: SystemTime) -> Option<Who> {
-        let sealed = BASE64_URL_SAFE_NO_PAD.decode(token.strip_prefix(PREFIX)?).ok()?;
+        let content: Option<(String, String)> = self.open_value(token.strip_prefix(PREFIX)?, now)?;
+        Some(content.map_or(Who::Anonymous, |(name, password)| login(name, password)))
+    }
+
+    /// Returns a text that holds a value until `expires`, and that nobody else can read or make; `None` if the library
+    /// fails.
+    pub fn seal_value(&self, value: &impl Serialize, expires: SystemTime) -> Option<String> {
+        let mut bytes = serde_json::to_vec(&Sealed { expires: seconds(expires), value }).ok()?;
+        let nonce = self.0.seal_in_place_append_tag(Aad::empty(), &mut bytes).ok()?;
+        Some(BASE64_URL_SAFE_NO_PAD.encode([nonce.as_ref().as_slice(), &bytes].concat()))
+    }
+
+    /// Returns the value in a text; `None` if this sealer did not make the text, or the text has expired.
+    pub fn open_value<T: DeserializeOwned>(&self, text: &str, now: SystemTime) -> Option<T> {
+        let sealed = BASE64_URL_SAFE_NO_PAD.decode(text).ok()?;
         let (nonce, sealed) = sealed.split_at_checked(NONCE_LEN)?;
         let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
         let mut sealed = sealed.to_vec();
         let bytes = self.0.open_in_place(nonce, Aad::empty(), &mut sealed).ok()?;
-        let content: Sealed = serde_json::from_slice(bytes).ok()?;
-        if content.expires < seconds(now) {
-            return None;
-        }
-        Some(content.login.map_or(Who::Anonymous, |(name, password)| login(name, password)))
+        let content: Sealed<T> = serde_json::from_slice(bytes).ok()?;
+        (content.expires >= seconds(now)).then_some(content.value)
     }
 }
 

@@ -16,10 +16,12 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Interval;
 
+use super::door::Person;
 use super::fills;
 use super::problem::{ErrorBody, Problem};
 use super::pulls::PullEntry;
 use super::stats;
+use crate::access::browser::Shown;
 use crate::observe::Pull;
 use crate::services::Services;
 
@@ -40,6 +42,8 @@ impl Default for Listeners {
 
 struct Listener {
     services: Arc<Services>,
+    /// The session by which the listener came in.
+    session: Option<Arc<Shown>>,
     pulls: Receiver<Arc<Pull>>,
     ticks: Interval,
     /// Events that are ready to be sent.
@@ -54,7 +58,11 @@ struct Listener {
 #[utoipa::path(get, path = "/api/events", tag = "pulls", responses(
     (status = 200, description = "the events", content_type = "text/event-stream", body = String),
     (status = 503, body = ErrorBody)))]
-pub async fn show(State(services): State<Arc<Services>>, Extension(listeners): Extension<Listeners>) -> Response {
+pub async fn show(
+    State(services): State<Arc<Services>>,
+    Extension(listeners): Extension<Listeners>,
+    Extension(person): Extension<Person>,
+) -> Response {
     let Ok(place) = listeners.0.clone().try_acquire_owned() else {
         return Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too many listen already; try again later")
             .into_response();
@@ -62,7 +70,7 @@ pub async fn show(State(services): State<Arc<Services>>, Extension(listeners): E
     let pulls = services.metrics.pulls.listen();
     let mut ticks = tokio::time::interval(EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
-    let listener = Listener { services, pulls, ticks, ready: Vec::new(), _place: place };
+    let listener = Listener { services, session: person.session, pulls, ticks, ready: Vec::new(), _place: place };
     let events = stream::unfold(listener, async |mut listener| {
         let event = listener.next().await?;
         Some((Ok::<_, Infallible>(event), listener))
@@ -85,6 +93,10 @@ impl Listener {
                 Err(RecvError::Closed) => None,
             },
             _ = self.ticks.tick() => {
+                let access = &self.services.access;
+                if self.session.as_ref().is_some_and(|shown| !access.browsers.may_still_look(&access.rules(), shown)) {
+                    return None;
+                }
                 self.ready.push(event("stats", &stats::of(&self.services)));
                 Some(event("fills", &fills::list(&self.services)))
             }

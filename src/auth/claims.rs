@@ -21,6 +21,13 @@ impl Claims {
         self.values.get("sub").and_then(Value::as_str).unwrap_or_default()
     }
 
+    /// Returns the name by which a person is shown: what people call the account, else its subject. It may be of the
+    /// person's own choice, and decides nothing.
+    pub fn person(&self) -> &str {
+        let claim = |name: &&str| self.values.get(*name).and_then(Value::as_str).filter(|text| !text.is_empty());
+        ["preferred_username", "email", "name"].iter().find_map(claim).unwrap_or_else(|| self.subject())
+    }
+
     /// Returns whether the claims meet a rule.
     pub fn fulfil(&self, rule: &ClaimRule) -> bool {
         let found = find(&self.values, &rule.claim);

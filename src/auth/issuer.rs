@@ -7,17 +7,14 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
-use bytes::Bytes;
-use http::Request;
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::jwk::{Jwk, PublicKeyUse};
 use jsonwebtoken::{Algorithm, AlgorithmFamily, DecodingKey, Header, Validation};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use tokio::sync::Mutex;
-use url::Url;
 
-use super::{Claims, NotNow};
+use super::{Claims, NotNow, document};
 use crate::clock::{self, Instant};
 use crate::config::{self, Keys};
 use crate::text::one_line;
@@ -142,15 +139,34 @@ impl Issuer {
         Ok(Ready { token, header, known })
     }
 
-    /// Returns the claims of a token, if the token is valid.
+    /// Returns how people log in to the dashboard by this issuer, if they can.
+    pub fn login(&self) -> Option<&config::BrowserLogin> {
+        self.config.login.as_ref()
+    }
+
+    /// Returns whether claims that were verified before would be accepted now, whatever their age: they are this
+    /// issuer's, and are as the configuration requires.
+    pub fn still_takes(&self, claims: &Claims) -> bool {
+        let issuer = claims.values.get("iss").and_then(Value::as_str);
+        *claims.issuer == *self.config.name
+            && issuer == Some(&self.config.issuer)
+            && self.config.required.iter().all(|rule| claims.fulfil(rule))
+    }
+
+    /// Returns the claims of a token for Larder's audience, if the token is valid.
     pub async fn claims(self: &Arc<Self>, ready: &Ready<'_>) -> Result<Claims, Refused> {
+        self.claims_for(ready, &self.config.audience).await
+    }
+
+    /// Returns the claims of a token for one of these audiences, if the token is valid.
+    pub async fn claims_for(self: &Arc<Self>, ready: &Ready<'_>, audience: &[String]) -> Result<Claims, Refused> {
         let Ready { token, header, known } = ready;
-        match self.verify_by(known, token, header) {
+        match self.verify_by(known, token, header, audience) {
             // The issuer may have replaced its keys. The newest keys decide.
             Err(Refused::Forged(_)) if !known.is_younger(PAUSE) => {
                 let newer = self.fetched(IMPATIENCE).await;
                 match newer.is_younger(PAUSE) {
-                    true => self.verify_by(&newer, token, header),
+                    true => self.verify_by(&newer, token, header, audience),
                     false => Err(Refused::NotForUs("its signature is wrong, or the keys known are old".to_owned())),
                 }
             }
@@ -158,11 +174,11 @@ impl Issuer {
         }
     }
 
-    fn verify_by(&self, known: &Known, token: &str, header: &Header) -> Result<Claims, Refused> {
+    fn verify_by(&self, known: &Known, token: &str, header: &Header, audience: &[String]) -> Result<Claims, Refused> {
         // This is no guess: the token may be signed with a key so new that Larder has not fetched it.
         let mut refused = Refused::NotForUs("no key of the issuer is the one it was signed with".to_owned());
         for key in known.keys.iter().filter(|key| key.may_verify(header)) {
-            match self.verify(token, header.alg, &key.key) {
+            match self.verify(token, header.alg, &key.key, audience) {
                 Err(Refused::Forged(why)) => refused = Refused::Forged(why),
                 told => return told,
             }
@@ -170,12 +186,18 @@ impl Issuer {
         Err(refused)
     }
 
-    fn verify(&self, token: &str, algorithm: Algorithm, key: &DecodingKey) -> Result<Claims, Refused> {
+    fn verify(
+        &self,
+        token: &str,
+        algorithm: Algorithm,
+        key: &DecodingKey,
+        audience: &[String],
+    ) -> Result<Claims, Refused> {
         let mut validation = Validation::new(algorithm);
         validation.leeway = LEEWAY;
         validation.validate_nbf = true;
         validation.set_issuer(&[&self.config.issuer]);
-        validation.set_audience(&self.config.audience);
+        validation.set_audience(audience);
         validation.set_required_spec_claims(&["exp", "iss", "aud"]);
         let decoded = jsonwebtoken::decode::<Map<String, Value>>(token, key, &validation);
         let values = decoded.map_err(|error| match error.kind() {
@@ -253,31 +275,17 @@ impl Issuer {
     async fn ask(&self) -> Result<Vec<Key>, String> {
         let jwks = match &self.config.keys {
             Keys::At(url) => url.clone(),
-            Keys::Discovered(document) => {
-                let found: Discovery = self.get(document).await?;
+            Keys::Discovered(at) => {
+                let found: Discovery = document::get(&self.client, at).await?;
                 if found.issuer != self.config.issuer {
-                    return Err(format!("{document} is that of another issuer; write its `issuer` as it does itself"));
+                    return Err(document::of_another(at));
                 }
-                let url = Url::parse(&found.jwks_uri).map_err(|error| format!("its `jwks_uri` is no URL: {error}"))?;
-                if url.scheme() != "https" && document.scheme() == "https" {
-                    return Err("its `jwks_uri` is not https".to_owned());
-                }
-                url
+                document::endpoint(at, "jwks_uri", &found.jwks_uri)?
             }
         };
-        let set: KeySet = self.get(&jwks).await?;
+        let set: KeySet = document::get(&self.client, &jwks).await?;
         // A key that Larder does not understand does not spoil the others.
         Ok(set.keys.into_iter().filter_map(Key::read).take(MAX_KEYS).collect())
-    }
-
-    async fn get<T: serde::de::DeserializeOwned>(&self, url: &Url) -> Result<T, String> {
-        let request = Request::get(url.as_str()).header(http::header::ACCEPT, "application/json");
-        let request = request.body(Bytes::new()).map_err(|error| error.to_string())?;
-        let answer = self.client.send(request).await.map_err(|error| format!("{url}: {error}"))?;
-        if !answer.status().is_success() {
-            return Err(format!("{url}: answered {}", answer.status()));
-        }
-        serde_json::from_slice(answer.body()).map_err(|error| format!("{url}: {error}"))
     }
 }
 

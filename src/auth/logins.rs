@@ -7,6 +7,7 @@ use quick_cache::sync::Cache;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::code_flow::CodeFlow;
 use super::guesses::Guesses;
 use super::issuer::{Issuer, Refused};
 use super::passwords::Passwords;
@@ -46,6 +47,8 @@ pub enum Known {
 pub struct Logins {
     passwords: Option<Arc<Passwords>>,
     issuers: Vec<Arc<Issuer>>,
+    /// The issuers by which people log in to the dashboard.
+    flows: Vec<Arc<CodeFlow>>,
     taken: Cache<[u8; 32], (Instant, Arc<Claims>)>,
     guesses: Arc<Guesses>,
     realm: String,
@@ -69,14 +72,38 @@ impl Logins {
                 .find(|known| known.is_of(config))
                 .map_or_else(|| Issuer::new(config.clone()), |known| Ok(known.clone()))
         });
-        let issuers = issuers.collect::<Result<_, _>>()?;
+        let issuers = issuers.collect::<Result<Vec<_>, _>>()?;
+        let flows = issuers.iter().filter_map(|issuer| {
+            let login = issuer.login()?;
+            let mut known = before.iter().flat_map(|before| &before.flows);
+            Some(match known.find(|known| known.is_of(issuer)) {
+                Some(known) => Ok(known.clone()),
+                None => CodeFlow::new(issuer.clone(), login.clone(), guesses.clone()).map(Arc::new),
+            })
+        });
+        let flows = flows.collect::<Result<_, _>>()?;
         let realm = auth.htpasswd.as_ref().map_or_else(|| REALM.to_owned(), |users| users.realm.clone());
-        Ok(Some(Arc::new(Self { passwords, issuers, taken: Cache::new(TOKENS), guesses, realm })))
+        Ok(Some(Arc::new(Self { passwords, issuers, flows, taken: Cache::new(TOKENS), guesses, realm })))
     }
 
     /// Returns the realm, which a login prompt shows to people.
     pub fn realm(&self) -> &str {
         &self.realm
+    }
+
+    /// Returns whether there are users with passwords.
+    pub fn has_passwords(&self) -> bool {
+        self.passwords.is_some()
+    }
+
+    /// Returns the issuers by which people log in to the dashboard, in the order of the configuration.
+    pub fn flows(&self) -> &[Arc<CodeFlow>] {
+        &self.flows
+    }
+
+    /// Returns the issuer of this name, if people log in to the dashboard by it.
+    pub fn flow(&self, name: &str) -> Option<&Arc<CodeFlow>> {
+        self.flows.iter().find(|flow| flow.name() == name)
     }
 
     /// Returns whether a text claims to be a token of one of the issuers.

@@ -4,10 +4,13 @@ mod address;
 mod certificate;
 mod claims;
 mod client;
+mod code_flow;
+mod document;
 mod guesses;
 mod issuer;
 mod logins;
 mod passwords;
+mod sessions;
 mod turns;
 
 use std::net::IpAddr;
@@ -18,7 +21,9 @@ pub use address::ClientAddress;
 pub use certificate::CertificateNames;
 pub use claims::Claims;
 pub use client::{Client, counted_client, is_secure};
+pub use code_flow::{Begun, CodeFlow, Failed, error_code};
 pub use logins::{Credential, Known, Logins};
+pub use sessions::{Session, Sessions, csrf_token};
 
 use crate::config::Allow;
 
@@ -53,6 +58,14 @@ impl Identity {
             (Some(Known::Bearer(claims)), _) => Some(format!("oidc:{}:sub={}", claims.issuer, claims.subject())),
             (None, Some(names)) => names.first().map(|name| format!("cert:{name}")),
             (None, None) => None,
+        }
+    }
+
+    /// Returns the name by which a person is shown, if the client logged in with a token.
+    pub fn person(&self) -> Option<&str> {
+        match &self.known {
+            Some(Known::Bearer(claims)) => Some(claims.person()),
+            _ => None,
         }
     }
 

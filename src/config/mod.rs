@@ -47,7 +47,7 @@ pub use auth::{Allow, Auth, Htpasswd};
 pub use credentials::{Credentials, Helper, Login};
 pub use error::{ConfigError, ConfigErrors};
 pub use host::{HostPattern, plain_host};
-pub use oidc::{ClaimRule, Issuer, Keys};
+pub use oidc::{BrowserLogin, ClaimRule, Issuer, Keys};
 pub use proxy::{Proxies, Proxy};
 pub use proxy_door::{Allowlist, Forbidden, Permission, ProxyDoor};
 pub use raw::{ForwardedHeader, LogFormat, Logging, OnUpstream404, Pattern, Policy};

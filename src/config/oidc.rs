@@ -1,11 +1,15 @@
-//! `[auth.oidc]`, checked: the issuers whose tokens are trusted.
+//! `[auth.oidc]`, checked: the issuers whose tokens are trusted, and the logins to the dashboard by them.
+
+use std::time::Duration;
 
 use url::Url;
 
 use super::check::Check;
+use super::credentials::read_password;
 use super::error::ConfigError;
 use super::proxy::Proxies;
 use super::raw;
+use super::secret::Secret;
 use super::web::{WebAccess, trusted_url};
 
 /// An issuer of tokens (OpenID Connect).
@@ -21,6 +25,24 @@ pub struct Issuer {
     pub keys: Keys,
     /// Claims that its tokens have to make.
     pub required: Vec<ClaimRule>,
+    pub access: WebAccess,
+    /// How people log in to the dashboard by this issuer, if they can.
+    pub login: Option<BrowserLogin>,
+}
+
+/// How people log in to the dashboard by an issuer: OpenID Connect's authorization code flow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BrowserLogin {
+    /// Larder's name at the issuer, which is also the audience of the ID tokens.
+    pub client_id: String,
+    /// `None`: Larder is a public client there.
+    pub client_secret: Option<Secret>,
+    /// The scopes that are asked for, with spaces between them; `openid` is one.
+    pub scopes: String,
+    /// How long a login lasts.
+    pub session_max_age: Duration,
+    /// The document that names the issuer's endpoints (OpenID Connect Discovery).
+    pub document: Url,
     pub access: WebAccess,
 }
 
@@ -57,7 +79,10 @@ pub fn check_all(
         if name.is_empty() || name.contains(|c: char| c == ':' || c.is_whitespace() || c.is_control()) {
             return Err(invalid("", "a name without colons and spaces is needed: allow = [\"oidc:NAME\"]".to_owned()));
         }
-        let issuer = check_one(check, &name, written, proxies).map_err(|(key, message)| invalid(key, message))?;
+        let issuer = check_one(check, &name, written, proxies).map_err(|(key, message)| match key.split_once('.') {
+            Some((table, key)) => check.invalid(&["auth", "oidc", &name, table, key], message),
+            None => invalid(key, message),
+        })?;
         if let Some(other) = issuers.iter().find(|other| other.issuer == issuer.issuer) {
             let message = format!("`{}` has the same; one table for each issuer", other.name);
             return Err(invalid("issuer", message));
@@ -83,11 +108,10 @@ fn check_one(
         let message = "it is missing: tokens for others would be taken, too; write for example \"larder\", and have tokens made for it";
         return Err(("audience", message.to_owned()));
     }
+    let document = format!("{}/.well-known/openid-configuration", written.issuer.trim_end_matches('/'));
+    let document = Url::parse(&document).map_err(|error| ("issuer", error.to_string()))?;
     let keys = match written.jwks_uri.as_str() {
-        "" => {
-            let document = format!("{}/.well-known/openid-configuration", written.issuer.trim_end_matches('/'));
-            Keys::Discovered(Url::parse(&document).map_err(|error| ("issuer", error.to_string()))?)
-        }
+        "" => Keys::Discovered(document.clone()),
         text => {
             Keys::At(trusted_url(text, "\"https://issuer.example/jwks\"").map_err(|message| ("jwks_uri", message))?)
         }
@@ -106,5 +130,67 @@ fn check_one(
     };
     let access = WebAccess::new(check, asked, written.server_ca_bundle.as_deref(), proxies);
     let access = access.map_err(|message| ("server_ca_bundle", message))?;
-    Ok(Issuer { name: name.to_owned(), issuer: written.issuer, audience, keys, required, access })
+    let login = written.login.map(|login| {
+        let access = WebAccess::new(check, &document, written.server_ca_bundle.as_deref(), proxies);
+        let access = access.map_err(|message| ("server_ca_bundle", message))?;
+        check_login(check, login, document, access)
+    });
+    Ok(Issuer {
+        name: name.to_owned(),
+        issuer: written.issuer,
+        audience,
+        keys,
+        required,
+        access,
+        login: login.transpose()?,
+    })
+}
+
+fn check_login(
+    check: &Check<'_>,
+    written: raw::OidcLogin,
+    document: Url,
+    access: WebAccess,
+) -> Result<BrowserLogin, (&'static str, String)> {
+    const SHORTEST: Duration = Duration::from_secs(60);
+    if written.client_id.is_empty() {
+        let message = "it is missing; write the name that Larder is registered with at the issuer, such as \"larder\"";
+        return Err(("login.client_id", message.to_owned()));
+    }
+    let client_secret = match (written.client_secret.is_empty(), &written.client_secret_file) {
+        (false, Some(_)) => {
+            let message = "`client_secret` gives the secret already; remove one of them";
+            return Err(("login.client_secret_file", message.to_owned()));
+        }
+        (true, Some(path)) => {
+            Some(read_password(check, path).map_err(|message| ("login.client_secret_file", message))?)
+        }
+        (false, None) => Some(written.client_secret),
+        (true, None) => None,
+    };
+    // RFC 6749, section 3.3.
+    let is_scope =
+        |scope: &String| !scope.is_empty() && scope.bytes().all(|b| b.is_ascii_graphic() && !b"\"\\".contains(&b));
+    if let Some(scope) = written.scopes.iter().find(|scope| !is_scope(scope)) {
+        return Err((
+            "login.scopes",
+            format!("`{scope}` is no scope; write each as a text of its own, without spaces"),
+        ));
+    }
+    let mut scopes = written.scopes;
+    if !scopes.iter().any(|scope| scope == "openid") {
+        scopes.insert(0, "openid".to_owned());
+    }
+    if written.session_max_age.0 < SHORTEST {
+        let message = "a login would end at once; write for example \"12h\"";
+        return Err(("login.session_max_age", message.to_owned()));
+    }
+    Ok(BrowserLogin {
+        client_id: written.client_id,
+        client_secret,
+        scopes: scopes.join(" "),
+        session_max_age: written.session_max_age.0,
+        document,
+        access,
+    })
 }

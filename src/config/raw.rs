@@ -41,7 +41,15 @@ impl File {
         self.server.tls = None;
         self.auth.htpasswd = None;
         self.proxy.iter_mut().for_each(|proxy| proxy.upstream_ca_bundle = None);
-        self.auth.oidc.0.iter_mut().for_each(|(_, oidc)| oidc.server_ca_bundle = None);
+        for (_, oidc) in &mut self.auth.oidc.0 {
+            oidc.server_ca_bundle = None;
+            if let Some(login) = &mut oidc.login
+                && login.client_secret_file.take().is_some()
+                && login.client_secret.is_empty()
+            {
+                login.client_secret = Secret::new(HIDDEN);
+            }
+        }
         for upstream in self.repository.0.iter_mut().flat_map(|(_, repository)| &mut repository.upstream) {
             if upstream.password_file.take().is_some() && upstream.password.is_empty() {
                 upstream.password = Secret::new(HIDDEN);
@@ -210,6 +218,33 @@ pub struct Oidc {
     #[serde(serialize_with = "path_or_empty")]
     #[serde(deserialize_with = "optional_file")]
     pub server_ca_bundle: Option<PathBuf>,
+    /// `None`: nobody logs in to the dashboard by this issuer.
+    pub login: Option<OidcLogin>,
+}
+
+/// `[auth.oidc."NAME".login]`
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(default)]
+pub struct OidcLogin {
+    pub client_id: String,
+    pub client_secret: Secret,
+    #[serde(serialize_with = "path_or_empty")]
+    #[serde(deserialize_with = "optional_file")]
+    pub client_secret_file: Option<PathBuf>,
+    pub scopes: Vec<String>,
+    pub session_max_age: Span,
+}
+
+impl Default for OidcLogin {
+    fn default() -> Self {
+        Self {
+            client_id: String::new(),
+            client_secret: Secret::default(),
+            client_secret_file: None,
+            scopes: ["openid", "profile", "email"].map(str::to_owned).to_vec(),
+            session_max_age: Span(Duration::from_secs(12 * 3600)),
+        }
+    }
 }
 
 /// `[auth.htpasswd]`

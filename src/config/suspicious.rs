@@ -15,6 +15,7 @@ pub fn warn(check: &Check<'_>, config: &Config) {
     warn_of_ourselves(check, config);
     warn_of_misspelt_registries(check, config);
     warn_of_a_cache_without_room(check, config);
+    warn_of_logins_for_nobody(check, config);
     let Some(htpasswd) = &config.auth.htpasswd else {
         return;
     };
@@ -62,6 +63,24 @@ fn warn_of_a_cache_without_room(check: &Check<'_>, config: &Config) {
     if let Amount::Bytes(bytes @ ..1024) = config.cache.max_size {
         let message = format!("{bytes} bytes hold no image; with a unit it is for example \"{bytes}GiB\"");
         check.warn(&["cache", "max_size"], message);
+    }
+}
+
+/// Warns of logins to the dashboard that let nobody in.
+fn warn_of_logins_for_nobody(check: &Check<'_>, config: &Config) {
+    for issuer in config.auth.issuers.iter().filter(|issuer| issuer.login.is_some()) {
+        let names = |entry: &Allow| match entry {
+            Allow::Anyone => true,
+            Allow::Token { issuer: name, .. } => *name == issuer.name,
+            _ => false,
+        };
+        if !config.admin.allow.iter().chain(&config.admin.read).any(names) {
+            let name = &issuer.name;
+            let message = format!(
+                "neither admin.allow nor admin.read names its people, so each is turned away; write there for example \"oidc:{name}:CLAIM=VALUE\""
+            );
+            check.warn(&["auth", "oidc", name, "login"], message);
+        }
     }
 }
 

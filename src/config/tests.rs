@@ -234,8 +234,18 @@ every = "90m"
 [[warm]]
 images = ["ghcr.io/a/d:1"]
 
+[auth.oidc.company]
+issuer = "https://login.example/realm"
+audience = ["larder", "other"]
+required_claims = { hd = "corp.example" }
+[auth.oidc.company.login]
+client_id = "dashboard"
+scopes = ["openid", "groups"]
+session_max_age = "8h"
+
 [admin]
 listen = "127.0.0.1:3"
+allow = ["oidc:company:groups=ops"]
 
 [logging]
 level = "larder=debug,info"
@@ -319,11 +329,16 @@ fn secrets_are_shown_as_hidden() {
         http_proxy = "http://proxy.example:1"
         [headers."x".set]
         Authorization = "Bearer geheim"
+        [auth.oidc.x]
+        issuer = "https://x"
+        audience = "larder"
+        required_claims = { a = "b" }
+        login = { client_id = "larder", client_secret = "geheim" }
     "#;
     let shown = shown(text, &[]);
     let (toml, json) = (shown.to_toml(), serde_json::to_string(&shown).expect("JSON"));
     assert!(!toml.contains("geheim") && !json.contains("geheim"), "{toml}{json}");
-    assert_eq!(toml.matches("= \"[hidden]\"").count(), 4, "{toml}");
+    assert_eq!(toml.matches("= \"[hidden]\"").count(), 5, "{toml}");
     assert!(toml.contains("\"http://proxy.example:1\"") && toml.contains("username = \"me\""), "{toml}");
     let error = parse(&toml).expect_err("what is hidden is not sent");
     assert!(error.contains("write the secret itself"), "{error}");

@@ -10,13 +10,13 @@ use crate::clients::Chromium;
 use crate::support::{Image, eventually, get, request};
 
 /// The rules of `axe-core`, which `./test` installs.
-fn axe() -> String {
+pub fn axe() -> String {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/clients/node/node_modules/axe-core/axe.min.js");
     std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}; ./test installs it", file.display()))
 }
 
 /// Where pictures go.
-fn pictures() -> PathBuf {
+pub fn pictures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("target/screenshots")
 }
 
@@ -187,7 +187,7 @@ const HEAR: &str = "const done = arguments[arguments.length - 1]; const source =
         times += 1; if (times === 3) { source.close(); done('heard') } })";
 
 /// All findings but those that axe calls minor, each with the element.
-const CHECK: &str = "const done = arguments[arguments.length - 1]; \
+pub const CHECK: &str = "const done = arguments[arguments.length - 1]; \
     axe.run(document).then(found => done(found.violations.filter(violation => violation.impact !== 'minor') \
         .map(violation => [violation.id, violation.help, violation.nodes.slice(0, 3).map(node => node.html)])), \
         error => done(String(error)))";

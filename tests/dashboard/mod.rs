@@ -2,7 +2,7 @@
 //! another place, and show what others wrote as text. Who may only look gets no buttons. In a browser the pages are up to
 //! date by themselves, the buttons do what they say, and `axe-core` finds nothing serious.
 
-mod browser;
+pub mod browser;
 mod scene;
 
 use crate::support::{Answer, Connection, Hub, Image, Larder, Options, eventually, get, repository_config, request};

@@ -9,7 +9,8 @@ use aws_lc_rs::encoding::AsDer;
 use aws_lc_rs::rsa::{KeyPair as RsaKeyPair, KeySize};
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
-use http_body_util::Full;
+use http::request::Parts;
+use http_body_util::{BodyExt, Collected, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -18,6 +19,8 @@ use jsonwebtoken::jwk::Jwk;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+
+use super::provider::Provider;
 
 /// A key to sign with.
 #[derive(Clone)]
@@ -87,6 +90,8 @@ struct State {
     /// Under which name it introduces itself, where that is not its own.
     alias: Option<String>,
     asked: Vec<String>,
+    /// `None`: nobody logs in here.
+    provider: Option<Provider>,
 }
 
 impl Issuer {
@@ -99,8 +104,12 @@ impl Issuer {
             while let Ok((stream, _)) = listener.accept().await {
                 let state = shared.clone();
                 let service = service_fn(move |request: hyper::Request<Incoming>| {
-                    let response = answer(address, &state, request.uri().path());
-                    async move { Ok::<_, Infallible>(response) }
+                    let state = state.clone();
+                    async move {
+                        let (head, body) = request.into_parts();
+                        let body = body.collect().await.map(Collected::to_bytes).unwrap_or_default();
+                        Ok::<_, Infallible>(answer(address, &state, &head, &String::from_utf8_lossy(&body)))
+                    }
                 });
                 tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
             }
@@ -131,6 +140,16 @@ impl Issuer {
     /// Its document says that it is somebody else.
     pub fn set_alias(&self, alias: Option<&str>) {
         self.state.lock().expect("not poisoned").alias = alias.map(str::to_owned);
+    }
+
+    /// It logs people in from now on.
+    pub fn provide(&self, provider: Provider) {
+        self.state.lock().expect("not poisoned").provider = Some(provider);
+    }
+
+    /// Looks at how it logs people in, or changes it.
+    pub fn provider<T>(&self, with: impl FnOnce(&mut Provider) -> T) -> T {
+        with(self.state.lock().expect("not poisoned").provider.as_mut().expect("it logs people in"))
     }
 
     /// The paths that it was asked for.
@@ -167,23 +186,28 @@ impl Drop for Issuer {
     }
 }
 
-fn answer(address: SocketAddr, state: &Mutex<State>, path: &str) -> hyper::Response<Full<Bytes>> {
+fn answer(address: SocketAddr, state: &Mutex<State>, head: &Parts, body: &str) -> hyper::Response<Full<Bytes>> {
     let mut state = state.lock().expect("not poisoned");
+    let (path, url) = (head.uri.path(), format!("http://{address}"));
     state.asked.push(path.to_owned());
-    let document = match path {
-        "/.well-known/openid-configuration" => {
-            let issuer = state.alias.clone().unwrap_or_else(|| format!("http://{address}"));
-            json!({"issuer": issuer, "jwks_uri": format!("http://{address}/keys")})
+    let (status, location, document) = match (path, &mut state.provider) {
+        ("/.well-known/openid-configuration", provider) => {
+            let mut document = provider.as_ref().map_or_else(|| json!({}), |provider| provider.document(&url));
+            document["issuer"] = state.alias.clone().unwrap_or_else(|| url.clone()).into();
+            document["jwks_uri"] = format!("{url}/keys").into();
+            (200, None, document)
         }
-        "/keys" => json!({"keys": state.keys}),
-        _ => Value::Null,
+        ("/keys", _) => (200, None, json!({"keys": state.keys})),
+        ("/authorize", Some(provider)) => provider.authorize(&url, head.uri.query().unwrap_or_default()),
+        ("/token", Some(provider)) if head.method == hyper::Method::POST => provider.token(&url, &head.headers, body),
+        ("/logout", Some(_)) => (200, None, json!("You are logged out at the issuer.")),
+        _ => (404, None, Value::Null),
     };
-    let status = match (state.is_down, &document) {
-        (true, _) => 503,
-        (false, Value::Null) => 404,
-        _ => 200,
-    };
+    let (status, location) = if state.is_down { (503, None) } else { (status, location) };
     let mut response = hyper::Response::new(Full::from(document.to_string()));
     *response.status_mut() = hyper::StatusCode::from_u16(status).expect("a status");
+    if let Some(location) = location {
+        response.headers_mut().insert("location", location.parse().expect("a URL"));
+    }
     response
 }

@@ -10,9 +10,11 @@ use axum::response::Html;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::super::diagnosis;
+use super::super::door::Person;
 use super::assets::{SCRIPT, STYLE};
 use super::show::{prose, sign};
 use crate::access::Manager;
+use crate::access::browser::Shown;
 use crate::auth::Client;
 use crate::services::Services;
 
@@ -25,6 +27,16 @@ pub struct Visitor {
     pub may_change: bool,
     /// How many things are wrong now.
     pub findings: usize,
+    account: Account,
+}
+
+/// How the visitor stands with logins in a browser.
+enum Account {
+    /// The visitor needs none, or came in by other credentials.
+    None,
+    /// The visitor may look by its address, and could log in.
+    Stranger,
+    LoggedIn(Arc<Shown>),
 }
 
 impl FromRequestParts<Arc<Services>> for Visitor {
@@ -34,11 +46,18 @@ impl FromRequestParts<Arc<Services>> for Visitor {
         let may_change = match parts.extensions.get::<Client>() {
             Some(client) => {
                 let manager = services.access.manager(client, &parts.headers, true).await;
-                matches!(manager, Manager::Known(_) | Manager::ByAddress)
+                matches!(manager, Manager::Known(_) | Manager::Session(_) | Manager::ByAddress)
             }
             None => false,
         };
-        Ok(Self { may_change, findings: diagnosis::of(services).await.findings.len() })
+        let account = match parts.extensions.get::<Person>() {
+            Some(Person { session: Some(shown), .. }) => Account::LoggedIn(shown.clone()),
+            Some(Person { identity: None, .. }) if !services.access.rules().browser_logins().is_empty() => {
+                Account::Stranger
+            }
+            _ => Account::None,
+        };
+        Ok(Self { may_change, findings: diagnosis::of(services).await.findings.len(), account })
     }
 }
 
@@ -76,6 +95,7 @@ pub fn page(visitor: &Visitor, tab: Tab, title: &str, asked: &str, content: &Mar
             div.bar {
                 a.brand href="/" { (mark()) span { "Larder" } }
                 (search(asked))
+                (account(visitor))
             }
             nav aria-label="Pages" { ul {
                 @for (of, path, name) in TABS {
@@ -98,23 +118,54 @@ pub fn page(visitor: &Visitor, tab: Tab, title: &str, asked: &str, content: &Mar
         (footer(visitor))
         @if visitor.may_change { (dialog()) }
     };
-    document(title, &body)
+    let csrf_token = match &visitor.account {
+        Account::LoggedIn(shown) => Some(shown.csrf_token()),
+        _ => None,
+    };
+    document(title, csrf_token.as_deref(), &body)
 }
 
 /// Returns a page that tells an error.
 pub fn failure(status: StatusCode, message: &str) -> Page {
     let title = status.canonical_reason().unwrap_or("Error");
+    let content = html! {
+        p.why { (prose(message)) }
+        p { a href="/" { "To the overview" } }
+    };
+    notice(title, &content)
+}
+
+/// Returns a page without navigation, for people who need not be let in.
+pub fn notice(title: &str, content: &Markup) -> Page {
     let body = html! {
         header.top { div.bar { a.brand href="/" { (mark()) span { "Larder" } } } }
         main #content tabindex="-1" {
             section.panel.failure {
                 h1 { (title) }
-                p.why { (prose(message)) }
-                p { a href="/" { "To the overview" } }
+                (content)
             }
         }
     };
-    document(title, &body)
+    document(title, None, &body)
+}
+
+/// Who is logged in, and the way out; or the way in.
+fn account(visitor: &Visitor) -> Markup {
+    html! {
+        @match &visitor.account {
+            Account::None => {}
+            Account::Stranger => p.account { a.button href="/login" { "Log in" } },
+            Account::LoggedIn(shown) => form.account action="/logout" method="post" {
+                p title=[shown.identity.name()] {
+                    span.unseen { "Logged in as " }
+                    span.name { (shown.identity.person().unwrap_or_default()) }
+                    @if !visitor.may_change { span.rights { "may only look" } }
+                }
+                input type="hidden" name="csrf_token" value=(shown.csrf_token());
+                button type="submit" { "Log out" }
+            },
+        }
+    }
 }
 
 /// An error inside a page.
@@ -122,7 +173,8 @@ pub fn inline_error(message: &str) -> Markup {
     html! { p.problem role="alert" { (sign("error")) span { (prose(message)) } } }
 }
 
-fn document(title: &str, body: &Markup) -> Page {
+/// `csrf_token`: what the script shows with requests that change something.
+fn document(title: &str, csrf_token: Option<&str>, body: &Markup) -> Page {
     let document = html! {
         (DOCTYPE)
         html lang="en" {
@@ -130,6 +182,7 @@ fn document(title: &str, body: &Markup) -> Page {
                 meta charset="utf-8";
                 meta name="viewport" content="width=device-width, initial-scale=1";
                 meta name="color-scheme" content="light dark";
+                @if let Some(token) = csrf_token { meta name="csrf-token" content=(token); }
                 title { (title) " · Larder" }
                 link rel="icon" href=(PreEscaped(ICON));
                 link rel="stylesheet" href=(STYLE.path());

@@ -12,6 +12,7 @@ mod history;
 mod image;
 mod images;
 mod layout;
+mod login;
 mod overview;
 mod pulls;
 mod safety;
@@ -21,7 +22,7 @@ mod warm;
 
 use std::sync::Arc;
 
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Extension, Router, middleware};
 
 use crate::services::Services;
@@ -43,6 +44,10 @@ pub fn pages(services: &Arc<Services>) -> Router<Arc<Services>> {
         .route("/diagnosis", get(diagnosis::show))
         .route("/connect", get(connect::show))
         .route("/explain", get(explain::show))
+        .route("/login", get(login::show))
+        .route("/login/{name}", get(login::begin))
+        .route("/login/{name}/callback", get(login::come_back))
+        .route("/logout", post(login::log_out))
         .route("/assets/{name}", get(assets::show))
         .layer(Extension(history))
         .layer(middleware::map_response(safety::secure))

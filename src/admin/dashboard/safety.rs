@@ -1,13 +1,13 @@
 //! What keeps the pages safe in a browser, and errors as pages.
 
 use axum::extract::Request;
-use axum::http::{HeaderName, HeaderValue, header};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-use super::super::door::is_probe;
+use super::super::door::{Offer, is_probe};
 use super::super::problem::Told;
-use super::layout;
+use super::{layout, login};
 
 /// Nothing from another place, no script or style in a page, no page inside another one
 /// (<https://www.w3.org/TR/CSP3/>).
@@ -37,16 +37,24 @@ pub async fn errors_for_people(request: Request, next: Next) -> Response {
     let is_for_programs = path.starts_with("/api/") || path == "/metrics" || is_probe(path);
     let mut accepted = request.headers().get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
     let is_for_people = !is_for_programs && accepted.any(|types| types.contains("text/html"));
+    let wants_password = request.uri().query() == Some(login::BY_PASSWORD);
+    let is_look = request.method() == Method::GET;
     let response = next.run(request).await;
-    let told = response.extensions().get::<Told>().cloned();
-    match told {
-        Some(Told(message)) if is_for_people => {
-            let (mut head, _) = response.into_parts();
-            head.headers.remove(header::CONTENT_LENGTH);
-            head.headers.remove(header::CONTENT_TYPE);
-            let page = secure(layout::failure(head.status, &message).into_response()).await;
-            (head.status, head.headers, page).into_response()
+    let Some(Told(message)) = response.extensions().get::<Told>().filter(|_| is_for_people).cloned() else {
+        return response;
+    };
+    let (mut head, _) = response.into_parts();
+    head.headers.remove(header::CONTENT_LENGTH);
+    head.headers.remove(header::CONTENT_TYPE);
+    let page = match head.extensions.get::<Offer>() {
+        Some(offer) if is_look && !wants_password => {
+            // A challenge to `Basic` would have the browser ask for a password before it shows the page.
+            if head.headers.contains_key(header::WWW_AUTHENTICATE) {
+                head.headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            }
+            login::page(offer, (head.status != StatusCode::UNAUTHORIZED).then_some(message.as_str()))
         }
-        _ => response,
-    }
+        _ => layout::failure(head.status, &message),
+    };
+    (head.status, head.headers, secure(page.into_response()).await).into_response()
 }

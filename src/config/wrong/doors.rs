@@ -127,6 +127,41 @@ fn issuers_of_tokens() {
 }
 
 #[test]
+fn logins_in_a_browser() {
+    let login = |more: &str| {
+        let issuer = "[auth.oidc.ci]\nissuer = \"https://ci.example\"\naudience = \"larder\"";
+        format!("{issuer}\n[auth.oidc.ci.login]\n{more}")
+    };
+    let named = |more: &str| login(&format!("client_id = \"larder\"\n{more}"));
+    refused([
+        (
+            login(""),
+            "4: `auth.oidc.ci.login.client_id`: it is missing; write the name that Larder is registered with at the issuer, such as \"larder\"",
+        ),
+        (
+            named("client_secret = \"x\"\nclient_secret_file = \"y\""),
+            "7: `auth.oidc.ci.login.client_secret_file`: `client_secret` gives the secret already; remove one of them",
+        ),
+        (
+            named("client_secret_file = \"/nowhere/secret\""),
+            "6: `auth.oidc.ci.login.client_secret_file`: cannot read /nowhere/secret: No such file or directory (os error 2)",
+        ),
+        (
+            named("scopes = [\"openid email\"]"),
+            "6: `auth.oidc.ci.login.scopes`: `openid email` is no scope; write each as a text of its own, without spaces",
+        ),
+        (
+            named("session_max_age = \"0s\""),
+            "6: `auth.oidc.ci.login.session_max_age`: a login would end at once; write for example \"12h\"",
+        ),
+        (
+            named("client_name = \"x\""),
+            "6: unknown key `auth.oidc.ci.login.client_name`; did you mean `auth.oidc.ci.login.client_id`?",
+        ),
+    ]);
+}
+
+#[test]
 fn certificates_by_acme() {
     let acme = |more: &str| format!("[server.tls.acme]\n{more}");
     let named = |more: &str| acme(&format!("domains = \"a.example\"\n{more}"));

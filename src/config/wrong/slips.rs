@@ -107,6 +107,16 @@ fn a_user_that_nobody_is_is_warned_of() {
 }
 
 #[test]
+fn a_login_that_lets_nobody_in_is_warned_of() {
+    let login = "[auth.oidc.ci]\nissuer = \"https://ci.example\"\naudience = \"larder\"\n[auth.oidc.ci.login]\nclient_id = \"x\"\n";
+    let said = "larder.toml:4: `auth.oidc.ci.login`: neither admin.allow nor admin.read names its people, so each is turned away; write there for example \"oidc:ci:CLAIM=VALUE\"";
+    assert_eq!(warned(login), [said]);
+    for admin in ["allow = [\"oidc:ci:groups=ops\"]", "read = [\"oidc:ci\"]", "allow = [\"*\"]"] {
+        assert_eq!(warned(&format!("{login}[admin]\n{admin}")), [""; 0], "{admin}");
+    }
+}
+
+#[test]
 fn a_line_that_is_no_toml() {
     let quotes = "these are typographic quotes; write straight ones, as in key = \"value\"";
     let colon = "there is no `=`; write key = value, with `=` and not `:`";

@@ -91,6 +91,14 @@
     if (!paused) add();
   }
 
+  /** Sends a request that changes something. */
+  function change(address, method, headers = {}, body = undefined) {
+    // Proves that it is this page that asks, where a login in this browser gives the right to.
+    const token = $("meta[name=csrf-token]")?.content;
+    const proof = token ? { "x-csrf-token": token } : {};
+    return fetch(address, { method, credentials: "same-origin", headers: { ...headers, ...proof }, body });
+  }
+
   /** Puts the pulls that are new at the top of the log. */
   async function add() {
     const log = $("ol#log");
@@ -221,7 +229,7 @@
     tell(`${button.textContent}: ${shown}…`);
     try {
       const address = action.address?.(reference) ?? `${action.path}?${new URLSearchParams({ reference })}`;
-      const response = await fetch(address, { method: action.method, credentials: "same-origin" });
+      const response = await change(address, action.method);
       const answer = await response.json();
       if (!response.ok) throw new Error(answer.error);
       tell(action.done(answer, shown));
@@ -239,8 +247,7 @@
     button.disabled = true;
     try {
       const body = JSON.stringify({ images: words("images"), platforms: words("platforms") });
-      const headers = { "content-type": "application/json" };
-      const response = await fetch("/api/warm", { method: "POST", credentials: "same-origin", headers, body });
+      const response = await change("/api/warm", "POST", { "content-type": "application/json" }, body);
       const answer = await response.json();
       if (!response.ok) throw new Error(answer.error);
       const { length } = answer.images;
