@@ -53,6 +53,7 @@ mod outage;
 mod package;
 mod pages;
 mod passing;
+mod prefetch;
 mod proxied;
 mod ranges;
 mod rate_limits;

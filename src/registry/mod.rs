@@ -3,6 +3,7 @@
 mod answer;
 mod blob_origin;
 mod blobs;
+mod bring;
 mod catalog;
 pub mod explain;
 mod heads;
@@ -13,6 +14,7 @@ mod moments;
 mod objects;
 mod pages;
 mod patience;
+mod prefetch;
 mod public_lists;
 mod query;
 mod rejected;
