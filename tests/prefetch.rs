@@ -192,7 +192,8 @@ async fn a_look_at_an_image_and_a_lazy_pull_bring_in_nothing_more() {
 async fn no_client_waits_for_what_comes_behind_others() {
     for connections in [2, 4] {
         let hub = Hub::start(Options::default()).await;
-        let (image, other) = (image(1), image(2));
+        // More layers than come in at once.
+        let (image, other) = (Image::with_layers(1, &[20 * KIB; 6]), image(2));
         hub.push_image("team/app", "1", &image);
         hub.push_image("team/other", "1", &other);
         let config = RepositoryConfig::new("hub").default_prefetch();
