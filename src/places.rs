@@ -14,6 +14,8 @@ use tokio::sync::oneshot;
 
 /// How many transfers may wait, for each place. Further ones are turned away.
 const WAITING: usize = 4;
+/// One in this many places stays free of work that no client waits for.
+const SPARED: usize = 4;
 
 /// How many of all places each party may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -155,6 +157,22 @@ impl Places {
         })
     }
 
+    /// Returns a place for work that no client waits for, if nothing waits and a client who comes next still finds a
+    /// place. A single place is given to such work, too: see [`Self::should_yield`].
+    pub fn take_spare(&self, party: Party) -> Option<Place> {
+        let mut state = self.state();
+        let may_run = state.has_spare() && state.may_run(&party);
+        may_run.then(|| {
+            state.begin(&party);
+            Place { state: self.0.clone(), party }
+        })
+    }
+
+    /// Returns whether there is a place for work that no client waits for.
+    pub fn has_spare(&self) -> bool {
+        self.state().has_spare()
+    }
+
     /// Returns whether a transfer that nobody reads has to give up its place now. After `true`, that transfer has to
     /// end.
     pub fn should_yield(&self) -> bool {
@@ -184,6 +202,11 @@ impl Drop for Leaving<'_> {
 }
 
 impl State {
+    fn has_spare(&self) -> bool {
+        let is_spare = self.most - self.running > self.most.div_ceil(SPARED) || self.running == 0;
+        self.waiting.is_empty() && is_spare
+    }
+
     /// Returns whether a transfer may begin, by the shares of its kind, source and client.
     fn may_run(&self, party: &Party) -> bool {
         let Shares { source, client, pair, unnamed, unnamed_client } = self.shares;
@@ -391,6 +414,29 @@ mod tests {
             assert_eq!(waiting.await.expect("no panic"), Ok(()));
         }
         assert!(is_empty(&places));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn work_that_nobody_waits_for_leaves_places_free() {
+        let nobody = || Party { client: None, ..party("a", 1, true) };
+        for (most, spare) in [(1, 1), (2, 1), (4, 3), (64, 48)] {
+            let places = Places::of_one(most);
+            let held: Vec<_> = (0..100).filter_map(|_| places.take_spare(nobody())).collect();
+            assert_eq!(held.len(), spare, "of {most}");
+            assert_eq!(take_now(&places, party("a", 2, true)).is_some(), most > 1, "of {most}");
+            drop(held);
+            assert!(is_empty(&places));
+        }
+        let places = Places::new(2);
+        let held: Vec<_> = (0..2).filter_map(|at| take_now(&places, party("a", at, true))).collect();
+        let waiting = {
+            let places = places.clone();
+            tokio::spawn(async move { places.take(party("b", 9, true), PATIENCE).await })
+        };
+        tokio::task::yield_now().await;
+        drop(held);
+        assert!(waiting.await.expect("no panic").is_ok());
+        assert!(places.take_spare(nobody()).is_some());
     }
 
     #[tokio::test(start_paused = true)]

@@ -55,6 +55,7 @@ mod outage;
 mod package;
 mod pages;
 mod passing;
+mod prefetch;
 mod proxied;
 mod ranges;
 mod rate_limits;

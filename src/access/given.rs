@@ -64,8 +64,8 @@ impl Consents {
     }
 
     /// Notes that a transfer of the object has begun with the client's credentials.
-    pub fn begun(&self, target: &Target, digest: &Digest, fill: &FillReader) {
-        self.note(target, digest, Given::Begun(fill.downgrade(), Instant::now()));
+    pub fn begun(&self, target: &Target, digest: &Digest, fill: Weak<Fill>) {
+        self.note(target, digest, Given::Begun(fill, Instant::now()));
     }
 
     /// Notes that the upstream agreed by this proof.

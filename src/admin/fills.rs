@@ -39,6 +39,8 @@ pub struct FillEntry {
     pub upstream: Option<String>,
     /// Clients that read it.
     pub clients: usize,
+    /// Whether it was begun before any client asked for it, behind a pull of its image (`prefetch`).
+    pub prefetch: bool,
     /// Seconds since it began.
     pub seconds: f64,
 }
@@ -70,6 +72,7 @@ fn entry(progress: &Progress, routing: &Routing) -> FillEntry {
         rate: rate.round(),
         upstream: upstream.map(|upstream| upstream.label().to_owned()),
         clients: progress.readers,
+        prefetch: progress.is_behind,
         seconds: (seconds * 1000.0).round() / 1000.0,
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Cache;
-use super::fill::{self, FillReader, Joined, Origin, Registered, Wanted};
+use super::fill::{self, Fill, FillReader, Joined, Origin, Registered, Wanted};
 use crate::failure::{Failure, FailureKind};
 use crate::index::Viewer;
 use crate::observe::Metrics;
@@ -86,6 +86,28 @@ impl Cache {
         }
     }
 
+    /// Begins the fill of `digest` before any client has asked for it. Returns `None` if there is such a fill already, or
+    /// if no place is to spare: a client who asks then begins a fill of its own, and does not wait behind this one.
+    pub fn fill_behind(
+        self: &Arc<Self>,
+        viewer: &Viewer,
+        digest: Digest,
+        party: Party,
+        origin: impl FnOnce() -> Arc<dyn Origin>,
+    ) -> Option<Arc<Fill>> {
+        let place = self.places.take_spare(party)?;
+        let registered = self.fills.begin_behind(&digest, viewer)?;
+        let (cache, origin, viewer, fill) = (self.clone(), origin(), viewer.clone(), registered.fill().clone());
+        let wanted = Wanted::Digest(digest);
+        tokio::spawn(async move { cache.run_fill(registered, wanted, origin, &viewer, place).await });
+        Some(fill)
+    }
+
+    /// Returns whether the running fill of an object is for no client.
+    pub fn is_filled_for_nobody(&self, digest: &Digest) -> bool {
+        self.fills.is_for_nobody(digest)
+    }
+
     /// Begins a fill of whatever its origin has, under a key that stands for the content, or joins that fill. Returns
     /// `None` if no place is free now.
     pub(super) fn begin_now(
@@ -135,8 +157,15 @@ impl Cache {
                 self.metrics.unstored.inc();
                 self.metrics.errors.inc();
             }
+            // It was to be stored, and for nothing else. Whoever joins now asks anew.
+            Err(failure) if failure.kind.is_of_the_store() && registered.fill().is_for_nobody() => {
+                registered.fail(failure);
+            }
             Err(failure) if failure.kind.is_of_the_store() => {
                 self.pass(&registered, wanted, &origin, viewer, failure).await;
+            }
+            Err(failure) if registered.fill().is_behind() => {
+                tracing::debug!(%digest, repository = %viewer, kind = failure.kind.as_str(), %failure, "a blob did not come in behind a pull");
             }
             Err(failure) => {
                 tracing::info!(%digest, repository = %viewer, kind = failure.kind.as_str(), %failure, "a blob could not be fetched");

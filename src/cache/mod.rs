@@ -38,6 +38,8 @@ pub use hot::Manifest;
 pub use read::{Aside, Content};
 pub use standing::Standing;
 
+use tokio::sync::watch;
+
 use crate::config::Config;
 use crate::descriptors::Shares;
 use crate::failure::{Failure, FailureKind};
@@ -94,6 +96,8 @@ pub struct Cache {
     /// Held while an archive is read or written.
     carrying: Arc<tokio::sync::Mutex<()>>,
     coming: Coming,
+    /// Counts the purges.
+    purges: watch::Sender<u64>,
     metrics: Arc<Metrics>,
 }
 
@@ -191,6 +195,7 @@ impl Cache {
             verifying: tokio::sync::Mutex::default(),
             carrying: Arc::default(),
             coming,
+            purges: watch::Sender::new(0),
             metrics,
         }
     }
@@ -368,11 +373,22 @@ impl Cache {
             store: self.store.clone(),
         };
         let purged = tokio::spawn(async move { purging.run(&purge).await }).await;
+        self.purges.send_modify(|purges| *purges += 1);
         let purged = purged.map_err(|error| self.broken("a purge broke off", error))?;
         purged.map_err(|error| match error {
             PurgeError::Index(error) => self.broken("cannot purge", error),
             PurgeError::Disk(error) => self.broken("cannot remove an object", error),
         })
+    }
+
+    /// Returns what changes with each purge.
+    pub fn purges(&self) -> watch::Receiver<u64> {
+        self.purges.subscribe()
+    }
+
+    /// Notes that an object was wanted, though nobody read it.
+    pub fn wanted(&self, digest: &Digest) {
+        self.upkeep.used(digest);
     }
 
     /// Returns at most `count` images in the order of their references, beginning behind `last`, each with whether it

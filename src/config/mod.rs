@@ -50,7 +50,7 @@ pub use host::{HostPattern, plain_host};
 pub use oidc::{BrowserLogin, ClaimRule, Issuer, Keys};
 pub use proxy::{Proxies, Proxy};
 pub use proxy_door::{Allowlist, Forbidden, Permission, ProxyDoor};
-pub use raw::{ForwardedHeader, LogFormat, Logging, OnUpstream404, Pattern, Policy};
+pub use raw::{ForwardedHeader, LogFormat, Logging, OnUpstream404, Pattern, Policy, Prefetch};
 pub use repository::{Repository, TagPolicy};
 pub use secret::Secret;
 pub use show::Effective;

@@ -325,6 +325,7 @@ pub struct Repository {
     pub negative_max_age: Span,
     /// `None`: as `cache.ttl`.
     pub ttl: Option<Limit>,
+    pub prefetch: Prefetch,
     pub pin: Vec<Pattern>,
     pub client_credentials: ClientCredentials,
     pub consent_max_age: Span,
@@ -347,6 +348,7 @@ impl Default for Repository {
             on_upstream_404: OnUpstream404::ServeStale,
             negative_max_age: Span(Duration::from_secs(10)),
             ttl: None,
+            prefetch: Prefetch::Pulled,
             pin: Vec::new(),
             client_credentials: ClientCredentials::Ignore,
             consent_max_age: Span(Duration::from_secs(60)),
@@ -368,6 +370,17 @@ pub struct TagRule {
     pub stale_if_error: Option<Limit>,
     pub on_upstream_404: Option<OnUpstream404>,
     pub negative_max_age: Option<Span>,
+}
+
+/// When the rest of an image is brought in behind a pull.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Prefetch {
+    /// Once a client asks for a whole layer of it.
+    Pulled,
+    /// Once a client fetches its manifest.
+    Layers,
+    Off,
 }
 
 /// Whose credentials are sent to the upstream.

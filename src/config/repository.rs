@@ -8,7 +8,7 @@ use super::built_in::{BUILT_IN, DOCKER_HUB};
 use super::check::Check;
 use super::error::ConfigError;
 use super::host::plain_host;
-use super::raw::{self, ClientCredentials, OnUpstream404, OneOrMany, Pattern};
+use super::raw::{self, ClientCredentials, OnUpstream404, OneOrMany, Pattern, Prefetch};
 use super::units::Limit;
 use super::upstream::{self, Around, Upstream};
 
@@ -33,6 +33,8 @@ pub struct Repository {
     pub allow: Vec<Allow>,
     /// How long its objects are kept unused; `None`: as `cache.ttl` says.
     pub ttl: Option<Limit>,
+    /// When the rest of an image is brought in behind a pull.
+    pub prefetch: Prefetch,
     /// Regexes on `NAME:TAG` of images that are never evicted.
     pub pin: Vec<Pattern>,
     /// Whether names follow the custom of Docker Hub: `alpine` means `library/alpine`.
@@ -73,6 +75,8 @@ impl Repository {
             client_consent,
             allow: vec![Allow::Anyone],
             ttl: None,
+            // Nobody has said that anything may be fetched there that no client asks for.
+            prefetch: Prefetch::Off,
             pin: Vec::new(),
             implies_library: false,
             upstreams: vec![upstream],
@@ -275,6 +279,7 @@ fn check_one(
         allow: auth::check_allow(&written.allow, &around.auth, around.has_certificates, passes)
             .map_err(|message| invalid("allow", message))?,
         ttl: written.ttl,
+        prefetch: written.prefetch,
         pin: written.pin,
         implies_library,
         upstreams,

@@ -199,6 +199,7 @@ stale_if_error = "7d"
 on_upstream_404 = "drop"
 negative_max_age = "0s"
 ttl = "none"
+prefetch = "layers"
 pin = ["^app:1$"]
 
 [[repository."team/images".tag]]

@@ -311,6 +311,14 @@ fn regexes_and_tags() {
             "2: `repository.x.on_upstream_404`: `delete` is not one of `serve-stale`, `drop`",
         ),
         (
+            repository("prefetch = \"pull\""),
+            "2: `repository.x.prefetch`: `pull` is not one of `pulled`, `layers`, `off`",
+        ),
+        (
+            repository("prefech = \"off\""),
+            "2: unknown key `repository.x.prefech`; did you mean `repository.x.prefetch`?",
+        ),
+        (
             repository("client_credentials = \"forward\""),
             "2: `repository.x.client_credentials`: `forward` is not one of `ignore`, `pass`",
         ),

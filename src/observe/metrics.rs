@@ -50,6 +50,12 @@ pub struct RepositoryLabel {
     pub repository: String,
 }
 
+/// The label of images whose rest was to come in behind a pull.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct PrefetchLabel {
+    result: &'static str,
+}
+
 /// The labels of requests to upstreams.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct UpstreamLabels {
@@ -109,6 +115,9 @@ pub struct Metrics {
     pub fills_running: Gauge,
     /// Requests that joined a fill that another request had begun.
     pub coalesced: Counter,
+    pub(super) prefetched: Family<PrefetchLabel, Counter>,
+    /// Content that came in behind pulls.
+    pub bytes_prefetched: Counter,
     pub stores: Counter,
     /// Objects that were served without being stored, because of Larder's own disk or its limits.
     pub unstored: Counter,
@@ -172,6 +181,16 @@ impl Metrics {
     /// Counts content that was received from an upstream.
     pub fn fetched(&self, repository: &str, bytes: u64) {
         self.bytes_fetched.get_or_create(&RepositoryLabel { repository: repository.to_owned() }).inc_by(bytes);
+    }
+
+    /// Counts an image whose rest was to come in behind a pull, by what came of it.
+    pub fn prefetch_ended(&self, result: &'static str) {
+        self.prefetched.get_or_create(&PrefetchLabel { result }).inc();
+    }
+
+    /// Shows all results of [`Self::prefetch_ended`] from the start.
+    pub fn prefetch_may_end(&self, results: &[&'static str]) {
+        results.iter().for_each(|&result| drop(self.prefetched.get_or_create(&PrefetchLabel { result })));
     }
 
     /// Counts one request to an upstream, and how long it took until the head of the response, or until it failed.

@@ -91,6 +91,10 @@ fn cache(r: &mut Registry, metrics: &Metrics) {
     r.register("fills", "Transfers begun from upstream", metrics.fills_started.clone());
     r.register("fills_running", "Transfers from upstream under way", metrics.fills_running.clone());
     r.register("coalesced", "Requests that joined a running transfer", metrics.coalesced.clone());
+    let about = "Images whose rest was to come in behind a pull, by what came of it";
+    r.register("prefetch_images", about, metrics.prefetched.clone());
+    let about = "Content that came in behind pulls";
+    r.register_with_unit("prefetch", about, Unit::Bytes, metrics.bytes_prefetched.clone());
     r.register("stores", "Objects stored", metrics.stores.clone());
     r.register("unstored", "Objects not stored for want of room or a working disk", metrics.unstored.clone());
     r.register("evictions", "Objects removed to make room", metrics.evictions.clone());

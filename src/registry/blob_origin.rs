@@ -110,6 +110,11 @@ impl BlobOrigin {
     ) -> Result<Transfer, (Option<Failure>, Vec<usize>)> {
         let Target { repository, name, who, .. } = &self.target;
         let (mut failed, mut passing) = (None, Vec::new());
+        let lane = match lane {
+            // A client has joined.
+            Lane::Behind if !self.all.cache.is_filled_for_nobody(&self.digest) => Lane::Fill,
+            lane => lane,
+        };
         for &at in upstreams {
             let upstream = &repository.upstreams[at];
             let opened = match upstream.permit(lane, self.target.client).await {
@@ -188,7 +193,10 @@ type Body = BoxStream<'static, Result<Bytes, Failure>>;
 
 impl Origin for BlobOrigin {
     fn open(&self, from: u64, until: Option<u64>, is_part: bool) -> BoxFuture<'_, Result<Transfer, Failure>> {
-        let lane = if is_part && self.lane == Lane::Fill { Lane::Part } else { self.lane };
+        let lane = match self.lane {
+            Lane::Fill | Lane::Behind if is_part => Lane::Part,
+            lane => lane,
+        };
         self.open_first((from, until), lane).boxed()
     }
 

@@ -21,24 +21,16 @@ use crate::oci::Digest;
 use crate::routing::Target;
 use crate::upstream::{Lane, Storages};
 
-/// A blob that is in the cache now.
-#[derive(Clone, Copy, Debug)]
-pub struct Brought {
-    pub bytes: u64,
-    /// Whether it had been there before.
-    pub was_there: bool,
-}
-
 /// Finds blobs by digest, and begins fills for blobs that are not stored.
 pub struct Blobs {
-    cache: Arc<Cache>,
-    consent: Arc<Consent>,
+    pub(super) cache: Arc<Cache>,
+    pub(super) consent: Arc<Consent>,
     absences: Arc<Absences>,
     metrics: Arc<Metrics>,
     /// Answers to HEAD requests of a moment ago.
     heads: Heads,
     /// Makes the origins from which fills get blobs.
-    origins: Arc<Origins>,
+    pub(super) origins: Arc<Origins>,
 }
 
 impl Blobs {
@@ -116,7 +108,11 @@ impl Blobs {
 
     /// Joins or begins the fill of a blob. Returns the fill, whether this call began it, and the size of the blob once
     /// the transfer has begun (`None` if the upstream does not state it).
-    async fn begun(&self, target: &Target, digest: &Digest) -> (FillReader, bool, Result<Option<u64>, Failure>) {
+    pub(super) async fn begun(
+        &self,
+        target: &Target,
+        digest: &Digest,
+    ) -> (FillReader, bool, Result<Option<u64>, Failure>) {
         let party = party(target);
         let (mut fill, mut is_first) = self.join(target, digest, &party);
         let mut begun = fill.size().await;
@@ -129,7 +125,13 @@ impl Blobs {
     }
 
     /// Makes sure that the client may read a fill that has begun.
-    async fn agreed(&self, target: &Target, digest: &Digest, fill: &FillReader, is_first: bool) -> Result<(), Failure> {
+    pub(super) async fn agreed(
+        &self,
+        target: &Target,
+        digest: &Digest,
+        fill: &FillReader,
+        is_first: bool,
+    ) -> Result<(), Failure> {
         let is_foreign = match is_first {
             // The fill may continue the bytes of an earlier transfer, which may have been for another client only.
             true => target.repository.config.client_consent.is_some() && fill.is_resumed(),
@@ -143,25 +145,9 @@ impl Blobs {
             return self.consent.confirm(target, StoredObject::Blob(size), digest).await;
         }
         if is_first && target.repository.is_trusted {
-            self.consent.given.begun(target, digest, fill);
+            self.consent.given.begun(target, digest, fill.downgrade());
         }
         Ok(())
-    }
-
-    /// Brings a blob into the cache, for nobody in particular.
-    pub async fn bring(&self, target: &Target, digest: &Digest) -> Result<Brought, Failure> {
-        if let Some(content) = self.at_hand(target, digest).await {
-            let (size, _) = content?;
-            self.consent.confirm(target, StoredObject::Blob(size), digest).await?;
-            return Ok(Brought { bytes: size, was_there: true });
-        }
-        let (fill, is_first, begun) = self.begun(target, digest).await;
-        begun?;
-        self.agreed(target, digest, &fill, is_first).await?;
-        match fill.whole().await? {
-            Some(bytes) => Ok(Brought { bytes, was_there: false }),
-            None => Err(Failure::new(FailureKind::NoRoom, "there is no room for it, or it is larger than the cache")),
-        }
     }
 
     /// Answers without the store: the upstream states the size of the blob, and sends it for this client alone.
@@ -180,7 +166,7 @@ impl Blobs {
     }
 
     /// Returns an object that is stored, or verified and about to be stored, with its size.
-    async fn at_hand(&self, target: &Target, digest: &Digest) -> Option<Result<(u64, Content), Failure>> {
+    pub(super) async fn at_hand(&self, target: &Target, digest: &Digest) -> Option<Result<(u64, Content), Failure>> {
         let stored = |content: Content| match &content {
             Content::Complete { object, .. } => Some(Ok((object.size, content))),
             _ => None,

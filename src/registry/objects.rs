@@ -10,6 +10,7 @@ use super::blobs::Blobs;
 use super::lists::Lists;
 use super::manifests::Manifests;
 use super::patience::{self, Lagging};
+use super::prefetch::Prefetch;
 use super::query::Query;
 use super::respond;
 use super::tags::Tags;
@@ -36,7 +37,8 @@ pub struct Objects {
     lagging: Arc<Lagging>,
     pub(super) manifests: Arc<Manifests>,
     pub(super) tags: Arc<Tags>,
-    pub(super) blobs: Blobs,
+    pub(super) blobs: Arc<Blobs>,
+    prefetch: Prefetch,
     pub(super) lists: Arc<Lists>,
 }
 
@@ -53,7 +55,9 @@ impl Objects {
         let tags = Arc::new(Tags::new(manifests.clone(), known(), asking(), noted()));
         let lists = Arc::new(Lists::new(tags.clone(), known(), asking(), noted()));
         let blobs = Blobs::new(known(), absences.clone(), clients.shared().storages.clone(), metrics.clone());
-        Self { cache: cache.clone(), consent, written, absences, lagging, manifests, tags, blobs, lists }
+        let blobs = Arc::new(blobs);
+        let prefetch = Prefetch::new(cache.clone(), blobs.clone(), metrics.clone());
+        Self { cache: cache.clone(), consent, written, absences, lagging, manifests, tags, blobs, prefetch, lists }
     }
 
     /// Forgets what upstreams said. Called after a change of the configuration: the upstreams may be different ones.
@@ -64,6 +68,7 @@ impl Objects {
         self.manifests.clear();
         self.tags.clear();
         self.blobs.clear();
+        self.prefetch.clear();
         self.lists.clear();
     }
 
@@ -79,7 +84,11 @@ impl Objects {
         let answer = async {
             match object {
                 Object::Manifest(reference) => self.manifest(request, target, reference).await,
-                Object::Blob(digest) => self.blobs.answer(request, target, *digest).await,
+                Object::Blob(digest) => {
+                    let answer = self.blobs.answer(request, target, *digest).await?;
+                    self.prefetch.blob_answered(request, target, digest, &answer);
+                    Ok(answer)
+                }
                 Object::Tags => self.lists.tags(request, target, query).await,
                 Object::Referrers(subject) => self.lists.referrers(request, target, *subject, query).await,
                 Object::Upload => Err(Refusal::Unsupported),
@@ -114,6 +123,7 @@ impl Objects {
         };
         let found = found.map_err(manifest_refusal)?;
         self.consent.manifest_was_shown(target, &found.manifest);
+        self.prefetch.manifest_answered(request, target, &found.manifest);
         if found.is_news_of_name {
             self.cache.note_manifest(target.repository.prefix(), &target.name, found.manifest.digest);
         }

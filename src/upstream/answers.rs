@@ -17,6 +17,8 @@ use crate::oci::{Digest, MediaType};
 pub enum Lane {
     /// For the cache, and for all clients that read the same fill.
     Fill,
+    /// For the cache, before any client has asked. It takes only a connection that is to spare, and waits for none.
+    Behind,
     /// A further transfer of a blob that is already coming in. It does not wait for a place, and only a share of the
     /// connections is for such transfers.
     Part,

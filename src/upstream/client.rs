@@ -299,7 +299,7 @@ impl Upstream {
         let share = match lane {
             Lane::Aside => Some(&self.asides),
             Lane::Part => Some(&self.parts),
-            Lane::Fill => None,
+            Lane::Fill | Lane::Behind => None,
         };
         let permits = async {
             let share = match share {
@@ -308,12 +308,13 @@ impl Upstream {
             };
             let all = match lane {
                 Lane::Part => self.transfers.take_now(party)?,
+                Lane::Behind => self.transfers.take_spare(party)?,
                 Lane::Fill | Lane::Aside => self.transfers.take(party, PERMIT_PATIENCE).await.ok()?,
             };
             Some((share, all))
         };
         let permits = match lane {
-            Lane::Part => permits.now_or_never().flatten(),
+            Lane::Part | Lane::Behind => permits.now_or_never().flatten(),
             Lane::Fill | Lane::Aside => tokio::time::timeout(PERMIT_PATIENCE, permits).await.ok().flatten(),
         };
         permits.map(|(share, all)| Permit { _share: share, _all: all }).ok_or_else(|| {
@@ -321,6 +322,11 @@ impl Upstream {
                 format!("{}: all connections for blobs are in use (max_connections); try again soon", self.label());
             Failure::new(FailureKind::Busy, message)
         })
+    }
+
+    /// Returns whether a connection is to spare for a blob that no client waits for.
+    pub fn has_spare_connection(&self) -> bool {
+        self.transfers.has_spare()
     }
 
     /// Returns whether a transfer that nobody reads must give its connection to a transfer that waits for one. A

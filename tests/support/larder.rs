@@ -517,17 +517,28 @@ fn door_of(line: &str) -> Option<(String, SocketAddr)> {
 /// ```ignore
 /// RepositoryConfig::new("docker.io").set(r#"max_age = "60s""#).upstream(&hub)
 /// ```
+///
+/// Unless a test sets `prefetch`, nothing comes in behind a pull, other than by the default: most tests count what the
+/// upstream is asked, or hold one of its answers. `tests/prefetch.rs` is about the default, and the real clients of
+/// `tests/clients` run with it.
 #[derive(Clone, Debug)]
 pub struct RepositoryConfig {
     prefix: String,
     keys: String,
     upstreams: String,
+    has_default_prefetch: bool,
 }
 
 impl RepositoryConfig {
     /// The key is the local path prefix.
     pub fn new(prefix: &str) -> Self {
-        Self { prefix: prefix.to_owned(), keys: String::new(), upstreams: String::new() }
+        Self { prefix: prefix.to_owned(), keys: String::new(), upstreams: String::new(), has_default_prefetch: false }
+    }
+
+    /// With the default of `prefetch`.
+    pub fn default_prefetch(mut self) -> Self {
+        self.has_default_prefetch = true;
+        self
     }
 
     /// Adds lines to the repository's own table.
@@ -557,7 +568,9 @@ impl RepositoryConfig {
 
 impl std::fmt::Display for RepositoryConfig {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(out, "[repository.\"{}\"]\n{}\n{}", self.prefix, self.keys, self.upstreams)
+        let is_set = self.has_default_prefetch || self.keys.contains("prefetch");
+        let prefetch = if is_set { "" } else { "prefetch = \"off\"\n" };
+        write!(out, "[repository.\"{}\"]\n{prefetch}{}\n{}", self.prefix, self.keys, self.upstreams)
     }
 }
 

@@ -225,7 +225,9 @@ fn transfer(fill: &FillEntry) -> Markup {
             " · " (show::bytes(fill.rate as u64)) "/s"
             @if let Some(left) = left { " · " (left) " left" }
             @if let Some(upstream) = &fill.upstream { " · from " (upstream) }
-            " · " (fill.clients) @if fill.clients == 1 { " client waits" } @else { " clients wait" }
+            " · "
+            @if fill.prefetch && fill.clients == 0 { "behind a pull" }
+            @else { (fill.clients) @if fill.clients == 1 { " client waits" } @else { " clients wait" } }
         }
     }
 }

@@ -422,6 +422,10 @@ impl<'a> Copy<'a> {
                 tracing::debug!(digest = %self.digest, %failure, "a range could not be had beside the others");
                 self.one_stream(span);
             }
+            // Clients need the connections, and none waits for this object.
+            (End::Broke(failure), None) if failure.kind == FailureKind::Busy && self.fill.is_for_nobody() => {
+                return Err(failure);
+            }
             // Clients already have a part of the object, so it is worth waiting for an upstream to come back.
             (End::Broke(failure), None) if has_begun && self.failed_opens < REOPEN_ATTEMPTS => {
                 tracing::debug!(digest = %self.digest, %failure, "no upstream goes on with a transfer; trying again");
@@ -454,7 +458,8 @@ impl<'a> Copy<'a> {
         let (Some(size), true) = (self.size, self.serves_ranges) else {
             return;
         };
-        let wished = self.origin.parallel();
+        // Where nobody waits, the connections are for others.
+        let wished = if self.fill.is_for_nobody() { 1 } else { self.origin.parallel() };
         let arrived = self.fill.present().len();
         match self.speed.judge(arrived, size, self.connections, wished) {
             Judgement::Widen => {

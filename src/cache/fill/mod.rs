@@ -4,6 +4,7 @@
 //! writer from the page cache. So there is no channel that could run full, and no slow reader holds up the others. The
 //! last bytes are held back until the digest matched: no reader gets to the end of wrong content.
 
+mod behind;
 mod driver;
 mod passing;
 pub mod plan;
@@ -115,6 +116,7 @@ pub struct Fill {
     begun: Instant,
     /// When the fill had all of Larder's own places that it needs.
     placed: OnceLock<Instant>,
+    behind: behind::Behind,
 }
 
 /// A client whose transfer waited this long for a place is not told that the upstream is slow.
@@ -269,6 +271,7 @@ impl Fill {
             window: OnceLock::new(),
             begun: Instant::now(),
             placed: OnceLock::new(),
+            behind: behind::Behind::default(),
         }
     }
 
@@ -521,6 +524,7 @@ impl Fills {
         let mut fills = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let running = fills.get(digest).and_then(Weak::upgrade).filter(|fill| fill.is_joinable());
         if let Some(fill) = running {
+            fill.note_asked_for();
             return Joined::Running(FillReader::new(fill));
         }
         let fill = Arc::new(Fill::new(viewer.clone()));
@@ -556,7 +560,7 @@ pub struct Registered {
 
 impl Registered {
     /// Ends the fill before it was driven. Readers that joined meanwhile get the failure.
-    pub fn fail(self, failure: Failure) {
+    pub fn fail(&self, failure: Failure) {
         self.fill.update(|state| state.phase = Phase::Failed(failure));
     }
 

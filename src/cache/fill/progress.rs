@@ -21,6 +21,8 @@ pub struct Progress {
     pub size: Option<u64>,
     /// Requests that read it.
     pub readers: usize,
+    /// Whether it was begun before any client asked for the object.
+    pub is_behind: bool,
     /// How long it has been running.
     pub since: Duration,
     /// The position of the upstream that answered last, in the order in which the repository asks its upstreams.
@@ -45,6 +47,7 @@ impl Fill {
             present: state.present.len().max(state.passed.end),
             size: state.size,
             readers: self.readers.load(Ordering::Relaxed),
+            is_behind: self.is_behind(),
             since: self.begun.elapsed(),
             source: source.checked_sub(1),
         }

@@ -36,10 +36,12 @@ impl<'a> Supervision<'a> {
         let now = Instant::now();
         let unread_since = if fill.is_read() { None } else { Some(self.unread_since.unwrap_or(now)) };
         self.unread_since = unread_since;
-        let is_unread = unread_since.is_some_and(|since| now - since >= UNREAD);
+        let grace = if fill.is_behind() { Duration::ZERO } else { UNREAD };
+        let is_unread = unread_since.is_some_and(|since| now - since >= grace);
+        let is_unwanted = !self.is_vouched_for || fill.is_given_up();
         // The bytes that a named upstream has sent are kept and resumed later: such a fill ends only when others need
         // its place.
-        if is_unread && (!self.is_vouched_for || self.places.should_yield() || origin.should_yield()) {
+        if is_unread && (is_unwanted || self.places.should_yield() || origin.should_yield()) {
             return Err(Failure::new(FailureKind::Busy, "nobody reads it any more"));
         }
         let (since, before) = self.span;
