@@ -39,6 +39,8 @@ pub enum FailureKind {
     RateLimited,
     /// Larder itself has too many transfers or requests running.
     Busy,
+    /// The transfer ended because nobody read it. A reader that came at that moment goes on by another transfer.
+    Unread,
     /// The content does not fit into the cache.
     NoRoom,
     /// Larder's own disk or index failed.
@@ -61,6 +63,7 @@ impl FailureKind {
             Self::Timeout => "timeout",
             Self::RateLimited => "rate_limited",
             Self::Busy => "busy",
+            Self::Unread => "unread",
             Self::NoRoom => "no_room",
             Self::Storage => "storage",
         }

@@ -1,5 +1,6 @@
 //! Remembers for a short time that something does not exist, or that a client may not read it.
 
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use quick_cache::Weighter;
@@ -7,7 +8,7 @@ use quick_cache::sync::Cache;
 
 use crate::clock::Instant;
 use crate::failure::{Failure, FailureKind};
-use crate::routing::Target;
+use crate::routing::{Repository, Target};
 use crate::upstream::WhoId;
 
 /// Most absences that are kept, roughly: a client can ask for any number of names.
@@ -16,9 +17,25 @@ const ENTRIES: usize = 10_000;
 const BYTES: u64 = 8 << 20;
 
 /// Confirmed absences and denials, by repository, page and credentials.
-pub struct Absences(Cache<Key, (Instant, Failure), ByLength>);
+pub struct Absences(Cache<Key, Absence, ByLength>);
 
 type Key = (String, String, WhoId);
+
+/// What is remembered.
+#[derive(Clone)]
+struct Absence {
+    until: Instant,
+    failure: Failure,
+    /// The repository that was asked. After a change of the configuration there is another one, for which this does not
+    /// count: a request that was under way during the change is remembered behind it.
+    of: Weak<Repository>,
+}
+
+impl Absence {
+    fn counts_for(&self, target: &Target) -> bool {
+        Instant::now() < self.until && Weak::as_ptr(&self.of) == Arc::as_ptr(&target.repository)
+    }
+}
 
 impl Default for Absences {
     fn default() -> Self {
@@ -29,9 +46,9 @@ impl Default for Absences {
 #[derive(Clone)]
 struct ByLength;
 
-impl Weighter<Key, (Instant, Failure)> for ByLength {
-    fn weight(&self, (repository, page, _): &Key, (_, failure): &(Instant, Failure)) -> u64 {
-        256 + (repository.len() + page.len() + failure.message().len()) as u64
+impl Weighter<Key, Absence> for ByLength {
+    fn weight(&self, (repository, page, _): &Key, absence: &Absence) -> u64 {
+        256 + (repository.len() + page.len() + absence.failure.message().len()) as u64
     }
 }
 
@@ -45,7 +62,7 @@ impl Absences {
     pub fn recall(&self, target: &Target, page: &str) -> Result<(), Failure> {
         let key = key(target, page);
         match self.0.get(&key) {
-            Some((until, failure)) if Instant::now() < until => Err(failure),
+            Some(absence) if absence.counts_for(target) => Err(absence.failure),
             Some(_) => {
                 self.0.remove(&key);
                 Ok(())
@@ -61,11 +78,12 @@ impl Absences {
         // new one.
         let is_denial = failure.kind == FailureKind::Denied && !page.starts_with("blobs/");
         let is_final = failure.kind == FailureKind::NotFound || is_denial;
-        let (key, now) = (key(target, page), Instant::now());
+        let key = key(target, page);
         // A failure that was recalled from memory does not renew its own entry.
-        let is_known = self.0.get(&key).is_some_and(|(until, _)| now < until);
+        let is_known = self.0.get(&key).is_some_and(|absence| absence.counts_for(target));
         if is_final && life > Duration::ZERO && !is_known {
-            self.0.insert(key, (now + life, failure.clone()));
+            let of = Arc::downgrade(&target.repository);
+            self.0.insert(key, Absence { until: Instant::now() + life, failure: failure.clone(), of });
         }
     }
 }

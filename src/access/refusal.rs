@@ -98,7 +98,7 @@ impl Refusal {
                 FailureKind::RateLimited => (StatusCode::TOO_MANY_REQUESTS, Code::TooManyRequests),
                 FailureKind::Unavailable | FailureKind::WrongContent => (StatusCode::BAD_GATEWAY, Code::Unavailable),
                 FailureKind::Timeout => (StatusCode::GATEWAY_TIMEOUT, Code::Unavailable),
-                FailureKind::Busy => (StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable),
+                FailureKind::Busy | FailureKind::Unread => (StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable),
                 FailureKind::NoRoom | FailureKind::Storage => (StatusCode::INTERNAL_SERVER_ERROR, Code::Unavailable),
             },
         }
@@ -154,7 +154,7 @@ impl Refusal {
         // Rounded up: a client that comes back a moment too early would be told to wait again.
         let stated = failure.retry_after.map(|after| (after.as_secs() + u64::from(after.subsec_nanos() > 0)).max(1));
         match failure.kind {
-            FailureKind::Busy => Some(1),
+            FailureKind::Busy | FailureKind::Unread => Some(1),
             _ => stated,
         }
     }

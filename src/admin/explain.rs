@@ -124,7 +124,7 @@ fn failed(failure: Failure) -> Problem {
     use crate::failure::FailureKind;
     let status = match failure.kind {
         FailureKind::NotFound => StatusCode::NOT_FOUND,
-        FailureKind::Busy => StatusCode::SERVICE_UNAVAILABLE,
+        FailureKind::Busy | FailureKind::Unread => StatusCode::SERVICE_UNAVAILABLE,
         FailureKind::NoRoom | FailureKind::Storage => StatusCode::INTERNAL_SERVER_ERROR,
         _ => StatusCode::BAD_GATEWAY,
     };

@@ -61,6 +61,7 @@ pub fn may_serve_stale(policy: &TagPolicy, failure: FailureKind, age: Duration) 
         | FailureKind::Timeout
         | FailureKind::RateLimited
         | FailureKind::Busy
+        | FailureKind::Unread
         | FailureKind::NoRoom
         | FailureKind::Storage => policy.stale_if_error.covers(age),
     }

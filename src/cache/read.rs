@@ -60,7 +60,11 @@ impl Content {
     pub async fn size(&self) -> Result<Option<u64>, Failure> {
         match self {
             Self::Complete { object, .. } => Ok(Some(object.size)),
-            Self::Growing { fill, told, .. } => fill.size().await.map(|size| size.or(*told)),
+            Self::Growing { fill, told, .. } => match fill.size().await {
+                // The reader goes on by a transfer of its own, whose size is not known yet.
+                Err(failure) if failure.kind == FailureKind::Unread => Ok(*told),
+                size => size.map(|size| size.or(*told)),
+            },
             Self::Uncached { size, .. } => Ok(*size),
         }
     }
@@ -70,7 +74,7 @@ impl Content {
         match self {
             Self::Growing { told: Some(_), .. } => self.size().await,
             Self::Growing { fill, .. } => match fill.final_size().await {
-                Err(failure) if failure.kind.is_of_the_store() => Ok(None),
+                Err(failure) if failure.kind.is_of_the_store() || failure.kind == FailureKind::Unread => Ok(None),
                 size => size.map(Some),
             },
             Self::Complete { .. } | Self::Uncached { .. } => self.size().await,
@@ -219,6 +223,10 @@ impl Reader {
             }
             Ok(Readable::Elsewhere) => {
                 tracing::debug!(digest = %aside.digest, at = self.at, "a client goes on by a transfer of its own");
+                Ok(Found::Nowhere)
+            }
+            Err(failure) if failure.kind == FailureKind::Unread => {
+                tracing::debug!(digest = %aside.digest, at = self.at, "a client came as its transfer was given up");
                 Ok(Found::Nowhere)
             }
             // If the fill was begun for another client, that client's rights and limits are not this reader's.

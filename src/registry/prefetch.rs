@@ -348,7 +348,7 @@ impl Shared {
             };
             match ended {
                 // A client needed its place, or needs all.
-                Err(Left::Failed(failure)) if failure.kind == FailureKind::Busy && looks < LOOKS => {
+                Err(Left::Failed(failure)) if is_in_the_way(&failure) && looks < LOOKS => {
                     looks += 1;
                     tokio::time::sleep(LOOK).await;
                 }
@@ -435,6 +435,11 @@ impl Drop for GiveUp<'_> {
     fn drop(&mut self) {
         self.0.give_up();
     }
+}
+
+/// Returns whether a transfer failed only because clients need its place, or all.
+fn is_in_the_way(failure: &Failure) -> bool {
+    matches!(failure.kind, FailureKind::Busy | FailureKind::Unread)
 }
 
 fn puller(target: &Target) -> Puller {

@@ -16,6 +16,7 @@ mod haproxy;
 mod http;
 mod images;
 mod logins;
+mod new_user;
 mod newer;
 mod nginx;
 mod pebble;

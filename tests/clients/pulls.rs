@@ -46,6 +46,11 @@ impl Scene {
         &self.registry
     }
 
+    /// The upstream, to be stopped and started.
+    pub(super) fn registry_mut(&mut self) -> &mut Registry {
+        &mut self.registry
+    }
+
     /// The mirror's `127.0.0.1:PORT`.
     pub(super) fn mirror(&self) -> String {
         self.larder.url().trim_start_matches("http://").trim_end_matches('/').to_owned()

@@ -16,13 +16,14 @@ use super::{
 };
 use crate::support::{Authority, Larder};
 
-const IMAGE: &str = "docker.io/library/busybox:1.36";
+pub(super) const IMAGE: &str = "docker.io/library/busybox:1.36";
 
 /// Writes a client's files below a root.
-async fn set_up(scene: &Scene, client: &[&str], root: &Path) {
-    let (url, root) = (format!("http://{}", scene.mirror()), root.to_str().expect("temporary paths are UTF-8"));
+pub(super) async fn set_up(larder: &Larder, client: &[&str], root: &Path) {
+    let (url, root) =
+        (larder.url().trim_end_matches('/').to_owned(), root.to_str().expect("temporary paths are UTF-8"));
     let arguments = [&["setup"], client, &["--write", "--root", root, "--url", &url]].concat();
-    let ran = scene.larder().run(&arguments).await;
+    let ran = larder.run(&arguments).await;
     assert_eq!(ran.code, Some(0), "{ran:?}");
 }
 
@@ -30,7 +31,7 @@ async fn set_up(scene: &Scene, client: &[&str], root: &Path) {
 async fn podman_buildah_and_skopeo_pull_by_the_files_of_setup() {
     let mut scene = Scene::set("").await;
     let root = TempDir::new().expect("a directory");
-    set_up(&scene, &["podman"], root.path()).await;
+    set_up(scene.larder(), &["podman"], root.path()).await;
     let etc = root.path().join("etc/containers");
     let (podman, buildah, skopeo) = (Podman::seeing(&etc), Buildah::seeing(&etc), Skopeo::seeing(&etc));
     scene
@@ -57,7 +58,7 @@ async fn dockerd_pulls_and_builds_by_a_daemon_json_that_setup_has_changed() {
     let etc = root.path().join("etc");
     fs::create_dir_all(etc.join("docker")).expect("made");
     fs::copy("/etc/hosts", etc.join("hosts")).expect("copied");
-    let dockerd = Dockerd::start_prepared(&etc, async || set_up(&scene, &["docker"], root.path()).await).await;
+    let dockerd = Dockerd::start_prepared(&etc, async || set_up(scene.larder(), &["docker"], root.path()).await).await;
     scene
         .pull_cold_then_warm_then_without_upstream(BUSYBOX_TAG, async || {
             dockerd.pull("busybox:1.36").await.unwrap();
@@ -81,7 +82,7 @@ async fn containerd_reads_the_folder_that_setup_names_and_pulls_by_it() {
         let root = TempDir::new().expect("a directory");
         // Its own version, whatever the newest knows.
         let version = Containerd::version().await.unwrap();
-        set_up(&scene, &[&["containerd", "--client-version", &version], limit].concat(), root.path()).await;
+        set_up(scene.larder(), &[&["containerd", "--client-version", &version], limit].concat(), root.path()).await;
         let folder = match root.path().join("etc/containerd/config.toml").exists() {
             true => Containerd::registries_of(root.path()).await.unwrap(),
             // From 2.2 on it needs no key.

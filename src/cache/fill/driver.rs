@@ -424,7 +424,7 @@ impl<'a> Copy<'a> {
             }
             // Clients need the connections, and none waits for this object.
             (End::Broke(failure), None) if failure.kind == FailureKind::Busy && self.fill.is_for_nobody() => {
-                return Err(failure);
+                return Err(Failure::of(FailureKind::Unread, "clients need its place", failure));
             }
             // Clients already have a part of the object, so it is worth waiting for an upstream to come back.
             (End::Broke(failure), None) if has_begun && self.failed_opens < REOPEN_ATTEMPTS => {

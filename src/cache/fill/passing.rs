@@ -57,7 +57,7 @@ pub async fn pass(
 }
 
 fn unread() -> Failure {
-    Failure::new(FailureKind::Busy, "nobody reads it any more")
+    Failure::new(FailureKind::Unread, "nobody reads it any more")
 }
 
 async fn pass_through(

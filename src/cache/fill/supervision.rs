@@ -42,7 +42,7 @@ impl<'a> Supervision<'a> {
         // The bytes that a named upstream has sent are kept and resumed later: such a fill ends only when others need
         // its place.
         if is_unread && (is_unwanted || self.places.should_yield() || origin.should_yield()) {
-            return Err(Failure::new(FailureKind::Busy, "nobody reads it any more"));
+            return Err(Failure::new(FailureKind::Unread, "nobody reads it any more"));
         }
         let (since, before) = self.span;
         if !self.is_vouched_for && now - since >= SPAN {

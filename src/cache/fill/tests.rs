@@ -2,10 +2,11 @@ use std::sync::Mutex as StdMutex;
 use std::time::Duration;
 
 use futures_util::stream;
-use futures_util::{FutureExt, StreamExt};
+use futures_util::{FutureExt, StreamExt, TryStreamExt};
 
 use super::driver::Outcome;
 use super::*;
+use crate::cache::{Aside, Content};
 use crate::oci::Algorithm;
 use crate::places::Places;
 use crate::spool::Spool;
@@ -330,4 +331,22 @@ fn a_fill_whose_task_vanished_has_failed() {
     drop(registered);
     assert!(!fill.is_joinable());
     assert_eq!(fills.count(), 0);
+}
+
+#[tokio::test]
+async fn a_reader_that_comes_as_its_fill_is_given_up_gets_the_object_all_the_same() {
+    let right: Vec<u8> = (0..200_000u32).map(|at| (at % 251) as u8).collect();
+    let digest = Digest::of(Algorithm::Sha256, &right);
+    let Joined::New(fill, registered) = Fills::default().join(&digest, &Viewer::own("r")) else {
+        panic!("a new fill");
+    };
+    registered.fail(Failure::new(FailureKind::Unread, "nobody reads it any more"));
+    let total = Some(right.len() as u64);
+    let origin = Script::new([Step::Send { start: 0, total, bytes: right.clone(), breaks: false }]);
+    let aside = Aside { digest, origin, is_own: false };
+    let content = Content::Growing { fill, aside, told: None, _lease: None };
+    assert_eq!(content.size().await.expect("no failure"), None);
+    assert_eq!(content.final_size().await.expect("no failure"), None);
+    let pieces: Vec<Bytes> = content.stream(0, None, None, false).try_collect().await.expect("whole");
+    assert!(pieces.concat() == right);
 }

@@ -85,6 +85,21 @@ proptest! {
         let search = |order, count| ImageSearch { text: text.clone(), order, last: String::new(), count };
         prop_assert_eq!(&index.find_images(&search(ImageOrder::Reference, 1_000)).expect("read").images, &expected);
 
+        // Page by page. Images of two repositories may have the same reference, and are on one page or the second is lost.
+        let references = |images: &[Image]| {
+            let mut references: Vec<_> = images.iter().map(|image| image.reference.clone()).collect();
+            references.dedup();
+            references
+        };
+        let (mut paged, mut last) = (Vec::new(), Some(String::new()));
+        while let Some(begin) = last {
+            let page = index.find_images(&ImageSearch { last: begin, ..search(ImageOrder::Reference, count) });
+            let page = page.expect("read");
+            paged.extend(page.images);
+            last = page.next;
+        }
+        prop_assert_eq!(references(&paged), references(&expected));
+
         let used = index.find_images(&search(ImageOrder::LastUse, count)).expect("read");
         prop_assert_eq!(used.next, None);
         prop_assert_eq!(used.images.len(), count.min(expected.len()));
