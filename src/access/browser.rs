@@ -224,11 +224,11 @@ impl Browsers {
     }
 
     /// Ends a session. Returns the URL at the issuer that ends the person's session there, if there is one.
-    pub fn end(&self, rules: &Rules, shown: &Shown, back: &str) -> Option<Url> {
+    pub async fn end(&self, rules: &Rules, shown: &Shown, back: &str) -> Option<Url> {
         self.sessions.end(&shown.id);
         let user = shown.identity.name();
         tracing::info!(client = %shown.identity.address, user, "logged out of the dashboard");
-        flow(rules, &shown.session.claims.issuer)?.end_session(shown.session.id_token.as_ref(), back)
+        flow(rules, &shown.session.claims.issuer)?.end_session(shown.session.id_token.as_ref(), back).await
     }
 
     /// Notes in the log that a login failed. What only an administrator can mend is told here alone.

@@ -4,7 +4,7 @@
 //! The browser goes to the issuer and comes back with a code, which Larder exchanges for an ID token at the issuer.
 //! What that token claims is all that Larder learns: it asks for no further data, and keeps no access token.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA256, digest};
@@ -42,7 +42,9 @@ pub struct CodeFlow {
     login: BrowserLogin,
     client: WebClient,
     guesses: Arc<Guesses>,
-    known: Mutex<Option<Known>>,
+    known: Arc<Mutex<Option<Known>>>,
+    /// The endpoints that the issuer named last, also while it cannot be asked.
+    named: std::sync::Mutex<Option<Arc<Endpoints>>>,
 }
 
 /// What the issuer's document said when it was last asked for.
@@ -75,7 +77,7 @@ struct Discovery {
 }
 
 /// A login on its way. It has to be kept where only the browser that began it has it, or can point to it.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Begun {
     /// The issuer by its name in the configuration.
     pub login: String,
@@ -106,7 +108,7 @@ impl CodeFlow {
     /// Makes the logins by an issuer, which is not asked yet.
     pub(super) fn new(issuer: Arc<Issuer>, login: BrowserLogin, guesses: Arc<Guesses>) -> Result<Self, WebError> {
         let client = WebClient::new(&login.access)?;
-        Ok(Self { issuer, login, client, guesses, known: Mutex::default() })
+        Ok(Self { issuer, login, client, guesses, known: Arc::default(), named: std::sync::Mutex::default() })
     }
 
     /// Returns whether these are the logins by this issuer. An issuer whose configuration changed is another.
@@ -130,7 +132,7 @@ impl CodeFlow {
     }
 
     /// Checks that the issuer can be asked, and can log people in.
-    pub async fn check(&self) -> Result<(), String> {
+    pub async fn check(self: &Arc<Self>) -> Result<(), String> {
         self.endpoints().await.map(|_| ())
     }
 
@@ -141,7 +143,7 @@ impl CodeFlow {
 
     /// Returns the URL at the issuer that the browser has to go to. `state`: what it brings back. `again`: whether a
     /// person whom the issuer knows has to log in again, maybe as somebody else.
-    pub async fn url(&self, begun: &Begun, state: &str, again: bool) -> Result<Url, Failed> {
+    pub async fn url(self: &Arc<Self>, begun: &Begun, state: &str, again: bool) -> Result<Url, Failed> {
         let mut url = self.endpoints().await.map_err(Failed::Issuer)?.authorization.clone();
         let challenge = BASE64_URL_SAFE_NO_PAD.encode(digest(&SHA256, begun.verifier.as_bytes()));
         url.query_pairs_mut()
@@ -159,7 +161,7 @@ impl CodeFlow {
 
     /// Checks that an answer is this issuer's. `named`: the issuer that it names (RFC 9207). The address that the
     /// browser comes back to tells issuers apart, too (RFC 9700, section 4.4.2).
-    pub async fn is_answer(&self, named: Option<&str>) -> Result<(), Failed> {
+    pub async fn is_answer(self: &Arc<Self>, named: Option<&str>) -> Result<(), Failed> {
         let is_right = match named {
             Some(named) => self.issuer.is(named),
             None => !self.endpoints().await.map_err(Failed::Issuer)?.names_itself,
@@ -177,13 +179,16 @@ impl CodeFlow {
     ) -> Result<(Arc<Claims>, Option<Secret>), Failed> {
         let endpoints = self.endpoints().await.map_err(Failed::Issuer)?;
         let place = self.guesses.reserve(address)?;
-        let token = match self.exchange(&endpoints, begun, code).await {
-            Err(Failed::Code) => {
+        let (flow, asked, sent, code) = (self.clone(), endpoints.clone(), begun.clone(), code.to_owned());
+        // Not in the request's own task: it counts as well when the browser hangs up.
+        let exchanged = tokio::spawn(async move {
+            let told = flow.exchange(&asked, &sent, &code).await;
+            if matches!(told, Err(Failed::Code)) {
                 place.was_wrong();
-                return Err(Failed::Code);
             }
-            told => told?,
-        };
+            told
+        });
+        let token = exchanged.await.map_err(|error| Failed::Issuer(error.to_string()))??;
         let claims = self.claims(&token, &begun.nonce).await?;
         let hint = (token.len() <= MAX_HINT && endpoints.end_session.is_some()).then(|| Secret::new(token));
         Ok((Arc::new(claims), hint))
@@ -191,8 +196,12 @@ impl CodeFlow {
 
     /// Returns the URL at the issuer that ends the person's session there, if it is known to have one (OpenID Connect
     /// RP-Initiated Logout 1.0, section 2). `back`: where the browser comes back to.
-    pub fn end_session(&self, id_token: Option<&Secret>, back: &str) -> Option<Url> {
-        let endpoints = self.known.try_lock().ok()?.as_ref()?.told.clone().ok()?;
+    pub async fn end_session(self: &Arc<Self>, id_token: Option<&Secret>, back: &str) -> Option<Url> {
+        let named = self.named.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let endpoints = match named {
+            Some(endpoints) => endpoints,
+            None => self.endpoints().await.ok()?,
+        };
         let mut url = endpoints.end_session.clone()?;
         url.query_pairs_mut()
             .extend_pairs(id_token.map(|token| ("id_token_hint", token.reveal())))
@@ -310,17 +319,25 @@ impl CodeFlow {
     }
 
     /// Returns the issuer's endpoints. While one caller asks for them, the others wait.
-    async fn endpoints(&self) -> Result<Arc<Endpoints>, String> {
-        let mut known = self.known.lock().await;
+    async fn endpoints(self: &Arc<Self>) -> Result<Arc<Endpoints>, String> {
+        let mut known = self.known.clone().lock_owned().await;
         if let Some(Known { asked, told }) = &*known {
             let age = asked.elapsed();
             if age < PAUSE || (told.is_ok() && age < FRESH) {
                 return told.clone();
             }
         }
-        let told = self.ask().await.map(Arc::new);
-        *known = Some(Known { asked: Instant::now(), told: told.clone() });
-        told
+        let flow = self.clone();
+        // Not in the request's own task: a browser that hangs up would have the next one ask again, too.
+        let asked = tokio::spawn(async move {
+            let told = flow.ask().await.map(Arc::new);
+            *known = Some(Known { asked: Instant::now(), told: told.clone() });
+            if let Ok(endpoints) = &told {
+                *flow.named.lock().unwrap_or_else(PoisonError::into_inner) = Some(endpoints.clone());
+            }
+            told
+        });
+        asked.await.unwrap_or_else(|error| Err(error.to_string()))
     }
 
     async fn ask(&self) -> Result<Endpoints, String> {

@@ -20,7 +20,7 @@
 mod queue;
 
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -65,6 +65,8 @@ const LOOK: Duration = Duration::from_millis(250);
 const LOOKS: u32 = 2_400;
 /// How many fills for others a blob waits for.
 const ROUNDS: u32 = 3;
+/// An image comes in only if the cache may hold so many of its size: for what nobody asked for, the rest does not go.
+const SHARE: u64 = 2;
 
 /// A client and the name that it pulls.
 type Puller = (Option<IpAddr>, String, String);
@@ -84,7 +86,7 @@ struct Shared {
     /// Whether a task looks after images that wait too long.
     is_watched: AtomicBool,
     /// Counts the changes of the configuration.
-    changes: AtomicU64,
+    changes: watch::Sender<u64>,
 }
 
 struct Job {
@@ -108,7 +110,7 @@ impl Weighter<Digest, Option<Arc<Image>>> for BySize {
 enum Left {
     /// The upstream rests, or the rest of its quota is for clients.
     Resting,
-    /// It is larger than the cache.
+    /// It is larger than its share of the cache.
     TooLarge,
     /// It was purged, or the configuration has changed.
     Unwanted,
@@ -133,14 +135,14 @@ impl Prefetch {
             images: Bounded::with_weighter(IMAGES, IMAGE_BYTES, BySize),
             queue: Mutex::default(),
             is_watched: AtomicBool::new(false),
-            changes: AtomicU64::new(0),
+            changes: watch::Sender::new(0),
         }))
     }
 
     /// Forgets the pulls and all images that wait; running ones begin no further blob. Called after a change of the
     /// configuration.
     pub fn clear(&self) {
-        self.0.changes.fetch_add(1, Ordering::Relaxed);
+        self.0.changes.send_modify(|change| *change += 1);
         self.0.pulls.clear();
         let cleared = self.0.queue().clear();
         for _ in 0..cleared {
@@ -200,11 +202,11 @@ impl Prefetch {
 
     fn begin(&self, target: &Target, manifest: Digest, image: Arc<Image>) {
         // No share of this client's places is used for what it does not wait for.
-        let target = Target { client: None, ..target.clone() };
-        let change = self.0.changes.load(Ordering::Relaxed);
+        let (client, target) = (target.client, Target { client: None, ..target.clone() });
+        let change = *self.0.changes.borrow();
         let job = Job { target, manifest, image, change };
         let slot = job.slot();
-        let admission = self.0.queue().admit(job, slot, Instant::now());
+        let admission = self.0.queue().admit(job, slot, client, Instant::now());
         match admission {
             Admission::IsKnown => {}
             Admission::Full => self.0.metrics.prefetch_ended("dropped"),
@@ -294,7 +296,7 @@ impl Shared {
             return Ok(0);
         }
         // What makes room for it would be gone, and it would not be whole.
-        if self.cache.never_fits(job.image.bytes) {
+        if self.cache.never_fits(SHARE.saturating_mul(job.image.bytes)) {
             return Err(Left::TooLarge);
         }
         let count = missing.len();
@@ -372,6 +374,10 @@ impl Shared {
         let unwanted = GiveUp(fill);
         let brought = self.blobs.brought_behind(&job.target, digest, fill);
         tokio::pin!(brought);
+        let mut changes = self.changes.subscribe();
+        if *changes.borrow_and_update() != job.change {
+            return Err(Left::Unwanted);
+        }
         loop {
             tokio::select! {
                 brought = &mut brought => return Ok(Some(brought?)),
@@ -379,6 +385,7 @@ impl Shared {
                     std::mem::forget(unwanted);
                     return Ok(None);
                 }
+                Ok(()) = changes.changed() => return Err(Left::Unwanted),
                 Ok(()) = purges.changed() => {
                     if !self.is_known(job).await? {
                         return Err(Left::Unwanted);
@@ -390,7 +397,7 @@ impl Shared {
 
     /// Fails if no further blob of the image is to be begun now.
     async fn check(&self, job: &Job) -> Result<(), Left> {
-        if self.changes.load(Ordering::Relaxed) != job.change || !self.is_known(job).await? {
+        if *self.changes.borrow() != job.change || !self.is_known(job).await? {
             return Err(Left::Unwanted);
         }
         match job.target.repository.upstreams.have_quota_to_spare() {

@@ -157,7 +157,7 @@ pub async fn log_out(
     if !token.is_some_and(|(_, token)| shown.has_csrf_token(&token)) {
         return Problem::new(StatusCode::FORBIDDEN, "the page is that of another login; load it again").into_response();
     }
-    match browsers.end(&rules, &shown, &format!("{origin}/login")) {
+    match browsers.end(&rules, &shown, &format!("{origin}/login")).await {
         Some(to) => logged_out(&to, browser::forget(&client)),
         None => see_other("/login", browser::forget(&client)),
     }

@@ -1,6 +1,6 @@
 //! Passes an object that cannot be stored through a window in memory: one transfer for all clients that read it at
 //! about the same time, as far as they keep up. A reader that does not keep up goes on by a transfer of its own, from
-//! where it stands.
+//! where it stands; where the origin cannot go on in the middle, the others wait longer for it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -143,10 +143,8 @@ impl Patience {
 
     /// Returns how much longer all readers together may hold up others.
     fn left(&self) -> Duration {
-        if !self.may_leave {
-            return UNTAKEN;
-        }
-        (BY_ALL + self.since.elapsed() / PART_BY_ALL).saturating_sub(self.held_up)
+        let least = if self.may_leave { BY_ALL } else { UNTAKEN };
+        (least + self.since.elapsed() / PART_BY_ALL).saturating_sub(self.held_up)
     }
 
     /// Waits until there is room for the next piece, or until the readers in the way have been waited for long enough.

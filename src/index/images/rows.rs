@@ -1,5 +1,6 @@
 //! The rows that images are made of: tags and manifests, in the order of the references of images.
 
+use std::collections::HashSet;
 use std::iter::Peekable;
 use std::vec::IntoIter;
 
@@ -233,12 +234,14 @@ impl Row {
 
 /// Returns the tags of a manifest and the names under which it was asked for by digest, as far as they are shown.
 pub(super) fn rows_of(connection: &Connection, manifest: &Digest) -> rusqlite::Result<Vec<Row>> {
-    let mut found = Vec::new();
+    let (mut found, mut known) = (Vec::new(), HashSet::new());
     for tag in all(connection, TAGS_OF, params![manifest.as_raw()])? {
+        if !known.insert((tag.reference.clone(), tag.repository.clone())) {
+            continue;
+        }
         let rows = all(connection, TAGS_NAMED, params![tag.reference])?.into_iter();
         let shown = rows.filter(|row| row.is_same_tag(&tag)).reduce(Row::newer);
-        let is_known = found.iter().any(|row: &Row| row.is_same_tag(&tag));
-        found.extend(shown.filter(|row| row.digest == *manifest && !is_known));
+        found.extend(shown.filter(|row| row.digest == *manifest));
     }
     found.extend(all(connection, MANIFESTS_OF, params![manifest.as_raw()])?);
     found.retain(|row| row.last_use.is_some());

@@ -1,6 +1,7 @@
 //! Which image comes in next behind a pull. Pure; the caller passes the time.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +11,8 @@ use crate::upstream::WhoId;
 
 /// Most images that wait. Further ones are left out: they come in with the next pull.
 const WAITING: usize = 256;
+/// Most images of one client that wait: its pulls keep nobody else's out.
+const OF_ONE_CLIENT: usize = WAITING / 4;
 /// How long an image may wait. Its credentials are kept for no longer; those of registries last about as long.
 const PATIENCE: Duration = Duration::from_secs(5 * 60);
 /// Images that come in at once, from all upstreams and from one.
@@ -31,6 +34,8 @@ pub struct Queue<J> {
 struct Waiting<J> {
     job: J,
     slot: Slot,
+    /// Who pulled.
+    client: Option<IpAddr>,
     since: Instant,
 }
 
@@ -58,16 +63,17 @@ impl<J> Default for Queue<J> {
 }
 
 impl<J> Queue<J> {
-    /// Lets an image wait.
-    pub fn admit(&mut self, job: J, slot: Slot, now: Instant) -> Admission {
+    /// Lets an image wait that a client pulled.
+    pub fn admit(&mut self, job: J, slot: Slot, client: Option<IpAddr>, now: Instant) -> Admission {
         if self.known.contains(&slot.key) {
             return Admission::IsKnown;
         }
-        if self.waiting.len() >= WAITING {
+        let of_client = self.waiting.iter().filter(|waiting| waiting.client == client).count();
+        if self.waiting.len() >= WAITING || of_client >= OF_ONE_CLIENT {
             return Admission::Full;
         }
         self.known.insert(slot.key.clone());
-        self.waiting.push_back(Waiting { job, slot, since: now });
+        self.waiting.push_back(Waiting { job, slot, client, since: now });
         Admission::Waits
     }
 
@@ -134,18 +140,26 @@ mod tests {
         Slot { key: ("hub".to_owned(), "app".to_owned(), digest, Who::Anonymous.id()), source: source.into() }
     }
 
+    /// The client that pulls an image of a test: each pulls as many as may wait.
+    fn client(image: usize) -> Option<IpAddr> {
+        Some(IpAddr::from([10, 0, 0, u8::try_from(image / OF_ONE_CLIENT).expect("small")]))
+    }
+
     #[test]
     fn so_many_images_wait_and_no_more_and_none_for_long() {
         let (mut queue, now) = (Queue::default(), Instant::now());
         for image in 0..WAITING {
-            assert_eq!(queue.admit(image, slot("a", image), now), Admission::Waits);
+            assert_eq!(queue.admit(image, slot("a", image), client(image), now), Admission::Waits);
+            if image + 1 == OF_ONE_CLIENT {
+                assert_eq!(queue.admit(9_999, slot("a", 9_999), client(0), now), Admission::Full, "it has its share");
+            }
         }
-        assert_eq!(queue.admit(0, slot("a", 0), now), Admission::IsKnown);
-        assert_eq!(queue.admit(WAITING, slot("a", WAITING), now), Admission::Full);
+        assert_eq!(queue.admit(0, slot("a", 0), client(0), now), Admission::IsKnown);
+        assert_eq!(queue.admit(WAITING, slot("a", WAITING), client(WAITING), now), Admission::Full);
         assert_eq!(queue.drop_old(now + PATIENCE / 2), 0);
         assert_eq!(queue.drop_old(now + PATIENCE), WAITING);
         assert!(queue.is_empty() && queue.known.is_empty());
-        assert_eq!(queue.admit(0, slot("a", 0), now), Admission::Waits, "it is forgotten");
+        assert_eq!(queue.admit(0, slot("a", 0), client(0), now), Admission::Waits, "it is forgotten");
         assert_eq!(queue.clear(), 1);
         assert!(queue.is_empty() && queue.known.is_empty());
     }
@@ -154,15 +168,15 @@ mod tests {
     fn few_images_come_in_at_once_and_fewer_from_one_upstream() {
         let (mut queue, now) = (Queue::default(), Instant::now());
         for (image, source) in ["a", "a", "a", "b", "c", "d"].into_iter().enumerate() {
-            queue.admit(image, slot(source, image), now);
+            queue.admit(image, slot(source, image), client(image), now);
         }
         let running: Vec<_> = std::iter::from_fn(|| queue.next()).collect();
         assert_eq!(running.iter().map(|(image, _)| *image).collect::<Vec<_>>(), [0, 1, 3, 4]);
-        assert_eq!(queue.admit(9, slot("a", 1), now), Admission::IsKnown, "it comes in");
+        assert_eq!(queue.admit(9, slot("a", 1), client(1), now), Admission::IsKnown, "it comes in");
         queue.ended(&running[2].1);
         assert_eq!(queue.next().map(|(image, _)| image), Some(5), "two come in from that upstream already");
         queue.ended(&running[0].1);
         assert_eq!(queue.next().map(|(image, _)| image), Some(2));
-        assert_eq!(queue.admit(9, slot("a", 0), now), Admission::Waits, "it has ended");
+        assert_eq!(queue.admit(9, slot("a", 0), client(0), now), Admission::Waits, "it has ended");
     }
 }
