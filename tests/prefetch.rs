@@ -297,6 +297,24 @@ async fn an_image_that_is_purged_meanwhile_stays_away() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_changed_configuration_ends_what_comes_in_by_the_one_before() {
+    let hub = Hub::start(Options::default()).await;
+    let image = Image::with_layers(1, &[KIB, 200 * KIB, 200 * KIB]);
+    hub.push_image("team/app", "1", &image);
+    let mut larder = larder(&hub, "").await;
+    let layers = image.layer_digests();
+    let gate = hub.gate(On::blob().get().name("team/app"), 2_000);
+    manifest(&larder, "team/app", "1").await;
+    blob(&larder, "team/app", &layers[0]).await;
+    gate.wait_for(2).await;
+    larder.write_config(RepositoryConfig::new("hub").set("prefetch = \"off\"").upstream(&hub));
+    ends(&larder, "unwanted").await;
+    eventually("no transfer runs", async || larder.stats().await["fills_running"] == 0).await;
+    gate.open();
+    assert!(layers[1..].iter().all(|digest| !larder.object(digest).exists()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_rest_of_a_quota_is_for_clients() {
     let rate_limit = Some(RateLimit { pulls: 1, ..RateLimit::default() });
     let hub = Hub::start(Options { rate_limit, ..Options::default() }).await;
@@ -326,6 +344,14 @@ async fn an_image_that_is_larger_than_the_cache_drives_nothing_out() {
     is_whole(&larder, &small).await;
     assert!(larder.metrics().await.contains("larder_evictions_total 0\n"));
     assert_eq!(gets(&hub, &large.layer_digests()[1]), 0);
+
+    // Nor does one that would fit alone, and leave no room for others.
+    let more_than_half = Image::with_layers(3, &[100 * KIB, 1200 * KIB, 1200 * KIB]);
+    hub.push_image("team/half", "1", &more_than_half);
+    manifest(&larder, "team/half", "1").await;
+    blob(&larder, "team/half", &more_than_half.layer_digests()[0]).await;
+    eventually("it is left", async || ended(&larder, "too_large").await == 2).await;
+    is_whole(&larder, &small).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
