@@ -255,7 +255,7 @@ fn all(connection: &Connection, sql: &str, values: impl rusqlite::Params) -> rus
 /// Where the rows of one kind come from, in the order of their references.
 enum Rows<'a> {
     Query(rusqlite::Rows<'a>),
-    Named(Named<'a>),
+    Named(Box<Named<'a>>),
 }
 
 impl Rows<'_> {
@@ -394,7 +394,7 @@ impl<'a> Statements<'a> {
         let tags = Rows::Query(self.tags.query(params![last, text])?);
         let named = if text.contains('@') { None } else { Named::with(self.connection, text, last)? };
         let manifests = match named {
-            Some(named) => Rows::Named(named),
+            Some(named) => Rows::Named(Box::new(named)),
             None => Rows::Query(self.manifests.query(params![last, text])?),
         };
         Merged::new(tags, manifests)
