@@ -1,12 +1,14 @@
 //! What an attacker tries: RFC 9700, section 4, and OpenID Connect Core 1.0, section 3.1.3.7.
 
+use std::time::Duration;
+
 use jsonwebtoken::Algorithm;
 use serde_json::json;
 
 use super::scene::{ADMIN, Browser, IMAGE, SECRET, Scene, company, parameters, with_parameter};
 use crate::support::issuer::{Issuer, SigningKey, now};
 use crate::support::provider::Provider;
-use crate::support::{Larder, get};
+use crate::support::{Larder, eventually, get, request};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_login_counts_in_the_browser_that_began_it_and_once() {
@@ -242,6 +244,40 @@ async fn who_tries_many_codes_has_to_wait() {
     assert_eq!((told[0], told[24]), (403, 429), "{told:?}");
     let asked = scene.issuer.asked().iter().filter(|path| *path == "/token").count();
     assert_eq!(asked, 20, "the issuer is not asked for more");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_browser_that_hangs_up_counts_as_one_that_stays() {
+    let scene = Scene::start().await;
+    let document = scene.issuer.hold("/.well-known/openid-configuration");
+    let login = format!("{}/login/company", scene.larder.admin_url());
+    let hangs_up = tokio::spawn(request("GET", &login).send());
+    document.wait_for(1).await;
+    hangs_up.abort();
+    let stays = tokio::spawn(request("GET", &login).send());
+    let asked_again = tokio::time::timeout(Duration::from_secs(2), document.wait_for(2)).await;
+    assert!(asked_again.is_err(), "the document is asked for once");
+    document.let_go();
+    assert_eq!(stays.await.expect("an answer").status, 303);
+    assert_eq!(document.count(), 1);
+
+    let (mut first, token) = (Browser::default(), scene.issuer.hold("/token"));
+    let back = first.way_back(&scene).await;
+    let tries = (0..20).map(|number| {
+        let (mut browser, url) = (first.clone(), with_parameter(&back, "code", Some(&format!("guess-{number}"))));
+        tokio::spawn(async move { browser.get(url).await.status })
+    });
+    let tries: Vec<_> = tries.collect();
+    token.wait_for(20).await;
+    tries.iter().for_each(tokio::task::JoinHandle::abort);
+    for tried in tries {
+        assert!(tried.await.expect_err("it waits").is_cancelled());
+    }
+    token.let_go();
+    eventually("the tries are counted", async || {
+        first.clone().get(with_parameter(&back, "code", Some("guess"))).await.status == 429
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -19,6 +19,7 @@ use jsonwebtoken::jwk::Jwk;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 
 use super::provider::Provider;
 
@@ -90,8 +91,40 @@ struct State {
     /// Under which name it introduces itself, where that is not its own.
     alias: Option<String>,
     asked: Vec<String>,
+    held: Option<Held>,
     /// `None`: nobody logs in here.
     provider: Option<Provider>,
+}
+
+/// Requests for one path that get no answer until they are let go.
+#[derive(Clone)]
+pub struct Held {
+    path: &'static str,
+    /// How many have come.
+    count: watch::Sender<usize>,
+    is_open: watch::Sender<bool>,
+}
+
+impl Held {
+    async fn wait(&self) {
+        self.count.send_modify(|count| *count += 1);
+        self.is_open.subscribe().wait_for(|is_open| *is_open).await.expect("the sender is here");
+    }
+
+    /// Waits until so many requests have come.
+    pub async fn wait_for(&self, wanted: usize) {
+        self.count.subscribe().wait_for(|count| *count >= wanted).await.expect("the sender is here");
+    }
+
+    /// How many have come.
+    pub fn count(&self) -> usize {
+        *self.count.borrow()
+    }
+
+    /// Answers them, and those that still come.
+    pub fn let_go(&self) {
+        self.is_open.send_replace(true);
+    }
 }
 
 impl Issuer {
@@ -108,6 +141,10 @@ impl Issuer {
                     async move {
                         let (head, body) = request.into_parts();
                         let body = body.collect().await.map(Collected::to_bytes).unwrap_or_default();
+                        let held = state.lock().expect("not poisoned").held.clone();
+                        if let Some(held) = held.filter(|held| head.uri.path() == held.path) {
+                            held.wait().await;
+                        }
                         Ok::<_, Infallible>(answer(address, &state, &head, &String::from_utf8_lossy(&body)))
                     }
                 });
@@ -150,6 +187,13 @@ impl Issuer {
     /// Looks at how it logs people in, or changes it.
     pub fn provider<T>(&self, with: impl FnOnce(&mut Provider) -> T) -> T {
         with(self.state.lock().expect("not poisoned").provider.as_mut().expect("it logs people in"))
+    }
+
+    /// Holds requests for a path back.
+    pub fn hold(&self, path: &'static str) -> Held {
+        let held = Held { path, count: watch::Sender::new(0), is_open: watch::Sender::new(false) };
+        self.state.lock().expect("not poisoned").held = Some(held.clone());
+        held
     }
 
     /// The paths that it was asked for.

@@ -26,44 +26,48 @@ macro_rules! of_manifest {
     };
 }
 
-/// The columns of a [`Row`] but the first, for tags.
-macro_rules! columns_of_tag {
+/// Tags as [`Row`]s.
+macro_rules! tags {
     () => {
-        "tags.repository, tags.name, tags.digest, tags.media_type, tags.checked_at, objects.last_use"
+        concat!(
+            "SELECT ",
+            of_tag!(),
+            ", tags.repository, tags.name, tags.digest, tags.media_type, tags.checked_at, objects.last_use FROM "
+        )
     };
 }
 
 /// The same for manifests. Manifests that a tag of the name or a stored manifest leads to count as not stored.
-macro_rules! columns_of_manifest {
+macro_rules! manifests {
     () => {
-        "manifests.repository, manifests.name, manifests.digest, objects.media_type, NULL, \
-            CASE WHEN EXISTS (SELECT 1 FROM tags WHERE tags.digest = manifests.digest \
-                AND tags.repository = manifests.repository AND tags.name = manifests.name) \
-            OR EXISTS (SELECT 1 FROM edges JOIN objects AS above ON above.digest = edges.parent \
-                WHERE edges.child = manifests.digest) THEN NULL ELSE objects.last_use END"
+        concat!(
+            "SELECT ",
+            of_manifest!(),
+            ", manifests.repository, manifests.name, manifests.digest, objects.media_type, NULL, \
+             CASE WHEN EXISTS (SELECT 1 FROM tags WHERE tags.digest = manifests.digest \
+                 AND tags.repository = manifests.repository AND tags.name = manifests.name) \
+             OR EXISTS (SELECT 1 FROM edges JOIN objects AS above ON above.digest = edges.parent \
+                 WHERE edges.child = manifests.digest) THEN NULL ELSE objects.last_use END \
+             FROM manifests LEFT JOIN objects ON objects.digest = manifests.digest WHERE "
+        )
+    };
+}
+
+/// What tags are joined with.
+macro_rules! joined {
+    () => {
+        " LEFT JOIN objects ON objects.digest = tags.digest"
     };
 }
 
 /// All tags behind the reference `?1`.
-pub(super) const TAGS: &str = concat!(
-    "SELECT ",
-    of_tag!(),
-    ", ",
-    columns_of_tag!(),
-    " FROM tags LEFT JOIN objects ON objects.digest = tags.digest WHERE ",
-    of_tag!(),
-    " > ?1 ORDER BY ",
-    of_tag!()
-);
+pub(super) const TAGS: &str = concat!(tags!(), "tags", joined!(), " WHERE ", of_tag!(), " > ?1 ORDER BY ", of_tag!());
 
 /// The tags that have `?2` in their references. These are looked through in the index alone: reading the row of each
 /// tag would take some times as long. A limit keeps SQLite from doing that.
 pub(super) const TAGS_WITH: &str = concat!(
-    "SELECT ",
-    of_tag!(),
-    ", ",
-    columns_of_tag!(),
-    " FROM (SELECT DISTINCT ",
+    tags!(),
+    "(SELECT DISTINCT ",
     of_tag!(),
     " AS reference FROM tags WHERE ",
     of_tag!(),
@@ -73,88 +77,35 @@ pub(super) const TAGS_WITH: &str = concat!(
     of_tag!(),
     " LIMIT -1) AS found CROSS JOIN tags ON ",
     of_tag!(),
-    " = found.reference \
-     LEFT JOIN objects ON objects.digest = tags.digest ORDER BY found.reference"
+    " = found.reference",
+    joined!(),
+    " ORDER BY found.reference"
 );
 
 /// All manifests behind the reference `?1`.
-pub(super) const MANIFESTS: &str = concat!(
-    "SELECT ",
-    of_manifest!(),
-    ", ",
-    columns_of_manifest!(),
-    " FROM manifests LEFT JOIN objects ON objects.digest = manifests.digest WHERE ",
-    of_manifest!(),
-    " > ?1 ORDER BY ",
-    of_manifest!()
-);
+pub(super) const MANIFESTS: &str = concat!(manifests!(), of_manifest!(), " > ?1 ORDER BY ", of_manifest!());
 
 /// The manifests that have `?2` in their references.
-pub(super) const MANIFESTS_WITH: &str = concat!(
-    "SELECT ",
-    of_manifest!(),
-    ", ",
-    columns_of_manifest!(),
-    " FROM manifests LEFT JOIN objects ON objects.digest = manifests.digest WHERE ",
-    of_manifest!(),
-    " > ?1 \
-     AND instr(lower(",
-    of_manifest!(),
-    "), ?2) ORDER BY ",
-    of_manifest!()
-);
+pub(super) const MANIFESTS_WITH: &str =
+    concat!(manifests!(), of_manifest!(), " > ?1 AND instr(lower(", of_manifest!(), "), ?2) ORDER BY ", of_manifest!());
 
 /// The manifests between the references `?1` and `?2`, at most `?3`.
-pub(super) const MANIFESTS_BETWEEN: &str = concat!(
-    "SELECT ",
-    of_manifest!(),
-    ", ",
-    columns_of_manifest!(),
-    " FROM manifests LEFT JOIN objects ON objects.digest = manifests.digest WHERE ",
-    of_manifest!(),
-    " > ?1 AND ",
-    of_manifest!(),
-    " < ?2 ORDER BY ",
-    of_manifest!(),
-    " LIMIT ?3"
-);
+pub(super) const MANIFESTS_BETWEEN: &str =
+    concat!(manifests!(), of_manifest!(), " > ?1 AND ", of_manifest!(), " < ?2 ORDER BY ", of_manifest!(), " LIMIT ?3");
 
 /// The tags of the manifest `?1`.
-pub(super) const TAGS_OF: &str = concat!(
-    "SELECT ",
-    of_tag!(),
-    ", ",
-    columns_of_tag!(),
-    " FROM tags LEFT JOIN objects ON objects.digest = tags.digest WHERE tags.digest = ?1"
-);
+pub(super) const TAGS_OF: &str = concat!(tags!(), "tags", joined!(), " WHERE tags.digest = ?1");
 
 /// The names of the manifest `?1`.
-pub(super) const MANIFESTS_OF: &str = concat!(
-    "SELECT ",
-    of_manifest!(),
-    ", ",
-    columns_of_manifest!(),
-    " FROM manifests LEFT JOIN objects ON objects.digest = manifests.digest WHERE manifests.digest = ?1"
-);
+pub(super) const MANIFESTS_OF: &str = concat!(manifests!(), "manifests.digest = ?1");
 
 /// The tags of the reference `?1`.
-pub(super) const TAGS_NAMED: &str = concat!(
-    "SELECT ",
-    of_tag!(),
-    ", ",
-    columns_of_tag!(),
-    " FROM tags LEFT JOIN objects ON objects.digest = tags.digest WHERE ",
-    of_tag!(),
-    " = ?1"
-);
+pub(super) const TAGS_NAMED: &str = concat!(tags!(), "tags", joined!(), " WHERE ", of_tag!(), " = ?1");
 
 /// The manifests whose digests are between `?1` and `?2`, behind the reference `?3`, at most `?4`.
 pub(super) const MANIFESTS_LIKE: &str = concat!(
-    "SELECT ",
-    of_manifest!(),
-    ", ",
-    columns_of_manifest!(),
-    " FROM manifests LEFT JOIN objects ON objects.digest = manifests.digest WHERE manifests.digest >= ?1 \
+    manifests!(),
+    "manifests.digest >= ?1 \
      AND manifests.digest < ?2 AND ",
     of_manifest!(),
     " > ?3 LIMIT ?4"
