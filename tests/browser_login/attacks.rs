@@ -273,11 +273,13 @@ async fn a_browser_that_hangs_up_counts_as_one_that_stays() {
     for tried in tries {
         assert!(tried.await.expect_err("it waits").is_cancelled());
     }
+    // One more request: Larder gets to notice that they are gone.
+    assert_eq!(get(format!("{}/healthz", scene.larder.admin_url())).await.status, 200);
     token.let_go();
-    eventually("the tries are counted", async || {
-        first.clone().get(with_parameter(&back, "code", Some("guess"))).await.status == 429
-    })
-    .await;
+    let exchanged = || scene.issuer.asked().iter().filter(|path| *path == "/token").count();
+    eventually("the issuer has answered each", async || exchanged() == 20).await;
+    let told = first.get(with_parameter(&back, "code", Some("guess"))).await;
+    assert_eq!(told.status, 429, "{}", told.text());
 }
 
 #[tokio::test(flavor = "multi_thread")]
