@@ -33,7 +33,7 @@ pub enum Hit {
 pub enum Miss {
     /// It was not in the cache.
     Absent,
-    /// It was on its way into the cache for another client, whose transfer this client shares.
+    /// It was on its way into the cache already, for another client or behind a pull; this client shares the transfer.
     Joined,
     /// The upstream means another manifest by this tag than the cache did.
     Moved,
@@ -157,7 +157,7 @@ impl Miss {
     fn text(self) -> &'static str {
         match self {
             Self::Absent => "it was not in the cache, and was fetched from the upstream",
-            Self::Joined => "it was on its way into the cache for another client; both share one transfer",
+            Self::Joined => "it was on its way into the cache already; this pull shares the transfer",
             Self::Moved => "the upstream has moved the tag to another manifest, which was fetched",
             Self::List => "the list was not in the cache or past max_age, and was fetched from the upstream",
             Self::Asked => "it is not in the cache; the upstream was asked, and HEAD downloads nothing",
