@@ -11,7 +11,7 @@
 //! - Only once the client asks for a whole layer (`"pulled"`): tools that inspect images, and lazy pulls, fetch the
 //!   configuration whole, and of layers nothing or parts.
 //! - Few transfers, which leave places free and end when a client needs one (`cache/fill/behind.rs`).
-//! - Nothing when the upstream's quota is low or the upstream rests, nor of an image that is larger than the cache.
+//! - Nothing when the upstream's quota is low or the upstream rests, nor of an image of more than half of the cache.
 //!
 //! A transfer goes with the credentials of the request that caused it, so each upstream decides as for the client.
 //!
