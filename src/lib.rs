@@ -46,6 +46,7 @@ pub mod setup;
 mod sockets;
 pub mod spool;
 pub mod store;
+mod telemetry;
 mod text;
 mod tunnel;
 pub mod upkeep;

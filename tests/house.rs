@@ -9,7 +9,7 @@ use crate::support::Larder;
 const FOR_ALL: [&str; 2] = ["clock", "random"];
 
 /// Each room and the rooms it may import from.
-const ROOMS: [(&str, &[&str]); 40] = [
+const ROOMS: [(&str, &[&str]); 41] = [
     ("oci", &[]),
     ("body", &["failure"]),
     ("clock", &[]),
@@ -33,6 +33,7 @@ const ROOMS: [(&str, &[&str]); 40] = [
     ("convert", &["config"]),
     ("setup", &[]),
     ("observe", &["auth", "body", "config", "failure"]),
+    ("telemetry", &["config", "observe", "web"]),
     ("work", &["oci"]),
     ("spool", &["files", "oci", "work"]),
     ("store", &["files", "oci", "spool", "work"]),
@@ -103,7 +104,7 @@ const ROOMS: [(&str, &[&str]); 40] = [
             "upstream",
         ],
     ),
-    ("warm", &["access", "config", "failure", "oci", "registry", "routing", "upstream"]),
+    ("warm", &["access", "config", "failure", "observe", "oci", "registry", "routing", "upstream"]),
     (
         "services",
         &[
@@ -146,6 +147,7 @@ const ROOMS: [(&str, &[&str]); 40] = [
             "routing",
             "services",
             "setup",
+            "telemetry",
             "text",
             "upkeep",
             "upstream",

@@ -51,6 +51,7 @@ mod on_the_way;
 mod one_of_several;
 mod one_transfer;
 mod other_content;
+mod otlp;
 mod outage;
 mod package;
 mod pages;

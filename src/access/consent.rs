@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use quick_cache::sync::Cache as Bounded;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tracing::Instrument;
 
 use super::absences::Absences;
 use super::by_name::{self, ByName};
@@ -248,7 +249,7 @@ impl Consent {
             return;
         }
         let page = what.page(&digest);
-        tokio::spawn(async move {
+        let learning = async move {
             match consent.ask_for_proof(&nobody, what, &digest, &page).await {
                 // From a redirect alone, nothing is learnt.
                 Ok(Proof::Redirect) => {}
@@ -270,7 +271,8 @@ impl Consent {
                 Err(failure) => tracing::debug!(%failure, "it cannot be told whether an object is for everybody"),
             }
             drop(permit);
-        });
+        };
+        tokio::spawn(learning.in_current_span());
     }
 
     /// Returns the size of a blob without downloading it; `None` if the upstream does not state it.

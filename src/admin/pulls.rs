@@ -93,6 +93,9 @@ pub struct PullEntry {
     pub head_ms: f64,
     /// Milliseconds until its end.
     pub took_ms: f64,
+    /// The number of its trace, if traces are sent to a collector and this one is kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trace: Option<String>,
 }
 
 impl From<&Pull> for PullEntry {
@@ -117,6 +120,7 @@ impl From<&Pull> for PullEntry {
             complete: pull.is_complete,
             head_ms: millis(pull.head),
             took_ms: millis(pull.took),
+            trace: pull.trace.clone(),
         }
     }
 }

@@ -3,11 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tracing::{Instrument, Span};
+
 use super::Cache;
 use super::fill::{self, Fill, FillReader, Joined, Origin, Registered, Wanted};
 use crate::failure::{Failure, FailureKind};
 use crate::index::Viewer;
-use crate::observe::Metrics;
+use crate::observe::{Metrics, trace};
 use crate::oci::{Algorithm, Digest};
 use crate::places::{NoPlace, Party, Place};
 
@@ -65,12 +67,14 @@ impl Cache {
         match self.fills.join(&wanted.key(), viewer) {
             Joined::Running(fill) => {
                 self.metrics.coalesced.inc();
+                trace::joins(fill.span());
                 (fill, false)
             }
             Joined::New(fill, registered) => {
                 let (cache, origin, viewer) = (self.clone(), origin(), viewer.clone());
-                tokio::spawn(async move {
-                    match cache.places.take(party, PATIENCE).await {
+                let span = traced(&registered, &wanted);
+                let transfer = async move {
+                    match cache.places.take(party, PATIENCE).instrument(trace::step("wait for a place")).await {
                         Ok(place) => {
                             // For `Wanted::Digest`, the origin notes this, once it has a connection, too.
                             if !matches!(wanted, Wanted::Digest(_)) {
@@ -80,7 +84,8 @@ impl Cache {
                         }
                         Err(NoPlace) => registered.fail(no_place()),
                     }
-                });
+                };
+                tokio::spawn(transfer.instrument(span));
                 (fill, true)
             }
         }
@@ -99,7 +104,8 @@ impl Cache {
         let registered = self.fills.begin_behind(&digest, viewer)?;
         let (cache, origin, viewer, fill) = (self.clone(), origin(), viewer.clone(), registered.fill().clone());
         let wanted = Wanted::Digest(digest);
-        tokio::spawn(async move { cache.run_fill(registered, wanted, origin, &viewer, place).await });
+        let span = traced(&registered, &wanted);
+        tokio::spawn(async move { cache.run_fill(registered, wanted, origin, &viewer, place).await }.instrument(span));
         Some(fill)
     }
 
@@ -119,11 +125,16 @@ impl Cache {
     ) -> Option<FillReader> {
         let place = self.places.take_now(party)?;
         let (fill, registered) = match self.fills.join(&key, viewer) {
-            Joined::Running(fill) => return Some(fill),
+            Joined::Running(fill) => {
+                trace::joins(fill.span());
+                return Some(fill);
+            }
             Joined::New(fill, registered) => (fill, registered),
         };
         let (cache, origin, viewer) = (self.clone(), origin(), viewer.clone());
-        tokio::spawn(async move { cache.run_fill(registered, Wanted::Whatever(key), origin, &viewer, place).await });
+        let wanted = Wanted::Whatever(key);
+        let span = traced(&registered, &wanted);
+        tokio::spawn(async move { cache.run_fill(registered, wanted, origin, &viewer, place).await }.instrument(span));
         Some(fill)
     }
 
@@ -175,6 +186,13 @@ impl Cache {
         drop(registered);
         drop((running, place));
     }
+}
+
+/// Begins the span of a fill's transfer.
+fn traced(registered: &Registered, wanted: &Wanted) -> Span {
+    let span = trace::of_transfer(&wanted.key());
+    trace::reference(&span).into_iter().for_each(|span| registered.fill().has_span(span));
+    span
 }
 
 impl Cache {

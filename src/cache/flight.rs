@@ -5,6 +5,7 @@ use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::watch;
+use tracing::Instrument;
 
 use crate::failure::{Failure, FailureKind};
 
@@ -57,12 +58,13 @@ where
         running.insert(key.clone(), result.clone());
         let landed = Landed { running: self.0.clone(), key };
         let work = work();
-        tokio::spawn(async move {
+        let landing = async move {
             let value = work.await;
             // Removed from the map before the result is seen: a caller that comes now begins anew.
             drop(landed);
             done.send_replace(Some(value));
-        });
+        };
+        tokio::spawn(landing.in_current_span());
         (result, true)
     }
 }

@@ -197,7 +197,7 @@ fn refuse(error: &clap::Error) -> ExitCode {
 fn finish(is_json: bool, command: impl Future<Output = Result<(), CommandError>>) -> ExitCode {
     // Only warnings and errors are logged: standard output is for the output of the command.
     let logging = Logging { level: "warn".to_owned(), format: LogFormat::Text, ..Logging::default() };
-    let result = Log::init(&logging).map_err(|error| CommandError::Failed(error.to_string())).and_then(|log| {
+    let result = Log::init(&logging, None).map_err(|error| CommandError::Failed(error.to_string())).and_then(|log| {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
         let runtime = runtime.map_err(|error| CommandError::Failed(error.to_string()))?;
         let result = runtime.block_on(command);

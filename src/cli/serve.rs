@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::net::TcpListener;
+use tokio::runtime::{Handle, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch as channel;
 use tokio::task::JoinSet;
@@ -27,6 +28,7 @@ use crate::listen::Tls;
 use crate::observe::Metrics;
 use crate::observe::log::Log;
 use crate::services::{Configuration, RegistryDoor, Services};
+use crate::telemetry::Traces;
 use crate::{admin, listen, ops};
 
 type AnyError = Box<dyn std::error::Error>;
@@ -54,8 +56,15 @@ pub fn run(files: &[PathBuf]) -> ExitCode {
             return ExitCode::from(WRONG_CONFIGURATION);
         }
     };
-    let log = match Log::init(&config.logging) {
-        Ok(log) => Arc::new(log),
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            complain(&format!("cannot start threads: {error}"));
+            return ExitCode::FAILURE;
+        }
+    };
+    let (log, traces) = match begin_to_report(&config, runtime.handle()) {
+        Ok(begun) => begun,
         Err(error) => {
             complain(&error);
             return ExitCode::from(WRONG_CONFIGURATION);
@@ -64,7 +73,10 @@ pub fn run(files: &[PathBuf]) -> ExitCode {
     tell(&warnings);
     let for_clients = address::for_clients(&config);
     let told = Configuration { shown: shown(&sources), warnings, refused: None, for_clients };
-    let ended = start(config, sockets, Files { sources, begun_with, watch, told }, log.clone());
+    let ended = start(&runtime, config, sockets, Files { sources, begun_with, watch, told }, log.clone());
+    traces.iter().for_each(Traces::end);
+    // The next request for an object continues a fill that is still running now.
+    runtime.shutdown_background();
     if let Err(error) = &ended {
         tracing::error!(%error, "larder cannot run");
     }
@@ -86,7 +98,14 @@ struct Files {
     told: Configuration,
 }
 
-fn start(config: Config, sockets: Sockets, files: Files, log: Arc<Log>) -> Result<(), AnyError> {
+/// Begins the log and the traces.
+fn begin_to_report(config: &Config, runtime: &Handle) -> Result<(Arc<Log>, Option<Traces>), AnyError> {
+    let traces = config.telemetry.as_ref().map(|telemetry| Traces::begin(telemetry, runtime)).transpose()?;
+    let log = Log::init(&config.logging, traces.as_ref().map(Traces::layer))?;
+    Ok((Arc::new(log), traces))
+}
+
+fn start(runtime: &Runtime, config: Config, sockets: Sockets, files: Files, log: Arc<Log>) -> Result<(), AnyError> {
     descriptors::raise();
     if !clock::is_plausible() {
         tracing::warn!("{}", ops::WRONG_CLOCK);
@@ -94,11 +113,7 @@ fn start(config: Config, sockets: Sockets, files: Files, log: Arc<Log>) -> Resul
     let metrics = Arc::new(Metrics::new(log.lines().health().clone()));
     let cache = Arc::new(Cache::open(&config, metrics.clone())?);
     let services = Arc::new(Services::new(&config, cache, metrics)?);
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let result = runtime.block_on(serve(config, sockets, services, files, log));
-    // The next request for an object continues a fill that is still running now.
-    runtime.shutdown_background();
-    result
+    runtime.block_on(serve(config, sockets, services, files, log))
 }
 
 async fn serve(

@@ -152,6 +152,13 @@ impl<'de> de::Deserializer<'de> for Located<'_> {
         self.whole_number(u8::MAX.into(), visitor)
     }
 
+    fn deserialize_f64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        self.resolved(|place| match place.node.value {
+            Value::Integer(_) | Value::Float(_) => place.deserialize_any(visitor),
+            _ => Err(place.not("a number")),
+        })
+    }
+
     fn deserialize_string<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         match self.node.value {
             Value::String(_) | Value::Text(_) => self.deserialize_any(visitor),
@@ -229,7 +236,7 @@ impl<'de> de::Deserializer<'de> for Located<'_> {
     }
 
     forward_to_deserialize_any! {
-        i8 i16 i32 i64 i128 u16 u128 f32 f64 char str bytes byte_buf unit unit_struct
+        i8 i16 i32 i64 i128 u16 u128 f32 char str bytes byte_buf unit unit_struct
         tuple tuple_struct identifier ignored_any
     }
 }

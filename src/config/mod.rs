@@ -30,6 +30,7 @@ mod shapes;
 mod show;
 mod suspicious;
 pub mod tag_pattern;
+mod telemetry;
 mod tls;
 pub(crate) mod tree;
 pub(crate) mod units;
@@ -54,6 +55,7 @@ pub use raw::{ForwardedHeader, LogFormat, Logging, OnUpstream404, Pattern, Polic
 pub use repository::{Repository, TagPolicy};
 pub use secret::Secret;
 pub use show::Effective;
+pub use telemetry::Telemetry;
 pub use tls::{ClientRoots, ServerTls};
 pub use units::{Amount, Limit};
 pub use upstream::{ClientTls, HostHeaders, Upstream, UpstreamUrl};
@@ -81,6 +83,8 @@ pub struct Config {
     pub proxy: Option<ProxyDoor>,
     pub admin: Admin,
     pub logging: Logging,
+    /// `None`: no traces.
+    pub telemetry: Option<Telemetry>,
 }
 
 /// `[server]`: the registry door.
@@ -267,7 +271,8 @@ impl Config {
             has_certificates: false,
         };
         let tls = file.server.tls.take().map(|written| tls::check(&check, written, &around.proxies)).transpose()?;
-        let auth = auth::check(&check, file.auth, &around.proxies)?;
+        let proxies = around.proxies.clone();
+        let auth = auth::check(&check, file.auth, &proxies)?;
         let around = upstream::Around {
             has_certificates: tls.as_ref().is_some_and(|tls| tls.clients.is_some()),
             auth,
@@ -287,6 +292,7 @@ impl Config {
         let admin_hosts = check_hosts(&check, "admin", &file.admin.hosts)?;
         let cache = check_cache(&check, file.cache)?;
         check_level(&check, &file.logging.level)?;
+        let telemetry = telemetry::check(&check, &file.telemetry, &proxies)?;
         let config = Self {
             server: Server {
                 listen: file.server.listen.0,
@@ -315,6 +321,7 @@ impl Config {
                 hosts: admin_hosts,
             },
             logging: file.logging,
+            telemetry,
         };
         suspicious::warn(&check, &config);
         Ok(config)

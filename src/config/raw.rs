@@ -1,5 +1,7 @@
 //! The file's tables and keys with their defaults, before they are checked against each other.
 
+mod reporting;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -12,6 +14,8 @@ pub use super::shapes::{Addresses, ClaimValues, InOrder, Network, OneOrMany, Pat
 use super::shapes::{file, files, hook, optional_file, program};
 use super::units::{Amount, Limit, Span};
 use super::warm::WarmImages;
+
+pub use reporting::{LogFormat, Logging, Telemetry};
 
 /// The whole file.
 #[derive(Debug, Default, Deserialize, Serialize)]
@@ -31,6 +35,7 @@ pub struct File {
     pub allowlist: Allowlist,
     pub admin: Admin,
     pub logging: Logging,
+    pub telemetry: Telemetry,
 }
 
 impl File {
@@ -547,31 +552,6 @@ impl Default for Admin {
             hosts: Vec::new(),
         }
     }
-}
-
-/// `[logging]`
-#[derive(Clone, Debug, Deserialize, Serialize)]
-#[serde(default)]
-pub struct Logging {
-    pub level: String,
-    pub format: LogFormat,
-    #[serde(deserialize_with = "file")]
-    pub file: PathBuf,
-    pub access: bool,
-}
-
-impl Default for Logging {
-    fn default() -> Self {
-        Self { level: "info".to_owned(), format: LogFormat::Text, file: PathBuf::new(), access: true }
-    }
-}
-
-/// The form of the log: text for people or JSON for machines.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LogFormat {
-    Text,
-    Json,
 }
 
 /// Writes a path; a missing one as an empty path, which means the same.

@@ -253,6 +253,10 @@ level = "larder=debug,info"
 format = "json"
 file = "/var/log/larder.log"
 access = false
+
+[telemetry]
+otlp_endpoint = "https://otlp.example/otlp"
+sampling = 0.25
 "##;
 
 fn shown(text: &str, environment: &[(&str, &str)]) -> Effective {

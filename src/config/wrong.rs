@@ -35,7 +35,7 @@ fn keys_that_do_not_exist() {
         ("[sever]".to_owned(), "1: unknown key `sever`; did you mean `server`?"),
         (
             "[frobnicate]".to_owned(),
-            "1: unknown key `frobnicate`; there are `server`, `auth`, `cache`, `repository`, `headers`, `warm`, `proxy`, `allowlist`, `admin`, `logging`",
+            "1: unknown key `frobnicate`; there are `server`, `auth`, `cache`, `repository`, `headers`, `warm`, `proxy`, `allowlist`, `admin`, `logging`, `telemetry`",
         ),
         (
             "[admin]\ntoken = \"geheim\"".to_owned(),
@@ -324,6 +324,23 @@ fn regexes_and_tags() {
         ),
         ("[cache]\npolicy = \"lfu\"".to_owned(), "2: `cache.policy`: `lfu` is not one of `lru`"),
         ("[logging]\nformat = \"xml\"".to_owned(), "2: `logging.format`: `xml` is not one of `text`, `json`"),
+        (
+            "[telemetry]\notlp_endpoint = \"collector:4318\"".to_owned(),
+            "2: `telemetry.otlp_endpoint`: a URL that begins with http:// or https:// is needed; write for example otlp_endpoint = \"http://collector:4318\"",
+        ),
+        (
+            "[telemetry]\notlp_endpoint = \"https://me:secret@collector\"".to_owned(),
+            "2: `telemetry.otlp_endpoint`: there is a user name or password in it, which is not sent; set the variable OTEL_EXPORTER_OTLP_HEADERS, for example to Authorization=Basic%20…",
+        ),
+        (
+            "[telemetry]\notlp_endpoint = \"http://collector:4318?token=1\"".to_owned(),
+            "2: `telemetry.otlp_endpoint`: there is a `?` or `#` in it; write for example otlp_endpoint = \"http://collector:4318\"",
+        ),
+        (
+            "[telemetry]\nsampling = 10".to_owned(),
+            "2: `telemetry.sampling`: `10` is no share; write a number from 0.0 to 1.0 (all)",
+        ),
+        ("[telemetry]\nsampling = \"10%\"".to_owned(), "2: `telemetry.sampling`: a number is needed here, not a text"),
         (
             "[logging]\nlevel = \"inof\"".to_owned(),
             "2: `logging.level`: `inof` is no level; write error, warn, info, debug, trace, or a filter such as \"larder::upstream=debug,info\"",

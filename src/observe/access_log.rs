@@ -26,6 +26,8 @@ pub struct Entry<'a> {
     pub cache: Option<&'static str>,
     /// The word of the reason, as [`super::Reason::code`] has it.
     pub reason: Option<&'static str>,
+    /// The number of the trace, if the trace is kept.
+    pub trace: Option<&'a str>,
 }
 
 /// Writes the line.
@@ -44,6 +46,7 @@ pub fn write(entry: &Entry<'_>) {
         repository = entry.repository,
         cache = entry.cache,
         reason = entry.reason,
+        trace = entry.trace,
         user_agent = entry.user_agent,
         "request"
     );

@@ -2,7 +2,10 @@
 
 use std::io;
 
-use tracing_subscriber::{EnvFilter, reload};
+use tracing_subscriber::filter::{FilterExt, filter_fn};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
 
 use super::lines::{Lines, Output};
 use super::text;
@@ -26,8 +29,8 @@ pub struct Log {
 }
 
 impl Log {
-    /// Sets up the log of the whole process. Called once.
-    pub fn init(logging: &Logging) -> Result<Self, LogError> {
+    /// Sets up the log of the whole process. Called once. `traces`: what listens to spans.
+    pub fn init(logging: &Logging, traces: Option<Box<dyn Layer<Registry> + Send + Sync>>) -> Result<Self, LogError> {
         let is_standard_error = logging.file.as_os_str().is_empty();
         let file = |source| LogError::File { path: logging.file.display().to_string(), source };
         let output = match is_standard_error {
@@ -35,26 +38,20 @@ impl Log {
             false => Output::file(&logging.file).map_err(file)?,
         };
         let lines = Lines::start(output).map_err(LogError::Begin)?;
-        let log = tracing_subscriber::fmt()
-            .with_env_filter(parse_filter(&logging.level)?)
+        let (filter, set) = reload::Layer::new(parse_filter(&logging.level)?);
+        let log = tracing_subscriber::fmt::layer()
             .with_writer(lines.clone())
             .with_ansi(is_standard_error && io::IsTerminal::is_terminal(&io::stderr()) && wants_colours())
             // They would go to standard error, whatever that is.
             .log_internal_errors(false);
-        let set_filter: Box<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync> = match logging.format {
-            LogFormat::Text => {
-                let log = log.fmt_fields(text::fields()).with_filter_reloading();
-                let handle = log.reload_handle();
-                log.init();
-                Box::new(move |filter| handle.reload(filter))
-            }
-            LogFormat::Json => {
-                let log = log.json().with_current_span(false).with_span_list(false).with_filter_reloading();
-                let handle = log.reload_handle();
-                log.init();
-                Box::new(move |filter| handle.reload(filter))
-            }
+        let log = match logging.format {
+            LogFormat::Text => log.fmt_fields(text::fields()).boxed(),
+            LogFormat::Json => log.json().with_current_span(false).with_span_list(false).boxed(),
         };
+        // A line is the same with traces and without.
+        let log = log.with_filter(filter.and(filter_fn(|metadata| !metadata.is_span())));
+        tracing_subscriber::registry().with(traces).with(log).init();
+        let set_filter = Box::new(move |filter| set.reload(filter));
         // The message of a panic, too, must not wait for standard error.
         std::panic::set_hook(Box::new(|panic| tracing::error!(%panic, "a fault in Larder; please report it")));
         Ok(Self { set_filter, lines })

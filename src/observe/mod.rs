@@ -12,6 +12,7 @@ pub mod pulls;
 pub mod reason;
 mod scrape;
 mod text;
+pub mod trace;
 
 pub use exposition::Format;
 pub use lines::{Lines, LogHealth};

@@ -11,11 +11,14 @@ use http::request::Parts;
 use http::{Response, Version};
 use http_body_util::BodyExt;
 use hyper::body::{Body as _, Frame, SizeHint};
+use tracing::Span;
+use tracing::field::display;
 
 use super::access_log::{self, Entry};
 use super::metrics::{Kind, Metrics, Outcome, StatusLabel};
 use super::pulls::Pull;
 use super::reason::Reason;
+use super::trace;
 use crate::auth::{Client, Identity};
 use crate::body::Body;
 use crate::clock::{self, Instant};
@@ -43,6 +46,8 @@ pub struct Observation {
     /// `Content-Length`, which tells the end: a body is not polled again after so many bytes.
     length: Option<u64>,
     has_ended: bool,
+    /// Of the trace.
+    span: Span,
 }
 
 /// Longest user agent in the log, in characters: clients may send one as long as a head may be.
@@ -95,7 +100,14 @@ impl Observation {
             sent: 0,
             length: None,
             has_ended: false,
+            span: Span::none(),
         }
+    }
+
+    /// Begins the trace of the request. What is done for the request is to be done within the returned span.
+    pub fn traced(&mut self, request: &Parts) -> Span {
+        self.span = trace::of_request(request);
+        self.span.clone()
     }
 
     /// Leaves the response out of the metrics: the request is about Larder itself.
@@ -167,6 +179,7 @@ impl Drop for Observation {
             let is_from_cache = matches!(self.outcome(), Some(Outcome::Hit | Outcome::Stale));
             self.metrics.served(repository, self.sent, is_from_cache && is_complete);
         }
+        let trace = self.end_trace(is_complete);
         if self.log_access {
             access_log::write(&Entry {
                 client: &self.client,
@@ -182,18 +195,50 @@ impl Drop for Observation {
                 repository: self.repository.as_ref().map(|(repository, _)| repository.as_str()),
                 cache: self.outcome().map(Outcome::as_str),
                 reason: self.reason.as_ref().map(Reason::code),
+                trace: trace.as_deref(),
             });
         }
         if let Some(reason) = self.reason.take() {
-            let pull = self.pull(reason, is_complete);
+            let pull = self.pull(reason, is_complete, trace);
             self.metrics.pulls.add(pull);
         }
     }
 }
 
 impl Observation {
+    /// Ends the trace of the request. Returns its number, if the trace is kept.
+    fn end_trace(&self, is_complete: bool) -> Option<String> {
+        if self.span.is_disabled() {
+            return None;
+        }
+        let span = &self.span;
+        let kind = self.repository.as_ref().map(|(_, kind)| kind.as_str());
+        let name = [self.method.as_str(), kind.unwrap_or_default()].join(" ");
+        // By the conventions, what a client did wrong is no error of the server.
+        if self.status >= 500 || !is_complete {
+            span.record("otel.status_code", "error");
+        }
+        span.record("http.response.status_code", self.status);
+        span.record("http.response.body.size", self.sent);
+        span.record("url.path", &self.path);
+        span.record("client.address", display(&self.client));
+        span.record("user_agent.original", &self.user_agent);
+        span.record("larder.head_ms", u64::try_from(self.head.as_millis()).unwrap_or(u64::MAX));
+        span.record("larder.complete", is_complete);
+        self.user.iter().for_each(|user| _ = span.record("enduser.id", user));
+        self.reference.iter().for_each(|reference| _ = span.record("larder.reference", reference));
+        self.repository.iter().for_each(|(repository, _)| _ = span.record("larder.repository", repository));
+        self.outcome().iter().for_each(|outcome| _ = span.record("larder.cache", outcome.as_str()));
+        if let Some(reason) = &self.reason {
+            span.record("larder.reason", reason.code());
+            span.record("larder.why", reason.text());
+        }
+        trace::end(span, name.trim_end());
+        trace::id(span)
+    }
+
     /// Makes the entry of the list of pulls. Leaves this observation without its texts.
-    fn pull(&mut self, reason: Reason, is_complete: bool) -> Pull {
+    fn pull(&mut self, reason: Reason, is_complete: bool, trace: Option<String>) -> Pull {
         let (repository, kind) =
             self.repository.take().map_or((String::new(), None), |(name, kind)| (name, Some(kind)));
         Pull {
@@ -213,6 +258,7 @@ impl Observation {
             is_complete,
             head: self.head,
             took: self.began.elapsed(),
+            trace,
         }
     }
 }

@@ -44,6 +44,8 @@ pub struct Pull {
     pub head: Duration,
     /// The time until the end of the response.
     pub took: Duration,
+    /// The number of its trace, if the trace is kept.
+    pub trace: Option<String>,
 }
 
 /// Which pulls a list has.
@@ -184,6 +186,7 @@ mod tests {
             is_complete: true,
             head: Duration::ZERO,
             took: Duration::ZERO,
+            trace: None,
         }
     }
 

@@ -8,6 +8,7 @@ use http::request::Parts;
 use http::{HeaderMap, Method, Request, Response};
 use hyper::body::Body as _;
 use tokio::net::TcpStream;
+use tracing::Instrument;
 use url::Url;
 
 use super::door::Proxy;
@@ -78,7 +79,9 @@ impl Proxy {
         let client = Client { is_secure: matches!(came, Came::Through { is_secure: true, .. }), ..client };
         let mut observation = self.observe(&parts, client.clone());
         let is_head = parts.method == Method::HEAD;
-        let answered = self.passed(Request::from_parts(parts, body), &came, &client, kept, &mut observation).await;
+        let span = observation.traced(&parts);
+        let request = Request::from_parts(parts, body);
+        let answered = self.passed(request, &came, &client, kept, &mut observation).instrument(span).await;
         let mut response = answered.unwrap_or_else(|refused| {
             note(&mut observation, &refused);
             refused.into_response()

@@ -31,6 +31,7 @@ use std::sync::Arc;
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method, Request, Response};
 use serde_json::json;
+use tracing::Instrument;
 
 pub use all_tags::{AllTags, MOST_TAGS};
 pub use answer::Answer;
@@ -53,6 +54,13 @@ use crate::sent::Sent;
 /// Header by which a registry states the version of its API; in each response of the registry door.
 pub const API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
 const OCI_NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
+
+/// The content that a request is for, with the rest of its URL.
+struct Content<'a> {
+    path: &'a str,
+    object: &'a Object,
+    query: &'a Query,
+}
 
 /// Answers the requests of clients that use Larder as a registry. All connections share it.
 pub struct Registry {
@@ -117,7 +125,6 @@ impl Registry {
             return Err(Refusal::Unsupported);
         }
         let query = Query::read(request.uri.query());
-        let is_read = request.method == Method::GET || request.method == Method::HEAD;
         let caller = Caller::of(rules, request)?;
         let routing = &caller.rules.routing;
         let (path, object) = match Route::parse(request.uri.path())? {
@@ -132,25 +139,39 @@ impl Registry {
         let mut target = routing.route(Asked { namespace, host: host(request), path: &path, tag })?;
         target.client = counted_client(request);
         observation.found(target.repository.prefix(), kind_of(&object), reference_of(&target, &object));
-        if !is_read {
+        let span = observation.traced(request);
+        let content = Content { path: &path, object: &object, query: &query };
+        self.object(request, &caller, content, target, observation).instrument(span).await
+    }
+
+    /// Answers a request for content.
+    async fn object(
+        &self,
+        request: &Parts,
+        caller: &Caller,
+        Content { path, object, query }: Content<'_>,
+        mut target: Target,
+        observation: &mut Observation,
+    ) -> Result<Response<Body>, Refusal> {
+        if request.method != Method::GET && request.method != Method::HEAD {
             return Err(Refusal::Unsupported);
         }
-
         let passes = target.repository.config.client_consent.is_some();
-        observation.admitted(&self.access.admit(request, &caller, &target.repository, &path).await?);
+        observation.admitted(&self.access.admit(request, caller, &target.repository, path).await?);
         caller.means_us()?;
         if passes {
-            let client = self.access.upstream_sees(request, &caller);
-            target.who = client.map_err(|why| challenge(request, &caller, why, Some(&path)))?;
+            let client = self.access.upstream_sees(request, caller);
+            target.who = client.map_err(|why| challenge(request, caller, why, Some(path)))?;
         }
-        let Answer { mut response, state } = match self.objects.answer(request, &target, &object, &query).await {
+        let Answer { mut response, state } = match self.objects.answer(request, &target, object, query).await {
             Err(refusal) if passes => {
-                return Err(login::ask_who_it_is(refusal, request, &caller, &target.who, &path));
+                return Err(login::ask_who_it_is(refusal, request, caller, &target.who, path));
             }
             answer => answer?,
         };
         observation.answered(state.reason());
-        routing.served(&path, &target);
+        caller.rules.routing.served(path, &target);
+        let namespace = query.namespace.as_deref();
         if let Some(value) = namespace.and_then(|namespace| HeaderValue::from_str(namespace).ok()) {
             response.headers_mut().insert(OCI_NAMESPACE, value);
         }

@@ -31,6 +31,7 @@ use http::{Method, StatusCode};
 use quick_cache::Weighter;
 use quick_cache::sync::Cache as Bounded;
 use tokio::sync::watch;
+use tracing::{Instrument, Span};
 
 use self::queue::{Admission, Queue, Slot};
 use super::answer::Answer;
@@ -41,7 +42,7 @@ use crate::cache::{Cache, Fill, Manifest};
 use crate::clock::Instant;
 use crate::config::Prefetch as When;
 use crate::failure::{Failure, FailureKind};
-use crate::observe::Metrics;
+use crate::observe::{Metrics, trace};
 use crate::oci::range::RangeHeader;
 use crate::oci::{Digest, Image};
 use crate::routing::Target;
@@ -95,6 +96,8 @@ struct Job {
     image: Arc<Image>,
     /// The count of changes of the configuration by which it was begun.
     change: u64,
+    /// The span of the pull that it was begun for.
+    pull: Span,
 }
 
 #[derive(Clone)]
@@ -204,7 +207,7 @@ impl Prefetch {
         // No share of this client's places is used for what it does not wait for.
         let (client, target) = (target.client, Target { client: None, ..target.clone() });
         let change = *self.0.changes.borrow();
-        let job = Job { target, manifest, image, change };
+        let job = Job { target, manifest, image, change, pull: Span::current() };
         let slot = job.slot();
         let admission = self.0.queue().admit(job, slot, client, Instant::now());
         match admission {
@@ -272,7 +275,8 @@ impl Shared {
 
     async fn run(&self, job: &Job) {
         let image = format!("{}/{}@{}", job.target.repository.prefix(), job.target.name, job.manifest);
-        let result = match self.bring(job).await {
+        let span = trace::of_image("prefetch", &image, &job.pull);
+        let result = match self.bring(job).instrument(span).await {
             Ok(0) => "present",
             Ok(blobs) => {
                 tracing::debug!(image, blobs, "the rest of an image came in behind a pull");

@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use tracing::Instrument;
+
 use super::lists::{List, Lists};
 use super::pages::Page;
 use crate::failure::{Failure, FailureKind};
@@ -42,13 +44,14 @@ impl Lists {
         };
         let (lists, page) = (self.clone(), page.clone());
         let everybody = Target { who: Who::Anonymous, ..target.clone() };
-        tokio::spawn(async move {
+        let learning = async move {
             match lists.fetch_once(&everybody, list, &page, key, false).await {
                 Ok((listing, _)) => lists.cache.put_listing(public, listing),
                 Err(failure) => tracing::debug!(%failure, "it cannot be told whether a list is for everybody"),
             }
             drop(permit);
-        });
+        };
+        tokio::spawn(learning.in_current_span());
     }
 
     /// While the upstream cannot answer, makes the list of referrers from the fallback tag, if the tag was seen before.

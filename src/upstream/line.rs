@@ -1,4 +1,4 @@
-//! One line of the log, at the level debug, for each request to an upstream: why a pull is slow.
+//! One line of the log, at the level debug, and one span of a trace for each request to an upstream: why a pull is slow.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -6,20 +6,19 @@ use std::time::Duration;
 
 use http::Method;
 use reqwest::Response;
+use tracing::Span;
 use url::Url;
 
 use crate::clock::Instant;
 use crate::failure::Failure;
+use crate::observe::trace;
 
-/// The line of one request, written when its response is dropped.
+/// The line and the span of one request, written when its response is dropped.
 struct Line {
-    upstream: Arc<str>,
-    method: Method,
-    place: String,
+    begun: Begun,
     status: u16,
     /// From the request to the head of the response.
     head: Duration,
-    since: Instant,
     /// Bytes of the body that have arrived.
     bytes: AtomicU64,
 }
@@ -30,34 +29,36 @@ pub struct Begun {
     method: Method,
     place: String,
     since: Instant,
+    span: Span,
 }
 
 impl Begun {
-    /// Begins the line of a request; `None` where the log leaves it out. `is_led`: a redirect named the URL. Its path may
-    /// be a secret: some storages give a path to whoever may read, and it is all that a reader needs.
+    /// Begins the line and the span of a request; `None` where neither is wanted. `is_led`: a redirect named the URL. Its
+    /// path may be a secret: some storages give a path to whoever may read, and it is all that a reader needs.
     pub fn new(upstream: &Arc<str>, method: &Method, url: &Url, is_led: bool) -> Option<Self> {
-        if !tracing::enabled!(tracing::Level::DEBUG) {
+        if !tracing::enabled!(tracing::Level::DEBUG) && Span::current().is_none() {
             return None;
         }
         let (host, port) = (url.host_str().unwrap_or_default(), url.port());
         let port = port.map_or_else(String::new, |port| format!(":{port}"));
         let path = if is_led { "/…" } else { url.path() };
         let place = format!("{host}{port}{path}");
-        Some(Self { upstream: upstream.clone(), method: method.clone(), place, since: Instant::now() })
+        let span = trace::of_upstream(upstream, method, host, &format!("{}://{place}", url.scheme()));
+        Some(Self { upstream: upstream.clone(), method: method.clone(), place, since: Instant::now(), span })
     }
 
     /// Ends the line of a request that has no response.
     pub fn failed(self, failure: &Failure) {
         let ms = milliseconds(self.since.elapsed());
+        trace::failed(&self.span, failure);
         let Self { upstream, method, place, .. } = self;
         tracing::debug!(%upstream, %method, place, ms, kind = failure.kind.as_str(), %failure, "upstream request");
     }
 
     /// Ends the line when the response is dropped.
     pub fn answered(self, response: &mut Response) {
-        let Self { upstream, method, place, since } = self;
-        let (status, head) = (response.status().as_u16(), since.elapsed());
-        let line = Line { upstream, method, place, status, head, since, bytes: AtomicU64::new(0) };
+        let (status, head) = (response.status().as_u16(), self.since.elapsed());
+        let line = Line { begun: self, status, head, bytes: AtomicU64::new(0) };
         response.extensions_mut().insert(Arc::new(line));
     }
 }
@@ -71,14 +72,22 @@ pub fn count(response: &Response, bytes: usize) {
 
 impl Drop for Line {
     fn drop(&mut self) {
+        let Begun { upstream, method, place, since, span } = &self.begun;
+        let (ms, bytes) = (milliseconds(self.head), self.bytes.load(Ordering::Relaxed));
+        span.record("http.response.status_code", self.status);
+        span.record("http.response.body.size", bytes);
+        span.record("larder.head_ms", ms);
+        if self.status >= 400 {
+            span.record("otel.status_code", "error");
+        }
         tracing::debug!(
-            upstream = %self.upstream,
-            method = %self.method,
-            place = self.place,
+            %upstream,
+            %method,
+            place,
             status = self.status,
-            ms = milliseconds(self.head),
-            total_ms = milliseconds(self.since.elapsed()),
-            bytes = self.bytes.load(Ordering::Relaxed),
+            ms,
+            total_ms = milliseconds(since.elapsed()),
+            bytes,
             "upstream request"
         );
     }

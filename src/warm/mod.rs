@@ -13,9 +13,11 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::stream::{self, StreamExt};
 use tokio::sync::Semaphore;
+use tracing::{Instrument, Span};
 
 use crate::clock::{self, Instant};
 use crate::failure::Failure;
+use crate::observe::trace;
 use crate::oci::{Platform, Reference};
 use crate::registry::Objects;
 use crate::registry::warm::Progress;
@@ -209,9 +211,11 @@ impl Warming {
         let _place = places.acquire().await;
         image.set(State::Running);
         let (objects, target, reference) = (&self.objects, &image.target, &image.reference);
+        let span = trace::of_image("warm", &image.written, &Span::none());
+        let (platforms, progress) = (&job.platforms, &image.progress);
         let warmed = match job.schedule {
-            None => objects.warm(target, reference, &job.platforms, &image.progress).await,
-            Some(_) => objects.keep_warm(target, reference, &job.platforms, &image.progress).await,
+            None => objects.warm(target, reference, platforms, progress).instrument(span).await,
+            Some(_) => objects.keep_warm(target, reference, platforms, progress).instrument(span).await,
         };
         match warmed {
             Ok(()) => image.set(State::Done),

@@ -6,6 +6,7 @@
 
 mod behind;
 mod driver;
+mod entry;
 mod passing;
 pub mod plan;
 mod progress;
@@ -15,7 +16,6 @@ mod transfer;
 mod window;
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
@@ -29,10 +29,12 @@ pub use super::origin::{HELD_BACK, Origin, Source, Transfer};
 use super::ranges::RangeSet;
 use crate::failure::{Failure, FailureKind};
 use crate::index::Viewer;
+use crate::observe::trace::SpanRef;
 use crate::oci::Digest;
 use crate::work::ReadFile;
 
 pub(super) use driver::{Destination, drive};
+pub use entry::Registered;
 pub(super) use passing::pass;
 pub use progress::Progress;
 pub use reserved::Reserved;
@@ -117,6 +119,8 @@ pub struct Fill {
     /// When the fill had all of Larder's own places that it needs.
     placed: OnceLock<Instant>,
     behind: behind::Behind,
+    /// The span of its transfer, to which those of other requests refer.
+    span: OnceLock<SpanRef>,
 }
 
 /// A client whose transfer waited this long for a place is not told that the upstream is slow.
@@ -272,7 +276,18 @@ impl Fill {
             begun: Instant::now(),
             placed: OnceLock::new(),
             behind: behind::Behind::default(),
+            span: OnceLock::new(),
         }
+    }
+
+    /// Notes the span of the fill's transfer.
+    pub fn has_span(&self, span: SpanRef) {
+        self.span.get_or_init(|| span);
+    }
+
+    /// Returns the span of the fill's transfer, if it has begun.
+    pub fn span(&self) -> Option<&SpanRef> {
+        self.span.get()
     }
 
     /// Notes that the fill has all of Larder's own places that it needs.
@@ -544,51 +559,6 @@ impl Fills {
     /// Returns how many fills are under way.
     pub fn count(&self) -> usize {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
-    }
-}
-
-/// The entry of a fill in the map, held by the task that drives the fill. Dropping it ends the fill: the entry leaves
-/// the map, and a fill that is in no final phase (its task panicked) fails.
-#[derive(Debug)]
-pub struct Registered {
-    fills: Fills,
-    digest: Digest,
-    fill: Arc<Fill>,
-    /// A transfer of an object that could not be stored, and the offset at which it begins. Nothing of it was read yet.
-    left: Mutex<Option<(u64, Transfer)>>,
-}
-
-impl Registered {
-    /// Ends the fill before it was driven. Readers that joined meanwhile get the failure.
-    pub fn fail(&self, failure: Failure) {
-        self.fill.update(|state| state.phase = Phase::Failed(failure));
-    }
-
-    /// Returns the size that a source of the object stated; 0: no source stated one.
-    pub fn stated_size(&self) -> u64 {
-        self.fill.stated.load(Ordering::Relaxed)
-    }
-
-    /// Returns the fill.
-    pub fn fill(&self) -> &Arc<Fill> {
-        &self.fill
-    }
-}
-
-impl Drop for Registered {
-    fn drop(&mut self) {
-        self.fill.update(|state| {
-            if matches!(state.phase, Phase::Opening | Phase::Growing | Phase::Passing { is_verified: false }) {
-                state.phase = Phase::Failed(Failure::new(FailureKind::Storage, "the transfer broke off unexpectedly"));
-            }
-        });
-        let mut fills = self.fills.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Entry::Occupied(entry) = fills.entry(self.digest) {
-            // A failed fill may already have a successor under the same digest.
-            if std::ptr::eq(entry.get().as_ptr(), Arc::as_ptr(&self.fill)) {
-                entry.remove();
-            }
-        }
     }
 }
 
