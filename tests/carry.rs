@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::clients::skopeo_carries;
 use crate::support::{
-    Hub, Image, Index, Larder, Options, RepositoryConfig, eventually, get, raw, repository_config, request,
+    Hub, Image, Index, Larder, Options, Ran, RepositoryConfig, eventually, get, raw, repository_config, request,
 };
 
 const KIB: usize = 1 << 10;
@@ -447,4 +447,47 @@ async fn a_manifest_in_an_archive_opens_nothing_of_another_repository() {
         assert_eq!(get(both.blob_url("other/stolen", &digest)).await.status, 404);
         assert_eq!(get(both.blob_url("hub/team/app", &digest)).await.status, 200);
     }
+}
+
+/// As people join the two commands in a shell.
+#[tokio::test(flavor = "multi_thread")]
+async fn images_go_from_one_cache_to_another_through_a_pipe() {
+    let scene = scene().await;
+    let there = far_away().await;
+    let piped = pipe(&scene.larder, &there, "cat").await;
+    assert_eq!(piped.code, Some(0), "{piped:?}");
+    // Told on standard error by the one, and on standard output by the other.
+    assert!(piped.stderr.contains("exported 1 image: ") && piped.stderr.contains(", to standard output"), "{piped:?}");
+    assert!(piped.stdout.starts_with("imported 1 image: "), "{piped:?}");
+    pull(&there, "hub/team/app", "1", &scene.image).await;
+
+    let elsewhere = far_away().await;
+    let cut = pipe(&scene.larder, &elsewhere, "head -c 1000000").await;
+    assert!(cut.code == Some(1) && cut.stderr.contains("cut off"), "{cut:?}");
+    assert!(cut.stderr.contains("the program that takes the archive has ended"), "{cut:?}");
+    nothing_of(&elsewhere, "hub/team/app", &scene.image).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pipe_goes_with_nothing_that_needs_files() {
+    let scene = scene().await;
+    refused(&scene.larder, &["export", "--all", "-o", "-", "--chunk-size", "4MiB"], 2, "splits a file").await;
+    refused(&scene.larder, &["import", "-", "a.tar"], 2, "goes with no other file").await;
+    refused(&scene.larder, &["import", "-"], 1, "cut off").await;
+    let checked = pipe_to(&scene.larder, "cat", &["import", "--check", "-"]).await;
+    assert!(checked.code == Some(0) && checked.stdout.contains("all is well"), "{checked:?}");
+}
+
+/// Exports everything, through a program, into another cache.
+async fn pipe(from: &Larder, into: &Larder, through: &str) -> Ran {
+    let admin = into.admin_url();
+    pipe_to(from, through, &["import", "-", "--admin", &admin]).await
+}
+
+/// Exports everything, through a program, to another command.
+async fn pipe_to(from: &Larder, through: &str, command: &[&str]) -> Ran {
+    let binary = env!("CARGO_BIN_EXE_larder");
+    let export = format!("{binary} export --all -o - --admin {}", from.admin_url());
+    let line = format!("set -o pipefail; {export} | {through} | {binary} {}", command.join(" "));
+    from.shell(&line).await
 }

@@ -270,10 +270,15 @@ impl Instance {
     }
 
     /// Takes in an archive of so many bytes. `given`: the name of its image, where the archive has none.
-    pub async fn import(&self, bytes: Pieces, size: u64, given: Option<&str>) -> Result<Imported, CommandError> {
+    pub async fn import(
+        &self,
+        bytes: Pieces,
+        size: Option<u64>,
+        given: Option<&str>,
+    ) -> Result<Imported, CommandError> {
         match self {
             Self::Stopped(stopped) => {
-                if stopped.cache.never_fits(size) {
+                if let Some(size) = size.filter(|size| stopped.cache.never_fits(*size)) {
                     return Err(OpsError::TooLarge(size).into());
                 }
                 let carrying = stopped.cache.begin_carrying().ok_or(OpsError::Carrying)?;
@@ -282,7 +287,10 @@ impl Instance {
             Self::Running(api) => {
                 let parameters: Vec<_> = given.map(|given| ("as", given)).into_iter().collect();
                 let url = api.url("api/import", &parameters)?;
-                let request = Api::client(None)?.post(url).header(CONTENT_LENGTH, size);
+                let mut request = Api::client(None)?.post(url);
+                if let Some(size) = size {
+                    request = request.header(CONTENT_LENGTH, size);
+                }
                 let answer = api.answered(request.body(reqwest::Body::wrap_stream(bytes)).send().await).await?;
                 let body = answer.bytes().await.map_err(|error| api.strange(&error))?;
                 serde_json::from_slice(&body).map_err(|error| api.strange(&error))

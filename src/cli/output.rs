@@ -10,8 +10,13 @@ use super::error::CommandError;
 
 /// Prints a value as JSON.
 pub fn print_json(value: &impl Serialize) -> Result<(), CommandError> {
+    print(&to_json(value)?)
+}
+
+/// Returns a value as JSON, as it is printed.
+pub fn to_json(value: &impl Serialize) -> Result<String, CommandError> {
     let text = serde_json::to_string_pretty(value).map_err(|error| CommandError::Failed(error.to_string()))?;
-    print(&(text + "\n"))
+    Ok(text + "\n")
 }
 
 /// Prints a text.

@@ -259,6 +259,13 @@ impl Larder {
         Self::end_of(command).await
     }
 
+    /// Runs a line of a shell.
+    pub async fn shell(&self, line: &str) -> Ran {
+        let mut command = Command::new("bash");
+        command.args(["-c", line]).stdin(Stdio::null()).current_dir(self.home());
+        Self::end_of(command).await
+    }
+
     async fn end_of(mut command: Command) -> Ran {
         let output = tokio::task::spawn_blocking(move || command.output()).await.expect("no panic");
         let output = output.expect("the larder binary can be started");

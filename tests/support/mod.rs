@@ -28,7 +28,7 @@ pub use self::hub::{
     Auth, EndedToken, Fault, Gate, HeadHabit, Hub, Injected, Kind, LinkForm, Listener, ManifestsAt, On, Options,
     PageToken, Paging, RateLimit, Redirect, Refusal, Request, Supply, TokenField, TokenPlace, TokenService, ToldScope,
 };
-pub use self::larder::{Larder, RepositoryConfig, repository_config};
+pub use self::larder::{Larder, Ran, RepositoryConfig, repository_config};
 pub use self::origin::{Origin, Page, Seen};
 pub use self::proxied::{Browser, Proxied, keeps_archives_of};
 pub use self::proxy::ForwardProxy;

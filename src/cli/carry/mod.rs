@@ -13,10 +13,13 @@ use serde::Serialize;
 use super::error::CommandError;
 use super::instance::Instance;
 use super::manage::{Common, size};
-use super::output::{print, print_json};
+use super::output::{complain, print, print_json, to_json};
 use crate::clock::Instant;
 use crate::ops::export::{self, Exported};
 use crate::ops::import::Imported;
+
+/// Standard input or output, in the place of a file.
+const PIPE: &str = "-";
 
 /// How often progress is shown on a terminal.
 const PROGRESS: Duration = Duration::from_millis(200);
@@ -39,8 +42,8 @@ pub struct Export {
     /// With signatures, SBOMs and whatever else is cached that refers to the images
     #[arg(long)]
     extras: bool,
-    /// A new file that ends in .tar, or a new or empty folder
-    #[arg(long, short, value_name = "DIR|FILE.tar")]
+    /// A new file that ends in .tar, a new or empty folder, or `-` for a tar archive on standard output
+    #[arg(long, short, value_name = "DIR|FILE.tar|-")]
     output: PathBuf,
     #[command(flatten)]
     pub common: Common,
@@ -49,8 +52,8 @@ pub struct Export {
 #[derive(Debug, clap::Args)]
 pub struct Import {
     /// An OCI image layout: a folder, a tar file, or the parts of one in any order (of parts that lie together, one
-    /// is enough)
-    #[arg(value_name = "DIR|FILE.tar", required = true)]
+    /// is enough), or `-` for a tar archive on standard input
+    #[arg(value_name = "DIR|FILE.tar|-", required = true)]
     paths: Vec<PathBuf>,
     /// Only compare every file with its digest; no cache is needed
     #[arg(long, conflicts_with = "name")]
@@ -84,10 +87,17 @@ pub async fn export(files: &[PathBuf], arguments: &Export) -> Result<(), Command
     let written = written.await;
     instance.close().await;
     let (exported, files) = written?;
-    if arguments.common.json {
-        return print_json(&Written { exported, files });
+    let is_piped = files.is_empty();
+    let text = match arguments.common.json {
+        true => to_json(&Written { exported, files })?,
+        false => told_of_export(&exported, &files),
+    };
+    if is_piped {
+        // Standard output has the archive.
+        complain(&text);
+        return Ok(());
     }
-    print(&told_of_export(&exported, &files))
+    print(&text)
 }
 
 fn told_of_export(exported: &Exported, files: &[PathBuf]) -> String {
@@ -101,8 +111,11 @@ fn told_of_export(exported: &Exported, files: &[PathBuf]) -> String {
         text += &format!("left out {objects} from before {since}, which an earlier archive has\n");
     }
     let (images, objects) = (plural(exported.images, "image"), plural(exported.objects, "object"));
-    let files: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
-    text += &format!("exported {images}: {objects}, {}, to {}\n", size(exported.bytes), files.join(", "));
+    let files = match files {
+        [] => "standard output".to_owned(),
+        files => files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join(", "),
+    };
+    text += &format!("exported {images}: {objects}, {}, to {}\n", size(exported.bytes), files);
     text + &format!("what is stored from now on: --since {}\n", exported.begun_at)
 }
 

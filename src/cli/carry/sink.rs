@@ -1,12 +1,13 @@
-//! Where an export goes: a file, several files, or a folder. Everything is written beside its place first, so that an
-//! archive that is there is whole.
+//! Where an export goes: a file, several files, a folder, or standard output. Files and folders are written beside their
+//! place first, so that an archive that is there is whole. What goes to a pipe is whole if its end has come: whoever reads
+//! the archive finds out.
 //!
 //! A file is split as `split(1)` splits it, and not into archives of their own: places without a network have media of
 //! a fixed size (a FAT32 stick takes files below 4 GiB), and a layer may be larger than any of these, so that only a
 //! split by bytes keeps within the size. `cat FILE.tar.*` makes it whole for other programs.
 
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{self, BufWriter, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -16,7 +17,7 @@ use tokio::sync::mpsc;
 use super::super::error::CommandError;
 use super::super::instance::Pieces;
 use super::super::output::cannot_write;
-use super::Shown;
+use super::{PIPE, Shown};
 use crate::config::Amount;
 use crate::oci::Digest;
 use crate::ops::export::Exported;
@@ -40,11 +41,22 @@ pub fn chunk_size(text: &str) -> Result<u64, String> {
 pub enum Sink {
     File { path: PathBuf, chunk: Option<u64> },
     Folder(PathBuf),
+    Output,
 }
 
 impl Sink {
     /// Finds out what `path` means. Nothing that is there is overwritten.
     pub fn new(path: &Path, chunk: Option<u64>) -> Result<Self, CommandError> {
+        if path == Path::new(PIPE) {
+            return match chunk {
+                Some(_) => Err(CommandError::Usage("--chunk-size splits a file, not standard output".to_owned())),
+                None if io::stdout().is_terminal() => Err(CommandError::Usage(
+                    "an archive is nothing to read; send it to a program (`| ssh host larder import -`) or a file"
+                        .to_owned(),
+                )),
+                None => Ok(Self::Output),
+            };
+        }
         let is_file = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("tar"));
         let there = |path: &Path| {
             CommandError::Usage(format!("{} is there already; name another place, or remove it", path.display()))
@@ -87,12 +99,25 @@ impl Sink {
         match self {
             Self::File { path, chunk } => {
                 let mut parts = Parts::new(path.clone(), chunk);
-                let read = write_file(pieces, &mut parts, shown);
-                let exported = read.map_err(|error| {
+                let copied = copy(pieces, &mut parts, shown);
+                let exported = copied.and_then(|exported| {
+                    parts.sync()?;
+                    Ok(exported)
+                });
+                let exported = exported.map_err(|error| {
                     parts.remove();
                     wrong(&path, error)
                 })?;
                 Ok((exported, parts.finish().map_err(|error| cannot_write(&path, &error))?))
+            }
+            Self::Output => {
+                let exported = copy(pieces, &mut io::stdout().lock(), shown).map_err(|error| match error {
+                    LayoutError::Io(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                        CommandError::Failed("the program that takes the archive has ended before its end".to_owned())
+                    }
+                    error => wrong(Path::new("standard output"), error),
+                })?;
+                Ok((exported, Vec::new()))
             }
             Self::Folder(path) => {
                 let beside = beside(&path);
@@ -200,12 +225,16 @@ impl Take for ToFile {
     }
 }
 
-fn write_file(pieces: Arriving, parts: &mut Parts, shown: Shown) -> Result<Exported, LayoutError> {
-    let mut copied = Copied { from: pieces, to: parts };
+/// Copies an archive, and compares its digests on the way.
+fn copy(pieces: Arriving, to: &mut dyn Write, shown: Shown) -> Result<Exported, LayoutError> {
+    let mut copied = Copied { from: pieces, to, unwritten: None };
     let mut take = ToFile(Watched::new(shown), false);
-    archive::read(&mut copied, &mut take)?;
-    archive::read_rest(&mut copied)?;
-    parts.sync()?;
+    let read = archive::read(&mut copied, &mut take).and_then(|()| archive::read_rest(&mut copied));
+    if let Some(error) = copied.unwritten {
+        return Err(error.into());
+    }
+    read?;
+    copied.to.flush()?;
     take.0.documents.index()?;
     take.0.exported()
 }
@@ -213,13 +242,19 @@ fn write_file(pieces: Arriving, parts: &mut Parts, shown: Shown) -> Result<Expor
 /// Reads, and writes what was read to another place.
 struct Copied<'a> {
     from: Arriving,
-    to: &'a mut Parts,
+    to: &'a mut dyn Write,
+    /// Why something could not be written. The reader of archives would take that for a fault of the archive.
+    unwritten: Option<io::Error>,
 }
 
 impl Read for Copied<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.from.read(buffer)?;
-        self.to.write_all(&buffer[..read])?;
+        if let Err(error) = self.to.write_all(&buffer[..read]) {
+            let kind = error.kind();
+            self.unwritten = Some(error);
+            return Err(kind.into());
+        }
         Ok(read)
     }
 }
@@ -239,7 +274,7 @@ impl Parts {
         Self { path, chunk, file: None, filled: 0, written: Vec::new() }
     }
 
-    fn write_all(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+    fn put(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             let left = self.chunk.map_or(u64::MAX, |chunk| chunk - self.filled);
             if left == 0 || self.file.is_none() {
@@ -282,6 +317,16 @@ impl Parts {
         for path in &self.written {
             let _ = fs::remove_file(beside(path));
         }
+    }
+}
+
+impl Write for Parts {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.put(bytes).map(|()| bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

@@ -1,7 +1,7 @@
-//! Where an import comes from: a folder, a file, or the parts of one.
+//! Where an import comes from: a folder, a file, the parts of one, or standard input.
 
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::{self, IsTerminal, Read};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -10,8 +10,8 @@ use tokio::sync::mpsc;
 
 use super::super::error::CommandError;
 use super::super::instance::Pieces;
-use super::Shown;
 use super::sink::part;
+use super::{PIPE, Shown};
 use crate::ops::layout::{INDEX, MARKER, REPORT, archive};
 
 /// Bytes that are read at a time.
@@ -22,7 +22,8 @@ const PIECES: usize = 4;
 /// What is imported.
 pub struct Source {
     files: Files,
-    bytes: u64,
+    /// `None`: not known before the end.
+    bytes: Option<u64>,
 }
 
 enum Files {
@@ -30,6 +31,8 @@ enum Files {
     Tar(Vec<PathBuf>),
     /// The files of a layout, each with its path in the layout and its size.
     Folder(Vec<(PathBuf, String, u64)>),
+    /// A tar file that comes from another program.
+    Input,
 }
 
 impl Source {
@@ -39,18 +42,28 @@ impl Source {
             [] => return Err(CommandError::Usage("name a folder or a file".to_owned())),
             [first, others @ ..] => (first, others),
         };
+        if first == Path::new(PIPE) {
+            return match others {
+                [] if io::stdin().is_terminal() => Err(CommandError::Usage(
+                    "nothing is sent to it; pipe an archive into it (`larder export … -o - | larder import -`)"
+                        .to_owned(),
+                )),
+                [] => Ok(Self { files: Files::Input, bytes: None }),
+                _ => Err(CommandError::Usage("`-` is standard input, and goes with no other file".to_owned())),
+            };
+        }
         if others.is_empty() && first.is_dir() {
             let files = folder(first).map_err(|error| unreadable(first, &error))?;
             let bytes = files.iter().map(|(_, path, size)| in_archive(path, *size)).sum::<u64>();
-            return Ok(Self { files: Files::Folder(files), bytes: bytes + archive::end().len() as u64 });
+            return Ok(Self { files: Files::Folder(files), bytes: Some(bytes + archive::end().len() as u64) });
         }
         let parts = if others.is_empty() { parts_beside(first)? } else { sorted(paths)? };
         let bytes = sizes(&parts)?.iter().sum();
-        Ok(Self { files: Files::Tar(parts), bytes })
+        Ok(Self { files: Files::Tar(parts), bytes: Some(bytes) })
     }
 
-    /// Returns how many bytes [`Self::pieces`] has.
-    pub fn bytes(&self) -> u64 {
+    /// Returns how many bytes [`Self::pieces`] has, if that is known.
+    pub fn bytes(&self) -> Option<u64> {
         self.bytes
     }
 
@@ -67,7 +80,7 @@ impl Source {
 
     /// Returns the bytes as a tar archive.
     pub fn pieces(self, mut shown: Shown) -> Pieces {
-        let (all, mut done) = (self.bytes, 0);
+        let (all, mut done) = (self.bytes.unwrap_or_default(), 0);
         stream::unfold(self.begin(), async |mut pieces| Some((pieces.recv().await?, pieces)))
             .inspect(move |piece| {
                 done += piece.as_ref().map_or(0, |piece| piece.len() as u64);
@@ -79,12 +92,18 @@ impl Source {
     /// Reads on a thread, as fast as the pieces are taken.
     pub fn begin(self) -> mpsc::Receiver<io::Result<Bytes>> {
         let (to, pieces) = mpsc::channel(PIECES);
-        tokio::task::spawn_blocking(move || {
+        let is_input = matches!(self.files, Files::Input);
+        let reading = move || {
             if let Err(error) = self.read(&to) {
                 // Whoever has left needs no reason.
                 let _ = to.blocking_send(Err(error));
             }
-        });
+        };
+        // The end of the command would wait for a task, and a program that sends nothing does not end.
+        match is_input {
+            true => drop(std::thread::spawn(reading)),
+            false => drop(tokio::task::spawn_blocking(reading)),
+        }
         pieces
     }
 
@@ -94,11 +113,12 @@ impl Source {
             to.blocking_send(Ok(bytes)).map_err(left)
         };
         match &self.files {
-            Files::Tar(parts) => parts.iter().try_for_each(|path| copy(path, u64::MAX, &put).map(drop)),
+            Files::Input => copy(Path::new("standard input"), &mut io::stdin().lock(), &put).map(drop),
+            Files::Tar(parts) => parts.iter().try_for_each(|path| copy_file(path, u64::MAX, &put).map(drop)),
             Files::Folder(files) => {
                 for (path, within, size) in files {
                     put(archive::header(within, *size)?)?;
-                    let copied = copy(path, *size, &put)?;
+                    let copied = copy_file(path, *size, &put)?;
                     if copied != *size {
                         return Err(io::Error::other(format!("{} has changed", path.display())));
                     }
@@ -110,13 +130,21 @@ impl Source {
     }
 }
 
-fn copy(path: &Path, most: u64, put: &dyn Fn(Bytes) -> io::Result<()>) -> io::Result<u64> {
-    let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
-    let mut file = File::open(path).map_err(named)?.take(most);
+fn copy_file(path: &Path, most: u64, put: &dyn Fn(Bytes) -> io::Result<()>) -> io::Result<u64> {
+    let mut file = File::open(path).map_err(|error| named(path, &error))?.take(most);
+    copy(path, &mut file, put)
+}
+
+fn named(path: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}
+
+/// Copies to the end. `path`: what is read, for errors.
+fn copy(path: &Path, from: &mut dyn Read, put: &dyn Fn(Bytes) -> io::Result<()>) -> io::Result<u64> {
     let mut copied = 0;
     loop {
         let mut piece = vec![0; PIECE];
-        let read = file.read(&mut piece).map_err(named)?;
+        let read = from.read(&mut piece).map_err(|error| named(path, &error))?;
         if read == 0 {
             return Ok(copied);
         }
