@@ -56,7 +56,7 @@ impl Default for Bounds {
 }
 
 /// Rows of tags or of names that go in one step: more than the writes of the next batch (`writer::SMALL_BATCH`).
-const ROWS: usize = 64;
+const ROWS: usize = 56;
 /// Lists or URLs that go in one step.
 const LARGE_ROWS: usize = 100;
 /// About the bytes of the lists or URLs that go in one step.

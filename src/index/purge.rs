@@ -99,12 +99,15 @@ impl Sqlite {
                 roots.extend(self.delete_roots("manifests", of_name)?);
                 let lists = self.delete("listings", of_name, LISTS)?;
                 each(Purged::of_rows(roots.len() + lists));
-                self.purge_below(repository, name, roots, &mut each)
+                let below = self.sorted_below(roots)?;
+                self.purge_unkept(repository, &below, &mut each)
             }
             Purge::Reference { repository, name, reference } => {
                 let (roots, tags) = self.delete_reference(repository, name, reference)?;
                 each(Purged::of_rows(tags));
-                self.purge_below(repository, name, roots, &mut each)
+                let below = self.sorted_below(roots)?;
+                self.unname(repository, name, &below, &mut each)?;
+                self.purge_unkept(repository, &below, &mut each)
             }
         }
     }
@@ -180,17 +183,22 @@ impl Sqlite {
         })
     }
 
-    /// Removes, from the roots down, the objects that no other tag or manifest leads to. A manifest that was requested
-    /// by digest under the same name and lies below the roots (a platform of an index) goes with them.
-    fn purge_below(
+    /// Returns the roots and all objects below them, in the order of the tables.
+    fn sorted_below(&self, roots: Vec<Digest>) -> Result<Vec<Digest>, IndexError> {
+        let mut below: Vec<_> = self.below(roots)?.into_iter().collect();
+        below.sort_unstable_by(|one, other| one.as_raw().cmp(other.as_raw()));
+        Ok(below)
+    }
+
+    /// Removes manifests from those of a name: one that was requested by digest and lies below what is purged (a
+    /// platform of an index) goes with it.
+    fn unname(
         &self,
         repository: &str,
         name: &str,
-        roots: Vec<Digest>,
+        below: &[Digest],
         each: &mut impl FnMut(Purged),
     ) -> Result<(), IndexError> {
-        let mut below: Vec<_> = self.below(roots)?.into_iter().collect();
-        below.sort_unstable_by(|one, other| one.as_raw().cmp(other.as_raw()));
         for digests in below.chunks(OBJECTS_AT_ONCE) {
             let (repository, name, digests) = (repository.to_owned(), name.to_owned(), digests.to_vec());
             let unnamed = self.step(move |transaction| {
@@ -201,10 +209,20 @@ impl Sqlite {
             })?;
             each(Purged::of_rows(unnamed));
         }
+        Ok(())
+    }
+
+    /// Removes the objects that no tag or manifest leads to any more.
+    fn purge_unkept(
+        &self,
+        repository: &str,
+        below: &[Digest],
+        each: &mut impl FnMut(Purged),
+    ) -> Result<(), IndexError> {
         let (unkept, unseen) = self.read(|connection| {
             let (mut anywhere, mut here) = (Reach::new(connection, None), Reach::new(connection, Some(repository)));
             let (mut unkept, mut unseen) = (Vec::new(), Vec::new());
-            for digest in &below {
+            for digest in below {
                 if !anywhere.is_kept(digest)? {
                     unkept.push(*digest);
                 } else if !here.is_kept(digest)? {

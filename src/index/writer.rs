@@ -28,7 +28,7 @@ use crate::files::FolderLock;
 const BATCH: usize = 128;
 /// The same while there are rows beyond the bounds: a step that removes some of them comes between two batches, and has
 /// to remove more rows than a batch adds.
-const SMALL_BATCH: usize = 50;
+const SMALL_BATCH: usize = 44;
 /// About the most bytes of the writes in one transaction.
 const BATCH_BYTES: u64 = 1 << 20;
 /// How long a write waits for other connections to the database.
