@@ -20,12 +20,20 @@ const FOREIGN: [&str; 2] =
 const CONFIGS: [&str; 2] =
     ["application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"];
 
+/// A blob of an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Blob {
+    pub digest: Digest,
+    /// Its length in bytes, as the manifest states it.
+    pub size: u64,
+}
+
 /// The blobs of an image, as its manifest states them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Image {
-    pub config: Digest,
+    pub config: Blob,
     /// The layers that the registry has, in order.
-    pub layers: Vec<Digest>,
+    pub layers: Vec<Blob>,
     /// Bytes of all of these blobs together.
     pub bytes: u64,
 }
@@ -63,19 +71,25 @@ impl Image {
         if is_attached || !is_image || layers.len() >= MOST {
             return None;
         }
-        let mut image = Self { config: config.digest.parse().ok()?, layers: Vec::new(), bytes: config.size };
+        let blob = |stated: &Descriptor| Some(Blob { digest: stated.digest.parse().ok()?, size: stated.size });
+        let mut image = Self { config: blob(&config)?, layers: Vec::new(), bytes: config.size };
         for layer in layers.iter().filter(|layer| !is_foreign(layer)) {
-            let digest = layer.digest.parse().ok()?;
-            if !image.layers.contains(&digest) {
-                image.layers.push(digest);
+            let layer = blob(layer)?;
+            if !image.has_layer(&layer.digest) {
+                image.layers.push(layer);
                 image.bytes = image.bytes.saturating_add(layer.size);
             }
         }
         Some(image)
     }
 
+    /// Returns whether the image has this layer.
+    pub fn has_layer(&self, digest: &Digest) -> bool {
+        self.layers.iter().any(|layer| layer.digest == *digest)
+    }
+
     /// Returns all of its blobs, the configuration first.
-    pub fn blobs(&self) -> impl Iterator<Item = Digest> + '_ {
+    pub fn blobs(&self) -> impl Iterator<Item = Blob> + '_ {
         std::iter::once(self.config).chain(self.layers.iter().copied())
     }
 }
@@ -108,8 +122,10 @@ mod tests {
         let gzip = descriptor(1, "application/vnd.oci.image.layer.v1.tar+gzip");
         let zstd = descriptor(2, "application/vnd.oci.image.layer.v1.tar+zstd");
         let image = read(&manifest(CONFIGS[0], &[gzip.clone(), zstd, gzip])).expect("an image");
-        assert_eq!(image, Image { config: digest(0), layers: vec![digest(1), digest(2)], bytes: 30 });
-        assert_eq!(image.blobs().collect::<Vec<_>>(), [digest(0), digest(1), digest(2)]);
+        let blob = |number| Blob { digest: digest(number), size: 10 };
+        assert_eq!(image, Image { config: blob(0), layers: vec![blob(1), blob(2)], bytes: 30 });
+        assert_eq!(image.blobs().collect::<Vec<_>>(), [blob(0), blob(1), blob(2)]);
+        assert!(image.has_layer(&digest(2)) && !image.has_layer(&digest(0)));
         let docker = descriptor(1, "application/vnd.docker.image.rootfs.diff.tar.gzip");
         assert!(read(&manifest(CONFIGS[1], &[docker])).is_some());
     }
@@ -121,7 +137,7 @@ mod tests {
         let mut elsewhere = descriptor(3, "application/vnd.oci.image.layer.v1.tar+gzip");
         elsewhere["urls"] = json!(["https://elsewhere.example/layer"]);
         let image = read(&manifest(CONFIGS[1], &[foreign, elsewhere, own])).expect("an image");
-        assert_eq!((image.layers, image.bytes), (vec![digest(1)], 20));
+        assert_eq!((image.layers, image.bytes), (vec![Blob { digest: digest(1), size: 10 }], 20));
     }
 
     #[test]

@@ -19,7 +19,7 @@ pub mod signed;
 pub use contents::{Content, contents};
 pub use digest::{Algorithm, Digest, Hasher};
 pub use error::Code;
-pub use image::Image;
+pub use image::{Blob, Image};
 pub use media_type::MediaType;
 pub use name::Name;
 pub use platform::Platform;

@@ -1,5 +1,6 @@
 //! The registry door: the life of a request, from its head to its response.
 
+mod ahead;
 mod all_tags;
 mod answer;
 mod blob_origin;

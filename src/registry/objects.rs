@@ -85,9 +85,8 @@ impl Objects {
             match object {
                 Object::Manifest(reference) => self.manifest(request, target, reference).await,
                 Object::Blob(digest) => {
-                    let answer = self.blobs.answer(request, target, *digest).await?;
-                    self.prefetch.blob_answered(request, target, digest, &answer);
-                    Ok(answer)
+                    self.prefetch.blob_asked(request, target, digest);
+                    self.blobs.answer(request, target, *digest).await
                 }
                 Object::Tags => self.lists.tags(request, target, query).await,
                 Object::Referrers(subject) => self.lists.referrers(request, target, *subject, query).await,

@@ -9,7 +9,8 @@
 //!
 //! - Only the image whose manifest this client fetched, of an index the one platform; nothing attached to it.
 //! - Only once the client asks for a whole layer (`"pulled"`): tools that inspect images, and lazy pulls, fetch the
-//!   configuration whole, and of layers nothing or parts.
+//!   configuration whole, and of layers nothing or parts. With the configuration, transfers of the layers are only
+//!   opened, so that a pull over a long line takes fewer round trips (`ahead.rs`); nothing of them is read.
 //! - Few transfers, which leave places free and end when a client needs one (`cache/fill/behind.rs`).
 //! - Nothing when the upstream's quota is low or the upstream rests, nor of an image of more than half of the cache.
 //!
@@ -25,16 +26,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt, TryStreamExt};
+use http::Method;
 use http::header::RANGE;
 use http::request::Parts;
-use http::{Method, StatusCode};
 use quick_cache::Weighter;
 use quick_cache::sync::Cache as Bounded;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tracing::{Instrument, Span};
 
 use self::queue::{Admission, Queue, Slot};
-use super::answer::Answer;
 use super::blobs::Blobs;
 use super::bring::Behind;
 use crate::access::party;
@@ -44,7 +44,7 @@ use crate::config::Prefetch as When;
 use crate::failure::{Failure, FailureKind};
 use crate::observe::{Metrics, trace};
 use crate::oci::range::RangeHeader;
-use crate::oci::{Digest, Image};
+use crate::oci::{Blob, Digest, Image};
 use crate::routing::Target;
 
 /// How long a client that has fetched a manifest counts as pulling its image.
@@ -57,10 +57,18 @@ const MANIFESTS: usize = 8;
 const IMAGES: usize = 4_096;
 const IMAGE_BYTES: u64 = 8 << 20;
 
+/// How long no further transfers are opened for an image of which some were.
+const OPENED: Duration = Duration::from_secs(60);
+
 /// How often to look for images that have waited too long.
 const WATCH: Duration = Duration::from_secs(30);
-/// Blobs of one image that come in at once beside those that clients ask for: as many as containerd fetches.
-const BLOBS: usize = 3;
+/// Large blobs of one image that come in at once beside those that clients ask for: as many as containerd fetches.
+const LARGE_BLOBS: u32 = 3;
+/// A blob of so many bytes is large. For smaller ones nearly all of the time passes in waiting for the upstream's
+/// answers, and more of them at once take no client's share of the line.
+const LARGE: u64 = 4 << 20;
+/// Small blobs that come in at once in place of a large one.
+const SMALL_FOR_ONE: u32 = 4;
 /// How often a blob looks for a place that clients do not need, and how many times.
 const LOOK: Duration = Duration::from_millis(250);
 const LOOKS: u32 = 2_400;
@@ -83,6 +91,8 @@ struct Shared {
     pulls: Bounded<Puller, Arc<[(Digest, Instant)]>>,
     /// Manifests that were looked through; `None`: not that of an image.
     images: Bounded<Digest, Option<Arc<Image>>, BySize>,
+    /// When transfers of the layers of an image were opened for a repository and name.
+    opened: Bounded<(Puller, Digest), Instant>,
     queue: Mutex<Queue<Job>>,
     /// Whether a task looks after images that wait too long.
     is_watched: AtomicBool,
@@ -94,6 +104,8 @@ struct Job {
     target: Target,
     manifest: Digest,
     image: Arc<Image>,
+    /// The layer that the client asks for; it comes in for the client.
+    asked: Option<Digest>,
     /// The count of changes of the configuration by which it was begun.
     change: u64,
     /// The span of the pull that it was begun for.
@@ -105,7 +117,7 @@ struct BySize;
 
 impl Weighter<Digest, Option<Arc<Image>>> for BySize {
     fn weight(&self, _: &Digest, image: &Option<Arc<Image>>) -> u64 {
-        128 + image.as_ref().map_or(0, |image| (image.layers.len() * size_of::<Digest>()) as u64)
+        128 + image.as_ref().map_or(0, |image| (image.layers.len() * size_of::<Blob>()) as u64)
     }
 }
 
@@ -136,6 +148,7 @@ impl Prefetch {
             metrics,
             pulls: Bounded::new(PULLS),
             images: Bounded::with_weighter(IMAGES, IMAGE_BYTES, BySize),
+            opened: Bounded::new(PULLS),
             queue: Mutex::default(),
             is_watched: AtomicBool::new(false),
             changes: watch::Sender::new(0),
@@ -147,6 +160,7 @@ impl Prefetch {
     pub fn clear(&self) {
         self.0.changes.send_modify(|change| *change += 1);
         self.0.pulls.clear();
+        self.0.opened.clear();
         let cleared = self.0.queue().clear();
         for _ in 0..cleared {
             self.0.metrics.prefetch_ended("unwanted");
@@ -163,7 +177,7 @@ impl Prefetch {
             return;
         };
         if when == When::Layers {
-            return self.begin(target, manifest.digest, image);
+            return self.begin(target, manifest.digest, image, None);
         }
         let key = puller(target);
         let before = self.0.pulls.get(&key);
@@ -178,11 +192,12 @@ impl Prefetch {
         self.0.pulls.insert(key, pulls.drain(surplus..).collect());
     }
 
-    /// Notes that a client was answered with a blob or a part of one. If the blob is a layer of the image that this
-    /// client pulls, the rest of the image comes in.
-    pub fn blob_answered(&self, request: &Parts, target: &Target, digest: &Digest, answer: &Answer) {
-        let is_sent = matches!(answer.response.status(), StatusCode::OK | StatusCode::PARTIAL_CONTENT);
-        let is_pulled = target.repository.config.prefetch == When::Pulled && request.method == Method::GET && is_sent;
+    /// Notes that a client asks for a blob or a part of one. If the blob is a layer of the image that this client pulls,
+    /// the rest of the image comes in. It does not wait for this layer: over a long line that would be the time of some
+    /// round trips. Whether the client may have the layer says nothing about the others; each upstream decides about
+    /// them. If the blob is the configuration, transfers of the layers are opened, and nothing comes in yet.
+    pub fn blob_asked(&self, request: &Parts, target: &Target, digest: &Digest) {
+        let is_pulled = target.repository.config.prefetch == When::Pulled && request.method == Method::GET;
         if !is_pulled || !asks_for_all(request) {
             return;
         }
@@ -192,24 +207,36 @@ impl Prefetch {
         };
         let image_of = |manifest: &Digest| {
             let image = self.0.images.get(manifest).flatten()?;
-            image.layers.contains(digest).then_some(image)
+            (image.config.digest == *digest || image.has_layer(digest)).then_some(image)
         };
         let recent = pulls.iter().rev().filter(|(_, at)| at.elapsed() < PULLING);
         let Some((manifest, image)) = recent.filter_map(|(of, _)| Some((*of, image_of(of)?))).next() else {
             return;
         };
+        if image.config.digest == *digest {
+            return self.open_ahead(target, manifest, image);
+        }
         // Its further layers begin nothing again.
         self.0.pulls.insert(key, pulls.iter().copied().filter(|(digest, _)| *digest != manifest).collect());
-        self.begin(target, manifest, image);
+        self.begin(target, manifest, image, Some(*digest));
     }
 
-    fn begin(&self, target: &Target, manifest: Digest, image: Arc<Image>) {
-        // No share of this client's places is used for what it does not wait for.
-        let (client, target) = (target.client, Target { client: None, ..target.clone() });
-        let change = *self.0.changes.borrow();
-        let job = Job { target, manifest, image, change, pull: Span::current() };
+    /// Opens transfers of the layers that are missing, unless that was done a moment ago.
+    fn open_ahead(&self, target: &Target, manifest: Digest, image: Arc<Image>) {
+        let job = Job::new(target, manifest, image, None, *self.0.changes.borrow());
+        let key = (puller(&job.target), manifest);
+        if self.0.opened.get(&key).is_some_and(|at| at.elapsed() < OPENED) {
+            return;
+        }
+        self.0.opened.insert(key, Instant::now());
+        let shared = self.0.clone();
+        tokio::spawn(async move { shared.open_ahead(&job).await }.in_current_span());
+    }
+
+    fn begin(&self, target: &Target, manifest: Digest, image: Arc<Image>, asked: Option<Digest>) {
+        let job = Job::new(target, manifest, image, asked, *self.0.changes.borrow());
         let slot = job.slot();
-        let admission = self.0.queue().admit(job, slot, client, Instant::now());
+        let admission = self.0.queue().admit(job, slot, target.client, Instant::now());
         match admission {
             Admission::IsKnown => {}
             Admission::Full => self.0.metrics.prefetch_ended("dropped"),
@@ -305,24 +332,51 @@ impl Shared {
         }
         let count = missing.len();
         // What comes in for clients takes no turn here: its end is waited for at the end.
-        let bring = |digest| async move { self.bring_blob(job, digest, false).await };
-        let others: Vec<_> = stream::iter(missing).map(bring).buffer_unordered(BLOBS).try_collect().await?;
-        let bring = |digest| async move { self.bring_blob(job, digest, true).await.map(drop) };
-        stream::iter(others.into_iter().flatten()).map(bring).buffer_unordered(BLOBS).try_collect::<()>().await?;
+        let (asked, missing): (Vec<_>, Vec<_>) = missing.into_iter().partition(|blob| job.asked == Some(blob.digest));
+        let mut others = self.bring_all(job, missing, false).await?;
+        others.extend(asked);
+        self.bring_all(job, others, true).await?;
         Ok(count)
+    }
+
+    /// Opens transfers of the layers that are missing and not on their way. Where that fails, nothing is lost.
+    async fn open_ahead(&self, job: &Job) {
+        if self.check(job).await.is_err() || self.cache.never_fits(SHARE.saturating_mul(job.image.bytes)) {
+            return;
+        }
+        let missing = self.missing(job).await.unwrap_or_default().into_iter().map(|blob| blob.digest);
+        let is_to_come =
+            |digest: &Digest| *digest != job.image.config.digest && self.cache.running_fill(digest).is_none();
+        self.blobs.origins.open_ahead(&job.target, missing.filter(is_to_come));
+    }
+
+    /// Brings blobs in, few at once. Returns those that come in for others, unless `waits`.
+    async fn bring_all(&self, job: &Job, blobs: Vec<Blob>, waits: bool) -> Result<Vec<Blob>, Left> {
+        let turns = Semaphore::new((LARGE_BLOBS * SMALL_FOR_ONE) as usize);
+        let bring = |blob: Blob| {
+            let turns = &turns;
+            async move {
+                let _turn = turns.acquire_many(if blob.size < LARGE { 1 } else { SMALL_FOR_ONE }).await;
+                let left = self.bring_blob(job, blob.digest, waits).await;
+                left.map(|left| left.map(|_| blob))
+            }
+        };
+        let most = turns.available_permits();
+        let brought: Vec<_> = stream::iter(blobs).map(bring).buffer_unordered(most).try_collect().await?;
+        Ok(brought.into_iter().flatten().collect())
     }
 
     /// Returns the blobs of an image that are not in the cache, or not for this repository. Those that are there count
     /// as used: without the others, the image would not be whole.
-    async fn missing(&self, job: &Job) -> Result<Vec<Digest>, Left> {
+    async fn missing(&self, job: &Job) -> Result<Vec<Blob>, Left> {
         let viewer = job.target.repository.viewer();
-        let stored = self.cache.stored_of(job.image.blobs().collect()).await?;
+        let stored = self.cache.stored_of(job.image.blobs().map(|blob| blob.digest).collect()).await?;
         let mut missing = Vec::new();
-        for digest in job.image.blobs() {
-            if stored.contains(&digest) && self.cache.is_visible(&viewer, &digest).await? {
-                self.cache.wanted(&digest);
+        for blob in job.image.blobs() {
+            if stored.contains(&blob.digest) && self.cache.is_visible(&viewer, &blob.digest).await? {
+                self.cache.wanted(&blob.digest);
             } else {
-                missing.push(digest);
+                missing.push(blob);
             }
         }
         Ok(missing)
@@ -420,6 +474,12 @@ impl Shared {
 }
 
 impl Job {
+    fn new(target: &Target, manifest: Digest, image: Arc<Image>, asked: Option<Digest>, change: u64) -> Self {
+        // No share of this client's places is used for what it does not wait for.
+        let target = Target { client: None, ..target.clone() };
+        Self { target, manifest, image, asked, change, pull: Span::current() }
+    }
+
     fn slot(&self) -> Slot {
         let Target { repository, name, who, .. } = &self.target;
         let key = (repository.config.asked_as(), name.to_string(), self.manifest, who.id());

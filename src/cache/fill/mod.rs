@@ -11,6 +11,7 @@ mod passing;
 pub mod plan;
 mod progress;
 mod reserved;
+mod speed;
 mod supervision;
 mod transfer;
 mod window;
