@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
-use opentelemetry::KeyValue;
-use opentelemetry::trace::TracerProvider;
+use opentelemetry::trace::{Link, SpanContext, SpanKind, TraceContextExt, TraceId, TracerProvider};
+use opentelemetry::{Context, KeyValue};
 use opentelemetry_http::{HttpClient, HttpError};
 use opentelemetry_otlp::{ExporterBuildError, SpanExporter, WithExportConfig, WithHttpConfig};
 use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider};
+use opentelemetry_sdk::resource::EnvResourceDetector;
+use opentelemetry_sdk::trace::{Sampler, SamplingResult, SdkTracerProvider, ShouldSample};
 use tokio::runtime::Handle;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::{Layer, Registry};
@@ -25,7 +26,7 @@ use crate::web::{WebClient, WebError};
 /// How long the sending of one batch may take, with its retries. The default of the OTLP specification.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a stop waits for the last spans.
-const LAST: Duration = Duration::from_secs(3);
+const LAST: Duration = Duration::from_secs(1);
 
 /// Why no traces can be sent.
 #[derive(Debug, thiserror::Error)]
@@ -54,14 +55,19 @@ impl Traces {
             .with_endpoint(telemetry.endpoint.as_str())
             .with_timeout(PATIENCE)
             .build()?;
-        // Also reads OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES.
-        let named = std::env::var_os("OTEL_SERVICE_NAME").is_some();
-        let resource = Resource::builder().with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")));
-        let resource = if named { resource } else { resource.with_service_name("larder") };
+        // What OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES say goes before it.
+        let resource = Resource::builder_empty()
+            .with_service_name("larder")
+            .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
+            .with_detector(Box::new(EnvResourceDetector::new()));
+        let resource = match std::env::var("OTEL_SERVICE_NAME") {
+            Ok(name) if !name.is_empty() => resource.with_service_name(name),
+            _ => resource,
+        };
         let provider = SdkTracerProvider::builder()
             .with_batch_exporter(exporter)
             .with_resource(resource.build())
-            .with_sampler(Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(telemetry.sampling))))
+            .with_sampler(Share(Sampler::TraceIdRatioBased(telemetry.sampling)))
             .build();
         Ok(Self(provider))
     }
@@ -86,6 +92,32 @@ impl Traces {
     }
 }
 
+/// Which traces are kept: a share of all. Of a client's trace too, so that no client decides how many are sent; a trace
+/// that the client itself does not keep is not kept here either.
+#[derive(Clone, Debug)]
+struct Share(Sampler);
+
+impl ShouldSample for Share {
+    fn should_sample(
+        &self,
+        parent: Option<&Context>,
+        trace: TraceId,
+        name: &str,
+        kind: &SpanKind,
+        attributes: &[KeyValue],
+        links: &[Link],
+    ) -> SamplingResult {
+        let span = parent.map(|parent| parent.span().span_context().clone()).filter(SpanContext::is_valid);
+        let decided = span.filter(|span| !span.is_remote() || !span.is_sampled());
+        let sampler = match decided {
+            Some(span) if span.is_sampled() => &Sampler::AlwaysOn,
+            Some(_) => &Sampler::AlwaysOff,
+            None => &self.0,
+        };
+        sampler.should_sample(None, trace, name, kind, attributes, links)
+    }
+}
+
 /// The collector, as the library asks it.
 #[derive(Debug)]
 struct Collector {
@@ -101,8 +133,12 @@ impl HttpClient for Collector {
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
         let client = self.client.clone();
         // The thread of the library has no runtime.
-        let answer = self.runtime.spawn(async move { client.send(request).await }).await;
-        let answer = answer.map_err(HttpError::from).and_then(|answer| answer.map_err(HttpError::from));
+        let asking = async move { tokio::time::timeout(PATIENCE, client.send(request)).await };
+        let answer = match self.runtime.spawn(asking).await {
+            Ok(Ok(answer)) => answer.map_err(HttpError::from),
+            Ok(Err(_)) => Err(format!("no answer within {} s", PATIENCE.as_secs()).into()),
+            Err(broken) => Err(broken.into()),
+        };
         match &answer {
             Ok(answer) if answer.status().is_success() => self.works(),
             Ok(answer) => self.fails(&refusal(answer.status())),

@@ -466,6 +466,9 @@ async fn images_go_from_one_cache_to_another_through_a_pipe() {
     assert!(cut.code == Some(1) && cut.stderr.contains("cut off"), "{cut:?}");
     assert!(cut.stderr.contains("the program that takes the archive has ended"), "{cut:?}");
     nothing_of(&elsewhere, "hub/team/app", &scene.image).await;
+    // What went wrong is told, and not in the archive.
+    let json = pipe_to(&scene.larder, "head -c 1000000 | wc -c", "--json", &["ls"]).await;
+    assert!(json.stderr.contains("the program that takes the archive has ended"), "{json:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -474,20 +477,20 @@ async fn a_pipe_goes_with_nothing_that_needs_files() {
     refused(&scene.larder, &["export", "--all", "-o", "-", "--chunk-size", "4MiB"], 2, "splits a file").await;
     refused(&scene.larder, &["import", "-", "a.tar"], 2, "goes with no other file").await;
     refused(&scene.larder, &["import", "-"], 1, "cut off").await;
-    let checked = pipe_to(&scene.larder, "cat", &["import", "--check", "-"]).await;
+    let checked = pipe_to(&scene.larder, "cat", "", &["import", "--check", "-"]).await;
     assert!(checked.code == Some(0) && checked.stdout.contains("all is well"), "{checked:?}");
 }
 
 /// Exports everything, through a program, into another cache.
 async fn pipe(from: &Larder, into: &Larder, through: &str) -> Ran {
     let admin = into.admin_url();
-    pipe_to(from, through, &["import", "-", "--admin", &admin]).await
+    pipe_to(from, through, "", &["import", "-", "--admin", &admin]).await
 }
 
 /// Exports everything, through a program, to another command.
-async fn pipe_to(from: &Larder, through: &str, command: &[&str]) -> Ran {
+async fn pipe_to(from: &Larder, through: &str, option: &str, command: &[&str]) -> Ran {
     let binary = env!("CARGO_BIN_EXE_larder");
-    let export = format!("{binary} export --all -o - --admin {}", from.admin_url());
+    let export = format!("{binary} export --all -o - {option} --admin {}", from.admin_url());
     let line = format!("set -o pipefail; {export} | {through} | {binary} {}", command.join(" "));
     from.shell(&line).await
 }

@@ -34,6 +34,7 @@ struct Span {
     trace: String,
     id: String,
     parent: String,
+    state: String,
     links: Vec<String>,
     is_error: bool,
     /// Nanoseconds since 1970.
@@ -74,6 +75,7 @@ impl Collector {
                     trace: hex(&span.trace_id),
                     id: hex(&span.span_id),
                     parent: hex(&span.parent_span_id),
+                    state: span.trace_state,
                     links: span.links.iter().map(|link| hex(&link.span_id)).collect(),
                     from: span.start_time_unix_nano,
                     to: span.end_time_unix_nano,
@@ -243,6 +245,71 @@ async fn a_failure_is_in_the_trace_with_its_kind() {
     for span in of_upstream {
         assert!(span.is_error && span.get("http.response.status_code") == "500", "{span:?}");
     }
+}
+
+/// Pulls that wait for the same question refer to it, and those of layers to what was opened with the configuration.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_pulls_share_is_found_from_each_of_their_traces() {
+    let mut collector = Collector::start().await;
+    let hub = Hub::start(Options::default()).await;
+    let image = Image::with_layers(1, &[20_000]);
+    hub.push_image("team/app", "1", &image);
+    let repository = RepositoryConfig::new("hub").default_prefetch().upstream(&hub).to_string();
+    let larder = Larder::start(repository + &collector.config()).await;
+    let held = hub.hold(On::manifest().head());
+    let url = larder.manifest_url("hub/team/app", "1");
+    let pulls = [(); 20].map(|()| tokio::spawn(request("GET", &url).send()));
+    held.reached().await;
+    let all_wait = async || {
+        let metrics = larder.metrics().await;
+        let open = metrics.lines().find_map(|line| line.strip_prefix("larder_connections ")?.parse::<usize>().ok());
+        open.is_some_and(|open| open >= pulls.len())
+    };
+    eventually("all have come", all_wait).await;
+    held.open();
+    for pull in pulls {
+        assert_eq!(pull.await.expect("no panic").status, 200);
+    }
+    let (layer, config) = (&image.layer_digests()[0], image.config_digest());
+    assert!(get(larder.blob_url("hub/team/app", &config)).await.complete());
+    eventually("the layer is opened", async || hub.count_on(On::blob().get().reference(layer)) == 1).await;
+    assert!(get(larder.blob_url("hub/team/app", layer)).await.complete());
+    let spans = collector.all_of(larder).await;
+    let shared: Vec<_> = spans.iter().filter(|span| span.name == "ask once for all").map(|span| &span.id).collect();
+    let joined =
+        spans.iter().find(|span| span.name == "GET manifest" && span.links.iter().any(|id| shared.contains(&id)));
+    assert_eq!(asked(&spans, joined.expect("one that waited for another's question")), []);
+    let layer = spans.iter().find(|span| span.name == "transfer" && span.get("larder.object") == layer);
+    assert_eq!(layer.expect("a transfer").links.len(), 1, "{spans:#?}");
+}
+
+/// A client that asks with a long path, a method of its own and a `tracestate` of others.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_does_not_decide_how_large_or_how_many_spans_are() {
+    let mut collector = Collector::start().await;
+    let hub = Hub::start(Options::default()).await;
+    hub.push_image("team/app", "1", &Image::with_layers(1, &[20_000]));
+    let config = RepositoryConfig::new("hub").upstream(&hub).to_string() + &collector.config();
+    let larder = Larder::start(config.clone()).await;
+    let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let ask = async |larder: &Larder, method: &str, tag: &str| {
+        let request = request(method, larder.manifest_url("hub/team/app", tag)).header("traceparent", parent);
+        request.header("tracestate", format!("other={}", "x".repeat(200))).send().await.status
+    };
+    assert_eq!(ask(&larder, &"X".repeat(5_000), "1").await, 405);
+    assert_eq!(ask(&larder, "GET", &"y".repeat(5_000)).await, 400);
+    assert_eq!(ask(&larder, "GET", "1").await, 200);
+    let spans = collector.all_of(larder).await;
+    assert!(spans.iter().any(|span| span.name == "_OTHER manifest"), "{spans:#?}");
+    for span in &spans {
+        let longest = span.attributes.values().map(String::len).max().unwrap_or_default();
+        assert!(longest <= 600 && span.name.len() < 100 && span.state.is_empty(), "{span:?}");
+    }
+    let mut collector = Collector::start().await;
+    let config = RepositoryConfig::new("hub").upstream(&hub).to_string() + &collector.config() + "sampling = 0\n";
+    let larder = Larder::start(config).await;
+    assert_eq!(ask(&larder, "GET", "1").await, 200);
+    assert_eq!(collector.all_of(larder).await.len(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

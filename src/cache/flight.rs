@@ -8,12 +8,20 @@ use tokio::sync::watch;
 use tracing::Instrument;
 
 use crate::failure::{Failure, FailureKind};
+use crate::observe::trace::{self, SpanRef};
 
 /// The work under way, by its key.
 #[derive(Debug)]
 pub struct Flights<K, T>(Arc<Mutex<Running<K, T>>>);
 
-type Running<K, T> = HashMap<K, watch::Receiver<Option<Result<T, Failure>>>>;
+type Running<K, T> = HashMap<K, Flight<T>>;
+
+/// The result to come, and the span of the work.
+#[derive(Debug)]
+struct Flight<T> {
+    result: watch::Receiver<Option<Result<T, Failure>>>,
+    span: Option<SpanRef>,
+}
 
 impl<K, T> Default for Flights<K, T> {
     fn default() -> Self {
@@ -51,11 +59,13 @@ where
         F: Future<Output = Result<T, Failure>> + Send + 'static,
     {
         let mut running = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(result) = running.get(&key) {
-            return (result.clone(), false);
+        if let Some(flight) = running.get(&key) {
+            trace::joins(flight.span.as_ref());
+            return (flight.result.clone(), false);
         }
         let (done, result) = watch::channel(None);
-        running.insert(key.clone(), result.clone());
+        let span = trace::step("ask once for all");
+        running.insert(key.clone(), Flight { result: result.clone(), span: trace::reference(&span) });
         let landed = Landed { running: self.0.clone(), key };
         let work = work();
         let landing = async move {
@@ -64,7 +74,7 @@ where
             drop(landed);
             done.send_replace(Some(value));
         };
-        tokio::spawn(landing.in_current_span());
+        tokio::spawn(landing.instrument(span));
         (result, true)
     }
 }

@@ -133,7 +133,8 @@ impl Command {
             Self::Pin(arguments) | Self::Unpin(arguments) => arguments.common.json,
             Self::Verify(arguments) => arguments.common.json,
             Self::Warm(arguments) => arguments.json,
-            Self::Export(arguments) => arguments.common.json,
+            // Standard output may have the archive.
+            Self::Export(arguments) => arguments.common.json && !arguments.is_piped(),
             Self::Import(arguments) => arguments.common.json,
             Self::Stats(arguments) => arguments.json,
             Self::Pulls(arguments) => arguments.json,

@@ -10,7 +10,10 @@ const LIBRARIES: LevelFilter = LevelFilter::INFO;
 /// misspelt level for the name of a module and log nothing. A level alone is for Larder itself; libraries tell more
 /// than [`LIBRARIES`] only if the filter names them.
 pub fn parse_filter(text: &str) -> Result<EnvFilter, FilterError> {
-    let is_module = |part: &str| part.contains(['=', '[', ':']);
+    if text.contains('[') {
+        return Err(FilterError::Span);
+    }
+    let is_module = |part: &str| part.contains(['=', ':']);
     let mut level = None;
     for word in text.split(',').map(str::trim).filter(|part| !is_module(part)) {
         level = Some(word.parse::<LevelFilter>().map_err(|_| FilterError::Level(word.to_owned()))?);
@@ -28,6 +31,8 @@ pub fn parse_filter(text: &str) -> Result<EnvFilter, FilterError> {
 pub enum FilterError {
     #[error("`{0}` is no level")]
     Level(String),
+    #[error("there is a `[` in it, for the name of a span; the log has no spans")]
+    Span,
     #[error(transparent)]
     Filter(#[from] ParseError),
 }

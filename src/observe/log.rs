@@ -2,7 +2,7 @@
 
 use std::io;
 
-use tracing_subscriber::filter::{FilterExt, filter_fn};
+use tracing_subscriber::filter::{FilterExt, LevelFilter, filter_fn};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
@@ -49,7 +49,8 @@ impl Log {
             LogFormat::Json => log.json().with_current_span(false).with_span_list(false).boxed(),
         };
         // A line is the same with traces and without.
-        let log = log.with_filter(filter.and(filter_fn(|metadata| !metadata.is_span())));
+        let log = log
+            .with_filter(filter.and(filter_fn(|metadata| !metadata.is_span()).with_max_level_hint(LevelFilter::TRACE)));
         tracing_subscriber::registry().with(traces).with(log).init();
         let set_filter = Box::new(move |filter| set.reload(filter));
         // The message of a panic, too, must not wait for standard error.

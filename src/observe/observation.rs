@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{Response, Version};
+use http::{Method, Response, Version};
 use http_body_util::BodyExt;
 use hyper::body::{Body as _, Frame, SizeHint};
 use tracing::Span;
@@ -56,13 +56,19 @@ const USER_AGENT: usize = 200;
 /// Longest path or reference in the list of pulls, in bytes.
 const PATH: usize = 512;
 
+/// Returns as much of a text as the list of pulls and a trace have of it.
+fn beginning(text: &str) -> &str {
+    if text.len() <= PATH {
+        return text;
+    }
+    // `str::floor_char_boundary` is of Rust 1.91.
+    let end = (0..=PATH).rev().find(|&at| text.is_char_boundary(at));
+    &text[..end.unwrap_or(0)]
+}
+
 /// Cuts a text that is too long for the list of pulls.
 fn cut(mut text: String) -> String {
-    if text.len() > PATH {
-        // `str::floor_char_boundary` is of Rust 1.91.
-        let end = (0..=PATH).rev().find(|&at| text.is_char_boundary(at));
-        text.truncate(end.unwrap_or(0));
-    }
+    text.truncate(beginning(&text).len());
     text.shrink_to_fit();
     text
 }
@@ -212,21 +218,27 @@ impl Observation {
             return None;
         }
         let span = &self.span;
+        let Some(number) = trace::id(span) else {
+            trace::end(span, "");
+            return None;
+        };
         let kind = self.repository.as_ref().map(|(_, kind)| kind.as_str());
-        let name = [self.method.as_str(), kind.unwrap_or_default()].join(" ");
+        // A client may send any method.
+        let method = Method::from_bytes(self.method.as_bytes()).unwrap_or_default();
+        let name = [trace::known(&method), kind.unwrap_or_default()].join(" ");
         // By the conventions, what a client did wrong is no error of the server.
         if self.status >= 500 || !is_complete {
             span.record("otel.status_code", "error");
         }
         span.record("http.response.status_code", self.status);
         span.record("http.response.body.size", self.sent);
-        span.record("url.path", &self.path);
+        span.record("url.path", self.traced_path());
         span.record("client.address", display(&self.client));
         span.record("user_agent.original", &self.user_agent);
         span.record("larder.head_ms", u64::try_from(self.head.as_millis()).unwrap_or(u64::MAX));
         span.record("larder.complete", is_complete);
         self.user.iter().for_each(|user| _ = span.record("enduser.id", user));
-        self.reference.iter().for_each(|reference| _ = span.record("larder.reference", reference));
+        self.reference.iter().for_each(|reference| _ = span.record("larder.reference", beginning(reference)));
         self.repository.iter().for_each(|(repository, _)| _ = span.record("larder.repository", repository));
         self.outcome().iter().for_each(|outcome| _ = span.record("larder.cache", outcome.as_str()));
         if let Some(reason) = &self.reason {
@@ -234,7 +246,19 @@ impl Observation {
             span.record("larder.why", reason.text());
         }
         trace::end(span, name.trim_end());
-        trace::id(span)
+        Some(number)
+    }
+
+    /// Returns the path that the trace tells. Of what is no registry's content only the host: the path of a storage, or
+    /// of a hook, may be a secret, and traces leave the house.
+    fn traced_path(&self) -> &str {
+        match (&self.repository, self.path.split_once("://")) {
+            (None, Some((scheme, rest))) => {
+                let host = rest.find('/').unwrap_or(rest.len());
+                &self.path[..scheme.len() + "://".len() + host]
+            }
+            _ => beginning(&self.path),
+        }
     }
 
     /// Makes the entry of the list of pulls. Leaves this observation without its texts.

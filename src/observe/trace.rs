@@ -5,9 +5,11 @@
 //! does not see them. Attributes are named by the semantic conventions of OpenTelemetry for HTTP, and `larder.…` where
 //! these have no name.
 
-use http::HeaderMap;
 use http::request::Parts;
-use opentelemetry::trace::{SpanContext, TraceContextExt};
+use http::{HeaderMap, Method};
+use opentelemetry::Context;
+use opentelemetry::propagation::TextMapPropagator;
+use opentelemetry::trace::{SpanContext, TraceContextExt, TraceState};
 use opentelemetry_http::HeaderExtractor;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use tracing::Span;
@@ -20,7 +22,7 @@ use crate::failure::Failure;
 pub const TARGET: &str = "larder::trace";
 
 /// A span to which spans of other traces refer.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct SpanRef(SpanContext);
 
 /// Begins the trace of a request. If the request has `traceparent` (W3C Trace Context), its trace is continued: some
@@ -32,7 +34,7 @@ pub fn of_request(request: &Parts) -> Span {
         "request",
         otel.kind = "server",
         otel.status_code = Empty,
-        http.request.method = request.method.as_str(),
+        http.request.method = known(&request.method),
         http.response.status_code = Empty,
         http.response.body.size = Empty,
         url.path = Empty,
@@ -54,9 +56,15 @@ pub fn of_request(request: &Parts) -> Span {
     span
 }
 
+/// Returns a method of HTTP, or the word of the conventions for all others: a client may send any.
+pub fn known(method: &Method) -> &str {
+    let known = [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::OPTIONS];
+    if known.contains(method) { method.as_str() } else { "_OTHER" }
+}
+
 /// Begins the span of a request to an upstream. It belongs to the trace of what it is sent for; what Larder asks by itself
 /// has no trace. `place`: host and path, without the query.
-pub fn of_upstream(upstream: &str, method: &http::Method, host: &str, place: &str) -> Span {
+pub fn of_upstream(upstream: &str, method: &Method, host: &str, place: &str) -> Span {
     if Span::current().is_none() {
         return Span::none();
     }
@@ -64,9 +72,9 @@ pub fn of_upstream(upstream: &str, method: &http::Method, host: &str, place: &st
         target: TARGET,
         "upstream",
         otel.kind = "client",
-        otel.name = %method,
+        otel.name = known(method),
         otel.status_code = Empty,
-        http.request.method = %method,
+        http.request.method = known(method),
         http.response.status_code = Empty,
         http.response.body.size = Empty,
         server.address = host,
@@ -98,21 +106,21 @@ fn within(span: impl FnOnce() -> Span) -> Span {
     if Span::current().is_none() { Span::none() } else { span() }
 }
 
-/// Notes that the current request waits for a transfer that another request began.
-pub fn joins(transfer: Option<&SpanRef>) {
-    if let Some(SpanRef(transfer)) = transfer {
-        Span::current().add_link(transfer.clone());
+/// Notes that the current request waits for work that another request began.
+pub fn joins(work: Option<&SpanRef>) {
+    if let Some(SpanRef(work)) = work {
+        Span::current().add_link(work.clone());
     }
 }
 
-/// Returns a reference to a span; `None` if it has no trace.
+/// Returns a reference to a span; `None` if its trace is not kept.
 pub fn reference(span: &Span) -> Option<SpanRef> {
     context(span).map(SpanRef)
 }
 
 /// Returns the number of the trace that a span belongs to, in hexadecimal digits; `None` if the trace is not kept.
 pub fn id(span: &Span) -> Option<String> {
-    context(span).filter(SpanContext::is_sampled).map(|context| context.trace_id().to_string())
+    context(span).map(|context| context.trace_id().to_string())
 }
 
 /// Names a span and ends it now. (The library ends it with the last span within it: a transfer may go on after its
@@ -136,11 +144,14 @@ fn context(span: &Span) -> Option<SpanContext> {
     if span.is_disabled() {
         return None;
     }
-    Some(span.context().span().span_context().clone()).filter(SpanContext::is_valid)
+    Some(span.context().span().span_context().clone()).filter(SpanContext::is_sampled)
 }
 
-/// Reads the span of the client.
-fn sent_along(headers: &HeaderMap) -> opentelemetry::Context {
-    use opentelemetry::propagation::TextMapPropagator;
-    TraceContextPropagator::new().extract_with_context(&opentelemetry::Context::new(), &HeaderExtractor(headers))
+/// Reads the span of the client, without the `tracestate` of others, which each span would carry.
+fn sent_along(headers: &HeaderMap) -> Context {
+    let sent = TraceContextPropagator::new().extract_with_context(&Context::new(), &HeaderExtractor(headers));
+    let client = sent.span().span_context().clone();
+    let client =
+        SpanContext::new(client.trace_id(), client.span_id(), client.trace_flags(), true, TraceState::default());
+    if client.is_valid() { Context::new().with_remote_span_context(client) } else { Context::new() }
 }

@@ -19,6 +19,7 @@ use tokio::sync::watch;
 
 use crate::cache::Transfer;
 use crate::failure::Failure;
+use crate::observe::trace::SpanRef;
 use crate::oci::Digest;
 use crate::upstream::WhoId;
 
@@ -41,6 +42,8 @@ pub struct Ahead<S> {
 pub struct Opened<S> {
     /// What its origin has learnt.
     pub learnt: S,
+    /// The span within which it is opened.
+    pub span: Option<SpanRef>,
     transfer: Mutex<Option<Result<Transfer, Failure>>>,
     /// Whether the upstream has answered.
     is_answered: watch::Sender<bool>,
@@ -56,13 +59,13 @@ impl<S> Default for Ahead<S> {
 
 impl<S> Ahead<S> {
     /// Registers a transfer that is about to be opened. Returns `None` if there is one, or if there are too many.
-    pub fn begin(&self, key: Key, learnt: S) -> Option<Arc<Opened<S>>> {
+    pub fn begin(&self, key: Key, learnt: S, span: Option<SpanRef>) -> Option<Arc<Opened<S>>> {
         let mut entries = self.entries();
         if entries.len() >= MOST || entries.contains_key(&key) {
             return None;
         }
         let (is_answered, is_taken) = (watch::Sender::new(false), watch::Sender::new(false));
-        let opened = Arc::new(Opened { learnt, transfer: Mutex::default(), is_answered, is_taken });
+        let opened = Arc::new(Opened { learnt, span, transfer: Mutex::default(), is_answered, is_taken });
         entries.insert(key, opened.clone());
         Some(opened)
     }
@@ -138,16 +141,16 @@ mod tests {
     #[tokio::test]
     async fn so_many_are_open_ahead_and_no_more_and_each_is_taken_once() {
         let ahead = Ahead::default();
-        let opened: Vec<_> = (0..MOST).map(|number| ahead.begin(key(number), ()).expect("room")).collect();
-        assert!(ahead.begin(key(MOST), ()).is_none(), "too many");
+        let opened: Vec<_> = (0..MOST).map(|number| ahead.begin(key(number), (), None).expect("room")).collect();
+        assert!(ahead.begin(key(MOST), (), None).is_none(), "too many");
         opened[3].answered(Err(Failure::new(FailureKind::NotFound, "gone")));
         let taken = ahead.take(&key(3)).expect("it is there");
-        assert!(ahead.take(&key(3)).is_none() && ahead.begin(key(4), ()).is_none(), "once");
+        assert!(ahead.take(&key(3)).is_none() && ahead.begin(key(4), (), None).is_none(), "once");
         assert!(matches!(taken.transfer().await, Some(Err(failure)) if failure.kind == FailureKind::NotFound));
-        let next = ahead.begin(key(3), ()).expect("room");
+        let next = ahead.begin(key(3), (), None).expect("room");
         // The end of the one before is not the end of the next.
         ahead.end(&key(3), &taken);
-        assert!(ahead.begin(key(3), ()).is_none());
+        assert!(ahead.begin(key(3), (), None).is_none());
         ahead.end(&key(3), &next);
         assert!(ahead.take(&key(3)).is_none());
         ahead.clear();
@@ -157,7 +160,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn one_that_no_fill_takes_is_closed_soon_and_at_once_where_it_is_in_the_way() {
         let ahead = Ahead::default();
-        let opened = ahead.begin(key(0), ()).expect("room");
+        let opened = ahead.begin(key(0), (), None).expect("room");
         let began = tokio::time::Instant::now();
         opened.wait(|| false).await;
         assert_eq!(began.elapsed(), LIFE);
@@ -168,7 +171,7 @@ mod tests {
         };
         tokio::join!(opened.wait(|| is_needed.load(Ordering::Relaxed)), later);
         assert!(began.elapsed() < LIFE);
-        let (opened, began) = (ahead.begin(key(1), ()).expect("room"), tokio::time::Instant::now());
+        let (opened, began) = (ahead.begin(key(1), (), None).expect("room"), tokio::time::Instant::now());
         drop(ahead.take(&key(1)));
         opened.wait(|| false).await;
         assert_eq!(began.elapsed(), Duration::ZERO);

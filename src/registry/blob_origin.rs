@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt};
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 use url::Url;
 
 use super::ahead::{Ahead, Key, Opened};
@@ -17,7 +17,7 @@ use crate::access::{Consent, StoredObject};
 use crate::cache::{Cache, Origin, Source, Standing, Transfer};
 use crate::clock::Instant;
 use crate::failure::{Failure, FailureKind};
-use crate::observe::Metrics;
+use crate::observe::{Metrics, trace};
 use crate::oci::Digest;
 use crate::routing::Target;
 use crate::upstream::{BlobAnswer, Lane, Storage, Storages, Upstream, pause};
@@ -92,7 +92,8 @@ impl Origins {
 
     fn open_one_ahead(self: &Arc<Self>, target: &Target, digest: &Digest) {
         let key = key(target, digest);
-        let Some(opened) = self.ahead.begin(key.clone(), Learnt::default()) else {
+        let span = trace::reference(&Span::current());
+        let Some(opened) = self.ahead.begin(key.clone(), Learnt::default(), span) else {
             return;
         };
         let origin = self.origin(target, digest, Lane::Behind, opened.learnt.clone());
@@ -141,6 +142,7 @@ impl BlobOrigin {
     async fn opened_ahead(&self, range: (u64, Option<u64>)) -> Option<Result<Transfer, Failure>> {
         let opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner).take();
         let opened = opened.filter(|_| range == (0, None))?;
+        trace::joins(opened.span.as_ref());
         if let Some(fill) = self.all.cache.running_fill(&self.digest) {
             fill.has_place();
         }

@@ -21,7 +21,7 @@ use tower_service::Service;
 use super::addresses::is_open;
 use super::answers::BuildError;
 use super::errors;
-use super::line::Begun;
+use super::line::{Begun, Shown};
 use super::ours::{Circle, Ours};
 use super::pool::Pool;
 use super::server::Server;
@@ -128,7 +128,7 @@ impl Anywhere {
         let client = pool.client(request.url());
         let client = client.map_err(|error| Failure::new(FailureKind::Unavailable, format!("{server}: {error}")))?;
         let since = Instant::now();
-        let line = Begun::new(&server.to_string().into(), request.method(), request.url(), false);
+        let line = Begun::new(&server.to_string().into(), request.method(), request.url(), Shown::PathInLog);
         let result = client.execute(request).await;
         let error = match result {
             Ok(mut response) => {

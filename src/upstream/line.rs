@@ -32,18 +32,36 @@ pub struct Begun {
     span: Span,
 }
 
+/// What is told of the URL of a request, beside its host. The query is told nowhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shown {
+    /// The path, too: it is a registry's.
+    All,
+    /// The path in the log alone, which stays in the house: of a server that a client names, it may be a secret, as that
+    /// of a hook is.
+    PathInLog,
+    /// Nothing: a redirect named the URL. Some storages give a path to whoever may read, and it is all that a reader
+    /// needs.
+    Host,
+}
+
+/// Most bytes of a URL in a trace; URLs are ASCII, but for the sign that stands for a path.
+const MOST: usize = 512;
+
 impl Begun {
-    /// Begins the line and the span of a request; `None` where neither is wanted. `is_led`: a redirect named the URL. Its
-    /// path may be a secret: some storages give a path to whoever may read, and it is all that a reader needs.
-    pub fn new(upstream: &Arc<str>, method: &Method, url: &Url, is_led: bool) -> Option<Self> {
+    /// Begins the line and the span of a request; `None` where neither is wanted.
+    pub fn new(upstream: &Arc<str>, method: &Method, url: &Url, shown: Shown) -> Option<Self> {
         if !tracing::enabled!(tracing::Level::DEBUG) && Span::current().is_none() {
             return None;
         }
         let (host, port) = (url.host_str().unwrap_or_default(), url.port());
         let port = port.map_or_else(String::new, |port| format!(":{port}"));
-        let path = if is_led { "/…" } else { url.path() };
-        let place = format!("{host}{port}{path}");
-        let span = trace::of_upstream(upstream, method, host, &format!("{}://{place}", url.scheme()));
+        let path = |is_shown| if is_shown { url.path() } else { "/…" };
+        let place = format!("{host}{port}{}", path(shown != Shown::Host));
+        let traced = format!("{}://{host}{port}{}", url.scheme(), path(shown == Shown::All));
+        // A client of the proxy door may name any path.
+        let traced = traced.get(..MOST).unwrap_or(&traced);
+        let span = trace::of_upstream(upstream, method, host, traced);
         Some(Self { upstream: upstream.clone(), method: method.clone(), place, since: Instant::now(), span })
     }
 

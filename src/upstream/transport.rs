@@ -15,7 +15,7 @@ use super::answers::BuildError;
 use super::budget::Budget;
 use super::errors;
 use super::health::{Health, Limits, limited_for};
-use super::line::Begun;
+use super::line::{Begun, Shown};
 use super::logins_sent::LoginsSent;
 use super::ours::{Circle, Ours};
 use super::pool::{Pool, client};
@@ -355,7 +355,7 @@ impl Transport {
     /// send its body.
     pub async fn pass(&self, request: reqwest::Request) -> Result<Response, Failure> {
         let (url, since) = (request.url().clone(), Instant::now());
-        let line = Begun::new(&self.label, request.method(), &url, false);
+        let line = Begun::new(&self.label, request.method(), &url, Shown::All);
         let result = self.client(&url, true)?.execute(request).await;
         let result = result.map_err(|error| self.way.failure(error));
         let mut result = result.and_then(|response| self.take_note_of_address(&url, &response).map(|()| response));
@@ -395,8 +395,11 @@ impl Transport {
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         let (http, request) = request.headers(headers).build_split();
         let request = request.map_err(|error| self.way.failure(error))?;
-        let is_led = own.is_none_or(|ask| ask.url != *request.url());
-        let line = Begun::new(&self.label, request.method(), request.url(), is_led);
+        let shown = match own {
+            Some(ask) if ask.url == *request.url() => Shown::All,
+            _ => Shown::Host,
+        };
+        let line = Begun::new(&self.label, request.method(), request.url(), shown);
         let since = Instant::now();
         // An upstream that breaks a connection off may do better at once. An upstream that cannot be reached, or hangs,
         // costs the next request as much again.

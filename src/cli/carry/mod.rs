@@ -66,6 +66,13 @@ pub struct Import {
     pub common: Common,
 }
 
+impl Export {
+    /// Returns whether the archive goes to standard output.
+    pub fn is_piped(&self) -> bool {
+        self.output.as_os_str() == PIPE
+    }
+}
+
 /// What was written, for people and for machines.
 #[derive(Serialize)]
 struct Written {
@@ -87,12 +94,11 @@ pub async fn export(files: &[PathBuf], arguments: &Export) -> Result<(), Command
     let written = written.await;
     instance.close().await;
     let (exported, files) = written?;
-    let is_piped = files.is_empty();
     let text = match arguments.common.json {
         true => to_json(&Written { exported, files })?,
         false => told_of_export(&exported, &files),
     };
-    if is_piped {
+    if arguments.is_piped() {
         // Standard output has the archive.
         complain(&text);
         return Ok(());
