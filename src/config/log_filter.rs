@@ -62,4 +62,10 @@ mod tests {
         }
         assert!(matches!(parse_filter("dbug"), Err(FilterError::Level(_))));
     }
+
+    #[test]
+    fn a_filter_for_a_span_is_refused() {
+        let refused = parse_filter("info,larder[pull]=debug").expect_err("no span is in the log");
+        assert!(matches!(refused, FilterError::Span));
+    }
 }
