@@ -298,3 +298,31 @@ fn each_secret_has_its_row_in_the_threat_model() {
     }
     assert!(rows.iter().all(|row| row.split('|').count() == 5), "four columns");
 }
+
+/// So that a stranger finds a file by what it is.
+#[test]
+fn the_architecture_page_says_what_each_file_is() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let page = include_str!("../docs/architecture.md");
+    let (_, told) = page.split_once("## Every file\n").expect("the section");
+    let told: Vec<_> = told.lines().filter(|line| line.starts_with("- ")).collect();
+    let wanted: Vec<_> = sources(src.clone()).iter().filter_map(|file| sentence(file, &src)).collect();
+    let missing: Vec<_> = wanted.iter().filter(|line| !told.contains(&line.as_str())).collect();
+    assert!(missing.is_empty(), "these lines are missing at the end of docs/architecture.md: {missing:#?}");
+    let surplus: Vec<_> = told.iter().filter(|line| !wanted.iter().any(|wanted| wanted == *line)).collect();
+    assert!(surplus.is_empty(), "no file is this: {surplus:#?}");
+    assert!(told.len() > 300, "all files were read");
+}
+
+/// The line for a file: its name and the first sentence of its comment. Files of tests have none.
+fn sentence(file: &Path, src: &Path) -> Option<String> {
+    let text = fs::read_to_string(file).expect("readable");
+    let comment = text.lines().map_while(|line| line.strip_prefix("//!").map(str::trim));
+    let first = comment.take_while(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
+    let end = first
+        .match_indices('.')
+        .map(|(at, _)| at + 1)
+        .find(|&at| first[at..].is_empty() || first[at..].starts_with(' '));
+    let path = file.strip_prefix(src).expect("in the folder").display();
+    (!first.is_empty()).then(|| format!("- `{path}`: {}", &first[..end.unwrap_or(first.len())]))
+}
