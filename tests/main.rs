@@ -50,7 +50,6 @@ mod never_wrong;
 mod on_the_way;
 mod one_of_several;
 mod one_transfer;
-mod opened_ahead;
 mod other_content;
 mod otlp;
 mod outage;

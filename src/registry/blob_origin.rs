@@ -8,16 +8,14 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt};
-use tracing::{Instrument, Span};
 use url::Url;
 
-use super::ahead::{Ahead, Key, Opened};
 use super::rejected::Rejected;
 use crate::access::{Consent, StoredObject};
 use crate::cache::{Cache, Origin, Source, Standing, Transfer};
 use crate::clock::Instant;
-use crate::failure::{Failure, FailureKind};
-use crate::observe::{Metrics, trace};
+use crate::failure::Failure;
+use crate::observe::Metrics;
 use crate::oci::Digest;
 use crate::routing::Target;
 use crate::upstream::{BlobAnswer, Lane, Storage, Storages, Upstream, pause};
@@ -31,85 +29,35 @@ pub struct Origins {
     metrics: Arc<Metrics>,
     /// Upstreams that sent wrong content.
     rejected: Rejected,
-    /// Transfers that were opened before a client asked.
-    ahead: Ahead<Learnt>,
 }
-
-/// What the origin of a blob learns.
-#[derive(Clone, Default)]
-struct Learnt {
-    /// The storages that sent bytes of the blob.
-    storages: Arc<Mutex<Vec<Storage>>>,
-    /// The URL to which each upstream redirected, and when: further parts of the blob may be available there.
-    addresses: Arc<Mutex<HashMap<usize, (Url, Instant)>>>,
-}
-
-/// Most transfers of one image that are opened ahead, and at most one in so many of an upstream's connections: where
-/// there are few, none are to spare.
-const AHEAD: usize = 12;
-const AHEAD_SHARE: usize = 4;
 
 impl Origins {
     /// Creates the shared state, with no rejected upstreams.
     pub fn new(cache: Arc<Cache>, consent: Arc<Consent>, storages: Arc<Storages>, metrics: Arc<Metrics>) -> Self {
-        Self { cache, consent, storages, metrics, rejected: Rejected::default(), ahead: Ahead::default() }
+        Self { cache, consent, storages, metrics, rejected: Rejected::default() }
     }
 
     /// Returns the origin of a blob. `lane`: the kind of transfer as which its connections are counted.
     pub fn of(self: &Arc<Self>, target: &Target, digest: &Digest, lane: Lane) -> Arc<dyn Origin> {
-        let opened = match lane {
-            Lane::Fill | Lane::Behind => self.ahead.take(&key(target, digest)),
-            Lane::Part | Lane::Aside => None,
-        };
-        let learnt = opened.as_ref().map(|opened| opened.learnt.clone()).unwrap_or_default();
-        Arc::new(BlobOrigin { opened: Mutex::new(opened), ..self.origin(target, digest, lane, learnt) })
-    }
-
-    fn origin(self: &Arc<Self>, target: &Target, digest: &Digest, lane: Lane, learnt: Learnt) -> BlobOrigin {
         let upstreams = target.repository.upstreams.len();
         let mut standing = Standing::new(upstreams);
         for upstream in self.rejected.of(&target.repository.config.asked_as(), digest, upstreams) {
             standing.reject(upstream);
         }
-        BlobOrigin {
+        Arc::new(BlobOrigin {
             all: self.clone(),
             target: target.clone(),
             digest: *digest,
             lane,
             standing: Mutex::new(standing),
-            learnt,
-            opened: Mutex::default(),
-            is_ahead: false,
-        }
-    }
-
-    /// Opens transfers of blobs for which a client is likely to ask in a moment, as far as connections are to spare.
-    pub fn open_ahead(self: &Arc<Self>, target: &Target, blobs: impl IntoIterator<Item = Digest>) {
-        let connections = target.repository.upstreams.iter().map(|upstream| upstream.config().max_connections);
-        let most = AHEAD.min(connections.min().unwrap_or_default() / AHEAD_SHARE);
-        blobs.into_iter().take(most).for_each(|digest| self.open_one_ahead(target, &digest));
-    }
-
-    fn open_one_ahead(self: &Arc<Self>, target: &Target, digest: &Digest) {
-        let key = key(target, digest);
-        let span = trace::reference(&Span::current());
-        let Some(opened) = self.ahead.begin(key.clone(), Learnt::default(), span) else {
-            return;
-        };
-        let origin = self.origin(target, digest, Lane::Behind, opened.learnt.clone());
-        let origin = BlobOrigin { is_ahead: true, ..origin };
-        let opening = async move {
-            opened.answered(origin.open_first((0, None), Lane::Behind).await);
-            opened.wait(|| origin.should_yield()).await;
-            origin.all.ahead.end(&key, &opened);
-        };
-        tokio::spawn(opening.in_current_span());
+            storages: Arc::default(),
+            addresses: Mutex::default(),
+        })
     }
 
     /// Forgets all. Called after a change of the configuration: the upstreams may be different ones.
     pub fn clear(&self) {
         self.rejected.clear();
-        self.ahead.clear();
     }
 }
 
@@ -123,40 +71,16 @@ struct BlobOrigin {
     digest: Digest,
     lane: Lane,
     standing: Mutex<Standing>,
-    learnt: Learnt,
-    /// A transfer of the whole that was opened ahead.
-    opened: Mutex<Option<Arc<Opened<Learnt>>>>,
-    /// Whether it opens ahead.
-    is_ahead: bool,
+    /// The storages that sent bytes of the blob.
+    storages: Arc<Mutex<Vec<Storage>>>,
+    /// The URL to which each upstream redirected, and when: further parts of the blob may be available there.
+    addresses: Mutex<HashMap<usize, (Url, Instant)>>,
 }
 
 /// How long the URL of a redirect is reused. Signed URLs last some minutes; one that is refused is no longer used.
 const ADDRESS_LIFE: Duration = Duration::from_secs(300);
 
-fn key(target: &Target, digest: &Digest) -> Key {
-    (target.repository.config.asked_as(), target.name.to_string(), *digest, target.who.id())
-}
-
 impl BlobOrigin {
-    /// Returns the transfer that was opened ahead, if there is one and it fits.
-    async fn opened_ahead(&self, range: (u64, Option<u64>)) -> Option<Result<Transfer, Failure>> {
-        let opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let opened = opened.filter(|_| range == (0, None))?;
-        trace::joins(opened.span.as_ref());
-        if let Some(fill) = self.all.cache.running_fill(&self.digest) {
-            fill.has_place();
-        }
-        match opened.transfer().await? {
-            Ok(transfer) => {
-                let is_worth_asking = self.standing().worth_asking(Instant::now()).contains(&transfer.source.0);
-                is_worth_asking.then_some(Ok(transfer))
-            }
-            // It had no connection.
-            Err(failure) if failure.kind == FailureKind::Busy => None,
-            Err(failure) => Some(Err(failure)),
-        }
-    }
-
     /// Opens a transfer from the first upstream, of those worth asking, that gives one. Upstreams with a temporary
     /// failure are asked once more a moment later: quay.io answers 502 now and then (podman#17802), S3 asks clients to
     /// slow down with 503.
@@ -188,7 +112,7 @@ impl BlobOrigin {
         let (mut failed, mut passing) = (None, Vec::new());
         let lane = match lane {
             // A client has joined.
-            Lane::Behind if !self.is_ahead && !self.all.cache.is_filled_for_nobody(&self.digest) => Lane::Fill,
+            Lane::Behind if !self.all.cache.is_filled_for_nobody(&self.digest) => Lane::Fill,
             lane => lane,
         };
         for &at in upstreams {
@@ -227,13 +151,13 @@ impl BlobOrigin {
 
     /// Returns the URL to which an upstream redirected a short time ago.
     fn address(&self, upstream: usize) -> Option<Url> {
-        let addresses = self.learnt.addresses.lock().unwrap_or_else(PoisonError::into_inner);
+        let addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
         let (address, since) = addresses.get(&upstream)?;
         (since.elapsed() < ADDRESS_LIFE).then(|| address.clone())
     }
 
     fn note_address(&self, upstream: usize, address: Option<Url>) {
-        let mut addresses = self.learnt.addresses.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
         match address {
             Some(address) if addresses.get(&upstream).is_some_and(|(known, _)| *known == address) => {}
             Some(address) => drop(addresses.insert(upstream, (address, Instant::now()))),
@@ -250,7 +174,7 @@ impl BlobOrigin {
         let Some(storage) = storage else {
             return body;
         };
-        let storages = self.learnt.storages.clone();
+        let storages = self.storages.clone();
         let mut is_noted = false;
         body.inspect(move |came| {
             if !is_noted && came.is_ok() {
@@ -273,13 +197,7 @@ impl Origin for BlobOrigin {
             Lane::Fill | Lane::Behind if is_part => Lane::Part,
             lane => lane,
         };
-        async move {
-            if let Some(opened) = self.opened_ahead((from, until)).await {
-                return opened;
-            }
-            self.open_first((from, until), lane).await
-        }
-        .boxed()
+        self.open_first((from, until), lane).boxed()
     }
 
     fn should_yield(&self) -> bool {
@@ -304,7 +222,7 @@ impl Origin for BlobOrigin {
     }
 
     fn verified(&self) {
-        let storages = std::mem::take(&mut *self.learnt.storages.lock().unwrap_or_else(PoisonError::into_inner));
+        let storages = std::mem::take(&mut *self.storages.lock().unwrap_or_else(PoisonError::into_inner));
         storages.into_iter().for_each(|storage| self.all.storages.sent(storage));
         // From now on the blob is a hit, whether or not it is stored already.
         self.all.cache.mark_visible(&self.target.repository.viewer(), self.digest);

@@ -1,6 +1,5 @@
 //! The registry door: the life of a request, from its head to its response.
 
-mod ahead;
 mod all_tags;
 mod answer;
 mod blob_origin;

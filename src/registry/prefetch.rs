@@ -9,8 +9,7 @@
 //!
 //! - Only the image whose manifest this client fetched, of an index the one platform; nothing attached to it.
 //! - Only once the client asks for a whole layer (`"pulled"`): tools that inspect images, and lazy pulls, fetch the
-//!   configuration whole, and of layers nothing or parts. With the configuration, transfers of the layers are only
-//!   opened, so that a pull over a long line takes fewer round trips (`ahead.rs`); nothing of them is read.
+//!   configuration whole, and of layers nothing or parts.
 //! - Few transfers, which leave places free and end when a client needs one (`cache/fill/behind.rs`).
 //! - Nothing when the upstream's quota is low or the upstream rests, nor of an image of more than half of the cache.
 //!
@@ -57,9 +56,6 @@ const MANIFESTS: usize = 8;
 const IMAGES: usize = 4_096;
 const IMAGE_BYTES: u64 = 8 << 20;
 
-/// How long no further transfers are opened for an image of which some were.
-const OPENED: Duration = Duration::from_secs(60);
-
 /// How often to look for images that have waited too long.
 const WATCH: Duration = Duration::from_secs(30);
 /// Large blobs of one image that come in at once beside those that clients ask for: as many as containerd fetches.
@@ -91,8 +87,6 @@ struct Shared {
     pulls: Bounded<Puller, Arc<[(Digest, Instant)]>>,
     /// Manifests that were looked through; `None`: not that of an image.
     images: Bounded<Digest, Option<Arc<Image>>, BySize>,
-    /// When transfers of the layers of an image were opened for a repository and name.
-    opened: Bounded<(Puller, Digest), Instant>,
     queue: Mutex<Queue<Job>>,
     /// Whether a task looks after images that wait too long.
     is_watched: AtomicBool,
@@ -148,7 +142,6 @@ impl Prefetch {
             metrics,
             pulls: Bounded::new(PULLS),
             images: Bounded::with_weighter(IMAGES, IMAGE_BYTES, BySize),
-            opened: Bounded::new(PULLS),
             queue: Mutex::default(),
             is_watched: AtomicBool::new(false),
             changes: watch::Sender::new(0),
@@ -160,7 +153,6 @@ impl Prefetch {
     pub fn clear(&self) {
         self.0.changes.send_modify(|change| *change += 1);
         self.0.pulls.clear();
-        self.0.opened.clear();
         let cleared = self.0.queue().clear();
         for _ in 0..cleared {
             self.0.metrics.prefetch_ended("unwanted");
@@ -195,7 +187,7 @@ impl Prefetch {
     /// Notes that a client asks for a blob or a part of one. If the blob is a layer of the image that this client pulls,
     /// the rest of the image comes in. It does not wait for this layer: over a long line that would be the time of some
     /// round trips. Whether the client may have the layer says nothing about the others; each upstream decides about
-    /// them. If the blob is the configuration, transfers of the layers are opened, and nothing comes in yet.
+    /// them.
     pub fn blob_asked(&self, request: &Parts, target: &Target, digest: &Digest) {
         let is_pulled = target.repository.config.prefetch == When::Pulled && request.method == Method::GET;
         if !is_pulled || !asks_for_all(request) {
@@ -207,30 +199,15 @@ impl Prefetch {
         };
         let image_of = |manifest: &Digest| {
             let image = self.0.images.get(manifest).flatten()?;
-            (image.config.digest == *digest || image.has_layer(digest)).then_some(image)
+            image.has_layer(digest).then_some(image)
         };
         let recent = pulls.iter().rev().filter(|(_, at)| at.elapsed() < PULLING);
         let Some((manifest, image)) = recent.filter_map(|(of, _)| Some((*of, image_of(of)?))).next() else {
             return;
         };
-        if image.config.digest == *digest {
-            return self.open_ahead(target, manifest, image);
-        }
         // Its further layers begin nothing again.
         self.0.pulls.insert(key, pulls.iter().copied().filter(|(digest, _)| *digest != manifest).collect());
         self.begin(target, manifest, image, Some(*digest));
-    }
-
-    /// Opens transfers of the layers that are missing, unless that was done a moment ago.
-    fn open_ahead(&self, target: &Target, manifest: Digest, image: Arc<Image>) {
-        let job = Job::new(target, manifest, image, None, *self.0.changes.borrow());
-        let key = (puller(&job.target), manifest);
-        if self.0.opened.get(&key).is_some_and(|at| at.elapsed() < OPENED) {
-            return;
-        }
-        self.0.opened.insert(key, Instant::now());
-        let shared = self.0.clone();
-        tokio::spawn(async move { shared.open_ahead(&job).await }.in_current_span());
     }
 
     fn begin(&self, target: &Target, manifest: Digest, image: Arc<Image>, asked: Option<Digest>) {
@@ -337,17 +314,6 @@ impl Shared {
         others.extend(asked);
         self.bring_all(job, others, true).await?;
         Ok(count)
-    }
-
-    /// Opens transfers of the layers that are missing and not on their way. Where that fails, nothing is lost.
-    async fn open_ahead(&self, job: &Job) {
-        if self.check(job).await.is_err() || self.cache.never_fits(SHARE.saturating_mul(job.image.bytes)) {
-            return;
-        }
-        let missing = self.missing(job).await.unwrap_or_default().into_iter().map(|blob| blob.digest);
-        let is_to_come =
-            |digest: &Digest| *digest != job.image.config.digest && self.cache.running_fill(digest).is_none();
-        self.blobs.origins.open_ahead(&job.target, missing.filter(is_to_come));
     }
 
     /// Brings blobs in, few at once. Returns those that come in for others, unless `waits`.

@@ -14,7 +14,6 @@ use futures_util::stream::FuturesUnordered;
 use tokio::time::Instant;
 
 use super::plan::{self, Claim, View};
-use super::speed::{self, Judgement, Speed};
 use super::supervision::Supervision;
 use super::transfer::{self, End, Sink, Span};
 use super::{Fill, Origin, Phase, Registered, Reserved, Source, Transfer, Wanted};
@@ -34,6 +33,13 @@ const REOPEN_ATTEMPTS: u32 = 6;
 const REOPEN_DELAY: Duration = Duration::from_millis(100);
 /// Most copies that are fetched before the fill fails: bounds the cost of upstreams that send wrong content.
 const MAX_COPIES: usize = 16;
+/// How often the speed of a copy is measured. If the rest would take longer than [`WORTH_IT`] over one connection,
+/// further connections are opened; the fourth measurement after that decides whether they help.
+const MEASURE: Duration = Duration::from_millis(250);
+/// The rest has to take longer than this to be worth further connections.
+const WORTH_IT: Duration = Duration::from_secs(1);
+/// Size in bytes below which an object comes over one connection.
+const MIN_PARALLEL: u64 = 16 << 20;
 
 /// The result of a fill whose content was right.
 #[derive(Debug)]
@@ -245,7 +251,7 @@ impl<'a> Copy<'a> {
         let hashing = AbortOnDrop(tokio::spawn(hash(self.fill.clone(), self.partial.reader(), self.algorithm)));
         let mut transfers: FuturesUnordered<BoxFuture<'static, Finished>> = FuturesUnordered::new();
         let fill = self.fill.clone();
-        let mut looks_at = Instant::now();
+        let mut measuring = tokio::time::interval(MEASURE);
         loop {
             // Registered here, so that no change before the wait below is missed.
             let wanted = fill.wanted.notified();
@@ -272,10 +278,9 @@ impl<'a> Copy<'a> {
                     }
                 }
                 () = &mut wanted => {}
-                () = tokio::time::sleep_until(looks_at) => {
+                _ = measuring.tick() => {
                     self.supervision.look(&self.fill, &**self.origin)?;
                     self.measure();
-                    looks_at = Instant::now() + self.speed.pause();
                 }
             }
         }
@@ -316,8 +321,8 @@ impl<'a> Copy<'a> {
                 }
             }
         };
+        let span = Arc::new(Span::new(from, until));
         let is_alone = self.running.is_empty();
-        let span = Arc::new(Span::new(from, until, is_alone));
         self.running.push(span.clone());
         Some(Box::pin(self.transfer(span, is_alone, is_side)))
     }
@@ -442,7 +447,7 @@ impl<'a> Copy<'a> {
 
     /// Gives the range of a transfer that did not begin back to the running transfer from which it was taken.
     fn give_back(&mut self, failed: &Span) {
-        let Claim { at, until, .. } = failed.claim();
+        let Claim { at, until } = failed.claim();
         if let Some(before) = self.running.iter().find(|span| span.claim().until == at) {
             before.set_until(until);
         }
@@ -456,7 +461,6 @@ impl<'a> Copy<'a> {
         // Where nobody waits, the connections are for others.
         let wished = if self.fill.is_for_nobody() { 1 } else { self.origin.parallel() };
         let arrived = self.fill.present().len();
-        self.running.iter().for_each(|span| span.measure(speed::TO_BEGIN));
         match self.speed.judge(arrived, size, self.connections, wished) {
             Judgement::Widen => {
                 tracing::debug!(digest = %self.digest, connections = wished, "opening parallel connections");
@@ -467,6 +471,58 @@ impl<'a> Copy<'a> {
                 self.connections = 1;
             }
             Judgement::Keep => {}
+        }
+    }
+}
+
+/// How fast a copy comes in.
+#[derive(Debug, Default)]
+struct Speed {
+    /// The time of the last measurement, and the bytes that had arrived by then.
+    last: Option<(Instant, u64)>,
+    /// Bytes per second over one connection.
+    alone: Option<f64>,
+    /// Measurements since further connections were allowed.
+    widened: u32,
+    /// Whether it is decided if the further connections stay; then nothing more is measured.
+    is_decided: bool,
+}
+
+/// What a measurement says about the number of connections.
+enum Judgement {
+    Widen,
+    Narrow,
+    Keep,
+}
+
+impl Speed {
+    #[allow(clippy::cast_precision_loss)]
+    fn judge(&mut self, arrived: u64, size: u64, connections: usize, wished: usize) -> Judgement {
+        let now = Instant::now();
+        let Some((since, before)) = self.last.replace((now, arrived)) else {
+            return Judgement::Keep;
+        };
+        let speed = arrived.saturating_sub(before) as f64 / now.duration_since(since).as_secs_f64().max(0.001);
+        if self.is_decided || wished < 2 {
+            return Judgement::Keep;
+        }
+        if connections == 1 {
+            let rest = size.saturating_sub(arrived) as f64;
+            if size < MIN_PARALLEL || rest < speed * WORTH_IT.as_secs_f64() {
+                return Judgement::Keep;
+            }
+            self.alone = Some(speed);
+            return Judgement::Widen;
+        }
+        self.widened += 1;
+        // The first measurements after widening still include the slow start of the new connections.
+        if self.widened < 4 {
+            return Judgement::Keep;
+        }
+        self.is_decided = true;
+        match self.alone {
+            Some(alone) if speed < alone * 1.2 => Judgement::Narrow,
+            _ => Judgement::Keep,
         }
     }
 }

@@ -11,7 +11,6 @@ mod passing;
 pub mod plan;
 mod progress;
 mod reserved;
-mod speed;
 mod supervision;
 mod transfer;
 mod window;

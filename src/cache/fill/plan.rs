@@ -17,12 +17,10 @@ const MIN_CHUNK: u64 = 4 << 20;
 const MAX_CHUNK: u64 = 32 << 20;
 
 /// The bytes that a running transfer is to bring: its next byte is `at`, and it ends before `until`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Claim {
     pub at: u64,
     pub until: u64,
-    /// How many bytes the transfer brings in the time that another one takes to begin; 0: not known.
-    pub meanwhile: u64,
 }
 
 /// The bytes that a reader waits for: from `at`, up to `end` where the reader states it.
@@ -88,27 +86,23 @@ fn in_order(view: View<'_>) -> Option<Next> {
     if view.claims.len() >= view.connections {
         return None;
     }
-    let free = (view.connections - view.claims.len()) as u64;
-    // As few ranges as do: between two of them, a connection waits for a round trip.
-    let share = |rest: u64, connections: u64| (rest / connections).clamp(MIN_CHUNK, MAX_CHUNK);
+    let chunk = |rest: u64| (rest / (2 * view.connections as u64)).clamp(MIN_CHUNK, MAX_CHUNK);
     if let Some((from, end)) = first_gap(view) {
         let until = match view.connections {
             1 if view.in_chunks => end.min(from + SIDE_CHUNK),
             1 => end,
-            _ => end.min(from + share(end - from, free)),
+            _ => end.min(from + chunk(end - from)),
         };
         return Some(Next { from, until, shortens: None, is_side: false });
     }
-    // All missing bytes are claimed: a free connection takes a part of the longest claim, unless that transfer would
-    // be done with it by the time that another one has begun.
-    let rest = |claim: &Claim| claim.until - claim.at;
-    let is_worth_it = |claim: &Claim| rest(claim) >= (2 * MIN_CHUNK).max(claim.meanwhile);
-    let claims = view.claims.iter().enumerate().filter(|(_, claim)| is_worth_it(claim));
-    let (longest, claim) = claims.max_by_key(|(_, claim)| rest(claim))?;
-    let rest = rest(claim);
-    let part = share(rest, free + 1);
-    let from = claim.at + part;
-    let until = claim.until.min(from + part);
+    // All missing bytes are claimed: a free connection takes a part of the longest claim.
+    let (longest, claim) = view.claims.iter().enumerate().max_by_key(|(_, claim)| claim.until - claim.at)?;
+    let rest = claim.until - claim.at;
+    if rest < 2 * MIN_CHUNK {
+        return None;
+    }
+    let from = claim.at + chunk(rest);
+    let until = claim.until.min(from + chunk(rest));
     Some(Next { from, until, shortens: Some(longest), is_side: false })
 }
 
@@ -152,14 +146,14 @@ mod tests {
         let present = RangeSet::default();
         let first = next(view(&present, &[], &[], 1)).expect("a transfer");
         assert_eq!((first.from, first.until), (0, 256 * MIB));
-        let claim = Claim { at: 5, until: 256 * MIB, ..Claim::default() };
+        let claim = Claim { at: 5, until: 256 * MIB };
         assert_eq!(next(view(&present, &[claim], &[], 1)), None);
     }
 
     #[test]
     fn a_reader_far_ahead_gets_its_range_on_the_side() {
         let present = RangeSet::default();
-        let claims = [Claim { at: MIB, until: 256 * MIB, ..Claim::default() }];
+        let claims = [Claim { at: MIB, until: 256 * MIB }];
         let want = Want { at: 200 * MIB, end: Some(200 * MIB + 65_536) };
         let side = next(view(&present, &claims, &[want], 1)).expect("a transfer");
         let expected = Next { from: want.at, until: want.at + 65_536, shortens: Some(0), is_side: true };
@@ -171,32 +165,9 @@ mod tests {
     #[test]
     fn free_connections_share_what_is_left() {
         let present = RangeSet::default();
-        let claims = [Claim { until: 256 * MIB, ..Claim::default() }];
+        let claims = [Claim { at: 0, until: 256 * MIB }];
         let second = next(view(&present, &claims, &[], 4)).expect("a transfer");
         assert_eq!(second, Next { from: 32 * MIB, until: 64 * MIB, shortens: Some(0), is_side: false });
-    }
-
-    #[test]
-    fn each_connection_gets_as_much_as_the_others() {
-        let present = RangeSet::default();
-        let mut claims = vec![Claim { until: 96 * MIB, ..Claim::default() }];
-        while let Some(next) = next(View { size: 96 * MIB, ..view(&present, &claims, &[], 8) }) {
-            if let Some(shortened) = next.shortens {
-                claims[shortened].until = next.from;
-            }
-            claims.push(Claim { at: next.from, until: next.until, ..Claim::default() });
-        }
-        let lengths: Vec<_> = claims.iter().map(|claim| claim.until - claim.at).collect();
-        assert_eq!(lengths, [12 * MIB; 8]);
-        // One that has ended takes half of what another has still to bring.
-        let mut claims = [Claim { at: 70 * MIB, until: 96 * MIB, meanwhile: 20 * MIB }];
-        let mut present = RangeSet::default();
-        present.insert(0, 70 * MIB);
-        let helper = next(View { size: 96 * MIB, ..view(&present, &claims, &[], 2) }).expect("a transfer");
-        assert_eq!(helper, Next { from: 83 * MIB, until: 96 * MIB, shortens: Some(0), is_side: false });
-        // It takes nothing that comes as soon without it.
-        claims[0].meanwhile = 40 * MIB;
-        assert_eq!(next(View { size: 96 * MIB, ..view(&present, &claims, &[], 2) }), None);
     }
 
     proptest! {
@@ -231,7 +202,7 @@ mod tests {
                     prop_assert!(next.from < next.until && next.until <= size);
                     prop_assert!(present.next_start(next.from).is_none_or(|start| start >= next.until));
                     prop_assert!(claims.iter().all(|claim| claim.until <= next.from || next.until <= claim.at));
-                    claims.push(Claim { at: next.from, until: next.until, ..Claim::default() });
+                    claims.push(Claim { at: next.from, until: next.until });
                     claims.retain(|claim| claim.at < claim.until);
                     continue;
                 }

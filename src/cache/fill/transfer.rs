@@ -1,8 +1,8 @@
 //! One transfer of a fill: takes bytes from an origin to the file, and notes which bytes are there.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,9 +19,6 @@ use crate::spool::{Partial, Slot};
 /// distance that a reader waits for: so bytes that are being written are never taken from a transfer any more.
 const BATCH: usize = plan::NEAR as usize;
 
-/// How long a transfer is not judged by its pace.
-const YOUNG: Duration = Duration::from_secs(1);
-
 /// The range of a transfer: where it stands, and where it ends. The planner may move the end while the transfer runs.
 #[derive(Debug)]
 pub struct Span {
@@ -29,38 +26,16 @@ pub struct Span {
     since: Instant,
     at: AtomicU64,
     until: AtomicU64,
-    /// Where the transfer stood when its pace was measured last, and when that was.
-    seen: Mutex<(u64, Instant)>,
-    /// See [`Claim::meanwhile`].
-    meanwhile: AtomicU64,
-    is_alone: bool,
 }
 
 impl Span {
-    /// `is_alone`: no other transfer of the object runs when it begins.
-    pub fn new(from: u64, until: u64, is_alone: bool) -> Self {
-        let now = Instant::now();
-        let (at, until) = (AtomicU64::new(from), AtomicU64::new(until));
-        let seen = Mutex::new((from, now));
-        Self { from, since: now, at, until, seen, meanwhile: AtomicU64::new(0), is_alone }
+    pub fn new(from: u64, until: u64) -> Self {
+        Self { from, since: Instant::now(), at: AtomicU64::new(from), until: AtomicU64::new(until) }
     }
 
     /// Returns the bytes that the transfer has still to bring.
     pub fn claim(&self) -> Claim {
-        let value = |of: &AtomicU64| of.load(Ordering::Relaxed);
-        // One that began a moment ago beside others becomes faster still; another one would begin as slowly.
-        let is_young = !self.is_alone && self.age() < YOUNG;
-        let meanwhile = if is_young { u64::MAX } else { value(&self.meanwhile) };
-        Claim { at: value(&self.at), until: value(&self.until), meanwhile }
-    }
-
-    /// Measures how fast the transfer is. A claim tells how much it brings within `time` at this pace.
-    #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-    pub fn measure(&self, time: Duration) {
-        let (at, now) = (self.at.load(Ordering::Relaxed), Instant::now());
-        let before = std::mem::replace(&mut *self.seen.lock().unwrap_or_else(PoisonError::into_inner), (at, now));
-        let share = time.as_secs_f64() / now.duration_since(before.1).as_secs_f64().max(0.001);
-        self.meanwhile.store(((at - before.0) as f64 * share) as u64, Ordering::Relaxed);
+        Claim { at: self.at.load(Ordering::Relaxed), until: self.until.load(Ordering::Relaxed) }
     }
 
     /// Returns the offset at which the transfer began.
@@ -120,7 +95,7 @@ pub async fn run(transfer: Transfer, span: &Span, sink: &Sink, origin: &dyn Orig
     let mut incoming = Incoming::new(transfer.body, from - transfer.start.min(from));
     let mut batch = incoming.next_batch(origin).await;
     while !batch.is_empty() {
-        let Claim { at, until, .. } = span.claim();
+        let Claim { at, until } = span.claim();
         let length: u64 = batch.iter().map(|chunk| chunk.len() as u64).sum();
         if total.is_some_and(|total| at + length > total) {
             return End::Contradiction;
@@ -153,7 +128,7 @@ pub async fn run(transfer: Transfer, span: &Span, sink: &Sink, origin: &dyn Orig
         }
         batch = next;
     }
-    let Claim { at, until, .. } = span.claim();
+    let Claim { at, until } = span.claim();
     match incoming.ended {
         Some(Err(failure)) => End::Broke(failure),
         _ if at < until && (total.is_some() || until != u64::MAX) => {
