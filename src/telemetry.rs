@@ -84,7 +84,7 @@ impl Traces {
         Box::new(layer.with_filter(Targets::new().with_target(TARGET, tracing::Level::INFO)))
     }
 
-    /// Sends the spans that are left, and ends. Waits for at most some seconds; blocks.
+    /// Sends the spans that are left, and ends. Waits for at most [`LAST`]; blocks.
     pub fn end(&self) {
         if let Err(error) = self.0.shutdown_with_timeout(LAST) {
             tracing::debug!(%error, "the last spans could not be sent");

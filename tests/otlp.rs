@@ -6,6 +6,7 @@
 //! some, 503 while its queue is full.
 
 use std::collections::HashMap;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value::Value};
@@ -218,6 +219,7 @@ async fn a_pull_that_waits_for_anothers_transfer_refers_to_it_and_one_that_leave
         pulls["pulls"].as_array().is_some_and(|pulls| pulls.iter().any(|pull| pull["complete"] == false))
     };
     eventually("the first has left", left).await;
+    let it_left = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock").as_nanos();
     gate.open();
     assert!(second.read_to_end().await.complete());
     let spans = collector.all_of(larder).await;
@@ -225,7 +227,9 @@ async fn a_pull_that_waits_for_anothers_transfer_refers_to_it_and_one_that_leave
     let stayed = spans.iter().find(|span| span.get("larder.complete") == "true").expect("the pull that stayed");
     let transfer = spans.iter().find(|span| span.name == "transfer").expect("a transfer");
     assert_eq!((transfer.parent.as_str(), &stayed.links[..]), (gone.id.as_str(), &[transfer.id.clone()][..]));
-    assert!(gone.is_error && gone.to <= transfer.to, "{gone:?} {transfer:?}");
+    assert!(gone.is_error && u128::from(gone.to) <= it_left, "{gone:?} {transfer:?}");
+    // Until the last byte, not only until the head.
+    assert!(u128::from(stayed.to) > it_left && u128::from(transfer.to) > it_left, "{stayed:?} {transfer:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -284,7 +288,7 @@ async fn a_client_does_not_decide_how_large_or_how_many_spans_are() {
     let hub = Hub::start(Options::default()).await;
     hub.push_image("team/app", "1", &Image::with_layers(1, &[20_000]));
     let config = RepositoryConfig::new("hub").upstream(&hub).to_string() + &collector.config();
-    let larder = Larder::start(config.clone()).await;
+    let larder = Larder::start(config).await;
     let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
     let ask = async |larder: &Larder, method: &str, tag: &str| {
         let request = request(method, larder.manifest_url("hub/team/app", tag)).header("traceparent", parent);

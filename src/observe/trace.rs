@@ -26,7 +26,7 @@ pub const TARGET: &str = "larder::trace";
 pub struct SpanRef(SpanContext);
 
 /// Begins the trace of a request. If the request has `traceparent` (W3C Trace Context), its trace is continued: some
-/// clients send it (containerd, BuildKit). Whether that trace is kept, is then for the client to say.
+/// clients send it (containerd, BuildKit).
 pub fn of_request(request: &Parts) -> Span {
     let span = tracing::info_span!(
         target: TARGET,
@@ -123,8 +123,8 @@ pub fn id(span: &Span) -> Option<String> {
     context(span).map(|context| context.trace_id().to_string())
 }
 
-/// Names a span and ends it now. (The library ends it with the last span within it: a transfer may go on after its
-/// request. It takes no other name for a span that has begun, either.)
+/// Names a span and ends it now: with the last byte of an answer. (The library ends it when it was last entered, which is
+/// at the head of the answer. It takes no other name for a span that has begun, either.)
 pub fn end(span: &Span, name: &str) {
     if !span.is_disabled() {
         let context = span.context();
