@@ -4,6 +4,8 @@
 //! reading connection. A purge that is cut between two steps has removed less than everything: the rows that are left
 //! are as before, and go with a later purge or by age.
 
+use std::sync::mpsc::{SyncSender, sync_channel};
+
 use rusqlite::{Connection, Transaction, params};
 
 use super::reach::{Reach, is_root};
@@ -18,7 +20,7 @@ const ROWS: u32 = 100;
 /// The same for objects, whose rows are in no other index.
 const PLAIN_ROWS: u32 = 1_000;
 /// Objects that go in one step, each with its rows.
-const OBJECTS_AT_ONCE: usize = 64;
+const OBJECTS_AT_ONCE: usize = 128;
 /// Lists that go in one step: they are large.
 const LISTS: u32 = 50;
 /// Objects that are checked in one read for whether any repository may see them.
@@ -28,6 +30,9 @@ const OF_REPOSITORY: &str = "repository = ?1 AND ?2 = ''";
 const BY_TAG: &str = "DELETE FROM tags WHERE repository = ?1 AND name = ?2 AND tag = ?3 RETURNING digest";
 const BY_DIGEST: &str = "DELETE FROM tags WHERE digest = ?3 AND repository = ?1 AND name = ?2 RETURNING digest";
 const UNNAME: &str = "DELETE FROM manifests WHERE repository = ?1 AND name = ?2 AND digest = ?3";
+const SHOWN: &str = "SELECT digest, repository, scope FROM visibility \
+    WHERE (digest, repository, scope) > (?1, ?2, ?3) ORDER BY digest, repository, scope LIMIT ?4";
+const KNOWN: &str = "SELECT 1 FROM objects WHERE digest = ?1";
 const HIDE: &str = "DELETE FROM visibility WHERE digest = ?1 AND repository = ?2";
 const FORGET: [&str; 3] = [
     "DELETE FROM objects WHERE digest = ?1 RETURNING size",
@@ -85,6 +90,16 @@ impl Purged {
         self.bytes += step.bytes;
         self.rows += step.rows;
     }
+}
+
+/// What one step of a search for objects to remove has found.
+#[derive(Default)]
+struct Found {
+    /// Objects that nothing leads to any more.
+    unkept: Vec<Digest>,
+    /// Objects that the purged repository no longer leads to, even if another repository keeps them: they are not shown
+    /// there either.
+    unseen: Vec<Digest>,
 }
 
 impl Sqlite {
@@ -212,45 +227,77 @@ impl Sqlite {
         Ok(())
     }
 
-    /// Removes the objects that no tag or manifest leads to any more.
+    /// Removes the objects that no tag or manifest leads to any more. The next ones are looked for while those before
+    /// them are removed.
     fn purge_unkept(
         &self,
         repository: &str,
         below: &[Digest],
         each: &mut impl FnMut(Purged),
     ) -> Result<(), IndexError> {
-        let (unkept, unseen) = self.read(|connection| {
+        let (found, next) = sync_channel(1);
+        std::thread::scope(|scope| {
+            let search = scope.spawn(move || self.find_unkept(repository, below, &found));
+            let removed = next.iter().try_for_each(|found| self.remove_found(repository, found, each));
+            // If the removal failed, there is nobody to search for.
+            drop(next);
+            let searched = search.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            removed.and(searched)
+        })
+    }
+
+    /// Hands on which objects nothing leads to any more, a step at a time, for as long as somebody takes them.
+    fn find_unkept(&self, repository: &str, below: &[Digest], found: &SyncSender<Found>) -> Result<(), IndexError> {
+        self.read(|connection| {
             let (mut anywhere, mut here) = (Reach::new(connection, None), Reach::new(connection, Some(repository)));
-            let (mut unkept, mut unseen) = (Vec::new(), Vec::new());
-            for digest in below {
-                if !anywhere.is_kept(digest)? {
-                    unkept.push(*digest);
-                } else if !here.is_kept(digest)? {
-                    unseen.push(*digest);
+            for digests in below.chunks(OBJECTS_AT_ONCE) {
+                let mut step = Found::default();
+                for digest in digests {
+                    if !anywhere.is_kept(digest)? {
+                        step.unkept.push(*digest);
+                    } else if !here.is_kept(digest)? {
+                        step.unseen.push(*digest);
+                    }
+                }
+                if found.send(step).is_err() {
+                    break;
                 }
             }
-            Ok((unkept, unseen))
-        })?;
-        for digests in unkept.chunks(OBJECTS_AT_ONCE) {
-            let digests = digests.to_vec();
-            each(self.step(move |transaction| {
-                // The object may have been pulled again meanwhile.
-                forget(transaction, &digests, |digest| is_root(transaction, None, digest))
-            })?);
+            Ok(())
+        })
+    }
+
+    /// Removes what was found in one step of a search.
+    fn remove_found(&self, repository: &str, found: Found, each: &mut impl FnMut(Purged)) -> Result<(), IndexError> {
+        let Found { unkept, unseen } = found;
+        if !unkept.is_empty() {
+            // An object may have been pulled again meanwhile.
+            let step = move |transaction: &Transaction<'_>| {
+                forget(transaction, &unkept, |digest| is_root(transaction, None, digest))
+            };
+            each(self.step(step)?);
         }
-        // Objects that the repository no longer leads to are not shown there either, even if another repository keeps
-        // them.
-        for digests in unseen.chunks(OBJECTS_AT_ONCE) {
-            let (repository, digests) = (repository.to_owned(), digests.to_vec());
-            each(Purged::of_rows(self.step(move |transaction| hide(transaction, &repository, &digests))?));
+        if !unseen.is_empty() {
+            let repository = repository.to_owned();
+            each(Purged::of_rows(self.step(move |transaction| hide(transaction, &repository, &unseen))?));
         }
         Ok(())
     }
 
     fn purge_repository(&self, repository: &str, each: &mut impl FnMut(Purged)) -> Result<(), IndexError> {
-        for (table, rows) in [("tags", ROWS), ("manifests", ROWS), ("listings", LISTS), ("visibility", ROWS)] {
+        for (table, rows) in [("tags", ROWS), ("manifests", ROWS), ("listings", LISTS)] {
             each(Purged::of_rows(self.delete(table, [OF_REPOSITORY, repository, ""], rows)?));
         }
+        let mut last = Some(Shown::default());
+        while let Some(from) = last {
+            let (shown, end) = self.read(|connection| shown_objects(connection, repository, &from))?;
+            for digests in shown.chunks(OBJECTS_AT_ONCE) {
+                let (repository, digests) = (repository.to_owned(), digests.to_vec());
+                each(self.step(move |transaction| hide_and_forget(transaction, &repository, &digests))?);
+            }
+            last = end;
+        }
+        // Objects that no repository showed before are found only here.
         let mut last = Vec::new();
         loop {
             let (unseen, end) = self.read(|connection| unseen_objects(connection, &last))?;
@@ -316,9 +363,6 @@ fn delete_some(table: &str, condition: &str) -> String {
     let key = match table {
         "tags" => "repository, name, tag, shelf",
         "manifests" => "repository, name, digest",
-        "visibility" => "repository, scope, digest",
-        "edges" => "parent, child",
-        "urls" => "key, variant",
         _ => "id",
     };
     format!("DELETE FROM {table} WHERE ({key}) IN (SELECT {key} FROM {table} WHERE {condition} LIMIT ?3)")
@@ -343,6 +387,29 @@ fn clear(transaction: &Transaction<'_>, table: &str) -> rusqlite::Result<()> {
     triggers.iter().try_for_each(|(_, sql)| transaction.execute_batch(sql))
 }
 
+/// A row of who may see what: digest, repository, scope.
+type Shown = (Vec<u8>, String, i64);
+
+/// Returns the objects that are visible in a repository, among the next rows behind `last`; and where to go on.
+fn shown_objects(
+    connection: &Connection,
+    repository: &str,
+    last: &Shown,
+) -> rusqlite::Result<(Vec<Digest>, Option<Shown>)> {
+    let mut statement = connection.prepare_cached(SHOWN)?;
+    let mut rows = statement.query(params![last.0, last.1, last.2, LOOKED_AT])?;
+    let (mut shown, mut end) = (Vec::new(), None);
+    while let Some(row) = rows.next()? {
+        let (digest, place): (_, String) = (read_digest(row)?, row.get(1)?);
+        // The same in another scope comes next to it.
+        if place == repository && shown.last() != Some(&digest) {
+            shown.push(digest);
+        }
+        end = Some((digest.as_raw().to_vec(), place, row.get(2)?));
+    }
+    Ok((shown, end))
+}
+
 /// Returns the objects that are visible in no repository, among the next objects behind `last`; and where to go on.
 fn unseen_objects(connection: &Connection, last: &[u8]) -> rusqlite::Result<(Vec<Digest>, Option<Digest>)> {
     const SQL: &str = "SELECT digest, EXISTS (SELECT 1 FROM visibility WHERE visibility.digest = objects.digest) \
@@ -363,6 +430,24 @@ fn unseen_objects(connection: &Connection, last: &[u8]) -> rusqlite::Result<(Vec
 /// Returns whether an object is visible in any repository.
 fn is_seen(connection: &Connection, digest: &Digest) -> rusqlite::Result<bool> {
     connection.prepare_cached("SELECT 1 FROM visibility WHERE digest = ?1")?.exists(params![digest.as_raw()])
+}
+
+/// Hides objects in a repository, and forgets those that are then visible in none.
+fn hide_and_forget(transaction: &Transaction<'_>, repository: &str, digests: &[Digest]) -> rusqlite::Result<Purged> {
+    let mut hidden = 0;
+    let mut statement = transaction.prepare_cached(HIDE)?;
+    for digest in digests {
+        hidden += statement.execute(params![digest.as_raw(), repository])?;
+    }
+    let mut known = transaction.prepare_cached(KNOWN)?;
+    let known: Vec<_> = digests
+        .iter()
+        .map(|digest| Ok(known.exists(params![digest.as_raw()])?.then_some(*digest)))
+        .filter_map(rusqlite::Result::transpose)
+        .collect::<rusqlite::Result<_>>()?;
+    let mut purged = forget(transaction, &known, |digest| is_seen(transaction, digest))?;
+    purged.rows += hidden as u64;
+    Ok(purged)
 }
 
 /// Forgets objects, except those that are wanted.

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use rusqlite::Connection;
 
-/// Pages of the log after which it is taken into the database: 1 MiB.
-const LOG_PAGES: u32 = 256;
+/// Pages of the log after which it is taken into the database: 4 MiB. What changes several times is taken in once.
+const LOG_PAGES: u32 = 1_024;
 /// Bytes to which the log is cut once it was taken in.
 const LOG_BYTES: u64 = 1 << 20;
 /// A log of more bytes than this is taken in even if that means waiting for readers.

@@ -229,10 +229,10 @@ fn no_step_of_a_purge_looks_through_a_table() {
     for table in ["tags", "manifests", "listings"] {
         assert_goes_by_indexes(&index, &delete_some(table, of_name));
     }
-    for table in ["tags", "manifests", "listings", "visibility"] {
+    for table in ["tags", "manifests", "listings"] {
         assert_goes_by_indexes(&index, &delete_some(table, OF_REPOSITORY));
     }
-    for sql in [BY_TAG, BY_DIGEST, UNNAME, HIDE] {
+    for sql in [BY_TAG, BY_DIGEST, UNNAME, HIDE, SHOWN, KNOWN] {
         assert_goes_by_indexes(&index, sql);
     }
     for sql in FORGET {
