@@ -54,8 +54,8 @@ pub struct Disk {
     next_check: AtomicU64,
 }
 
-/// Objects of fewer bytes are read when they are opened: mapping them would cost more than copying them.
-const MIN_MAPPED: u64 = 64 * 1024;
+/// Objects of fewer bytes are read into memory: mapping them would cost more than copying them.
+pub const MIN_MAPPED: u64 = 64 * 1024;
 
 /// Why a cache directory cannot be used.
 #[derive(Debug, thiserror::Error)]

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
+use futures_util::future::{self, BoxFuture};
 use tokio::sync::mpsc;
 
+use super::busy::BusyObjects;
 use super::{Capacity, Disk, Object, Store, Walk};
 use crate::oci::Digest;
 use crate::spool::Partial;
@@ -23,6 +24,7 @@ const AHEAD: usize = 256;
 #[derive(Clone, Debug)]
 pub struct LocalStore {
     disk: Arc<Disk>,
+    busy: Arc<BusyObjects>,
     reads: Pool,
     /// For storing objects, which are synced. A disk that hangs keeps the threads that sync, so they must not be all
     /// threads.
@@ -34,7 +36,7 @@ pub struct LocalStore {
 impl LocalStore {
     /// Creates the store on a disk, with its pools.
     pub fn new(disk: Disk, reads: Pool, syncs: Pool, upkeep: Pool) -> Self {
-        Self { disk: Arc::new(disk), reads, syncs, upkeep }
+        Self { disk: Arc::new(disk), busy: Arc::default(), reads, syncs, upkeep }
     }
 
     /// Runs work on a thread of a pool, with its deadline.
@@ -50,8 +52,19 @@ impl LocalStore {
 
 impl Store for LocalStore {
     fn open<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, io::Result<Option<Object>>> {
-        let digest = *digest;
-        self.on(&self.reads, move |disk| disk.get(&digest)).boxed()
+        if let Some(object) = self.busy.find(digest) {
+            return future::ready(Ok(Some(object))).boxed();
+        }
+        let (digest, busy) = (*digest, self.busy.clone());
+        let look = move |disk: &Disk| {
+            let found = disk.get(&digest)?;
+            match &found {
+                Some(object) => busy.looked_at(&digest, object),
+                None => busy.forget(&digest),
+            }
+            Ok(found)
+        };
+        self.on(&self.reads, look).boxed()
     }
 
     fn put<'a>(&'a self, digest: &'a Digest, content: Bytes) -> BoxFuture<'a, io::Result<bool>> {
@@ -77,18 +90,24 @@ impl Store for LocalStore {
     }
 
     fn remove<'a>(&'a self, digests: &'a [Digest]) -> BoxFuture<'a, io::Result<()>> {
-        let digests = digests.to_vec();
+        let (digests, busy) = (digests.to_vec(), self.busy.clone());
         let remove_all = move |disk: &Disk| {
             let failed = digests.iter().filter_map(|digest| disk.remove(digest).err()).reduce(|first, _| first);
+            digests.iter().for_each(|digest| busy.forget(digest));
             failed.map_or(Ok(()), Err)
         };
         self.on(&self.upkeep, remove_all).boxed()
     }
 
     fn clear(&self) -> BoxFuture<'_, io::Result<()>> {
-        let disk = self.disk.clone();
+        let (disk, busy) = (self.disk.clone(), self.busy.clone());
+        let clear = move || {
+            let cleared = disk.clear();
+            busy.forget_all();
+            cleared
+        };
         // No deadline: this takes as long as there are files.
-        async move { self.upkeep.run_at(self.upkeep.place().await?, move || disk.clear()).await }.boxed()
+        async move { self.upkeep.run_at(self.upkeep.place().await?, clear).await }.boxed()
     }
 
     fn contains<'a>(&'a self, digest: &'a Digest) -> BoxFuture<'a, io::Result<bool>> {
@@ -115,7 +134,12 @@ impl Store for LocalStore {
     }
 
     fn capacity(&self) -> BoxFuture<'_, io::Result<Capacity>> {
-        self.on(&self.upkeep, Disk::capacity).boxed()
+        let busy = self.busy.clone();
+        let capacity = move |disk: &Disk| {
+            busy.forget_old();
+            disk.capacity()
+        };
+        self.on(&self.upkeep, capacity).boxed()
     }
 
     fn check(&self) -> BoxFuture<'_, io::Result<()>> {
@@ -123,12 +147,22 @@ impl Store for LocalStore {
     }
 
     fn seal<'a>(&'a self, object: &'a Object, digest: &'a Digest) -> BoxFuture<'a, io::Result<()>> {
-        let (object, digest) = (object.clone(), *digest);
-        self.on(&self.upkeep, move |disk| disk.seal(&object, &digest)).boxed()
+        let (object, digest, busy) = (object.clone(), *digest, self.busy.clone());
+        let seal = move |disk: &Disk| {
+            let sealed = disk.seal(&object, &digest);
+            busy.forget(&digest);
+            sealed
+        };
+        self.on(&self.upkeep, seal).boxed()
     }
 
     fn unseal<'a>(&'a self, object: &'a Object) -> BoxFuture<'a, io::Result<()>> {
-        let object = object.clone();
-        self.on(&self.upkeep, move |disk| disk.unseal(&object)).boxed()
+        let (object, busy) = (object.clone(), self.busy.clone());
+        let unseal = move |disk: &Disk| {
+            let unsealed = disk.unseal(&object);
+            busy.forget_all();
+            unsealed
+        };
+        self.on(&self.upkeep, unseal).boxed()
     }
 }

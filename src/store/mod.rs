@@ -3,6 +3,7 @@
 //! [`Store`] is what the cache needs of a store. [`LocalStore`] keeps objects on a filesystem. Each call has a deadline
 //! of its own, and a caller whose deadline has passed goes on without the store.
 
+mod busy;
 mod disk;
 mod local;
 mod mapped;
@@ -20,7 +21,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
 
-pub use disk::{Disk, StoreError};
+pub use disk::{Disk, MIN_MAPPED, StoreError};
 pub use local::LocalStore;
 pub use mapped::Mapping;
 
