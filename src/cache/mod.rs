@@ -289,7 +289,7 @@ impl Cache {
     /// not state it.
     pub fn growing(&self, fill: FillReader, aside: Aside, told: Option<u64>) -> Content {
         let lease = self.upkeep.lease(&aside.digest);
-        Content::Growing { fill, aside, told, _lease: Some(lease) }
+        Content::Growing { fill, aside, told, is_mapped: true, _lease: Some(lease) }
     }
 
     /// Returns how many fills are under way.

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use futures_util::stream::{self, Stream};
@@ -19,6 +20,11 @@ use crate::work::{Hashing, ReadFile};
 const WINDOW: u64 = 256 * 1024;
 /// Bytes of the first read: a client that never takes anything holds no more than the first two reads.
 const FIRST_WINDOW: u64 = 32 * 1024;
+/// Bytes that all readers together may read at a time. Where there are many, each reads less: most of them wait for
+/// their clients, with what they have read in memory.
+const WINDOWS: u64 = 4 << 20;
+/// Bytes that a reader may read at a time, however many there are.
+const LEAST_WINDOW: u64 = 16 * 1024;
 /// Bytes of a mapped object handed on at a time; they are pages of the system's cache, not buffers.
 const FRAME: u64 = 1 << 20;
 
@@ -36,6 +42,8 @@ pub enum Content {
         aside: Aside,
         /// The size that the upstream states.
         told: Option<u64>,
+        /// Whether pages of the file may go to the reader; else its bytes are read into buffers.
+        is_mapped: bool,
         /// Keeps the object from eviction; `None` where nothing is evicted.
         _lease: Option<Arc<Lease>>,
     },
@@ -91,14 +99,18 @@ impl Content {
     pub fn unmapped(self) -> Self {
         match self {
             Self::Complete { object, lease } => Self::Complete { object: object.unmapped(), lease },
-            other => other,
+            Self::Growing { fill, aside, told, _lease, .. } => {
+                Self::Growing { fill, aside, told, is_mapped: false, _lease }
+            }
+            Self::Uncached { .. } => self,
         }
     }
 
-    /// Returns the mapping that the frames of [`Self::stream`] are cut from.
-    pub fn mapping(&self) -> Option<&Arc<Mapping>> {
+    /// Returns the mapping that the frames of [`Self::stream`] are cut from, as far as it is known now.
+    pub fn mapping(&self) -> Option<Arc<Mapping>> {
         match self {
-            Self::Complete { object, .. } => object.mapping(),
+            Self::Complete { object, .. } => object.mapping().cloned(),
+            Self::Growing { fill, is_mapped: true, .. } => fill.mapping(),
             Self::Growing { .. } | Self::Uncached { .. } => None,
         }
     }
@@ -119,6 +131,7 @@ impl Content {
             start,
             at: start,
             window: FIRST_WINDOW,
+            copying: None,
             reading,
             last_file: None,
             seat: None,
@@ -132,6 +145,30 @@ impl Content {
     }
 }
 
+/// How many readers copy bytes now.
+static COPYING: AtomicU64 = AtomicU64::new(0);
+
+/// A reader that copies bytes, counted until this is dropped.
+struct Copying;
+
+impl Copying {
+    fn new() -> Self {
+        COPYING.fetch_add(1, Ordering::Relaxed);
+        Self
+    }
+}
+
+impl Drop for Copying {
+    fn drop(&mut self) {
+        COPYING.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Returns how many bytes one of `readers` may read at a time.
+fn window(readers: u64) -> u64 {
+    (WINDOWS / readers.max(1)).clamp(LEAST_WINDOW, WINDOW)
+}
+
 /// The state of one stream of content.
 struct Reader {
     content: Content,
@@ -139,6 +176,8 @@ struct Reader {
     at: u64,
     /// Most bytes of the next read.
     window: u64,
+    /// Set once the reader has copied bytes.
+    copying: Option<Copying>,
     reading: Reading,
     /// The file that was read last.
     last_file: Option<ReadFile>,
@@ -152,7 +191,8 @@ struct Reader {
 
 /// Where a fill has the next bytes.
 enum Found {
-    InFile(ReadFile, u64),
+    /// In this file, up to this offset; and as pages of a mapping, if the reader may have them.
+    InFile(ReadFile, u64, Option<Arc<Mapping>>),
     Bytes(Bytes),
     Nowhere,
 }
@@ -166,7 +206,7 @@ impl Reader {
         if self.reading.end.is_some_and(|end| self.at >= end) {
             return Ok(Bytes::new());
         }
-        let (file, until) = match &self.content {
+        let (file, until, mapping) = match &self.content {
             Content::Complete { object, lease } => {
                 let (object, lease) = (object.clone(), lease.clone());
                 let end = self.reading.end.unwrap_or(object.size).min(object.size);
@@ -181,22 +221,22 @@ impl Reader {
                         // Both are at most the length of the bytes.
                         return Ok(bytes.slice(from as usize..end as usize));
                     }
-                    Body::ToRead(file) => (file, object.size),
+                    Body::ToRead(file) => (file, object.size, None),
                 }
             }
             Content::Growing { .. } => match self.growing().await? {
-                Found::InFile(file, until) => (file, until),
+                Found::InFile(file, until, mapping) => (file, until, mapping),
                 Found::Bytes(bytes) => return Ok(bytes),
                 Found::Nowhere => return self.go_aside().await,
             },
             Content::Uncached { .. } => return self.go_aside().await,
         };
-        self.read(file, until).await
+        self.read(file, until, mapping).await
     }
 
     /// Returns where the fill has the next bytes.
     async fn growing(&mut self) -> Result<Found, Failure> {
-        let Content::Growing { fill, aside, .. } = &self.content else {
+        let Content::Growing { fill, aside, is_mapped, .. } = &self.content else {
             return Ok(Found::Nowhere);
         };
         self.seat = self.seat.take().or_else(|| fill.sit(self.at));
@@ -204,9 +244,9 @@ impl Reader {
             seat.is_at(self.at);
         }
         match fill.readable(self.at, self.reading).await {
-            Ok(Readable::File { file, until, attempt }) => {
+            Ok(Readable::File { file, until, attempt, mapping }) => {
                 self.reading.attempt = Some(attempt);
-                Ok(Found::InFile(file, until))
+                Ok(Found::InFile(file, until, mapping.filter(|_| *is_mapped)))
             }
             Ok(Readable::InWindow) => {
                 self.seat = self.seat.take().or_else(|| fill.sit(self.at));
@@ -238,21 +278,33 @@ impl Reader {
         }
     }
 
-    /// Reads the next bytes of a file that has them up to `until`.
-    async fn read(&mut self, file: ReadFile, until: u64) -> Result<Bytes, Failure> {
-        let until = until.min(self.reading.end.unwrap_or(u64::MAX)).min(self.at + self.window);
-        self.window = (2 * self.window).min(WINDOW);
-        let (at, length) = (self.at, until.saturating_sub(self.at));
-        if length == 0 && self.reading.end.is_some() {
+    /// Returns the next bytes of a file that has them up to `until`: pages of its mapping, or a copy.
+    async fn read(&mut self, file: ReadFile, until: u64, mapping: Option<Arc<Mapping>>) -> Result<Bytes, Failure> {
+        let until = until.min(self.reading.end.unwrap_or(u64::MAX));
+        if until <= self.at && self.reading.end.is_some() {
             return Err(Failure::new(FailureKind::Storage, "the object ended before its stated size"));
         }
-        let bytes = file.read(at, length).await.map_err(|error| unreadable(error, None))?;
+        let bytes = match mapping {
+            Some(mapping) => self.next_frame(&mapping, &file, until).await,
+            None => self.next_copy(&file, until).await,
+        };
         self.last_file = Some(file);
+        bytes.map_err(|error| unreadable(error, None))
+    }
+
+    /// Copies the next bytes of a file.
+    async fn next_copy(&mut self, file: &ReadFile, until: u64) -> io::Result<Bytes> {
+        self.copying.get_or_insert_with(Copying::new);
+        let window = window(COPYING.load(Ordering::Relaxed));
+        let until = until.min(self.at + self.window.min(window));
+        self.window = (2 * self.window).min(WINDOW);
+        let length = until.saturating_sub(self.at);
+        let bytes = file.read(self.at, length).await?;
         self.at += length;
         Ok(bytes)
     }
 
-    /// Returns the next pages of a complete object.
+    /// Returns the next pages of a file that has its bytes up to `end`.
     async fn next_frame(&mut self, mapping: &Arc<Mapping>, file: &ReadFile, end: u64) -> io::Result<Bytes> {
         let (at, length) = (self.at, end.saturating_sub(self.at).min(FRAME));
         if length > 0 && !mapping.is_resident(at, length) {
@@ -295,4 +347,16 @@ fn unreadable(error: io::Error, lease: Option<&Arc<Lease>>) -> Failure {
         lease.give_up();
     }
     Failure::of(FailureKind::Storage, "cannot read an object", error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_readers_together_have_little_in_memory() {
+        assert_eq!([0, 1, 16].map(window), [WINDOW; 3]);
+        assert_eq!(window(64), 64 * 1024);
+        assert_eq!([256, 10_000].map(window), [LEAST_WINDOW; 2]);
+    }
 }

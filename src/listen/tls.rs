@@ -7,7 +7,7 @@ use arc_swap::ArcSwapOption;
 use rustls::crypto::aws_lc_rs;
 use rustls::server::{Acceptor, ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
-use rustls::{ConfigBuilder, RootCertStore, ServerConfig, WantsVerifier};
+use rustls::{ConfigBuilder, RootCertStore, ServerConfig, ServerConnection, WantsVerifier};
 use rustls_pki_types::ServerName;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -22,6 +22,9 @@ use crate::config::{ClientRoots, ServerTls};
 
 /// How long a client has for the TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// Bytes that are encrypted ahead of the client: two records of TLS (RFC 8446, section 5.1).
+const RECORDS: usize = 32 * 1024;
 
 /// The protocol of an ACME server that asks for a proof (RFC 8737).
 const ACME: &[u8] = b"acme-tls/1";
@@ -104,11 +107,16 @@ impl Handshakes {
                 begun.into_stream(self.proofs.clone()).await?.shutdown().await?;
                 return Ok(None);
             }
-            begun.into_stream(self.clients.clone()).await.map(Some)
+            begun.into_stream_with(self.clients.clone(), bound).await.map(Some)
         };
         let late = || std::io::Error::new(std::io::ErrorKind::TimedOut, "the TLS handshake took too long");
         tokio::time::timeout(HANDSHAKE, shaken).await.unwrap_or_else(|_| Err(late()))
     }
+}
+
+/// Bounds what a connection keeps of bytes that its client does not take.
+pub fn bound(connection: &mut ServerConnection) {
+    connection.set_buffer_limit(Some(RECORDS));
 }
 
 /// Returns the names of the client's certificate, if it showed one; the handshake has verified it.

@@ -368,7 +368,7 @@ async fn coming(copy: &Arc<Copy>, fill: FillReader, now: SystemTime, is_joined: 
     let content = match fill.size().await {
         // A failure of Larder's own disk must not fail the request.
         Err(failure) if failure.kind.is_of_the_store() => Content::Uncached { aside, size: copy.total },
-        _ => Content::Growing { fill, aside, told: None, _lease: None },
+        _ => Content::Growing { fill, aside, told: None, is_mapped: true, _lease: None },
     };
     FoundCopy { headers, content, boundary: copy.name, state: CacheState::Miss(Miss::of(is_joined)) }
 }

@@ -102,7 +102,7 @@ impl Blobs {
         };
         let is_unstored = self.cache.is_unfit(&digest);
         let state = CacheState::Miss(if is_unstored { Miss::Unstored } else { Miss::of(!is_first) });
-        let response = respond::blob(&request.headers, &digest, content, &state).await?;
+        let response = respond::blob(&request.headers, &digest, for_socket(request, content), &state).await?;
         Ok(Answer { response, state })
     }
 
@@ -204,9 +204,7 @@ impl Blobs {
         let response = if request.method == Method::HEAD {
             respond::blob_head(digest, Some(size), &state)
         } else {
-            let is_looked_at = request.version == Version::HTTP_2 || is_secure(request);
-            let content = if is_looked_at { content.unmapped() } else { content };
-            respond::blob(&request.headers, digest, content, &state).await?
+            respond::blob(&request.headers, digest, for_socket(request, content), &state).await?
         };
         Ok(Answer { response, state })
     }
@@ -270,4 +268,10 @@ impl Blobs {
         self.heads.remember(target, &page, Said { media_type: None, size });
         Ok(size)
     }
+}
+
+/// Returns the content as the request's socket can take it: HTTP/2 and TLS look at the bytes before they send them.
+fn for_socket(request: &Parts, content: Content) -> Content {
+    let is_looked_at = request.version == Version::HTTP_2 || is_secure(request);
+    if is_looked_at { content.unmapped() } else { content }
 }

@@ -214,7 +214,7 @@ pub async fn answer(about: About, content: Content) -> Result<Response<Body>, Re
         _ => Selection::Whole,
     };
     if let Some(mapping) = content.mapping() {
-        response.extensions_mut().insert(mapping.clone());
+        response.extensions_mut().insert(mapping);
     }
     let headers = response.headers_mut();
     match (selection, size) {

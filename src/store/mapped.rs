@@ -1,15 +1,16 @@
-//! A complete object mapped into memory, so that its pages go to clients without being copied here: by `sendfile(2)`
-//! where a frame of it comes to a plain socket, else from the mapping.
+//! An object mapped into memory, complete or on its way in, so that its pages go to clients without being copied here:
+//! by `sendfile(2)` where a frame of it comes to a plain socket, else from the mapping.
 //!
 //! This is the only module with `unsafe`. It relies on the following:
 //!
-//! - A mapping is made of the whole file, with the length that the file had when it was opened. It is never written
-//!   through, and lives until the last [`Frame`] cut from it is dropped. A frame lies within its mapping. So the memory
-//!   behind a frame stays mapped and readable for as long as the frame.
-//! - The bytes do not change: only complete objects are mapped, and a complete object's file is made by a rename and
-//!   never opened for writing again. Eviction unlinks the file, which leaves the mapping whole. Other programs that may
-//!   write to the cache directory are trusted not to write into its objects; the operator has to ensure that, as for
-//!   any mapped file.
+//! - A mapping is made of the whole file, with the length that the file has or, on its way in, will have. It is never
+//!   written through, and lives until the last [`Frame`] cut from it is dropped. A frame lies within its mapping. So
+//!   the memory behind a frame stays mapped and readable for as long as the frame.
+//! - The bytes of a frame do not change. A complete object's file is made by a rename and never opened for writing
+//!   again; eviction unlinks the file, which leaves the mapping whole. Of a file that grows, only bytes that are there
+//!   are cut, and no transfer writes where bytes are there: a copy that turns out wrong is dropped with its file, and a
+//!   later fill that goes on with a file writes what is missing. Other programs that may write to the cache directory
+//!   are trusted not to write into its objects; the operator has to ensure that, as for any mapped file.
 //! - If somebody truncates a file all the same, or the disk fails, touching a page of it would be SIGBUS.
 //!   [`Mapping::load`] gets an error instead, and frames go to plain HTTP/1 sockets only, which touch them inside
 //!   `sendfile(2)` and `writev(2)`, where that is an error, too. Code that reads the bytes itself (HTTP/2 copies small
@@ -63,7 +64,7 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Maps the first `length` bytes of a complete object, which are all that it has. Does not read them.
+    /// Maps the first `length` bytes of a file, which are all that it has or will have. Does not read them.
     pub fn new(file: Arc<File>, length: u64) -> io::Result<Arc<Self>> {
         let length = usize::try_from(length).map_err(io::Error::other)?;
         // SAFETY: a new mapping at an address of the kernel's choice touches no memory of ours.

@@ -31,6 +31,7 @@ use crate::failure::{Failure, FailureKind};
 use crate::index::Viewer;
 use crate::observe::trace::SpanRef;
 use crate::oci::Digest;
+use crate::store::{MIN_MAPPED, Mapping};
 use crate::work::ReadFile;
 
 pub(super) use driver::{Destination, drive};
@@ -170,6 +171,9 @@ struct State {
     attempt: u32,
     /// The file that the bytes go to; `None` before the first copy begins.
     file: Option<ReadFile>,
+    /// The file as pages. Bytes that are in the file stay as they are, whatever becomes of the copy, so that pages of
+    /// it may be on their way to clients.
+    mapping: Option<Arc<Mapping>>,
     /// The size of the object, once it is known.
     size: Option<u64>,
     /// The bytes that are in the file.
@@ -245,6 +249,8 @@ pub enum Readable {
         until: u64,
         /// The copy that the file holds.
         attempt: u32,
+        /// The file as pages, if its size was known at the beginning.
+        mapping: Option<Arc<Mapping>>,
     },
     /// In the window, unless they just left it.
     InWindow,
@@ -258,6 +264,7 @@ impl Fill {
             phase: Phase::Opening,
             attempt: 0,
             file: None,
+            mapping: None,
             size: None,
             present: RangeSet::default(),
             is_resumed: false,
@@ -408,6 +415,7 @@ impl Fill {
             state.attempt += 1;
             state.phase = Phase::Opening;
             state.file = Some(file);
+            state.mapping = None;
             state.size = None;
             state.is_resumed |= !present.is_empty();
             state.present = present;
@@ -416,10 +424,28 @@ impl Fill {
 
     /// Notes that a source has answered; `total`: the size that it states.
     fn opened(&self, total: Option<u64>) {
+        let mapping = self.to_map(total);
         self.update(|state| {
             state.phase = Phase::Growing;
             state.size = state.size.or(total);
+            state.mapping = state.mapping.take().or(mapping);
         });
+    }
+
+    /// Maps the file of this copy, unless it is mapped, or too small for that to pay.
+    fn to_map(&self, total: Option<u64>) -> Option<Arc<Mapping>> {
+        let file = {
+            let state = self.state.borrow();
+            state.file.clone().filter(|_| state.mapping.is_none() && state.size.is_none())
+        };
+        let (file, total) = file.zip(total.filter(|&total| total >= MIN_MAPPED))?;
+        // A filesystem that cannot map it is read from.
+        Mapping::new(file.file().clone(), total).ok()
+    }
+
+    /// Returns the file as pages, if it is mapped.
+    pub fn mapping(&self) -> Option<Arc<Mapping>> {
+        self.state.borrow().mapping.clone()
     }
 
     /// Notes that `[start, end)` is in the file.
@@ -499,7 +525,8 @@ impl State {
             _ => self.unverified_until(at, reader),
         };
         let is_done = matches!(self.phase, Phase::Verified);
-        (until > at || is_done).then(|| Ok(Readable::File { file, until, attempt: self.attempt }))
+        let found = || Readable::File { file, until, attempt: self.attempt, mapping: self.mapping.clone() };
+        (until > at || is_done).then(|| Ok(found()))
     }
 
     /// Returns up to where a reader at `at` may read the file before the whole is verified.

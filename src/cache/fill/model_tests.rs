@@ -96,7 +96,7 @@ async fn visit(visit: Visit, size: u64, fill: FillReader, aside: Aside) -> Got {
             return got;
         }
     }
-    let content = Content::Growing { fill, aside, told: None, _lease: None };
+    let content = Content::Growing { fill, aside, told: None, is_mapped: true, _lease: None };
     let mut stream = content.stream(got.start, got.end, got.told, got.may_read_unverified).boxed();
     loop {
         match stream.next().await {

@@ -210,7 +210,12 @@ impl State {
             // If bytes behind those of the file have passed, the object has more behind them that is not verified yet.
             let is_before_the_last = is_verified || end > run_end;
             let until = if is_before_the_last { run_end } else { self.unverified_until(at, reader) };
-            return (until > at).then_some(Readable::File { file, until, attempt: self.attempt });
+            return (until > at).then_some(Readable::File {
+                file,
+                until,
+                attempt: self.attempt,
+                mapping: self.mapping.clone(),
+            });
         }
         if at < start || at > end + NEAR {
             return Some(Readable::Elsewhere);

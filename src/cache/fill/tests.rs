@@ -304,6 +304,7 @@ fn the_last_piece_is_held_back_until_the_whole_is_verified() {
         phase: Phase::Growing,
         attempt: 1,
         file,
+        mapping: None,
         size: Some(100_000),
         present,
         is_resumed: false,
@@ -344,7 +345,7 @@ async fn a_reader_that_comes_as_its_fill_is_given_up_gets_the_object_all_the_sam
     let total = Some(right.len() as u64);
     let origin = Script::new([Step::Send { start: 0, total, bytes: right.clone(), breaks: false }]);
     let aside = Aside { digest, origin, is_own: false };
-    let content = Content::Growing { fill, aside, told: None, _lease: None };
+    let content = Content::Growing { fill, aside, told: None, is_mapped: true, _lease: None };
     assert_eq!(content.size().await.expect("no failure"), None);
     assert_eq!(content.final_size().await.expect("no failure"), None);
     let pieces: Vec<Bytes> = content.stream(0, None, None, false).try_collect().await.expect("whole");

@@ -23,6 +23,7 @@ use crate::body::Body;
 use crate::ca::Ca;
 use crate::listen::connection::{Ends, connection};
 use crate::listen::guard::{Guard, Socket};
+use crate::listen::tls::bound;
 use crate::proxy::{Came, Lead, Tunnel};
 use crate::sent::Sent;
 use crate::tunnel;
@@ -152,7 +153,7 @@ async fn open_tls(stream: TcpStream, accepted: Accepted, through: Tunnel, way: A
     let name = accepted.client_hello().server_name().map(str::to_ascii_lowercase);
     let host = name.unwrap_or_else(|| through.server.host.clone());
     let config = server_config(&way.ca, &host).map_err(io::Error::other)?;
-    let shaken = StartHandshake::from_parts(accepted, stream).into_stream(config);
+    let shaken = StartHandshake::from_parts(accepted, stream).into_stream_with(config, bound);
     match tokio::time::timeout(HANDSHAKE, shaken).await {
         Ok(Ok(stream)) => {
             serve(stream, true, through, way).await;
