@@ -45,6 +45,7 @@ start_subjects() {
     registry upstream ""
     head -c $((mib << 20)) /dev/urandom >"$dir/blob"; digest=$(push_blob "$dir/blob")
     head -c 8192 /dev/urandom >"$dir/small"; small=$(push_blob "$dir/small")
+    head -c $((16 << 20)) "$dir/blob" >"$dir/medium"; medium=$(push_blob "$dir/medium")
     printf '{"schemaVersion":2,"mediaType":"%s","config":{"mediaType":"application/vnd.docker.container.image.v1+json","digest":"%s","size":%d},"layers":[]}' \
         "$type" "$digest" $((mib << 20)) >"$dir/manifest"
     manifest=sha256:$(sha256sum "$dir/manifest" | cut -d' ' -f1)

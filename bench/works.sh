@@ -124,29 +124,29 @@ show_paced() {
     echo "cold $mib MiB, 20 MB/s a connection: larder $(median cold20.time) s, $(against cold20.time direct20.time) × the direct download"
 }
 
-together() { # NAME SERVER PREFIX COUNT [PROCESS]: notes .time s, .cpu ms per GB served, .memory MiB at most
+together() { # NAME SERVER PREFIX COUNT BLOB [PROCESS]: notes .time s, .cpu ms per GB served, .memory MiB at most
     local before after out most=0 now
-    before=$(ticks "${pid[${5:-$2}]}")
-    "$crowd" "${port[$2]}" "/v2/$3bench/app/blobs/$digest" "$4" read >"$dir/crowd.out" & local client=$!
+    before=$(ticks "${pid[${6:-$2}]}")
+    "$crowd" "${port[$2]}" "/v2/$3bench/app/blobs/$5" "$4" read >"$dir/crowd.out" & local client=$!
     while kill -0 $client 2>/dev/null; do
-        now=$(anonymous "${pid[${5:-$2}]}"); most=$(bc -l <<<"if ($now > $most) $now else $most"); sleep 0.05
+        now=$(anonymous "${pid[${6:-$2}]}"); most=$(bc -l <<<"if ($now > $most) $now else $most"); sleep 0.05
     done
     wait $client
-    after=$(ticks "${pid[${5:-$2}]}")
+    after=$(ticks "${pid[${6:-$2}]}")
     read -r bytes out <"$dir/crowd.out"
     note "$1.time" "$out"; note "$1.cpu" "$(bc -l <<<"($after - $before) / ($bytes / 1000000000)")"; note "$1.memory" "$most"
 }
 measure_crowd() {
     clear_larder; clear_nginx
-    together crowd larder paced60/ 64
-    together crowd-nginx proxied60 "" 64 nginx
+    together crowd larder paced60/ 64 "$digest"
+    together crowd-nginx proxied60 "" 64 "$digest" nginx
     clear_larder
-    together crowd1600 larder paced60/ 1600
+    together crowd1600 larder paced60/ 1600 "$medium"
     fill "http://127.0.0.1:${port[larder]}"
 }
 show_crowd() {
     echo "64 clients, one cold blob at 60 MB/s a connection: larder $(median crowd.time) s, CPU $(median crowd.cpu | xargs printf %.0f) ms per GB served; nginx proxy_cache $(median crowd-nginx.time) s, $(median crowd-nginx.cpu | xargs printf %.0f) ms"
-    echo "1,600 clients, one cold blob: anonymous memory at most $(median crowd1600.memory | xargs printf %.0f) MiB"
+    echo "1,600 clients, one cold blob of 16 MiB: anonymous memory at most $(median crowd1600.memory | xargs printf %.0f) MiB"
 }
 
 stalled() { # NAME SERVER KIND
