@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -19,6 +20,7 @@ use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 
 use crate::Result;
@@ -28,6 +30,8 @@ use crate::upstream::Image;
 const IDLE: usize = 2;
 /// Layers fetched at once.
 const LAYERS: usize = 3;
+/// How late a timer may be.
+const LATE: Duration = Duration::from_millis(10);
 
 type Sender = SendRequest<Empty<Bytes>>;
 
@@ -38,6 +42,8 @@ pub struct Client {
     /// What the registry's names begin with.
     prefix: &'static str,
     tls: TlsConnector,
+    /// The bytes per second that it takes at most, and when it takes the next; `None`: as many as come.
+    link: Option<(f64, Mutex<Instant>)>,
     idle: Mutex<HashMap<String, Vec<Sender>>>,
     token: Mutex<Option<String>>,
 }
@@ -62,7 +68,13 @@ impl Client {
             .with_root_certificates(roots)
             .with_no_client_auth();
         let tls = TlsConnector::from(Arc::new(tls));
-        Ok(Self { registry, prefix, tls, idle: Mutex::default(), token: Mutex::default() })
+        Ok(Self { registry, prefix, tls, link: None, idle: Mutex::default(), token: Mutex::default() })
+    }
+
+    /// Takes at most so many bytes per second.
+    pub fn at_rate(mut self, rate: Option<f64>) -> Self {
+        self.link = rate.map(|rate| (rate, Mutex::new(Instant::now())));
+        self
     }
 
     /// Pulls an image by its tag.
@@ -83,7 +95,7 @@ impl Client {
             let is_own = url.starts_with(&self.registry);
             let (sender, authority, response) = self.send(&method, &url, is_own).await?;
             let (parts, body) = response.into_parts();
-            let found = hash(body).await?;
+            let found = self.hash(body).await?;
             self.keep(sender, authority).await;
             let header = |name| parts.headers.get(name).and_then(|value| value.to_str().ok());
             match parts.status {
@@ -163,15 +175,29 @@ impl Client {
             idle.push(sender);
         }
     }
-}
 
-async fn hash(mut body: Incoming) -> Result<String> {
-    let mut hash = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256);
-    while let Some(frame) = body.frame().await {
-        if let Ok(data) = frame?.into_data() {
-            hash.update(&data);
+    async fn hash(&self, mut body: Incoming) -> Result<String> {
+        let mut hash = aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256);
+        while let Some(frame) = body.frame().await {
+            if let Ok(data) = frame?.into_data() {
+                hash.update(&data);
+                self.take(data.len()).await;
+            }
         }
+        let hex: String = hash.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+        Ok(format!("sha256:{hex}"))
     }
-    let hex: String = hash.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok(format!("sha256:{hex}"))
+
+    /// Waits as long as so many bytes take on the client's own link.
+    async fn take(&self, bytes: usize) {
+        let Some((rate, free_at)) = &self.link else { return };
+        let until = {
+            let mut free_at = free_at.lock().unwrap_or_else(PoisonError::into_inner);
+            // What it did not take while nothing came, it does not take later; but a timer is not that exact.
+            let earliest = Instant::now().checked_sub(LATE).unwrap_or_else(Instant::now);
+            *free_at = (*free_at).max(earliest) + Duration::from_secs_f64(bytes as f64 / rate);
+            *free_at
+        };
+        tokio::time::sleep_until(until).await;
+    }
 }

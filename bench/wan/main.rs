@@ -24,9 +24,10 @@ use self::upstream::{Content, Image, Upstream};
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
 const MIB: usize = 1 << 20;
-const LINES: [Line; 2] = [
-    Line { round_trip: Duration::from_millis(60), rate: 40e6 },
-    Line { round_trip: Duration::from_millis(100), rate: 12e6 },
+const LINES: [Line; 3] = [
+    Line { round_trip: Duration::from_millis(60), rate: 40e6, is_shared: false },
+    Line { round_trip: Duration::from_millis(100), rate: 12e6, is_shared: false },
+    Line { round_trip: Duration::from_millis(60), rate: 40e6, is_shared: true },
 ];
 
 /// Random bytes.
@@ -50,10 +51,14 @@ async fn main() -> Result<()> {
     ];
     for line in LINES {
         let upstream = content.serve(line, directory.path()).await?;
-        println!("\nround trip {} ms, {} MB/s a connection", line.round_trip.as_millis(), line.rate / 1e6);
+        let whose = if line.is_shared { "for all, and for the client" } else { "a connection" };
+        println!("\nround trip {} ms, {} MB/s {whose}", line.round_trip.as_millis(), line.rate / 1e6);
+        // Where the line is the limit, a client that is as fast shows whether bytes come in the order it reads them.
+        let rate = Some(line.rate).filter(|_| line.is_shared);
         for (name, tag, image) in &works {
+            let name = if line.is_shared { format!("{name}, one line") } else { (*name).to_owned() };
             if name.contains(&wanted) {
-                Bench { upstream: &upstream, tag, image, rounds }.run(name).await?;
+                Bench { upstream: &upstream, tag, image, rounds, rate }.run(&name).await?;
             }
         }
     }
@@ -66,6 +71,8 @@ struct Bench<'a> {
     tag: &'a str,
     image: &'a Image,
     rounds: usize,
+    /// What the client takes at most, in bytes per second.
+    rate: Option<f64>,
 }
 
 /// The seconds that the pulls of one round took.
@@ -85,7 +92,7 @@ impl Bench<'_> {
         for _ in 0..self.rounds {
             let direct = {
                 self.upstream.counts.reset();
-                let seconds = self.pull(&Client::direct(self.upstream.registry, &self.upstream.authority)?).await?;
+                let seconds = self.pull(Client::direct(self.upstream.registry, &self.upstream.authority)?).await?;
                 counts.direct = self.upstream.counts.summary();
                 seconds
             };
@@ -120,10 +127,10 @@ impl Bench<'_> {
     async fn cold_and_warm(&self, counts: &mut Counted) -> Result<(f64, f64)> {
         let larder = Larder::start(self.upstream, "0s")?;
         self.upstream.counts.reset();
-        let cold = self.pull(&larder.client()?).await?;
+        let cold = self.pull(larder.client()?).await?;
         counts.cold = self.upstream.counts.summary();
         self.upstream.counts.reset();
-        let warm = self.pull(&larder.client()?).await?;
+        let warm = self.pull(larder.client()?).await?;
         counts.warm = self.upstream.counts.requests();
         Ok((cold, warm))
     }
@@ -131,9 +138,9 @@ impl Bench<'_> {
     /// A second pull within `max_age`.
     async fn fresh(&self, counts: &mut Counted) -> Result<f64> {
         let larder = Larder::start(self.upstream, "1h")?;
-        self.pull(&larder.client()?).await?;
+        self.pull(larder.client()?).await?;
         self.upstream.counts.reset();
-        let fresh = self.pull(&larder.client()?).await?;
+        let fresh = self.pull(larder.client()?).await?;
         counts.fresh = self.upstream.counts.requests();
         Ok(fresh)
     }
@@ -144,21 +151,21 @@ impl Bench<'_> {
         let (first, second) = (larder.client()?, larder.client()?);
         let began = Instant::now();
         let first = async {
-            self.pull(&first).await?;
+            self.pull(first).await?;
             Ok::<_, Box<dyn Error + Send + Sync>>(began.elapsed().as_secs_f64())
         };
         let second = async {
             tokio::time::sleep(Duration::from_secs_f64(after)).await;
             let since = began.elapsed().as_secs_f64();
-            Ok((since, self.pull(&second).await?))
+            Ok((since, self.pull(second).await?))
         };
         let (ended, (since, took)) = tokio::try_join!(first, second)?;
         Ok(took / (ended - since))
     }
 
-    async fn pull(&self, client: &Client) -> Result<f64> {
+    async fn pull(&self, client: Client) -> Result<f64> {
         let began = Instant::now();
-        client.pull(self.tag, self.image).await?;
+        client.at_rate(self.rate).pull(self.tag, self.image).await?;
         Ok(began.elapsed().as_secs_f64())
     }
 }

@@ -149,11 +149,13 @@ impl Content {
             counts: counts.clone(),
             addresses: Mutex::default(),
         });
+        let shared = line.is_shared.then(relay::Queue::new);
         let mut reached = Vec::new();
         for (host, answer) in [(REGISTRY, Host::Registry), (TOKENS, Host::Tokens), (STORAGE, Host::Storage)] {
             let listener = TcpListener::bind((host, 0)).await?;
             let behind = listener.local_addr()?;
             tokio::spawn(accept(listener, acceptor.clone(), held.clone(), answer));
+            let line = (line, shared.clone());
             reached.push(relay::start(line, host, behind, counts.connections.clone()).await?);
         }
         let [registry, tokens, storage] = reached[..] else { return Err("three hosts".into()) };
