@@ -81,19 +81,43 @@ impl Digest {
 
     /// Returns the hash value in lower-case hexadecimal.
     pub fn hex(&self) -> String {
+        let text = self.text();
+        text.as_str()[self.algorithm().as_str().len() + 1..].to_owned()
+    }
+
+    /// Returns the digest as it is written. Each answer has it several times.
+    fn text(&self) -> Text {
         const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        let mut text = String::with_capacity(self.as_raw().len() * 2);
-        for byte in self.as_raw() {
-            text.push(char::from(DIGITS[usize::from(byte >> 4)]));
-            text.push(char::from(DIGITS[usize::from(byte & 15)]));
+        let (name, raw) = (self.algorithm().as_str(), self.as_raw());
+        let (begin, length) = (name.len() + 1, name.len() + 1 + 2 * raw.len());
+        let mut bytes = [b':'; LONGEST];
+        bytes[..name.len()].copy_from_slice(name.as_bytes());
+        for (pair, byte) in bytes[begin..length].chunks_exact_mut(2).zip(raw) {
+            (pair[0], pair[1]) = (DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]);
         }
-        text
+        Text { bytes, length }
+    }
+}
+
+/// Bytes of the longest digest in writing: `sha512:` and 128 digits.
+const LONGEST: usize = 7 + 128;
+
+/// A digest in writing.
+struct Text {
+    bytes: [u8; LONGEST],
+    length: usize,
+}
+
+impl Text {
+    fn as_str(&self) -> &str {
+        // All of it is ASCII.
+        std::str::from_utf8(&self.bytes[..self.length]).unwrap_or_default()
     }
 }
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.algorithm().as_str(), self.hex())
+        f.write_str(self.text().as_str())
     }
 }
 

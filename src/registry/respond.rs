@@ -257,7 +257,7 @@ fn blob_headers(headers: &mut HeaderMap, digest: &Digest, state: &CacheState) {
 
 /// Returns the digest as an entity tag. Content under a digest never changes, so the digest is a strong validator.
 fn etag(digest: &Digest) -> String {
-    format!("\"{digest}\"")
+    ["\"", &digest.to_string(), "\""].concat()
 }
 
 /// Returns whether `If-None-Match` lists this entity tag (RFC 9110, section 13.1.2), by weak comparison.
