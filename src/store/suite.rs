@@ -118,6 +118,31 @@ async fn a_seal_can_be_broken_and_made_again() {
 }
 
 #[tokio::test]
+async fn an_object_that_is_asked_for_all_the_time_is_gone_as_soon_as_it_is_removed() {
+    let (_dir, _, stores) = stores();
+    for store in stores {
+        let digest = digest(b"content");
+        let ask_often = async || {
+            store.put(&digest, Bytes::from_static(b"content")).await.expect("stored");
+            for _ in 0..20 {
+                assert!(store.open(&digest).await.expect("readable").is_some());
+            }
+        };
+        ask_often().await;
+        store.remove(&[digest]).await.expect("removed");
+        assert!(store.open(&digest).await.expect("readable").is_none());
+        ask_often().await;
+        store.clear().await.expect("cleared");
+        assert!(store.open(&digest).await.expect("readable").is_none());
+        // The same of an object that is found damaged.
+        ask_often().await;
+        let object = store.open(&digest).await.expect("readable").expect("there");
+        store.unseal(&object).await.expect("unsealed");
+        assert!(!store.open(&digest).await.expect("readable").expect("there").is_sealed);
+    }
+}
+
+#[tokio::test]
 async fn reading_can_be_broken_off() {
     let (_dir, _, stores) = stores();
     for store in stores {

@@ -351,3 +351,20 @@ async fn a_reader_that_comes_as_its_fill_is_given_up_gets_the_object_all_the_sam
     let pieces: Vec<Bytes> = content.stream(0, None, None, false).try_collect().await.expect("whole");
     assert!(pieces.concat() == right);
 }
+
+#[tokio::test]
+async fn a_reader_on_a_plain_socket_gets_pages_of_the_file_and_others_get_copies() {
+    let right = content(300_000);
+    let script = Script::new([whole(&right)]);
+    let (outcome, fill, _) = run(&right, &script).await;
+    let digest = outcome.expect("right content").digest;
+    let mapping = fill.mapping().expect("its size was known at the beginning");
+    let aside = Aside { digest, origin: script, is_own: true };
+    let content = Content::Growing { fill, aside, told: Some(300_000), is_mapped: true, _lease: None };
+    for (content, is_mapped) in [(content.clone(), true), (content.unmapped(), false)] {
+        assert_eq!(content.mapping().is_some(), is_mapped);
+        let pieces: Vec<Bytes> = content.stream(0, Some(300_000), None, false).try_collect().await.expect("whole");
+        assert!(pieces.concat() == right);
+        assert!(pieces.iter().all(|piece| mapping.position(piece).is_some() == is_mapped), "{is_mapped}");
+    }
+}
