@@ -1,9 +1,10 @@
 //! Many clients of one blob at once, for `bench/run`.
 //!
-//! `crowd PORT PATH COUNT KIND`, where `KIND` is
+//! `crowd PORT PATH COUNT KIND [CERTIFICATE]`, where `KIND` is
 //! - `read`: each client reads all of it; prints the bytes and the seconds of all together,
 //! - `stall`, `stall-tls`, `stall-h2`: each client asks and takes nothing. Prints `stalled` once nothing more comes, and
-//!   stays until its input ends. `stall-h2` has 50 streams on each connection, over TLS.
+//!   stays until its input ends. `stall-h2` has 50 streams on each connection, over TLS
+//!   by the server's certificate.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -13,10 +14,10 @@ use bytes::Bytes;
 use http::{Request, Version};
 use http_body_util::Empty;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -31,13 +32,14 @@ const STREAMS: usize = 50;
 #[tokio::main]
 async fn main() -> Result<()> {
     let arguments: Vec<_> = std::env::args().skip(1).collect();
-    let [port, path, count, kind] = &arguments[..] else {
-        return Err("usage: crowd PORT PATH COUNT KIND".into());
+    let [port, path, count, kind, rest @ ..] = &arguments[..] else {
+        return Err("usage: crowd PORT PATH COUNT KIND [CERTIFICATE]".into());
     };
+    let certificate = rest.first().map_or("", String::as_str);
     let (port, count): (u16, usize) = (port.parse()?, count.parse()?);
     match kind.as_str() {
         "read" => read(port, path, count).await,
-        kind => stall(port, path, count, kind).await,
+        kind => stall(port, path, count, kind, certificate).await,
     }
 }
 
@@ -69,7 +71,7 @@ fn request(path: &str, connection: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: {connection}\r\n\r\n")
 }
 
-async fn stall(port: u16, path: &str, count: usize, kind: &str) -> Result<()> {
+async fn stall(port: u16, path: &str, count: usize, kind: &str, certificate: &str) -> Result<()> {
     let mut held: Vec<Box<dyn std::any::Any>> = Vec::new();
     let connections = if kind == "stall-h2" { count / STREAMS } else { count };
     for _ in 0..connections {
@@ -80,12 +82,12 @@ async fn stall(port: u16, path: &str, count: usize, kind: &str) -> Result<()> {
                 held.push(Box::new(socket));
             }
             "stall-tls" => {
-                let mut socket = secure(socket, &[]).await?;
+                let mut socket = secure(socket, certificate, &[]).await?;
                 socket.write_all(request(path, "close").as_bytes()).await?;
                 held.push(Box::new(socket));
             }
             "stall-h2" => {
-                let socket = TokioIo::new(secure(socket, &[b"h2"]).await?);
+                let socket = TokioIo::new(secure(socket, certificate, &[b"h2"]).await?);
                 let (mut sender, connection) =
                     hyper::client::conn::http2::handshake(TokioExecutor::new(), socket).await?;
                 tokio::spawn(connection);
@@ -105,53 +107,13 @@ async fn stall(port: u16, path: &str, count: usize, kind: &str) -> Result<()> {
     Ok(())
 }
 
-async fn secure(socket: TcpStream, protocols: &[&[u8]]) -> Result<TlsStream<TcpStream>> {
-    let provider = Arc::new(aws_lc_rs::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
-    let anybody = Arc::new(Anybody(provider));
-    let mut config = builder.dangerous().with_custom_certificate_verifier(anybody).with_no_client_auth();
+async fn secure(socket: TcpStream, certificate: &str, protocols: &[&[u8]]) -> Result<TlsStream<TcpStream>> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(certificate)?)?;
+    let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()));
+    let builder = builder.with_safe_default_protocol_versions()?;
+    let mut config = builder.with_root_certificates(roots).with_no_client_auth();
     config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
     let connector = TlsConnector::from(Arc::new(config));
     Ok(connector.connect(ServerName::try_from("localhost")?, socket).await?)
-}
-
-/// Takes the certificate of any server: it is on this machine, and nothing is secret.
-#[derive(Debug)]
-struct Anybody(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Anybody {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> std::result::Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        rustls::crypto::verify_tls12_signature(message, certificate, signature, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
 }

@@ -53,7 +53,7 @@ start_subjects() {
         "http://127.0.0.1:${port[upstream]}/v2/bench/app/manifests/1"
     ln "$dir/manifest" "$dir/www/v2/bench/app/manifests/$manifest"; ln "$dir/manifest" "$dir/www/v2/bench/app/manifests/1"
     openssl req -x509 -newkey rsa:2048 -nodes -keyout "$dir/key.pem" -out "$dir/cert.pem" -days 1 -subj /CN=localhost \
-        -addext subjectAltName=DNS:localhost,IP:127.0.0.1 2>"$dir/openssl.log"
+        -addext subjectAltName=DNS:localhost,IP:127.0.0.1 -addext basicConstraints=CA:FALSE 2>"$dir/openssl.log"
 
     for name in nginx nginx-tls paced20 paced60 proxied proxied60; do port[$name]=$(free_port); done
     cat >"$dir/nginx.conf" <<END

@@ -151,7 +151,7 @@ show_crowd() {
 
 stalled() { # NAME SERVER KIND
     local now
-    coproc stalled { "$crowd" "${port[$2]}" "/v2/bench/app/blobs/$digest" 256 "$3"; }
+    coproc stalled { "$crowd" "${port[$2]}" "/v2/bench/app/blobs/$digest" 256 "$3" "$dir/cert.pem"; }
     read -r now <&"${stalled[0]}"
     [ "$now" = stalled ] || { echo "$3: $now" >&2; exit 1; }
     note "$1" "$(anonymous "${pid[$2]}")"
