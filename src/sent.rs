@@ -22,12 +22,13 @@ pub struct Sent {
 }
 
 /// The unread rest of a request's body.
-#[derive(Clone, Default)]
-pub struct Left(Arc<Mutex<Option<Incoming>>>);
+#[derive(Clone)]
+pub struct Left(Option<Arc<Mutex<Option<Incoming>>>>);
 
 /// Returns the request with a body whose unread rest goes to the [`Left`].
 pub fn watched(request: Request<Incoming>) -> (Request<Sent>, Left) {
-    let left = Left::default();
+    // Most requests have no body.
+    let left = if request.body().is_end_stream() { Left(None) } else { Left(Some(Arc::default())) };
     let watched = request.map(|body| Sent { body: Some(body), left: left.clone() });
     (watched, left)
 }
@@ -61,14 +62,15 @@ impl Left {
     }
 
     fn take(&self) -> Option<Incoming> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.0.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
 impl Drop for Sent {
     fn drop(&mut self) {
-        if let Some(body) = self.body.take().filter(|body| !body.is_end_stream()) {
-            *self.left.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(body);
+        let rest = self.body.take().filter(|body| !body.is_end_stream());
+        if let Some((body, left)) = rest.zip(self.left.0.as_ref()) {
+            *left.lock().unwrap_or_else(PoisonError::into_inner) = Some(body);
         }
     }
 }

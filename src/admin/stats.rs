@@ -11,9 +11,9 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::observe::Metrics;
+use crate::observe::OTHER_HOSTS;
 use crate::observe::metrics::{Kind, Outcome, RepositoryLabel, RequestLabels};
 use crate::services::Services;
-use crate::upstream::OTHER_HOSTS;
 
 /// The answer to `GET /api/cache/stats`.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
@@ -109,14 +109,11 @@ pub fn of(services: &Services) -> Stats {
 fn repository(metrics: &Metrics, prefix: &str) -> RepositoryStats {
     let count = |outcome: Outcome| {
         let kinds = [Kind::Blob, Kind::Manifest, Kind::Listing, Kind::Other];
-        let labels = |kind: Kind| RequestLabels {
-            repository: prefix.to_owned(),
-            kind: kind.as_str(),
-            outcome: outcome.as_str(),
-        };
+        let labels =
+            |kind: Kind| RequestLabels { repository: prefix.into(), kind: kind.as_str(), outcome: outcome.as_str() };
         kinds.map(|kind| metrics.requests.get(&labels(kind)).map_or(0, |counter| counter.get())).iter().sum()
     };
-    let label = RepositoryLabel { repository: prefix.to_owned() };
+    let label = RepositoryLabel { repository: prefix.into() };
     let bytes = |of: &Family<RepositoryLabel, Counter>| of.get(&label).map_or(0, |counter| counter.get());
     RepositoryStats {
         hits: count(Outcome::Hit),

@@ -34,6 +34,14 @@ impl Client {
         Self { peer, local: None, address: peer.ip().into(), is_secure: false, asked_host: None, certificate: None }
     }
 
+    /// Returns the address for logs and lists.
+    pub fn shown(&self) -> ShownAddress {
+        match self.address == self.peer.ip().into() {
+            true => ShownAddress::Connection(self.peer),
+            false => ShownAddress::Stated(self.address),
+        }
+    }
+
     /// Returns the address that the client is counted by.
     pub fn counted(&self) -> IpAddr {
         match self.address.counted() {
@@ -44,12 +52,26 @@ impl Client {
     }
 }
 
-/// Writes the address for the log, with the port where the address is that of the connection.
 impl fmt::Display for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.address == self.peer.ip().into() {
-            true => self.peer.fmt(f),
-            false => self.address.fmt(f),
+        self.shown().fmt(f)
+    }
+}
+
+/// The address of a client as logs and lists show it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ShownAddress {
+    /// The client is the other end of the connection.
+    Connection(SocketAddr),
+    /// A proxy stated the address, without a port.
+    Stated(ClientAddress),
+}
+
+impl fmt::Display for ShownAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Connection(peer) => peer.fmt(f),
+            Self::Stated(address) => address.fmt(f),
         }
     }
 }

@@ -20,7 +20,7 @@ use std::time::Duration;
 pub use address::ClientAddress;
 pub use certificate::CertificateNames;
 pub use claims::Claims;
-pub use client::{Client, counted_client, is_secure};
+pub use client::{Client, ShownAddress, counted_client, is_secure};
 pub use code_flow::{Begun, CodeFlow, Failed, error_code};
 pub use logins::{Credential, Known, Logins};
 pub use sessions::{Session, Sessions, csrf_token};

@@ -4,8 +4,9 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use quick_cache::Weighter;
+use http::HeaderValue;
 use quick_cache::sync::Cache;
+use quick_cache::{Equivalent, Weighter};
 
 use crate::index::{ListKey, Listing, TagEntry, TagKey, Timestamp, UrlEntry, Viewer};
 use crate::oci::{Digest, MediaType};
@@ -17,6 +18,31 @@ pub struct Manifest {
     pub media_type: MediaType,
     pub bytes: Bytes,
     pub stored_at: Timestamp,
+    /// What is the same in each answer with it.
+    pub headers: ManifestHeaders,
+}
+
+/// Values of headers that are written once: a manifest in memory is asked for again and again.
+#[derive(Clone, Debug)]
+pub struct ManifestHeaders {
+    /// The digest.
+    pub digest: HeaderValue,
+    /// The entity tag.
+    pub etag: HeaderValue,
+    /// The media type; `None` if it is none that a header can have.
+    pub media_type: Option<HeaderValue>,
+}
+
+impl Manifest {
+    /// Makes a manifest from bytes whose digest was verified.
+    pub fn new(digest: Digest, media_type: MediaType, bytes: Bytes, stored_at: Timestamp) -> Self {
+        let headers = ManifestHeaders {
+            digest: digest.header(),
+            etag: digest.etag(),
+            media_type: HeaderValue::from_str(media_type.as_str()).ok(),
+        };
+        Self { digest, media_type, bytes, stored_at, headers }
+    }
 }
 
 /// Objects larger than this, in bytes, are not read as manifests.
@@ -83,13 +109,33 @@ impl Hot {
     }
 }
 
+/// A key of [`Hot::names`], to look it up.
+#[derive(Hash)]
+pub struct NameKey<'a>(pub &'a str, pub &'a str, pub &'a Digest);
+
+impl Equivalent<(String, String, Digest)> for NameKey<'_> {
+    fn equivalent(&self, (repository, name, digest): &(String, String, Digest)) -> bool {
+        self.0 == repository && self.1 == name && self.2 == digest
+    }
+}
+
+/// A key of [`Hot::visible`], to look it up.
+#[derive(Hash)]
+pub struct VisibleKey<'a>(pub &'a Viewer, pub &'a Digest);
+
+impl Equivalent<(Viewer, Digest)> for VisibleKey<'_> {
+    fn equivalent(&self, (viewer, digest): &(Viewer, Digest)) -> bool {
+        self.0 == viewer && self.1 == digest
+    }
+}
+
 /// Weighs an entry by the bytes that it takes.
 #[derive(Clone)]
 pub struct ByLength;
 
 impl Weighter<Digest, Arc<Manifest>> for ByLength {
     fn weight(&self, _: &Digest, manifest: &Arc<Manifest>) -> u64 {
-        manifest.bytes.len() as u64 + 200
+        manifest.bytes.len() as u64 + 600
     }
 }
 

@@ -164,6 +164,6 @@ impl Loader {
             Some(entry) => entry.media_type,
             None => manifest::is_one(&bytes).then(|| manifest::media_type_of(&bytes)),
         };
-        Ok(media_type.map(|media_type| Manifest { digest: *digest, media_type, bytes, stored_at }))
+        Ok(media_type.map(|media_type| Manifest::new(*digest, media_type, bytes, stored_at)))
     }
 }

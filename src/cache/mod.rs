@@ -59,7 +59,7 @@ use crate::work::Pool;
 use coming::Coming;
 use fill::{Fills, Windows};
 use flight::Flights;
-use hot::Hot;
+use hot::{Hot, VisibleKey};
 use list_room::ListRoom;
 use passes::Passes;
 use pending::Pending;
@@ -340,13 +340,12 @@ impl Cache {
     /// Returns whether the object is visible to the viewer: whether the repository's upstream is known to have it, in
     /// the viewer's scope.
     pub async fn is_visible(&self, viewer: &Viewer, digest: &Digest) -> Result<bool, Failure> {
-        let key = (viewer.clone(), *digest);
-        if self.hot.visible.get(&key).is_some() {
+        if self.hot.visible.get(&VisibleKey(viewer, digest)).is_some() {
             return Ok(true);
         }
         let is_visible = self.read(self.index.is_visible(viewer, digest)).await?;
         if is_visible {
-            self.hot.visible.insert(key, ());
+            self.hot.visible.insert((viewer.clone(), *digest), ());
         }
         Ok(is_visible)
     }

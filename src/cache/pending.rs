@@ -59,7 +59,7 @@ mod tests {
         let manifest = |number: u8| {
             let digest = Digest::of(Algorithm::Sha256, &[number]);
             let bytes = Bytes::from(vec![number; 8 << 20]);
-            Arc::new(Manifest { digest, media_type: MediaType::new("m"), bytes, stored_at: Timestamp(1) })
+            Arc::new(Manifest::new(digest, MediaType::new("m"), bytes, Timestamp(1)))
         };
         let taken = (0..20).filter(|number| pending.add(&manifest(*number))).count();
         assert_eq!(taken, MOST_PENDING / (8 << 20));

@@ -34,7 +34,7 @@ async fn scene() -> Scene {
 fn manifest(text: &str) -> Manifest {
     let bytes = Bytes::from(format!("{{\"schemaVersion\":2,\"text\":\"{text}\"}}"));
     let digest = Digest::of(Algorithm::Sha256, &bytes);
-    Manifest { digest, media_type: MediaType::new("m"), bytes, stored_at: Timestamp(1) }
+    Manifest::new(digest, MediaType::new("m"), bytes, Timestamp(1))
 }
 
 impl Scene {

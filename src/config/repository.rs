@@ -119,7 +119,7 @@ impl Repository {
     /// Returns the name of this repository in the keys under which Larder remembers requests and their results: its
     /// prefix with its shelf.
     pub fn asked_as(&self) -> String {
-        format!("{}{}", self.prefix, self.shelf())
+        [self.prefix.as_str(), &self.shelf()].concat()
     }
 
     /// Returns the policy for `tag`: that of the first rule that matches, otherwise the repository's.

@@ -32,8 +32,9 @@ pub struct Guard<S> {
     watched: Arc<Watched>,
     pace: Arc<Pace>,
     first: Pin<Box<Sleep>>,
-    /// Runs since the first byte of a head has come, until the request is there.
-    head: Option<Pin<Box<Sleep>>>,
+    /// When the rest of a head has to be there whose first byte has come, until the request is there; and the timer for
+    /// it. Most heads come at once and need none.
+    head: Option<(Instant, Option<Pin<Box<Sleep>>>)>,
     /// How long the client may take none of the bytes that wait for it. A slow client takes some.
     stall: Duration,
     /// Runs while bytes wait, since the client last took some.
@@ -153,7 +154,7 @@ impl<S: Socket> Guard<S> {
         let is_between = self.watched.has_arrived.load(Ordering::Relaxed) && !self.pace.is_running();
         if is_between && !self.watched.is_http2() && self.head.is_none() {
             self.watched.is_head_whole.store(false, Ordering::Relaxed);
-            self.head = Some(Box::pin(sleep_until(Instant::now() + HEAD)));
+            self.head = Some((Instant::now() + HEAD, None));
         }
     }
 
@@ -162,7 +163,10 @@ impl<S: Socket> Guard<S> {
         if self.watched.is_head_whole.load(Ordering::Relaxed) {
             self.head = None;
         }
-        self.head.as_mut().is_some_and(|head| head.as_mut().poll(context).is_ready())
+        let Some((deadline, timer)) = &mut self.head else {
+            return false;
+        };
+        timer.get_or_insert_with(|| Box::pin(sleep_until(*deadline))).as_mut().poll(context).is_ready()
     }
 
     /// Writes the first bytes: pages of a file, or the bytes before the next page.

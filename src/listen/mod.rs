@@ -13,6 +13,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use http::{Request, Response};
 use hyper_util::rt::TokioExecutor;
@@ -309,7 +310,8 @@ async fn registry(
 ) {
     let answer = move |request: Request<Sent>| {
         let (registry, client) = (behind.clone(), client.clone());
-        async move { registry.handle(request, client).await }
+        // In a box, which the HTTP library moves around instead of all that the answer needs.
+        async move { registry.handle(request, client).await }.boxed()
     };
     connection(stream, peer, Builder::new(TokioExecutor::new()), &metrics, answer, ends).await;
 }

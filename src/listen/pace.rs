@@ -254,7 +254,10 @@ impl Buf for Piece {
 
 impl Drop for Piece {
     fn drop(&mut self) {
-        self.pace.moved();
+        // What has left was noted then.
+        if self.bytes.has_remaining() {
+            self.pace.moved();
+        }
         self.pace.owed.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -1,5 +1,6 @@
 //! The metrics of Larder: one struct, handed to all code that counts. No globals.
 
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime};
 
@@ -10,6 +11,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 
+use super::counters::{AnswerTimes, RepositoryCounters, StatusCounters};
 use super::lines::LogHealth;
 pub use super::outcome::{Kind, Outcome};
 use super::pulls::Pulls;
@@ -21,7 +23,7 @@ const HEAD_SECONDS: [f64; 14] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0
 /// The labels of answered requests for content.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct RequestLabels {
-    pub repository: String,
+    pub repository: Arc<str>,
     pub kind: &'static str,
     pub outcome: &'static str,
 }
@@ -47,7 +49,7 @@ pub(super) struct AccountLabels {
 /// The label of a repository.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct RepositoryLabel {
-    pub repository: String,
+    pub repository: Arc<str>,
 }
 
 /// The label of images whose rest was to come in behind a pull.
@@ -105,6 +107,10 @@ pub struct Metrics {
     /// Content of whole responses from the cache.
     pub bytes_saved: Family<RepositoryLabel, Counter>,
     pub(super) answer_times: HeadTimes<AnswerLabels>,
+    /// The counters of hosts that the configuration does not name.
+    pub other_hosts: Arc<RepositoryCounters>,
+    found_times: AnswerTimes,
+    found_responses: StatusCounters,
     pub(super) upstream_times: HeadTimes<HeadLabels>,
     pub(super) config_reloads: Family<ReloadLabel, Counter>,
     pub(super) certificates: Family<NameLabel, Gauge<i64>>,
@@ -150,11 +156,16 @@ impl Metrics {
         Self { log, ..Self::default() }
     }
 
-    /// Counts one answered request for content.
-    pub fn answered(&self, repository: &str, kind: Kind, outcome: Outcome) {
-        let labels =
-            RequestLabels { repository: repository.to_owned(), kind: kind.as_str(), outcome: outcome.as_str() };
-        self.requests.get_or_create(&labels).inc();
+    /// Counts one answered request for content, and notes how long its client waited for the head of the response.
+    pub fn answered(&self, of: &RepositoryCounters, kind: Kind, outcome: Outcome, took: Duration) {
+        let (kind_word, outcome_word) = (kind.as_str(), outcome.as_str());
+        let find = || {
+            let labels = RequestLabels { repository: of.label.clone(), kind: kind_word, outcome: outcome_word };
+            self.requests.get_or_create_owned(&labels)
+        };
+        of.requests[kind as usize][outcome as usize].get_or_init(find).inc();
+        let find = || self.answer_times.0.get_or_create_owned(&AnswerLabels { kind: kind_word, outcome: outcome_word });
+        self.found_times.of(kind, outcome, find).observe(took.as_secs_f64());
         match outcome {
             Outcome::Hit => self.hits.inc(),
             Outcome::Miss => self.misses.inc(),
@@ -163,24 +174,26 @@ impl Metrics {
         };
     }
 
+    /// Counts a response by its status.
+    pub fn responded(&self, status: u16) {
+        self.found_responses.count(status, || self.responses.get_or_create_owned(&StatusLabel { status }));
+    }
+
     /// Counts content that was sent to a client. `is_saved`: it is a whole response from the cache.
-    pub fn served(&self, repository: &str, bytes: u64, is_saved: bool) {
-        let label = RepositoryLabel { repository: repository.to_owned() };
-        self.bytes_served.get_or_create(&label).inc_by(bytes);
+    pub fn served(&self, of: &RepositoryCounters, bytes: u64, is_saved: bool) {
+        let find = |family: &Family<RepositoryLabel, Counter>| {
+            family.get_or_create_owned(&RepositoryLabel { repository: of.label.clone() })
+        };
+        of.bytes_served.get_or_init(|| find(&self.bytes_served)).inc_by(bytes);
         if is_saved {
-            self.bytes_saved.get_or_create(&label).inc_by(bytes);
+            of.bytes_saved.get_or_init(|| find(&self.bytes_saved)).inc_by(bytes);
         }
     }
 
-    /// Notes how long a client waited for the head of the response to a request for content.
-    pub fn answered_within(&self, kind: Kind, outcome: Outcome, took: Duration) {
-        let labels = AnswerLabels { kind: kind.as_str(), outcome: outcome.as_str() };
-        self.answer_times.0.get_or_create(&labels).observe(took.as_secs_f64());
-    }
-
     /// Counts content that was received from an upstream.
-    pub fn fetched(&self, repository: &str, bytes: u64) {
-        self.bytes_fetched.get_or_create(&RepositoryLabel { repository: repository.to_owned() }).inc_by(bytes);
+    pub fn fetched(&self, of: &RepositoryCounters, bytes: u64) {
+        let label = || RepositoryLabel { repository: of.label.clone() };
+        of.bytes_fetched.get_or_init(|| self.bytes_fetched.get_or_create_owned(&label())).inc_by(bytes);
     }
 
     /// Counts an image whose rest was to come in behind a pull, by what came of it.

@@ -1,6 +1,7 @@
 //! What Larder reports about itself: logs, access log, metrics, the last pulls and their reasons.
 
 pub mod access_log;
+mod counters;
 mod exposition;
 mod lines;
 pub mod log;
@@ -14,6 +15,7 @@ mod scrape;
 mod text;
 pub mod trace;
 
+pub use counters::{OTHER_HOSTS, RepositoryCounters};
 pub use exposition::Format;
 pub use lines::{Lines, LogHealth};
 pub use metrics::Metrics;

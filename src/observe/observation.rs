@@ -15,7 +15,8 @@ use tracing::Span;
 use tracing::field::display;
 
 use super::access_log::{self, Entry};
-use super::metrics::{Kind, Metrics, Outcome, StatusLabel};
+use super::counters::RepositoryCounters;
+use super::metrics::{Kind, Metrics, Outcome};
 use super::pulls::Pull;
 use super::reason::Reason;
 use super::trace;
@@ -33,11 +34,11 @@ pub struct Observation {
     at: SystemTime,
     client: Client,
     user: Option<String>,
-    method: String,
+    method: Method,
     path: String,
     version: Version,
     user_agent: String,
-    repository: Option<(String, Kind)>,
+    repository: Option<(Arc<RepositoryCounters>, Kind)>,
     reference: Option<String>,
     reason: Option<Reason>,
     head: Duration,
@@ -75,6 +76,10 @@ fn cut(mut text: String) -> String {
 
 /// Returns the beginning of a text that is too long for the log.
 fn shortened(text: &str) -> String {
+    // Each character has at least one byte.
+    if text.len() <= USER_AGENT {
+        return text.to_owned();
+    }
     match text.char_indices().nth(USER_AGENT) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text.to_owned(),
@@ -93,7 +98,7 @@ impl Observation {
             at: clock::wall(),
             client,
             user: None,
-            method: request.method.to_string(),
+            method: request.method.clone(),
             // Without the query: its content is the client's own and not for logs.
             path: request.uri.path().to_owned(),
             version: request.version,
@@ -123,8 +128,8 @@ impl Observation {
     }
 
     /// Sets the repository and the kind of the requested content, and its reference as people write it.
-    pub fn found(&mut self, repository: &str, kind: Kind, reference: String) {
-        self.repository = Some((repository.to_owned(), kind));
+    pub fn found(&mut self, repository: Arc<RepositoryCounters>, kind: Kind, reference: String) {
+        self.repository = Some((repository, kind));
         self.reference = Some(reference);
     }
 
@@ -166,12 +171,11 @@ impl Observation {
         self.length = length.and_then(|length| length.parse().ok());
         self.has_ended = response.body().is_end_stream();
         if self.is_counted {
-            self.metrics.responses.get_or_create(&StatusLabel { status: self.status }).inc();
+            self.metrics.responded(self.status);
         }
         self.head = self.began.elapsed();
         if let (Some((repository, kind)), Some(outcome)) = (&self.repository, self.outcome()) {
-            self.metrics.answered(repository, *kind, outcome);
-            self.metrics.answered_within(*kind, outcome, self.head);
+            self.metrics.answered(repository, *kind, outcome, self.head);
         }
         response.map(|body| Observed { body, observation: self }.boxed_unsync())
     }
@@ -190,7 +194,7 @@ impl Drop for Observation {
             access_log::write(&Entry {
                 client: &self.client,
                 user: self.user.as_deref(),
-                method: &self.method,
+                method: self.method.as_str(),
                 path: &self.path,
                 version: self.version,
                 user_agent: &self.user_agent,
@@ -198,7 +202,7 @@ impl Drop for Observation {
                 bytes: self.sent,
                 is_complete,
                 took: self.began.elapsed(),
-                repository: self.repository.as_ref().map(|(repository, _)| repository.as_str()),
+                repository: self.repository.as_ref().map(|(repository, _)| &*repository.label),
                 cache: self.outcome().map(Outcome::as_str),
                 reason: self.reason.as_ref().map(Reason::code),
                 trace: trace.as_deref(),
@@ -223,9 +227,7 @@ impl Observation {
             return None;
         };
         let kind = self.repository.as_ref().map(|(_, kind)| kind.as_str());
-        // A client may send any method.
-        let method = Method::from_bytes(self.method.as_bytes()).unwrap_or_default();
-        let name = [trace::known(&method), kind.unwrap_or_default()].join(" ");
+        let name = [trace::known(&self.method), kind.unwrap_or_default()].join(" ");
         // By the conventions, what a client did wrong is no error of the server.
         if self.status >= 500 || !is_complete {
             span.record("otel.status_code", "error");
@@ -239,7 +241,7 @@ impl Observation {
         span.record("larder.complete", is_complete);
         self.user.iter().for_each(|user| _ = span.record("enduser.id", user));
         self.reference.iter().for_each(|reference| _ = span.record("larder.reference", beginning(reference)));
-        self.repository.iter().for_each(|(repository, _)| _ = span.record("larder.repository", repository));
+        self.repository.iter().for_each(|(repository, _)| _ = span.record("larder.repository", &*repository.label));
         self.outcome().iter().for_each(|outcome| _ = span.record("larder.cache", outcome.as_str()));
         if let Some(reason) = &self.reason {
             span.record("larder.reason", reason.code());
@@ -263,12 +265,11 @@ impl Observation {
 
     /// Makes the entry of the list of pulls. Leaves this observation without its texts.
     fn pull(&mut self, reason: Reason, is_complete: bool, trace: Option<String>) -> Pull {
-        let (repository, kind) =
-            self.repository.take().map_or((String::new(), None), |(name, kind)| (name, Some(kind)));
+        let (repository, kind) = self.repository.take().unzip();
         Pull {
             id: 0,
             at: self.at,
-            client: self.client.to_string(),
+            client: self.client.shown(),
             user: self.user.take(),
             user_agent: std::mem::take(&mut self.user_agent),
             method: std::mem::take(&mut self.method),

@@ -10,6 +10,9 @@ pub enum Kind {
     Other,
 }
 
+/// How many kinds there are.
+pub const KINDS: usize = Kind::Other as usize + 1;
+
 impl Kind {
     /// Returns the value of the label.
     pub fn as_str(self) -> &'static str {
@@ -30,6 +33,9 @@ pub enum Outcome {
     Stale,
     Failed,
 }
+
+/// How many outcomes there are.
+pub const OUTCOMES: usize = Outcome::Failed as usize + 1;
 
 impl Outcome {
     /// Returns the value of the label.

@@ -4,10 +4,13 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use http::Method;
 use tokio::sync::broadcast::{self, Receiver, Sender};
 
+use super::counters::RepositoryCounters;
 use super::outcome::{Kind, Outcome};
 use super::reason::Reason;
+use crate::auth::ShownAddress;
 
 /// How many pulls are kept.
 pub const KEPT: usize = 10_000;
@@ -22,15 +25,15 @@ pub struct Pull {
     /// When its head arrived.
     pub at: SystemTime,
     /// The client's address.
-    pub client: String,
+    pub client: ShownAddress,
     /// The name of the client by its login or certificate, if that decided whether it may read.
     pub user: Option<String>,
     pub user_agent: String,
-    pub method: String,
+    pub method: Method,
     /// The path, or the URL at the proxy door; without its query.
     pub path: String,
-    /// The repository's prefix; empty if none was found.
-    pub repository: String,
+    /// The repository, if one was found.
+    pub repository: Option<Arc<RepositoryCounters>>,
     pub kind: Option<Kind>,
     /// What was asked for, as in `docker pull`: `docker.io/library/alpine:3.20`, or with `@` and a digest.
     pub reference: Option<String>,
@@ -64,6 +67,11 @@ impl Pull {
     /// Returns the word of its outcome: `hit`, `miss`, `stale`, `failed` or `refused`.
     pub fn outcome(&self) -> &'static str {
         self.reason.outcome().map_or("refused", Outcome::as_str)
+    }
+
+    /// Returns the repository's prefix, as metrics have it; empty if none was found.
+    pub fn repository(&self) -> &str {
+        self.repository.as_ref().map_or("", |repository| &repository.label)
     }
 
     /// Returns what took most of the time, in words; `None` for a pull that was quick.
@@ -100,13 +108,13 @@ impl Pull {
             let has = |field: &str| field.to_lowercase().contains(&text);
             has(self.reference.as_deref().unwrap_or_default())
                 || has(&self.path)
-                || has(&self.client)
+                || has(&self.client.to_string())
                 || has(self.user.as_deref().unwrap_or_default())
                 || has(&self.user_agent)
                 || has(self.reason.code())
         };
         filter.status.as_deref().is_none_or(has_status)
-            && filter.repository.as_deref().is_none_or(|repository| self.repository == repository)
+            && filter.repository.as_deref().is_none_or(|repository| self.repository() == repository)
             && filter.q.as_deref().is_none_or(has_text)
             && filter.before.is_none_or(|before| self.id < before)
     }
@@ -172,12 +180,12 @@ mod tests {
         Pull {
             id: 0,
             at: SystemTime::UNIX_EPOCH,
-            client: "192.0.2.1".to_owned(),
+            client: ShownAddress::Connection(([192, 0, 2, 1], 4711).into()),
             user: None,
             user_agent: "containerd/2.1".to_owned(),
-            method: "GET".to_owned(),
+            method: Method::GET,
             path: format!("/v2/{reference}"),
-            repository: "docker.io".to_owned(),
+            repository: Some(RepositoryCounters::new("docker.io")),
             kind: Some(Kind::Manifest),
             reference: Some(reference.to_owned()),
             status: 200,

@@ -142,14 +142,17 @@ fn of_process(r: &mut Registry, process: &Process) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::observe::Format;
+    use std::time::Duration;
+
     use crate::observe::metrics::{Kind, Outcome};
+    use crate::observe::{Format, RepositoryCounters};
 
     #[test]
     fn the_figures_are_readable_by_prometheus() {
         let metrics = Metrics::default();
-        metrics.answered("docker.io", Kind::Blob, Outcome::Hit);
-        metrics.served("docker.io", 7, true);
+        let counters = RepositoryCounters::new("docker.io");
+        metrics.answered(&counters, Kind::Blob, Outcome::Hit, Duration::ZERO);
+        metrics.served(&counters, 7, true);
         let mut scraped = Scraped::new(None);
         for (host, is_up) in [("a", true), ("b", true), ("b", false)] {
             scraped.add_upstream("docker.io", host, is_up);

@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use aws_lc_rs::digest as sha;
+use http::HeaderValue;
 
 /// A hash function that Larder can verify.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -85,31 +86,60 @@ impl Digest {
         text.as_str()[self.algorithm().as_str().len() + 1..].to_owned()
     }
 
+    /// Returns the digest as the value of a header.
+    pub fn header(&self) -> HeaderValue {
+        plain(self.text().as_str())
+    }
+
+    /// Returns the digest as an entity tag. Content under a digest never changes, so the digest is a strong validator
+    /// (RFC 9110, section 8.8.3).
+    pub fn etag(&self) -> HeaderValue {
+        plain(&["\"", self.text().as_str(), "\""].concat())
+    }
+
     /// Returns the digest as it is written. Each answer has it several times.
-    fn text(&self) -> Text {
-        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    pub fn text(&self) -> Text {
         let (name, raw) = (self.algorithm().as_str(), self.as_raw());
         let (begin, length) = (name.len() + 1, name.len() + 1 + 2 * raw.len());
         let mut bytes = [b':'; LONGEST];
         bytes[..name.len()].copy_from_slice(name.as_bytes());
         for (pair, byte) in bytes[begin..length].chunks_exact_mut(2).zip(raw) {
-            (pair[0], pair[1]) = (DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]);
+            pair.copy_from_slice(&PAIRS[usize::from(*byte)]);
         }
         Text { bytes, length }
     }
 }
 
+/// Returns a text of visible ASCII characters as the value of a header, which can have all of these.
+fn plain(text: &str) -> HeaderValue {
+    HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static(""))
+}
+
+const DIGITS: &[u8; 16] = b"0123456789abcdef";
+
+/// The two digits of each byte: digests are written with every answer.
+const PAIRS: [[u8; 2]; 256] = {
+    let mut pairs = [[0; 2]; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        pairs[byte] = [DIGITS[byte >> 4], DIGITS[byte & 15]];
+        byte += 1;
+    }
+    pairs
+};
+
 /// Bytes of the longest digest in writing: `sha512:` and 128 digits.
 const LONGEST: usize = 7 + 128;
 
 /// A digest in writing.
-struct Text {
+pub struct Text {
     bytes: [u8; LONGEST],
     length: usize,
 }
 
 impl Text {
-    fn as_str(&self) -> &str {
+    /// Returns the text, `sha256:<hex>`.
+    pub fn as_str(&self) -> &str {
         // All of it is ASCII.
         std::str::from_utf8(&self.bytes[..self.length]).unwrap_or_default()
     }
@@ -160,19 +190,25 @@ fn decode_hex<const N: usize>(hex: &str) -> Result<[u8; N], InvalidDigest> {
         return Err(InvalidDigest::Length { expected: N * 2, found: hex.chars().count() });
     }
     let mut raw = [0; N];
+    let mut all = 0;
     for (byte, pair) in raw.iter_mut().zip(hex.as_bytes().chunks_exact(2)) {
-        *byte = nibble(pair[0])? << 4 | nibble(pair[1])?;
+        let (high, low) = (NIBBLES[usize::from(pair[0])], NIBBLES[usize::from(pair[1])]);
+        all |= high | low;
+        *byte = high << 4 | low;
     }
-    Ok(raw)
+    if all >= 16 { Err(InvalidDigest::Character) } else { Ok(raw) }
 }
 
-fn nibble(digit: u8) -> Result<u8, InvalidDigest> {
-    match digit {
-        b'0'..=b'9' => Ok(digit - b'0'),
-        b'a'..=b'f' => Ok(digit - b'a' + 10),
-        _ => Err(InvalidDigest::Character),
+/// The value of each hexadecimal digit, by its character; 255 for all other characters.
+const NIBBLES: [u8; 256] = {
+    let mut nibbles = [255; 256];
+    let mut value = 0;
+    while value < 16 {
+        nibbles[DIGITS[value as usize] as usize] = value;
+        value += 1;
     }
-}
+    nibbles
+};
 
 /// A running hash over bytes that arrive in order.
 #[derive(Clone)]

@@ -1,5 +1,7 @@
 //! What a request's path asks for: a pure function from the path to [`Route`].
 
+use std::borrow::Cow;
+
 use percent_encoding::percent_decode_str;
 
 use super::digest::{Digest, InvalidDigest};
@@ -76,7 +78,7 @@ impl Route {
         let name = |last: usize| [prefix, &rest[..rest.len() - last]].concat().join("/");
         let tail = |count: usize| rest.len().checked_sub(count).map(|from| &rest[from..]);
 
-        if rest.iter().all(String::is_empty) && rest.len() <= 1 {
+        if rest.iter().all(|segment| segment.is_empty()) && rest.len() <= 1 {
             return Ok(Self::Base { prefix: prefix.join("/") });
         }
         if rest == ["_catalog"] && prefix.is_empty() {
@@ -92,7 +94,7 @@ impl Route {
         if rest.len() == 2 && prefix.is_empty() {
             return Err(InvalidRoute::NotFound);
         }
-        let object = match (kind.as_str(), last.as_str()) {
+        let object = match (&**kind, &**last) {
             ("manifests", reference) => Object::Manifest(reference.parse()?),
             ("blobs", digest) => Object::Blob(digest.parse()?),
             ("tags", "list") => Object::Tags,
@@ -105,20 +107,29 @@ impl Route {
 
 /// Splits a path into segments, then decodes each. A segment with an encoded slash is refused, so that it never becomes
 /// two segments.
-fn decode(path: &str) -> Result<Vec<String>, InvalidRoute> {
+fn decode(path: &str) -> Result<Vec<Cow<'_, str>>, InvalidRoute> {
+    let is_encoded = path.contains('%');
+    if !is_encoded && path.chars().any(char::is_control) {
+        return Err(InvalidRoute::ControlCharacter);
+    }
     let path = path.strip_prefix('/').unwrap_or(path);
-    path.split('/')
-        .map(|segment| {
-            let text = percent_decode_str(segment).decode_utf8().map_err(|_| InvalidRoute::Encoding)?;
-            if text.contains('/') {
-                return Err(InvalidRoute::Encoding);
-            }
-            if text.chars().any(char::is_control) {
-                return Err(InvalidRoute::ControlCharacter);
-            }
-            Ok(text.into_owned())
-        })
-        .collect()
+    // Most paths have six segments.
+    let mut segments = Vec::with_capacity(8);
+    for segment in path.split('/') {
+        segments.push(if is_encoded { decode_segment(segment)? } else { Cow::Borrowed(segment) });
+    }
+    Ok(segments)
+}
+
+fn decode_segment(segment: &str) -> Result<Cow<'_, str>, InvalidRoute> {
+    let text = percent_decode_str(segment).decode_utf8().map_err(|_| InvalidRoute::Encoding)?;
+    if text.contains('/') {
+        return Err(InvalidRoute::Encoding);
+    }
+    if text.chars().any(char::is_control) {
+        return Err(InvalidRoute::ControlCharacter);
+    }
+    Ok(text)
 }
 
 #[cfg(test)]

@@ -406,7 +406,7 @@ impl<'a> Showing<'a> {
 }
 
 fn manifest(digest: Digest, media_type: MediaType, bytes: Bytes) -> Manifest {
-    Manifest { digest, media_type, bytes, stored_at: Timestamp::now() }
+    Manifest::new(digest, media_type, bytes, Timestamp::now())
 }
 
 /// Returns the images of a layout with their whole names.

@@ -31,7 +31,7 @@ use crate::index::{Timestamp, UrlEntry};
 use crate::observe::Metrics;
 use crate::oci::{Algorithm, Digest};
 use crate::registry::Written;
-use crate::upstream::{OTHER_HOSTS, PassError, Server};
+use crate::upstream::{PassError, Server};
 
 const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 /// Most running copies that further requests can join.
@@ -438,7 +438,7 @@ impl Origin for Copy {
     }
 
     fn received(&self, bytes: u64) {
-        self.metrics.fetched(OTHER_HOSTS, bytes);
+        self.metrics.fetched(&self.metrics.other_hosts, bytes);
     }
 
     fn stored<'a>(&'a self, digest: &'a Digest, size: u64) -> BoxFuture<'a, ()> {

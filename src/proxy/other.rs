@@ -36,7 +36,7 @@ use crate::observe::reason::{Hit, Miss};
 use crate::oci::range::RangeHeader;
 use crate::oci::{Algorithm, Digest};
 use crate::registry::respond::{self, About, CacheState};
-use crate::upstream::{OTHER_HOSTS, PassError, Server};
+use crate::upstream::{PassError, Server};
 
 /// Headers by which a client states what it has, or asks for a part. The whole is stored, whatever they say.
 const CONDITIONS: [HeaderName; 6] = [RANGE, IF_RANGE, IF_MATCH, IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_UNMODIFIED_SINCE];
@@ -82,7 +82,7 @@ impl Proxy {
         if !is_read || super::secrets::has_body(request) || headers::upgrade(&request.headers).is_some() {
             return Ok(None);
         }
-        observation.found(OTHER_HOSTS, Kind::Other, url[..url::Position::AfterPath].to_owned());
+        observation.found(self.metrics.other_hosts.clone(), Kind::Other, url[..url::Position::AfterPath].to_owned());
         let (asked, further) = asked(rules, request, server, url, secrets);
         // An answer to the configuration's headers is only for clients that get these headers. Further headers that a
         // client sends make an answer of its own.

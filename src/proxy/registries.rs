@@ -10,7 +10,7 @@ use super::refused::Refused;
 use super::secrets;
 use crate::config::{self, ClientTls, Config, Proxy, ProxyDoor, UpstreamUrl};
 use crate::failure::{Failure, FailureKind};
-use crate::observe::Metrics;
+use crate::observe::{Metrics, RepositoryCounters};
 use crate::oci::Name;
 use crate::routing::Repository;
 use crate::upstream::{Anywhere, BuildError, Clients, Server, Upstream, Upstreams};
@@ -148,6 +148,7 @@ impl Made {
             is_trusted: self.door.trusts(url),
             is_configured: false,
             learns_public: true,
+            counters: self.metrics.other_hosts.clone(),
         })
     }
 }
@@ -176,7 +177,8 @@ fn of_repository(
     let mut config =
         config::Repository { client_consent: consent, upstreams: upstreams_of, one_of_several, ..repository.clone() };
     config.forget_absences();
-    Ok(Repository { config, upstreams, is_trusted: true, is_configured: true, learns_public: true })
+    let counters = RepositoryCounters::new(&config.prefix);
+    Ok(Repository { config, upstreams, is_trusted: true, is_configured: true, learns_public: true, counters })
 }
 
 /// Returns the upstream without its own credentials.

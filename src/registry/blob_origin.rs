@@ -218,7 +218,7 @@ impl Origin for BlobOrigin {
     }
 
     fn received(&self, bytes: u64) {
-        self.all.metrics.fetched(self.target.repository.metrics_label(), bytes);
+        self.all.metrics.fetched(&self.target.repository.counters, bytes);
     }
 
     fn verified(&self) {

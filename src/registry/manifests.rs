@@ -107,9 +107,9 @@ impl Manifests {
         let ManifestAnswer { digest, media_type, bytes, is_signed, warnings } = answer;
         self.warnings.note(target, &digest.to_string(), warnings);
         let (size, repository) = (bytes.len(), target.repository.prefix());
-        self.metrics.fetched(target.repository.metrics_label(), size as u64);
+        self.metrics.fetched(&target.repository.counters, size as u64);
         tracing::info!(path = format!("/v2/{}/manifests/{digest}", target.name), size, repository, "cached response");
-        let manifest = Manifest { digest, media_type, bytes, stored_at: Timestamp::now() };
+        let manifest = Manifest::new(digest, media_type, bytes, Timestamp::now());
         match is_signed {
             // Whatever is stored under a digest must itself have that digest; a signed manifest does not.
             true => Arc::new(manifest),

@@ -129,7 +129,7 @@ impl Registry {
         let routing = &caller.rules.routing;
         let (path, object) = match Route::parse(request.uri.path())? {
             Route::Object { path, object } => (path, object),
-            page => return self.page(page, request, &query, &caller).await,
+            page => return Box::pin(self.page(page, request, &query, &caller)).await,
         };
         let tag = match &object {
             Object::Manifest(Reference::Tag(tag)) => Some(tag.as_str()),
@@ -138,7 +138,8 @@ impl Registry {
         let namespace = query.namespace.as_deref();
         let mut target = routing.route(Asked { namespace, host: host(request), path: &path, tag })?;
         target.client = counted_client(request);
-        observation.found(target.repository.prefix(), kind_of(&object), reference_of(&target, &object));
+        let counters = target.repository.counters.clone();
+        observation.found(counters, kind_of(&object), reference_of(&target, &object));
         let span = observation.traced(request);
         let content = Content { path: &path, object: &object, query: &query };
         self.object(request, &caller, content, target, observation).instrument(span).await
@@ -220,13 +221,13 @@ pub fn busy() -> Response<Body> {
 
 /// Returns the reference of an object as people write it.
 pub fn reference_of(target: &Target, object: &Object) -> String {
-    let image = format!("{}/{}", target.repository.prefix(), target.name);
+    let (prefix, name) = (target.repository.prefix(), target.name.as_str());
     match object {
-        Object::Manifest(Reference::Tag(tag)) => format!("{image}:{tag}"),
+        Object::Manifest(Reference::Tag(tag)) => [prefix, "/", name, ":", tag.as_str()].concat(),
         Object::Manifest(Reference::Digest(digest)) | Object::Blob(digest) | Object::Referrers(digest) => {
-            format!("{image}@{digest}")
+            [prefix, "/", name, "@", digest.text().as_str()].concat()
         }
-        Object::Tags | Object::Upload => image,
+        Object::Tags | Object::Upload => [prefix, "/", name].concat(),
     }
 }
 

@@ -81,7 +81,7 @@ impl Objects {
         object: &Object,
         query: &Query,
     ) -> Result<Answer, Refusal> {
-        let answer = async {
+        let answer = Box::pin(async {
             match object {
                 Object::Manifest(reference) => self.manifest(request, target, reference).await,
                 Object::Blob(digest) => {
@@ -92,7 +92,7 @@ impl Objects {
                 Object::Referrers(subject) => self.lists.referrers(request, target, *subject, query).await,
                 Object::Upload => Err(Refusal::Unsupported),
             }
-        };
+        });
         patience::in_time(target, Wanted::of(object), answer, || self.waits_for_a_place(object)).await
     }
 
@@ -106,7 +106,6 @@ impl Objects {
 
     /// Answers with a manifest if this client may read it.
     async fn manifest(&self, request: &Parts, target: &Target, reference: &Reference) -> Result<Answer, Refusal> {
-        let asked_by = reference.to_string();
         let found = match reference {
             Reference::Tag(tag) => self.tags.by_tag_in_a_pull(request, target, tag).await,
             Reference::Digest(digest) => {
@@ -114,7 +113,7 @@ impl Objects {
                     && let Some(mut answer) =
                         self.manifests.head_uncached(target, digest).await.map_err(manifest_refusal)?
                 {
-                    self.manifests.warnings.add_to(answer.response.headers_mut(), target, &[&asked_by]);
+                    self.manifests.warnings.add_to(answer.response.headers_mut(), target, &[reference]);
                     return Ok(answer);
                 }
                 self.manifests.by_digest(target, digest).await
@@ -127,8 +126,7 @@ impl Objects {
             self.cache.note_manifest(target.repository.prefix(), &target.name, found.manifest.digest);
         }
         let mut response = respond::manifest(&request.method, &request.headers, &found.manifest, &found.state);
-        let digest = found.manifest.digest.to_string();
-        self.manifests.warnings.add_to(response.headers_mut(), target, &[&asked_by, &digest]);
+        self.manifests.warnings.add_to(response.headers_mut(), target, &[reference, &found.manifest.digest]);
         let size = found.manifest.bytes.len();
         if size > LARGE && response.status() == StatusCode::OK && request.method == Method::GET {
             // A slow client would keep the whole manifest in memory.

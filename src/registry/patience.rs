@@ -4,8 +4,10 @@
 //! Without a copy, a response or a truthful error begins within 25 s: containerd 2.3 gives up after 30 s (containerd
 //! 574a60700).
 
+use std::task::Poll;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use quick_cache::sync::Cache;
 
 use crate::access::{Refusal, Wanted};
@@ -63,13 +65,19 @@ pub fn too_slow(target: &Target, after: Duration) -> Failure {
 }
 
 /// Returns the answer to a client, or a truthful error if the upstream takes too long. `is_own_fault` tells whether the
-/// request waited for places of Larder's own.
+/// request waited for places of Larder's own. The answer is in a box: it is large, and each call that it is passed
+/// through by value has room for it.
 pub async fn in_time<T>(
     target: &Target,
     wanted: Wanted,
-    answer: impl Future<Output = Result<T, Refusal>>,
+    answer: BoxFuture<'_, Result<T, Refusal>>,
     is_own_fault: impl FnOnce() -> bool,
 ) -> Result<T, Refusal> {
+    let mut answer = answer;
+    // Nearly all answers from memory are there at once, and need no timer.
+    if let Poll::Ready(answered) = futures_util::poll!(&mut answer) {
+        return answered;
+    }
     let patience = target.repository.upstreams.patience();
     let Ok(answered) = tokio::time::timeout(patience, answer).await else {
         let failure = if is_own_fault() {

@@ -16,7 +16,9 @@ pub struct Query {
 impl Query {
     /// Reads a query. If a parameter occurs twice, the first one counts.
     pub fn read(query: Option<&str>) -> Self {
-        let query = query.unwrap_or_default();
+        let Some(query) = query else {
+            return Self::default();
+        };
         let mut read = Self { page: pages::without_namespace(query), ..Self::default() };
         for (key, value) in url::form_urlencoded::parse(query.as_bytes()) {
             let place = match &*key {

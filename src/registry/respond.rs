@@ -24,6 +24,9 @@ const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 const X_CACHE: HeaderName = HeaderName::from_static("x-cache");
 const X_CACHE_DATE: HeaderName = HeaderName::from_static("x-cache-date");
 
+/// Room for the headers of an answer, so that they need not be moved while they are set.
+const HEADERS: usize = 16;
+
 /// How long a request for a part waits for the size of content whose size is not known yet.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -55,17 +58,18 @@ impl CacheState {
     /// of the reason.
     fn cache_status(&self) -> String {
         let detail = self.reason().code();
-        match self {
+        let how = match self {
             Self::Hit { why: Hit::Fresh { until }, .. } => {
                 let ttl = until.duration_since(clock::wall()).unwrap_or_default().as_secs();
-                format!("larder; hit; ttl={ttl}; detail={detail}")
+                return format!("larder; hit; ttl={ttl}; detail={detail}");
             }
-            Self::Hit { .. } => format!("larder; hit; detail={detail}"),
-            Self::Confirmed { .. } => format!("larder; fwd=stale; fwd-status=304; detail={detail}"),
-            Self::Miss(Miss::Joined) => format!("larder; fwd=miss; collapsed; detail={detail}"),
-            Self::Miss(_) => format!("larder; fwd=miss; detail={detail}"),
-            Self::Stale { .. } => format!("larder; fwd=stale; detail={detail}"),
-        }
+            Self::Hit { .. } => "hit",
+            Self::Confirmed { .. } => "fwd=stale; fwd-status=304",
+            Self::Miss(Miss::Joined) => "fwd=miss; collapsed",
+            Self::Miss(_) => "fwd=miss",
+            Self::Stale { .. } => "fwd=stale",
+        };
+        ["larder; ", how, "; detail=", detail].concat()
     }
 
     /// Writes `Cache-Status` (RFC 9211), `X-Cache`, `X-Cache-Date`, `Age` and `Warning`.
@@ -76,12 +80,12 @@ impl CacheState {
             Self::Miss(_) => ("MISS", None),
             Self::Stale { since, .. } => ("STALE", Some(since)),
         };
-        insert(headers, CACHE_STATUS, &self.cache_status());
+        insert(headers, CACHE_STATUS, self.cache_status());
         headers.insert(X_CACHE, HeaderValue::from_static(word));
         if let Some(since) = since {
             let age = clock::wall().duration_since(*since).unwrap_or_default();
             headers.insert(AGE, HeaderValue::from(age.as_secs()));
-            insert(headers, X_CACHE_DATE, &humantime::format_rfc3339_seconds(*since).to_string());
+            insert(headers, X_CACHE_DATE, humantime::format_rfc3339_seconds(*since).to_string());
         }
         if let Self::Stale { why, .. } = self {
             warn(headers, &format!("larder serves an old copy: {}", why.message()));
@@ -92,12 +96,12 @@ impl CacheState {
 /// Sets `Warning` to a text for people.
 pub fn warn(headers: &mut HeaderMap, text: &str) {
     let text: String = text.chars().filter(|c| !c.is_control() && *c != '"' && *c != '\\').collect();
-    insert(headers, WARNING, &format!("299 - \"{text}\""));
+    insert(headers, WARNING, format!("299 - \"{text}\""));
 }
 
 /// Sets a header. Values that are made here are plain text; a value that cannot be sent is left out.
-fn insert(headers: &mut HeaderMap, name: HeaderName, value: &str) {
-    match HeaderValue::from_str(value) {
+fn insert(headers: &mut HeaderMap, name: HeaderName, value: impl TryInto<HeaderValue>) {
+    match value.try_into() {
         Ok(value) => drop(headers.insert(name, value)),
         Err(_) => tracing::debug!(%name, "a header was left out: its value cannot be sent"),
     }
@@ -105,17 +109,18 @@ fn insert(headers: &mut HeaderMap, name: HeaderName, value: &str) {
 
 /// Returns the response with a manifest.
 pub fn manifest(method: &Method, conditions: &HeaderMap, manifest: &Manifest, state: &CacheState) -> Response<Body> {
-    let etag = etag(&manifest.digest);
+    let written = &manifest.headers;
     let mut response = Response::new(empty());
     let headers = response.headers_mut();
+    headers.reserve(HEADERS);
     state.write(headers);
-    insert(headers, DOCKER_CONTENT_DIGEST, &manifest.digest.to_string());
-    insert(headers, ETAG, &etag);
-    if is_unmodified(conditions, &etag) {
+    headers.insert(DOCKER_CONTENT_DIGEST, written.digest.clone());
+    headers.insert(ETAG, written.etag.clone());
+    if is_unmodified(conditions, &written.etag) {
         *response.status_mut() = StatusCode::NOT_MODIFIED;
         return response;
     }
-    insert(headers, CONTENT_TYPE, manifest.media_type.as_str());
+    headers.extend(written.media_type.clone().map(|value| (CONTENT_TYPE, value)));
     headers.insert(CONTENT_LENGTH, HeaderValue::from(manifest.bytes.len()));
     if method != Method::HEAD {
         *response.body_mut() = full(manifest.bytes.clone());
@@ -138,8 +143,8 @@ pub fn manifest_head(digest: &Digest, media_type: &str, size: u64) -> Response<B
     let mut response = Response::new(empty());
     let headers = response.headers_mut();
     CacheState::Miss(Miss::Asked).write(headers);
-    insert(headers, DOCKER_CONTENT_DIGEST, &digest.to_string());
-    insert(headers, ETAG, &etag(digest));
+    headers.insert(DOCKER_CONTENT_DIGEST, digest.header());
+    headers.insert(ETAG, digest.etag());
     insert(headers, CONTENT_TYPE, media_type);
     headers.insert(CONTENT_LENGTH, HeaderValue::from(size));
     response
@@ -163,9 +168,8 @@ pub async fn blob(
     content: Content,
     state: &CacheState,
 ) -> Result<Response<Body>, Refusal> {
-    let mut headers = HeaderMap::new();
-    blob_headers(&mut headers, digest, state);
-    let etag = etag(digest);
+    let mut headers = HeaderMap::with_capacity(HEADERS);
+    let etag = blob_headers(&mut headers, digest, state);
     let is_unmodified = is_unmodified(asked, &etag);
     let about =
         About { headers, is_unmodified, range: range_header(asked, &etag), boundary: *digest, is_verified: true };
@@ -222,7 +226,7 @@ pub async fn answer(about: About, content: Content) -> Result<Response<Body>, Re
         (Selection::Parts(parts), Some(size)) if parts.len() > 1 => {
             let may_read_unverified = !is_verified || (!is_open_ended && !are_whole(&parts, size));
             let multipart = Multipart::new(&boundary, &content_type, &parts, size);
-            insert(headers, CONTENT_TYPE, &multipart.content_type());
+            insert(headers, CONTENT_TYPE, multipart.content_type());
             headers.insert(CONTENT_LENGTH, HeaderValue::from(multipart.length()));
             *response.body_mut() = streamed(multipart.stream(content, size, may_read_unverified));
             *response.status_mut() = StatusCode::PARTIAL_CONTENT;
@@ -231,7 +235,7 @@ pub async fn answer(about: About, content: Content) -> Result<Response<Body>, Re
             // A client may put the whole together from an open-ended part, so such a part is verified first.
             let may_read_unverified = !is_verified || (!is_open_ended && !are_whole(&parts, size));
             let part = parts.first().copied().unwrap_or(ByteRange { start: 0, end: size });
-            insert(headers, CONTENT_RANGE, &content_range(part, size));
+            insert(headers, CONTENT_RANGE, content_range(part, size));
             headers.insert(CONTENT_LENGTH, HeaderValue::from(part.len()));
             *response.body_mut() =
                 streamed(content.stream(part.start, Some(part.end), Some(size), may_read_unverified));
@@ -247,29 +251,28 @@ pub async fn answer(about: About, content: Content) -> Result<Response<Body>, Re
     Ok(response)
 }
 
-fn blob_headers(headers: &mut HeaderMap, digest: &Digest, state: &CacheState) {
+/// Sets the headers that each answer with a blob has. Returns the entity tag.
+fn blob_headers(headers: &mut HeaderMap, digest: &Digest, state: &CacheState) -> HeaderValue {
+    let etag = digest.etag();
     state.write(headers);
-    insert(headers, DOCKER_CONTENT_DIGEST, &digest.to_string());
-    insert(headers, ETAG, &etag(digest));
+    headers.insert(DOCKER_CONTENT_DIGEST, digest.header());
+    headers.insert(ETAG, etag.clone());
     headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
-}
-
-/// Returns the digest as an entity tag. Content under a digest never changes, so the digest is a strong validator.
-fn etag(digest: &Digest) -> String {
-    ["\"", &digest.to_string(), "\""].concat()
+    etag
 }
 
 /// Returns whether `If-None-Match` lists this entity tag (RFC 9110, section 13.1.2), by weak comparison.
-pub fn is_unmodified(conditions: &HeaderMap, etag: &str) -> bool {
+pub fn is_unmodified(conditions: &HeaderMap, etag: impl AsRef<[u8]>) -> bool {
+    let etag = etag.as_ref();
     let values = conditions.get_all(IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
     let mut listed = values.flat_map(|value| value.split(',')).map(str::trim);
-    let strong = |tag| str::strip_prefix(tag, "W/").unwrap_or(tag);
-    listed.any(|listed| listed == "*" || strong(listed) == strong(etag))
+    let etag = etag.strip_prefix(b"W/").unwrap_or(etag);
+    listed.any(|listed| listed == "*" || listed.strip_prefix("W/").unwrap_or(listed).as_bytes() == etag)
 }
 
 /// Returns the `Range` header, unless `If-Range` names other content (RFC 9110, section 13.1.5).
-fn range_header(asked: &HeaderMap, etag: &str) -> Option<RangeHeader> {
+fn range_header(asked: &HeaderMap, etag: &HeaderValue) -> Option<RangeHeader> {
     let holds = asked.get(IF_RANGE).is_none_or(|condition| condition == etag);
     let text = asked.get(RANGE).filter(|_| holds)?.to_str().ok()?;
     RangeHeader::parse(text)

@@ -1,6 +1,7 @@
 //! Warnings of upstreams about manifests. They are for people and hold for the moment: they are kept in memory only,
 //! and passed on until the upstream says something else, also while the upstream is not asked.
 
+use std::fmt::Display;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use http::header::WARNING;
@@ -58,13 +59,13 @@ impl Warnings {
 
     /// Adds the known warnings about a manifest to a response. `references`: the tag and the digest, or one of them,
     /// under which warnings may be noted.
-    pub fn add_to(&self, headers: &mut HeaderMap, target: &Target, references: &[&str]) {
+    pub fn add_to(&self, headers: &mut HeaderMap, target: &Target, references: &[&dyn Display]) {
         if !self.has_any.load(Ordering::Relaxed) {
             return;
         }
         for reference in references {
             // A warning for requests without credentials also concerns clients that log in.
-            let keys = [&target.who, &Who::Anonymous].map(|who| key(target, reference, who));
+            let keys = [&target.who, &Who::Anonymous].map(|who| key(target, *reference, who));
             let warnings = keys.iter().find_map(|key| self.by_page.get(key)).unwrap_or_default();
             for warning in warnings {
                 if !headers.get_all(WARNING).iter().any(|known| known == warning) {
@@ -80,6 +81,6 @@ impl Warnings {
     }
 }
 
-fn key(target: &Target, reference: &str, who: &Who) -> Key {
+fn key(target: &Target, reference: impl Display, who: &Who) -> Key {
     (target.repository.prefix().to_owned(), format!("{}/{reference}", target.name), who.id())
 }

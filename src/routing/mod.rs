@@ -15,7 +15,7 @@ use unknown::Unknown;
 
 use crate::config::error::nearest;
 use crate::config::{self, Config, plain_host};
-use crate::observe::Metrics;
+use crate::observe::{Metrics, RepositoryCounters};
 use crate::oci::Name;
 use crate::oci::name::InvalidName;
 use crate::upstream::{BuildError, Clients, Upstreams, Who};
@@ -90,6 +90,7 @@ impl Routing {
                     tracing::warn!(repository, "its `headers` are not sent, since client_credentials = \"pass\" leaves it to the clients to log in");
                 }
                 Ok(Arc::new(Repository {
+                    counters: RepositoryCounters::new(&repository.prefix),
                     config: repository.clone(),
                     upstreams,
                     is_trusted: true,

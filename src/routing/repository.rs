@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use crate::config;
 use crate::index::{Scope, TagKey, Viewer};
+use crate::observe::RepositoryCounters;
 use crate::oci::{Name, Tag};
-use crate::upstream::{OTHER_HOSTS, Upstreams, Who};
+use crate::upstream::{Upstreams, Who};
 
 /// A repository with the clients of its upstreams.
 pub struct Repository {
@@ -19,17 +20,14 @@ pub struct Repository {
     pub is_configured: bool,
     /// Whether Larder finds out which of its objects are public.
     pub learns_public: bool,
+    /// Its counters. Repositories that only clients name share a name in metrics: there may be any number of them.
+    pub counters: Arc<RepositoryCounters>,
 }
 
 impl Repository {
     /// Returns the local prefix, which names the repository in the index, in logs and in metrics.
     pub fn prefix(&self) -> &str {
         &self.config.prefix
-    }
-
-    /// Returns the name in metrics. Repositories that only clients name share one: there may be any number of them.
-    pub fn metrics_label(&self) -> &str {
-        if self.is_configured { self.prefix() } else { OTHER_HOSTS }
     }
 
     /// Returns the viewer of what its upstreams show. The scope depends on whose credentials the upstreams are asked

@@ -25,12 +25,11 @@ use super::line::{Begun, Shown};
 use super::ours::{Circle, Ours};
 use super::pool::Pool;
 use super::server::Server;
-use super::shared::OTHER_HOSTS;
 use super::way::{Keys, Way, matcher};
 use crate::clock::Instant;
 use crate::config::{Allowlist, ClientTls, Forbidden, Permission, Proxies, Proxy, ProxyDoor};
 use crate::failure::{Failure, FailureKind};
-use crate::observe::Metrics;
+use crate::observe::{Metrics, OTHER_HOSTS};
 use crate::web::{dial, tls};
 
 /// How long opening a connection may take.

@@ -42,6 +42,6 @@ pub use fallback::{Clients, Upstreams, pause};
 pub use ours::Ours;
 pub use record::Summary;
 pub use server::{NoServer, Server};
-pub use shared::{OTHER_HOSTS, Shared};
+pub use shared::Shared;
 pub use storages::{Storage, Storages};
 pub use who::{Who, WhoId};

@@ -7,9 +7,6 @@ use tokio::sync::Semaphore;
 use super::ours::Ours;
 use super::storages::Storages;
 
-/// The name in metrics of all servers that only clients name: there may be any number of them.
-pub const OTHER_HOSTS: &str = "other hosts";
-
 /// Most large documents in memory at once, while they come from upstreams that the configuration names.
 pub const LARGE_DOCUMENTS: usize = 8;
 

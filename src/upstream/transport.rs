@@ -22,14 +22,14 @@ use super::pool::{Pool, client};
 use super::probing::{Probing, Watched};
 use super::reach::{Reach, Resolver};
 use super::record::Record;
-use super::shared::{OTHER_HOSTS, Shared};
+use super::shared::Shared;
 use super::storages::{Storage, Storages};
 use super::way::{Keys, Way};
 use super::who::{Who, WhoId};
 use crate::clock::Instant;
 use crate::config::{self, ClientTls, Credentials, HostHeaders, Proxy};
 use crate::failure::{Failure, FailureKind};
-use crate::observe::Metrics;
+use crate::observe::{Metrics, OTHER_HOSTS};
 use crate::oci::Digest;
 use crate::oci::route::Route;
 
