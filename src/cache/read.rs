@@ -17,12 +17,12 @@ use crate::upkeep::Lease;
 use crate::work::{Hashing, ReadFile};
 
 /// Most bytes read, and so buffered, at a time for one reader.
-const WINDOW: u64 = 256 * 1024;
+const WINDOW: u64 = 64 * 1024;
 /// Bytes of the first read: a client that never takes anything holds no more than the first two reads.
-const FIRST_WINDOW: u64 = 32 * 1024;
+const FIRST_WINDOW: u64 = 16 * 1024;
 /// Bytes that all readers together may read at a time. Where there are many, each reads less: most of them wait for
 /// their clients, with what they have read in memory.
-const WINDOWS: u64 = 4 << 20;
+const WINDOWS: u64 = 1 << 20;
 /// Bytes that a reader may read at a time, however many there are.
 const LEAST_WINDOW: u64 = 16 * 1024;
 /// Bytes of a mapped object handed on at a time; they are pages of the system's cache, not buffers.
@@ -356,7 +356,7 @@ mod tests {
     #[test]
     fn many_readers_together_have_little_in_memory() {
         assert_eq!([0, 1, 16].map(window), [WINDOW; 3]);
-        assert_eq!(window(64), 64 * 1024);
+        assert_eq!(window(32), 32 * 1024);
         assert_eq!([256, 10_000].map(window), [LEAST_WINDOW; 2]);
     }
 }

@@ -249,7 +249,7 @@ impl Served {
                 tokio::spawn(async move {
                     let answer = move |request| handler(request, address);
                     let builder = Builder::new(TokioExecutor::new()).http1_only();
-                    connection(stream, peer, builder, &metrics, answer, ends).await;
+                    connection(stream, peer, builder, metrics, answer, ends).await;
                     drop(held);
                 });
             }
@@ -281,7 +281,8 @@ async fn open(
         return registry(stream, client, peer, behind, ends).await;
     };
     let shaken = tokio::select! {
-        shaken = handshakes.shake(stream) => shaken,
+        // In a box, whose memory is free again for the rest of the connection.
+        shaken = Box::pin(handshakes.shake(stream)) => shaken,
         () = ends.come() => return,
         () = peer.pace.closed() => return,
     };
@@ -301,19 +302,19 @@ fn local_address(stream: &TcpStream) -> Option<IpAddr> {
 }
 
 /// Serves one connection of the registry door to its end.
-async fn registry(
+fn registry(
     stream: impl Socket + Send + 'static,
     client: Client,
     peer: Peer,
     (behind, metrics): (Arc<Registry>, Arc<Metrics>),
     ends: Ends,
-) {
+) -> impl Future<Output = ()> {
     let answer = move |request: Request<Sent>| {
         let (registry, client) = (behind.clone(), client.clone());
         // In a box, which the HTTP library moves around instead of all that the answer needs.
         async move { registry.handle(request, client).await }.boxed()
     };
-    connection(stream, peer, Builder::new(TokioExecutor::new()), &metrics, answer, ends).await;
+    connection(stream, peer, Builder::new(TokioExecutor::new()), metrics, answer, ends)
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
+use futures_util::task::AtomicWaker;
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -65,6 +66,33 @@ pub struct Running(Arc<Pace>, Option<Request>);
 pub struct Paced<B> {
     body: B,
     running: Running,
+    /// What waits of it; `None` until there is a piece that others follow.
+    waiting: Option<Arc<Waiting>>,
+}
+
+/// Bytes of a response that the HTTP library has and the client has not taken. The library would take several pieces
+/// ahead, and each client that takes nothing would hold that much memory.
+#[derive(Debug, Default)]
+struct Waiting {
+    bytes: AtomicUsize,
+    /// Wakes the response once the client has taken enough.
+    taken: AtomicWaker,
+}
+
+/// So many bytes of a response may wait when the next piece of it is read.
+const AHEAD: usize = 8 * 1024;
+
+impl Waiting {
+    fn is_enough(&self) -> bool {
+        self.bytes.load(Ordering::Acquire) > AHEAD
+    }
+
+    fn take(&self, count: usize) {
+        let before = self.bytes.fetch_sub(count, Ordering::AcqRel);
+        if before > AHEAD && before - count <= AHEAD {
+            self.taken.wake();
+        }
+    }
 }
 
 /// A piece of a response, until it has left.
@@ -72,6 +100,7 @@ pub struct Paced<B> {
 pub struct Piece {
     bytes: Bytes,
     pace: Arc<Pace>,
+    waiting: Option<Arc<Waiting>>,
 }
 
 impl Pace {
@@ -190,7 +219,7 @@ impl Running {
 
     /// Returns the body of the request's response.
     pub fn answer<B>(self, body: B) -> Paced<B> {
-        Paced { body, running: self }
+        Paced { body, running: self, waiting: None }
     }
 }
 
@@ -206,9 +235,20 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Paced<B> {
     type Error = B::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Piece>, B::Error>>> {
+        if let Some(waiting) = self.waiting.as_ref().filter(|waiting| waiting.is_enough()) {
+            waiting.taken.register(context.waker());
+            // The client may have taken it in between.
+            if waiting.is_enough() {
+                return Poll::Pending;
+            }
+        }
         let polled = Pin::new(&mut self.body).poll_frame(context);
-        let pace = &self.running.0;
-        polled.map(|frame| frame.map(|frame| frame.map(|frame| frame.map_data(|bytes| Piece::new(bytes, pace)))))
+        if matches!(polled, Poll::Ready(Some(Ok(_)))) && self.waiting.is_none() && !self.body.is_end_stream() {
+            self.waiting = Some(Arc::default());
+        }
+        let (pace, waiting) = (&self.running.0, self.waiting.as_ref());
+        let piece = |bytes| Piece::new(bytes, pace, waiting);
+        polled.map(|frame| frame.map(|frame| frame.map(|frame| frame.map_data(piece))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -221,10 +261,18 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Paced<B> {
 }
 
 impl Piece {
-    fn new(bytes: Bytes, pace: &Arc<Pace>) -> Self {
+    fn new(bytes: Bytes, pace: &Arc<Pace>, waiting: Option<&Arc<Waiting>>) -> Self {
         pace.owed.fetch_add(1, Ordering::Relaxed);
         pace.touch();
-        Self { bytes, pace: pace.clone() }
+        if let Some(waiting) = waiting {
+            waiting.bytes.fetch_add(bytes.len(), Ordering::AcqRel);
+        }
+        Self { bytes, pace: pace.clone(), waiting: waiting.cloned() }
+    }
+
+    fn taken(&self, count: usize) {
+        self.pace.moved();
+        self.waiting.iter().for_each(|waiting| waiting.take(count));
     }
 }
 
@@ -242,12 +290,12 @@ impl Buf for Piece {
     }
 
     fn advance(&mut self, count: usize) {
-        self.pace.moved();
+        self.taken(count);
         self.bytes.advance(count);
     }
 
     fn copy_to_bytes(&mut self, count: usize) -> Bytes {
-        self.pace.moved();
+        self.taken(count);
         self.bytes.copy_to_bytes(count)
     }
 }
@@ -256,7 +304,7 @@ impl Drop for Piece {
     fn drop(&mut self) {
         // What has left was noted then.
         if self.bytes.has_remaining() {
-            self.pace.moved();
+            self.taken(self.bytes.remaining());
         }
         self.pace.owed.fetch_sub(1, Ordering::Relaxed);
     }
@@ -319,5 +367,21 @@ mod tests {
         assert!(!rests().await, "it has not left yet");
         drop(piece);
         assert!(rests().await);
+    }
+
+    #[tokio::test]
+    async fn the_next_piece_is_read_once_the_client_has_taken_most_of_the_last_one() {
+        let pace = Arc::<Pace>::default();
+        let pieces = (0..3).map(|_| Ok::<_, std::convert::Infallible>(Frame::data(Bytes::from(vec![1; 2 * AHEAD]))));
+        let mut answer = pace.begin().answer(StreamBody::new(stream::iter(pieces)));
+        let mut first = answer.frame().await.expect("a frame").expect("no error").into_data().expect("data");
+        assert!(answer.frame().now_or_never().is_none(), "the library would hold both");
+        first.advance(AHEAD - 1);
+        assert!(answer.frame().now_or_never().is_none());
+        let (second, ()) = tokio::join!(answer.frame(), async { first.advance(1) });
+        assert!(second.as_ref().is_some_and(Result::is_ok), "the response is woken");
+        // The client has gone.
+        drop((first, second));
+        assert!(answer.frame().now_or_never().is_some());
     }
 }

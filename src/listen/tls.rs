@@ -23,8 +23,8 @@ use crate::config::{ClientRoots, ServerTls};
 /// How long a client has for the TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
-/// Bytes that are encrypted ahead of the client: two records of TLS (RFC 8446, section 5.1).
-const RECORDS: usize = 32 * 1024;
+/// Bytes that are encrypted ahead of the client: one record of TLS (RFC 8446, section 5.1).
+const RECORDS: usize = 16 * 1024;
 
 /// The protocol of an ACME server that asks for a proof (RFC 8737).
 const ACME: &[u8] = b"acme-tls/1";

@@ -19,6 +19,13 @@ use crate::spool::{Partial, Slot};
 /// distance that a reader waits for: so bytes that are being written are never taken from a transfer any more.
 const BATCH: usize = plan::NEAR as usize;
 
+/// So many readers are told of new bytes less often: each time wakes them all, and each of them sends what there is.
+const CROWD: usize = 8;
+/// Bytes that are gathered for a crowd before it is told, unless that takes longer than [`GATHERING`].
+const GATHERED: usize = 256 << 10;
+/// How long bytes for a crowd may wait for those behind them.
+const GATHERING: Duration = Duration::from_millis(3);
+
 /// The range of a transfer: where it stands, and where it ends. The planner may move the end while the transfer runs.
 #[derive(Debug)]
 pub struct Span {
@@ -93,7 +100,8 @@ pub async fn run(transfer: Transfer, span: &Span, sink: &Sink, origin: &dyn Orig
     }
     let total = transfer.total;
     let mut incoming = Incoming::new(transfer.body, from - transfer.start.min(from));
-    let mut batch = incoming.next_batch(origin).await;
+    // The first bytes wait for none.
+    let mut batch = incoming.next_batch(origin, false).await;
     while !batch.is_empty() {
         let Claim { at, until } = span.claim();
         let length: u64 = batch.iter().map(|chunk| chunk.len() as u64).sum();
@@ -118,8 +126,11 @@ pub async fn run(transfer: Transfer, span: &Span, sink: &Sink, origin: &dyn Orig
             sink.fill.arrived(at, end);
             Ok(())
         };
-        let (written, next) =
-            if is_last { (write.await, Vec::new()) } else { tokio::join!(write, incoming.next_batch(origin)) };
+        let is_crowd = sink.fill.readers() >= CROWD;
+        let (written, next) = match is_last {
+            true => (write.await, Vec::new()),
+            false => tokio::join!(write, incoming.next_batch(origin, is_crowd)),
+        };
         if let Err(error) = written {
             return End::Storage(error);
         }
@@ -164,19 +175,25 @@ impl Incoming {
         Self { body, skip, kept: Bytes::new(), ended: None }
     }
 
-    /// Waits for bytes, and returns all that have arrived by then, up to [`BATCH`]. Empty at the end.
-    async fn next_batch(&mut self, origin: &dyn Origin) -> Vec<Bytes> {
+    /// Waits for bytes, and returns all that have arrived by then, up to [`BATCH`]. Empty at the end. `gathers`: few bytes
+    /// wait a moment for more.
+    async fn next_batch(&mut self, origin: &dyn Origin, gathers: bool) -> Vec<Bytes> {
         let mut batch = Vec::new();
         let mut left = BATCH;
+        let mut gathering = None;
         while left > 0 && self.ended.is_none() {
             if self.kept.is_empty() {
-                let next = if batch.is_empty() {
-                    self.body.next().await
-                } else {
-                    match self.body.next().now_or_never() {
-                        Some(next) => next,
-                        None => break,
+                let next = match self.body.next().now_or_never() {
+                    Some(next) => next,
+                    None if batch.is_empty() => self.body.next().await,
+                    None if gathers && BATCH - left < GATHERED => {
+                        let until = *gathering.get_or_insert_with(|| Instant::now() + GATHERING);
+                        match tokio::time::timeout_at(until, self.body.next()).await {
+                            Ok(next) => next,
+                            Err(_) => break,
+                        }
                     }
+                    None => break,
                 };
                 match next {
                     Some(Ok(chunk)) => self.keep(chunk, origin),
@@ -216,7 +233,7 @@ mod tests {
         let origin = Script::new([]);
         let mut came = Vec::new();
         loop {
-            let batch = incoming.next_batch(&*origin).await.concat();
+            let batch = incoming.next_batch(&*origin, false).await.concat();
             assert!(batch.len() as u64 <= plan::NEAR, "{} bytes", batch.len());
             if batch.is_empty() {
                 break;
@@ -225,5 +242,33 @@ mod tests {
         }
         let expected: Vec<u8> = (0..5u8).flat_map(|chunk| vec![chunk; 700_000]).skip(100_000).collect();
         assert!(came == expected);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_crowd_is_told_of_several_pieces_at_once_and_not_late() {
+        let piece = Bytes::from(vec![1; 16 << 10]);
+        let slowly = stream::unfold(0, move |count| {
+            let piece = piece.clone();
+            async move {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                (count < 12).then_some((Ok(piece), count + 1))
+            }
+        });
+        let mut incoming = Incoming::new(slowly.boxed(), 0);
+        let origin = Script::new([]);
+        let mut at_once = async |gathers| {
+            let begun = Instant::now();
+            (incoming.next_batch(&*origin, gathers).await.len(), begun.elapsed())
+        };
+        assert_eq!(at_once(false).await, (1, Duration::from_millis(1)));
+        let (pieces, took) = at_once(true).await;
+        assert!(pieces > 2 && took <= Duration::from_millis(1) + GATHERING, "{pieces} in {took:?}");
+
+        // Enough bytes do not wait.
+        let plenty = stream::iter((0..40).map(|_| Ok(Bytes::from(vec![1; 16 << 10])))).chain(stream::pending());
+        let mut incoming = Incoming::new(plenty.boxed(), 0);
+        let begun = Instant::now();
+        assert_eq!(incoming.next_batch(&*origin, true).await.len(), 40);
+        assert_eq!(begun.elapsed(), Duration::ZERO);
     }
 }

@@ -186,7 +186,7 @@ async fn serve(stream: impl Socket + Send + 'static, is_secure: bool, through: T
         std::future::pending::<()>().await;
     };
     tokio::select! {
-        () = connection(stream, peer, Builder::new(TokioExecutor::new()), &metrics, answer, ends) => {}
+        () = connection(stream, peer, Builder::new(TokioExecutor::new()), metrics, answer, ends) => {}
         () = asked_again => {}
     }
 }

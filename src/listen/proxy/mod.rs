@@ -41,7 +41,7 @@ pub async fn open(stream: TcpStream, way: Arc<Way>) {
     }
     let (peer, metrics, ends) = (way.peer.clone(), way.metrics.clone(), way.ends.clone());
     let answer = move |request| answer(way.clone(), request);
-    connection(stream, peer, Builder::new(TokioExecutor::new()).http1_only(), &metrics, answer, ends).await;
+    connection(stream, peer, Builder::new(TokioExecutor::new()).http1_only(), metrics, answer, ends).await;
 }
 
 async fn answer(way: Arc<Way>, request: Request<Sent>) -> Response<Body> {
