@@ -37,7 +37,7 @@ const ROOMS: [(&str, &[&str]); 41] = [
     ("work", &["oci"]),
     ("spool", &["files", "oci", "work"]),
     ("store", &["files", "oci", "spool", "work"]),
-    ("index", &["files", "oci", "work"]),
+    ("index", &["config", "files", "oci", "web", "work"]),
     ("upkeep", &["config", "failure", "index", "oci", "spool", "store", "observe", "work"]),
     (
         "cache",

@@ -48,7 +48,11 @@ pub async fn of(services: &Services) -> Diagnosis {
     }
     findings.extend(of_upstreams(services));
     findings.extend(of_disk(services));
-    findings.extend(ops::warnings(&services.metrics).into_iter().map(|text| Finding::new("warning", "process", text)));
+    findings.extend(
+        ops::warnings(&services.cache, &services.metrics)
+            .into_iter()
+            .map(|text| Finding::new("warning", "process", text)),
+    );
     let configuration = services.configuration();
     findings.extend(configuration.refused.iter().map(|error| {
         Finding::new(

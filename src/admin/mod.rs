@@ -148,7 +148,9 @@ async fn healthz() -> Json<Health> {
     responses((status = 200, body = Health), (status = 503, body = ErrorBody)))]
 async fn readyz(State(services): State<Arc<Services>>) -> Result<Json<Health>, Problem> {
     match services.cache.check().await {
-        Ok(()) => Ok(Json(Health { status: "ready", warnings: Some(ops::warnings(&services.metrics)) })),
+        Ok(()) => {
+            Ok(Json(Health { status: "ready", warnings: Some(ops::warnings(&services.cache, &services.metrics)) }))
+        }
         Err(failure) => Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, failure.message())),
     }
 }

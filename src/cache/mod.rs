@@ -24,6 +24,7 @@ pub mod ranges;
 mod read;
 mod readiness;
 mod standing;
+mod store_name;
 mod unfit;
 mod urls;
 
@@ -44,8 +45,8 @@ use crate::config::Config;
 use crate::descriptors::Shares;
 use crate::failure::{Failure, FailureKind};
 use crate::index::{
-    self, Image, ImageName, ImagePage, ImageSearch, Index, IndexError, LocalIndex, ObjectEntry, Purge, Purged, Sqlite,
-    TagEntry, TagKey, Timestamp, Viewer, Write,
+    self, Image, ImageName, ImagePage, ImageSearch, Index, IndexError, LocalIndex, ObjectEntry, PostgresIndex, Purge,
+    Purged, Sqlite, TagEntry, TagKey, Timestamp, Viewer, Write,
 };
 use crate::observe::Metrics;
 use crate::oci::{Digest, MediaType};
@@ -65,6 +66,7 @@ use passes::Passes;
 use pending::Pending;
 use purge::{PurgeError, Purging};
 use readiness::Readiness;
+use store_name::store_name;
 use unfit::Unfit;
 
 /// How long a stop waits for verified content to be on disk, and then for the index.
@@ -129,10 +131,13 @@ pub enum OpenError {
     Store(#[from] StoreError),
     #[error("cache.dir: {0}")]
     Index(#[from] IndexError),
+    /// It is kept by a server, and cannot be used as it is configured.
+    #[error(transparent)]
+    IndexServer(IndexError),
 }
 
 impl Cache {
-    /// Opens a cache directory, and makes it if it is missing. Blocks.
+    /// Opens a cache directory, and makes it if it is missing. Blocks. To be called within a runtime.
     pub fn open(config: &Config, metrics: Arc<Metrics>) -> Result<Self, OpenError> {
         let pools = Pools::default();
         let disk = Disk::open(&config.cache.dir, pools.reads.clone())?;
@@ -147,14 +152,23 @@ impl Cache {
         if let Err(error) = spool.clear_blocking(max_age) {
             tracing::warn!(%error, "cannot clear abandoned downloads");
         }
-        let sqlite = Sqlite::open_locked(&config.cache.dir, disk.lock())?;
-        let index = LocalIndex::new(sqlite, pools.index_reads, pools.upkeep.clone());
+        let index: Arc<dyn Index> = match &config.index {
+            None => {
+                let sqlite = Sqlite::open_locked(&config.cache.dir, disk.lock())?;
+                Arc::new(LocalIndex::new(sqlite, pools.index_reads, pools.upkeep.clone()))
+            }
+            Some(server) => {
+                let name = store_name(&config.cache.dir);
+                let index = PostgresIndex::start(server, name, pools.upkeep.clone());
+                Arc::new(index.map_err(OpenError::IndexServer)?)
+            }
+        };
         if let Ok(capacity) = disk.capacity() {
             // Set before anything is written to the index.
             index.keep_within(upkeep::bounds(config, capacity.total));
         }
         let store = LocalStore::new(disk, pools.reads, pools.syncs, pools.upkeep.clone());
-        Ok(Self::of(config, Arc::new(store), spool, Arc::new(index), pools.upkeep, metrics))
+        Ok(Self::of(config, Arc::new(store), spool, index, pools.upkeep, metrics))
     }
 
     /// Creates a cache of these parts; `pool` is for upkeep.
@@ -458,9 +472,21 @@ impl Cache {
             if let Some(shortage) = upkeep.shortage(capacity) {
                 return Err(Failure::new(FailureKind::NoRoom, shortage));
             }
+            if index.is_on_server() {
+                // The cache serves without it for a while: see [`Self::warning`].
+                return Ok(());
+            }
             index.check().await.map_err(|error| Failure::of(FailureKind::Storage, "cannot read the index", error))
         };
         self.readiness.check(probe).await
+    }
+
+    /// Returns what is wrong with the cache though it serves: the server that keeps the index is away.
+    pub fn warning(&self) -> Option<String> {
+        let why = self.index.server_trouble()?;
+        Some(format!(
+            "the index is away ({why}); what is stored is served once its upstream confirms it, and changes wait"
+        ))
     }
 
     /// Waits a limited time until verified content is stored, then writes what the index has queued and closes the

@@ -12,7 +12,7 @@ use super::setup::address;
 use super::systemd::{self, State};
 use crate::acme::{Certificates, Occasion};
 use crate::clock;
-use crate::config::{AcmeChallenge, Config, Loaded, Sources, Watch};
+use crate::config::{AcmeChallenge, Config, Loaded, Secret, Sources, Watch};
 use crate::listen::Tls;
 use crate::observe::Metrics;
 use crate::observe::log::Log;
@@ -195,6 +195,19 @@ fn listens(config: &Config) -> Option<&[SocketAddr]> {
     config.proxy.as_ref().map(|door| door.listen.as_slice())
 }
 
+/// Returns whether the index is to be elsewhere. A changed password of a file is taken by the next connection.
+fn is_other_index(before: &Config, after: &Config) -> bool {
+    let without_password = |config: &Config| {
+        let mut server = config.index.clone();
+        server
+            .iter_mut()
+            .filter(|server| server.password_file.is_some())
+            .for_each(|server| server.password = Secret::default());
+        server
+    };
+    without_password(before) != without_password(after)
+}
+
 /// Returns the changed keys that take effect only at the next start, since they belong to open sockets and files.
 fn needs_restart(before: &Config, after: &Config) -> Vec<&'static str> {
     let changes = [
@@ -209,6 +222,7 @@ fn needs_restart(before: &Config, after: &Config) -> Vec<&'static str> {
         ("server.stall_timeout", before.server.stall_timeout != after.server.stall_timeout),
         ("admin.listen", before.admin.listen != after.admin.listen),
         ("cache.dir", before.cache.dir != after.cache.dir),
+        ("index", is_other_index(before, after)),
         ("proxy.listen", listens(before) != listens(after)),
         ("proxy.ca_dir", before.proxy.as_ref().zip(after.proxy.as_ref()).is_some_and(|(a, b)| a.ca_dir != b.ca_dir)),
         ("logging.file", before.logging.file != after.logging.file),

@@ -111,7 +111,10 @@ fn start(runtime: &Runtime, config: Config, sockets: Sockets, files: Files, log:
         tracing::warn!("{}", ops::WRONG_CLOCK);
     }
     let metrics = Arc::new(Metrics::new(log.lines().health().clone()));
+    // The index may begin tasks.
+    let entered = runtime.enter();
     let cache = Arc::new(Cache::open(&config, metrics.clone())?);
+    drop(entered);
     let services = Arc::new(Services::new(&config, cache, metrics)?);
     runtime.block_on(serve(config, sockets, services, files, log))
 }

@@ -14,6 +14,7 @@ mod environment;
 pub(crate) mod error;
 mod hint;
 mod host;
+mod index;
 mod key_path;
 mod log_filter;
 mod mistakes;
@@ -48,6 +49,9 @@ pub use auth::{Allow, Auth, Htpasswd};
 pub use credentials::{Credentials, Helper, Login};
 pub use error::{ConfigError, ConfigErrors};
 pub use host::{HostPattern, plain_host};
+pub use index::IndexServer;
+#[cfg(test)]
+pub use index::test_server as index_server;
 pub use oidc::{BrowserLogin, ClaimRule, Issuer, Keys};
 pub use proxy::{Proxies, Proxy};
 pub use proxy_door::{Allowlist, Forbidden, Permission, ProxyDoor};
@@ -75,6 +79,8 @@ pub struct Config {
     pub server: Server,
     pub auth: Auth,
     pub cache: Cache,
+    /// The server that keeps the index; `None`: it is kept in the cache's directory.
+    pub index: Option<IndexServer>,
     /// In the order of the file.
     pub repositories: Vec<Repository>,
     /// What is kept warm, in the order of the file.
@@ -291,6 +297,7 @@ impl Config {
         let hosts = check_hosts(&check, "server", &file.server.hosts)?;
         let admin_hosts = check_hosts(&check, "admin", &file.admin.hosts)?;
         let cache = check_cache(&check, file.cache)?;
+        let index = index::check(&check, &file.index)?;
         check_level(&check, &file.logging.level)?;
         let telemetry = telemetry::check(&check, &file.telemetry, &proxies)?;
         let config = Self {
@@ -311,6 +318,7 @@ impl Config {
             },
             auth: around.auth,
             cache,
+            index,
             repositories,
             warm,
             proxy,

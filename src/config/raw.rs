@@ -1,5 +1,6 @@
 //! The file's tables and keys with their defaults, before they are checked against each other.
 
+mod index;
 mod reporting;
 
 use std::collections::BTreeMap;
@@ -15,6 +16,7 @@ use super::shapes::{file, files, hook, optional_file, program};
 use super::units::{Amount, Limit, Span};
 use super::warm::WarmImages;
 
+pub use index::Index;
 pub use reporting::{LogFormat, Logging, Telemetry};
 
 /// The whole file.
@@ -24,6 +26,7 @@ pub struct File {
     pub server: Server,
     pub auth: Auth,
     pub cache: Cache,
+    pub index: Index,
     pub repository: Repositories,
     /// Headers by host.
     pub headers: InOrder<HostHeaders>,
@@ -55,6 +58,10 @@ impl File {
                 login.client_secret = Secret::new(HIDDEN);
             }
         }
+        if self.index.password_file.take().is_some() && self.index.password.is_empty() {
+            self.index.password = Secret::new(HIDDEN);
+        }
+        self.index.server_ca_bundle = None;
         for upstream in self.repository.0.iter_mut().flat_map(|(_, repository)| &mut repository.upstream) {
             if upstream.password_file.take().is_some() && upstream.password.is_empty() {
                 upstream.password = Secret::new(HIDDEN);

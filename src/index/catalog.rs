@@ -37,7 +37,7 @@ impl Sqlite {
 }
 
 /// Returns the name behind which the paths of a repository come after `last`; `None` if none does.
-fn begin_behind<'a>(repository: &str, last: &'a str) -> Option<&'a str> {
+pub(super) fn begin_behind<'a>(repository: &str, last: &'a str) -> Option<&'a str> {
     match last.strip_prefix(repository).and_then(|rest| rest.strip_prefix('/')) {
         Some(name) => Some(name),
         None => (last < format!("{repository}/").as_str()).then_some(""),

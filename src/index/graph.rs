@@ -55,8 +55,8 @@ pub fn graphs() -> impl Strategy<Value = Graph> {
     vec(writes(), 0..80).prop_map(Graph)
 }
 
-#[derive(Debug)]
-pub struct Graph(Vec<Write>);
+#[derive(Clone, Debug)]
+pub struct Graph(pub Vec<Write>);
 
 impl Graph {
     pub fn written(self) -> (tempfile::TempDir, Sqlite) {

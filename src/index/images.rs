@@ -1,7 +1,7 @@
 //! Cached content, seen as images: names and tags, and the objects that they consist of.
 
-mod extent;
-mod rows;
+pub(super) mod extent;
+pub(super) mod rows;
 
 use std::collections::HashSet;
 
@@ -14,10 +14,10 @@ use extent::{CHILDREN, Sizes};
 use rows::{Row, Statements, rows_of};
 
 /// Most rows and objects that are looked at for one page. A page ends before it is full if few of these are images.
-const LOOKED_AT: usize = 200_000;
+pub(super) const LOOKED_AT: usize = 200_000;
 
 /// Most rows that are looked at to find the images that were used last, and most objects to find the largest.
-const SORTED: usize = 8_000;
+pub(super) const SORTED: usize = 8_000;
 
 /// A page of the list of images.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -5,15 +5,20 @@ use bytes::Bytes;
 use rusqlite::{OptionalExtension, Transaction, params};
 
 use super::{IndexError, ListKey, Listing, Sqlite, Timestamp};
-use crate::oci::MediaType;
+use crate::oci::{Algorithm, Digest, MediaType};
 
 /// Bytes that a row takes beside its texts and body, in the table and its indexes.
 const ROW: u64 = 512;
 
 impl ListKey {
     /// Returns whether the page is less than the whole list.
-    fn is_part(&self) -> bool {
+    pub(super) fn is_part(&self) -> bool {
         self.page.contains('?')
+    }
+
+    /// Returns what stands for the page where the page itself may be too long for a key.
+    pub(super) fn page_hash(&self) -> Vec<u8> {
+        Digest::of(Algorithm::Sha256, self.page.as_bytes()).as_raw().to_vec()
     }
 }
 

@@ -17,6 +17,7 @@ mod medium;
 mod names;
 mod open;
 mod pins;
+mod postgres;
 mod purge;
 mod queue;
 mod reach;
@@ -36,6 +37,7 @@ use std::time::{Duration, SystemTime};
 pub use bounds::Bounds;
 pub use images::{ImageOrder, ImagePage, ImageSearch};
 pub use local::LocalIndex;
+pub use postgres::PostgresIndex;
 pub use purge::{Purge, Purged};
 pub use scope::{Scope, Viewer};
 pub use sqlite::Sqlite;
@@ -150,6 +152,17 @@ pub trait Index: Send + Sync + 'static {
 
     /// Returns whether the index was damaged when it was opened, and had to be begun anew.
     fn was_damaged(&self) -> bool;
+
+    /// Returns whether the index is kept by a server: it takes none of the cache's disk, and the cache serves without
+    /// it for a while.
+    fn is_on_server(&self) -> bool {
+        false
+    }
+
+    /// Returns why the server that keeps the index does not answer; `None` if it does, or if there is none.
+    fn server_trouble(&self) -> Option<String> {
+        None
+    }
 }
 
 /// A time as the index keeps it, in milliseconds since 1970.
@@ -265,6 +278,7 @@ pub struct Listing {
 
 /// A write to the index.
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 pub enum Write {
     /// The object is in the store.
     Object {
@@ -374,4 +388,34 @@ pub enum IndexError {
     TooLarge(u64),
     #[error("index: its thread has ended")]
     Closed,
+    /// The server that keeps the index refused something, or something went wrong on the way to it.
+    #[error("index.url: {}", server_says(.0))]
+    Postgres(#[from] tokio_postgres::Error),
+    /// The server that keeps the index sent what it cannot have, or cannot be used as it is.
+    #[error("index.url: {0}")]
+    Server(String),
+    /// The server that keeps the index does not answer.
+    #[error("{0}")]
+    Away(String),
+}
+
+/// Returns what is wrong with the server that keeps the index, with what to do.
+fn server_says(error: &tokio_postgres::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    let advice = match error.code().map(tokio_postgres::error::SqlState::code) {
+        Some("28P01" | "28000") => "check the user in index.url, and index.password or index.password_file",
+        Some("3D000") => "create the database, or correct its name in index.url",
+        Some("42501" | "3F000") => {
+            "as an administrator of the database, run: CREATE SCHEMA larder AUTHORIZATION the user of index.url"
+        }
+        Some("53300") => "raise max_connections of the server, or put PgBouncer before it",
+        Some("25006") => "this server can only be read; let index.url lead to the primary",
+        _ => return text,
+    };
+    format!("{text}; {advice}")
 }

@@ -6,7 +6,7 @@ use super::{IndexError, Sqlite, Timestamp};
 use crate::oci::Digest;
 
 /// A name that is noted again is written again only after this time, in milliseconds.
-const RESOLUTION: i64 = 24 * 3_600_000;
+pub(super) const RESOLUTION: i64 = 24 * 3_600_000;
 
 impl Sqlite {
     /// Returns whether the upstream of `repository` is known to have the manifest under this name: the upstream said

@@ -490,4 +490,4 @@ fn hide(transaction: &Transaction<'_>, repository: &str, digests: &[Digest]) -> 
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

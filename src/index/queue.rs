@@ -1,11 +1,11 @@
-//! The queue of the writing thread: bounded by count and by bytes.
+//! The queue of what writes to an index: bounded by count and by bytes. What does not fit is counted.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rusqlite::Connection;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use super::{IndexError, Write};
 
@@ -16,37 +16,44 @@ const BYTES: u64 = 32 << 20;
 /// Most of that memory for writes that only help in an outage.
 const SPARE_BYTES: u64 = 24 << 20;
 
-/// A change for whose result a caller waits.
-pub type Change = Box<dyn FnOnce(&mut Connection) + Send>;
-
-/// One thing for the writing thread to do.
-pub enum Task {
+/// One thing for the writer to do.
+// Nearly all of them are writes, which a box for each would only make slower.
+#[allow(clippy::large_enum_variant)]
+pub enum Task<C> {
     Write(Write),
-    Change(Change),
+    /// A change for whose result a caller waits.
+    Change(C),
     Flush(oneshot::Sender<()>),
     /// Ends the thread. Answered when everything is on disk that is ever going to be.
     Close(oneshot::Sender<()>),
 }
 
 /// The queue.
-#[derive(Default)]
-pub struct Tasks {
-    state: Mutex<State>,
+pub struct Tasks<C> {
+    state: Mutex<State<C>>,
     /// Notified when there is something to do.
     work: Condvar,
+    /// The same, for a task.
+    task: Notify,
     /// Notified when there is room for more.
     room: Condvar,
 }
 
-#[derive(Default)]
-struct State {
-    tasks: VecDeque<Task>,
+impl<C> Default for Tasks<C> {
+    fn default() -> Self {
+        let state = State { tasks: VecDeque::new(), writes: 0, bytes: 0, is_closed: false };
+        Self { state: Mutex::new(state), work: Condvar::new(), task: Notify::new(), room: Condvar::new() }
+    }
+}
+
+struct State<C> {
+    tasks: VecDeque<Task<C>>,
     writes: usize,
     bytes: u64,
     is_closed: bool,
 }
 
-impl State {
+impl<C> State<C> {
     fn is_full(&self, weight: u64, most: u64) -> bool {
         self.writes >= WRITES || self.bytes + weight > most
     }
@@ -58,7 +65,7 @@ impl State {
     }
 }
 
-impl Tasks {
+impl<C> Tasks<C> {
     /// Adds a write if there is room for it.
     pub fn offer(&self, write: Write) -> Result<(), IndexError> {
         let weight = write.weight();
@@ -72,7 +79,7 @@ impl Tasks {
         }
         state.push(write, weight);
         drop(state);
-        self.work.notify_one();
+        self.woken();
         Ok(())
     }
 
@@ -80,32 +87,32 @@ impl Tasks {
     pub fn put(&self, write: Write) -> Result<(), IndexError> {
         let weight = write.weight();
         // A write larger than all that may wait is let in alone.
-        let is_full = |state: &mut State| !state.is_closed && state.writes > 0 && state.is_full(weight, BYTES);
+        let is_full = |state: &mut State<C>| !state.is_closed && state.writes > 0 && state.is_full(weight, BYTES);
         let mut state = self.room.wait_while(self.state(), is_full).unwrap_or_else(PoisonError::into_inner);
         if state.is_closed {
             return Err(IndexError::Closed);
         }
         state.push(write, weight);
         drop(state);
-        self.work.notify_one();
+        self.woken();
         Ok(())
     }
 
     /// Adds a task for which a caller waits. There are no more such tasks than callers that wait.
-    pub fn add(&self, task: Task) -> Result<(), IndexError> {
+    pub fn add(&self, task: Task<C>) -> Result<(), IndexError> {
         let mut state = self.state();
         if state.is_closed {
             return Err(IndexError::Closed);
         }
         state.tasks.push_back(task);
         drop(state);
-        self.work.notify_one();
+        self.woken();
         Ok(())
     }
 
     /// Returns the next task; `None` if none comes within `patience`. Without `patience`, waits for one.
-    pub fn take(&self, patience: Option<Duration>) -> Option<Task> {
-        let is_idle = |state: &mut State| state.tasks.is_empty();
+    pub fn take(&self, patience: Option<Duration>) -> Option<Task<C>> {
+        let is_idle = |state: &mut State<C>| state.tasks.is_empty();
         let mut state = match patience {
             Some(patience) => {
                 let waited = self.work.wait_timeout_while(self.state(), patience, is_idle);
@@ -123,6 +130,21 @@ impl Tasks {
         Some(task)
     }
 
+    /// Waits for the next task, without blocking. For one taker alone.
+    pub async fn next(&self) -> Task<C> {
+        loop {
+            match self.take(Some(Duration::ZERO)) {
+                Some(task) => return task,
+                None => self.task.notified().await,
+            }
+        }
+    }
+
+    fn woken(&self) {
+        self.work.notify_one();
+        self.task.notify_one();
+    }
+
     /// Takes nothing more. Callers that wait for room or for an answer get an error.
     pub fn close(&self) {
         let mut state = self.state();
@@ -133,8 +155,45 @@ impl Tasks {
         self.room.notify_all();
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, State<C>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Counts the writes that were lost.
+#[derive(Debug, Default)]
+pub struct Losses {
+    /// In all.
+    all: AtomicU64,
+    /// Since that was last logged.
+    in_burst: AtomicU64,
+}
+
+impl Losses {
+    /// Returns how many writes were lost.
+    pub fn all(&self) -> u64 {
+        self.all.load(Ordering::Relaxed)
+    }
+
+    /// Counts lost writes whose loss is logged elsewhere.
+    pub fn count(&self, count: u64) {
+        self.all.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// Counts lost writes. Logs a warning once, and no further one until the queue has been empty.
+    pub fn add(&self, count: u64, why: &dyn std::fmt::Display) {
+        self.count(count);
+        if self.in_burst.fetch_add(count, Ordering::Relaxed) == 0 {
+            tracing::warn!(%why, "changes to the index are dropped; they are learnt again");
+        }
+    }
+
+    /// Logs how many writes were lost, now that the queue is empty.
+    pub fn end_burst(&self) {
+        let count = self.in_burst.swap(0, Ordering::Relaxed);
+        if count > 0 {
+            tracing::warn!(count, "the index has caught up; so many changes were dropped");
+        }
     }
 }
 
@@ -166,7 +225,7 @@ mod tests {
 
     #[test]
     fn what_waits_is_bounded_by_bytes_and_lists_leave_room_for_the_rest() {
-        let tasks = Tasks::default();
+        let tasks = Tasks::<()>::default();
         let taken = (0..100).filter(|_| tasks.offer(list(1 << 20)).is_ok()).count();
         assert_eq!(taken, 23, "24 MiB, with what each takes beside its body");
         assert!(matches!(tasks.offer(list(8 << 20)), Err(IndexError::Full)));
@@ -179,7 +238,7 @@ mod tests {
 
     #[test]
     fn what_waits_is_bounded_by_count_and_who_waits_for_an_answer_is_let_in() {
-        let tasks = Tasks::default();
+        let tasks = Tasks::<()>::default();
         let taken = (0..20_000).filter(|&number| tasks.offer(used(number)).is_ok()).count();
         assert_eq!(taken, WRITES);
         tasks.add(Task::Flush(oneshot::channel().0)).expect("added");
@@ -187,7 +246,7 @@ mod tests {
 
     #[test]
     fn upkeep_waits_for_room_and_loses_nothing() {
-        let tasks = Arc::new(Tasks::default());
+        let tasks = Arc::new(Tasks::<()>::default());
         let putting = tasks.clone();
         let upkeep = std::thread::spawn(move || (0..50_000).all(|number| putting.put(used(number)).is_ok()));
         for number in 0..50_000_u32 {

@@ -19,7 +19,7 @@ pub enum Scope {
 
 impl Scope {
     /// Returns the number by which the index keeps the scope. A number never gets another meaning.
-    const fn number(self) -> i64 {
+    pub(super) const fn number(self) -> i16 {
         match self {
             Self::Own => 0,
             Self::ByClients => 1,

@@ -8,9 +8,9 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 use tokio::sync::oneshot;
 
 use super::damage::{identity, mark_damaged, mark_if_damaged, remove_aside};
-use super::queue::{Change, Task};
+use super::queue::Task;
 use super::size;
-use super::writer::Queue;
+use super::writer::{Change, Queue};
 use super::{Bounds, IndexError, ObjectEntry, TagEntry, TagKey, Timestamp, Totals, Viewer, Write};
 use crate::oci::{Digest, MediaType};
 

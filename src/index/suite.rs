@@ -4,17 +4,19 @@ use std::sync::{Arc, Mutex};
 
 use futures_util::TryStreamExt;
 
+use super::postgres::tests as trial;
 use super::simulated::Simulated;
 use super::*;
 use crate::work::Pool;
 
-/// Returns a directory for each index, and the indexes to try.
+/// Returns the directories of indexes, and the indexes to try: in PostgreSQL directly, and by way of PgBouncer.
 fn indexes() -> (Vec<tempfile::TempDir>, Vec<Arc<dyn Index>>) {
     let dirs: Vec<_> = (0..2).map(|_| tempfile::tempdir().expect("a directory")).collect();
     let pool = Pool::new("a test", 8, Duration::from_secs(60));
     let local = LocalIndex::new(Sqlite::open(dirs[0].path()).expect("an index"), pool.clone(), pool);
     let simulated = Simulated::open(dirs[1].path());
-    (dirs, vec![Arc::new(local), Arc::new(simulated)])
+    let [direct, pooled] = [trial::Way::Direct, trial::Way::Pooled].map(trial::open);
+    (dirs, vec![Arc::new(local), Arc::new(simulated), Arc::new(direct), Arc::new(pooled)])
 }
 
 fn object(byte: u8) -> Digest {

@@ -8,9 +8,9 @@ use super::{IndexError, Sqlite, Timestamp};
 use crate::oci::Digest;
 
 /// Most answers that are kept of one URL.
-const MAX_VARIANTS: usize = 16;
+pub(super) const MAX_VARIANTS: usize = 16;
 /// Bytes that a row takes beside its head, in the table and its indexes, as `totals` counts them.
-const ROW: u64 = 512;
+pub(super) const ROW: u64 = 512;
 
 /// An answer of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -17,7 +17,7 @@ use super::apply::apply;
 use super::bounds::{self, Bounds, Excess};
 use super::damage::mark_if_damaged;
 use super::medium::{self, Medium};
-use super::queue::{Task, Tasks};
+use super::queue::{Losses, Task, Tasks};
 use super::size::{self, Left};
 use super::{IndexError, Write};
 use crate::clock::Instant;
@@ -42,9 +42,12 @@ const REST: Duration = Duration::from_secs(1);
 /// How long the end of the process waits for the thread: a disk that hangs would keep the process for ever.
 const LAST_WRITES: Duration = Duration::from_secs(5);
 
+/// A change for whose result a caller waits.
+pub type Change = Box<dyn FnOnce(&mut Connection) + Send>;
+
 /// Hands work to the writing thread, which writes everything that is queued before it ends.
 pub struct Queue {
-    tasks: Arc<Tasks>,
+    tasks: Arc<Tasks<Change>>,
     thread: Option<JoinHandle<()>>,
     /// Closed when the thread has ended.
     ended: Mutex<Receiver<Infallible>>,
@@ -56,10 +59,7 @@ pub struct Queue {
 /// State that the writing thread and the callers of the index share.
 #[derive(Debug, Default)]
 pub struct Shared {
-    /// Writes that were lost, in all.
-    dropped: AtomicU64,
-    /// Writes that were lost since that was last logged.
-    in_burst: AtomicU64,
+    losses: Losses,
     /// Bytes of the database that hold something.
     used: AtomicU64,
     /// Whether the log has grown long, because readers keep it from being taken into the database.
@@ -70,7 +70,7 @@ pub struct Shared {
 impl Shared {
     /// Returns how many writes were lost.
     pub fn dropped(&self) -> u64 {
-        self.dropped.load(Ordering::Relaxed)
+        self.losses.all()
     }
 
     /// Returns the bytes of the database that hold something.
@@ -86,28 +86,12 @@ impl Shared {
     fn bounds(&self) -> Bounds {
         *self.bounds.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    /// Counts lost writes. Logs a warning once, and no further one until the queue has been empty.
-    fn drop_writes(&self, count: u64, why: &dyn std::fmt::Display) {
-        self.dropped.fetch_add(count, Ordering::Relaxed);
-        if self.in_burst.fetch_add(count, Ordering::Relaxed) == 0 {
-            tracing::warn!(%why, "changes to the index are dropped; they are learnt again");
-        }
-    }
-
-    /// Logs how many writes were lost, now that the queue is empty.
-    fn end_burst(&self) {
-        let count = self.in_burst.swap(0, Ordering::Relaxed);
-        if count > 0 {
-            tracing::warn!(count, "the index has caught up; so many changes were dropped");
-        }
-    }
 }
 
 impl Queue {
     /// Starts the writing thread.
     pub fn start(writer: Writer) -> Result<Self, IndexError> {
-        let tasks = Arc::<Tasks>::default();
+        let tasks = Arc::<Tasks<Change>>::default();
         let (shared, closing) = (writer.shared.clone(), Closing(tasks.clone()));
         let (ending, ended) = channel();
         let run = move || {
@@ -122,10 +106,10 @@ impl Queue {
     /// help and a client must not wait for it.
     pub fn note(&self, write: Write) {
         if write.is_spare() && self.shared.has_long_log.load(Ordering::Relaxed) {
-            return self.shared.drop_writes(1, &"its log is long, and readers keep it from being taken in");
+            return self.shared.losses.add(1, &"its log is long, and readers keep it from being taken in");
         }
         if let Err(error) = self.tasks.offer(write) {
-            self.shared.drop_writes(1, &error);
+            self.shared.losses.add(1, &error);
         }
     }
 
@@ -133,13 +117,13 @@ impl Queue {
     pub fn apply(&self, writes: impl IntoIterator<Item = Write>) {
         for write in writes {
             if let Err(error) = self.tasks.put(write) {
-                self.shared.drop_writes(1, &error);
+                self.shared.losses.add(1, &error);
             }
         }
     }
 
     /// Queues a task for which a caller waits.
-    pub fn add(&self, task: Task) -> Result<(), IndexError> {
+    pub fn add(&self, task: Task<Change>) -> Result<(), IndexError> {
         self.tasks.add(task)
     }
 
@@ -171,7 +155,7 @@ impl Drop for Queue {
 }
 
 /// Closes the queue when the thread ends, also by a panic.
-struct Closing(Arc<Tasks>);
+struct Closing(Arc<Tasks<Change>>);
 
 impl Drop for Closing {
     fn drop(&mut self) {
@@ -217,7 +201,7 @@ impl Writer {
     }
 
     /// Works until the queue is closed.
-    fn run(mut self, tasks: &Tasks) {
+    fn run(mut self, tasks: &Tasks<Change>) {
         loop {
             let (mut writes, mut bytes) = (Vec::new(), 0);
             let most = if self.excess.is_any() { SMALL_BATCH } else { BATCH };
@@ -258,11 +242,11 @@ impl Writer {
     }
 
     /// Returns the next task. While there is none, the index gives room back.
-    fn next(&mut self, tasks: &Tasks) -> Task {
+    fn next(&mut self, tasks: &Tasks<Change>) -> Task<Change> {
         if let Some(task) = tasks.take(Some(Duration::ZERO)) {
             return task;
         }
-        self.shared.end_burst();
+        self.shared.losses.end_burst();
         loop {
             let patience = match (self.excess.is_any(), self.left) {
                 (true, _) => Some(Duration::ZERO),
@@ -339,7 +323,7 @@ impl Writer {
         });
         if let Err(error) = &result {
             mark_if_damaged(&self.path, error);
-            self.shared.dropped.fetch_add(count, Ordering::Relaxed);
+            self.shared.losses.count(count);
             if !self.is_failing {
                 tracing::error!(%error, count, "changes to the index were lost");
             }

@@ -160,8 +160,8 @@ pub const WRONG_CLOCK: &str = "the clock of this machine is wrong: it says a tim
     certificates cannot be checked until it is set";
 
 /// Returns what is wrong with an instance that nevertheless serves, each with what to do.
-pub fn warnings(metrics: &Metrics) -> Vec<String> {
-    let mut warnings = Vec::new();
+pub fn warnings(cache: &Cache, metrics: &Metrics) -> Vec<String> {
+    let mut warnings = Vec::from_iter(cache.warning());
     if metrics.log.is_failing() {
         let lost = metrics.log.lost.get();
         warnings.push(format!("the log cannot be written ({lost} lines dropped); look at logging.file and its disk"));

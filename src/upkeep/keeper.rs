@@ -340,7 +340,10 @@ impl Keeper {
         let released = self.upkeep.ledger().released();
         let downloads = parts.spool.list().await?;
         let capacity = parts.store.capacity().await?;
-        let index = parts.index.bytes().await.map_err(io::Error::other)?;
+        let bytes = parts.index.bytes().await.map_err(io::Error::other)?;
+        parts.metrics.index_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+        // What a server keeps takes none of this disk.
+        let index = if parts.index.is_on_server() { 0 } else { bytes };
         let is_running = |download: &Download| parts.cached.is_coming_in(&download.digest);
         let (running, abandoned): (Vec<_>, Vec<_>) = downloads.into_iter().partition(is_running);
         let bytes = |downloads: &[Download]| downloads.iter().map(|download| download.bytes).sum();
@@ -394,7 +397,6 @@ impl Keeper {
             (self.upkeep.parts(), ledger.last_look(), ledger.most())
         };
         let clamp = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
-        parts.metrics.index_bytes.set(clamp(look.index));
         parts.metrics.disk_bytes.set(clamp(look.total));
         parts.metrics.disk_free.set(clamp(look.free));
         parts.metrics.cache_limit.set(clamp(most.unwrap_or(0)));

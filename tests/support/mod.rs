@@ -13,6 +13,7 @@ pub mod issuer;
 pub mod larder;
 pub mod origin;
 pub mod player;
+pub mod postgres;
 pub mod provider;
 pub mod proxied;
 pub mod proxy;

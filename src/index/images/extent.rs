@@ -1,6 +1,7 @@
 //! How much of an image is there.
 
 use std::collections::{HashMap, HashSet};
+use std::hash::Hash;
 
 use rusqlite::{Connection, OptionalExtension, params};
 
@@ -12,7 +13,7 @@ pub(super) const CHILDREN: &str = "SELECT child FROM edges WHERE parent = ?1";
 
 /// How much of an image is there.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Extent {
+pub(in crate::index) struct Extent {
     pub objects: u64,
     pub bytes: u64,
     pub missing: u64,
@@ -28,12 +29,27 @@ pub(super) struct Sizes<'a> {
     pub looked_at: usize,
 }
 
-/// What is known of one object of an image.
-struct Part {
+/// What is known of one object of an image. `K` stands for an object.
+pub(in crate::index) struct Part<K> {
     /// `None` if it is not stored.
-    size: Option<u64>,
-    is_blob: bool,
-    children: Vec<Digest>,
+    pub size: Option<u64>,
+    pub is_blob: bool,
+    pub children: Vec<K>,
+}
+
+impl Extent {
+    /// Counts what is there of a manifest, given all that it leads to.
+    pub fn of<K: Copy + Eq + Hash>(parts: &HashMap<K, Part<K>>, manifest: K) -> Self {
+        let mut extent = Self::default();
+        for part in parts.values() {
+            match part.size {
+                Some(size) => (extent.objects, extent.bytes) = (extent.objects + 1, extent.bytes + size),
+                None => extent.missing += 1,
+            }
+        }
+        extent.children = children_of(parts, manifest);
+        extent
+    }
 }
 
 impl<'a> Sizes<'a> {
@@ -46,21 +62,14 @@ impl<'a> Sizes<'a> {
             return Ok(*known);
         }
         let parts = self.parts(manifest)?;
-        let mut extent = Extent::default();
-        for part in parts.values() {
-            match part.size {
-                Some(size) => (extent.objects, extent.bytes) = (extent.objects + 1, extent.bytes + size),
-                None => extent.missing += 1,
-            }
-        }
-        extent.children = children_of(&parts, manifest);
+        let extent = Extent::of(&parts, manifest);
         self.looked_at += parts.len();
         self.known.insert(manifest, extent);
         Ok(extent)
     }
 
     /// Returns a manifest and all that it leads to.
-    fn parts(&self, manifest: Digest) -> rusqlite::Result<HashMap<Digest, Part>> {
+    fn parts(&self, manifest: Digest) -> rusqlite::Result<HashMap<Digest, Part<Digest>>> {
         let mut object =
             self.connection.prepare_cached("SELECT size, media_type IS NULL FROM objects WHERE digest = ?1")?;
         let mut edges = self.connection.prepare_cached(CHILDREN)?;
@@ -90,15 +99,15 @@ impl<'a> Sizes<'a> {
 
 /// Returns how many manifests below an index are there with all that they lead to, and how many there are in all; `None`
 /// if `root` has no manifest below it, as far as is known.
-fn children_of(parts: &HashMap<Digest, Part>, root: Digest) -> Option<(u64, u64)> {
+fn children_of<K: Copy + Eq + Hash>(parts: &HashMap<K, Part<K>>, root: K) -> Option<(u64, u64)> {
     let children = &parts.get(&root)?.children;
     // A stored blob below it shows that it is an image; so does nothing but missing objects, as far as anybody knows.
-    let is_manifest = |child: &Digest| parts.get(child).is_some_and(|part| part.size.is_some() && !part.is_blob);
-    let is_blob = |child: &Digest| parts.get(child).is_some_and(|part| part.is_blob);
+    let is_manifest = |child: &K| parts.get(child).is_some_and(|part| part.size.is_some() && !part.is_blob);
+    let is_blob = |child: &K| parts.get(child).is_some_and(|part| part.is_blob);
     if children.iter().any(is_blob) || !children.iter().any(is_manifest) {
         return None;
     }
-    let is_whole = |child: &&Digest| {
+    let is_whole = |child: &&K| {
         let (mut seen, mut open) = (HashSet::new(), vec![**child]);
         while let Some(next) = open.pop() {
             if !seen.insert(next) {

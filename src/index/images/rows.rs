@@ -121,7 +121,7 @@ const MOST_NAMES: usize = 1_000;
 const AT_ONCE: usize = 200;
 
 /// A tag or a manifest.
-pub(super) struct Row {
+pub(in crate::index) struct Row {
     pub reference: String,
     pub repository: String,
     pub name: String,
@@ -162,12 +162,18 @@ impl Row {
     }
 
     /// Returns the image, if it is to be shown.
-    pub fn into_image(self, sizes: &mut Sizes<'_>) -> rusqlite::Result<Option<Image>> {
+    pub(super) fn into_image(self, sizes: &mut Sizes<'_>) -> rusqlite::Result<Option<Image>> {
         let Some(last_use) = self.last_use else {
             return Ok(None);
         };
-        let Extent { objects, bytes, missing, children } = sizes.below(self.digest)?;
-        Ok(Some(Image {
+        let extent = sizes.below(self.digest)?;
+        Ok(Some(self.image(last_use, extent)))
+    }
+
+    /// Returns the image of a row that is to be shown.
+    pub fn image(self, last_use: i64, extent: Extent) -> Image {
+        let Extent { objects, bytes, missing, children } = extent;
+        Image {
             reference: self.reference,
             repository: self.repository,
             name: self.name,
@@ -179,7 +185,7 @@ impl Row {
             children,
             checked_at: self.checked_at.map(Timestamp),
             last_use: Timestamp(last_use),
-        }))
+        }
     }
 }
 
@@ -293,7 +299,7 @@ const FEWEST_DIGITS: usize = 6;
 
 /// Returns the bytes between which digests begin as a text says: `0a1b2c`, or `sha256:0a1b2c`. `None` if it is no
 /// beginning of a digest.
-fn digests_like(text: &str) -> Option<(Vec<u8>, Vec<u8>)> {
+pub(in crate::index) fn digests_like(text: &str) -> Option<(Vec<u8>, Vec<u8>)> {
     let digits = ["sha256:", "sha512:"].iter().find_map(|begin| text.strip_prefix(begin)).unwrap_or(text);
     if digits.len() < FEWEST_DIGITS {
         return None;

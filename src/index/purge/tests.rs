@@ -7,7 +7,7 @@ use super::super::{ObjectEntry, TagEntry, TagKey, Timestamp, Viewer, Write};
 use super::*;
 use crate::oci::{Algorithm, MediaType};
 
-fn purges() -> impl Strategy<Value = Purge> {
+pub fn purges() -> impl Strategy<Value = Purge> {
     let place = || (prop::sample::select(&REPOSITORIES[..]), prop::sample::select(&NAMES[..]));
     let of = |(repository, name): (&str, &str), reference| Purge::Reference {
         repository: repository.to_owned(),

@@ -1,0 +1,198 @@
+//! What several writes come to, so that one statement for each table makes them. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::super::{ListKey, Listing, Timestamp, UrlEntry, Viewer, Write};
+use super::values::without_zeros;
+use crate::oci::{Digest, MediaType};
+
+/// Writes that can be made in any order among each other. All keys are in order, so that two transactions that write
+/// the same rows never wait for each other in a circle.
+#[derive(Debug, Default)]
+pub struct Batch {
+    pub objects: BTreeMap<Raw, ObjectChange>,
+    pub edges: BTreeSet<(Raw, Raw)>,
+    pub visible: BTreeSet<(Raw, i16, String)>,
+    /// `None`: the tag goes.
+    pub tags: BTreeMap<TagPlace, Option<TagValue>>,
+    /// When the name was noted.
+    pub manifests: BTreeMap<(String, String, Raw), i64>,
+    pub listings: BTreeMap<(String, String, Vec<u8>), (ListKey, Listing)>,
+    /// `None`: the answer goes.
+    pub urls: BTreeMap<(Raw, [u8; 32]), Option<UrlEntry>>,
+    /// Objects whose files are gone.
+    pub dropped: BTreeSet<Raw>,
+    /// How many writes these were.
+    pub writes: u64,
+}
+
+/// A digest as the database has it, which gives its order.
+pub type Raw = Vec<u8>;
+/// Repository, name, tag, shelf.
+pub type TagPlace = (String, String, String, String);
+
+/// What becomes of an object's row.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct ObjectChange {
+    /// Set if the object was stored.
+    pub put: Option<Put>,
+    /// Set if the object was used, and not stored behind that.
+    pub last_use: Option<i64>,
+}
+
+/// An object that was stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Put {
+    pub size: u64,
+    pub media_type: Option<String>,
+    pub stored_at: i64,
+}
+
+/// What a tag leads to.
+#[derive(Debug, PartialEq, Eq)]
+pub struct TagValue {
+    pub digest: Raw,
+    pub media_type: String,
+    pub size: u64,
+    pub checked_at: i64,
+}
+
+/// Returns what writes come to, in batches that have to be made one after the other.
+pub fn batches(writes: &[Write]) -> Vec<Batch> {
+    let mut batches = vec![Batch::default()];
+    for write in writes {
+        let is_drop = matches!(write, Write::DropObject { .. });
+        if batches.last().is_some_and(|batch| batch.must_end(is_drop)) {
+            batches.push(Batch::default());
+        }
+        if let Some(batch) = batches.last_mut() {
+            batch.add(write);
+        }
+    }
+    batches
+}
+
+impl Batch {
+    /// Returns whether a further write has to come behind this batch: what goes with an object is not what comes with
+    /// it anew.
+    fn must_end(&self, is_drop: bool) -> bool {
+        self.writes > 0 && is_drop == self.dropped.is_empty()
+    }
+
+    fn add(&mut self, write: &Write) {
+        self.writes += 1;
+        match write {
+            Write::Object { digest, entry } => {
+                let change = self.objects.entry(raw(digest)).or_default();
+                let before = change.put.take();
+                let media_type = entry.media_type.as_ref().map(text_of).or_else(|| before.clone()?.media_type);
+                let stored_at = before.map_or(entry.stored_at.0, |before| before.stored_at);
+                change.put = Some(Put { size: entry.size, media_type, stored_at });
+                change.last_use = Some(entry.stored_at.0);
+            }
+            Write::Used { digest, at } => self.objects.entry(raw(digest)).or_default().last_use = Some(at.0),
+            Write::Tag { key, entry } => {
+                let value = TagValue {
+                    digest: raw(&entry.digest),
+                    media_type: text_of(&entry.media_type),
+                    size: entry.size,
+                    checked_at: entry.checked_at.0,
+                };
+                self.tags.insert(place_of(key), Some(value));
+            }
+            Write::DropTag { key } => drop(self.tags.insert(place_of(key), None)),
+            Write::Manifest { repository, name, digest, at: Timestamp(at) } => {
+                let noted = self.manifests.entry((repository.clone(), name.clone(), raw(digest))).or_insert(*at);
+                *noted = (*noted).max(*at);
+            }
+            Write::Visible { viewer: Viewer { repository, scope }, digest } => {
+                self.visible.insert((raw(digest), scope.number(), repository.clone()));
+            }
+            Write::Edges { parent, children } => {
+                self.edges.extend(children.iter().map(|child| (raw(parent), raw(child))));
+            }
+            Write::Listing { key, listing } => {
+                let place = (key.repository.clone(), key.name.clone(), key.page_hash());
+                self.listings.insert(place, (key.clone(), listing.clone()));
+            }
+            Write::Url { key, entry } => drop(self.urls.insert((raw(key), entry.variant), Some(entry.clone()))),
+            Write::DropUrl { key, variant } => drop(self.urls.insert((raw(key), *variant), None)),
+            Write::DropObject { digest } => drop(self.dropped.insert(raw(digest))),
+        }
+    }
+
+    /// Returns the digests that need a number: those of stored objects, edges and visibility.
+    pub fn numbered(&self) -> BTreeSet<&Raw> {
+        let stored = self.objects.iter().filter(|(_, change)| change.put.is_some()).map(|(digest, _)| digest);
+        let edges = self.edges.iter().flat_map(|(parent, child)| [parent, child]);
+        stored.chain(edges).chain(self.visible.iter().map(|(digest, ..)| digest)).collect()
+    }
+
+    /// Returns the digests that have a number only if something else needs it, and whose rows must not go while this is
+    /// written: a purge looks whether a tag leads to an object.
+    pub fn held(&self) -> BTreeSet<&Raw> {
+        let tags = self.tags.values().flatten().map(|tag| &tag.digest);
+        let manifests = self.manifests.keys().map(|(_, _, digest)| digest);
+        tags.chain(manifests).chain(self.objects.keys()).chain(&self.dropped).collect()
+    }
+}
+
+fn raw(digest: &Digest) -> Raw {
+    digest.as_raw().to_vec()
+}
+
+fn text_of(media_type: &MediaType) -> String {
+    without_zeros(media_type.as_str())
+}
+
+fn place_of(key: &super::super::TagKey) -> TagPlace {
+    (key.repository.clone(), key.name.clone(), key.tag.clone(), key.shelf.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::{ObjectEntry, TagEntry, TagKey};
+    use super::*;
+
+    fn object(byte: u8) -> Digest {
+        Digest::Sha256([byte; 32])
+    }
+
+    fn put(byte: u8, at: i64, media_type: Option<&str>) -> Write {
+        let media_type = media_type.map(MediaType::new);
+        Write::Object { digest: object(byte), entry: ObjectEntry { size: 1, media_type, stored_at: Timestamp(at) } }
+    }
+
+    #[test]
+    fn several_writes_of_one_row_come_to_the_last_of_them() {
+        let key = TagKey { repository: "r".into(), shelf: String::new(), name: "a".into(), tag: "1".into() };
+        let entry =
+            TagEntry { digest: object(1), media_type: MediaType::new("m\0n"), size: 1, checked_at: Timestamp(1) };
+        let used = |at| Write::Used { digest: object(1), at: Timestamp(at) };
+        let writes = [
+            used(9),
+            put(1, 1, Some("m")),
+            used(5),
+            put(1, 2, None),
+            Write::DropTag { key: key.clone() },
+            Write::Tag { key: key.clone(), entry },
+        ];
+        let batches = batches(&writes);
+        assert_eq!((batches.len(), batches[0].writes), (1, 6));
+        let change = &batches[0].objects[object(1).as_raw()];
+        let stored = Put { size: 1, media_type: Some("m".to_owned()), stored_at: 1 };
+        assert_eq!((change.put.as_ref(), change.last_use), (Some(&stored), Some(2)));
+        let tag = batches[0].tags[&place_of(&key)].as_ref().expect("it is there");
+        assert_eq!(tag.media_type, "mn", "the database has no zero bytes in texts");
+        let first = super::batches(&[put(1, 1, None), used(7)]);
+        assert_eq!(first[0].objects[object(1).as_raw()].last_use, Some(7));
+    }
+
+    #[test]
+    fn what_comes_behind_the_loss_of_an_object_stays_behind_it() {
+        let gone = || Write::DropObject { digest: object(1) };
+        let batches = batches(&[put(1, 1, None), gone(), gone(), put(1, 2, None)]);
+        let shape: Vec<_> = batches.iter().map(|batch| (batch.objects.len(), batch.dropped.len())).collect();
+        assert_eq!(shape, [(1, 0), (0, 1), (1, 0)]);
+    }
+}

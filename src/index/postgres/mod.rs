@@ -1,0 +1,428 @@
+//! The index in PostgreSQL, which several Larders may share.
+//!
+//! - [`server`]: connections, deadlines, whether the server answers; [`connect`]: how a connection begins.
+//! - [`schema`]: the tables.
+//! - `Write` → [`super::queue`] → [`writer`]: the one task that writes → [`batch`]: what many writes come to →
+//!   [`apply`]: a statement for each table. [`bounds`]: what is too much.
+//! - [`read`], [`images`]: what is read. [`purge`]: what is taken out.
+//!
+//! While the server is away, reads fail at once (the cache then asks upstreams, as where nothing is known), and writes
+//! wait in the bounded queue. A task looks whether the server is back.
+
+mod apply;
+mod batch;
+mod bounds;
+mod connect;
+mod images;
+mod purge;
+mod read;
+mod schema;
+mod server;
+#[cfg(test)]
+pub mod tests;
+mod values;
+mod writer;
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_util::stream::{self, BoxStream};
+use futures_util::{FutureExt, StreamExt};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio_postgres::Client;
+
+use super::queue::Task;
+use super::{
+    Bounds, Call, ImageName, ImagePage, ImageSearch, Index, IndexError, IsPinned, ListKey, Listing, ObjectEntry, Purge,
+    Purged, TagEntry, TagKey, TakeObject, UrlEntry, Viewer, Write,
+};
+use crate::clock::Instant;
+use crate::config::IndexServer;
+use crate::oci::Digest;
+use crate::work::Pool;
+use connect::Address;
+use purge::Purging;
+use server::{LONG, SOON, Server, State, Work};
+use writer::{Shared, Writer};
+
+/// Purges that run at the same time. They take the same rows, so more of them would be no faster.
+const PURGES: usize = 2;
+/// How long a further purge waits for its turn.
+const PURGE_WAIT: Duration = Duration::from_secs(30);
+/// How long reading all of the index may take.
+const ALL: Duration = Duration::from_secs(1_800);
+/// How often a server that is away is asked again.
+const AGAIN: Duration = Duration::from_millis(500);
+/// How often a server that answers is asked for the size of the tables.
+const LOOK: Duration = Duration::from_secs(60);
+
+/// The index in PostgreSQL.
+pub struct PostgresIndex {
+    server: Server,
+    shared: Arc<Shared>,
+    /// For callers that wait for room in the queue: they block.
+    upkeep: Pool,
+    purges: Arc<Semaphore>,
+    /// Bytes that the tables take, as of the last look.
+    bytes: Arc<AtomicU64>,
+    looking: JoinHandle<()>,
+}
+
+impl PostgresIndex {
+    /// Begins to use a server, which need not be there yet. `store` names this Larder's store among those that share the
+    /// index. To be called within a runtime.
+    pub fn start(config: &IndexServer, store: String, upkeep: Pool) -> Result<Self, IndexError> {
+        Self::with_deadline(config, store, upkeep, SOON)
+    }
+
+    fn with_deadline(config: &IndexServer, store: String, upkeep: Pool, soon: Duration) -> Result<Self, IndexError> {
+        let server = Server::new(Address::of(config)?, soon)?;
+        let (shared, bytes) = (Arc::<Shared>::default(), Arc::<AtomicU64>::default());
+        Writer::start(server.clone(), shared.clone());
+        let looking = tokio::spawn(look_after(server.clone(), shared.clone(), bytes.clone(), store));
+        Ok(Self { server, shared, upkeep, purges: Arc::new(Semaphore::new(PURGES)), bytes, looking })
+    }
+
+    fn holder(&self) -> i32 {
+        self.shared.holder.load(Ordering::Relaxed)
+    }
+
+    /// Does a read that a client waits for.
+    fn read<T: Send + 'static>(
+        &self,
+        work: impl for<'a> Fn(&'a Client, i32) -> Work<'a, T> + Clone + Send + Sync + 'static,
+    ) -> Call<'_, T> {
+        async move {
+            let holder = self.known_holder().await?;
+            self.server.read(self.server.soon, move |client| work(client, holder)).await
+        }
+        .boxed()
+    }
+
+    /// Returns the number of this Larder's store, once the server has told it.
+    async fn known_holder(&self) -> Result<i32, IndexError> {
+        self.server.known(Instant::now() + self.server.soon).await?;
+        Ok(self.holder())
+    }
+
+    /// Waits until what is queued is written. Fails at once while the server is away.
+    fn flushed(&self, time: Duration) -> impl Future<Output = Result<(), IndexError>> + Send + use<> {
+        let (server, shared) = (self.server.clone(), self.shared.clone());
+        async move {
+            let deadline = Instant::now() + time;
+            server.known(deadline).await?;
+            let (done, written) = oneshot::channel();
+            shared.tasks.add(Task::Flush(done))?;
+            let ended = tokio::time::timeout_at(deadline, async {
+                tokio::select! {
+                    written = written => written.map_err(|_| IndexError::Closed),
+                    error = server.away() => Err(error),
+                }
+            });
+            ended.await.map_err(|_| server::late())?
+        }
+    }
+}
+
+impl Drop for PostgresIndex {
+    /// Ends the tasks; what is queued is written if the server answers.
+    fn drop(&mut self) {
+        self.looking.abort();
+        let _ = self.shared.end(oneshot::channel().0);
+    }
+}
+
+/// Finds out whether the server answers, makes the tables, and looks from time to time how large they are. Runs until
+/// the index is dropped.
+async fn look_after(server: Server, shared: Arc<Shared>, bytes: Arc<AtomicU64>, store: String) {
+    let mut states = server.states();
+    loop {
+        match schema::prepare(&server, Instant::now() + SOON, &store).await {
+            Ok(holder) => {
+                shared.holder.store(holder, Ordering::Relaxed);
+                server.set(State::Well);
+                let size = server.read(LONG, |client| Box::pin(read::bytes(client))).await;
+                if let Ok(size) = size {
+                    bytes.store(size, Ordering::Relaxed);
+                }
+                let away = states.wait_for(|state| matches!(state, State::Away(_)));
+                let _ = tokio::time::timeout(LOOK, away).await;
+            }
+            Err(error) => {
+                server.set(State::Away(error.to_string()));
+                tokio::time::sleep(AGAIN).await;
+            }
+        }
+    }
+}
+
+impl Index for PostgresIndex {
+    fn tag<'a>(&'a self, key: &'a TagKey) -> Call<'a, Option<TagEntry>> {
+        let key = Arc::new(key.clone());
+        self.read(move |client, _| {
+            let key = key.clone();
+            Box::pin(async move { read::tag(client, &key).await })
+        })
+    }
+
+    fn object<'a>(&'a self, digest: &'a Digest) -> Call<'a, Option<ObjectEntry>> {
+        let digest = *digest;
+        self.read(move |client, holder| Box::pin(async move { read::object(client, holder, &digest).await }))
+    }
+
+    fn is_visible<'a>(&'a self, viewer: &'a Viewer, digest: &'a Digest) -> Call<'a, bool> {
+        let (viewer, digest) = (Arc::new(viewer.clone()), *digest);
+        self.read(move |client, _| {
+            let viewer = viewer.clone();
+            Box::pin(async move { read::is_visible(client, &viewer, &digest).await })
+        })
+    }
+
+    fn knows_name<'a>(&'a self, repository: &'a str, name: &'a str, digest: &'a Digest) -> Call<'a, bool> {
+        let (place, digest) = (Arc::new((repository.to_owned(), name.to_owned())), *digest);
+        let known = move || {
+            let place = place.clone();
+            self.read(move |client, _| {
+                let place = place.clone();
+                Box::pin(async move { read::knows_name(client, &place.0, &place.1, &digest).await })
+            })
+        };
+        async move {
+            if known().await? {
+                return Ok(true);
+            }
+            self.flushed(self.server.soon).await?;
+            known().await
+        }
+        .boxed()
+    }
+
+    fn names(&self, objects: Vec<Digest>) -> Call<'_, Vec<String>> {
+        let objects = Arc::new(objects);
+        self.read(move |client, _| {
+            let objects = objects.clone();
+            Box::pin(async move { read::names(client, &objects).await })
+        })
+    }
+
+    fn listing<'a>(&'a self, key: &'a ListKey, room: u64) -> Call<'a, Option<Listing>> {
+        let key = Arc::new(key.clone());
+        self.read(move |client, _| {
+            let key = key.clone();
+            Box::pin(async move { read::listing(client, &key, room).await })
+        })
+    }
+
+    fn urls<'a>(&'a self, key: &'a Digest) -> Call<'a, Vec<UrlEntry>> {
+        let key = *key;
+        self.read(move |client, _| Box::pin(async move { read::urls(client, &key).await }))
+    }
+
+    fn catalog(&self, repositories: Vec<String>, last: String, count: usize) -> Call<'_, Vec<String>> {
+        let asked = Arc::new((repositories, last));
+        self.read(move |client, _| {
+            let asked = asked.clone();
+            Box::pin(async move { read::catalog(client, &asked.0, &asked.1, count).await })
+        })
+    }
+
+    fn images(&self, last: String, count: usize) -> Call<'_, ImagePage> {
+        self.find_images(ImageSearch { last, count, ..ImageSearch::default() })
+    }
+
+    fn find_images(&self, search: ImageSearch) -> Call<'_, ImagePage> {
+        let search = Arc::new(search);
+        async move {
+            self.flushed(self.server.soon).await?;
+            let find = self.read(move |client, holder| {
+                let search = search.clone();
+                Box::pin(async move { images::find(client, holder, &search).await })
+            });
+            find.await
+        }
+        .boxed()
+    }
+
+    fn stored_of(&self, objects: Vec<Digest>) -> Call<'_, HashSet<Digest>> {
+        let objects = Arc::new(objects);
+        self.read(move |client, holder| {
+            let objects = objects.clone();
+            Box::pin(async move { read::stored_of(client, holder, &objects).await })
+        })
+    }
+
+    fn pins(&self) -> Call<'_, Vec<ImageName>> {
+        self.read(|client, _| Box::pin(read::pins(client)))
+    }
+
+    fn check(&self) -> Call<'_, ()> {
+        self.read(|client, _| Box::pin(read::check(client)))
+    }
+
+    fn pinned(&self, repositories: Vec<String>, is_pinned: IsPinned) -> Call<'_, (HashSet<Digest>, bool)> {
+        async move {
+            self.flushed(LONG).await?;
+            let (mut roots, has_names) =
+                self.server.read(LONG, |client| Box::pin(read::pinned_by_name(client))).await?;
+            for repository in repositories {
+                let nothing = String::new;
+                let mut last = TagKey { repository, shelf: nothing(), name: nothing(), tag: nothing() };
+                loop {
+                    let behind = Arc::new(last.clone());
+                    let page = self.server.read(LONG, move |client| {
+                        let behind = behind.clone();
+                        Box::pin(async move { read::tags_behind(client, &behind).await })
+                    });
+                    let page = page.await?;
+                    let Some((end, _)) = page.last() else {
+                        break;
+                    };
+                    last = end.clone();
+                    roots.extend(page.into_iter().filter(|(key, _)| is_pinned(key)).map(|(_, digest)| digest));
+                }
+            }
+            let roots = Arc::new(roots);
+            let below = self.server.read(LONG, move |client| {
+                let roots = roots.clone();
+                Box::pin(async move { read::below(client, &roots).await })
+            });
+            Ok((below.await?, has_names))
+        }
+        .boxed()
+    }
+
+    fn objects_by_use(&self, with_repositories: bool, each: TakeObject) -> Call<'_, ()> {
+        let each = Arc::new(Mutex::new(each));
+        async move {
+            self.flushed(LONG).await?;
+            let holder = self.known_holder().await?;
+            let read = self.server.change(ALL, move |client| {
+                let each = each.clone();
+                Box::pin(async move {
+                    server::in_time(LONG, read::begin_objects(client, holder, with_repositories)).await?;
+                    while server::in_time(LONG, read::next_objects(client, &each)).await? {}
+                    Ok(())
+                })
+            });
+            read.await
+        }
+        .boxed()
+    }
+
+    fn verify(&self) -> Call<'_, ()> {
+        async move {
+            self.flushed(LONG).await?;
+            let stray = self.server.change(ALL, |client| Box::pin(read::verify(client))).await?;
+            if stray > 0 {
+                tracing::warn!(stray, "rows of the index that belong to nothing were removed");
+            }
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn note(&self, write: Write) {
+        if let Err(error) = self.shared.tasks.offer(write) {
+            self.shared.losses.add(1, &error);
+        }
+    }
+
+    fn apply(&self, writes: Vec<Write>) -> Call<'_, ()> {
+        async move {
+            if self.server.trouble().is_some() {
+                // Upkeep would wait for ever, and with it whoever waits for upkeep.
+                for write in writes {
+                    self.note(write);
+                }
+                return Ok(());
+            }
+            let shared = self.shared.clone();
+            let put = move || {
+                for write in writes {
+                    if let Err(error) = shared.tasks.put(write) {
+                        shared.losses.add(1, &error);
+                    }
+                }
+            };
+            Ok(self.upkeep.run(put).await.map_err(std::io::Error::from)?)
+        }
+        .boxed()
+    }
+
+    fn flush(&self) -> Call<'_, ()> {
+        self.flushed(self.server.soon).boxed()
+    }
+
+    fn close(&self) -> Call<'_, ()> {
+        async move {
+            let (done, closed) = oneshot::channel();
+            self.shared.end(done)?;
+            closed.await.map_err(|_| IndexError::Closed)
+        }
+        .boxed()
+    }
+
+    fn set_pin(&self, image: ImageName, is_pinned: bool) -> Call<'_, bool> {
+        let image = Arc::new(image);
+        async move {
+            let set = self.server.change(LONG, move |client| {
+                let image = image.clone();
+                Box::pin(async move { read::set_pin(client, &image, is_pinned).await })
+            });
+            set.await
+        }
+        .boxed()
+    }
+
+    fn purge(&self, purge: Purge) -> BoxStream<'static, Result<Purged, IndexError>> {
+        let (sender, steps) = mpsc::channel(1);
+        let purging = Purging { server: self.server.clone(), shared: self.shared.clone(), steps: sender.clone() };
+        let (places, flush) = (self.purges.clone(), self.flushed(LONG));
+        // If the caller leaves, the purge still runs to its end.
+        let run = async move {
+            let place = tokio::time::timeout(PURGE_WAIT, places.acquire_owned()).await;
+            let _place = place.map_err(|_| IndexError::Full)?.map_err(|_| IndexError::Closed)?;
+            // What was queued before goes, too.
+            flush.await?;
+            purging.run(&purge).await
+        };
+        tokio::spawn(async move {
+            if let Err(error) = run.await {
+                let _ = sender.send(Err(error)).await;
+            }
+        });
+        stream::unfold(steps, async |mut steps| Some((steps.recv().await?, steps))).boxed()
+    }
+
+    fn keep_within(&self, bounds: Bounds) {
+        self.shared.set_bounds(bounds);
+    }
+
+    fn bytes(&self) -> Call<'_, u64> {
+        let bytes = self.bytes.load(Ordering::Relaxed);
+        async move { Ok(bytes) }.boxed()
+    }
+
+    fn remove_aside(&self) -> Call<'_, u64> {
+        async { Ok(0) }.boxed()
+    }
+
+    fn dropped(&self) -> u64 {
+        self.shared.losses.all()
+    }
+
+    fn was_damaged(&self) -> bool {
+        false
+    }
+
+    fn server_trouble(&self) -> Option<String> {
+        self.server.trouble()
+    }
+
+    fn is_on_server(&self) -> bool {
+        true
+    }
+}

@@ -1,0 +1,80 @@
+//! Tests the index on a real server, directly and by way of PgBouncer in transaction mode.
+
+#[path = "../../../tests/support/postgres.rs"]
+mod support;
+
+mod outage;
+mod same;
+mod together;
+
+use std::sync::OnceLock;
+use std::sync::atomic::AtomicU32;
+
+pub use support::Postgres;
+
+use super::*;
+use crate::config::{Secret, index_server};
+
+/// How the index reaches the server.
+#[derive(Clone, Copy, Debug)]
+pub enum Way {
+    Direct,
+    Pooled,
+}
+
+/// Returns the server that all tests share which do it no harm.
+pub fn server() -> &'static Postgres {
+    static SERVER: OnceLock<Postgres> = OnceLock::new();
+    SERVER.get_or_init(Postgres::start)
+}
+
+/// Makes a database on a server. Returns its name.
+pub fn database(server: &Postgres) -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let name = format!("trial_{}", NEXT.fetch_add(1, Ordering::Relaxed));
+    server.create(&name);
+    name
+}
+
+/// Opens an index in a database of its own.
+pub fn open(way: Way) -> PostgresIndex {
+    let database = database(server());
+    open_in(server(), way, &database, "store")
+}
+
+/// Opens an index for a store in a database.
+pub fn open_in(server: &Postgres, way: Way, database: &str, store: &str) -> PostgresIndex {
+    let url = match way {
+        Way::Direct => server.url(database),
+        Way::Pooled => server.bouncer_url(database),
+    };
+    open_at(&url, store, Duration::from_secs(60))
+}
+
+/// Opens an index at a URL. `soon`: how long a call that a client waits for may take.
+pub fn open_at(url: &str, store: &str, soon: Duration) -> PostgresIndex {
+    let config = index_server(url, Secret::default()).expect("a server");
+    let pool = Pool::new("a test", 8, Duration::from_secs(60));
+    PostgresIndex::with_deadline(&config, store.to_owned(), pool, soon).expect("an index")
+}
+
+/// Returns what is wrong with the numbers of digests: those that nothing needs, and rows that have none.
+pub async fn stray(index: &PostgresIndex) -> Vec<i64> {
+    const SQL: [&str; 4] = [
+        "SELECT count(*) FROM larder.digests AS d WHERE NOT EXISTS (SELECT 1 FROM larder.objects WHERE id = d.id) \
+            AND NOT EXISTS (SELECT 1 FROM larder.edges WHERE parent = d.id OR child = d.id) \
+            AND NOT EXISTS (SELECT 1 FROM larder.visibility WHERE object = d.id)",
+        "SELECT count(*) FROM larder.edges WHERE NOT EXISTS (SELECT 1 FROM larder.digests WHERE id = parent) \
+            OR NOT EXISTS (SELECT 1 FROM larder.digests WHERE id = child)",
+        "SELECT count(*) FROM larder.visibility WHERE NOT EXISTS (SELECT 1 FROM larder.digests WHERE id = object)",
+        "SELECT count(*) FROM larder.objects AS o WHERE NOT EXISTS (SELECT 1 FROM larder.digests WHERE id = o.id)",
+    ];
+    let mut counts = Vec::new();
+    for sql in SQL {
+        let count = index.server.read(LONG, move |client| {
+            Box::pin(async move { Ok(client.query_typed_one(sql, &[]).await?.try_get::<_, i64>(0)?) })
+        });
+        counts.push(count.await.expect("counted"));
+    }
+    counts
+}

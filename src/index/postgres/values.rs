@@ -1,0 +1,51 @@
+//! Values and rows of statements.
+
+use tokio_postgres::Row;
+use tokio_postgres::types::{ToSql, Type};
+
+use super::super::IndexError;
+use crate::oci::Digest;
+
+/// A value of a statement, with its type. Without the type, the client would have to ask the server for it first, by a
+/// prepared statement.
+pub type Value<'a> = (&'a (dyn ToSql + Sync), Type);
+
+/// Lists values of a statement with their types: `values![name => TEXT, size => INT8]`.
+macro_rules! values {
+    ($($value:expr => $type:ident),* $(,)?) => {
+        &[$((&$value as &(dyn tokio_postgres::types::ToSql + Sync), tokio_postgres::types::Type::$type)),*]
+    };
+}
+pub(super) use values;
+
+/// Reads a digest from a column.
+pub fn digest(row: &Row, column: usize) -> Result<Digest, IndexError> {
+    let raw: &[u8] = row.try_get(column)?;
+    Digest::from_raw(raw).ok_or_else(|| IndexError::Server("a row has no digest where one belongs".to_owned()))
+}
+
+/// Reads a number that is never negative.
+pub fn unsigned(row: &Row, column: usize) -> Result<u64, IndexError> {
+    Ok(u64::try_from(row.try_get::<_, i64>(column)?).unwrap_or(0))
+}
+
+/// Returns a number as the database has it.
+pub fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// Returns the raw digests, as a list for one value.
+pub fn raws<'a>(digests: impl IntoIterator<Item = &'a Digest>) -> Vec<&'a [u8]> {
+    digests.into_iter().map(Digest::as_raw).collect()
+}
+
+/// Returns the beginning of a text up to its first zero byte. PostgreSQL has no such byte in a text; as nothing in the
+/// index has one, what comes behind the whole text comes behind its beginning.
+pub fn before_zero(text: &str) -> &str {
+    text.split('\0').next().unwrap_or_default()
+}
+
+/// Returns a text without zero bytes: a document of an upstream may have them in a media type.
+pub fn without_zeros(text: &str) -> String {
+    text.replace('\0', "")
+}
