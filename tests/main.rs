@@ -71,6 +71,7 @@ mod seeing;
 mod service;
 mod serving;
 mod setup;
+mod shared_index;
 mod shares;
 mod slow_disk;
 mod sources;

@@ -103,7 +103,7 @@ fn make_files(folder: &Path) {
     fs::copy(authority.file(), folder.join("clients.pem")).expect("copied");
     let bob = "bob:$2y$05$c4WoMPo3SXsafkva.HHa6uXQZWr7oboPiC2bT/r7q1BB8I2s0BRqC\n";
     fs::write(folder.join("htpasswd"), bob).expect("written");
-    for secret in ["hub-token", "oidc.secret"] {
+    for secret in ["hub-token", "oidc.secret", "db-password"] {
         fs::write(folder.join(secret), "geheim\n").expect("written");
     }
 }
