@@ -7,6 +7,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -32,6 +33,8 @@ pub struct Postgres {
     dir: PathBuf,
     /// The folder of PgBouncer's socket.
     bouncer_dir: PathBuf,
+    /// It is in the name of the socket, too.
+    port: AtomicU16,
     server: Mutex<Option<Running>>,
     bouncer: Mutex<Option<Running>>,
 }
@@ -126,7 +129,8 @@ impl Postgres {
         );
         write(&bouncer_dir.join("pgbouncer.ini"), &ini);
         write(&bouncer_dir.join("users"), "\"larder\" \"\"\n");
-        let postgres = Self { dir, bouncer_dir, server: Mutex::default(), bouncer: Mutex::default() };
+        let postgres =
+            Self { dir, bouncer_dir, port: AtomicU16::new(5432), server: Mutex::default(), bouncer: Mutex::default() };
         postgres.restart();
         let ini = postgres.bouncer_dir.join("pgbouncer.ini");
         let bouncer = ["/usr/sbin/pgbouncer", ini.to_str().expect("text")];
@@ -147,7 +151,8 @@ impl Postgres {
     fn wait(&self, socket: &Path) {
         let begun = Instant::now();
         let mut ready = Command::new(program("pg_isready"));
-        ready.arg("-q").arg("-h").arg(socket).args(["-U", "larder", "-d", "postgres"]);
+        let port = if socket == self.dir { self.port.load(Ordering::Relaxed) } else { 5432 };
+        ready.arg("-q").arg("-h").arg(socket).args(["-U", "larder", "-d", "postgres", "-p", &port.to_string()]);
         while !ready.status().is_ok_and(|status| status.success()) {
             let log = fs::read_to_string(self.dir.join("log")).unwrap_or_default();
             assert!(begun.elapsed() < START, "the server does not start: {log}");
@@ -168,6 +173,7 @@ impl Postgres {
     pub fn sql(&self, database: &str, sql: &str) -> String {
         let mut psql = Command::new(program("psql"));
         psql.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-U", "larder", "-d", database, "-c", sql]);
+        psql.args(["-p", &self.port.load(Ordering::Relaxed).to_string()]);
         let done = psql.arg("-h").arg(&self.dir).stdin(Stdio::null()).output().expect("psql");
         assert!(done.status.success(), "{sql}: {}", String::from_utf8_lossy(&done.stderr));
         String::from_utf8_lossy(&done.stdout).trim().to_owned()
@@ -176,6 +182,24 @@ impl Postgres {
     /// Makes an empty database.
     pub fn create(&self, database: &str) {
         self.sql("postgres", &format!("CREATE DATABASE {database}"));
+    }
+
+    /// Lets the server be reached by TLS, too, at 127.0.0.1. Returns the port.
+    pub fn listen_with_tls(&self, certificate: &str, key: &str) -> u16 {
+        let data = self.dir.join("data");
+        write(&data.join("server.crt"), certificate);
+        write(&data.join("server.key"), key);
+        fs::set_permissions(data.join("server.key"), fs::Permissions::from_mode(0o600)).expect("permitted");
+        // Nobody else is given this port so soon.
+        let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr());
+        let port = free.expect("a port").port();
+        let mut file = fs::OpenOptions::new().append(true).open(data.join("postgresql.conf")).expect("settings");
+        let settings = format!("listen_addresses = '127.0.0.1'\nport = {port}\nssl = on\n");
+        file.write_all(settings.as_bytes()).expect("written");
+        self.kill();
+        self.port.store(port, Ordering::Relaxed);
+        self.restart();
+        port
     }
 
     /// Stops the server and all its processes: it takes connections, and answers nothing.

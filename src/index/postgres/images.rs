@@ -71,7 +71,7 @@ macro_rules! manifests {
 }
 
 /// The next `$3` rows behind the reference `$2`.
-const ALL: &str = concat!(
+pub(super) const ALL: &str = concat!(
     "(",
     tags!(),
     of_tag!(),
@@ -114,7 +114,7 @@ const OF_MANIFESTS: &str = concat!(
 );
 
 /// Stored manifests that were used before `$2`, or then and have a smaller number than `$3`; the last used first.
-const USED_LAST: &str = "SELECT digest, last_use, id FROM larder.objects JOIN larder.digests USING (id) \
+pub(super) const USED_LAST: &str = "SELECT digest, last_use, id FROM larder.objects JOIN larder.digests USING (id) \
     WHERE holder = $1 AND media_type IS NOT NULL AND (last_use, id) < ($2, $3) ORDER BY last_use DESC, id DESC LIMIT $4";
 
 /// What is known of the objects `$2`: their size in this Larder's store, whether they came as blobs, and what they refer

@@ -27,7 +27,7 @@ const LOOKED_AT: i64 = 10_000;
 
 const BY_TAG: &str = "DELETE FROM larder.tags WHERE repository = $1 AND name = $2 AND tag = $3 RETURNING digest";
 const BY_DIGEST: &str = "DELETE FROM larder.tags WHERE repository = $1 AND name = $2 AND digest = $3 RETURNING digest";
-const UNNAME: &str = "DELETE FROM larder.manifests WHERE repository = $1 AND name = $2 AND digest = ANY($3)";
+pub(super) const UNNAME: &str = "DELETE FROM larder.manifests WHERE repository = $1 AND name = $2 AND digest = ANY($3)";
 
 /// Whether a tag or a noted manifest has a digest `up.digest`, in any repository.
 const ANYWHERE: &str = "(EXISTS (SELECT 1 FROM larder.tags AS t WHERE t.digest = up.digest) \

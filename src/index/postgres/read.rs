@@ -14,7 +14,7 @@ use super::super::{
 use super::values::{before_zero, digest, raws, signed, unsigned, values};
 use crate::oci::{Digest, MediaType, Reference};
 
-const TAG: &str = "SELECT digest, media_type, size, checked_at FROM larder.tags \
+pub(super) const TAG: &str = "SELECT digest, media_type, size, checked_at FROM larder.tags \
     WHERE repository = $1 AND name = $2 AND tag = $3 AND shelf = $4";
 
 /// See [`super::super::Index::tag`]; the other functions likewise.
@@ -31,7 +31,7 @@ pub async fn tag(client: &Client, key: &TagKey) -> Result<Option<TagEntry>, Inde
     }))
 }
 
-const OBJECT: &str = "SELECT size, media_type, stored_at FROM larder.digests JOIN larder.objects USING (id) \
+pub(super) const OBJECT: &str = "SELECT size, media_type, stored_at FROM larder.digests JOIN larder.objects USING (id) \
     WHERE digest = $1 AND holder = $2";
 
 pub async fn object(client: &Client, holder: i32, object: &Digest) -> Result<Option<ObjectEntry>, IndexError> {
@@ -46,7 +46,7 @@ pub async fn object(client: &Client, holder: i32, object: &Digest) -> Result<Opt
     }))
 }
 
-const VISIBLE: &str = "SELECT 1 FROM larder.digests JOIN larder.visibility ON object = id \
+pub(super) const VISIBLE: &str = "SELECT 1 FROM larder.digests JOIN larder.visibility ON object = id \
     WHERE digest = $1 AND repository = $2 AND scope = $3";
 
 pub async fn is_visible(client: &Client, viewer: &Viewer, object: &Digest) -> Result<bool, IndexError> {
@@ -55,7 +55,7 @@ pub async fn is_visible(client: &Client, viewer: &Viewer, object: &Digest) -> Re
     Ok(client.query_typed_opt(VISIBLE, list).await?.is_some())
 }
 
-const KNOWS_NAME: &str = "SELECT 1 FROM ( \
+pub(super) const KNOWS_NAME: &str = "SELECT 1 FROM ( \
         SELECT $3::bytea AS digest UNION ALL SELECT above.digest FROM larder.digests AS this \
         JOIN larder.edges ON child = this.id JOIN larder.digests AS above ON above.id = parent WHERE this.digest = $3 \
     ) AS wanted WHERE EXISTS (SELECT 1 FROM larder.manifests AS m \
@@ -88,7 +88,7 @@ pub async fn names(client: &Client, objects: &[Digest]) -> Result<Vec<String>, I
 
 const LISTING_BYTES: &str = "SELECT bytes FROM larder.listings WHERE repository = $1 AND name = $2 AND page = $3";
 /// The body comes only if it takes no more than there is room for.
-const LISTING: &str = "SELECT media_type, link, filters_applied, checked_at, body FROM larder.listings \
+pub(super) const LISTING: &str = "SELECT media_type, link, filters_applied, checked_at, body FROM larder.listings \
     WHERE repository = $1 AND name = $2 AND page = $3 AND bytes <= $4";
 
 pub async fn listing(client: &Client, key: &ListKey, room: u64) -> Result<Option<Listing>, IndexError> {
@@ -109,7 +109,8 @@ pub async fn listing(client: &Client, key: &ListKey, room: u64) -> Result<Option
     }))
 }
 
-const URLS: &str = "SELECT digest, variant, head, stored_at FROM larder.urls WHERE key = $1 ORDER BY stored_at DESC";
+pub(super) const URLS: &str =
+    "SELECT digest, variant, head, stored_at FROM larder.urls WHERE key = $1 ORDER BY stored_at DESC";
 
 pub async fn urls(client: &Client, key: &Digest) -> Result<Vec<UrlEntry>, IndexError> {
     let rows = client.query_typed(URLS, values![key.as_raw() => BYTEA]).await?;

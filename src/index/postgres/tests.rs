@@ -4,6 +4,7 @@
 mod support;
 
 mod outage;
+mod plans;
 mod same;
 mod together;
 

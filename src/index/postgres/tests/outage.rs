@@ -120,3 +120,136 @@ async fn a_login_or_a_database_that_is_wrong_is_said_with_what_to_do() {
     server.sql(&database, "CREATE SCHEMA larder AUTHORIZATION stranger");
     at(&database, "stranger", "secret").check().await.expect("well");
 }
+
+#[tokio::test]
+async fn tls_is_used_and_the_certificate_checked_unless_the_url_says_otherwise() {
+    let server = Postgres::start();
+    let database = database(&server);
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let names = vec!["127.0.0.1".to_owned(), "localhost".to_owned()];
+    let certificate = rcgen::CertificateParams::new(names).and_then(|params| params.self_signed(&key));
+    let certificate = certificate.expect("a certificate");
+    let port = server.listen_with_tls(&certificate.pem(), &key.serialize_pem());
+    let at = |mode: &str, is_trusted: bool| {
+        let url = format!("postgres://larder@127.0.0.1:{port}/{database}?sslmode={mode}");
+        let mut config = index_server(&url, Secret::default()).expect("a server");
+        if is_trusted && let Some(tls) = &mut config.tls {
+            tls.roots = Some(vec![certificate.der().clone()]);
+        }
+        let pool = Pool::new("a test", 8, Duration::from_secs(60));
+        PostgresIndex::with_deadline(&config, "store".to_owned(), pool, Duration::from_secs(60)).expect("an index")
+    };
+    let refused = at("verify-full", false).check().await.expect_err("nobody vouches for it").to_string();
+    assert!(refused.contains("TLS") && refused.contains("certificate"), "{refused}");
+    for (index, is_secret) in
+        [(at("verify-full", true), true), (at("require", false), true), (at("disable", false), false)]
+    {
+        index.check().await.expect("well");
+        let asked = index.server.read(LONG, |client| {
+            Box::pin(async move {
+                let sql = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
+                Ok(client.query_typed_one(sql, &[]).await?.try_get::<_, bool>(0)?)
+            })
+        });
+        assert_eq!(asked.await.expect("read"), is_secret);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_caller_that_leaves_closes_no_connection() {
+    let database = database(server());
+    let index = Arc::new(open_in(server(), Way::Direct, &database, "store"));
+    until(&index, true).await;
+    let many = |count: usize| {
+        let index = index.clone();
+        async move {
+            let digests: Vec<_> = (0..count).map(|number| object(u32::try_from(number).expect("small"))).collect();
+            futures_util::future::join_all(digests.iter().map(|digest| index.object(digest))).await
+        }
+    };
+    assert!(many(100).await.iter().all(Result::is_ok));
+    let sessions = format!(
+        "SELECT string_agg(pid::text, ' ' ORDER BY pid) FROM pg_stat_activity WHERE datname = '{database}' \
+        AND application_name = 'larder'"
+    );
+    let before = server().sql("postgres", &sessions);
+    for _ in 0..50 {
+        tokio::select! {
+            biased;
+            _ = many(20) => {}
+            () = tokio::task::yield_now() => {}
+        }
+    }
+    assert!(many(100).await.iter().all(Result::is_ok));
+    assert_eq!(server().sql("postgres", &sessions), before);
+}
+
+/// PgBouncer gives each statement outside a transaction, and each transaction, any of its four connections.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn behind_a_pooler_whatever_connection_it_gives_answers() {
+    let index = Arc::new(open(Way::Pooled));
+    index.apply((0..100).map(stored).collect()).await.expect("queued");
+    index.flush().await.expect("written");
+    let asking = (0..60).map(|number| {
+        let index = index.clone();
+        tokio::spawn(async move {
+            let key = TagKey {
+                repository: "r".to_owned(),
+                shelf: String::new(),
+                name: "a".to_owned(),
+                tag: number.to_string(),
+            };
+            let list =
+                ListKey { repository: "r".to_owned(), name: "a".to_owned(), page: format!("tags/list?n={number}") };
+            for _ in 0..5 {
+                assert!(index.object(&object(number)).await.expect("read").is_some());
+                index.tag(&key).await.expect("read");
+                index.is_visible(&Viewer::own("r"), &object(number)).await.expect("read");
+                index.urls(&object(number)).await.expect("read");
+                index.listing(&list, 9).await.expect("read");
+                index.names(vec![object(number)]).await.expect("read");
+                index.catalog(vec!["r".to_owned()], String::new(), 9).await.expect("read");
+                index.apply(vec![stored(number)]).await.expect("queued");
+                index.images(String::new(), 9).await.expect("read");
+            }
+            index.pinned(vec!["r".to_owned()], Box::new(|_| true)).await.expect("read");
+            index.objects_by_use(true, Box::new(|_, _, _, _| ())).await.expect("read");
+        })
+    });
+    for asked in futures_util::future::join_all(asking).await {
+        asked.expect("each is answered");
+    }
+    assert_eq!(index.dropped(), 0);
+}
+
+#[tokio::test]
+async fn of_two_transactions_that_wait_for_each_other_both_are_done_in_the_end() {
+    let index = open(Way::Pooled);
+    for name in ["a", "b"] {
+        let reference = crate::oci::Reference::Digest(object(1));
+        let pin = ImageName { repository: "r".to_owned(), name: name.to_owned(), reference };
+        index.set_pin(pin, true).await.expect("pinned");
+    }
+    let (meet, tries) = (Arc::new(tokio::sync::Barrier::new(2)), Arc::new(AtomicU32::new(0)));
+    let change = |first: &'static str, second: &'static str| {
+        let (meet, tries) = (meet.clone(), tries.clone());
+        index.server.change(LONG, move |client| {
+            let (meet, tries) = (meet.clone(), tries.clone());
+            Box::pin(async move {
+                const SQL: &str = "UPDATE larder.pins SET reference = $2 WHERE name = $1";
+                let by = tries.fetch_add(1, Ordering::Relaxed);
+                client.execute_typed(SQL, values::values![first => TEXT, first => TEXT]).await?;
+                if by < 2 {
+                    // Each has a row that the other wants.
+                    meet.wait().await;
+                }
+                client.execute_typed(SQL, values::values![second => TEXT, first => TEXT]).await?;
+                Ok(())
+            })
+        })
+    };
+    let (one, other) = tokio::join!(change("a", "b"), change("b", "a"));
+    one.expect("done");
+    other.expect("done");
+    assert_eq!(tries.load(Ordering::Relaxed), 3, "the server broke one off");
+}
