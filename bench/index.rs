@@ -163,7 +163,7 @@ fn fill(dir: &Path, images: u64) -> Result<()> {
         let at = Timestamp(i64::try_from(image)?);
         for (number, object) in (0..10).map(part).chain([base]).enumerate() {
             let media_type = (number < 3).then(|| MediaType::new("m"));
-            let entry = ObjectEntry { size: 1_000, media_type, stored_at: at };
+            let entry = ObjectEntry { size: 1_000, media_type, stored_at: at, generation: None };
             index.apply([
                 Write::Object { digest: object, entry },
                 Write::Visible { viewer: viewer.clone(), digest: object },

@@ -98,7 +98,12 @@ fn fill(cache: &Path, count: u64) -> Result<()> {
         let digest = digest(number);
         let hex = digest.hex();
         fs::write(cache.join("blobs/sha256").join(&hex[..2]).join(&hex), number.to_le_bytes())?;
-        let entry = ObjectEntry { size: CONTENT as u64, media_type: None, stored_at: Timestamp(number as i64) };
+        let entry = ObjectEntry {
+            size: CONTENT as u64,
+            media_type: None,
+            stored_at: Timestamp(number as i64),
+            generation: None,
+        };
         index.write(Write::Object { digest, entry });
         index.write(Write::Visible { viewer: Viewer::own("hub"), digest });
         if number % 4_000 == 0 {

@@ -40,6 +40,7 @@ mod proxy;
 mod random;
 pub mod registry;
 mod routing;
+pub mod s3;
 pub mod sent;
 mod services;
 pub mod setup;

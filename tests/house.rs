@@ -9,7 +9,7 @@ use crate::support::Larder;
 const FOR_ALL: [&str; 2] = ["clock", "random"];
 
 /// Each room and the rooms it may import from.
-const ROOMS: [(&str, &[&str]); 41] = [
+const ROOMS: [(&str, &[&str]); 42] = [
     ("oci", &[]),
     ("body", &["failure"]),
     ("clock", &[]),
@@ -38,7 +38,8 @@ const ROOMS: [(&str, &[&str]); 41] = [
     ("spool", &["files", "oci", "work"]),
     ("store", &["files", "oci", "spool", "work"]),
     ("index", &["config", "files", "oci", "web", "work"]),
-    ("upkeep", &["config", "failure", "index", "oci", "spool", "store", "observe", "work"]),
+    ("s3", &["config", "index", "oci", "observe", "web"]),
+    ("upkeep", &["config", "failure", "index", "oci", "s3", "spool", "store", "observe", "work"]),
     (
         "cache",
         &[
@@ -49,6 +50,7 @@ const ROOMS: [(&str, &[&str]); 41] = [
             "index",
             "oci",
             "places",
+            "s3",
             "spool",
             "store",
             "observe",
@@ -145,6 +147,7 @@ const ROOMS: [(&str, &[&str]); 41] = [
             "ops",
             "program",
             "routing",
+            "s3",
             "services",
             "setup",
             "telemetry",
@@ -269,7 +272,7 @@ fn what_grows_has_a_bound_that_a_test_shows() {
 }
 
 /// Keys of the configuration and files whose values are secret.
-const SECRETS: [&str; 14] = [
+const SECRETS: [&str; 15] = [
     "`password`",
     "`password_file`",
     "`credential_helper`",
@@ -281,6 +284,7 @@ const SECRETS: [&str; 14] = [
     "`[auth.htpasswd]`",
     "`[auth.oidc]`",
     "`client_secret`",
+    "`secret_access_key_file`",
     "`client_secret_file`",
     "`ca.key`",
     "ACME account",

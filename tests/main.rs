@@ -9,6 +9,7 @@ mod bad_input;
 mod behind_a_proxy;
 mod breaking;
 mod browser_login;
+mod bucket;
 mod by_name;
 mod canaries;
 mod cannot_store;

@@ -8,6 +8,7 @@ use std::process::{Command, Output, Stdio};
 use serde_json::Value;
 
 use crate::clients;
+use crate::support::bucket::S3;
 use crate::support::{Authority, Hub, Image, Larder, Options, RateLimit, RepositoryConfig, eventually, get, request};
 
 /// Prometheus 2.42 (Debian 12), as seen on the wire.
@@ -131,12 +132,14 @@ fn expressions(dashboard: &Value) -> Vec<String> {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_dashboard_and_the_alerts_name_metrics_that_there_are() {
     let (_hub, busy) = busy().await;
-    // One with a certificate, and with a change of the configuration that was refused.
+    // One with a bucket, a certificate, and with a change of the configuration that was refused.
     let dir = tempfile::tempdir().expect("a directory");
     let certificate = Authority::new(dir.path(), "ca").issue("mirror.test");
     let (chain, key) = (certificate.certificate.display().to_string(), certificate.key.display().to_string());
     let tls = format!("[server.tls]\ncertificate = {chain:?}\nprivate_key = {key:?}\n");
-    let mut other = Larder::start(&tls).await;
+    let s3 = S3::start().await;
+    let mut other = Larder::start(format!("{}{tls}", s3.config(""))).await;
+    eventually("the bucket was probed", async || other.metrics().await.contains("larder_s3_requests_total{")).await;
     other.write_config("[sever]");
     eventually("it is refused", async || other.metrics().await.contains("larder_config_reloads_total{")).await;
     let series = busy.metrics().await + &other.metrics().await;

@@ -47,6 +47,7 @@ pub async fn of(services: &Services) -> Diagnosis {
         findings.push(Finding::new("error", "cache", failure.message().to_owned()));
     }
     findings.extend(of_upstreams(services));
+    findings.extend(of_bucket(services));
     findings.extend(of_disk(services));
     findings.extend(
         ops::warnings(&services.cache, &services.metrics)
@@ -91,6 +92,17 @@ fn of_upstreams(services: &Services) -> Vec<Finding> {
         }
     }
     findings
+}
+
+fn of_bucket(services: &Services) -> Option<Finding> {
+    let (name, trouble) = services.cache.bucket_trouble()?;
+    Some(Finding::new(
+        "warning",
+        "bucket",
+        format!(
+            "the bucket {name} fails: {trouble}; what is in cache.dir is served, the rest comes from the upstreams, and what comes in is uploaded when the bucket answers; `larder doctor` tries it"
+        ),
+    ))
 }
 
 fn of_disk(services: &Services) -> Option<Finding> {

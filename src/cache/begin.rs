@@ -151,6 +151,9 @@ impl Cache {
         let running = Running::new(self.metrics.clone());
         // The reservation in the result lives until the object is counted.
         let into = fill::Destination { spool: &self.spool, store: &self.store, room: &self.room, places: &self.places };
+        let upload =
+            self.uploads.as_ref().filter(|_| matches!(wanted, Wanted::Digest(_)) && !origin.is_known_content());
+        let upload = upload.and_then(|uploads| uploads.begin(registered.fill().clone(), digest));
         let result = match self.is_unfit(&digest) {
             // Asking for room would only show once more that there is none.
             true => Err(Failure::new(FailureKind::NoRoom, "it is larger than all of the cache")),
@@ -159,7 +162,11 @@ impl Cache {
         let stored = result.as_ref().ok().filter(|outcome| outcome.is_stored);
         let stored = stored.map(|outcome| (outcome.digest, outcome.size, outcome.is_new));
         if let Some((found, size, is_new)) = stored {
-            self.record_object(viewer, found, size, None, is_new);
+            self.record_object(viewer, found, size, None, is_new && !origin.is_known_content());
+            match upload {
+                Some(upload) => upload.stored(),
+                None => self.offer_upload(found),
+            }
             origin.stored(&found, size).await;
         }
         match result {

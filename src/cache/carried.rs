@@ -99,7 +99,7 @@ impl Carrying {
 
     /// Opens an object to make a copy of it; `None` if it is not stored.
     pub async fn copy(&self, digest: &Digest) -> Result<Option<Copied>, Failure> {
-        Ok(match self.cache.stored(digest).await? {
+        Ok(match self.cache.recalled(digest).await? {
             Some(Content::Complete { object, lease }) => {
                 let hasher = Some(digest.algorithm().hasher());
                 Some(Copied { digest: *digest, object, at: 0, hasher, _lease: lease })
@@ -172,7 +172,7 @@ impl Carrying {
         let documents = manifests.iter().flat_map(|manifest| {
             let digest = manifest.digest;
             let (size, media_type) = (manifest.bytes.len() as u64, Some(manifest.media_type.clone()));
-            let entry = ObjectEntry { size, media_type, stored_at: manifest.stored_at };
+            let entry = ObjectEntry { size, media_type, stored_at: manifest.stored_at, generation: None };
             let children = Outline::read(&manifest.bytes).children.iter().map(|child| child.digest).collect();
             [Write::Object { digest, entry }, Write::Edges { parent: digest, children }]
         });
@@ -257,7 +257,7 @@ impl Arriving {
         let published = cache.store.publish(partial, &digest, size).await;
         cache.coming.set(None);
         let is_new = published.map_err(|error| cache.broken("cannot store an object", error))?;
-        let entry = ObjectEntry { size, media_type: None, stored_at: Timestamp::now() };
+        let entry = ObjectEntry { size, media_type: None, stored_at: Timestamp::now(), generation: None };
         let written = cache.index.apply(vec![Write::Object { digest, entry }]).await;
         // For no repository yet.
         cache.upkeep.stored(digest, size, "");
@@ -265,6 +265,7 @@ impl Arriving {
         if is_new {
             cache.metrics.stores.inc();
         }
+        cache.offer_upload(digest);
         drop(reserved);
         Ok(Arrived { digest, size, is_new, _lease: lease })
     }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Cache;
+use super::bucket::{InBucket, KnownBucket};
 use super::hot::{Hot, MAX_MANIFEST, Manifest};
 use super::read::Content;
 use crate::failure::{Failure, FailureKind};
@@ -16,7 +17,7 @@ use crate::oci::Digest;
 use crate::oci::manifest::{self, Outline};
 use crate::store::{Body, Store};
 use crate::upkeep::Upkeep;
-use crate::upkeep::room::Reservation;
+use crate::upkeep::room::{Reservation, Room};
 
 /// How long an answer waits for a manifest to be stored. A healthy disk takes a few milliseconds.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -75,6 +76,7 @@ impl Cache {
                 let children = children.iter().map(|child| child.digest).collect();
                 self.index.note(Write::Edges { parent: manifest.digest, children });
                 self.upkeep.edges_changed(&manifest.digest);
+                self.offer_upload(manifest.digest);
             }
             Err(failure) => {
                 self.metrics.unstored.inc();
@@ -105,6 +107,8 @@ impl Cache {
             index: self.index.clone(),
             upkeep: self.upkeep.clone(),
             hot: self.hot.clone(),
+            bucket: self.bucket.clone(),
+            room: self.room.clone(),
         }
     }
 
@@ -129,6 +133,8 @@ struct Loader {
     index: Arc<dyn Index>,
     upkeep: Arc<Upkeep>,
     hot: Arc<Hot>,
+    bucket: Option<Arc<KnownBucket>>,
+    room: Arc<dyn Room>,
 }
 
 impl Loader {
@@ -145,9 +151,12 @@ impl Loader {
     }
 
     async fn read(&self, digest: &Digest) -> io::Result<Option<Manifest>> {
-        let Some(object) = self.store.open(digest).await?.filter(|object| object.size <= MAX_MANIFEST) else {
-            return Ok(None);
+        let Some(object) = self.store.open(digest).await? else {
+            return Ok(self.recall(digest).await);
         };
+        if object.size > MAX_MANIFEST {
+            return Ok(None);
+        }
         let bytes = object.read(0, object.size).await?;
         if Digest::of(digest.algorithm(), &bytes) != *digest {
             tracing::error!(%digest, "a stored manifest is damaged; it was removed and is fetched again");
@@ -165,5 +174,21 @@ impl Loader {
             None => manifest::is_one(&bytes).then(|| manifest::media_type_of(&bytes)),
         };
         Ok(media_type.map(|media_type| Manifest::new(*digest, media_type, bytes, stored_at)))
+    }
+
+    /// Returns a manifest that is only in the bucket. It is stored again, as far as there is room.
+    async fn recall(&self, digest: &Digest) -> Option<Manifest> {
+        let known = self.bucket.as_ref()?;
+        let found = InBucket::of(digest, self.index.object(digest).await.ok().flatten()?)?;
+        let media_type = found.media_type.clone()?;
+        let bytes = known.manifest(&found, &self.upkeep).await?;
+        let size = bytes.len() as u64;
+        if let Ok(_reservation) = self.room.reserve(size).await
+            && self.store.put(digest, bytes.clone()).await.is_ok()
+        {
+            self.upkeep.has_file(digest);
+        }
+        let stored_at = Timestamp::from_system_time(found.since);
+        Some(Manifest::new(*digest, media_type, bytes, stored_at))
     }
 }

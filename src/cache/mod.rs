@@ -4,6 +4,8 @@
 
 mod begin;
 mod breaks;
+mod bucket;
+mod bucket_origin;
 pub mod carried;
 mod coming;
 mod direct;
@@ -23,9 +25,11 @@ mod purge;
 pub mod ranges;
 mod read;
 mod readiness;
+mod recall;
 mod standing;
 mod store_name;
 mod unfit;
+mod uploads;
 mod urls;
 
 use std::collections::HashSet;
@@ -34,6 +38,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use crate::places::Party;
+pub use bucket::InBucket;
 pub use fill::{Fill, FillReader, Origin, Progress, Source, Transfer};
 pub use hot::Manifest;
 pub use read::{Aside, Content};
@@ -51,12 +56,14 @@ use crate::index::{
 use crate::observe::Metrics;
 use crate::oci::{Digest, MediaType};
 use crate::places::Places;
+use crate::s3::{Bucket, S3Error};
 use crate::spool::Spool;
 pub use crate::store::Mapping;
 use crate::store::{Disk, LocalStore, Object, Store, StoreError};
 use crate::upkeep::room::Room;
 use crate::upkeep::{self, Upkeep, scrub};
 use crate::work::Pool;
+use bucket::KnownBucket;
 use coming::Coming;
 use fill::{Fills, Windows};
 use flight::Flights;
@@ -68,6 +75,7 @@ use purge::{PurgeError, Purging};
 use readiness::Readiness;
 use store_name::store_name;
 use unfit::Unfit;
+use uploads::Uploads;
 
 /// How long a stop waits for verified content to be on disk, and then for the index.
 const LAST_STORES: Duration = Duration::from_secs(5);
@@ -100,6 +108,9 @@ pub struct Cache {
     coming: Coming,
     /// Counts the purges.
     purges: watch::Sender<u64>,
+    /// Where content is kept beside the store; `None`: nowhere.
+    bucket: Option<Arc<KnownBucket>>,
+    uploads: Option<Uploads>,
     metrics: Arc<Metrics>,
 }
 
@@ -134,6 +145,8 @@ pub enum OpenError {
     /// It is kept by a server, and cannot be used as it is configured.
     #[error(transparent)]
     IndexServer(IndexError),
+    #[error("storage.s3: {0}")]
+    Bucket(#[from] S3Error),
 }
 
 impl Cache {
@@ -168,13 +181,15 @@ impl Cache {
             index.keep_within(upkeep::bounds(config, capacity.total));
         }
         let store = LocalStore::new(disk, pools.reads, pools.syncs, pools.upkeep.clone());
-        Ok(Self::of(config, Arc::new(store), spool, index, pools.upkeep, metrics))
+        let bucket = config.s3.as_ref().map(|s3| Bucket::new(s3, metrics.clone())).transpose()?;
+        let stores = (Arc::new(store) as Arc<dyn Store>, bucket);
+        Ok(Self::of(config, stores, spool, index, pools.upkeep, metrics))
     }
 
     /// Creates a cache of these parts; `pool` is for upkeep.
     fn of(
         config: &Config,
-        store: Arc<dyn Store>,
+        (store, bucket): (Arc<dyn Store>, Option<Bucket>),
         spool: Spool,
         index: Arc<dyn Index>,
         pool: Pool,
@@ -187,9 +202,15 @@ impl Cache {
             index: index.clone(),
             cached: Arc::new(Watched { fills: fills.clone(), hot: hot.clone(), coming: coming.clone() }),
             pool,
+            bucket: bucket.clone(),
             metrics: metrics.clone(),
         };
         let upkeep = Arc::new(Upkeep::new(config, parts));
+        let bucket = bucket.map(|bucket| Arc::new(KnownBucket::new(bucket)));
+        let uploads = bucket.clone().map(|known| {
+            let (store, index) = (store.clone(), index.clone());
+            Uploads::new(uploads::Parts { known, store, index, upkeep: upkeep.clone(), metrics: metrics.clone() })
+        });
         Self {
             store,
             spool,
@@ -210,6 +231,8 @@ impl Cache {
             carrying: Arc::default(),
             coming,
             purges: watch::Sender::new(0),
+            bucket,
+            uploads,
             metrics,
         }
     }
@@ -217,7 +240,13 @@ impl Cache {
     /// Runs the upkeep task: reads which objects are stored, and keeps the cache within its limits. Runs until the
     /// process ends.
     pub async fn look_after(self: Arc<Self>) {
-        upkeep::run(self.upkeep.clone(), true).await;
+        let uploading = async {
+            if let Some(uploads) = self.uploads.clone() {
+                self.probe_bucket().await;
+                uploads.run().await;
+            }
+        };
+        tokio::join!(upkeep::run(self.upkeep.clone(), true), uploading);
     }
 
     /// Runs the upkeep task for a command on a stopped cache: reads the index and does what is asked, but nothing of
@@ -313,13 +342,18 @@ impl Cache {
 
     /// Notes an object that was stored.
     fn record_object(&self, viewer: &Viewer, digest: Digest, size: u64, media_type: Option<MediaType>, is_new: bool) {
-        let entry = ObjectEntry { size, media_type, stored_at: Timestamp::now() };
+        let entry = ObjectEntry { size, media_type, stored_at: Timestamp::now(), generation: None };
         self.index.note(Write::Object { digest, entry });
         self.mark_visible(viewer, digest);
         if is_new {
             self.metrics.stores.inc();
         }
         self.upkeep.stored(digest, size, &viewer.repository);
+    }
+
+    /// Has a stored object uploaded, if there is a bucket.
+    fn offer_upload(&self, digest: Digest) {
+        self.uploads.iter().for_each(|uploads| uploads.offer(digest));
     }
 
     /// Returns what is known of a tag.
@@ -384,6 +418,7 @@ impl Cache {
             hot: self.hot.clone(),
             upkeep: self.upkeep.clone(),
             store: self.store.clone(),
+            bucket: self.bucket.as_ref().map(|known| known.bucket.clone()),
         };
         let purged = tokio::spawn(async move { purging.run(&purge).await }).await;
         self.purges.send_modify(|purges| *purges += 1);

@@ -37,6 +37,11 @@ pub trait Origin: Send + Sync + 'static {
     /// Notes that `bytes` have arrived.
     fn received(&self, bytes: u64);
 
+    /// Returns whether the cache knows the object already, and it only comes back: it is not counted as stored.
+    fn is_known_content(&self) -> bool {
+        false
+    }
+
     /// Notes that the object is complete and verified. No reader has its end yet.
     fn verified(&self) {}
 

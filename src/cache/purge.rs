@@ -7,8 +7,9 @@ use futures_util::StreamExt;
 
 use super::hot::Hot;
 use crate::index::{Index, IndexError, Purge, Purged};
+use crate::s3::{Bucket, Upload};
 use crate::store::Store;
-use crate::upkeep::Upkeep;
+use crate::upkeep::{self, Upkeep};
 
 /// The parts of the cache that a purge works on.
 pub struct Purging {
@@ -16,6 +17,7 @@ pub struct Purging {
     pub hot: Arc<Hot>,
     pub upkeep: Arc<Upkeep>,
     pub store: Arc<dyn Store>,
+    pub bucket: Option<Bucket>,
 }
 
 /// Why content was not taken out.
@@ -51,6 +53,7 @@ impl Purging {
         let is_all = *purge == Purge::All;
         let mut steps = self.index.purge(purge.clone());
         let (mut all, mut removed) = (Purged::default(), Ok(()));
+        let mut left = 0;
         while let Some(step) = steps.next().await {
             let step = step?;
             self.hot.clear();
@@ -60,8 +63,15 @@ impl Purging {
                 let files = self.store.remove(&step.digests).await;
                 removed = removed.and(files);
             }
+            left += self.delete_uploads(&step).await;
             // The digests are dropped: no caller asks for them.
-            all.add(Purged { digests: Vec::new(), ..step });
+            all.add(Purged { digests: Vec::new(), uploads: Vec::new(), ..step });
+        }
+        if left > 0 {
+            tracing::warn!(
+                left,
+                "the bucket does not delete all that was purged now; no client gets it, and the sweep deletes it within a day or two"
+            );
         }
         self.upkeep.removed(&[], is_all);
         if is_all {
@@ -69,5 +79,14 @@ impl Purging {
         }
         removed?;
         Ok(all)
+    }
+
+    /// Deletes what was purged from the bucket. Returns how many keys are left.
+    async fn delete_uploads(&self, step: &Purged) -> usize {
+        let Some(bucket) = self.bucket.as_ref().filter(|_| !step.uploads.is_empty()) else {
+            return 0;
+        };
+        let uploads = step.uploads.iter().map(|&(digest, generation)| Upload { digest, generation });
+        upkeep::delete_uploads(bucket, uploads.collect()).await.0.len()
     }
 }

@@ -24,7 +24,8 @@ async fn scene() -> Scene {
     let store = Simulated::default();
     let index = index_simulated::Simulated::open(dir.path());
     let spool = Spool::new(dir.path().join("partial"), pool());
-    let cache = Cache::of(&config, Arc::new(store.clone()), spool, Arc::new(index.clone()), pool(), Arc::default());
+    let cache =
+        Cache::of(&config, (Arc::new(store.clone()), None), spool, Arc::new(index.clone()), pool(), Arc::default());
     let cache = Arc::new(cache);
     tokio::spawn(cache.clone().look_after());
     cache.loaded().await;

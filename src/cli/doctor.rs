@@ -1,12 +1,13 @@
 //! `larder doctor`: looks for what keeps this cache from serving, and says what to do.
 //!
-//! It checks the configuration, the machine, the certificates, the upstreams, the issuers, the running instance with a
+//! It checks the configuration, the machine, the certificates, the bucket, the upstreams, the issuers, the running instance with a
 //! pull end to end, and the clients on this host. Nothing is changed.
 
 mod clients;
 mod instance;
 mod issuers;
 mod machine;
+mod storage;
 mod upstreams;
 
 use std::path::{Path, PathBuf};
@@ -96,6 +97,7 @@ pub async fn run(files: &[PathBuf], arguments: &Doctor) -> Result<(), CommandErr
         machine::check(&config, &mut findings);
         let is_running = instance::check(files, &config, arguments, &mut findings).await;
         machine::check_ports(&config, is_running, &mut findings);
+        storage::check(&config, &mut findings).await;
         upstreams::check(&config, arguments.all, &mut findings).await?;
         issuers::check(&config, &mut findings).await;
         clients::check(&config, &arguments.root, &mut findings).await;

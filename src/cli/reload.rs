@@ -227,6 +227,7 @@ fn needs_restart(before: &Config, after: &Config) -> Vec<&'static str> {
         ("proxy.ca_dir", before.proxy.as_ref().zip(after.proxy.as_ref()).is_some_and(|(a, b)| a.ca_dir != b.ca_dir)),
         ("logging.file", before.logging.file != after.logging.file),
         ("logging.format", before.logging.format != after.logging.format),
+        ("storage.s3", before.s3 != after.s3),
         ("telemetry", before.telemetry != after.telemetry),
     ];
     changes.into_iter().filter(|(_, is_changed)| *is_changed).map(|(key, _)| key).collect()

@@ -110,7 +110,7 @@ pub fn unknown(path: &KeyPath, key: &str, known: &[&str]) -> String {
 }
 
 /// What other programs call a key, and Larder's name of it.
-const MEANT: [(&str, &str); 12] = [
+const MEANT: [(&str, &str); 11] = [
     ("addr", "listen"),
     ("address", "listen"),
     ("bind", "listen"),
@@ -121,7 +121,6 @@ const MEANT: [(&str, &str); 12] = [
     ("rootdirectory", "dir"),
     ("size", "max_size"),
     ("http", "server"),
-    ("storage", "cache"),
     ("remoteurl", "url"),
 ];
 

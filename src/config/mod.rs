@@ -29,6 +29,7 @@ pub(crate) mod repository;
 mod secret;
 mod shapes;
 mod show;
+mod storage;
 mod suspicious;
 pub mod tag_pattern;
 mod telemetry;
@@ -59,6 +60,7 @@ pub use raw::{ForwardedHeader, LogFormat, Logging, OnUpstream404, Pattern, Polic
 pub use repository::{Repository, TagPolicy};
 pub use secret::Secret;
 pub use show::Effective;
+pub use storage::{S3, S3Keys};
 pub use telemetry::Telemetry;
 pub use tls::{ClientRoots, ServerTls};
 pub use units::{Amount, Limit};
@@ -81,6 +83,8 @@ pub struct Config {
     pub cache: Cache,
     /// The server that keeps the index; `None`: it is kept in the cache's directory.
     pub index: Option<IndexServer>,
+    /// The bucket in which content is kept; `None`: in the cache directory alone.
+    pub s3: Option<S3>,
     /// In the order of the file.
     pub repositories: Vec<Repository>,
     /// What is kept warm, in the order of the file.
@@ -296,8 +300,9 @@ impl Config {
         let managers = managers.map_err(|(key, message)| check.invalid(&["admin", key], message))?;
         let hosts = check_hosts(&check, "server", &file.server.hosts)?;
         let admin_hosts = check_hosts(&check, "admin", &file.admin.hosts)?;
-        let cache = check_cache(&check, file.cache)?;
+        let cache = check_cache(&check, file.cache, file.storage.s3.is_some())?;
         let index = index::check(&check, &file.index)?;
+        let s3 = storage::check(&check, file.storage, &proxies, index.is_some())?;
         check_level(&check, &file.logging.level)?;
         let telemetry = telemetry::check(&check, &file.telemetry, &proxies)?;
         let config = Self {
@@ -319,6 +324,7 @@ impl Config {
             auth: around.auth,
             cache,
             index,
+            s3,
             repositories,
             warm,
             proxy,
@@ -336,13 +342,18 @@ impl Config {
     }
 }
 
-fn check_cache(check: &Check<'_>, written: raw::Cache) -> Result<Cache, ConfigError> {
+fn check_cache(check: &Check<'_>, written: raw::Cache, has_bucket: bool) -> Result<Cache, ConfigError> {
     if written.dir.as_os_str().is_empty() {
         let message = "it is empty; write for example dir = \"/var/lib/larder\"";
         return Err(check.invalid(&["cache", "dir"], message));
     }
     if written.max_size.of(u64::MAX) == Some(0) {
         let message = "nothing could be stored; write \"none\" for no limit, or for example \"20GiB\" or \"50%\"";
+        return Err(check.invalid(&["cache", "max_size"], message));
+    }
+    if has_bucket && matches!(written.max_size, Amount::Share(_)) {
+        let message = "with [storage.s3] it limits what is in the bucket, which has no size of which this could be a \
+                       share; write for example \"2TiB\" or \"none\", and storage.s3.tier_size for the disk";
         return Err(check.invalid(&["cache", "max_size"], message));
     }
     Ok(Cache {

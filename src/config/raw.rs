@@ -2,6 +2,7 @@
 
 mod index;
 mod reporting;
+mod storage;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -18,6 +19,7 @@ use super::warm::WarmImages;
 
 pub use index::Index;
 pub use reporting::{LogFormat, Logging, Telemetry};
+pub use storage::Storage;
 
 /// The whole file.
 #[derive(Debug, Default, Deserialize, Serialize)]
@@ -27,6 +29,7 @@ pub struct File {
     pub auth: Auth,
     pub cache: Cache,
     pub index: Index,
+    pub storage: Storage,
     pub repository: Repositories,
     /// Headers by host.
     pub headers: InOrder<HostHeaders>,
@@ -49,6 +52,11 @@ impl File {
         self.server.tls = None;
         self.auth.htpasswd = None;
         self.proxy.iter_mut().for_each(|proxy| proxy.upstream_ca_bundle = None);
+        if let Some(s3) = &mut self.storage.s3
+            && s3.secret_access_key_file.take().is_some()
+        {
+            s3.access_key_id.clear();
+        }
         for (_, oidc) in &mut self.auth.oidc.0 {
             oidc.server_ca_bundle = None;
             if let Some(login) = &mut oidc.login

@@ -187,6 +187,14 @@ min_free = 1000000007
 ttl = "30d"
 partial_ttl = "90s"
 
+[storage.s3]
+bucket = "images"
+endpoint = "https://s3.example:9000"
+region = "eu-central-1"
+prefix = "caches/larder"
+redirect = true
+tier_size = "40%"
+
 [repository."team/images"]
 namespace = ["a.example", "b.example"]
 hosts = ["mirror.example"]

@@ -4,6 +4,7 @@ mod all;
 mod doors;
 mod index;
 mod slips;
+mod storage;
 mod variables;
 
 use super::tests::parse;
@@ -36,7 +37,7 @@ fn keys_that_do_not_exist() {
         ("[sever]".to_owned(), "1: unknown key `sever`; did you mean `server`?"),
         (
             "[frobnicate]".to_owned(),
-            "1: unknown key `frobnicate`; there are `server`, `auth`, `cache`, `index`, `repository`, `headers`, `warm`, `proxy`, `allowlist`, `admin`, `logging`, `telemetry`",
+            "1: unknown key `frobnicate`; there are `server`, `auth`, `cache`, `index`, `storage`, `repository`, `headers`, `warm`, `proxy`, `allowlist`, `admin`, `logging`, `telemetry`",
         ),
         (
             "[admin]\ntoken = \"geheim\"".to_owned(),

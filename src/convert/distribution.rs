@@ -9,7 +9,8 @@ use super::values;
 use crate::config::origin::Provenance;
 
 const OTHER_LOGIN: &str = "clients log in with [auth.htpasswd] or a certificate; say who may pull in `allow`";
-const ONLY_FILES: &str = "there is no other store than the filesystem yet";
+const ONLY_FILES: &str = "there is no such store: content is in files, and in a bucket if there is [storage.s3]";
+const A_BUCKET: &str = "write [storage.s3] by hand; what is stored there cannot be used";
 
 /// Other keys that its configuration may have, each with the warning about it; an empty one means no warning.
 const NOTES: [(&str, &str); 30] = [
@@ -33,7 +34,7 @@ const NOTES: [(&str, &str); 30] = [
     ("storage.redirect", ""),
     ("storage.tag", ""),
     ("storage.inmemory", ONLY_FILES),
-    ("storage.s3", ONLY_FILES),
+    ("storage.s3", A_BUCKET),
     ("storage.gcs", ONLY_FILES),
     ("storage.azure", ONLY_FILES),
     ("storage.filesystem.maxthreads", ""),

@@ -58,7 +58,7 @@ pub fn convert(documents: Vec<Foreign>, draft: &mut Draft) -> Result<(), Convert
         ("global.update_pull_time", ""),
         ("global.event_webhooks", NO_WEBHOOKS),
         ("event_webhook", NO_WEBHOOKS),
-        ("blob_store", "there is no other store than the filesystem yet"),
+        ("blob_store", "write [storage.s3] by hand for a bucket; what is stored there cannot be used"),
         ("metadata_store", ""),
         ("cache.redis", "there is nothing to share between instances"),
         ("observability", "there is no tracing yet"),

@@ -3,7 +3,7 @@
 use rusqlite::{Transaction, params};
 
 use super::bounds::MAX_VISIBLE;
-use super::{Viewer, Write, listings, names, urls};
+use super::{Generation, Viewer, Write, listings, names, urls};
 use crate::oci::{Digest, MediaType};
 
 /// Makes one write.
@@ -11,9 +11,17 @@ pub fn apply(transaction: &Transaction<'_>, write: Write) -> rusqlite::Result<()
     let run = |sql: &str, values: &[&dyn rusqlite::ToSql]| transaction.prepare_cached(sql)?.execute(values).map(drop);
     match write {
         Write::Object { digest, entry } => run(
-            "INSERT INTO objects (digest, size, media_type, stored_at, last_use) VALUES (?1, ?2, ?3, ?4, ?4) \
-             ON CONFLICT (digest) DO UPDATE SET size = ?2, media_type = coalesce(?3, media_type), last_use = ?4",
-            params![digest.as_raw(), entry.size, entry.media_type.as_ref().map(MediaType::as_str), entry.stored_at.0],
+            "INSERT INTO objects (digest, size, media_type, stored_at, last_use, generation) \
+             VALUES (?1, ?2, ?3, ?4, ?4, ?5) \
+             ON CONFLICT (digest) DO UPDATE SET size = ?2, media_type = coalesce(?3, media_type), last_use = ?4, \
+                 generation = coalesce(?5, generation)",
+            params![
+                digest.as_raw(),
+                entry.size,
+                entry.media_type.as_ref().map(MediaType::as_str),
+                entry.stored_at.0,
+                entry.generation
+            ],
         ),
         Write::Tag { key, entry } => run(
             "INSERT INTO tags (repository, name, tag, digest, media_type, size, checked_at, shelf, is_listed) \
@@ -49,6 +57,30 @@ pub fn apply(transaction: &Transaction<'_>, write: Write) -> rusqlite::Result<()
             run("UPDATE objects SET last_use = ?2 WHERE digest = ?1", params![digest.as_raw(), at.0])
         }
         Write::DropObject { digest } => FORGET.iter().try_for_each(|sql| run(sql, params![digest.as_raw()])),
+        Write::Uploaded { .. } | Write::NotUploaded { .. } | Write::DropUploaded { .. } => {
+            apply_upload(transaction, write)
+        }
+    }
+}
+
+/// Makes a write about what is in the bucket.
+fn apply_upload(transaction: &Transaction<'_>, write: Write) -> rusqlite::Result<()> {
+    const NOTE: &str = "UPDATE objects SET generation = ?2 WHERE digest = ?1 AND generation IS NULL";
+    const TAKE_BACK: &str = "UPDATE objects SET generation = NULL WHERE digest = ?1 AND generation = ?2";
+    const IS_ANOTHER: &str = "SELECT 1 FROM objects WHERE digest = ?1 AND generation IS NOT ?2";
+    let run = |sql: &str, digest: &Digest, generation: &Generation| {
+        transaction.prepare_cached(sql)?.execute(params![digest.as_raw(), generation]).map(drop)
+    };
+    match write {
+        Write::Uploaded { digest, generation } => run(NOTE, &digest, &generation),
+        Write::NotUploaded { digest, generation } => run(TAKE_BACK, &digest, &generation),
+        Write::DropUploaded { digest, generation } => {
+            match transaction.prepare_cached(IS_ANOTHER)?.exists(params![digest.as_raw(), generation])? {
+                true => Ok(()),
+                false => apply(transaction, Write::DropObject { digest }),
+            }
+        }
+        _ => Ok(()),
     }
 }
 

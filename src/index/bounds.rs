@@ -308,7 +308,7 @@ mod tests {
         let index = Sqlite::open(dir.path()).expect("an index");
         index.write(Write::Object {
             digest: digest(1),
-            entry: ObjectEntry { size: 1, media_type: None, stored_at: Timestamp(1) },
+            entry: ObjectEntry { size: 1, media_type: None, stored_at: Timestamp(1), generation: None },
         });
         let key =
             super::super::ListKey { repository: "r".to_owned(), name: "a".to_owned(), page: "tags/list".to_owned() };

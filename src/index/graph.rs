@@ -34,7 +34,7 @@ fn writes() -> impl Strategy<Value = Write> {
     let at = (0..9_i64).prop_map(Timestamp);
     prop_oneof![
         4 => digest.clone().prop_map(|digest| {
-            let entry = ObjectEntry { size: 10, media_type: Some(MediaType::new("m")), stored_at: Timestamp(1) };
+            let entry = ObjectEntry { size: 10, media_type: Some(MediaType::new("m")), stored_at: Timestamp(1), generation: None };
             Write::Object { digest, entry }
         }),
         3 => (key.clone(), digest.clone(), at.clone()).prop_map(|(key, digest, checked_at)| {

@@ -8,6 +8,7 @@ mod apply;
 mod bounds;
 mod catalog;
 mod damage;
+mod generation;
 #[cfg(test)]
 mod graph;
 mod images;
@@ -35,6 +36,7 @@ use std::collections::HashSet;
 use std::time::{Duration, SystemTime};
 
 pub use bounds::Bounds;
+pub use generation::{Generation, NoGeneration};
 pub use images::{ImageOrder, ImagePage, ImageSearch};
 pub use local::LocalIndex;
 pub use postgres::PostgresIndex;
@@ -53,9 +55,21 @@ use crate::oci::{Digest, MediaType, Reference};
 /// The result of a call of an [`Index`].
 pub type Call<'a, T> = BoxFuture<'a, Result<T, IndexError>>;
 
-/// Takes one object of [`Index::objects_by_use`]: its digest, size, last use, and the repositories in which it is
-/// visible, a line each.
-pub type TakeObject = Box<dyn FnMut(Digest, u64, Timestamp, &str) + Send>;
+/// Takes one object of [`Index::objects_by_use`].
+pub type TakeObject = Box<dyn FnMut(UsedObject<'_>) + Send>;
+
+/// An object, as [`Index::objects_by_use`] gives it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UsedObject<'a> {
+    pub digest: Digest,
+    /// In bytes.
+    pub size: u64,
+    pub last_use: Timestamp,
+    /// The repositories in which it is visible, a line each.
+    pub repositories: &'a str,
+    /// Whether its content is in the bucket of `[storage.s3]`.
+    pub is_uploaded: bool,
+}
 
 /// Tells whether the configuration pins a tag.
 pub type IsPinned = Box<dyn Fn(&TagKey) -> bool + Send>;
@@ -256,6 +270,8 @@ pub struct ObjectEntry {
     /// Set for manifests.
     pub media_type: Option<MediaType>,
     pub stored_at: Timestamp,
+    /// The upload by which the content is in the bucket of `[storage.s3]`; `None`: it is not there.
+    pub generation: Option<Generation>,
 }
 
 /// The key of a page of a list: repository prefix, name within it, and the page's path and query below that.
@@ -280,7 +296,7 @@ pub struct Listing {
 #[derive(Debug)]
 #[cfg_attr(test, derive(Clone))]
 pub enum Write {
-    /// The object is in the store.
+    /// The object is in the store. A generation that its row has stays where this write has none.
     Object {
         digest: Digest,
         entry: ObjectEntry,
@@ -330,9 +346,25 @@ pub enum Write {
         digest: Digest,
         at: Timestamp,
     },
-    /// The file of the object is gone.
+    /// The content of the object is gone.
     DropObject {
         digest: Digest,
+    },
+    /// The content of the object is in the bucket by this upload. Noted only if the object has a row, and no other
+    /// upload was noted before.
+    Uploaded {
+        digest: Digest,
+        generation: Generation,
+    },
+    /// What this upload brought is no longer in the bucket, and the file of the object is here.
+    NotUploaded {
+        digest: Digest,
+        generation: Generation,
+    },
+    /// What this upload brought goes, and so does the object, unless another upload was noted meanwhile.
+    DropUploaded {
+        digest: Digest,
+        generation: Generation,
     },
 }
 
@@ -350,7 +382,12 @@ impl Write {
                 return size_of::<Self>() as u64 + listing.weight(key);
             }
             Self::Url { entry, .. } => entry.head.len(),
-            Self::DropUrl { .. } | Self::Used { .. } | Self::DropObject { .. } => 0,
+            Self::DropUrl { .. }
+            | Self::Used { .. }
+            | Self::DropObject { .. }
+            | Self::Uploaded { .. }
+            | Self::NotUploaded { .. }
+            | Self::DropUploaded { .. } => 0,
         };
         (size_of::<Self>() + beside) as u64
     }

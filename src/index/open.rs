@@ -14,7 +14,7 @@ use super::writer::{PATIENCE, Queue, Writer};
 use super::{IndexError, Sqlite, pins};
 use crate::files::{self, FolderLock};
 
-pub(super) const MIGRATIONS: [&str; 10] = [
+pub(super) const MIGRATIONS: [&str; 11] = [
     include_str!("migrations/1.sql"),
     include_str!("migrations/2.sql"),
     include_str!("migrations/3.sql"),
@@ -25,6 +25,7 @@ pub(super) const MIGRATIONS: [&str; 10] = [
     include_str!("migrations/8.sql"),
     include_str!("migrations/9.sql"),
     include_str!("migrations/10.sql"),
+    include_str!("migrations/11.sql"),
 ];
 /// All tables, except SQLite's own and those that follow from these.
 const TABLES: [&str; 8] = ["objects", "tags", "manifests", "visibility", "edges", "pins", "listings", "urls"];

@@ -11,7 +11,7 @@ use rusqlite::{Connection, Transaction, params};
 use super::reach::{Reach, is_root};
 use super::size::{self, Left};
 use super::sqlite::read_digest;
-use super::{IndexError, Sqlite};
+use super::{Generation, IndexError, Sqlite};
 use crate::oci::{Digest, Reference};
 
 /// Rows of one table that go in one step. Each row is in several indexes, at other places of the disk than its
@@ -35,7 +35,7 @@ const SHOWN: &str = "SELECT digest, repository, scope FROM visibility \
 const KNOWN: &str = "SELECT 1 FROM objects WHERE digest = ?1";
 const HIDE: &str = "DELETE FROM visibility WHERE digest = ?1 AND repository = ?2";
 const FORGET: [&str; 3] = [
-    "DELETE FROM objects WHERE digest = ?1 RETURNING size",
+    "DELETE FROM objects WHERE digest = ?1 RETURNING size, generation",
     "DELETE FROM visibility WHERE digest = ?1",
     "DELETE FROM edges WHERE parent = ?1",
 ];
@@ -64,6 +64,8 @@ pub enum Purge {
 pub struct Purged {
     /// All objects that may have a file, also those of which the index had no row.
     pub digests: Vec<Digest>,
+    /// Those of them whose content is in the bucket of `[storage.s3]`, each with its upload.
+    pub uploads: Vec<(Digest, Generation)>,
     /// Objects that the index knew.
     pub objects: u64,
     /// Bytes of these objects.
@@ -86,6 +88,7 @@ impl Purged {
     /// Adds the objects that a further step removed.
     pub fn add(&mut self, step: Self) {
         self.digests.extend(step.digests);
+        self.uploads.extend(step.uploads);
         self.objects += step.objects;
         self.bytes += step.bytes;
         self.rows += step.rows;
@@ -465,10 +468,12 @@ fn forget(
         if is_wanted(digest)? {
             continue;
         }
-        let sizes = object.query_map(params![digest.as_raw()], |row| row.get::<_, u64>(0))?;
-        for size in sizes {
+        let rows = object.query_map(params![digest.as_raw()], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        for row in rows {
+            let (size, generation): (u64, Option<Generation>) = row?;
             purged.objects += 1;
-            purged.bytes += size?;
+            purged.bytes += size;
+            purged.uploads.extend(generation.map(|generation| (*digest, generation)));
         }
         visibility.execute(params![digest.as_raw()])?;
         edges.execute(params![digest.as_raw()])?;

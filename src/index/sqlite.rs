@@ -11,7 +11,7 @@ use super::damage::{identity, mark_damaged, mark_if_damaged, remove_aside};
 use super::queue::Task;
 use super::size;
 use super::writer::{Change, Queue};
-use super::{Bounds, IndexError, ObjectEntry, TagEntry, TagKey, Timestamp, Totals, Viewer, Write};
+use super::{Bounds, IndexError, ObjectEntry, TagEntry, TagKey, Timestamp, Totals, UsedObject, Viewer, Write};
 use crate::oci::{Digest, MediaType};
 
 /// Reading connections.
@@ -128,7 +128,7 @@ impl Sqlite {
 
     /// Returns what is known about an object in the store.
     pub fn object(&self, digest: &Digest) -> Result<Option<ObjectEntry>, IndexError> {
-        const SQL: &str = "SELECT size, media_type, stored_at FROM objects WHERE digest = ?1";
+        const SQL: &str = "SELECT size, media_type, stored_at, generation FROM objects WHERE digest = ?1";
         self.readers.with(|connection| {
             let mut statement = connection.prepare_cached(SQL)?;
             let row = statement.query_row(params![digest.as_raw()], |row| {
@@ -136,6 +136,7 @@ impl Sqlite {
                     size: row.get(0)?,
                     media_type: row.get::<_, Option<String>>(1)?.map(MediaType::new),
                     stored_at: Timestamp(row.get(2)?),
+                    generation: row.get(3)?,
                 })
             });
             row.optional()
@@ -150,22 +151,28 @@ impl Sqlite {
         })
     }
 
-    /// Gives all objects to `each`, the least recently used first: digest, size, last use and, with
-    /// `with_repositories`, the repositories in which the object is visible, a line each.
+    /// Gives all objects to `each`, the least recently used first; with the repositories in which the object is visible,
+    /// if `with_repositories`.
     pub fn objects_by_use(
         &self,
         with_repositories: bool,
-        mut each: impl FnMut(Digest, u64, Timestamp, &str),
+        mut each: impl FnMut(UsedObject<'_>),
     ) -> Result<(), IndexError> {
-        const PLAIN: &str = "SELECT digest, size, last_use, '' FROM objects ORDER BY last_use";
+        const PLAIN: &str = "SELECT digest, size, last_use, '', generation IS NOT NULL FROM objects ORDER BY last_use";
         const WITH_REPOSITORIES: &str = "SELECT digest, size, last_use, coalesce((SELECT group_concat(repository, char(10)) \
-             FROM visibility WHERE visibility.digest = objects.digest), '') FROM objects ORDER BY last_use";
+             FROM visibility WHERE visibility.digest = objects.digest), ''), generation IS NOT NULL \
+             FROM objects ORDER BY last_use";
         self.readers.with(|connection| {
             let mut statement = connection.prepare(if with_repositories { WITH_REPOSITORIES } else { PLAIN })?;
             let mut rows = statement.query([])?;
             while let Some(row) = rows.next()? {
-                let repositories = row.get_ref(3)?.as_str()?;
-                each(read_digest(row)?, row.get(1)?, Timestamp(row.get(2)?), repositories);
+                each(UsedObject {
+                    digest: read_digest(row)?,
+                    size: row.get(1)?,
+                    last_use: Timestamp(row.get(2)?),
+                    repositories: row.get_ref(3)?.as_str()?,
+                    is_uploaded: row.get(4)?,
+                });
             }
             Ok(())
         })

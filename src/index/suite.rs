@@ -32,7 +32,7 @@ fn tag_entry(digest: Digest) -> TagEntry {
 }
 
 fn object_entry() -> ObjectEntry {
-    ObjectEntry { size: 10, media_type: Some(MediaType::new("m")), stored_at: Timestamp(1) }
+    ObjectEntry { size: 10, media_type: Some(MediaType::new("m")), stored_at: Timestamp(1), generation: None }
 }
 
 fn pin(tag: &str) -> ImageName {
@@ -152,8 +152,10 @@ async fn objects_come_by_their_use_and_with_who_may_see_them() {
         for with_repositories in [false, true] {
             let found = Arc::new(Mutex::new(Vec::new()));
             let all = found.clone();
-            let each: TakeObject = Box::new(move |digest, size, at, repositories| {
-                all.lock().expect("no panic").push((digest, size, at, repositories.to_owned()));
+            let each: TakeObject = Box::new(move |object| {
+                let UsedObject { digest, size, last_use, repositories, is_uploaded } = object;
+                all.lock().expect("no panic").push((digest, size, last_use, repositories.to_owned()));
+                assert!(!is_uploaded);
             });
             index.objects_by_use(with_repositories, each).await.expect("read");
             let seen_by = if with_repositories { "r" } else { "" };
@@ -186,6 +188,58 @@ async fn a_purge_takes_what_nothing_else_leads_to() {
     }
 }
 
+/// The uploads that the index names for these objects.
+async fn uploads_of(index: &dyn Index, bytes: &[u8]) -> Vec<Option<Generation>> {
+    let mut uploads = Vec::new();
+    for &byte in bytes {
+        uploads.push(index.object(&object(byte)).await.expect("read").and_then(|entry| entry.generation));
+    }
+    uploads
+}
+
+#[tokio::test]
+async fn the_first_upload_of_an_object_counts_and_goes_only_by_its_own_number() {
+    let (_dirs, indexes) = indexes();
+    let [first, second] = [(); 2].map(|()| Generation::new().expect("random numbers"));
+    for index in &indexes {
+        put_image(&**index, "a", 1, &[2, 3]).await;
+        let uploaded = |byte, generation| Write::Uploaded { digest: object(byte), generation };
+        // Of an object without a row nothing is noted: it was purged while its upload ran.
+        let writes = vec![uploaded(2, first), uploaded(2, second), uploaded(3, second), uploaded(9, first)];
+        index.apply(writes).await.expect("queued");
+        // The object comes in once more, from upstream.
+        index.note(Write::Object { digest: object(2), entry: object_entry() });
+        index.flush().await.expect("written");
+        assert_eq!(uploads_of(&**index, &[1, 2, 3, 9]).await, [None, Some(first), Some(second), None]);
+
+        let not_uploaded = |byte, generation| Write::NotUploaded { digest: object(byte), generation };
+        index.apply(vec![not_uploaded(2, second), not_uploaded(3, second)]).await.expect("queued");
+        index.flush().await.expect("written");
+        assert_eq!(uploads_of(&**index, &[2, 3]).await, [Some(first), None]);
+
+        index.apply(vec![Write::DropUploaded { digest: object(2), generation: second }]).await.expect("queued");
+        index.flush().await.expect("written");
+        assert_eq!(uploads_of(&**index, &[2]).await, [Some(first)], "another upload than the one that goes");
+        index.apply(vec![Write::DropUploaded { digest: object(2), generation: first }]).await.expect("queued");
+        index.flush().await.expect("written");
+        assert_eq!(index.object(&object(2)).await.expect("read"), None);
+        assert!(!index.is_visible(&Viewer::own("r"), &object(2)).await.expect("read"));
+    }
+}
+
+#[tokio::test]
+async fn a_purge_tells_which_uploads_belong_to_what_it_took_out() {
+    let (_dirs, indexes) = indexes();
+    let generation = Generation::new().expect("random numbers");
+    for index in &indexes {
+        put_image(&**index, "a", 1, &[2, 3]).await;
+        index.apply(vec![Write::Uploaded { digest: object(3), generation }]).await.expect("queued");
+        let steps: Vec<_> = index.purge(Purge::All).try_collect().await.expect("purged");
+        let uploads: Vec<_> = steps.iter().flat_map(|step| step.uploads.iter().copied()).collect();
+        assert_eq!(uploads, [(object(3), generation)]);
+    }
+}
+
 #[tokio::test]
 async fn changes_of_requests_never_wait_and_those_of_upkeep_are_never_dropped() {
     const MANY: u32 = 60_000;
@@ -206,10 +260,10 @@ async fn changes_of_requests_never_wait_and_those_of_upkeep_are_never_dropped() 
         index.flush().await.expect("written");
         let count = Arc::new(Mutex::new((0, 0)));
         let counted = count.clone();
-        let each: TakeObject = Box::new(move |_, _, at, _| {
+        let each: TakeObject = Box::new(move |object| {
             let mut count = counted.lock().expect("no panic");
             count.0 += 1;
-            count.1 += u64::from(at == Timestamp(USED));
+            count.1 += u64::from(object.last_use == Timestamp(USED));
         });
         index.objects_by_use(false, each).await.expect("read");
         let (objects, used) = *count.lock().expect("no panic");

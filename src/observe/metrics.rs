@@ -91,6 +91,14 @@ impl<L: Clone + std::hash::Hash + Eq> Default for HeadTimes<L> {
     }
 }
 
+/// The labels of requests to the bucket.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct S3Labels {
+    operation: &'static str,
+    /// The status code, or the failure because of which there is none.
+    result: String,
+}
+
 /// The label of responses.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct StatusLabel {
@@ -117,6 +125,16 @@ pub struct Metrics {
     pub(super) quota_limit: Family<AccountLabels, Gauge>,
     pub(super) quota_remaining: Family<AccountLabels, Gauge>,
     pub upstream_requests: Family<UpstreamLabels, Counter>,
+    pub(super) s3_requests: Family<S3Labels, Counter>,
+    /// Content that was sent to the bucket.
+    pub s3_bytes_sent: Counter,
+    /// Content that came from the bucket.
+    pub s3_bytes_received: Counter,
+    /// Objects in the bucket, and their bytes.
+    pub s3_objects: Gauge<i64>,
+    pub s3_bytes: Gauge<i64>,
+    /// Objects that wait for their upload, or are being uploaded.
+    pub s3_uploads_waiting: Gauge,
     pub fills_started: Counter,
     pub fills_running: Gauge,
     /// Requests that joined a fill that another request had begun.
@@ -216,6 +234,11 @@ impl Metrics {
         self.upstream_requests.get_or_create(&labels).inc();
         let labels = HeadLabels { upstream: upstream.to_owned(), result: class };
         self.upstream_times.0.get_or_create(&labels).observe(took.as_secs_f64());
+    }
+
+    /// Counts one request to the bucket.
+    pub fn asked_s3(&self, operation: &'static str, result: String) {
+        self.s3_requests.get_or_create(&S3Labels { operation, result }).inc();
     }
 
     /// Sets the rate limit of an upstream, and what is left of it.

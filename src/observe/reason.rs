@@ -12,6 +12,8 @@ use crate::failure::Failure;
 pub enum Hit {
     /// Content under a digest, which never changes.
     Stored,
+    /// The same, in the bucket of `[storage.s3]` and not in the cache directory.
+    Storage,
     /// The tag or list is younger than `max_age`.
     Fresh { until: SystemTime },
     /// `immutable_tags`: the tag is never checked again.
@@ -107,6 +109,7 @@ impl Hit {
     pub fn code(self) -> &'static str {
         match self {
             Self::Stored => "stored",
+            Self::Storage => "storage",
             Self::Fresh { .. } => "fresh",
             Self::Immutable => "immutable",
             Self::Aging => "stale_while_revalidate",
@@ -120,6 +123,7 @@ impl Hit {
     fn text(self) -> String {
         let text = match self {
             Self::Stored => "it is in the cache, and content under a digest never changes",
+            Self::Storage => "it is in the bucket, from which it comes back, and content under a digest never changes",
             Self::Fresh { until } => {
                 return format!("it is in the cache, and fresh by max_age until {}", clock_time(until));
             }
@@ -186,6 +190,7 @@ mod tests {
         let until = SystemTime::UNIX_EPOCH;
         let hits = [
             Hit::Stored,
+            Hit::Storage,
             Hit::Fresh { until },
             Hit::Immutable,
             Hit::Aging,

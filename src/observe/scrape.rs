@@ -52,6 +52,7 @@ impl Scraped {
         larder.register("build", "The running program", Info::new(build));
         traffic(larder, metrics);
         upstreams(larder, metrics, &self.upstreams);
+        bucket(larder, metrics);
         cache(larder, metrics);
         instance(larder, metrics);
         if let Some(process) = &self.process {
@@ -85,6 +86,18 @@ fn upstreams(r: &mut Registry, metrics: &Metrics, known: &BTreeMap<(String, Stri
     r.register("upstream_up", "Whether an upstream answered when it was last asked", up);
     r.register("upstream_ratelimit_limit", "Pulls in a window that an upstream allows", metrics.quota_limit.clone());
     r.register("upstream_ratelimit_remaining", "Pulls that are left of it", metrics.quota_remaining.clone());
+}
+
+fn bucket(r: &mut Registry, metrics: &Metrics) {
+    let about = "Requests sent to the bucket of [storage.s3] by operation and result";
+    r.register("s3_requests", about, metrics.s3_requests.clone());
+    r.register_with_unit("s3_sent", "Content sent to the bucket", Unit::Bytes, metrics.s3_bytes_sent.clone());
+    let about = "Content received from the bucket";
+    r.register_with_unit("s3_received", about, Unit::Bytes, metrics.s3_bytes_received.clone());
+    r.register("s3_objects", "Objects in the bucket", metrics.s3_objects.clone());
+    r.register_with_unit("s3", "Size of the objects in the bucket", Unit::Bytes, metrics.s3_bytes.clone());
+    let about = "Objects that wait for their upload to the bucket, or are being uploaded";
+    r.register("s3_uploads_waiting", about, metrics.s3_uploads_waiting.clone());
 }
 
 fn cache(r: &mut Registry, metrics: &Metrics) {

@@ -179,7 +179,7 @@ impl Proxy {
                 BeforeRequest::Stale { matches: true, .. } => false,
                 BeforeRequest::Stale { .. } => continue,
             };
-            match self.cache.stored(&entry.digest).await {
+            match self.cache.recalled(&entry.digest).await {
                 Ok(Some(content)) => return Some((StoredCopy { entry: entry.clone(), head, content }, is_fresh)),
                 Ok(None) => self.cache.drop_url(*key, entry.variant).await,
                 Err(failure) => tracing::debug!(%failure, "a stored answer cannot be read"),

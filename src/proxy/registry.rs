@@ -50,7 +50,8 @@ impl Proxy {
 
         // A server that is no registry may have something else at these paths.
         let is_list = matches!(object, Object::Tags | Object::Referrers(_));
-        let target = Target { repository, name, who, is_by_tag: false, client: counted_client(request) };
+        let target =
+            Target { repository, name, who, is_by_tag: false, may_redirect: false, client: counted_client(request) };
         observation.found(target.repository.counters.clone(), kind_of(object), reference_of(&target, object));
         if matches!(object, Object::Upload) {
             return Ok(None);

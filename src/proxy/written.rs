@@ -55,7 +55,8 @@ impl Proxy {
         };
         self.objects.written.note_tag(repository.prefix(), name.as_str(), tag.as_str());
         let shelves = repository.config.shelves();
-        let target = Target { repository, name, who: Who::Anonymous, is_by_tag: false, client: None };
+        let target =
+            Target { repository, name, who: Who::Anonymous, is_by_tag: false, may_redirect: false, client: None };
         for shelf in shelves {
             self.cache.drop_tag(TagKey { shelf, ..target.tag_key(&tag) });
         }

@@ -60,6 +60,9 @@ impl Blobs {
             self.consent.confirm(target, StoredObject::Blob(size), &digest).await.map_err(&refuse)?;
             return self.answer_hit(request, target, &digest, (size, content)).await;
         }
+        if let Some(found) = self.cache.in_bucket(&digest).await {
+            return self.answer_from_bucket(request, target, found).await;
+        }
         if request.method == Method::HEAD {
             return self.head_blob(target, &digest).await.map_err(&refuse);
         }
@@ -211,7 +214,7 @@ impl Blobs {
 
     /// Checks that the upstream also has under `/blobs/` an object that it sent as a manifest: some registries do,
     /// others do not (distribution#4812). If the upstream cannot be asked, the client gets the object.
-    async fn has_as_blob(&self, target: &Target, digest: &Digest) -> Result<(), Failure> {
+    pub(super) async fn has_as_blob(&self, target: &Target, digest: &Digest) -> Result<(), Failure> {
         let page = format!("blobs/{digest}");
         self.absences.recall(target, &page)?;
         match self.size_at_upstream(target, digest).await {
@@ -271,7 +274,7 @@ impl Blobs {
 }
 
 /// Returns the content as the request's socket can take it: HTTP/2 and TLS look at the bytes before they send them.
-fn for_socket(request: &Parts, content: Content) -> Content {
+pub(super) fn for_socket(request: &Parts, content: Content) -> Content {
     let is_looked_at = request.version == Version::HTTP_2 || is_secure(request);
     if is_looked_at { content.unmapped() } else { content }
 }

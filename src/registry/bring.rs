@@ -79,10 +79,14 @@ impl Blobs {
     /// Returns the size of a blob that is in the cache, once the upstream has agreed that this repository shows it;
     /// `None` if it is not in the cache.
     async fn confirmed(&self, target: &Target, digest: &Digest) -> Result<Option<u64>, Failure> {
-        let Some(content) = self.at_hand(target, digest).await else {
-            return Ok(None);
+        let size = match self.at_hand(target, digest).await {
+            Some(content) => content?.0,
+            // What is in the bucket is in the cache.
+            None => match self.cache.in_bucket(digest).await {
+                Some(found) => found.size,
+                None => return Ok(None),
+            },
         };
-        let (size, _) = content?;
         self.consent.confirm(target, StoredObject::Blob(size), digest).await?;
         Ok(Some(size))
     }

@@ -8,6 +8,7 @@ mod bring;
 mod catalog;
 pub mod explain;
 mod heads;
+mod in_bucket;
 mod lists;
 mod login;
 mod manifests;

@@ -276,7 +276,7 @@ impl Routing {
         let is_one_part = !name.as_str().contains('/');
         let name =
             if repository.config.implies_library && is_one_part { format!("library/{name}").parse()? } else { name };
-        Ok(Target { repository, name, who: Who::Larder, is_by_tag: false, client: None })
+        Ok(Target { repository, name, who: Who::Larder, is_by_tag: false, may_redirect: true, client: None })
     }
 }
 

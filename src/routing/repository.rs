@@ -52,6 +52,8 @@ pub struct Target {
     pub who: Who,
     /// Whether a scope that matches only with the tag led here.
     pub is_by_tag: bool,
+    /// Whether the client may be sent elsewhere for a blob: not at the proxy door, where it asked another host.
+    pub may_redirect: bool,
     /// The address by which the client is counted.
     pub client: Option<IpAddr>,
 }

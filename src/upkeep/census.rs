@@ -123,7 +123,7 @@ impl Upkeep {
         let stored_at = Timestamp::from_system_time(since);
         let outline = read_outline(store, &digest, size).await;
         let media_type = outline.as_ref().map(|(media_type, _)| media_type.clone());
-        let entry = ObjectEntry { size, media_type, stored_at };
+        let entry = ObjectEntry { size, media_type, stored_at, generation: None };
         let mut writes = vec![Write::Object { digest, entry }, Write::Used { digest, at: Timestamp::now() }];
         if let Some((_, children)) = outline {
             writes.push(Write::Edges { parent: digest, children });

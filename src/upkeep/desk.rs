@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::clock::{Seconds, now};
+use super::leaving::Leaving;
 use super::ledger::{Ledger, Shortage};
 use super::limits::Limits;
 use super::mail::{Census, Message, closed};
@@ -16,6 +17,7 @@ use crate::config::{Amount, Config};
 use crate::index::{Bounds, Index, IndexError, TagKey, Timestamp, Write};
 use crate::observe::Metrics;
 use crate::oci::Digest;
+use crate::s3::{Bucket, Upload};
 use crate::spool::Spool;
 use crate::store::{Capacity, Store};
 use crate::work::Pool;
@@ -49,6 +51,8 @@ pub struct Parts {
     pub cached: Arc<dyn Cached>,
     /// For blocking work.
     pub pool: Pool,
+    /// Where content is kept beside the store; `None`: nowhere.
+    pub bucket: Option<Bucket>,
     pub metrics: Arc<Metrics>,
 }
 
@@ -69,11 +73,13 @@ pub struct Upkeep {
     mailbox: mpsc::Sender<Message>,
     /// The receiver of the mailbox, until the task takes it.
     received: Mutex<Option<mpsc::Receiver<Message>>>,
+    /// Uploads that are to be deleted.
+    leaving: Leaving,
 }
 
 /// Returns what the index may hold in a cache of this configuration, on a filesystem of `total` bytes.
 pub fn bounds(config: &Config, total: u64) -> Bounds {
-    bounds_of(config.cache.max_size, total)
+    bounds_of(Limits::new(config, config.s3.is_some()).disk_size, total)
 }
 
 fn bounds_of(max_size: Amount, total: u64) -> Bounds {
@@ -113,7 +119,7 @@ impl Drop for Lease {
 impl Upkeep {
     /// Creates the upkeep of a cache; [`super::run`] is its task.
     pub fn new(config: &Config, parts: Parts) -> Self {
-        let limits = Arc::new(Limits::new(config));
+        let limits = Arc::new(Limits::new(config, parts.bucket.is_some()));
         let (mailbox, received) = mpsc::channel(MESSAGES);
         Self {
             parts,
@@ -124,6 +130,7 @@ impl Upkeep {
             loaded: watch::Sender::new(false),
             mailbox,
             received: Mutex::new(Some(received)),
+            leaving: Leaving::default(),
         }
     }
 
@@ -170,6 +177,19 @@ impl Upkeep {
             let class = ledger.limits().classes.of(repository);
             ledger.raise(digest, class, now());
         }
+    }
+
+    /// Notes that the content of an object is in the bucket, too.
+    pub fn uploaded(&self, digest: &Digest, size: u64) {
+        self.ledger().uploaded(*digest, size, now());
+        self.publish_totals();
+    }
+
+    /// Notes that an object that is in the bucket has a file here again.
+    pub fn has_file(&self, digest: &Digest) {
+        self.ledger().take_in_file(digest);
+        self.used(digest);
+        self.publish_totals();
     }
 
     /// Notes that an object was read.
@@ -257,7 +277,8 @@ impl Upkeep {
     pub async fn configure(&self, config: &Config) {
         let is_read_anew = {
             let mut ledger = self.ledger();
-            let is_read_anew = ledger.set_limits(Arc::new(Limits::new(config)));
+            let limits = Limits::new(config, self.parts.bucket.is_some());
+            let is_read_anew = ledger.set_limits(Arc::new(limits));
             if is_read_anew {
                 self.loaded.send_replace(false);
             }
@@ -289,8 +310,29 @@ impl Upkeep {
         let _ = self.loaded.subscribe().wait_for(|loaded| *loaded).await;
     }
 
-    /// Takes a bad object out: its row, then its file.
+    /// Returns whether the content of an object is in the bucket.
+    pub fn is_uploaded(&self, digest: &Digest) -> bool {
+        self.ledger().is_uploaded(digest)
+    }
+
+    /// Returns objects that are not in the bucket yet and have a file here.
+    pub fn not_yet_uploaded(&self, most: usize) -> Vec<Digest> {
+        self.ledger().not_yet_uploaded(most)
+    }
+
+    /// Takes a bad object out: its row, then its file. If it is in the bucket, too, only the file is bad.
     pub async fn discard(&self, digest: &Digest) -> io::Result<()> {
+        let is_copy = {
+            let mut ledger = self.ledger();
+            let is_copy = ledger.is_uploaded(digest);
+            if is_copy {
+                ledger.remove_file(digest);
+            }
+            is_copy
+        };
+        if is_copy {
+            return self.parts.store.remove(std::slice::from_ref(digest)).await;
+        }
         self.removed(std::slice::from_ref(digest), false);
         self.forget(std::slice::from_ref(digest)).await;
         self.parts.store.remove(std::slice::from_ref(digest)).await
@@ -320,6 +362,32 @@ impl Upkeep {
         }
     }
 
+    /// Forgets objects that are in the bucket, and have what their uploads brought deleted. An object of which the index
+    /// names no upload, or another one than this meanwhile, stays.
+    pub(super) async fn forget_uploaded(&self, digests: &[Digest]) {
+        let (mut writes, mut uploads) = (Vec::new(), Vec::new());
+        for &digest in digests {
+            let generation = match self.parts.index.object(&digest).await {
+                Ok(entry) => entry.and_then(|entry| entry.generation),
+                Err(error) => {
+                    tracing::warn!(%digest, %error, "what the bucket has of an object cannot be found out; it stays");
+                    None
+                }
+            };
+            if let Some(generation) = generation {
+                writes.push(Write::DropUploaded { digest, generation });
+                uploads.push(Upload { digest, generation });
+            }
+        }
+        self.apply(writes).await;
+        self.parts.cached.gone(&digests.iter().copied().collect());
+        self.leaving.add(uploads);
+    }
+
+    pub(super) fn leaving(&self) -> &Leaving {
+        &self.leaving
+    }
+
     pub(super) fn ledger(&self) -> MutexGuard<'_, Ledger> {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -343,14 +411,17 @@ impl Upkeep {
 
     /// Sets the bounds of the index, which follow from the room that there is for all.
     pub(super) fn bound_index(&self, total: u64) {
-        let max_size = self.ledger().limits().max_size;
+        let max_size = self.ledger().limits().disk_size;
         self.parts.index.keep_within(bounds_of(max_size, total));
     }
 
     /// Writes the count and bytes of stored objects to the metrics.
     pub(super) fn publish_totals(&self) {
         let (objects, bytes) = self.ledger().totals();
+        let (in_bucket, bucket_bytes) = self.ledger().bucket_totals();
         self.parts.metrics.cache_objects.set(i64::try_from(objects).unwrap_or(i64::MAX));
         self.parts.metrics.cache_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+        self.parts.metrics.s3_objects.set(i64::try_from(in_bucket).unwrap_or(i64::MAX));
+        self.parts.metrics.s3_bytes.set(i64::try_from(bucket_bytes).unwrap_or(i64::MAX));
     }
 }

@@ -171,6 +171,17 @@ impl Evictor {
         self.position(digest).is_some()
     }
 
+    /// Returns the size, the class and the last use of an object.
+    pub fn find(&self, digest: &Digest) -> Option<(u64, Class, Seconds)> {
+        let entry = &self.entries[self.position(digest)? as usize];
+        Some((entry.size, entry.class, entry.last_use))
+    }
+
+    /// Returns all objects, in no order.
+    pub fn digests(&self) -> impl Iterator<Item = &Digest> {
+        self.positions.iter().map(|&at| &self.entries[at as usize].digest)
+    }
+
     /// Takes out the least recently used objects until `bytes` of disk are free, but at most `most` objects. Busy
     /// objects count as used now.
     pub fn make_room(

@@ -43,6 +43,8 @@ pub(super) struct Keeper {
     is_expiring: bool,
     /// Whether there may be more than the limits allow.
     is_shrinking: bool,
+    /// The same for the bucket, where objects may have to expire, too.
+    is_shrinking_bucket: bool,
     /// Bytes and objects that are still to go in addition to those needed.
     spare: (u64, usize),
     /// The limit that objects last had to go for.
@@ -59,6 +61,7 @@ impl Keeper {
             countings: VecDeque::new(),
             is_expiring: false,
             is_shrinking: false,
+            is_shrinking_bucket: false,
             spare: (0, 0),
             why: Why::default(),
             gone: Gone::default(),
@@ -144,10 +147,14 @@ impl Keeper {
     async fn read_objects(&self) -> Result<(), IndexError> {
         let upkeep = self.upkeep.clone();
         let by_repository = upkeep.ledger().limits().classes.count() > 1;
-        let each: TakeObject = Box::new(move |digest, size, last_use, repositories| {
+        let each: TakeObject = Box::new(move |object| {
             let mut ledger = upkeep.ledger();
-            let class = ledger.limits().classes.longest(repositories);
-            ledger.known(digest, size, class, past(last_use));
+            let class = ledger.limits().classes.longest(object.repositories);
+            // Without a bucket, what was in one counts as a file, until the comparison with the files.
+            match object.is_uploaded && ledger.has_bucket() {
+                true => ledger.known_uploaded(object.digest, object.size, class, past(object.last_use)),
+                false => ledger.known(object.digest, object.size, class, past(object.last_use)),
+            }
         });
         self.upkeep.parts().index.objects_by_use(by_repository, each).await
     }
@@ -164,6 +171,7 @@ impl Keeper {
         self.look_again().await;
         self.is_expiring = true;
         self.is_shrinking = true;
+        self.is_shrinking_bucket = true;
     }
 
     /// Takes one step of the work that the task does of its own accord. Returns whether there may be more.
@@ -177,6 +185,10 @@ impl Keeper {
                 self.failed("the cache cannot be kept within its limits", &error);
                 (self.is_shrinking, self.spare) = (false, (0, 0));
             }
+            return true;
+        }
+        if self.is_shrinking_bucket {
+            self.is_shrinking_bucket = self.shrink_bucket().await;
             return true;
         }
         let Some(counting) = self.countings.front_mut() else {
@@ -308,11 +320,52 @@ impl Keeper {
     }
 
     /// Removes rows first, then files. A reader that has a file open goes on reading. `bytes`: what the objects have
-    /// together.
-    async fn evict(&mut self, victims: &[Digest], bytes: u64, why: Why) {
+    /// together. Of an object that is in the bucket, only the file goes.
+    async fn evict(&mut self, files: &[Digest], bytes: u64, why: Why) {
+        let (copies, copied, victims) = self.upkeep.ledger().part_files(files);
+        self.remove_files(&copies).await;
         if victims.is_empty() {
+            self.upkeep.publish_totals();
             return;
         }
+        self.tell_of(&victims, bytes.saturating_sub(copied), why).await;
+        self.upkeep.forget(&victims).await;
+        self.remove_files(&victims).await;
+        self.upkeep.parts().metrics.evictions.inc_by(victims.len() as u64);
+        self.upkeep.publish_totals();
+    }
+
+    /// Takes a step of taking out of the bucket what expires or is beyond the limit. Returns whether there may be more.
+    async fn shrink_bucket(&mut self) -> bool {
+        let (expired, evicted, bytes) = {
+            let leases = self.upkeep.leases();
+            self.upkeep.ledger().shrink_bucket(STEP, now(), |digest| leases.contains_key(digest))
+        };
+        for (victims, bytes, why) in [(&expired, 0, Why::Ttl), (&evicted, bytes, Why::MaxSize)] {
+            if !victims.is_empty() {
+                self.tell_of(victims, bytes, why).await;
+                self.upkeep.forget_uploaded(victims).await;
+                self.upkeep.ledger().remove(victims);
+                self.remove_files(victims).await;
+                self.upkeep.parts().metrics.evictions.inc_by(victims.len() as u64);
+            }
+        }
+        self.upkeep.publish_totals();
+        expired.len() + evicted.len() >= STEP
+    }
+
+    async fn remove_files(&self, files: &[Digest]) {
+        if files.is_empty() {
+            return;
+        }
+        if let Err(error) = self.upkeep.parts().store.remove(files).await {
+            self.upkeep.parts().metrics.errors.inc();
+            tracing::error!(%error, "cannot remove an object; the next comparison with the files takes it in again");
+        }
+    }
+
+    /// Notes for the log what goes, and why.
+    async fn tell_of(&mut self, victims: &[Digest], bytes: u64, why: Why) {
         // Names are for people only: without them, the objects go all the same.
         let names = match self.gone.wants_names(why) {
             true => Some(self.upkeep.parts().index.names(victims.to_vec()).await),
@@ -323,13 +376,6 @@ impl Keeper {
         if has_failed {
             self.gone.give_up_names();
         }
-        self.upkeep.forget(victims).await;
-        if let Err(error) = self.upkeep.parts().store.remove(victims).await {
-            self.upkeep.parts().metrics.errors.inc();
-            tracing::error!(%error, "cannot remove an object; the next comparison with the files takes it in again");
-        }
-        self.upkeep.parts().metrics.evictions.inc_by(victims.len() as u64);
-        self.upkeep.publish_totals();
     }
 
     /// Returns the present state of the disk, and the downloads that no fill continues.

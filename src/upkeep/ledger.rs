@@ -38,9 +38,11 @@ pub struct Look {
 
 /// What is stored, what is reserved, and what is allowed.
 pub struct Ledger {
-    evictor: Evictor,
+    pub(super) evictor: Evictor,
+    /// The objects in the bucket, whether or not they have a file here; `None`: there is no bucket.
+    pub(super) bucket: Option<Evictor>,
     /// Objects that must never go, stored or not.
-    pinned: HashSet<Digest>,
+    pub(super) pinned: HashSet<Digest>,
     /// Whether images are pinned by name, known or not.
     has_named_pins: bool,
     limits: Arc<Limits>,
@@ -65,11 +67,13 @@ pub struct Shortage {
     pub free: u64,
     /// What has to stay free.
     pub min_free: u64,
+    /// The key that limits what files take.
+    pub key: &'static str,
 }
 
 impl std::fmt::Display for Shortage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { missing, free, min_free } = self;
+        let Self { missing, free, min_free, key } = self;
         if free < min_free {
             write!(
                 f,
@@ -77,10 +81,7 @@ impl std::fmt::Display for Shortage {
             )?;
             write!(f, "nothing more can be evicted; make room for {missing} bytes, or set cache.min_free lower")
         } else {
-            write!(
-                f,
-                "cache.max_size is used up by what may not be evicted; raise it by {missing} bytes, or unpin images"
-            )
+            write!(f, "{key} is used up by what may not be evicted; raise it by {missing} bytes, or unpin images")
         }
     }
 }
@@ -101,6 +102,7 @@ impl Ledger {
     pub fn new(limits: Arc<Limits>) -> Self {
         Self {
             evictor: Evictor::new(limits.classes.count()),
+            bucket: limits.bucket_size.map(|_| Evictor::new(limits.classes.count())),
             pinned: HashSet::new(),
             has_named_pins: false,
             limits,
@@ -123,6 +125,7 @@ impl Ledger {
         if is_read_anew {
             self.is_loaded = false;
             self.evictor = Evictor::new(limits.classes.count());
+            self.bucket = self.bucket.as_ref().map(|_| Evictor::new(limits.classes.count()));
         }
         self.limits = limits;
         is_read_anew
@@ -138,7 +141,7 @@ impl Ledger {
         self.is_loaded = true;
     }
 
-    /// Returns the count and the bytes of the stored objects.
+    /// Returns the count and the bytes of the objects that have a file here.
     pub fn totals(&self) -> (usize, u64) {
         (self.evictor.objects(), self.evictor.bytes())
     }
@@ -147,7 +150,8 @@ impl Ledger {
 
     /// Notes that an object came in.
     pub fn stored(&mut self, digest: Digest, size: u64, class: Class, now: Seconds) {
-        let is_pinned = self.pinned.contains(&digest);
+        // What is in the bucket, too, may go from here.
+        let is_pinned = self.pinned.contains(&digest) && !self.is_uploaded(&digest);
         self.evictor.insert(digest, size, now, class, is_pinned);
     }
 
@@ -161,23 +165,27 @@ impl Ledger {
     /// Notes that an object is to be kept at least as long as `class` says.
     pub fn raise(&mut self, digest: &Digest, class: Class, now: Seconds) {
         self.evictor.raise(digest, class, now);
+        self.bucket.iter_mut().for_each(|bucket| bucket.raise(digest, class, now));
     }
 
     /// Notes that an object was used. Returns when it was used before; `None` if the object is not known.
     pub fn touch(&mut self, digest: &Digest, now: Seconds) -> Option<Seconds> {
-        self.evictor.touch(digest, now)
+        let before = self.evictor.touch(digest, now);
+        self.bucket.as_mut().and_then(|bucket| bucket.touch(digest, now)).or(before)
     }
 
     /// Forgets objects.
     pub fn remove(&mut self, digests: &[Digest]) {
         for digest in digests {
             self.evictor.remove(digest);
+            self.bucket.iter_mut().for_each(|bucket| _ = bucket.remove(digest));
         }
     }
 
     /// Forgets all objects.
     pub fn clear(&mut self) {
         self.evictor.clear();
+        self.bucket.iter_mut().for_each(Evictor::clear);
     }
 
     /// Begins a comparison with the files.
@@ -187,12 +195,15 @@ impl Ledger {
 
     /// Notes that an object's file was found. Returns the size with which the object was known.
     pub fn seen(&mut self, digest: &Digest) -> Option<u64> {
-        self.evictor.seen(digest)
+        self.evictor.seen(digest).or_else(|| self.take_in_file(digest))
     }
 
     /// Returns the objects that were not found since the census began; with `is_removed`, they are forgotten.
     pub fn end_census(&mut self, is_removed: bool) -> Vec<Digest> {
-        self.evictor.end_census(is_removed)
+        let mut missing = self.evictor.end_census(is_removed);
+        // What is in the bucket need not have a file.
+        missing.retain(|digest| !self.is_uploaded(digest));
+        missing
     }
 
     // Pinned objects.
@@ -211,9 +222,13 @@ impl Ledger {
     pub fn set_pinned(&mut self, pinned: HashSet<Digest>, has_named_pins: bool, now: Seconds) {
         let before = std::mem::replace(&mut self.pinned, pinned);
         self.has_named_pins = has_named_pins;
-        let Self { evictor, pinned, .. } = self;
-        before.difference(pinned).for_each(|digest| evictor.set_pinned(digest, false, now));
-        pinned.difference(&before).for_each(|digest| evictor.set_pinned(digest, true, now));
+        let Self { evictor, bucket, pinned, .. } = self;
+        let mut set = |digest: &Digest, is_pinned: bool| match bucket {
+            Some(bucket) if bucket.contains(digest) => bucket.set_pinned(digest, is_pinned, now),
+            _ => evictor.set_pinned(digest, is_pinned, now),
+        };
+        before.difference(pinned).for_each(|digest| set(digest, false));
+        pinned.difference(&before).for_each(|digest| set(digest, true));
     }
 
     // Room.
@@ -238,7 +253,7 @@ impl Ledger {
     pub fn most(&self) -> Option<u64> {
         let Look { total, .. } = self.look?;
         let min_free = self.limits.min_free.of(total).unwrap_or(0).min(total);
-        Some(self.limits.max_size.of(total).unwrap_or(total).min(total - min_free))
+        Some(self.limits.disk_size.of(total).unwrap_or(total).min(total - min_free))
     }
 
     /// Returns how many bytes have to go before `wanted` more bytes fit, by a state of the disk.
@@ -259,7 +274,7 @@ impl Ledger {
         let index = index.saturating_sub(INDEX_FOR_FREE);
         let used = self.evictor.taken() + self.reserved + abandoned;
         // The index keeps itself smaller than this; objects never make room for more of it.
-        let over_size = self.limits.max_size.of(total).map_or(0, |max| {
+        let over_size = self.limits.disk_size.of(total).map_or(0, |max| {
             let index = index.min(max / 2);
             (used + wanted + index).saturating_sub(max)
         });
@@ -280,7 +295,7 @@ impl Ledger {
         let goes = self.evictor.evictable() + look.abandoned + self.reserved;
         let missing = self.needed(SMALL, &look).saturating_sub(goes);
         let min_free = self.limits.min_free.of(look.total).unwrap_or(0);
-        (missing > 0).then_some(Shortage { missing, free: look.free, min_free })
+        (missing > 0).then_some(Shortage { missing, free: look.free, min_free, key: self.limits.disk_key() })
     }
 
     /// Reserves `wanted` bytes if there is plenty of room by the last look, without a new look: all bytes granted since
@@ -378,22 +393,32 @@ impl Ledger {
 
     /// Returns how many bytes are to go in addition to those needed, once objects have to go.
     pub fn spare(&self, total: u64) -> u64 {
-        self.limits.max_size.of(total).unwrap_or(total).min(self.evictor.taken()) / 100 * SPARE
+        self.limits.disk_size.of(total).unwrap_or(total).min(self.evictor.taken()) / 100 * SPARE
     }
 
-    /// Takes out at most `most` objects that were not used for as long as their class keeps them.
+    /// Takes out at most `most` files of objects that were not used for as long as their class keeps them.
     pub fn expire(&mut self, most: usize, now: Seconds, is_busy: impl Fn(&Digest) -> bool) -> Vec<Digest> {
-        let mut expired = Vec::new();
-        let limits = self.limits.clone();
-        for (class, ttl) in limits.classes.iter() {
-            let Limit::Span(ttl) = ttl else {
-                continue;
-            };
-            let since = now.saturating_sub(Seconds::try_from(ttl.as_secs()).unwrap_or(Seconds::MAX));
-            expired.extend(self.evictor.expire(class, since, now, most - expired.len(), &is_busy));
-        }
-        expired
+        expire(&mut self.evictor, &self.limits, most, now, is_busy)
     }
+}
+
+/// Takes out at most `most` objects that were not used for as long as their class keeps them.
+pub(super) fn expire(
+    evictor: &mut Evictor,
+    limits: &Limits,
+    most: usize,
+    now: Seconds,
+    is_busy: impl Fn(&Digest) -> bool,
+) -> Vec<Digest> {
+    let mut expired = Vec::new();
+    for (class, ttl) in limits.classes.iter() {
+        let Limit::Span(ttl) = ttl else {
+            continue;
+        };
+        let since = now.saturating_sub(Seconds::try_from(ttl.as_secs()).unwrap_or(Seconds::MAX));
+        expired.extend(evictor.expire(class, since, now, most - expired.len(), &is_busy));
+    }
+    expired
 }
 
 #[cfg(test)]
@@ -407,7 +432,7 @@ mod tests {
 
     fn ledger(keys: &str) -> Ledger {
         let config = crate::config::tests::parse(&format!("[cache]\n{keys}\n")).expect("a configuration");
-        let mut ledger = Ledger::new(Arc::new(Limits::new(&config)));
+        let mut ledger = Ledger::new(Arc::new(Limits::new(&config, false)));
         ledger.set_loaded();
         ledger
     }

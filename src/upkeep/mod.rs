@@ -14,6 +14,7 @@ mod desk;
 pub mod evict;
 mod gone;
 mod keeper;
+mod leaving;
 mod ledger;
 mod limits;
 mod mail;
@@ -21,19 +22,44 @@ mod outline;
 mod pins;
 pub mod room;
 pub mod scrub;
+mod sweep;
+mod uploaded;
 
 use std::sync::Arc;
 
 pub use desk::{Cached, Lease, Parts, Upkeep, bounds};
+pub use leaving::delete as delete_uploads;
 
+use tokio::task::JoinHandle;
+
+use crate::s3::Bucket;
 use keeper::Keeper;
 
 /// Reads which objects are stored and does what is asked, for as long as the process lives. With `is_keeping`, it also
 /// keeps the limits; without, it does nothing of its own accord: for a command on a stopped cache.
 pub async fn run(upkeep: Arc<Upkeep>, is_keeping: bool) {
+    let bucket = upkeep.parts().bucket.clone();
+    let _sweeping = bucket.filter(|_| is_keeping).map(|bucket| Sweeping::begin(&upkeep, bucket));
     match upkeep.mailbox() {
         Some(received) => Keeper::new(upkeep).run(received, is_keeping).await,
         None => tracing::error!("upkeep runs already"),
+    }
+}
+
+/// The tasks that look after the bucket, until this is dropped.
+struct Sweeping([JoinHandle<()>; 2]);
+
+impl Sweeping {
+    fn begin(upkeep: &Arc<Upkeep>, bucket: Bucket) -> Self {
+        let (leaving, from) = (upkeep.clone(), bucket.clone());
+        let deleting = tokio::spawn(async move { leaving.leaving().run(&from).await });
+        Self([deleting, tokio::spawn(sweep::run(upkeep.clone(), bucket))])
+    }
+}
+
+impl Drop for Sweeping {
+    fn drop(&mut self) {
+        self.0.iter().for_each(JoinHandle::abort);
     }
 }
 

@@ -71,7 +71,8 @@ impl Upkeep {
                     tokio::time::sleep(LOOK).await;
                 }
                 Ok(None) => {
-                    let message = format!("{wanted} bytes do not fit into cache.max_size and cache.min_free");
+                    let key = self.ledger().limits().disk_key();
+                    let message = format!("{wanted} bytes do not fit into {key} and cache.min_free");
                     return Err(Failure::new(FailureKind::NoRoom, message));
                 }
                 Err(error) => {

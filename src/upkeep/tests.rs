@@ -65,6 +65,7 @@ async fn scene(keys: &str) -> Scene {
         )),
         cached: cached.clone(),
         pool,
+        bucket: None,
         metrics: Arc::default(),
     };
     let upkeep = Arc::new(Upkeep::new(&config, parts));

@@ -3,6 +3,7 @@
 
 #![allow(dead_code, unused_imports)] // no test uses everything
 
+pub mod bucket;
 pub mod client;
 pub mod content;
 pub mod disk;

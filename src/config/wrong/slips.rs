@@ -159,7 +159,7 @@ fn keys_of_other_tables_and_of_other_programs() {
         ("[proxy]\nport = 17080".to_owned(), "2: unknown key `proxy.port`; did you mean `proxy.listen`?"),
         ("[cache]\npath = \"x\"".to_owned(), "2: unknown key `cache.path`; did you mean `cache.dir`?"),
         ("[cache]\nsize = \"1G\"".to_owned(), "2: unknown key `cache.size`; did you mean `cache.max_size`?"),
-        ("[storage]".to_owned(), "1: unknown key `storage`; did you mean `cache`?"),
+        ("[storage]\nfilesystem = \"x\"".to_owned(), "2: unknown key `storage.filesystem`; there are `s3`"),
         ("[http]\naddr = \":5000\"".to_owned(), "1: unknown key `http`; did you mean `server`?"),
     ]);
 }

@@ -147,7 +147,7 @@ fn a_page_ends_where_much_was_looked_at_and_little_of_it_is_an_image() {
     index.apply([
         Write::Object {
             digest,
-            entry: super::super::ObjectEntry { size: 1, media_type: None, stored_at: Timestamp(1) },
+            entry: super::super::ObjectEntry { size: 1, media_type: None, stored_at: Timestamp(1), generation: None },
         },
         Write::Visible { viewer: Viewer::own("r"), digest },
         Write::Tag { key: key("t99"), entry: entry(digest) },
@@ -172,6 +172,7 @@ fn some_images(count: u8) -> (tempfile::TempDir, Sqlite) {
                 size,
                 media_type: media_type.map(MediaType::new),
                 stored_at: Timestamp(1),
+                generation: None,
             },
         };
         let key = TagKey {
@@ -227,7 +228,12 @@ fn how_much_of_an_image_is_there_is_counted() {
     // An index of both, and of a platform that nobody pulled.
     let (whole, part) = (images[0].digest, images[1].digest);
     let (above, absent) = (Digest::Sha256([98; 32]), Digest::Sha256([99; 32]));
-    let entry = super::super::ObjectEntry { size: 1, media_type: Some(MediaType::new("m")), stored_at: Timestamp(1) };
+    let entry = super::super::ObjectEntry {
+        size: 1,
+        media_type: Some(MediaType::new("m")),
+        stored_at: Timestamp(1),
+        generation: None,
+    };
     index.apply([
         Write::Object { digest: above, entry },
         Write::Edges { parent: above, children: vec![whole, part, absent] },

@@ -13,7 +13,7 @@ use super::super::IndexError;
 use super::super::bounds::MAX_VISIBLE;
 use super::super::names::RESOLUTION;
 use super::super::urls::MAX_VARIANTS;
-use super::batch::{Batch, Raw};
+use super::batch::{Batch, Raw, UploadChange};
 use super::values::{signed, values};
 
 /// The numbers of digests.
@@ -24,11 +24,13 @@ const LOOKUPS: usize = 4;
 
 const NUMBERS: &str = "SELECT digest, id FROM larder.digests WHERE digest = ANY($1) ORDER BY digest FOR KEY SHARE";
 const NUMBER: &str = "INSERT INTO larder.digests (digest) SELECT * FROM unnest($1) ON CONFLICT DO NOTHING";
-const PUT_OBJECTS: &str = "INSERT INTO larder.objects AS known (id, holder, size, media_type, stored_at, last_use) \
-    SELECT id, $1, size, media_type, stored_at, last_use \
-    FROM unnest($2, $3, $4, $5, $6) AS w (id, size, media_type, stored_at, last_use) \
+const PUT_OBJECTS: &str = "INSERT INTO larder.objects AS known (id, holder, size, media_type, stored_at, last_use, \
+        generation) \
+    SELECT id, $1, size, media_type, stored_at, last_use, generation \
+    FROM unnest($2, $3, $4, $5, $6, $7) AS w (id, size, media_type, stored_at, last_use, generation) \
     ON CONFLICT (id, holder) DO UPDATE SET size = excluded.size, \
-        media_type = coalesce(excluded.media_type, known.media_type), last_use = excluded.last_use";
+        media_type = coalesce(excluded.media_type, known.media_type), last_use = excluded.last_use, \
+        generation = coalesce(excluded.generation, known.generation)";
 const USE_OBJECTS: &str = "WITH locked AS MATERIALIZED (SELECT id FROM larder.objects \
         WHERE id = ANY($2) AND holder = $1 ORDER BY id FOR NO KEY UPDATE) \
     UPDATE larder.objects SET last_use = w.at FROM unnest($2, $3) AS w (id, at) JOIN locked USING (id) \
@@ -75,9 +77,13 @@ const DROP_VARIANTS: &str = "DELETE FROM larder.urls AS u USING ( \
 
 /// Makes the writes of a batch, in a transaction that is open.
 pub async fn apply(client: &Client, holder: i32, batch: &Batch) -> Result<(), IndexError> {
+    if !batch.uploads.is_empty() {
+        return change_uploads(client, holder, batch).await;
+    }
     let numbers = numbers(client, batch).await?;
     if !batch.dropped.is_empty() {
-        return drop_objects(client, holder, batch).await;
+        let dropped = batch.dropped.iter().map(Vec::as_slice).collect();
+        return drop_objects(client, holder, dropped).await;
     }
     put_objects(client, holder, batch, &numbers).await?;
     put_edges(client, batch, &numbers).await?;
@@ -125,8 +131,10 @@ async fn put_objects(client: &Client, holder: i32, batch: &Batch, numbers: &Numb
         let types: Vec<_> = puts.iter().map(|(_, put, _)| put.media_type.as_deref()).collect();
         let stored: Vec<_> = puts.iter().map(|(_, put, _)| put.stored_at).collect();
         let used: Vec<_> = puts.iter().map(|(_, put, change)| change.last_use.unwrap_or(put.stored_at)).collect();
+        let uploads: Vec<_> =
+            puts.iter().map(|(_, put, _)| put.generation.map(|generation| generation.to_string())).collect();
         let list = values![holder => INT4, ids => INT8_ARRAY, sizes => INT8_ARRAY, types => TEXT_ARRAY,
-            stored => INT8_ARRAY, used => INT8_ARRAY];
+            stored => INT8_ARRAY, used => INT8_ARRAY, uploads => TEXT_ARRAY];
         client.execute_typed(PUT_OBJECTS, list).await?;
     }
     let uses = changes.iter().filter(|(_, change)| change.put.is_none());
@@ -266,6 +274,38 @@ async fn put_listings(client: &Client, batch: &Batch) -> Result<(), IndexError> 
     Ok(())
 }
 
+const NOTE_UPLOAD: &str = "UPDATE larder.objects SET generation = $3 FROM larder.digests \
+    WHERE digests.id = objects.id AND digest = $1 AND holder = $2 AND generation IS NULL";
+const TAKE_BACK: &str = "UPDATE larder.objects SET generation = NULL FROM larder.digests \
+    WHERE digests.id = objects.id AND digest = $1 AND holder = $2 AND generation = $3";
+const HAS_ANOTHER: &str = "SELECT 1 FROM larder.digests JOIN larder.objects USING (id) \
+    WHERE digest = $1 AND holder = $2 AND generation IS DISTINCT FROM $3";
+
+/// Notes what is in the bucket, and what no longer is. The objects are in order, so that rows are locked in order.
+async fn change_uploads(client: &Client, holder: i32, batch: &Batch) -> Result<(), IndexError> {
+    for (digest, changes) in &batch.uploads {
+        for change in changes {
+            let (UploadChange::Noted(generation)
+            | UploadChange::TakenBack(generation)
+            | UploadChange::Gone(generation)) = change;
+            let generation = generation.to_string();
+            let list = values![digest => BYTEA, holder => INT4, generation => TEXT];
+            match change {
+                UploadChange::Noted(_) => drop(client.execute_typed(NOTE_UPLOAD, list).await?),
+                UploadChange::TakenBack(_) => drop(client.execute_typed(TAKE_BACK, list).await?),
+                UploadChange::Gone(_) => {
+                    // Behind the lock, what others have written is seen.
+                    client.query_typed(LOCK, values![[digest.as_slice()].as_slice() => BYTEA_ARRAY]).await?;
+                    if client.query_typed_opt(HAS_ANOTHER, list).await?.is_none() {
+                        drop_objects(client, holder, vec![digest.as_slice()]).await?;
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
 /// The statement that locks the numbers of digests, so that nothing new refers to them meanwhile.
 const LOCK: &str = "SELECT id, digest FROM larder.digests WHERE digest = ANY($1) ORDER BY digest FOR UPDATE";
 const DROP_OBJECTS: &str = "DELETE FROM larder.objects WHERE id = ANY($1) AND holder = $2";
@@ -273,8 +313,7 @@ const HELD: &str = "SELECT DISTINCT id FROM larder.objects WHERE id = ANY($1)";
 
 /// Forgets objects whose files are gone: all about them, unless another store has them. A tag of the object would lead
 /// to nothing.
-async fn drop_objects(client: &Client, holder: i32, batch: &Batch) -> Result<(), IndexError> {
-    let dropped: Vec<_> = batch.dropped.iter().map(Vec::as_slice).collect();
+async fn drop_objects(client: &Client, holder: i32, dropped: Vec<&[u8]>) -> Result<(), IndexError> {
     let rows = client.query_typed(LOCK, values![dropped => BYTEA_ARRAY]).await?;
     let mut ids = Numbers::new();
     for row in &rows {

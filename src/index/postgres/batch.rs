@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::super::{ListKey, Listing, Timestamp, UrlEntry, Viewer, Write};
+use super::super::{Generation, ListKey, Listing, Timestamp, UrlEntry, Viewer, Write};
 use super::values::without_zeros;
 use crate::oci::{Digest, MediaType};
 
@@ -22,6 +22,8 @@ pub struct Batch {
     pub urls: BTreeMap<(Raw, [u8; 32]), Option<UrlEntry>>,
     /// Objects whose files are gone.
     pub dropped: BTreeSet<Raw>,
+    /// What becomes of uploads, in the order of the writes for each object.
+    pub uploads: BTreeMap<Raw, Vec<UploadChange>>,
     /// How many writes these were.
     pub writes: u64,
 }
@@ -40,12 +42,24 @@ pub struct ObjectChange {
     pub last_use: Option<i64>,
 }
 
+/// What becomes of an upload into the bucket of `[storage.s3]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UploadChange {
+    /// The object has it, if it has a row and no other upload.
+    Noted(Generation),
+    /// The object has it no more.
+    TakenBack(Generation),
+    /// It goes, and so does the object, unless the object has another one.
+    Gone(Generation),
+}
+
 /// An object that was stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Put {
     pub size: u64,
     pub media_type: Option<String>,
     pub stored_at: i64,
+    pub generation: Option<Generation>,
 }
 
 /// What a tag leads to.
@@ -61,8 +75,7 @@ pub struct TagValue {
 pub fn batches(writes: &[Write]) -> Vec<Batch> {
     let mut batches = vec![Batch::default()];
     for write in writes {
-        let is_drop = matches!(write, Write::DropObject { .. });
-        if batches.last().is_some_and(|batch| batch.must_end(is_drop)) {
+        if batches.last().is_some_and(|batch| batch.kind().is_some_and(|kind| kind != Kind::of(write))) {
             batches.push(Batch::default());
         }
         if let Some(batch) = batches.last_mut() {
@@ -72,11 +85,34 @@ pub fn batches(writes: &[Write]) -> Vec<Batch> {
     batches
 }
 
+/// The kind of a batch's writes: what goes with an object is not what comes with it anew, and an upload is noted of an
+/// object that has a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Put,
+    Drop,
+    Upload,
+}
+
+impl Kind {
+    fn of(write: &Write) -> Self {
+        match write {
+            Write::DropObject { .. } => Self::Drop,
+            Write::Uploaded { .. } | Write::NotUploaded { .. } | Write::DropUploaded { .. } => Self::Upload,
+            _ => Self::Put,
+        }
+    }
+}
+
 impl Batch {
-    /// Returns whether a further write has to come behind this batch: what goes with an object is not what comes with
-    /// it anew.
-    fn must_end(&self, is_drop: bool) -> bool {
-        self.writes > 0 && is_drop == self.dropped.is_empty()
+    /// Returns the kind of its writes; `None`: it has none yet.
+    fn kind(&self) -> Option<Kind> {
+        let kind = match () {
+            () if !self.dropped.is_empty() => Kind::Drop,
+            () if !self.uploads.is_empty() => Kind::Upload,
+            () => Kind::Put,
+        };
+        (self.writes > 0).then_some(kind)
     }
 
     fn add(&mut self, write: &Write) {
@@ -86,8 +122,9 @@ impl Batch {
                 let change = self.objects.entry(raw(digest)).or_default();
                 let before = change.put.take();
                 let media_type = entry.media_type.as_ref().map(text_of).or_else(|| before.clone()?.media_type);
+                let generation = entry.generation.or_else(|| before.as_ref()?.generation);
                 let stored_at = before.map_or(entry.stored_at.0, |before| before.stored_at);
-                change.put = Some(Put { size: entry.size, media_type, stored_at });
+                change.put = Some(Put { size: entry.size, media_type, stored_at, generation });
                 change.last_use = Some(entry.stored_at.0);
             }
             Write::Used { digest, at } => self.objects.entry(raw(digest)).or_default().last_use = Some(at.0),
@@ -118,7 +155,14 @@ impl Batch {
             Write::Url { key, entry } => drop(self.urls.insert((raw(key), entry.variant), Some(entry.clone()))),
             Write::DropUrl { key, variant } => drop(self.urls.insert((raw(key), *variant), None)),
             Write::DropObject { digest } => drop(self.dropped.insert(raw(digest))),
+            Write::Uploaded { digest, generation } => self.upload(digest, UploadChange::Noted(*generation)),
+            Write::NotUploaded { digest, generation } => self.upload(digest, UploadChange::TakenBack(*generation)),
+            Write::DropUploaded { digest, generation } => self.upload(digest, UploadChange::Gone(*generation)),
         }
+    }
+
+    fn upload(&mut self, digest: &Digest, change: UploadChange) {
+        self.uploads.entry(raw(digest)).or_default().push(change);
     }
 
     /// Returns the digests that need a number: those of stored objects, edges and visibility.
@@ -160,7 +204,10 @@ mod tests {
 
     fn put(byte: u8, at: i64, media_type: Option<&str>) -> Write {
         let media_type = media_type.map(MediaType::new);
-        Write::Object { digest: object(byte), entry: ObjectEntry { size: 1, media_type, stored_at: Timestamp(at) } }
+        Write::Object {
+            digest: object(byte),
+            entry: ObjectEntry { size: 1, media_type, stored_at: Timestamp(at), generation: None },
+        }
     }
 
     #[test]
@@ -180,7 +227,7 @@ mod tests {
         let batches = batches(&writes);
         assert_eq!((batches.len(), batches[0].writes), (1, 6));
         let change = &batches[0].objects[object(1).as_raw()];
-        let stored = Put { size: 1, media_type: Some("m".to_owned()), stored_at: 1 };
+        let stored = Put { size: 1, media_type: Some("m".to_owned()), stored_at: 1, generation: None };
         assert_eq!((change.put.as_ref(), change.last_use), (Some(&stored), Some(2)));
         let tag = batches[0].tags[&place_of(&key)].as_ref().expect("it is there");
         assert_eq!(tag.media_type, "mn", "the database has no zero bytes in texts");

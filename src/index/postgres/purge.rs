@@ -12,7 +12,7 @@ use super::super::{IndexError, Purge, Purged};
 use super::apply::{forget, sweep};
 use super::read::below;
 use super::server::{LONG, Server, Work};
-use super::values::{digest, raws, unsigned, values};
+use super::values::{digest, generation, raws, unsigned, values};
 use super::writer::Shared;
 use crate::oci::{Digest, Reference};
 
@@ -40,7 +40,7 @@ const LOCK: &str = "SELECT id, digest FROM larder.digests WHERE digest = ANY($1)
 const SEEN: &str = "SELECT DISTINCT object FROM larder.visibility WHERE object = ANY($1)";
 const KNOWN: &str = "SELECT DISTINCT id FROM larder.objects WHERE id = ANY($1)";
 const HIDE: &str = "DELETE FROM larder.visibility WHERE object = ANY($1) AND repository = $2";
-const DROP: &str = "DELETE FROM larder.objects WHERE id = ANY($1) RETURNING id, holder, size";
+const DROP: &str = "DELETE FROM larder.objects WHERE id = ANY($1) RETURNING id, holder, size, generation";
 
 const SHOWN: &str = "SELECT object, bool_or(repository = $1), digest FROM larder.visibility \
     JOIN larder.digests ON id = object WHERE object > $2 GROUP BY object, digest ORDER BY object LIMIT $3";
@@ -469,10 +469,13 @@ async fn forget_objects(
     let ids: Vec<_> = locked.iter().map(|(id, _)| *id).collect();
     let mut stored = BTreeSet::new();
     for row in client.query_typed(DROP, values![ids => INT8_ARRAY]).await? {
-        stored.insert(row.try_get::<_, i64>(0)?);
+        let id = row.try_get::<_, i64>(0)?;
+        stored.insert(id);
         if row.try_get::<_, i32>(1)? == holder {
             purged.objects += 1;
             purged.bytes += unsigned(&row, 2)?;
+            let digest = locked.iter().find(|(locked, _)| *locked == id).map(|(_, digest)| *digest);
+            purged.uploads.extend(digest.zip(generation(&row, 3)?));
         }
     }
     forget(client, &ids).await?;

@@ -9,9 +9,10 @@ use tokio_postgres::Client;
 
 use super::super::catalog::begin_behind;
 use super::super::{
-    ImageName, IndexError, ListKey, Listing, ObjectEntry, TagEntry, TagKey, TakeObject, Timestamp, UrlEntry, Viewer,
+    ImageName, IndexError, ListKey, Listing, ObjectEntry, TagEntry, TagKey, TakeObject, Timestamp, UrlEntry,
+    UsedObject, Viewer,
 };
-use super::values::{before_zero, digest, raws, signed, unsigned, values};
+use super::values::{before_zero, digest, generation, raws, signed, unsigned, values};
 use crate::oci::{Digest, MediaType, Reference};
 
 pub(super) const TAG: &str = "SELECT digest, media_type, size, checked_at FROM larder.tags \
@@ -31,7 +32,7 @@ pub async fn tag(client: &Client, key: &TagKey) -> Result<Option<TagEntry>, Inde
     }))
 }
 
-pub(super) const OBJECT: &str = "SELECT size, media_type, stored_at FROM larder.digests JOIN larder.objects USING (id) \
+pub(super) const OBJECT: &str = "SELECT size, media_type, stored_at, generation FROM larder.digests JOIN larder.objects USING (id) \
     WHERE digest = $1 AND holder = $2";
 
 pub async fn object(client: &Client, holder: i32, object: &Digest) -> Result<Option<ObjectEntry>, IndexError> {
@@ -43,6 +44,7 @@ pub async fn object(client: &Client, holder: i32, object: &Digest) -> Result<Opt
         size: unsigned(&row, 0)?,
         media_type: row.try_get::<_, Option<String>>(1)?.map(MediaType::new),
         stored_at: Timestamp(row.try_get(2)?),
+        generation: generation(&row, 3)?,
     }))
 }
 
@@ -265,7 +267,8 @@ pub async fn begin_objects(client: &Client, holder: i32, with_repositories: bool
         "''"
     };
     let sql = format!(
-        "DECLARE objects NO SCROLL CURSOR FOR SELECT digest, size, last_use, {repositories} \
+        "DECLARE objects NO SCROLL CURSOR FOR SELECT digest, size, last_use, {repositories}, \
+         generation IS NOT NULL \
          FROM larder.objects JOIN larder.digests USING (id) WHERE holder = {holder} ORDER BY last_use"
     );
     Ok(client.batch_execute(&sql).await?)
@@ -276,7 +279,13 @@ pub async fn next_objects(client: &Client, each: &Mutex<TakeObject>) -> Result<b
     let rows = client.query_typed(&format!("FETCH {AT_ONCE} FROM objects"), &[]).await?;
     let mut each = each.lock().unwrap_or_else(PoisonError::into_inner);
     for row in &rows {
-        each(digest(row, 0)?, unsigned(row, 1)?, Timestamp(row.try_get(2)?), row.try_get(3)?);
+        each(UsedObject {
+            digest: digest(row, 0)?,
+            size: unsigned(row, 1)?,
+            last_use: Timestamp(row.try_get(2)?),
+            repositories: row.try_get(3)?,
+            is_uploaded: row.try_get(4)?,
+        });
     }
     Ok(rows.len() == AT_ONCE)
 }

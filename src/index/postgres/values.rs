@@ -3,7 +3,7 @@
 use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
 
-use super::super::IndexError;
+use super::super::{Generation, IndexError, NoGeneration};
 use crate::oci::Digest;
 
 /// A value of a statement, with its type. Without the type, the client would have to ask the server for it first, by a
@@ -22,6 +22,13 @@ pub(super) use values;
 pub fn digest(row: &Row, column: usize) -> Result<Digest, IndexError> {
     let raw: &[u8] = row.try_get(column)?;
     Digest::from_raw(raw).ok_or_else(|| IndexError::Server("a row has no digest where one belongs".to_owned()))
+}
+
+/// Reads the number of an upload.
+pub fn generation(row: &Row, column: usize) -> Result<Option<Generation>, IndexError> {
+    let text: Option<&str> = row.try_get(column)?;
+    let read = |text: &str| text.parse().map_err(|error: NoGeneration| IndexError::Server(error.to_string()));
+    text.map(read).transpose()
 }
 
 /// Reads a number that is never negative.

@@ -148,7 +148,7 @@ fn images(count: u32) -> (tempfile::TempDir, Sqlite) {
     for image in 0..count {
         let (top, manifest, layer) = (digest(3 * image), digest(3 * image + 1), digest(2));
         for object in [top, manifest, layer] {
-            let entry = ObjectEntry { size: 1, media_type: None, stored_at: Timestamp(1) };
+            let entry = ObjectEntry { size: 1, media_type: None, stored_at: Timestamp(1), generation: None };
             index.apply([
                 Write::Object { digest: object, entry },
                 Write::Visible { viewer: Viewer::own("r"), digest: object },

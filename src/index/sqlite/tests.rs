@@ -31,7 +31,7 @@ fn take_out(index: &Sqlite, purge: Purge) -> Purged {
 /// Puts an image `r/name:tag` into an index: a manifest with layers.
 fn put_image(index: &Sqlite, name: &str, tag: &str, manifest: u8, layers: &[u8]) {
     for byte in layers.iter().copied().chain([manifest]) {
-        let entry = ObjectEntry { size: 10, media_type: None, stored_at: Timestamp(1) };
+        let entry = ObjectEntry { size: 10, media_type: None, stored_at: Timestamp(1), generation: None };
         index.write(Write::Object { digest: object(byte), entry });
         index.write(Write::Visible { viewer: Viewer::own("r"), digest: object(byte) });
     }

@@ -10,7 +10,10 @@ fn object(number: u32) -> Digest {
 
 fn stored(number: u32) -> Write {
     let media_type = Some(MediaType::new("m"));
-    Write::Object { digest: object(number), entry: ObjectEntry { size: 10, media_type, stored_at: Timestamp(1) } }
+    Write::Object {
+        digest: object(number),
+        entry: ObjectEntry { size: 10, media_type, stored_at: Timestamp(1), generation: None },
+    }
 }
 
 /// Waits until the server is known to be well or away.
@@ -213,7 +216,7 @@ async fn behind_a_pooler_whatever_connection_it_gives_answers() {
                 index.images(String::new(), 9).await.expect("read");
             }
             index.pinned(vec!["r".to_owned()], Box::new(|_| true)).await.expect("read");
-            index.objects_by_use(true, Box::new(|_, _, _, _| ())).await.expect("read");
+            index.objects_by_use(true, Box::new(|_| ())).await.expect("read");
         })
     });
     for asked in futures_util::future::join_all(asking).await {

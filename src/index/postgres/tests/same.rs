@@ -107,10 +107,10 @@ async fn assert_same(local: &LocalIndex, other: &PostgresIndex) {
 async fn uses(index: &dyn Index) -> Vec<(Digest, u64, i64, Vec<String>)> {
     let found = Arc::new(Mutex::new(Vec::new()));
     let all = found.clone();
-    let each: TakeObject = Box::new(move |digest, size, at, repositories| {
-        let mut repositories: Vec<_> = repositories.lines().map(str::to_owned).collect();
+    let each: TakeObject = Box::new(move |object| {
+        let mut repositories: Vec<_> = object.repositories.lines().map(str::to_owned).collect();
         repositories.sort();
-        all.lock().expect("no panic").push((digest, size, at.0, repositories));
+        all.lock().expect("no panic").push((object.digest, object.size, object.last_use.0, repositories));
     });
     index.objects_by_use(true, each).await.expect("read");
     let mut found = found.lock().expect("no panic").clone();

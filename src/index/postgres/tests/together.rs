@@ -12,7 +12,10 @@ fn object(number: u32) -> Digest {
 
 fn stored(number: u32) -> Write {
     let media_type = Some(MediaType::new("m"));
-    Write::Object { digest: object(number), entry: ObjectEntry { size: 10, media_type, stored_at: Timestamp(1) } }
+    Write::Object {
+        digest: object(number),
+        entry: ObjectEntry { size: 10, media_type, stored_at: Timestamp(1), generation: None },
+    }
 }
 
 fn key(tag: &str) -> TagKey {
@@ -165,7 +168,7 @@ async fn what_the_server_refuses_is_lost_alone() {
 async fn texts_that_the_database_cannot_hold_are_no_error() {
     let index = open(Way::Pooled);
     let media_type = Some(MediaType::new("m\0n"));
-    let entry = ObjectEntry { size: 1, media_type, stored_at: Timestamp(1) };
+    let entry = ObjectEntry { size: 1, media_type, stored_at: Timestamp(1), generation: None };
     let page = format!("tags/list?last={}", "x".repeat(100_000));
     let list = ListKey { repository: "r".to_owned(), name: "a".to_owned(), page };
     let listing = Listing {

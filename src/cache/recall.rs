@@ -1,0 +1,113 @@
+//! How objects that are in the bucket of `[storage.s3]` come back.
+//!
+//! The index answers whether an object is there, and how long it is; the bucket is asked only for bytes. They come by a
+//! fill like any other ([`super::bucket_origin`]), so that any number of readers cost one request.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use url::Url;
+
+use super::bucket::InBucket;
+use super::bucket_origin::BucketOrigin;
+use super::fill::{FillReader, Origin};
+use super::read::Content;
+use super::{Cache, Party};
+use crate::clock::Instant;
+use crate::failure::Failure;
+use crate::index::Viewer;
+use crate::oci::Digest;
+
+/// How long a client may begin to fetch a blob by the URL that it was sent to.
+const LINK: Duration = Duration::from_secs(120);
+/// How long to wait until an object that came back is stored, and how often to look.
+const STORING: Duration = Duration::from_secs(10);
+const LOOK: Duration = Duration::from_millis(10);
+/// The name, of no repository, for which an object comes back that no client has asked for.
+const RECALLED: &str = " from the bucket";
+
+impl Cache {
+    /// Returns an object that is in the bucket, whether or not it has a file here.
+    pub async fn in_bucket(&self, digest: &Digest) -> Option<InBucket> {
+        self.bucket.as_ref()?;
+        let entry = self.read(self.index.object(digest)).await.ok().flatten()?;
+        InBucket::of(digest, entry)
+    }
+
+    /// Joins the fill of an object that is in the bucket, or begins it: from the bucket, then from `next`.
+    pub fn fill_from_bucket(
+        self: &Arc<Self>,
+        viewer: &Viewer,
+        found: &InBucket,
+        party: Party,
+        next: Option<Arc<dyn Origin>>,
+    ) -> (FillReader, bool) {
+        let (digest, found) = (found.upload.digest, found.clone());
+        self.fill(viewer, digest, party, || self.from_bucket(&found, next))
+    }
+
+    /// Returns the origin of an object that is in the bucket; `next` is asked where the bucket fails.
+    pub fn from_bucket(&self, found: &InBucket, next: Option<Arc<dyn Origin>>) -> Arc<dyn Origin> {
+        match (&self.bucket, next) {
+            (None, Some(next)) => next,
+            (bucket, next) => Arc::new(BucketOrigin::new(bucket.clone(), self.upkeep.clone(), found, next)),
+        }
+    }
+
+    /// Returns a complete object from the store. What is in the bucket alone comes back first.
+    pub async fn recalled(self: &Arc<Self>, digest: &Digest) -> Result<Option<Content>, Failure> {
+        if let Some(content) = self.stored(digest).await? {
+            return Ok(Some(content));
+        }
+        let Some(found) = self.in_bucket(digest).await else {
+            return Ok(None);
+        };
+        let party = Party { source: RECALLED.into(), client: None, is_named: true };
+        let (fill, _) = self.fill_from_bucket(&Viewer::own(RECALLED), &found, party, None);
+        fill.whole().await?;
+        drop(fill);
+        // It is stored a moment after its digest has matched.
+        let deadline = Instant::now() + STORING;
+        while self.fills.running(digest).is_some() && Instant::now() < deadline {
+            tokio::time::sleep(LOOK).await;
+        }
+        self.stored(digest).await
+    }
+
+    /// Returns a URL of the bucket at which a client may fetch a blob, where clients are sent there.
+    pub async fn link(&self, found: &InBucket) -> Option<Url> {
+        let known = self.bucket.as_ref().filter(|known| known.bucket.redirects && !known.rests())?;
+        match known.bucket.link(&found.upload, LINK).await {
+            Ok(link) => {
+                self.upkeep.used(&found.upload.digest);
+                Some(link)
+            }
+            Err(error) => {
+                known.failed(&error);
+                None
+            }
+        }
+    }
+
+    /// Returns the name of the bucket and why it fails; `None` if it works or there is none.
+    pub fn bucket_trouble(&self) -> Option<(String, String)> {
+        let known = self.bucket.as_ref()?;
+        Some((known.bucket.name().to_owned(), known.trouble()?))
+    }
+
+    /// Finds out what the server of the bucket cannot do, and says it in the log.
+    pub async fn probe_bucket(&self) {
+        let Some(known) = &self.bucket else {
+            return;
+        };
+        let (bucket, found) = (known.bucket.name(), known.bucket.probe().await);
+        for finding in &found {
+            tracing::warn!(bucket, "{finding}");
+        }
+        match found.first() {
+            None => tracing::info!(bucket, "the bucket can do all that is needed"),
+            Some(finding) if finding.is_fatal() => known.failed(finding.why()),
+            Some(_) => {}
+        }
+    }
+}

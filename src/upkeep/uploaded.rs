@@ -1,0 +1,175 @@
+//! What is in the bucket of `[storage.s3]`, as the ledger counts it. Pure arithmetic.
+//!
+//! With a bucket, `cache.max_size`, `ttl` and pins are about the objects in the bucket, and the files in the cache
+//! directory are a tier in front of it: the file of an object that is in the bucket may go at any time.
+
+use super::clock::Seconds;
+use super::evict::{Class, Evictor};
+use super::ledger::{self, Ledger};
+use crate::oci::Digest;
+
+impl Ledger {
+    /// Returns whether there is a bucket.
+    pub fn has_bucket(&self) -> bool {
+        self.bucket.is_some()
+    }
+
+    /// Returns whether the content of an object is in the bucket.
+    pub fn is_uploaded(&self, digest: &Digest) -> bool {
+        self.bucket.as_ref().is_some_and(|bucket| bucket.contains(digest))
+    }
+
+    /// Returns the count and the bytes of the objects in the bucket.
+    pub fn bucket_totals(&self) -> (usize, u64) {
+        self.bucket.as_ref().map_or((0, 0), |bucket| (bucket.objects(), bucket.bytes()))
+    }
+
+    /// Notes an object of which the index says that it is in the bucket.
+    pub fn known_uploaded(&mut self, digest: Digest, size: u64, class: Class, last_use: Seconds) {
+        let is_pinned = self.pinned.contains(&digest);
+        if let Some(bucket) = self.bucket.as_mut().filter(|bucket| !bucket.contains(&digest)) {
+            bucket.insert(digest, size, last_use, class, is_pinned);
+        }
+    }
+
+    /// Notes that an object that has a file here is in the bucket, too.
+    pub fn uploaded(&mut self, digest: Digest, size: u64, now: Seconds) {
+        let highest = self.limits().classes.count() - 1;
+        let class = self.evictor.find(&digest).map_or(highest, |(_, class, _)| class);
+        self.known_uploaded(digest, size, class, now);
+        self.evictor.set_pinned(&digest, false, now);
+    }
+
+    /// Notes that an object is no longer in the bucket.
+    pub fn not_uploaded(&mut self, digest: &Digest, now: Seconds) {
+        if self.bucket.as_mut().and_then(|bucket| bucket.remove(digest)).is_some() {
+            self.evictor.set_pinned(digest, self.pinned.contains(digest), now);
+        }
+    }
+
+    /// Notes that the file of an object is gone.
+    pub fn remove_file(&mut self, digest: &Digest) {
+        self.evictor.remove(digest);
+    }
+
+    /// Takes in the file of an object in the bucket, as a comparison with the files finds it. Returns its size.
+    pub(super) fn take_in_file(&mut self, digest: &Digest) -> Option<u64> {
+        let (size, class, last_use) = self.bucket.as_ref()?.find(digest)?;
+        self.evictor.insert(*digest, size, last_use, class, false);
+        Some(size)
+    }
+
+    /// Returns at most `most` objects that are not in the bucket and have a file here.
+    pub fn not_yet_uploaded(&self, most: usize) -> Vec<Digest> {
+        let Some(bucket) = &self.bucket else {
+            return Vec::new();
+        };
+        self.evictor.digests().filter(|digest| !bucket.contains(digest)).take(most).copied().collect()
+    }
+
+    /// Parts files that are to go into copies of what is in the bucket, with their bytes, and the only ones there are.
+    pub fn part_files(&self, files: &[Digest]) -> (Vec<Digest>, u64, Vec<Digest>) {
+        let Some(bucket) = &self.bucket else {
+            return (Vec::new(), 0, files.to_vec());
+        };
+        let (copies, only): (Vec<_>, Vec<_>) = files.iter().partition(|digest| bucket.contains(digest));
+        let bytes = copies.iter().filter_map(|digest| Some(bucket.find(digest)?.0)).sum();
+        (copies, bytes, only)
+    }
+
+    /// Takes at most `most` objects out of the bucket that were not used for as long as their class keeps them, then
+    /// those beyond `max_size`, the least recently used first. Returns them, and the bytes of those beyond `max_size`.
+    pub fn shrink_bucket(
+        &mut self,
+        most: usize,
+        now: Seconds,
+        is_busy: impl Fn(&Digest) -> bool,
+    ) -> (Vec<Digest>, Vec<Digest>, u64) {
+        let limits = self.limits().clone();
+        let Some(bucket) = &mut self.bucket else {
+            return (Vec::new(), Vec::new(), 0);
+        };
+        let expired = ledger::expire(bucket, &limits, most, now, &is_busy);
+        // A share is no limit here: the configuration does not allow it.
+        let max = limits.bucket_size.and_then(|size| size.of(u64::MAX)).unwrap_or(u64::MAX);
+        let beyond = bucket.taken().saturating_sub(max);
+        let before = bucket.bytes();
+        let evicted = match beyond {
+            0 => Vec::new(),
+            beyond => bucket.make_room(beyond, most - expired.len(), now, is_busy),
+        };
+        let bytes = before - bucket.bytes();
+        (expired, evicted, bytes)
+    }
+
+    /// Begins a comparison with the keys of the bucket.
+    pub fn begin_bucket_census(&mut self) {
+        self.bucket.iter_mut().for_each(Evictor::begin_census);
+    }
+
+    /// Notes that an object's key was found. Returns whether the object was known to be in the bucket.
+    pub fn key_seen(&mut self, digest: &Digest) -> bool {
+        self.bucket.as_mut().is_some_and(|bucket| bucket.seen(digest).is_some())
+    }
+
+    /// Returns the objects whose keys were not found since the comparison began.
+    pub fn keys_not_seen(&mut self) -> Vec<Digest> {
+        self.bucket.as_mut().map(|bucket| bucket.end_census(false)).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::limits::Limits;
+    use super::*;
+
+    fn ledger(keys: &str) -> Ledger {
+        let text = format!("[storage.s3]\nbucket = \"larder\"\n[cache]\nmin_free = 0\n{keys}\n");
+        let config = crate::config::tests::parse(&text).expect("a configuration");
+        let mut ledger = Ledger::new(Arc::new(Limits::new(&config, true)));
+        ledger.set_loaded();
+        ledger
+    }
+
+    fn digest(number: u8) -> Digest {
+        Digest::Sha256([number; 32])
+    }
+
+    #[test]
+    fn a_pin_holds_the_object_in_the_bucket_and_not_its_file() {
+        let mut ledger = ledger("max_size = 8192");
+        for number in 1..=2 {
+            ledger.stored(digest(number), 4096, 0, 1);
+        }
+        ledger.set_pinned([digest(1)].into(), false, 1);
+        assert_eq!(ledger.evict(8192, 9, 2, |_| false).0, [digest(2)], "the only copy of a pinned object");
+        ledger.uploaded(digest(1), 4096, 3);
+        assert_eq!(ledger.evict(8192, 9, 4, |_| false).0, [digest(1)], "its file may go once it is in the bucket");
+        for number in 3..=5 {
+            ledger.known_uploaded(digest(number), 4096, 0, u32::from(number));
+        }
+        let (expired, evicted, bytes) = ledger.shrink_bucket(9, 9, |_| false);
+        assert_eq!((expired, evicted, bytes), (vec![], vec![digest(3), digest(4)], 8192));
+        assert!(ledger.is_uploaded(&digest(1)), "a pinned object stays in the bucket");
+    }
+
+    #[test]
+    fn what_is_in_the_bucket_needs_no_file() {
+        let mut ledger = ledger("");
+        ledger.known_uploaded(digest(1), 10, 0, 1);
+        ledger.known(digest(2), 10, 0, 1);
+        ledger.begin_census();
+        assert_eq!(ledger.seen(&digest(1)), Some(10), "a file of what is in the bucket is taken in");
+        assert_eq!(ledger.end_census(true), [digest(2)]);
+        ledger.begin_census();
+        assert!(ledger.end_census(true).is_empty(), "its file is gone, and it is in the bucket");
+        assert_eq!((ledger.totals(), ledger.bucket_totals()), ((0, 0), (1, 10)));
+        assert!(ledger.not_yet_uploaded(9).is_empty());
+        ledger.stored(digest(3), 10, 0, 1);
+        assert_eq!(ledger.not_yet_uploaded(9), [digest(3)]);
+        ledger.begin_bucket_census();
+        assert_eq!(ledger.keys_not_seen(), [digest(1)]);
+    }
+}
