@@ -59,6 +59,7 @@ mod pages;
 mod passing;
 mod prefetch;
 mod proxied;
+mod radosgw;
 mod ranges;
 mod rate_limits;
 mod reach;

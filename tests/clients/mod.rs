@@ -23,6 +23,7 @@ mod pebble;
 mod podman;
 mod process;
 mod pulls;
+mod radosgw;
 mod registry;
 mod set_up;
 mod skopeo;
@@ -36,6 +37,7 @@ pub use haproxy::Haproxy;
 pub use nginx::Nginx;
 use process::Failure;
 pub use process::{Daemon, Invocation, program};
+pub use radosgw::Radosgw;
 
 /// What skopeo says of the tags of `HOST/NAME`.
 pub async fn skopeo_lists_tags(name: &str) -> Result<String, process::Failure> {
