@@ -24,7 +24,7 @@ push_blob() { # FILE → digest
     local digest location
     digest=sha256:$(sha256sum "$1" | cut -d' ' -f1)
     location=$(curl -fsS -X POST -D - -o /dev/null "http://127.0.0.1:${port[upstream]}/v2/bench/app/blobs/uploads/" | tr -d '\r' | sed -n 's/^[Ll]ocation: //p')
-    curl -fsS -X PUT -H 'Content-Type: application/octet-stream' --data-binary "@$1" -o /dev/null "$location&digest=$digest"
+    curl -fsS -X PUT -H 'Content-Type: application/octet-stream' -T "$1" -o /dev/null "$location&digest=$digest"
     ln "$1" "$dir/www/v2/bench/app/blobs/$digest"
     echo "$digest"
 }

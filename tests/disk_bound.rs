@@ -181,7 +181,7 @@ async fn accounts_are_right_after_a_crash_and_after_files_came_and_went() {
 async fn a_repository_may_keep_its_objects_longer_or_shorter() {
     let hub = Hub::start(Options::default()).await;
     let [brief, long, both] = [1, 2, 3].map(|seed| hub.push_blob("team/app", blob(seed, 10 * KIB)));
-    let config = [("brief", "ttl = \"1s\""), ("long", "ttl = \"none\"")]
+    let config = [("brief", "ttl = \"3s\""), ("long", "ttl = \"none\"")]
         .map(|(prefix, ttl)| RepositoryConfig::new(prefix).set(ttl).upstream(&hub).to_string());
     let mut larder = Larder::start(&format!("[cache]\nmin_free = 0\nttl = \"1h\"\n{}\n{}", config[0], config[1])).await;
     for (prefix, digest) in [("brief", &brief), ("long", &long), ("brief", &both), ("long", &both)] {

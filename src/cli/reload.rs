@@ -1,5 +1,6 @@
 //! Applies a changed configuration while Larder is running.
 
+use std::collections::HashSet;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -174,13 +175,17 @@ pub fn tell(warnings: &[String]) {
 
 /// Sets the metrics for the expiry of the certificates in files. ACME sets those of its own certificates.
 pub fn count_certificates(config: &Config, metrics: &Metrics) {
-    metrics.forget_certificates();
-    for certified in config.server.tls.iter().flat_map(|tls| &tls.certificates) {
+    let tls = config.server.tls.as_ref();
+    let acme = tls.and_then(|tls| tls.acme.as_ref()).and_then(|acme| acme.domains.first().cloned());
+    let mut names: HashSet<_> = acme.into_iter().collect();
+    for certified in tls.iter().flat_map(|tls| &tls.certificates) {
         let leaf = certified.cert.first().and_then(|leaf| Certificate::read(leaf).ok());
         if let Some(leaf) = leaf {
             metrics.certificate(leaf.name(), leaf.until);
+            names.insert(leaf.name().to_owned());
         }
     }
+    metrics.keep_certificates(&names);
 }
 
 /// Returns the addresses at which the door for ACME's http-01 listens.

@@ -1,7 +1,8 @@
 //! The metrics of Larder: one struct, handed to all code that counts. No globals.
 
-use std::sync::Arc;
+use std::collections::HashSet;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use http::StatusCode;
@@ -122,6 +123,8 @@ pub struct Metrics {
     pub(super) upstream_times: HeadTimes<HeadLabels>,
     pub(super) config_reloads: Family<ReloadLabel, Counter>,
     pub(super) certificates: Family<NameLabel, Gauge<i64>>,
+    /// The names in `certificates`.
+    certificate_names: Mutex<HashSet<String>>,
     pub(super) quota_limit: Family<AccountLabels, Gauge>,
     pub(super) quota_remaining: Family<AccountLabels, Gauge>,
     pub upstream_requests: Family<UpstreamLabels, Counter>,
@@ -260,11 +263,18 @@ impl Metrics {
         let seconds = until.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         let gauge = self.certificates.get_or_create(&NameLabel { name: name.to_owned() }).clone();
         gauge.set(i64::try_from(seconds).unwrap_or(i64::MAX));
+        self.certificate_names().insert(name.to_owned());
     }
 
-    /// Forgets all certificates: none of them is shown any more.
-    pub fn forget_certificates(&self) {
-        self.certificates.clear();
+    /// Shows no other certificates than these any more. Those that stay are shown all the time.
+    pub fn keep_certificates(&self, names: &HashSet<String>) {
+        for gone in self.certificate_names().extract_if(|name| !names.contains(name)) {
+            self.certificates.remove(&NameLabel { name: gone });
+        }
+    }
+
+    fn certificate_names(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.certificate_names.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
