@@ -51,7 +51,7 @@ use crate::descriptors::Shares;
 use crate::failure::{Failure, FailureKind};
 use crate::index::{
     self, Image, ImageName, ImagePage, ImageSearch, Index, IndexError, LocalIndex, ObjectEntry, PostgresIndex, Purge,
-    Purged, Sqlite, TagEntry, TagKey, Timestamp, Viewer, Write,
+    Sqlite, TagEntry, TagKey, Timestamp, Viewer, Write,
 };
 use crate::observe::Metrics;
 use crate::oci::{Digest, MediaType};
@@ -71,7 +71,6 @@ use hot::{Hot, VisibleKey};
 use list_room::ListRoom;
 use passes::Passes;
 use pending::Pending;
-use purge::{PurgeError, Purging};
 use readiness::Readiness;
 use store_name::store_name;
 use unfit::Unfit;
@@ -408,25 +407,6 @@ impl Cache {
     /// Returns at most `count` names with cached content of these repositories, in order, beginning behind `last`.
     pub async fn catalog(&self, repositories: Vec<String>, last: String, count: usize) -> Result<Vec<String>, Failure> {
         self.read(self.index.catalog(repositories, last, count)).await
-    }
-
-    /// Takes content out, in steps: rows first, then files. Readers that have a file open go on. The purge runs to its
-    /// end even if its caller has left.
-    pub async fn purge(&self, purge: Purge) -> Result<Purged, Failure> {
-        let purging = Purging {
-            index: self.index.clone(),
-            hot: self.hot.clone(),
-            upkeep: self.upkeep.clone(),
-            store: self.store.clone(),
-            bucket: self.bucket.as_ref().map(|known| known.bucket.clone()),
-        };
-        let purged = tokio::spawn(async move { purging.run(&purge).await }).await;
-        self.purges.send_modify(|purges| *purges += 1);
-        let purged = purged.map_err(|error| self.broken("a purge broke off", error))?;
-        purged.map_err(|error| match error {
-            PurgeError::Index(error) => self.broken("cannot purge", error),
-            PurgeError::Disk(error) => self.broken("cannot remove an object", error),
-        })
     }
 
     /// Returns what changes with each purge.

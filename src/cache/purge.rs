@@ -5,19 +5,42 @@ use std::sync::Arc;
 
 use futures_util::StreamExt;
 
+use super::Cache;
 use super::hot::Hot;
+use crate::failure::Failure;
 use crate::index::{Index, IndexError, Purge, Purged};
 use crate::s3::{Bucket, Upload};
 use crate::store::Store;
 use crate::upkeep::{self, Upkeep};
 
+impl Cache {
+    /// Takes content out, in steps: rows first, then files. Readers that have a file open go on. The purge runs to its
+    /// end even if its caller has left.
+    pub async fn purge(&self, purge: Purge) -> Result<Purged, Failure> {
+        let purging = Purging {
+            index: self.index.clone(),
+            hot: self.hot.clone(),
+            upkeep: self.upkeep.clone(),
+            store: self.store.clone(),
+            bucket: self.bucket.as_ref().map(|known| known.bucket.clone()),
+        };
+        let purged = tokio::spawn(async move { purging.run(&purge).await }).await;
+        self.purges.send_modify(|purges| *purges += 1);
+        let purged = purged.map_err(|error| self.broken("a purge broke off", error))?;
+        purged.map_err(|error| match error {
+            PurgeError::Index(error) => self.broken("cannot purge", error),
+            PurgeError::Disk(error) => self.broken("cannot remove an object", error),
+        })
+    }
+}
+
 /// The parts of the cache that a purge works on.
-pub struct Purging {
-    pub index: Arc<dyn Index>,
-    pub hot: Arc<Hot>,
-    pub upkeep: Arc<Upkeep>,
-    pub store: Arc<dyn Store>,
-    pub bucket: Option<Bucket>,
+struct Purging {
+    index: Arc<dyn Index>,
+    hot: Arc<Hot>,
+    upkeep: Arc<Upkeep>,
+    store: Arc<dyn Store>,
+    bucket: Option<Bucket>,
 }
 
 /// Why content was not taken out.

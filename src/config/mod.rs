@@ -274,20 +274,8 @@ impl Config {
         repository::fill_in(&mut file.repository, file.server.builtin_repositories);
         let check = Check { tree, notes };
 
-        let around = upstream::Around {
-            host_headers: upstream::check_host_headers(&check, file.headers)?,
-            proxies: Proxies::of_environment(environment),
-            auth: Auth::default(),
-            has_certificates: false,
-        };
-        let tls = file.server.tls.take().map(|written| tls::check(&check, written, &around.proxies)).transpose()?;
+        let (around, tls) = check_around(&check, &mut file, environment)?;
         let proxies = around.proxies.clone();
-        let auth = auth::check(&check, file.auth, &proxies)?;
-        let around = upstream::Around {
-            has_certificates: tls.as_ref().is_some_and(|tls| tls.clients.is_some()),
-            auth,
-            ..around
-        };
         let repositories = repository::check_all(&check, file.repository, &around)?;
         let warm = warm::check(&check, &file.warm)?;
         let public_url = public_url::check(&check, &file.server)?;
@@ -340,6 +328,26 @@ impl Config {
         suspicious::warn(&check, &config);
         Ok(config)
     }
+}
+
+/// Checks what the repositories need: headers, proxies, logins; and the server's TLS.
+fn check_around(
+    check: &Check<'_>,
+    file: &mut raw::File,
+    environment: &[(String, String)],
+) -> Result<(upstream::Around, Option<ServerTls>), ConfigError> {
+    let around = upstream::Around {
+        host_headers: upstream::check_host_headers(check, std::mem::take(&mut file.headers))?,
+        proxies: Proxies::of_environment(environment),
+        auth: Auth::default(),
+        has_certificates: false,
+    };
+    let tls = file.server.tls.take().map(|written| tls::check(check, written, &around.proxies)).transpose()?;
+    let proxies = around.proxies.clone();
+    let auth = auth::check(check, std::mem::take(&mut file.auth), &proxies)?;
+    let around =
+        upstream::Around { has_certificates: tls.as_ref().is_some_and(|tls| tls.clients.is_some()), auth, ..around };
+    Ok((around, tls))
 }
 
 fn check_cache(check: &Check<'_>, written: raw::Cache, has_bucket: bool) -> Result<Cache, ConfigError> {

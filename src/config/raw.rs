@@ -19,7 +19,7 @@ use super::warm::WarmImages;
 
 pub use index::Index;
 pub use reporting::{LogFormat, Logging, Telemetry};
-pub use storage::Storage;
+pub use storage::{S3, Storage};
 
 /// The whole file.
 #[derive(Debug, Default, Deserialize, Serialize)]

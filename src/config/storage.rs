@@ -68,22 +68,7 @@ pub fn check(
         return Err(invalid("region", message));
     }
     let prefix = prefix(&written.prefix).map_err(|message| invalid("prefix", message))?;
-    let keys = match (written.access_key_id.is_empty(), &written.secret_access_key_file) {
-        (true, None) => None,
-        (false, None) => {
-            let message = "it is missing; write the path of a file with the secret key that belongs to access_key_id";
-            return Err(invalid("secret_access_key_file", message));
-        }
-        (true, Some(_)) => {
-            let message =
-                "it is missing; write the key that the secret key belongs to, or remove secret_access_key_file";
-            return Err(invalid("access_key_id", message));
-        }
-        (false, Some(path)) => {
-            let secret = read_password(check, path).map_err(|message| invalid("secret_access_key_file", &message))?;
-            Some(S3Keys { id: written.access_key_id, secret })
-        }
-    };
+    let keys = keys(check, &written)?;
     if written.tier_size.of(u64::MAX) == Some(0) {
         let message = "nothing could come in; write \"none\" for no limit, or for example \"100GiB\" or \"50%\"";
         return Err(invalid("tier_size", message));
@@ -107,6 +92,27 @@ pub fn check(
         tier_size: written.tier_size,
         access,
     }))
+}
+
+/// Checks the credentials.
+fn keys(check: &Check<'_>, written: &raw::S3) -> Result<Option<S3Keys>, ConfigError> {
+    let invalid = |key: &str, message: &str| check.invalid(&["storage", "s3", key], message);
+    Ok(match (written.access_key_id.is_empty(), &written.secret_access_key_file) {
+        (true, None) => None,
+        (false, None) => {
+            let message = "it is missing; write the path of a file with the secret key that belongs to access_key_id";
+            return Err(invalid("secret_access_key_file", message));
+        }
+        (true, Some(_)) => {
+            let message =
+                "it is missing; write the key that the secret key belongs to, or remove secret_access_key_file";
+            return Err(invalid("access_key_id", message));
+        }
+        (false, Some(path)) => {
+            let secret = read_password(check, path).map_err(|message| invalid("secret_access_key_file", &message))?;
+            Some(S3Keys { id: written.access_key_id.clone(), secret })
+        }
+    })
 }
 
 /// Checks the name of a bucket: what AWS allows, and what others allow beside that (capital letters and `_`).

@@ -94,7 +94,7 @@ pub fn connection<S, A>(
     mut builder: Builder<TokioExecutor>,
     metrics: Arc<Metrics>,
     answer: impl Fn(Request<Sent>) -> A,
-    ends: Ends,
+    mut ends: Ends,
 ) -> impl Future<Output = ()>
 where
     S: Socket + Send + 'static,
@@ -105,13 +105,13 @@ where
     let (paced, written) = (pace.clone(), watched.clone());
     let service = service_fn(move |request: Request<Incoming>| {
         watched.arrived();
-        if request.version() == Version::HTTP_2 {
+        let is_http2 = request.version() == Version::HTTP_2;
+        if is_http2 {
             watched.speaks_http2();
         }
         let (watched, running, counted) = (watched.clone(), paced.begin(), load.begin());
         // With HTTP/2, unread bytes of one request do not disturb the other streams. A client that sends `Expect` waits
         // before it sends the body, and is told not to send it.
-        let is_heard_out = request.version() == Version::HTTP_2;
         let may_be_heard = counted.is_some() && !request.headers().contains_key(EXPECT);
         let (request, left) = sent::watched(request);
         // If too many requests are running, the response is short, and no work is begun for it.
@@ -121,7 +121,7 @@ where
                 Some(answered) => answered.await,
                 None => busy(),
             };
-            let is_heard_out = is_heard_out || if may_be_heard { left.hear_out().await } else { left.is_none() };
+            let is_heard_out = is_http2 || if may_be_heard { left.hear_out().await } else { left.is_none() };
             if !is_heard_out {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                 watched.may_still_speak();
@@ -133,7 +133,6 @@ where
     });
     set_limits(&mut builder);
     let mut connection = Box::pin(builder.serve_connection_with_upgrades(TokioIo::new(guarded), service).into_owned());
-    let mut ends = ends;
     async move {
         metrics.connections.inc();
         let ended = tokio::select! {

@@ -223,3 +223,29 @@ fn a_size_without_a_unit_is_warned_of() {
     assert_eq!(warned("[cache]\nmax_size = 200"), said);
     assert_eq!(warned("[cache]\nmax_size = 20000000000").len(), 0);
 }
+
+#[test]
+fn what_is_not_toml() {
+    refused([
+        ("[server\n".to_owned(), "1: not valid TOML: unclosed table, expected `]`"),
+        (
+            "[server]\nlisten = 127.0.0.1:5000".to_owned(),
+            "2: not valid TOML: this is no value; a text needs quotes, as in key = \"value\"",
+        ),
+        (
+            "[logging]\nlevel = info".to_owned(),
+            "2: not valid TOML: this is no value; a text needs quotes, as in key = \"value\"",
+        ),
+        (
+            "[cache]\nttl = 30d".to_owned(),
+            "2: not valid TOML: this is no value; a text needs quotes, as in key = \"value\"",
+        ),
+        (
+            upstream("password = geheim"),
+            "3: not valid TOML: this is no value; a text needs quotes, as in key = \"value\"",
+        ),
+        ("[cache]\nttl = \"1s\"\nttl = \"2s\"".to_owned(), "3: not valid TOML: duplicate key"),
+        ("[cache]\n[server]\n[cache]".to_owned(), "3: not valid TOML: duplicate key"),
+        (upstream("password = \"geheim"), "3: not valid TOML: a text has no closing quote on its line"),
+    ]);
+}
