@@ -284,10 +284,8 @@ impl Config {
         let proxy = proxy_door::check(&check, file.proxy, file.allowlist, has_patterns, &repositories, &around)?;
         let proxy_listen = proxy.as_ref().map(|proxy| proxy.listen.as_slice()).unwrap_or_default();
         check_doors(&check, &file.server.listen.0, &file.admin.listen.0, proxy_listen, tls.as_ref())?;
-        let managers = auth::check_managers(&file.admin, &around.auth);
-        let managers = managers.map_err(|(key, message)| check.invalid(&["admin", key], message))?;
         let hosts = check_hosts(&check, "server", &file.server.hosts)?;
-        let admin_hosts = check_hosts(&check, "admin", &file.admin.hosts)?;
+        let admin = check_admin(&check, file.admin, &around.auth)?;
         let cache = check_cache(&check, file.cache, file.storage.s3.is_some())?;
         let index = index::check(&check, &file.index)?;
         let s3 = storage::check(&check, file.storage, &proxies, index.is_some())?;
@@ -316,12 +314,7 @@ impl Config {
             repositories,
             warm,
             proxy,
-            admin: Admin {
-                listen: file.admin.listen.0,
-                allow: managers.allow,
-                read: managers.read,
-                hosts: admin_hosts,
-            },
+            admin,
             logging: file.logging,
             telemetry,
         };
@@ -348,6 +341,13 @@ fn check_around(
     let around =
         upstream::Around { has_certificates: tls.as_ref().is_some_and(|tls| tls.clients.is_some()), auth, ..around };
     Ok((around, tls))
+}
+
+fn check_admin(check: &Check<'_>, written: raw::Admin, auth: &Auth) -> Result<Admin, ConfigError> {
+    let managers = auth::check_managers(&written, auth);
+    let managers = managers.map_err(|(key, message)| check.invalid(&["admin", key], message))?;
+    let hosts = check_hosts(check, "admin", &written.hosts)?;
+    Ok(Admin { listen: written.listen.0, allow: managers.allow, read: managers.read, hosts })
 }
 
 fn check_cache(check: &Check<'_>, written: raw::Cache, has_bucket: bool) -> Result<Cache, ConfigError> {

@@ -289,3 +289,21 @@ fn class(status: StatusCode) -> &'static str {
         _ => "other",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_is_shown_until_it_is_gone() {
+        let metrics = Metrics::default();
+        let shown =
+            |name: &str| metrics.certificates.get(&NameLabel { name: name.to_owned() }).map(|gauge| gauge.get());
+        ["old", "kept"].map(|name| metrics.certificate(name, SystemTime::UNIX_EPOCH + Duration::from_secs(7)));
+        metrics.keep_certificates(&["kept".to_owned()].into());
+        assert_eq!((shown("old"), shown("kept")), (None, Some(7)));
+        metrics.certificate("old", SystemTime::UNIX_EPOCH + Duration::from_secs(9));
+        metrics.keep_certificates(&["old".to_owned()].into());
+        assert_eq!((shown("old"), shown("kept")), (Some(9), None));
+    }
+}

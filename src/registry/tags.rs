@@ -164,15 +164,8 @@ impl Tags {
         let key = target.tag_key(tag);
         let cached = self.cached(target, &key).await;
         if let Some((entry, manifest)) = &cached
-            && let Some(why) = Self::unasked(policy, &key, entry)
-            && (self.consent.given.is_fresh(target, &entry.digest)
-                || self.consent.is_public(target, &entry.digest).await)
+            && let Some(state) = self.served_unasked(target, tag, &key, entry).await
         {
-            if why == Hit::Aging && target.repository.upstreams.have_quota_to_spare() {
-                self.check_behind(target, tag, &key);
-            }
-            let since = entry.checked_at.to_system_time();
-            let state = CacheState::Hit { since, why };
             return Ok(FoundManifest { manifest: manifest.clone(), state, is_news_of_name: true });
         }
 
@@ -218,6 +211,25 @@ impl Tags {
                 Err(failure)
             }
         }
+    }
+
+    /// Returns how a cached tag is served without asking the upstream, if it is fresh enough and this client may have
+    /// it; `None`: the upstream has to be asked. A tag that has begun to age is checked behind the client's back.
+    async fn served_unasked(
+        self: &Arc<Self>,
+        target: &Target,
+        tag: &Tag,
+        key: &TagKey,
+        entry: &TagEntry,
+    ) -> Option<CacheState> {
+        let why = Self::unasked(target.repository.config.policy_of(tag.as_str()), key, entry)?;
+        if !self.consent.given.is_fresh(target, &entry.digest) && !self.consent.is_public(target, &entry.digest).await {
+            return None;
+        }
+        if why == Hit::Aging && target.repository.upstreams.have_quota_to_spare() {
+            self.check_behind(target, tag, key);
+        }
+        Some(CacheState::Hit { since: entry.checked_at.to_system_time(), why })
     }
 
     /// Asks the upstream about a tag, once for all clients that ask at the same time. The second value tells whether

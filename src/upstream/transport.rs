@@ -131,12 +131,8 @@ impl Transport {
             Proxy::Through(proxies) => proxies.hosts(),
             Proxy::Direct => Vec::new(),
         };
-        let reach = Arc::new(Reach::new(
-            &config.url.origin,
-            &config.redirect_hosts,
-            proxy_hosts,
-            config.confined_to.as_deref(),
-        ));
+        let (own, others) = (&config.url.origin, &config.redirect_hosts);
+        let reach = Arc::new(Reach::new(own, others, proxy_hosts, config.confined_to.as_deref()));
         let pool = |tls: ClientTls| {
             let config = config::Upstream { tls, ..config.clone() };
             let resolver = Resolver { reach: reach.clone(), ours: ours.clone(), port: None };

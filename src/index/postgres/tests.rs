@@ -13,8 +13,10 @@ use std::sync::atomic::AtomicU32;
 
 pub use support::Postgres;
 
+use super::super::Timestamp;
 use super::*;
 use crate::config::{Secret, index_server};
+use crate::oci::{Algorithm, MediaType};
 
 /// How the index reaches the server.
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +37,20 @@ pub fn database(server: &Postgres) -> String {
     let name = format!("trial_{}", NEXT.fetch_add(1, Ordering::Relaxed));
     server.create(&name);
     name
+}
+
+/// Returns the object with this number.
+fn object(number: u32) -> Digest {
+    Digest::of(Algorithm::Sha256, &number.to_be_bytes())
+}
+
+/// Stores the object with this number.
+fn stored(number: u32) -> Write {
+    let media_type = Some(MediaType::new("m"));
+    Write::Object {
+        digest: object(number),
+        entry: ObjectEntry { size: 10, media_type, stored_at: Timestamp(1), generation: None },
+    }
 }
 
 /// Opens an index in a database of its own.

@@ -1,20 +1,6 @@
 //! The server hangs, is killed, is not there at the start, refuses the login.
 
-use super::super::super::{ObjectEntry, Timestamp};
 use super::*;
-use crate::oci::{Algorithm, MediaType};
-
-fn object(number: u32) -> Digest {
-    Digest::of(Algorithm::Sha256, &number.to_be_bytes())
-}
-
-fn stored(number: u32) -> Write {
-    let media_type = Some(MediaType::new("m"));
-    Write::Object {
-        digest: object(number),
-        entry: ObjectEntry { size: 10, media_type, stored_at: Timestamp(1), generation: None },
-    }
-}
 
 /// Waits until the server is known to be well or away.
 async fn until(index: &PostgresIndex, is_well: bool) {

@@ -2,21 +2,9 @@
 
 use futures_util::TryStreamExt;
 
-use super::super::super::{ObjectEntry, TagEntry, Timestamp};
+use super::super::super::TagEntry;
 use super::*;
-use crate::oci::{Algorithm, MediaType};
-
-fn object(number: u32) -> Digest {
-    Digest::of(Algorithm::Sha256, &number.to_be_bytes())
-}
-
-fn stored(number: u32) -> Write {
-    let media_type = Some(MediaType::new("m"));
-    Write::Object {
-        digest: object(number),
-        entry: ObjectEntry { size: 10, media_type, stored_at: Timestamp(1), generation: None },
-    }
-}
+use crate::oci::MediaType;
 
 fn key(tag: &str) -> TagKey {
     TagKey { repository: "r".to_owned(), shelf: String::new(), name: "a".to_owned(), tag: tag.to_owned() }
