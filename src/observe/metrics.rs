@@ -299,7 +299,9 @@ mod tests {
         let metrics = Metrics::default();
         let shown =
             |name: &str| metrics.certificates.get(&NameLabel { name: name.to_owned() }).map(|gauge| gauge.get());
-        ["old", "kept"].map(|name| metrics.certificate(name, SystemTime::UNIX_EPOCH + Duration::from_secs(7)));
+        for name in ["old", "kept"] {
+            metrics.certificate(name, SystemTime::UNIX_EPOCH + Duration::from_secs(7));
+        }
         metrics.keep_certificates(&["kept".to_owned()].into());
         assert_eq!((shown("old"), shown("kept")), (None, Some(7)));
         metrics.certificate("old", SystemTime::UNIX_EPOCH + Duration::from_secs(9));
