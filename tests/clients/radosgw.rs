@@ -8,6 +8,7 @@ use std::{
 };
 
 use tempfile::TempDir;
+use tokio::sync::{Mutex, MutexGuard};
 
 use super::{
     http,
@@ -31,13 +32,17 @@ pub struct Radosgw {
     /// In the order in which they end: the gateway first.
     daemons: Vec<Daemon>,
     directory: TempDir,
+    /// One at a time: of two that start at once, one storage daemon does not come up.
+    _alone: MutexGuard<'static, ()>,
 }
 
 impl Radosgw {
     /// Starts monitor, storage and gateway, and makes a bucket.
     pub async fn start() -> Self {
+        static ALONE: Mutex<()> = Mutex::const_new(());
+        let alone = ALONE.lock().await;
         let directory = tempfile::Builder::new().prefix("larder-ceph-").tempdir().expect("a temporary directory");
-        let mut gateway = Self { port: free_port(), daemons: Vec::new(), directory };
+        let mut gateway = Self { port: free_port(), daemons: Vec::new(), directory, _alone: alone };
         gateway.try_start().await.unwrap();
         gateway
     }
