@@ -53,6 +53,23 @@ impl FailureKind {
         matches!(self, Self::NoRoom | Self::Storage)
     }
 
+    /// Returns the kind that a word of [`Self::as_str`] names.
+    pub fn named(word: &str) -> Option<Self> {
+        let all = [
+            Self::NotFound,
+            Self::Denied,
+            Self::WrongContent,
+            Self::Unavailable,
+            Self::Timeout,
+            Self::RateLimited,
+            Self::Busy,
+            Self::Unread,
+            Self::NoRoom,
+            Self::Storage,
+        ];
+        all.into_iter().find(|kind| kind.as_str() == word)
+    }
+
     /// Returns the word for logs and metrics.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -23,6 +23,7 @@ mod ca;
 pub mod cache;
 mod cli;
 mod clock;
+mod cluster;
 pub mod config;
 pub mod convert;
 mod descriptors;

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::access::{Access, Rules, RulesError};
 use crate::cache::Cache;
+use crate::cluster::{Cluster, ClusterError};
 use crate::config::Config;
 use crate::failure::Failure;
 use crate::observe::{Metrics, Reason};
@@ -15,7 +16,7 @@ use crate::oci::Reference;
 use crate::proxy::{Proxy, ProxyRules};
 use crate::random::NoRandomness;
 use crate::registry::explain::Explained;
-use crate::registry::{Objects, Registry};
+use crate::registry::{ForReplicas, Objects, Registry};
 use crate::routing::{OwnNames, Target};
 use crate::setup;
 use crate::upstream::{BuildError, Clients};
@@ -29,6 +30,8 @@ pub struct Services {
     pub access: Arc<Access>,
     pub registry: Arc<Registry>,
     pub proxy: Arc<Proxy>,
+    /// This replica and the others; `None`: this Larder is alone.
+    pub cluster: Option<Arc<Cluster>>,
     objects: Arc<Objects>,
     clients: Clients,
     configuration: Mutex<Arc<Configuration>>,
@@ -83,6 +86,8 @@ pub enum ServicesError {
     #[error(transparent)]
     Proxy(#[from] BuildError),
     #[error(transparent)]
+    Cluster(#[from] ClusterError),
+    #[error(transparent)]
     Randomness(#[from] NoRandomness),
 }
 
@@ -92,7 +97,10 @@ impl Services {
         let clients = Clients::default();
         let Prepared { rules, proxy } = prepare(config, &clients, &metrics, None)?;
         let access = Arc::new(Access::new(rules)?);
-        let objects = Arc::new(Objects::new(&cache, &clients, &metrics));
+        let cluster =
+            config.cluster.as_ref().map(|config| Cluster::new(config, cache.index(), metrics.clone()).map(Arc::new));
+        let cluster = cluster.transpose()?;
+        let objects = Arc::new(Objects::new(&cache, &clients, &metrics, cluster.as_ref()));
         let registry = Registry::new(access.clone(), objects.clone(), cache.clone(), metrics.clone());
         let proxy = Proxy::new(proxy, access.clone(), objects.clone(), (cache.clone(), metrics.clone()));
         let (registry, proxy, configuration) = (Arc::new(registry), Arc::new(proxy), Mutex::default());
@@ -104,6 +112,7 @@ impl Services {
             access,
             registry,
             proxy,
+            cluster,
             objects,
             clients,
             configuration,
@@ -111,6 +120,12 @@ impl Services {
             schedules,
             registry_door,
         })
+    }
+
+    /// Returns what answers other replicas; `None`: this Larder is alone. `is_secure`: whether their door speaks TLS.
+    pub fn for_replicas(&self, is_secure: bool) -> Option<ForReplicas> {
+        let cluster = self.cluster.clone()?;
+        Some(ForReplicas::new(cluster, self.access.clone(), self.objects.clone(), is_secure))
     }
 
     /// Returns what is told of the configuration in force.

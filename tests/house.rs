@@ -9,7 +9,7 @@ use crate::support::Larder;
 const FOR_ALL: [&str; 2] = ["clock", "random"];
 
 /// Each room and the rooms it may import from.
-const ROOMS: [(&str, &[&str]); 42] = [
+const ROOMS: [(&str, &[&str]); 43] = [
     ("oci", &[]),
     ("body", &["failure"]),
     ("clock", &[]),
@@ -59,6 +59,7 @@ const ROOMS: [(&str, &[&str]); 42] = [
         ],
     ),
     ("upstream", &["config", "failure", "fingerprint", "oci", "places", "program", "observe", "web"]),
+    ("cluster", &["cache", "config", "failure", "index", "observe", "oci", "web"]),
     ("routing", &["config", "index", "observe", "oci", "upstream"]),
     (
         "access",
@@ -81,8 +82,8 @@ const ROOMS: [(&str, &[&str]); 42] = [
     (
         "registry",
         &[
-            "access", "auth", "body", "cache", "config", "failure", "index", "observe", "oci", "routing", "sent",
-            "upstream",
+            "access", "auth", "body", "cache", "cluster", "config", "failure", "index", "observe", "oci", "routing",
+            "sent", "upstream",
         ],
     ),
     (
@@ -110,8 +111,8 @@ const ROOMS: [(&str, &[&str]); 42] = [
     (
         "services",
         &[
-            "access", "cache", "config", "failure", "observe", "oci", "proxy", "registry", "routing", "setup",
-            "upstream", "warm",
+            "access", "cache", "cluster", "config", "failure", "observe", "oci", "proxy", "registry", "routing",
+            "setup", "upstream", "warm",
         ],
     ),
     ("ops", &["cache", "descriptors", "failure", "index", "observe", "oci", "routing", "text", "upkeep", "work"]),

@@ -66,6 +66,7 @@ mod reach;
 mod reasons;
 mod registries;
 mod reload;
+mod replicas;
 mod resume;
 mod same_pull;
 mod secrets;

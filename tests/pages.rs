@@ -106,6 +106,7 @@ fn make_files(folder: &Path) {
     for secret in ["hub-token", "oidc.secret", "db-password"] {
         fs::write(folder.join(secret), "geheim\n").expect("written");
     }
+    fs::write(folder.join("cluster-token"), format!("{}\n", "0123456789abcdef".repeat(4))).expect("written");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,6 +9,7 @@ mod bucket_origin;
 pub mod carried;
 mod coming;
 mod direct;
+mod elsewhere;
 mod fill;
 pub mod flight;
 pub mod freshness;
@@ -245,7 +246,7 @@ impl Cache {
                 uploads.run().await;
             }
         };
-        tokio::join!(upkeep::run(self.upkeep.clone(), true), uploading);
+        tokio::join!(upkeep::run(self.upkeep.clone(), true), uploading, self.follow_others());
     }
 
     /// Runs the upkeep task for a command on a stopped cache: reads the index and does what is asked, but nothing of

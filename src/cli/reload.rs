@@ -233,6 +233,7 @@ fn needs_restart(before: &Config, after: &Config) -> Vec<&'static str> {
         ("logging.file", before.logging.file != after.logging.file),
         ("logging.format", before.logging.format != after.logging.format),
         ("storage.s3", before.s3 != after.s3),
+        ("cluster", before.cluster != after.cluster),
         ("telemetry", before.telemetry != after.telemetry),
     ];
     changes.into_iter().filter(|(_, is_changed)| *is_changed).map(|(key, _)| key).collect()

@@ -18,7 +18,7 @@ use super::output::lines;
 use super::reload::{Reached, Reload, acme_door, count_certificates, shown, tell};
 use super::setup::address;
 use super::systemd::{self, Sockets, State};
-use crate::acme::{Certificates, Occasion};
+use crate::acme::{Certificates, Occasion, Shown};
 use crate::ca::Ca;
 use crate::cache::Cache;
 use crate::clock;
@@ -150,7 +150,11 @@ async fn serve(
     services.tell_configuration(files.told);
     let (stop, stopped) = channel::channel(None);
     let upkeep = tokio::spawn(services.cache.clone().look_after());
-    let doors = doors.serve(&config.server, &services, &stopped);
+    let doors = doors.serve((&config.server, config.cluster.as_ref()), &services, &stopped)?;
+    let taking_part = match &services.cluster {
+        Some(cluster) => tokio::spawn(cluster.clone().take_part(stopped.clone())),
+        None => tokio::spawn(std::future::ready(())),
+    };
     services.schedules.apply(&config.warm);
     let current = Arc::new(Mutex::new(config));
     let Files { sources, begun_with, watch, .. } = files;
@@ -169,7 +173,7 @@ async fn serve(
     services.schedules.apply(&[]);
     let grace = current.lock().unwrap_or_else(PoisonError::into_inner).server.shutdown_grace;
     stop.send_replace(Some(grace));
-    let ended = async { tokio::join!(doors.join_all(), keeping) };
+    let ended = async { tokio::join!(doors.join_all(), keeping, taking_part) };
     let ended = tokio::time::timeout(grace, ended).await;
     if ended.is_err() {
         tracing::warn!("not everything ended in time");
@@ -190,6 +194,8 @@ async fn reopen(mut signals: Signal, log: Arc<Log>) {
 struct Doors {
     registry: Vec<TcpListener>,
     tls: Tls,
+    /// For other replicas.
+    cluster: Vec<TcpListener>,
     proxy: Vec<TcpListener>,
     /// `None`: there is no proxy door.
     ca: Option<Arc<Ca>>,
@@ -213,14 +219,22 @@ impl Doors {
         };
         let registry = open("registry", &config.server.listen)?;
         let admin = open("admin", &config.admin.listen)?;
+        let cluster = match &config.cluster {
+            Some(cluster) => listen::bind("cluster", &cluster.listen)?,
+            None => Vec::new(),
+        };
         if !sockets.take("proxy").is_empty() {
             tracing::warn!("systemd handed over a socket for the proxy door, but there is no [proxy]");
         }
-        Ok(Self { registry, tls, proxy, ca, admin })
+        Ok(Self { registry, tls, cluster, proxy, ca, admin })
     }
 
     fn addresses(&self) -> std::io::Result<Vec<SocketAddr>> {
-        [&self.proxy, &self.registry, &self.admin].into_iter().flatten().map(TcpListener::local_addr).collect()
+        [&self.proxy, &self.registry, &self.admin, &self.cluster]
+            .into_iter()
+            .flatten()
+            .map(TcpListener::local_addr)
+            .collect()
     }
 
     fn registry(&self) -> std::io::Result<Vec<SocketAddr>> {
@@ -230,10 +244,10 @@ impl Doors {
     /// Serves all doors, each until `stopped` says so.
     fn serve(
         self,
-        server: &config::Server,
+        (server, cluster): (&config::Server, Option<&config::Cluster>),
         services: &Arc<Services>,
         stopped: &channel::Receiver<Option<Duration>>,
-    ) -> JoinSet<()> {
+    ) -> Result<JoinSet<()>, AnyError> {
         let shares = Shares::now();
         let handler: listen::Handler = Arc::new(admin::handler(services.clone()));
         let admin = (listen::Places::new(shares.admin), listen::Crowd::new(None));
@@ -244,14 +258,18 @@ impl Doors {
             is_announced: server.proxy_protocol,
         };
         let times = listen::Times::new(server);
+        let replicas = for_replicas(cluster, services)?;
+        // Several others may fill as much as this one does.
+        let near = (listen::Places::new(4 * shares.fills), listen::Crowd::new(None));
         let all = [
             (self.registry, Some(listen::Door::Registry(registry)), limits(server, shares.registry)),
+            (self.cluster, replicas, near),
             (self.proxy, proxy, limits(server, shares.proxy)),
             (self.admin, Some(listen::Door::Admin(handler)), admin),
         ];
         let mut serving = JoinSet::new();
         for (listeners, door, (places, crowd)) in all {
-            // Only the proxy door can be missing, and then it has no listener.
+            // The proxy door and that for replicas can be missing, and then have no listener.
             let Some(door) = door else { continue };
             for listener in listeners {
                 let (door, places, crowd) = (door.clone(), places.clone(), crowd.clone());
@@ -259,8 +277,23 @@ impl Doors {
                 serving.spawn(listen::serve(listener, door, metrics, places, crowd, times, stopped.clone()));
             }
         }
-        serving
+        Ok(serving)
     }
+}
+
+/// Makes the door for other replicas.
+fn for_replicas(cluster: Option<&config::Cluster>, services: &Services) -> Result<Option<listen::Door>, AnyError> {
+    let tls = cluster.and_then(|cluster| cluster.tls.as_ref());
+    let Some(behind) = services.for_replicas(tls.is_some()) else {
+        return Ok(None);
+    };
+    let behind = Arc::new(behind);
+    let handler: listen::Handler = Arc::new(move |request, from| {
+        let behind = behind.clone();
+        Box::pin(async move { behind.handle(request, from).await })
+    });
+    let tls = Tls::new(tls.map(|tls| &tls.server), Shown::default())?;
+    Ok(Some(listen::Door::Replicas(handler, tls)))
 }
 
 /// Returns the limits on the connections of a door, in total and for each address. `share`: how many connections there

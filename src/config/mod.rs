@@ -7,6 +7,7 @@ mod acme;
 mod auth;
 pub(crate) mod built_in;
 mod check;
+mod cluster;
 mod credentials;
 mod de;
 pub(crate) mod document;
@@ -47,6 +48,7 @@ use std::time::Duration;
 
 pub use acme::{Acme, AcmeChallenge, ExternalAccount, Hook};
 pub use auth::{Allow, Auth, Htpasswd};
+pub use cluster::{Cluster, ClusterTls};
 pub use credentials::{Credentials, Helper, Login};
 pub use error::{ConfigError, ConfigErrors};
 pub use host::{HostPattern, plain_host};
@@ -85,6 +87,8 @@ pub struct Config {
     pub index: Option<IndexServer>,
     /// The bucket in which content is kept; `None`: in the cache directory alone.
     pub s3: Option<S3>,
+    /// How other replicas and this one reach each other; `None`: this Larder is alone.
+    pub cluster: Option<Cluster>,
     /// In the order of the file.
     pub repositories: Vec<Repository>,
     /// What is kept warm, in the order of the file.
@@ -283,12 +287,16 @@ impl Config {
         let has_patterns = !file.cache.patterns.is_empty();
         let proxy = proxy_door::check(&check, file.proxy, file.allowlist, has_patterns, &repositories, &around)?;
         let proxy_listen = proxy.as_ref().map(|proxy| proxy.listen.as_slice()).unwrap_or_default();
-        check_doors(&check, &file.server.listen.0, &file.admin.listen.0, proxy_listen, tls.as_ref())?;
+        let cluster_listen = file.cluster.as_ref().and_then(|cluster| cluster.listen.as_ref());
+        let cluster_listen = cluster_listen.map(|listen| listen.0.as_slice()).unwrap_or_default();
+        let doors = [&file.server.listen.0, &file.admin.listen.0, proxy_listen, cluster_listen];
+        check_doors(&check, doors, tls.as_ref())?;
         let hosts = check_hosts(&check, "server", &file.server.hosts)?;
         let admin = check_admin(&check, file.admin, &around.auth)?;
         let cache = check_cache(&check, file.cache, file.storage.s3.is_some())?;
         let index = index::check(&check, &file.index)?;
         let s3 = storage::check(&check, file.storage, &proxies, index.is_some())?;
+        let cluster = cluster::check(&check, file.cluster, index.is_some())?;
         check_level(&check, &file.logging.level)?;
         let telemetry = telemetry::check(&check, &file.telemetry, &proxies)?;
         let config = Self {
@@ -311,6 +319,7 @@ impl Config {
             cache,
             index,
             s3,
+            cluster,
             repositories,
             warm,
             proxy,
@@ -406,19 +415,18 @@ fn check_hosts(check: &Check<'_>, table: &str, written: &[String]) -> Result<Vec
 /// Checks that no address is used twice, by one door or by two.
 fn check_doors(
     check: &Check<'_>,
-    registry: &[SocketAddr],
-    admin: &[SocketAddr],
-    proxy: &[SocketAddr],
+    [registry, admin, proxy, cluster]: [&[SocketAddr]; 4],
     tls: Option<&ServerTls>,
 ) -> Result<(), ConfigError> {
     let acme = match tls.and_then(|tls| tls.acme.as_ref()).map(|acme| &acme.challenge) {
         Some(AcmeChallenge::Http01 { listen }) => listen.as_slice(),
         _ => &[],
     };
-    let doors: [(&[&str], &[SocketAddr]); 4] = [
+    let doors: [(&[&str], &[SocketAddr]); 5] = [
         (&["server", "listen"], registry),
         (&["admin", "listen"], admin),
         (&["proxy", "listen"], proxy),
+        (&["cluster", "listen"], cluster),
         (&["server", "tls", "acme", "http_listen"], acme),
     ];
     let mut taken: Vec<(&SocketAddr, &[&str])> = Vec::new();

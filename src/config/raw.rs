@@ -1,5 +1,6 @@
 //! The file's tables and keys with their defaults, before they are checked against each other.
 
+mod cluster;
 mod index;
 mod reporting;
 mod storage;
@@ -17,6 +18,7 @@ use super::shapes::{file, files, hook, optional_file, program};
 use super::units::{Amount, Limit, Span};
 use super::warm::WarmImages;
 
+pub use cluster::Cluster;
 pub use index::Index;
 pub use reporting::{LogFormat, Logging, Telemetry};
 pub use storage::{S3, Storage};
@@ -30,6 +32,8 @@ pub struct File {
     pub cache: Cache,
     pub index: Index,
     pub storage: Storage,
+    /// `None`: this Larder is alone.
+    pub cluster: Option<Cluster>,
     pub repository: Repositories,
     /// Headers by host.
     pub headers: InOrder<HostHeaders>,
@@ -70,6 +74,15 @@ impl File {
             self.index.password = Secret::new(HIDDEN);
         }
         self.index.server_ca_bundle = None;
+        if let Some(cluster) = &mut self.cluster {
+            if cluster.token_file.take().is_some() && cluster.token.is_empty() {
+                cluster.token = Secret::new(HIDDEN.repeat(32));
+            }
+            // Without its certificates, nothing else of it can be checked.
+            if [&cluster.certificate, &cluster.private_key, &cluster.ca_bundle].iter().any(|file| file.is_some()) {
+                self.cluster = None;
+            }
+        }
         for upstream in self.repository.0.iter_mut().flat_map(|(_, repository)| &mut repository.upstream) {
             if upstream.password_file.take().is_some() && upstream.password.is_empty() {
                 upstream.password = Secret::new(HIDDEN);

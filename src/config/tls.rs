@@ -74,7 +74,8 @@ pub fn check(check: &Check<'_>, written: raw::ServerTls, proxies: &Proxies) -> R
     Ok(ServerTls { certificates, acme, clients })
 }
 
-fn certified(
+/// Reads a certificate chain with its key. `invalid` makes the error of a key, `certificate` or `private_key`.
+pub(super) fn certified(
     check: &Check<'_>,
     chain: &Path,
     key: &Path,

@@ -1,6 +1,7 @@
 //! Wrong configurations and the message for each: file, line, key, and a way out.
 
 mod all;
+mod cluster;
 mod doors;
 mod index;
 mod slips;
@@ -37,7 +38,7 @@ fn keys_that_do_not_exist() {
         ("[sever]".to_owned(), "1: unknown key `sever`; did you mean `server`?"),
         (
             "[frobnicate]".to_owned(),
-            "1: unknown key `frobnicate`; there are `server`, `auth`, `cache`, `index`, `storage`, `repository`, `headers`, `warm`, `proxy`, `allowlist`, `admin`, `logging`, `telemetry`",
+            "1: unknown key `frobnicate`; there are `server`, `auth`, `cache`, `index`, `storage`, `cluster`, `repository`, `headers`, `warm`, `proxy`, `allowlist`, `admin`, `logging`, `telemetry`",
         ),
         (
             "[admin]\ntoken = \"geheim\"".to_owned(),

@@ -7,6 +7,7 @@
 mod apply;
 mod bounds;
 mod catalog;
+mod changes;
 mod damage;
 mod generation;
 #[cfg(test)]
@@ -22,6 +23,7 @@ mod postgres;
 mod purge;
 mod queue;
 mod reach;
+mod replicas;
 mod scope;
 #[cfg(test)]
 pub mod simulated;
@@ -36,16 +38,19 @@ use std::collections::HashSet;
 use std::time::{Duration, SystemTime};
 
 pub use bounds::Bounds;
+pub use changes::{Change, Mark};
 pub use generation::{Generation, NoGeneration};
 pub use images::{ImageOrder, ImagePage, ImageSearch};
 pub use local::LocalIndex;
 pub use postgres::PostgresIndex;
 pub use purge::{Purge, Purged};
+pub use replicas::Replica;
 pub use scope::{Scope, Viewer};
 pub use sqlite::Sqlite;
 pub use urls::UrlEntry;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 
@@ -167,6 +172,31 @@ pub trait Index: Send + Sync + 'static {
     /// Returns whether the index was damaged when it was opened, and had to be begun anew.
     fn was_damaged(&self) -> bool;
 
+    /// Says that a replica is alive for so long from now on, by the clock of the index; no time at all: it leaves. Only
+    /// an index that several Larders share notes it.
+    fn announce<'a>(&'a self, me: &'a Replica, alive: Duration) -> Call<'a, ()> {
+        let _ = (me, alive);
+        std::future::ready(Ok(())).boxed()
+    }
+
+    /// Returns the replicas that are alive, by the clock of the index.
+    fn replicas(&self) -> Call<'_, Vec<Replica>> {
+        std::future::ready(Ok(Vec::new())).boxed()
+    }
+
+    /// Returns some of the other replicas that are alive and have an object stored.
+    fn holders<'a>(&'a self, digest: &'a Digest) -> Call<'a, Vec<Replica>> {
+        let _ = digest;
+        std::future::ready(Ok(Vec::new())).boxed()
+    }
+
+    /// Returns what other Larders changed behind `since`, a part at a time, and how far changes are known then; without
+    /// `since`, only the latter.
+    fn changes(&self, since: Option<Mark>) -> Call<'_, (Vec<Change>, Mark)> {
+        let nothing = Mark { transaction: 0, number: 0 };
+        std::future::ready(Ok((Vec::new(), since.unwrap_or(nothing)))).boxed()
+    }
+
     /// Returns whether the index is kept by a server: it takes none of the cache's disk, and the cache serves without
     /// it for a while.
     fn is_on_server(&self) -> bool {
@@ -198,6 +228,11 @@ impl Timestamp {
     /// Returns how long ago the time was; zero for a time in the future, as after the clock was set back.
     pub fn age(self) -> Duration {
         Duration::from_millis(u64::try_from(Self::now().0.saturating_sub(self.0)).unwrap_or(0))
+    }
+
+    /// Returns the time that was so long before this one.
+    pub fn before(self, duration: Duration) -> Self {
+        Self(self.0.saturating_sub(i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)))
     }
 
     /// Returns whether the time is still to come: the clock was ahead when it was noted, and has been set back.

@@ -84,6 +84,8 @@ pub enum Door {
     Registry(RegistryDoor),
     Proxy(Arc<Proxy>, Arc<Ca>),
     Admin(Handler),
+    /// Other replicas.
+    Replicas(Handler, Tls),
 }
 
 /// The registry with what its door needs.
@@ -253,6 +255,14 @@ impl Served {
                     drop(held);
                 });
             }
+            Door::Replicas(handler, tls) => {
+                let ends = Ends { stop, renewed: Some(tls.renewed()) };
+                let tls = tls.handshakes();
+                tokio::spawn(async move {
+                    replica(stream, peer, tls, (handler, metrics), ends).await;
+                    drop(held);
+                });
+            }
             Door::Proxy(behind, ca) => {
                 let ends = Ends { stop, renewed: None };
                 tokio::spawn(proxy::open(stream, Arc::new(Way { proxy: behind, metrics, ca, peer, ends, held })));
@@ -294,6 +304,31 @@ async fn open(
             registry(stream, client, peer, behind, ends).await;
         }
         Err(error) => tracing::debug!(client = %address, %error, "a TLS handshake failed"),
+    }
+}
+
+/// Does the TLS handshake if replicas use TLS, and serves one connection of another replica to its end.
+async fn replica(
+    stream: TcpStream,
+    peer: Peer,
+    tls: Option<Arc<Handshakes>>,
+    (handler, metrics): (Handler, Arc<Metrics>),
+    mut ends: Ends,
+) {
+    let address = peer.address;
+    let answer = move |request| handler(request, address);
+    let builder = Builder::new(TokioExecutor::new()).http1_only();
+    let Some(handshakes) = tls else {
+        return connection(stream, peer, builder, metrics, answer, ends).await;
+    };
+    let shaken = tokio::select! {
+        shaken = Box::pin(handshakes.shake(stream)) => shaken,
+        () = ends.come() => return,
+    };
+    match shaken {
+        Ok(Some(stream)) => connection(stream, peer, builder, metrics, answer, ends).await,
+        Ok(None) => {}
+        Err(error) => tracing::warn!(%address, %error, "a TLS handshake at cluster.listen failed"),
     }
 }
 

@@ -133,6 +133,10 @@ pub struct Metrics {
     pub s3_bytes_sent: Counter,
     /// Content that came from the bucket.
     pub s3_bytes_received: Counter,
+    /// Content that came from other replicas.
+    pub replica_bytes_received: Counter,
+    /// Replicas that are alive, this one included; 0 where Larder is alone.
+    pub replicas: Gauge,
     /// Objects in the bucket, and their bytes.
     pub s3_objects: Gauge<i64>,
     pub s3_bytes: Gauge<i64>,

@@ -53,6 +53,7 @@ impl Scraped {
         traffic(larder, metrics);
         upstreams(larder, metrics, &self.upstreams);
         bucket(larder, metrics);
+        replicas(larder, metrics);
         cache(larder, metrics);
         instance(larder, metrics);
         if let Some(process) = &self.process {
@@ -98,6 +99,12 @@ fn bucket(r: &mut Registry, metrics: &Metrics) {
     r.register_with_unit("s3", "Size of the objects in the bucket", Unit::Bytes, metrics.s3_bytes.clone());
     let about = "Objects that wait for their upload to the bucket, or are being uploaded";
     r.register("s3_uploads_waiting", about, metrics.s3_uploads_waiting.clone());
+}
+
+fn replicas(r: &mut Registry, metrics: &Metrics) {
+    r.register("replicas", "Replicas that are alive, this one included; 0 without [cluster]", metrics.replicas.clone());
+    let about = "Content received from other replicas";
+    r.register_with_unit("replica_received", about, Unit::Bytes, metrics.replica_bytes_received.clone());
 }
 
 fn cache(r: &mut Registry, metrics: &Metrics) {

@@ -11,6 +11,7 @@ use futures_util::{FutureExt, StreamExt};
 use url::Url;
 
 use super::rejected::Rejected;
+use super::replicas::Replicas;
 use crate::access::{Consent, StoredObject};
 use crate::cache::{Cache, Origin, Source, Standing, Transfer};
 use crate::clock::Instant;
@@ -27,14 +28,20 @@ pub struct Origins {
     /// The storages behind upstreams that have sent objects.
     storages: Arc<Storages>,
     metrics: Arc<Metrics>,
+    replicas: Replicas,
     /// Upstreams that sent wrong content.
     rejected: Rejected,
 }
 
 impl Origins {
     /// Creates the shared state, with no rejected upstreams.
-    pub fn new(cache: Arc<Cache>, consent: Arc<Consent>, storages: Arc<Storages>, metrics: Arc<Metrics>) -> Self {
-        Self { cache, consent, storages, metrics, rejected: Rejected::default() }
+    pub fn new(
+        (cache, consent): (Arc<Cache>, Arc<Consent>),
+        storages: Arc<Storages>,
+        metrics: Arc<Metrics>,
+        replicas: Replicas,
+    ) -> Self {
+        Self { cache, consent, storages, metrics, replicas, rejected: Rejected::default() }
     }
 
     /// Returns the origin of a blob. `lane`: the kind of transfer as which its connections are counted.
@@ -44,7 +51,7 @@ impl Origins {
         for upstream in self.rejected.of(&target.repository.config.asked_as(), digest, upstreams) {
             standing.reject(upstream);
         }
-        Arc::new(BlobOrigin {
+        let upstreams = Arc::new(BlobOrigin {
             all: self.clone(),
             target: target.clone(),
             digest: *digest,
@@ -52,7 +59,8 @@ impl Origins {
             standing: Mutex::new(standing),
             storages: Arc::default(),
             addresses: Mutex::default(),
-        })
+        });
+        self.replicas.origin(target, digest, upstreams)
     }
 
     /// Forgets all. Called after a change of the configuration: the upstreams may be different ones.

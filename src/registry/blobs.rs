@@ -9,6 +9,7 @@ use http::{Method, Version};
 use super::answer::Answer;
 use super::blob_origin::Origins;
 use super::heads::{Heads, Said};
+use super::replicas::Replicas;
 use super::respond::{self, CacheState};
 use crate::access::{Absences, Consent, Refusal, StoredObject, Wanted, party};
 use crate::auth::is_secure;
@@ -40,8 +41,9 @@ impl Blobs {
         absences: Arc<Absences>,
         storages: Arc<Storages>,
         metrics: Arc<Metrics>,
+        replicas: Replicas,
     ) -> Self {
-        let origins = Origins::new(cache.clone(), consent.clone(), storages, metrics.clone());
+        let origins = Origins::new((cache.clone(), consent.clone()), storages, metrics.clone(), replicas);
         Self { cache, consent, absences, metrics, heads: Heads::default(), origins: Arc::new(origins) }
     }
 

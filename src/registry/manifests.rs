@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::answer::Answer;
 use super::heads::{Heads, Said};
+use super::replicas::{Replicas, Told};
 use super::respond::{self, CacheState};
 use super::warnings::Warnings;
 use crate::access::{Absences, Consent, Questions};
@@ -24,6 +25,7 @@ pub struct Manifests {
     absences: Arc<Absences>,
     questions: Arc<Questions>,
     metrics: Arc<Metrics>,
+    pub(super) replicas: Replicas,
     /// Warnings of upstreams.
     pub warnings: Warnings,
     /// Answers to HEAD requests of a moment ago.
@@ -50,6 +52,7 @@ impl Manifests {
         (cache, consent): (Arc<Cache>, Arc<Consent>),
         (absences, questions): (Arc<Absences>, Arc<Questions>),
         metrics: Arc<Metrics>,
+        replicas: Replicas,
     ) -> Self {
         Self {
             cache,
@@ -57,6 +60,7 @@ impl Manifests {
             absences,
             questions,
             metrics,
+            replicas,
             warnings: Warnings::default(),
             heads: Heads::default(),
             fetches: Flights::default(),
@@ -93,10 +97,15 @@ impl Manifests {
         Ok(FoundManifest { manifest, state: CacheState::Miss(Miss::of(!is_first)), is_news_of_name: true })
     }
 
-    /// Fetches a manifest from the upstream `preferred`, else from the first that gives it.
+    /// Fetches a manifest from another replica, else from the upstream `preferred`, else from the first that gives it.
     pub async fn fetch(&self, target: &Target, digest: Digest, preferred: Option<usize>) -> Result<Fetched, Failure> {
         let upstreams = &target.repository.upstreams;
         let reference = Reference::Digest(digest);
+        if let Some(told) = self.replicas.manifest(target, &reference, None).await
+            && let Told { answer: Some(answer), .. } = told?
+        {
+            return Ok(Fetched(self.put(target, answer).await));
+        }
         let get = async |at: usize| upstreams[at].manifest(&target.who, &target.name, &reference).await;
         let (_, answer) = upstreams.first(preferred, get).await?;
         Ok(Fetched(self.keep(target, answer).await))
@@ -104,11 +113,16 @@ impl Manifests {
 
     /// Stores the manifest that an upstream answered with, and counts it.
     pub async fn keep(&self, target: &Target, answer: ManifestAnswer) -> Arc<Manifest> {
-        let ManifestAnswer { digest, media_type, bytes, is_signed, warnings } = answer;
-        self.warnings.note(target, &digest.to_string(), warnings);
-        let (size, repository) = (bytes.len(), target.repository.prefix());
+        let (digest, size, repository) = (answer.digest, answer.bytes.len(), target.repository.prefix());
         self.metrics.fetched(&target.repository.counters, size as u64);
         tracing::info!(path = format!("/v2/{}/manifests/{digest}", target.name), size, repository, "cached response");
+        self.put(target, answer).await
+    }
+
+    /// Stores a manifest.
+    pub async fn put(&self, target: &Target, answer: ManifestAnswer) -> Arc<Manifest> {
+        let ManifestAnswer { digest, media_type, bytes, is_signed, warnings } = answer;
+        self.warnings.note(target, &digest.to_string(), warnings);
         let manifest = Manifest::new(digest, media_type, bytes, Timestamp::now());
         match is_signed {
             // Whatever is stored under a digest must itself have that digest; a signed manifest does not.

@@ -1,6 +1,7 @@
 //! Manifests, blobs and lists of repositories, for the registry door and the proxy door alike.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::request::Parts;
 use http::{Method, StatusCode};
@@ -12,16 +13,18 @@ use super::manifests::Manifests;
 use super::patience::{self, Lagging};
 use super::prefetch::Prefetch;
 use super::query::Query;
+use super::replicas::Replicas;
 use super::respond;
 use super::tags::Tags;
 use super::written::Written;
 use crate::access::{Absences, Consent, Questions, Refusal, Wanted};
 use crate::body;
 use crate::cache::Cache;
+use crate::cluster::Cluster;
 use crate::failure::Failure;
 use crate::observe::Metrics;
-use crate::oci::Reference;
 use crate::oci::route::Object;
+use crate::oci::{Reference, Tag};
 use crate::routing::Target;
 use crate::upstream::Clients;
 
@@ -44,18 +47,19 @@ pub struct Objects {
 
 impl Objects {
     /// Creates all services for content, with what they share.
-    pub fn new(cache: &Arc<Cache>, clients: &Clients, metrics: &Arc<Metrics>) -> Self {
+    pub fn new(cache: &Arc<Cache>, clients: &Clients, metrics: &Arc<Metrics>, cluster: Option<&Arc<Cluster>>) -> Self {
+        let replicas = Replicas(cluster.cloned());
         let (absences, questions) = (Arc::<Absences>::default(), Arc::<Questions>::default());
         let (written, lagging) = (Arc::<Written>::default(), Arc::<Lagging>::default());
         let consent = Arc::new(Consent::new(cache.clone(), absences.clone(), questions.clone()));
         let known = || (cache.clone(), consent.clone());
         let asking = || (absences.clone(), questions.clone());
         let noted = || (written.clone(), lagging.clone());
-        let manifests = Arc::new(Manifests::new(known(), asking(), metrics.clone()));
+        let manifests = Arc::new(Manifests::new(known(), asking(), metrics.clone(), replicas.clone()));
         let tags = Arc::new(Tags::new(manifests.clone(), known(), asking(), noted()));
         let lists = Arc::new(Lists::new(tags.clone(), known(), asking(), noted()));
-        let blobs = Blobs::new(known(), absences.clone(), clients.shared().storages.clone(), metrics.clone());
-        let blobs = Arc::new(blobs);
+        let storages = clients.shared().storages.clone();
+        let blobs = Arc::new(Blobs::new(known(), absences.clone(), storages, metrics.clone(), replicas));
         let prefetch = Prefetch::new(cache.clone(), blobs.clone(), metrics.clone());
         Self { cache: cache.clone(), consent, written, absences, lagging, manifests, tags, blobs, prefetch, lists }
     }
@@ -94,6 +98,20 @@ impl Objects {
             }
         });
         patience::in_time(target, Wanted::of(object), answer, || self.waits_for_a_place(object)).await
+    }
+
+    /// Returns whether an object can be served without asking anybody for it.
+    pub(super) async fn has_stored(&self, object: &Object) -> bool {
+        match object {
+            Object::Manifest(Reference::Digest(digest)) => self.cache.manifest(digest).await.ok().flatten().is_some(),
+            Object::Blob(digest) => self.cache.stored(digest).await.ok().flatten().is_some(),
+            _ => false,
+        }
+    }
+
+    /// Returns how long ago the upstream was asked about a tag, as far as that is known.
+    pub(super) async fn age_of_tag(&self, target: &Target, tag: &Tag) -> Option<Duration> {
+        Some(self.cache.tag(&target.tag_key(tag)).await.ok()??.checked_at.age())
     }
 
     /// Returns whether a request for this object waited long for a place among the transfers.

@@ -9,6 +9,7 @@ use http::request::Parts;
 use super::manifests::{Fetched, FoundManifest, Manifests};
 use super::moments::{MOMENT, Moments};
 use super::patience::{self, Lagging};
+use super::replicas::Told;
 use super::respond::CacheState;
 use super::written::Written;
 use crate::access::{Absences, Consent, Questions};
@@ -178,6 +179,11 @@ impl Tags {
             Some((entry, _)) if checked.0.is_err() => self.consent.is_public(target, &entry.digest).await,
             _ => false,
         };
+        let cached = match (&checked.0, cached) {
+            // Another replica may have given its old copy, or have it.
+            (Err(_), None) => self.cached_anywhere(target, &key).await,
+            (_, cached) => cached,
+        };
         let before = cached.as_ref().map(|(entry, _)| entry.digest);
         match (checked, cached) {
             ((Ok(Checked { manifest, is_fetched: true }), is_first), _) => {
@@ -307,6 +313,18 @@ impl Tags {
         }
     }
 
+    /// Returns a cached tag, also if only another replica has its manifest.
+    async fn cached_anywhere(&self, target: &Target, key: &TagKey) -> Option<(TagEntry, Arc<Manifest>)> {
+        if self.manifests.replicas.0.is_some()
+            && let Some(entry) = self.known(target, key).await
+            && self.cache.manifest(&entry.digest).await.ok().flatten().is_none()
+            && let Some(answer) = self.manifests.replicas.stored_manifest(target, &entry.digest).await
+        {
+            self.manifests.put(target, answer).await;
+        }
+        self.cached(target, key).await
+    }
+
     /// Returns what is known of a tag, by a time that is past.
     async fn known(&self, target: &Target, key: &TagKey) -> Option<TagEntry> {
         let mut entry = self.cache.tag(key).await.ok().flatten()?;
@@ -336,6 +354,9 @@ impl Tags {
         let _place = self.questions.place(target).await?;
         let upstreams = &target.repository.upstreams;
         let reference = Reference::Tag(tag);
+        if let Some(checked) = self.ask_replicas(target, &reference, &key).await {
+            return checked;
+        }
         let head =
             async |at: usize| upstreams[at].head_manifest(&target.who, &target.name, &reference, may_fetch).await;
         let (at, head) = upstreams.first(None, head).await?;
@@ -368,15 +389,43 @@ impl Tags {
             }
             HeadSaid::Nothing => self.fetch_tag(target, &reference, at).await?,
         };
-        let entry = TagEntry {
-            digest: checked.manifest.digest,
-            media_type: checked.manifest.media_type.clone(),
-            size: checked.manifest.bytes.len() as u64,
-            checked_at: Timestamp::now(),
-        };
-        self.cache.put_tag(key, entry);
-        self.consent.given.shown(target, &checked.manifest.digest);
+        self.note(target, key, &checked.manifest, Timestamp::now());
         Ok(checked)
+    }
+
+    /// Notes that the upstream said at `checked_at` that a tag means this manifest.
+    fn note(&self, target: &Target, key: TagKey, manifest: &Manifest, checked_at: Timestamp) {
+        let (digest, media_type) = (manifest.digest, manifest.media_type.clone());
+        let entry = TagEntry { digest, media_type, size: manifest.bytes.len() as u64, checked_at };
+        self.cache.put_tag(key, entry);
+        self.consent.given.shown(target, &digest);
+    }
+
+    /// Asks other replicas which manifest a tag means now. Returns `None` if an upstream has to be asked.
+    async fn ask_replicas(
+        &self,
+        target: &Target,
+        reference: &Reference,
+        key: &TagKey,
+    ) -> Option<Result<Checked, Failure>> {
+        let known = self.cached(target, key).await.map(|(_, manifest)| manifest);
+        let told =
+            self.manifests.replicas.manifest(target, reference, known.as_ref().map(|known| &known.digest)).await?;
+        let Told { answer, age, stale } = match told {
+            Ok(told) => told,
+            Err(failure) => return Some(Err(failure)),
+        };
+        let checked = match (answer, known) {
+            (Some(answer), known) => {
+                let is_fetched = known.is_none_or(|known| known.digest != answer.digest);
+                Checked { manifest: self.manifests.put(target, answer).await, is_fetched }
+            }
+            (None, Some(manifest)) => Checked { manifest, is_fetched: false },
+            (None, None) => return None,
+        };
+        self.cache.mark_visible(&target.repository.viewer(), checked.manifest.digest);
+        self.note(target, key.clone(), &checked.manifest, Timestamp::now().before(age));
+        Some(stale.map_or(Ok(checked), Err))
     }
 
     /// Returns whether the answer to HEAD is proof enough to serve a client with a stored manifest. Where the client's

@@ -4,6 +4,7 @@
 //! - [`schema`]: the tables.
 //! - `Write` → [`super::queue`] → [`writer`]: the one task that writes → [`batch`]: what many writes come to →
 //!   [`apply`]: a statement for each table. [`bounds`]: what is too much.
+//! - [`replicas`]: which Larders are alive. [`changes`]: what others have to hear of.
 //! - [`read`], [`images`]: what is read. [`purge`]: what is taken out.
 //!
 //! While the server is away, reads fail at once (the cache then asks upstreams, as where nothing is known), and writes
@@ -12,10 +13,12 @@
 mod apply;
 mod batch;
 mod bounds;
+mod changes;
 mod connect;
 mod images;
 mod purge;
 mod read;
+mod replicas;
 mod schema;
 mod server;
 #[cfg(test)]
@@ -36,8 +39,8 @@ use tokio_postgres::Client;
 
 use super::queue::Task;
 use super::{
-    Bounds, Call, ImageName, ImagePage, ImageSearch, Index, IndexError, IsPinned, ListKey, Listing, ObjectEntry, Purge,
-    Purged, TagEntry, TagKey, TakeObject, UrlEntry, Viewer, Write,
+    Bounds, Call, Change, ImageName, ImagePage, ImageSearch, Index, IndexError, IsPinned, ListKey, Listing, Mark,
+    ObjectEntry, Purge, Purged, Replica, TagEntry, TagKey, TakeObject, UrlEntry, Viewer, Write,
 };
 use crate::clock::Instant;
 use crate::config::IndexServer;
@@ -368,9 +371,14 @@ impl Index for PostgresIndex {
     fn set_pin(&self, image: ImageName, is_pinned: bool) -> Call<'_, bool> {
         let image = Arc::new(image);
         async move {
+            let holder = self.holder();
             let set = self.server.change(LONG, move |client| {
                 let image = image.clone();
-                Box::pin(async move { read::set_pin(client, &image, is_pinned).await })
+                Box::pin(async move {
+                    changes::note_pins(client, holder).await?;
+                    changes::forget(client).await?;
+                    read::set_pin(client, &image, is_pinned).await
+                })
             });
             set.await
         }
@@ -408,6 +416,32 @@ impl Index for PostgresIndex {
 
     fn remove_aside(&self) -> Call<'_, u64> {
         async { Ok(0) }.boxed()
+    }
+
+    fn announce<'a>(&'a self, me: &'a Replica, alive: Duration) -> Call<'a, ()> {
+        let me = Arc::new(me.clone());
+        async move {
+            let holder = self.known_holder().await?;
+            let announce = self.server.change(self.server.soon, move |client| {
+                let me = me.clone();
+                Box::pin(async move { replicas::announce(client, holder, &me, alive).await })
+            });
+            announce.await
+        }
+        .boxed()
+    }
+
+    fn holders<'a>(&'a self, digest: &'a Digest) -> Call<'a, Vec<Replica>> {
+        let digest = *digest;
+        self.read(move |client, holder| Box::pin(async move { replicas::holders(client, holder, &digest).await }))
+    }
+
+    fn replicas(&self) -> Call<'_, Vec<Replica>> {
+        self.read(|client, _| Box::pin(replicas::alive(client)))
+    }
+
+    fn changes(&self, since: Option<Mark>) -> Call<'_, (Vec<Change>, Mark)> {
+        self.read(move |client, holder| Box::pin(changes::since(client, holder, since)))
     }
 
     fn dropped(&self) -> u64 {

@@ -10,6 +10,7 @@ use tokio_postgres::Client;
 
 use super::super::{IndexError, Purge, Purged};
 use super::apply::{forget, sweep};
+use super::changes::{self, note_purge, note_purge_of_all};
 use super::read::below;
 use super::server::{LONG, Server, Work};
 use super::values::{digest, generation, raws, unsigned, values};
@@ -60,6 +61,12 @@ pub struct Purging {
 impl Purging {
     /// Purges, in steps.
     pub async fn run(&self, purge: &Purge) -> Result<(), IndexError> {
+        let purged = self.purge(purge).await;
+        self.server.change(LONG, |client| Box::pin(changes::forget(client))).await?;
+        purged
+    }
+
+    async fn purge(&self, purge: &Purge) -> Result<(), IndexError> {
         match purge {
             Purge::All => self.all().await,
             Purge::Repository(repository) => self.repository(repository).await,
@@ -91,7 +98,16 @@ impl Purging {
         &self,
         step: impl for<'a> Fn(&'a Client) -> Work<'a, T> + Clone + Send + Sync + 'static,
     ) -> Result<T, IndexError> {
-        self.server.change(LONG, step).await
+        let holder = self.shared.holder.load(Ordering::Relaxed);
+        let done = self.server.change(LONG, move |client| {
+            let step = step.clone();
+            Box::pin(async move {
+                let done = step(client).await?;
+                note_purge(client, holder, &[]).await?;
+                Ok(done)
+            })
+        });
+        done.await
     }
 
     /// Deletes the rows of a repository, or of a name in it, in steps of `count`. Returns their digests.
@@ -229,11 +245,18 @@ impl Purging {
 
     async fn forget_step(&self, objects: Vec<Digest>, wanted: Wanted) -> Result<Purged, IndexError> {
         let holder = self.shared.holder.load(Ordering::Relaxed);
-        self.step(move |client| {
+        let forgotten = self.server.change(LONG, move |client| {
             let (objects, wanted) = (objects.clone(), wanted.clone());
-            Box::pin(async move { forget_objects(client, holder, &objects, &wanted).await })
-        })
-        .await
+            Box::pin(async move {
+                let purged = forget_objects(client, holder, &objects, &wanted).await?;
+                // A purge of all is noted at its end.
+                if !matches!(wanted, Wanted::None) {
+                    note_purge(client, holder, &purged.digests).await?;
+                }
+                Ok(purged)
+            })
+        });
+        forgotten.await
     }
 
     async fn repository(&self, repository: &str) -> Result<(), IndexError> {
@@ -317,11 +340,13 @@ impl Purging {
                 })
                 .await?;
             let Some(end) = end else {
-                return Ok(());
+                break;
             };
             last = end;
             self.tell(self.forget_step(in_order(objects), Wanted::None).await?).await;
         }
+        let holder = self.shared.holder.load(Ordering::Relaxed);
+        self.server.change(LONG, move |client| Box::pin(note_purge_of_all(client, holder))).await
     }
 }
 

@@ -1,0 +1,91 @@
+//! Follows what other Larders did to an index that they share: what one of them takes out is gone everywhere.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::MissedTickBehavior;
+
+use super::Cache;
+use crate::clock::Instant;
+use crate::index::{Change, Index, IndexError, Mark};
+use crate::oci::Digest;
+
+/// How often the index is asked.
+const LOOK: Duration = Duration::from_secs(1);
+/// The index keeps changes for a day. Who could not ask for so long does not rely on them.
+const TOO_LONG: Duration = Duration::from_secs(20 * 3_600);
+
+impl Cache {
+    /// Returns the index, by which replicas find one another.
+    pub fn index(&self) -> Arc<dyn Index> {
+        self.index.clone()
+    }
+
+    /// Follows the changes of others; runs until the process ends. Returns at once if nobody shares the index.
+    pub(super) async fn follow_others(&self) {
+        if !self.index.is_on_server() {
+            return;
+        }
+        let mut looks = tokio::time::interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut mark, mut asked) = (None::<Mark>, Instant::now());
+        loop {
+            looks.tick().await;
+            let is_late = asked.elapsed() > TOO_LONG;
+            // The index says itself that it is away.
+            let Ok((changes, known)) = self.index.changes(mark).await else {
+                continue;
+            };
+            asked = Instant::now();
+            if is_late && mark.is_some() {
+                self.follow(vec![Change::Unknown]).await;
+            }
+            mark = Some(known);
+            self.follow(changes).await;
+        }
+    }
+
+    async fn follow(&self, changes: Vec<Change>) {
+        if changes.is_empty() {
+            return;
+        }
+        let (mut gone, mut is_all) = (Vec::new(), false);
+        for change in changes {
+            match change {
+                Change::Purged(digests) => gone.extend(digests),
+                Change::PurgedAll => is_all = true,
+                Change::Pins | Change::Unknown => {}
+            }
+        }
+        self.upkeep.pins_changed();
+        if is_all {
+            self.upkeep.removed(&[], true);
+            self.forget_files(self.store.clear().await);
+        } else if let Err(error) = self.drop_files(gone).await {
+            tracing::warn!(%error, "objects that another Larder has purged stay on this disk, and are shown to nobody");
+        }
+        // Rows are gone already, so what comes into memory from here on is right.
+        self.hot.clear();
+        self.purges.send_modify(|purges| *purges += 1);
+    }
+
+    /// Removes the files of objects, except those that have come in again meanwhile.
+    async fn drop_files(&self, gone: Vec<Digest>) -> Result<(), IndexError> {
+        if gone.is_empty() {
+            return Ok(());
+        }
+        let is_back: HashSet<_> = self.index.stored_of(gone.clone()).await?;
+        let gone: Vec<_> = gone.into_iter().filter(|digest| !is_back.contains(digest)).collect();
+        self.upkeep.removed(&gone, false);
+        self.forget_files(self.store.remove(&gone).await);
+        Ok(())
+    }
+
+    fn forget_files(&self, removed: std::io::Result<()>) {
+        if let Err(error) = removed {
+            self.metrics.errors.inc();
+            tracing::warn!(%error, "not all that another Larder has purged could be removed from this disk");
+        }
+    }
+}
