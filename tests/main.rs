@@ -14,6 +14,7 @@ mod by_name;
 mod canaries;
 mod cannot_store;
 mod carry;
+mod chart;
 mod changed_rules;
 mod circles;
 mod client_credentials;

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::error::CommandError;
 use crate::config::{self, Config, Sources};
@@ -30,6 +31,9 @@ pub struct Setup {
     /// Take back, to the byte, what --write has written
     #[arg(long)]
     undo: bool,
+    /// With --write: wait until told to stop (SIGTERM), then take it back; for a container on a node
+    #[arg(long, requires = "write")]
+    stay: bool,
     /// The root of the client's file system, if it is not this one's
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
@@ -110,8 +114,34 @@ pub async fn run(files: &[PathBuf], arguments: &Setup) -> Result<(), CommandErro
     if arguments.write {
         changes.write(&root)?;
     }
+    // Begun before anything is told, so that whoever reads it may stop this at once.
+    let stops = arguments.stay.then(Stops::begin).transpose()?;
     let told = Told { wish: &wish, from: &from, version, changes: &changes, is_written: arguments.write };
-    told.tell(arguments.json)
+    told.tell(arguments.json)?;
+    match stops {
+        Some(stops) => {
+            stops.come().await;
+            report::taken(&wish.target, setup::undo(&root, &wish.target)?, arguments.json)
+        }
+        None => Ok(()),
+    }
+}
+
+/// The signals that end a command that stays.
+struct Stops(Signal, Signal);
+
+impl Stops {
+    fn begin() -> Result<Self, CommandError> {
+        let begin = |kind| signal(kind).map_err(|error| CommandError::Failed(error.to_string()));
+        Ok(Self(begin(SignalKind::terminate())?, begin(SignalKind::interrupt())?))
+    }
+
+    async fn come(mut self) {
+        tokio::select! {
+            _ = self.0.recv() => {}
+            _ = self.1.recv() => {}
+        }
+    }
 }
 
 impl Setup {
@@ -202,6 +232,7 @@ pub async fn is_set_up(
     let arguments = Setup {
         client,
         write: false,
+        stay: false,
         undo: false,
         root: Some(root.to_owned()).filter(|root| root != Path::new("/")),
         url: None,
