@@ -34,11 +34,11 @@ impl Cache {
             looks.tick().await;
             let is_late = asked.elapsed() > TOO_LONG;
             // The index says itself that it is away.
-            let Ok((changes, known)) = self.index.changes(mark).await else {
+            let Ok((changes, known)) = self.index.changes(mark.clone()).await else {
                 continue;
             };
             asked = Instant::now();
-            if is_late && mark.is_some() {
+            if is_late {
                 self.follow(vec![Change::Unknown]).await;
             }
             mark = Some(known);

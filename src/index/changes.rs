@@ -15,11 +15,11 @@ pub enum Change {
     Unknown,
 }
 
-/// How far the changes are known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Which changes are known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Mark {
-    /// The transaction of the last known change, by the index's own count.
-    pub transaction: u64,
-    /// Its number among the changes.
-    pub number: i64,
+    /// The time of the last one, in microseconds, by the index's own clock.
+    pub at: i64,
+    /// The numbers of the last ones, each with its time.
+    pub known: Vec<(i64, i64)>,
 }

@@ -190,11 +190,10 @@ pub trait Index: Send + Sync + 'static {
         std::future::ready(Ok(Vec::new())).boxed()
     }
 
-    /// Returns what other Larders changed behind `since`, a part at a time, and how far changes are known then; without
-    /// `since`, only the latter.
-    fn changes(&self, since: Option<Mark>) -> Call<'_, (Vec<Change>, Mark)> {
-        let nothing = Mark { transaction: 0, number: 0 };
-        std::future::ready(Ok((Vec::new(), since.unwrap_or(nothing)))).boxed()
+    /// Returns what other Larders changed, without what `known` knows, a part at a time, and what is known then; without
+    /// `known`, only the latter.
+    fn changes(&self, known: Option<Mark>) -> Call<'_, (Vec<Change>, Mark)> {
+        std::future::ready(Ok((Vec::new(), known.unwrap_or_default()))).boxed()
     }
 
     /// Returns whether the index is kept by a server: it takes none of the cache's disk, and the cache serves without

@@ -1,8 +1,8 @@
 //! Changes that the other Larders have to hear of, each written in the transaction that makes it.
 //!
-//! Numbers of rows are given out before a transaction ends, so that a lower one may be seen after a higher one. Changes
-//! are therefore read in the order of their transactions, and only those before the first transaction that still runs
-//! (PostgreSQL, "Transaction ID and Snapshot Information Functions": `pg_snapshot_xmin`).
+//! A transaction may end after another that began later, so that what is new is not always behind what is known. Changes
+//! are therefore read from a while back each time, without those that are known. (The end of all older transactions, as
+//! `pg_snapshot_xmin` tells it, would have to wait for those of other databases, too.)
 
 use tokio_postgres::Client;
 
@@ -15,14 +15,16 @@ const PURGED_ALL: i16 = 1;
 const PINS: i16 = 2;
 
 const NOTE: &str = "INSERT INTO larder.changes (holder, kind, digests) VALUES ($1, $2, $3)";
-/// Who was away for longer does not rely on them.
-const FORGET: &str = "DELETE FROM larder.changes WHERE noted_at < now() - interval '1 day'";
-const NOW: &str = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text";
-const CHANGES: &str = "SELECT transaction::text, id, holder, kind, digests FROM larder.changes \
-    WHERE (transaction, id) > (($1)::xid8, $2) AND transaction < pg_snapshot_xmin(pg_current_snapshot()) \
-    ORDER BY transaction, id LIMIT $3";
+/// Who was away for longer than a day does not rely on them.
+const FORGET: &str = "DELETE FROM larder.changes WHERE noted_at < larder.microseconds() - 86400000000";
+const NOW: &str = "SELECT larder.microseconds()";
+const KNOWN: &str = "SELECT id, noted_at FROM larder.changes WHERE noted_at > $1";
+const NEWS: &str = "SELECT id, noted_at, holder, kind, digests FROM larder.changes \
+    WHERE noted_at > $1 AND id <> ALL ($2) ORDER BY noted_at, id LIMIT $3";
 /// Most changes that are read at once, each with some hundred digests at most.
 const AT_ONCE: i64 = 64;
+/// Microseconds after its begin by which a transaction that makes a change has ended: more than any may take.
+const LONGEST: i64 = 120_000_000;
 
 /// Notes that something was taken out, and these objects with it.
 pub async fn note_purge(client: &Client, holder: i32, digests: &[Digest]) -> Result<(), IndexError> {
@@ -51,23 +53,24 @@ pub async fn forget(client: &Client) -> Result<(), IndexError> {
     Ok(())
 }
 
-/// Returns the changes of others behind `since`, and how far changes are known then; without `since`, only the latter.
-pub async fn since(client: &Client, holder: i32, since: Option<Mark>) -> Result<(Vec<Change>, Mark), IndexError> {
-    let now: u64 = number(client.query_typed_one(NOW, &[]).await?.try_get(0)?)?;
-    // Whatever comes, its transaction has not ended yet.
-    let current = Mark { transaction: now.saturating_sub(1), number: i64::MAX };
-    let Some(mut mark) = since else {
-        return Ok((Vec::new(), current));
+/// Returns the changes of others that `mark` does not know, and what is known then; without a mark, only the latter.
+pub async fn since(client: &Client, holder: i32, mark: Option<Mark>) -> Result<(Vec<Change>, Mark), IndexError> {
+    let now: i64 = client.query_typed_one(NOW, &[]).await?.try_get(0)?;
+    let Some(Mark { at, mut known }) = mark else {
+        let from = now - LONGEST;
+        let rows = client.query_typed(KNOWN, values![from => INT8]).await?;
+        let known = rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?)));
+        return Ok((Vec::new(), Mark { at: now, known: known.collect::<Result<_, IndexError>>()? }));
     };
-    if mark.transaction > now {
-        // The database counts anew: it was restored from a copy.
-        return Ok((vec![Change::Unknown], current));
-    }
-    let transaction = mark.transaction.to_string();
-    let list = values![transaction => TEXT, mark.number => INT8, AT_ONCE => INT8];
+    // The clock of the server may have been set back.
+    let (mut at, from) = (at.min(now), at.min(now) - LONGEST);
+    known.retain(|(_, noted_at)| *noted_at > from);
+    let numbers: Vec<i64> = known.iter().map(|(number, _)| *number).collect();
     let mut changes = Vec::new();
-    for row in client.query_typed(CHANGES, list).await? {
-        mark = Mark { transaction: number(row.try_get(0)?)?, number: row.try_get(1)? };
+    for row in client.query_typed(NEWS, values![from => INT8, numbers => INT8_ARRAY, AT_ONCE => INT8]).await? {
+        let noted_at = row.try_get(1)?;
+        known.push((row.try_get(0)?, noted_at));
+        at = at.max(noted_at);
         if row.try_get::<_, i32>(2)? == holder {
             continue;
         }
@@ -80,9 +83,5 @@ pub async fn since(client: &Client, holder: i32, since: Option<Mark>) -> Result<
             _ => Change::Unknown,
         });
     }
-    Ok((changes, mark))
-}
-
-fn number(text: &str) -> Result<u64, IndexError> {
-    text.parse().map_err(|_| IndexError::Server("a transaction has no number".to_owned()))
+    Ok((changes, Mark { at, known }))
 }

@@ -440,8 +440,11 @@ impl Index for PostgresIndex {
         self.read(|client, _| Box::pin(replicas::alive(client)))
     }
 
-    fn changes(&self, since: Option<Mark>) -> Call<'_, (Vec<Change>, Mark)> {
-        self.read(move |client, holder| Box::pin(changes::since(client, holder, since)))
+    fn changes(&self, known: Option<Mark>) -> Call<'_, (Vec<Change>, Mark)> {
+        self.read(move |client, holder| {
+            let known = known.clone();
+            Box::pin(async move { changes::since(client, holder, known).await })
+        })
     }
 
     fn dropped(&self) -> u64 {

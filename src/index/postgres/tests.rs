@@ -3,6 +3,7 @@
 #[path = "../../../tests/support/postgres.rs"]
 mod support;
 
+mod others;
 mod outage;
 mod plans;
 mod same;

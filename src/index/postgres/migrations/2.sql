@@ -8,14 +8,17 @@ CREATE TABLE larder.replicas (
     alive_until timestamptz NOT NULL
 );
 
+-- The time of the server in microseconds since 1970, as of the begin of the transaction.
+CREATE FUNCTION larder.microseconds() RETURNS bigint LANGUAGE sql STABLE
+    AS 'SELECT (extract(epoch FROM now()) * 1000000)::bigint';
+
 -- What the other Larders have to hear of: `kind` is 0 where rows were taken out, and `digests` with them, 1 where all was,
--- 2 where pins have changed. Read in the order of `transaction`.
+-- 2 where pins have changed.
 CREATE TABLE larder.changes (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    transaction xid8 NOT NULL DEFAULT pg_current_xact_id(),
-    noted_at timestamptz NOT NULL DEFAULT now(),
+    noted_at bigint NOT NULL DEFAULT larder.microseconds(),
     holder integer NOT NULL,
     kind smallint NOT NULL,
     digests bytea[] NOT NULL
 );
-CREATE INDEX changes_in_order ON larder.changes (transaction, id);
+CREATE INDEX changes_by_age ON larder.changes (noted_at);
