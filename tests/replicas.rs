@@ -46,12 +46,20 @@ struct Scene {
 }
 
 async fn scene(keys: &str) -> Scene {
+    scene_of_clocks(keys, ["+0", "+0", "+0"]).await
+}
+
+/// The same, with clocks that are so far off.
+async fn scene_of_clocks(keys: &str, clocks: [&str; 3]) -> Scene {
     let postgres = Postgres::start();
     postgres.create("larder");
     let hub = Hub::start(Options::default()).await;
     let repository = RepositoryConfig::new("hub").set(keys).upstream_with(&hub, "parallel = 1");
     let addresses: Vec<_> = (0..3).map(|_| address()).collect();
-    let start = addresses.iter().map(|&address| Larder::start(config(&postgres, address, &repository)));
+    let start = addresses.iter().zip(clocks).map(|(&address, clock)| {
+        let builder = Larder::builder().config(config(&postgres, address, &repository));
+        if clock == "+0" { builder.start() } else { builder.through(&["faketime", "-f", clock]).start() }
+    });
     let replicas = join_all(start).await;
     let scene = Scene { postgres, hub, replicas, addresses };
     scene.all_know_each_other(3).await;
@@ -154,6 +162,9 @@ async fn a_home_that_is_killed_in_the_middle_is_not_missed() {
     }
     let sent = scene.hub.bytes_sent(&digest);
     assert!(sent < 2 * content.len() as u64, "less than one further transfer: {sent}\n{}", scene.hub.summary());
+    let told = get(format!("{}/api/replicas", scene.replicas[(home + 1) % 3].admin_url())).await.json();
+    let states: Vec<_> = told["replicas"].as_array().expect("a list").iter().map(|replica| &replica["state"]).collect();
+    assert!(states.iter().filter(|state| **state == "this").count() == 1 && !states.is_empty(), "{told}");
     // The others go on without it, also for what was at home there.
     scene.replicas.remove(home);
     for seed in 10..16 {
@@ -499,4 +510,33 @@ async fn with_certificates_each_side_has_to_show_one_of_the_replicas_own_authori
         assert!(scene.hub.count_on(On::blob().get().reference(&digest)) <= 3, "{}", scene.hub.summary());
     }
     assert_eq!(metric(&stranger, "larder_replica_received_bytes_total").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clocks_that_are_an_hour_apart_change_nothing() {
+    let scene = scene_of_clocks("max_age = \"12h\"", ["-1h", "+0", "+1h"]).await;
+    for number in 0..6 {
+        let (name, image) = (format!("team/app-{number}"), Image::with_layers(100 + number, &[20_000]));
+        scene.hub.push_image(&name, "1", &image);
+        let digest = &image.layer_digests()[0];
+        for _ in 0..2 {
+            for replica in &scene.replicas {
+                let name = format!("hub/{name}");
+                expect(replica.manifest_url(&name, "1"), &image.manifest.bytes).await;
+                expect(replica.blob_url(&name, digest), &image.layers[0]).await;
+            }
+        }
+        let asked = |on: On| scene.hub.count_on(on.name(&name));
+        assert_eq!(asked(On::blob().get().reference(digest)), 1, "{}", scene.hub.summary());
+        assert_eq!((asked(On::manifest().head()), asked(On::manifest().get())), (1, 1), "{}", scene.hub.summary());
+    }
+    // Longer than any of them counts as alive, and they still know each other.
+    let lives = || scene.postgres.sql("larder", "SELECT count(*) FROM larder.replicas WHERE alive_until > now()");
+    assert_eq!(lives(), "3");
+    let purged = scene.replicas[0].run(&["purge", "--all", "--admin", &scene.replicas[0].admin_url()]).await;
+    assert_eq!(purged.code, Some(0), "{purged:?}");
+    let image = Image::with_layers(100, &[20_000]);
+    for replica in &scene.replicas {
+        eventually("it is gone", async || !replica.object(&image.layer_digests()[0]).exists()).await;
+    }
 }

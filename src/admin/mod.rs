@@ -14,6 +14,7 @@ mod pages;
 mod problem;
 pub mod pulls;
 mod reference;
+mod replicas;
 pub mod stats;
 mod time;
 mod upstreams;
@@ -89,6 +90,7 @@ fn router(services: Arc<Services>) -> Router {
         .routes(routes!(carry::export))
         .routes(routes!(carry::import))
         .routes(routes!(upstreams::show))
+        .routes(routes!(replicas::show))
         .routes(routes!(pulls::show))
         .routes(routes!(fills::show))
         .routes(routes!(events::show))

@@ -142,9 +142,14 @@ impl Cluster {
         &self.me
     }
 
-    /// Returns the others that are alive, in the order of their addresses.
-    pub fn others(&self) -> Vec<Replica> {
-        self.others.borrow().iter().map(|other| other.replica.clone()).collect()
+    /// Returns the others that are alive, each with whether it could not be connected to a moment ago.
+    pub fn others(&self) -> Vec<(Replica, bool)> {
+        let others = self.others.borrow().clone();
+        others.iter().map(|other| (other.replica.clone(), self.rests(&other.replica))).collect()
+    }
+
+    fn rests(&self, replica: &Replica) -> bool {
+        self.resting().get(replica).is_some_and(|until| Instant::now() < *until)
     }
 
     /// Returns whether a request for a path is from another replica and meant for this process. `proof`: by what it shows
@@ -175,10 +180,7 @@ impl Cluster {
         let mut before: Vec<_> = others.iter().map(|other| (weigh(other), &other.replica)).collect();
         before.retain(|((weight, address), _)| (*weight, address) > mine);
         before.sort_by(|(a, _), (b, _)| b.cmp(a));
-        let resting = self.resting();
-        let now = Instant::now();
-        let rests = |replica: &Replica| resting.get(replica).is_some_and(|until| now < *until);
-        before.into_iter().map(|(_, replica)| replica.clone()).filter(|replica| !rests(replica)).collect()
+        before.into_iter().map(|(_, replica)| replica.clone()).filter(|replica| !self.rests(replica)).collect()
     }
 
     /// Returns some of the replicas that have an object stored, as the index knows.
