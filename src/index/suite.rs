@@ -228,6 +228,18 @@ async fn the_first_upload_of_an_object_counts_and_goes_only_by_its_own_number() 
 }
 
 #[tokio::test]
+async fn it_is_known_with_which_bucket_the_index_was_compared() {
+    let (_dirs, indexes) = indexes();
+    for index in &indexes {
+        assert_eq!(index.compared_with().await.expect("read"), None);
+        for bucket in [Some("http://s3/one/".to_owned()), Some("http://s3/other/".to_owned()), None] {
+            index.set_compared_with(bucket.clone()).await.expect("written");
+            assert_eq!(index.compared_with().await.expect("read"), bucket);
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_purge_tells_which_uploads_belong_to_what_it_took_out() {
     let (_dirs, indexes) = indexes();
     let generation = Generation::new().expect("random numbers");

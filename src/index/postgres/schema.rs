@@ -8,7 +8,7 @@ use super::values::values;
 use crate::clock::Instant;
 
 /// The steps from each version to the next.
-const MIGRATIONS: [&str; 1] = [include_str!("migrations/1.sql")];
+const MIGRATIONS: [&str; 2] = [include_str!("migrations/1.sql"), include_str!("migrations/2.sql")];
 
 /// The lock under which the tables are made. It belongs to the transaction: a pooler cannot give it to others with the
 /// connection, as it would a lock of the session, and it is gone when the transaction ends, however that ends.

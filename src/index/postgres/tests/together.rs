@@ -123,7 +123,7 @@ async fn many_that_start_at_once_make_the_tables_once() {
     for index in &indexes {
         index.check().await.expect("well");
     }
-    assert_eq!(server().sql(&database, "SELECT version FROM larder.version"), "1");
+    assert_eq!(server().sql(&database, "SELECT version FROM larder.version"), "2");
     assert_eq!(server().sql(&database, "SELECT count(*) FROM larder.holders"), "8");
 }
 
