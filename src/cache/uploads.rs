@@ -227,7 +227,7 @@ impl Uploads {
                 tracing::debug!(%digest, %error, "an object could not be uploaded; it stays in cache.dir");
                 match &error {
                     // Behind those that wait.
-                    UploadError::Bucket(error) if super::bucket::is_passing(error) => self.offer(digest),
+                    UploadError::Bucket(error) if error.is_passing() => self.offer(digest),
                     _ => self.0.has_left_out.store(true, Ordering::Relaxed),
                 }
             }
@@ -367,7 +367,7 @@ fn part_of(size: u64) -> u64 {
 
 /// Waits before a request is sent again that failed `tries` times, if the server may do better in a moment.
 async fn again(tries: u32, error: S3Error) -> Result<u32, UploadError> {
-    if tries >= TRIES || !super::bucket::is_passing(&error) {
+    if tries >= TRIES || !error.is_passing() {
         return Err(error.into());
     }
     tokio::time::sleep(PAUSE * 2u32.pow(tries)).await;

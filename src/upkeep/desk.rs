@@ -185,9 +185,15 @@ impl Upkeep {
         self.publish_totals();
     }
 
-    /// Notes that an object that is in the bucket has a file here again.
-    pub fn has_file(&self, digest: &Digest) {
-        self.ledger().take_in_file(digest);
+    /// Notes that an object that is in the bucket has a file here again. It is kept as long as before.
+    pub fn has_file(&self, digest: &Digest, size: u64) {
+        let mut ledger = self.ledger();
+        if ledger.take_in_file(digest).is_none() {
+            // It has left the bucket meanwhile, and nobody is known to want it.
+            let class = ledger.limits().classes.of("");
+            ledger.stored(*digest, size, class, now());
+        }
+        drop(ledger);
         self.used(digest);
         self.publish_totals();
     }
