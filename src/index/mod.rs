@@ -368,10 +368,11 @@ pub enum Write {
         digest: Digest,
         generation: Generation,
     },
-    /// What this upload brought goes, and so does the object, unless another upload was noted meanwhile.
+    /// What this upload brought goes, and so does the object, unless another upload was noted meanwhile. `None`: its file
+    /// goes, and so does the object, unless any upload was noted meanwhile.
     DropUploaded {
         digest: Digest,
-        generation: Generation,
+        generation: Option<Generation>,
     },
 }
 
