@@ -10,6 +10,7 @@ mod behind_a_proxy;
 mod breaking;
 mod browser_login;
 mod bucket;
+mod bucket_harm;
 mod by_name;
 mod canaries;
 mod cannot_store;

@@ -162,7 +162,10 @@ impl Cache {
         let stored = result.as_ref().ok().filter(|outcome| outcome.is_stored);
         let stored = stored.map(|outcome| (outcome.digest, outcome.size, outcome.is_new));
         if let Some((found, size, is_new)) = stored {
-            self.record_object(viewer, found, size, None, is_new && !origin.is_known_content());
+            match origin.is_known_content() {
+                true => self.came_back(found, size),
+                false => self.record_object(viewer, found, size, None, is_new),
+            }
             match upload {
                 Some(upload) => upload.stored(),
                 None => self.offer_upload(found),

@@ -18,6 +18,9 @@ use crate::upkeep::Upkeep;
 /// How long the bucket is asked last, after it did not answer.
 const REST: Duration = Duration::from_secs(5);
 
+/// How long the read of a manifest takes at most, whatever its size: the upstreams are next.
+const MANIFEST: Duration = Duration::from_secs(5);
+
 /// The bucket, and how it did lately.
 #[derive(Debug)]
 pub struct KnownBucket {
@@ -63,7 +66,7 @@ impl KnownBucket {
             return;
         }
         let mut state = self.state();
-        if is_passing(error) {
+        if error.is_passing() {
             state.rests_until = Some(Instant::now() + REST);
         }
         let is_news = state.trouble.replace(error.to_string()).is_none();
@@ -98,9 +101,9 @@ impl KnownBucket {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads a manifest that is in the bucket; `None` if it cannot be had from there.
+    /// Reads a manifest that is in the bucket; `None` if it cannot be had from there now.
     pub async fn manifest(&self, found: &InBucket, upkeep: &Upkeep) -> Option<Bytes> {
-        if found.size > MAX_MANIFEST {
+        if found.size > MAX_MANIFEST || self.rests() {
             return None;
         }
         let read = async {
@@ -115,7 +118,8 @@ impl KnownBucket {
             Ok(bytes.freeze())
         };
         let digest = found.upload.digest;
-        match read.await {
+        let read = tokio::time::timeout(MANIFEST, read).await;
+        match read.unwrap_or_else(|_| Err(S3Error::late(MANIFEST))) {
             Ok(bytes) if Digest::of(digest.algorithm(), &bytes) == digest => {
                 self.works();
                 Some(bytes)
@@ -150,11 +154,6 @@ impl KnownBucket {
     }
 }
 
-/// Returns whether another request in a moment may do better.
-pub fn is_passing(error: &S3Error) -> bool {
-    matches!(error.kind(), Kind::Busy | Kind::Late | Kind::Unreachable)
-}
-
 /// Returns the failure for an object that the bucket does not give.
 pub fn failure(error: S3Error) -> Failure {
     let kind = match error.kind() {
@@ -163,6 +162,6 @@ pub fn failure(error: S3Error) -> Failure {
         Kind::Wrong => FailureKind::WrongContent,
         _ => FailureKind::Unavailable,
     };
-    let is_passing = is_passing(&error);
+    let is_passing = error.is_passing();
     Failure::of(kind, "the bucket", error).passing(is_passing)
 }

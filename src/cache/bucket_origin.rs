@@ -29,7 +29,9 @@ pub struct BucketOrigin {
     next: Option<Arc<dyn Origin>>,
     standing: Mutex<Standing>,
     /// Whether the next origin has given any transfer.
-    has_left: Arc<AtomicBool>,
+    has_left: AtomicBool,
+    /// Whether the bucket has given any transfer whose bytes were not rejected.
+    has_given: AtomicBool,
 }
 
 impl BucketOrigin {
@@ -40,7 +42,13 @@ impl BucketOrigin {
         next: Option<Arc<dyn Origin>>,
     ) -> Self {
         let (upload, size) = (found.upload, found.size);
-        Self { known, upkeep, upload, size, next, standing: Mutex::new(Standing::new(1)), has_left: Arc::default() }
+        let (standing, has_left, has_given) =
+            (Mutex::new(Standing::new(1)), AtomicBool::default(), AtomicBool::default());
+        Self { known, upkeep, upload, size, next, standing, has_left, has_given }
+    }
+
+    fn has_left(&self) -> bool {
+        self.has_left.load(Ordering::Relaxed)
     }
 
     fn standing(&self) -> MutexGuard<'_, Standing> {
@@ -70,6 +78,7 @@ impl BucketOrigin {
         match opened {
             Ok(got) => {
                 known.works();
+                self.has_given.store(true, Ordering::Relaxed);
                 let known = known.clone();
                 let failed = move |error: S3Error| {
                     known.failed(&error);
@@ -109,7 +118,15 @@ impl BucketOrigin {
 
     async fn open_first(&self, from: u64, until: Option<u64>, is_part: bool) -> Result<Transfer, Failure> {
         let rests = self.known.as_ref().is_none_or(|known| known.rests());
-        let first = match rests && self.next.is_some() {
+        if self.next.is_none() {
+            return match rests {
+                true => {
+                    Err(Failure::new(FailureKind::Unavailable, "the bucket did not answer a moment ago").passing(true))
+                }
+                false => self.ask_bucket(from, until).await,
+            };
+        }
+        let first = match rests {
             true => None,
             false => match self.ask_bucket(from, until).await {
                 Ok(transfer) => return Ok(transfer),
@@ -148,11 +165,12 @@ impl Origin for BucketOrigin {
     }
 
     fn parallel(&self) -> usize {
-        PARALLEL
+        let next = self.next.as_ref().filter(|_| self.has_left());
+        next.map_or(PARALLEL, |next| next.parallel())
     }
 
     fn should_yield(&self) -> bool {
-        self.has_left.load(Ordering::Relaxed) && self.next.as_ref().is_some_and(|next| next.should_yield())
+        self.has_left() && self.next.as_ref().is_some_and(|next| next.should_yield())
     }
 
     fn broke(&self, source: Source, has_progressed: bool, why: &Failure) {
@@ -167,7 +185,9 @@ impl Origin for BucketOrigin {
             return self.of_next(source, |next, source| next.reject(source));
         }
         self.standing().reject(BUCKET.0);
-        if let Some(known) = self.known.clone() {
+        self.has_given.store(false, Ordering::Relaxed);
+        // Where an upstream gave bytes, too, these may be the wrong ones: the key stays until the bucket alone is wrong.
+        if let Some(known) = self.known.clone().filter(|_| !self.has_left()) {
             let (upload, upkeep) = (self.upload, self.upkeep.clone());
             tokio::spawn(async move { known.has_wrong_content(&upload, &upkeep).await });
         }
@@ -176,8 +196,9 @@ impl Origin for BucketOrigin {
     /// What the next origin receives is counted as it comes; what comes from the bucket is not from upstream.
     fn received(&self, _: u64) {}
 
+    /// Only what an upstream has sent as a whole is new.
     fn is_known_content(&self) -> bool {
-        !self.has_left.load(Ordering::Relaxed)
+        !self.has_left() || self.has_given.load(Ordering::Relaxed)
     }
 
     /// Nothing follows for the upstreams: they may have sent nothing of it, or only a part. Each client was confirmed

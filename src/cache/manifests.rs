@@ -186,7 +186,7 @@ impl Loader {
         if let Ok(_reservation) = self.room.reserve(size).await
             && self.store.put(digest, bytes.clone()).await.is_ok()
         {
-            self.upkeep.has_file(digest);
+            self.upkeep.has_file(digest, size);
         }
         let stored_at = Timestamp::from_system_time(found.since);
         Some(Manifest::new(*digest, media_type, bytes, stored_at))

@@ -13,6 +13,7 @@ mod elsewhere;
 mod fill;
 pub mod flight;
 pub mod freshness;
+mod holds;
 pub mod hot;
 mod list_room;
 mod lists;
@@ -263,7 +264,8 @@ impl Cache {
         let forgotten = passes.to_forget(config);
         for repository in &forgotten {
             tracing::info!(repository, "what clients' own credentials brought in is forgotten");
-            self.purge(Purge::Repository(repository.clone())).await?;
+            // No start and no change of the configuration waits for the bucket: rows and files decide who gets what.
+            self.purge_within(Purge::Repository(repository.clone()), Duration::ZERO).await?;
         }
         let config = config.clone();
         let written = blocking(move || passes.write(&config, &forgotten)).await?;

@@ -37,7 +37,8 @@ pub trait Origin: Send + Sync + 'static {
     /// Notes that `bytes` have arrived.
     fn received(&self, bytes: u64);
 
-    /// Returns whether the cache knows the object already, and it only comes back: it is not counted as stored.
+    /// Returns whether the cache knows the object already, and bytes of its own came back: the object is not counted as
+    /// stored, and it is not known by it that an upstream has shown it.
     fn is_known_content(&self) -> bool {
         false
     }

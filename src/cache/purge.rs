@@ -1,7 +1,8 @@
-//! Takes content out, step by step: rows first, then files.
+//! Takes content out, step by step: rows first, then files, then what the bucket has.
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::StreamExt;
 
@@ -13,10 +14,18 @@ use crate::s3::{Bucket, Upload};
 use crate::store::Store;
 use crate::upkeep::{self, Upkeep};
 
+/// How long a purge waits for the bucket in all, once no client gets anything of it any more.
+const BUCKET: Duration = Duration::from_secs(20);
+
 impl Cache {
-    /// Takes content out, in steps: rows first, then files. Readers that have a file open go on. The purge runs to its
-    /// end even if its caller has left.
+    /// Takes content out, in steps: rows first, then files, then what the bucket has, as far as that is soon deleted.
+    /// Readers that have a file open go on. The purge runs to its end even if its caller has left.
     pub async fn purge(&self, purge: Purge) -> Result<Purged, Failure> {
+        self.purge_within(purge, BUCKET).await
+    }
+
+    /// Takes content out. `patience`: how long it waits for the bucket.
+    pub(super) async fn purge_within(&self, purge: Purge, patience: Duration) -> Result<Purged, Failure> {
         let purging = Purging {
             index: self.index.clone(),
             hot: self.hot.clone(),
@@ -24,7 +33,7 @@ impl Cache {
             store: self.store.clone(),
             bucket: self.bucket.as_ref().map(|known| known.bucket.clone()),
         };
-        let purged = tokio::spawn(async move { purging.run(&purge).await }).await;
+        let purged = tokio::spawn(async move { purging.run(&purge, patience).await }).await;
         self.purges.send_modify(|purges| *purges += 1);
         let purged = purged.map_err(|error| self.broken("a purge broke off", error))?;
         purged.map_err(|error| match error {
@@ -52,31 +61,49 @@ pub enum PurgeError {
     Disk(#[from] io::Error),
 }
 
+/// What the bucket has of rows that are gone.
+#[derive(Default)]
+struct Left {
+    uploads: Vec<Upload>,
+    /// How many more there are: only the sweep finds them.
+    more: usize,
+}
+
+impl Left {
+    fn add(&mut self, step: &Purged) {
+        let room = upkeep::MOST_LEAVING - self.uploads.len();
+        let uploads = step.uploads.iter().map(|&(digest, generation)| Upload { digest, generation });
+        self.uploads.extend(uploads.take(room));
+        self.more += step.uploads.len().saturating_sub(room);
+    }
+}
+
 impl Purging {
     /// Takes content out. Readers that have a file open go on.
-    pub async fn run(&self, purge: &Purge) -> Result<Purged, PurgeError> {
-        let purged = self.rows_and_files(purge).await;
-        // Also if the purge broke off: removed content must not be served from memory.
+    async fn run(&self, purge: &Purge, patience: Duration) -> Result<Purged, PurgeError> {
+        let mut left = Left::default();
+        let purged = self.rows_and_files(purge, &mut left).await;
+        // Also if the purge broke off: removed content must not be served from memory, and its rows are gone.
         self.hot.clear();
+        self.delete_uploads(left, patience).await;
         purged
     }
 
-    async fn rows_and_files(&self, purge: &Purge) -> Result<Purged, PurgeError> {
-        match self.in_steps(purge).await {
+    async fn rows_and_files(&self, purge: &Purge, left: &mut Left) -> Result<Purged, PurgeError> {
+        match self.in_steps(purge, left).await {
             // On a full disk, not even rows can be removed until something else was.
             Err(PurgeError::Index(_)) if *purge == Purge::All => {
                 self.store.clear().await?;
-                self.in_steps(purge).await
+                self.in_steps(purge, left).await
             }
             purged => purged,
         }
     }
 
-    async fn in_steps(&self, purge: &Purge) -> Result<Purged, PurgeError> {
+    async fn in_steps(&self, purge: &Purge, left: &mut Left) -> Result<Purged, PurgeError> {
         let is_all = *purge == Purge::All;
         let mut steps = self.index.purge(purge.clone());
         let (mut all, mut removed) = (Purged::default(), Ok(()));
-        let mut left = 0;
         while let Some(step) = steps.next().await {
             let step = step?;
             self.hot.clear();
@@ -86,30 +113,39 @@ impl Purging {
                 let files = self.store.remove(&step.digests).await;
                 removed = removed.and(files);
             }
-            left += self.delete_uploads(&step).await;
+            left.add(&step);
             // The digests are dropped: no caller asks for them.
             all.add(Purged { digests: Vec::new(), uploads: Vec::new(), ..step });
-        }
-        if left > 0 {
-            tracing::warn!(
-                left,
-                "the bucket does not delete all that was purged now; no client gets it, and the sweep deletes it within a day or two"
-            );
         }
         self.upkeep.removed(&[], is_all);
         if is_all {
             removed = self.store.clear().await;
+            if let Some(bucket) = &self.bucket {
+                // Whatever is there now belongs to no row, and nothing of it is taken in again.
+                self.index.set_compared_with(Some(bucket.place())).await?;
+            }
         }
         removed?;
         Ok(all)
     }
 
-    /// Deletes what was purged from the bucket. Returns how many keys are left.
-    async fn delete_uploads(&self, step: &Purged) -> usize {
-        let Some(bucket) = self.bucket.as_ref().filter(|_| !step.uploads.is_empty()) else {
-            return 0;
+    /// Deletes what was purged from the bucket. What takes longer than `patience` is deleted behind the purge.
+    async fn delete_uploads(&self, Left { uploads, more }: Left, patience: Duration) {
+        let Some(bucket) = self.bucket.as_ref().filter(|_| !uploads.is_empty()) else {
+            return;
         };
-        let uploads = step.uploads.iter().map(|&(digest, generation)| Upload { digest, generation });
-        upkeep::delete_uploads(bucket, uploads.collect()).await.0.len()
+        let (uploads, failure) = match patience {
+            Duration::ZERO => (uploads, None),
+            patience => upkeep::delete_uploads(bucket, uploads, patience).await,
+        };
+        let left = uploads.len() + more;
+        if let Some(error) = failure {
+            tracing::warn!(
+                left,
+                %error,
+                "the bucket does not delete all that was purged now; no client gets it, and it is deleted later, at the latest by the sweep within a day or two"
+            );
+        }
+        self.upkeep.delete_later(uploads);
     }
 }

@@ -10,12 +10,12 @@ use url::Url;
 
 use super::bucket::InBucket;
 use super::bucket_origin::BucketOrigin;
-use super::fill::{FillReader, Origin};
+use super::fill::Origin;
 use super::read::Content;
 use super::{Cache, Party};
 use crate::clock::Instant;
 use crate::failure::Failure;
-use crate::index::Viewer;
+use crate::index::{ObjectEntry, Timestamp, Viewer, Write};
 use crate::oci::Digest;
 
 /// How long a client may begin to fetch a blob by the URL that it was sent to.
@@ -32,18 +32,6 @@ impl Cache {
         self.bucket.as_ref()?;
         let entry = self.read(self.index.object(digest)).await.ok().flatten()?;
         InBucket::of(digest, entry)
-    }
-
-    /// Joins the fill of an object that is in the bucket, or begins it: from the bucket, then from `next`.
-    pub fn fill_from_bucket(
-        self: &Arc<Self>,
-        viewer: &Viewer,
-        found: &InBucket,
-        party: Party,
-        next: Option<Arc<dyn Origin>>,
-    ) -> (FillReader, bool) {
-        let (digest, found) = (found.upload.digest, found.clone());
-        self.fill(viewer, digest, party, || self.from_bucket(&found, next))
     }
 
     /// Returns the origin of an object that is in the bucket; `next` is asked where the bucket fails.
@@ -63,7 +51,7 @@ impl Cache {
             return Ok(None);
         };
         let party = Party { source: RECALLED.into(), client: None, is_named: true };
-        let (fill, _) = self.fill_from_bucket(&Viewer::own(RECALLED), &found, party, None);
+        let (fill, _) = self.fill(&Viewer::own(RECALLED), *digest, party, || self.from_bucket(&found, None));
         fill.whole().await?;
         drop(fill);
         // It is stored a moment after its digest has matched.
@@ -72,6 +60,14 @@ impl Cache {
             tokio::time::sleep(LOOK).await;
         }
         self.stored(digest).await
+    }
+
+    /// Notes that an object that came back has a file again. No upstream has shown it to anybody by that: who may see it is
+    /// as before.
+    pub(super) fn came_back(&self, digest: Digest, size: u64) {
+        let entry = ObjectEntry { size, media_type: None, stored_at: Timestamp::now(), generation: None };
+        self.index.note(Write::Object { digest, entry });
+        self.upkeep.has_file(&digest, size);
     }
 
     /// Returns a URL of the bucket at which a client may fetch a blob, where clients are sent there.

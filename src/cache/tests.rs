@@ -1,13 +1,17 @@
 //! Tests the cache on a store that is made slow, full, torn, hanging or lying.
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, StreamExt};
 use tokio::time::Instant;
 
 use super::*;
+use crate::clock;
 use crate::config::tests::parse;
 use crate::index::Viewer;
 use crate::index::simulated as index_simulated;
 use crate::oci::Algorithm;
+use crate::s3::{Upload, bucket_at};
 use crate::store::simulated::{DEADLINE, Health, Simulated};
 
 struct Scene {
@@ -18,17 +22,28 @@ struct Scene {
 }
 
 async fn scene() -> Scene {
+    let scene = scene_with("");
+    tokio::spawn(scene.cache.clone().look_after());
+    scene.cache.loaded().await;
+    scene
+}
+
+/// A cache with a bucket at an address where nothing listens, that nothing looks after.
+pub(super) fn cache_with_bucket() -> (tempfile::TempDir, Arc<Cache>) {
+    let Scene { _dir: dir, cache, .. } = scene_with("[storage.s3]\nbucket = \"larder\"");
+    (dir, cache)
+}
+
+fn scene_with(keys: &str) -> Scene {
     let dir = tempfile::tempdir().expect("a directory");
-    let config = parse(&format!("[cache]\ndir = {:?}\n", dir.path())).expect("a configuration");
+    let config = parse(&format!("[cache]\ndir = {:?}\n{keys}\n", dir.path())).expect("a configuration");
     let pool = || Pool::new("a test", 8, Duration::from_secs(3600));
     let store = Simulated::default();
     let index = index_simulated::Simulated::open(dir.path());
     let spool = Spool::new(dir.path().join("partial"), pool());
-    let cache =
-        Cache::of(&config, (Arc::new(store.clone()), None), spool, Arc::new(index.clone()), pool(), Arc::default());
-    let cache = Arc::new(cache);
-    tokio::spawn(cache.clone().look_after());
-    cache.loaded().await;
+    let bucket = config.s3.as_ref().map(|_| bucket_at("http://127.0.0.1:1"));
+    let stores = (Arc::new(store.clone()) as Arc<dyn Store>, bucket);
+    let cache = Arc::new(Cache::of(&config, stores, spool, Arc::new(index.clone()), pool(), Arc::default()));
     Scene { _dir: dir, store, index, cache }
 }
 
@@ -210,4 +225,134 @@ async fn what_an_index_lost_that_lied_is_learnt_again_and_shown_to_nobody_meanwh
     scene.cache.upkeep.census(true).await.expect("counted");
     scene.index.flush().await.expect("written");
     assert!(scene.cache.store.contains(&lost).await.expect("known"));
+}
+
+/// Has content that the cache knows.
+struct Known(Bytes);
+
+impl Origin for Known {
+    fn open(&self, _: u64, _: Option<u64>, _: bool) -> BoxFuture<'_, Result<Transfer, Failure>> {
+        let (bytes, total) = (self.0.clone(), Some(self.0.len() as u64));
+        let body = futures_util::stream::iter([Ok(bytes)]).boxed();
+        std::future::ready(Ok(Transfer { source: Source(0), start: 0, total, body })).boxed()
+    }
+
+    fn parallel(&self) -> usize {
+        1
+    }
+
+    fn broke(&self, _: Source, _: bool, _: &Failure) {}
+
+    fn reject(&self, _: Source) {}
+
+    fn received(&self, _: u64) {}
+
+    fn is_known_content(&self) -> bool {
+        true
+    }
+
+    fn stored<'a>(&'a self, _: &'a Digest, _: u64) -> BoxFuture<'a, ()> {
+        std::future::ready(()).boxed()
+    }
+}
+
+/// No upstream has shown it: a client that an upstream let through for once gives nobody else a right to it.
+#[tokio::test]
+async fn what_only_comes_back_is_visible_to_nobody_by_that() {
+    let scene = scene().await;
+    let content = Bytes::from_static(b"content");
+    let digest = Digest::of(Algorithm::Sha256, &content);
+    let (viewer, party) = (Viewer::own("r"), Party { source: "r".into(), client: None, is_named: true });
+    let (fill, _) = scene.cache.fill(&viewer, digest, party, || Arc::new(Known(content)));
+    assert_eq!(fill.whole().await.expect("it comes"), Some(7));
+    drop(fill);
+    while scene.cache.running_fill(&digest).is_some() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert!(scene.store.contains(&digest).await.expect("known"));
+    scene.index.flush().await.expect("written");
+    assert_eq!(scene.index.object(&digest).await.expect("read").map(|entry| entry.size), Some(7));
+    assert!(!scene.cache.is_visible(&viewer, &digest).await.expect("read"));
+}
+
+/// An error that the bucket would not give now: it shows whether the bucket was asked since.
+fn earlier() -> (S3Error, String) {
+    let error = S3Error::late(Duration::from_secs(123));
+    let text = error.to_string();
+    (error, text)
+}
+
+#[tokio::test]
+async fn a_bucket_that_rests_is_not_asked_for_what_is_only_there() {
+    let (_dir, cache) = cache_with_bucket();
+    let known = cache.bucket.clone().expect("a bucket");
+    let upload = Upload::new(Digest::Sha256([1; 32])).expect("random numbers");
+    let media_type = Some(MediaType::new("m"));
+    let entry = ObjectEntry { size: 7, media_type, stored_at: Timestamp(1), generation: Some(upload.generation) };
+    cache.index.apply(vec![Write::Object { digest: upload.digest, entry }]).await.expect("queued");
+    cache.index.flush().await.expect("written");
+    let (error, text) = earlier();
+    known.failed(&error);
+    assert!(cache.manifest(&upload.digest).await.expect("readable").is_none());
+    assert_eq!(known.trouble(), Some(text.clone()), "for a manifest");
+    let failure = cache.recalled(&upload.digest).await.err().expect("it cannot be had");
+    assert!(failure.is_passing && failure.message().contains("a moment ago"), "{failure}");
+    assert_eq!(known.trouble(), Some(text), "for anything");
+}
+
+/// An origin behind the bucket.
+struct Next(Known);
+
+impl Origin for Next {
+    fn open(&self, from: u64, until: Option<u64>, is_part: bool) -> BoxFuture<'_, Result<Transfer, Failure>> {
+        self.0.open(from, until, is_part)
+    }
+
+    fn parallel(&self) -> usize {
+        self.0.parallel()
+    }
+
+    fn broke(&self, _: Source, _: bool, _: &Failure) {}
+
+    fn reject(&self, _: Source) {}
+
+    fn received(&self, _: u64) {}
+
+    fn stored<'a>(&'a self, digest: &'a Digest, size: u64) -> BoxFuture<'a, ()> {
+        self.0.stored(digest, size)
+    }
+}
+
+#[tokio::test]
+async fn once_an_upstream_is_in_use_it_has_no_more_connections_than_it_may_and_its_content_is_new() {
+    let (_dir, cache) = cache_with_bucket();
+    let upload = Upload::new(Digest::Sha256([1; 32])).expect("random numbers");
+    let found = InBucket { upload, size: 7, media_type: None, since: clock::wall() };
+    let origin = cache.from_bucket(&found, Some(Arc::new(Next(Known(Bytes::from_static(b"content"))))));
+    assert!(origin.parallel() > 1 && origin.is_known_content(), "the bucket comes first");
+    let transfer = origin.open(0, None, false).await.expect("the upstream has it");
+    assert_eq!((transfer.source, origin.parallel(), origin.is_known_content()), (Source(1), 1, false));
+}
+
+/// A copy had bytes of both, and was wrong.
+#[tokio::test]
+async fn what_the_bucket_has_is_deleted_only_where_all_wrong_bytes_were_its_own() {
+    let (_dir, cache) = cache_with_bucket();
+    let uploads = [1, 2].map(|byte| Upload::new(Digest::Sha256([byte; 32])).expect("random numbers"));
+    for upload in &uploads {
+        let generation = Some(upload.generation);
+        let entry = ObjectEntry { size: 7, media_type: None, stored_at: Timestamp(1), generation };
+        cache.index.apply(vec![Write::Object { digest: upload.digest, entry }]).await.expect("queued");
+    }
+    cache.index.flush().await.expect("written");
+    let origins = uploads.map(|upload| {
+        let found = InBucket { upload, size: 7, media_type: None, since: clock::wall() };
+        cache.from_bucket(&found, Some(Arc::new(Next(Known(Bytes::from_static(b"content"))))))
+    });
+    origins[0].open(0, None, false).await.expect("the upstream has it");
+    origins.iter().for_each(|origin| origin.reject(Source(0)));
+    while cache.index.object(&uploads[1].digest).await.expect("read").is_some() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert!(cache.index.object(&uploads[0].digest).await.expect("read").is_some());
 }

@@ -19,12 +19,14 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::bucket::KnownBucket;
 use super::fill::{Fill, Readable, Reading};
+use super::holds::Holds;
+use crate::clock::Instant;
 use crate::failure::Failure;
 use crate::index::{Index, IndexError, Write};
 use crate::observe::Metrics;
 use crate::oci::Digest;
 use crate::random::NoRandomness;
-use crate::s3::{Bucket, Multipart, S3Error, Upload};
+use crate::s3::{Bucket, Kind, Multipart, S3Error, Upload};
 use crate::store::{Object, Store};
 use crate::upkeep::Upkeep;
 
@@ -70,6 +72,8 @@ struct Shared {
     has_left_out: AtomicBool,
     along: Arc<Semaphore>,
     stored: Arc<Semaphore>,
+    /// Objects whose upload was sent and came to nothing.
+    holds: Holds,
 }
 
 #[derive(Default)]
@@ -90,11 +94,29 @@ enum UploadError {
     Index(#[from] IndexError),
     #[error(transparent)]
     Randomness(#[from] NoRandomness),
+    /// All was sent: the bucket may have it.
+    #[error("it was sent, and the bucket does not confirm it: {0}")]
+    Unconfirmed(#[source] S3Error),
     #[error("the bucket acknowledged it and does not have it")]
     Lost,
     /// It has to be sent as a whole once it is stored, if it is.
     #[error("it was not stored, or not all bytes of it were those of one copy")]
     NotWhole,
+}
+
+impl UploadError {
+    /// Returns what the bucket answered.
+    fn of_bucket(&self) -> Option<&S3Error> {
+        match self {
+            Self::Bucket(error) | Self::Unconfirmed(error) => Some(error),
+            _ => None,
+        }
+    }
+
+    /// Returns whether the bucket may have the content although no row names it.
+    fn may_leave_content(&self) -> bool {
+        matches!(self, Self::Unconfirmed(_) | Self::Lost | Self::Index(_))
+    }
 }
 
 impl From<Failure> for UploadError {
@@ -124,16 +146,16 @@ impl Uploads {
     pub fn new(parts: Parts) -> Self {
         let [along, stored] = [ALONG, STORED].map(|places| Arc::new(Semaphore::new(places)));
         let (queue, added, has_left_out) = (Mutex::default(), Notify::new(), AtomicBool::new(false));
-        Self(Arc::new(Shared { parts, queue, added, has_left_out, along, stored }))
+        Self(Arc::new(Shared { parts, queue, added, has_left_out, along, stored, holds: Holds::default() }))
     }
 
-    /// Has a stored object uploaded, unless it is in the bucket, or too many wait.
+    /// Has a stored object uploaded, unless it is in the bucket, or too many wait, or it is held back.
     pub fn offer(&self, digest: Digest) {
         if self.0.parts.upkeep.is_uploaded(&digest) {
             return;
         }
         let mut queue = self.queue();
-        if queue.waiting.len() >= MOST {
+        if queue.waiting.len() >= MOST || self.0.holds.has(&digest, Instant::now()) {
             self.0.has_left_out.store(true, Ordering::Relaxed);
         } else if queue.all.insert(digest) {
             queue.waiting.push_back(digest);
@@ -145,7 +167,8 @@ impl Uploads {
 
     /// Begins to upload an object that comes in, if it is large and a place is free; else it waits until it is stored.
     pub fn begin(&self, fill: Arc<Fill>, digest: Digest) -> Option<Alongside> {
-        let is_wanted = !self.0.parts.upkeep.is_uploaded(&digest) && !self.0.parts.known.rests();
+        let Parts { known, upkeep, .. } = &self.0.parts;
+        let is_wanted = !upkeep.is_uploaded(&digest) && !known.rests() && !self.0.holds.has(&digest, Instant::now());
         let place = self.0.along.clone().try_acquire_owned().ok().filter(|_| is_wanted)?;
         if !self.queue().all.insert(digest) {
             return None;
@@ -218,16 +241,19 @@ impl Uploads {
         let known = &self.0.parts.known;
         self.queue().all.remove(&digest);
         match result {
-            Ok(()) => known.works(),
+            Ok(()) => self.0.holds.remove(&digest),
             Err(UploadError::NotWhole) => {}
             Err(error) => {
-                if let UploadError::Bucket(error) = &error {
+                if let Some(error) = error.of_bucket() {
                     known.failed(error);
+                }
+                if error.may_leave_content() {
+                    self.0.holds.add(&digest, Instant::now());
                 }
                 tracing::debug!(%digest, %error, "an object could not be uploaded; it stays in cache.dir");
                 match &error {
                     // Behind those that wait.
-                    UploadError::Bucket(error) if super::bucket::is_passing(error) => self.offer(digest),
+                    UploadError::Bucket(error) if error.is_passing() => self.offer(digest),
                     _ => self.0.has_left_out.store(true, Ordering::Relaxed),
                 }
             }
@@ -261,18 +287,19 @@ impl Uploads {
             return Ok(upkeep.discard(digest).await?);
         }
         let (upload, size) = (Upload::new(*digest)?, object.size);
+        let _running = upkeep.begin_upload(upload);
         let mut content = Content::Stored(object);
         if size <= PART {
             let whole = content.read(0, size).await?;
-            self.put(&upload, &whole).await?;
-            return self.note(&upload, size).await;
+            let sent = self.put(&upload, &whole).await;
+            return self.settle(&upload, None, size, sent).await;
         }
         let mut multipart = self.bucket().begin(&upload).await?;
-        let completed = match self.send_parts(&mut multipart, size, &mut content).await {
-            Ok(()) => self.bucket().complete(&multipart).await.map_err(UploadError::from),
+        let sent = match self.send_parts(&mut multipart, size, &mut content).await {
+            Ok(()) => self.complete(&multipart).await,
             Err(error) => Err(error),
         };
-        self.settle(&upload, &multipart, size, completed).await
+        self.settle(&upload, Some(&multipart), size, sent).await
     }
 
     /// Uploads an object that comes in, along with its fill.
@@ -283,18 +310,22 @@ impl Uploads {
         is_stored: &mut oneshot::Receiver<()>,
     ) -> Result<(), UploadError> {
         let size = fill.size().await?.filter(|&size| size > PART).ok_or(UploadError::NotWhole)?;
+        let upkeep = &self.0.parts.upkeep;
+        // Its file stays once it is stored: else the object could be evicted just before its row names the upload.
+        let _lease = upkeep.lease(&digest);
         let upload = Upload::new(digest)?;
+        let _running = upkeep.begin_upload(upload);
         let mut multipart = self.bucket().begin(&upload).await?;
         let reading = Reading { attempt: None, end: None, size: Some(size), may_read_unverified: true };
         let mut content = Content::Coming(fill, reading);
-        let completed = match self.send_parts(&mut multipart, size, &mut content).await {
+        let sent = match self.send_parts(&mut multipart, size, &mut content).await {
             Ok(()) => match is_stored.await {
-                Ok(()) => self.bucket().complete(&multipart).await.map_err(UploadError::from),
+                Ok(()) => self.complete(&multipart).await,
                 Err(_) => Err(UploadError::NotWhole),
             },
             Err(error) => Err(error),
         };
-        self.settle(&upload, &multipart, size, completed).await
+        self.settle(&upload, Some(&multipart), size, sent).await
     }
 
     /// Sends all parts of an object.
@@ -317,36 +348,67 @@ impl Uploads {
     async fn put(&self, upload: &Upload, content: &[Bytes]) -> Result<(), UploadError> {
         let mut tries = 1;
         while let Err(error) = self.bucket().put(upload, content.to_vec()).await {
-            tries = again(tries, error).await?;
+            let is_late = error.kind() == Kind::Late;
+            tries = again(tries, error).await.map_err(|error| match error {
+                // The answer that did not come may have been a good one.
+                UploadError::Bucket(error) if is_late => UploadError::Unconfirmed(error),
+                error => error,
+            })?;
         }
         Ok(())
     }
 
-    /// Notes an upload in parts that was completed, or gives it up. An upload may be there although it failed.
+    /// Completes an upload in parts. The object may be there whatever is answered, see [`Bucket::complete`].
+    async fn complete(&self, multipart: &Multipart) -> Result<(), UploadError> {
+        self.bucket().complete(multipart).await.map_err(UploadError::Unconfirmed)
+    }
+
+    /// Notes an upload that was sent, or gives it up: what it may have left in the bucket is deleted.
     async fn settle(
         &self,
         upload: &Upload,
-        multipart: &Multipart,
+        multipart: Option<&Multipart>,
         size: u64,
-        completed: Result<(), UploadError>,
+        sent: Result<(), UploadError>,
     ) -> Result<(), UploadError> {
-        let Err(error) = completed else {
-            return self.note(upload, size).await;
+        let confirmed = match sent {
+            Ok(()) => self.confirm(upload, size).await,
+            Err(error) => Err(error),
         };
-        if let Err(error) = self.bucket().abort(multipart).await {
+        let (is_confirmed, noted) = match confirmed {
+            Ok(()) => (true, self.note(upload, size).await),
+            Err(error) => (false, Err(error)),
+        };
+        let Err(error) = noted else {
+            return Ok(());
+        };
+        if let Some(multipart) = multipart.filter(|_| !is_confirmed)
+            && let Err(error) = self.bucket().abort(multipart).await
+        {
             tracing::debug!(digest = %upload.digest, %error, "an upload cannot be aborted; the sweep does it later");
+        }
+        if error.may_leave_content() {
+            self.0.parts.upkeep.delete_later(vec![*upload]);
         }
         Err(error)
     }
 
-    /// Names the upload in the row of its object, once the bucket shows that it has it. If the object was purged
-    /// meanwhile, or another upload was noted, what this one brought is deleted.
+    /// Finds out whether the bucket has what was sent.
+    async fn confirm(&self, upload: &Upload, size: u64) -> Result<(), UploadError> {
+        match self.bucket().size(upload).await.map_err(UploadError::Unconfirmed)? {
+            Some(found) if found == size => {
+                self.0.parts.known.works();
+                Ok(())
+            }
+            _ => Err(UploadError::Lost),
+        }
+    }
+
+    /// Names the upload in the row of its object. If the object was purged meanwhile, or another upload was noted, what
+    /// this one brought is deleted.
     async fn note(&self, upload: &Upload, size: u64) -> Result<(), UploadError> {
         let Parts { index, upkeep, .. } = &self.0.parts;
         let &Upload { digest, generation } = upload;
-        if self.bucket().size(upload).await? != Some(size) {
-            return Err(UploadError::Lost);
-        }
         index.apply(vec![Write::Uploaded { digest, generation }]).await?;
         index.flush().await?;
         let noted = index.object(&digest).await?.and_then(|entry| entry.generation);
@@ -354,7 +416,7 @@ impl Uploads {
             upkeep.uploaded(&digest, size);
         }
         if noted != Some(generation) {
-            self.bucket().delete(upload).await?;
+            upkeep.delete_later(vec![*upload]);
         }
         Ok(())
     }
@@ -367,7 +429,7 @@ fn part_of(size: u64) -> u64 {
 
 /// Waits before a request is sent again that failed `tries` times, if the server may do better in a moment.
 async fn again(tries: u32, error: S3Error) -> Result<u32, UploadError> {
-    if tries >= TRIES || !super::bucket::is_passing(&error) {
+    if tries >= TRIES || !error.is_passing() {
         return Err(error.into());
     }
     tokio::time::sleep(PAUSE * 2u32.pow(tries)).await;
@@ -409,7 +471,33 @@ impl Content {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::cache_with_bucket;
     use super::*;
+
+    /// No request was made, so nothing is known of the bucket by it.
+    #[tokio::test]
+    async fn an_upload_that_sent_nothing_does_not_say_that_the_bucket_works() {
+        let (_dir, cache) = cache_with_bucket();
+        let uploads = cache.uploads.clone().expect("uploads");
+        let known = uploads.0.parts.known.clone();
+        known.failed(&S3Error::late(PAUSE));
+        let digest = Digest::Sha256([1; 32]);
+        let place = uploads.0.stored.clone().acquire_owned().await.expect("a place");
+        let result = uploads.send_stored(&digest).await;
+        assert!(result.is_ok(), "it has no file");
+        uploads.ended(digest, result, place);
+        assert!(known.trouble().is_some() && known.rests());
+    }
+
+    #[tokio::test]
+    async fn an_object_that_is_held_back_is_not_offered_and_is_found_again() {
+        let (_dir, cache) = cache_with_bucket();
+        let (uploads, digest) = (cache.uploads.clone().expect("uploads"), Digest::Sha256([1; 32]));
+        let place = uploads.0.stored.clone().acquire_owned().await.expect("a place");
+        uploads.ended(digest, Err(UploadError::Lost), place);
+        uploads.offer(digest);
+        assert!(uploads.queue().waiting.is_empty() && uploads.0.has_left_out.load(Ordering::Relaxed));
+    }
 
     #[test]
     fn parts_are_as_many_as_an_upload_may_have() {

@@ -197,6 +197,14 @@ impl Index for LocalIndex {
         self.upkeep(move |sqlite| sqlite.set_pin(image, is_pinned))
     }
 
+    fn compared_with(&self) -> Call<'_, Option<String>> {
+        self.read(Sqlite::compared_with)
+    }
+
+    fn set_compared_with(&self, bucket: Option<String>) -> Call<'_, ()> {
+        self.upkeep(move |sqlite| sqlite.set_compared_with(bucket))
+    }
+
     fn purge(&self, purge: Purge) -> BoxStream<'static, Result<Purged, IndexError>> {
         let (sender, steps) = mpsc::channel(1);
         let each = sender.clone();

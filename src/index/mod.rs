@@ -153,6 +153,13 @@ pub trait Index: Send + Sync + 'static {
     /// Pins an image, or takes its pin back. Returns whether that changed anything.
     fn set_pin(&self, image: ImageName, is_pinned: bool) -> Call<'_, bool>;
 
+    /// Returns the bucket with which this index was once compared from the first key to the last. An index that was begun
+    /// anew knows of none: what it lost is still in the bucket.
+    fn compared_with(&self) -> Call<'_, Option<String>>;
+
+    /// Notes with which bucket this index was compared from the first key to the last; `None`: with none.
+    fn set_compared_with(&self, bucket: Option<String>) -> Call<'_, ()>;
+
     /// Removes rows in steps. After each step, tells which objects nothing refers to any more. The stream ends with the
     /// last step, or with an error; what was removed before the error stays removed.
     fn purge(&self, purge: Purge) -> BoxStream<'static, Result<Purged, IndexError>>;
@@ -395,10 +402,11 @@ pub enum Write {
         digest: Digest,
         generation: Generation,
     },
-    /// What this upload brought goes, and so does the object, unless another upload was noted meanwhile.
+    /// What this upload brought goes, and so does the object, unless another upload was noted meanwhile. `None`: its file
+    /// goes, and so does the object, unless any upload was noted meanwhile.
     DropUploaded {
         digest: Digest,
-        generation: Generation,
+        generation: Option<Generation>,
     },
 }
 

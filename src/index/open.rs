@@ -14,7 +14,7 @@ use super::writer::{PATIENCE, Queue, Writer};
 use super::{IndexError, Sqlite, pins};
 use crate::files::{self, FolderLock};
 
-pub(super) const MIGRATIONS: [&str; 11] = [
+pub(super) const MIGRATIONS: [&str; 12] = [
     include_str!("migrations/1.sql"),
     include_str!("migrations/2.sql"),
     include_str!("migrations/3.sql"),
@@ -26,9 +26,12 @@ pub(super) const MIGRATIONS: [&str; 11] = [
     include_str!("migrations/9.sql"),
     include_str!("migrations/10.sql"),
     include_str!("migrations/11.sql"),
+    include_str!("migrations/12.sql"),
 ];
-/// All tables, except SQLite's own and those that follow from these.
-const TABLES: [&str; 8] = ["objects", "tags", "manifests", "visibility", "edges", "pins", "listings", "urls"];
+/// All tables, except SQLite's own and those that follow from these. The last says that the rows of all objects are there:
+/// where others cannot be copied, it is not either.
+const TABLES: [&str; 9] =
+    ["objects", "tags", "manifests", "visibility", "edges", "pins", "listings", "urls", "compared"];
 /// Tables that may be large and only help in an outage, with the SQL that returns their bytes.
 const SPARE: [(&str, &str); 2] =
     [("listings", "SELECT sum(length(body)) FROM old.listings"), ("urls", "SELECT sum(length(head)) FROM old.urls")];
@@ -279,6 +282,7 @@ mod tests {
         let path = dir.path().join("larder.db");
         let index = Sqlite::open(dir.path()).expect("an index");
         put(&index, "before");
+        index.set_compared_with(Some("a bucket".to_owned())).expect("written");
         index.flush().await.expect("written");
         // As after a kill: the last writes are in the log only.
         let killed = tempfile::tempdir().expect("a directory");
@@ -290,6 +294,7 @@ mod tests {
             let path = dir.join("larder.db");
             let index = Sqlite::open_without_disk(&path, &full(), &lock_of(&path)).expect("an index");
             assert!(index.tag(&key("before")).expect("read").is_some());
+            assert_eq!(index.compared_with().expect("read"), Some("a bucket".to_owned()), "all rows were read");
             assert_eq!(index.bytes(), 0);
             put(&index, "in memory");
             drop(index);
@@ -306,6 +311,7 @@ mod tests {
         let reference = Reference::Tag("1".parse().expect("a tag"));
         let pin = ImageName { repository: "r".to_owned(), name: "a".to_owned(), reference };
         assert_eq!(index.pins().expect("read"), [pin]);
+        assert_eq!(index.compared_with().expect("read"), None, "what it lost is still in the bucket");
         drop(index);
         assert_eq!(std::fs::read(&path).expect("there"), [0xff; 5000]);
     }

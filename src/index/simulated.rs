@@ -219,6 +219,14 @@ impl Index for Simulated {
         self.call(true, async move |index| index.set_pin(image, is_pinned).await)
     }
 
+    fn compared_with(&self) -> Call<'_, Option<String>> {
+        self.call(false, async |index| index.compared_with().await)
+    }
+
+    fn set_compared_with(&self, bucket: Option<String>) -> Call<'_, ()> {
+        self.call(true, async move |index| index.set_compared_with(bucket).await)
+    }
+
     fn purge(&self, purge: Purge) -> BoxStream<'static, Result<Purged, IndexError>> {
         let health = self.state().health;
         let purging = self.call(true, async move |index| Ok(index.purge(purge)));

@@ -190,6 +190,26 @@ impl Sqlite {
         })
     }
 
+    /// Returns the bucket with which this index was once compared from the first key to the last.
+    pub fn compared_with(&self) -> Result<Option<String>, IndexError> {
+        let read = |connection: &Connection| {
+            connection.query_row("SELECT bucket FROM compared", [], |row| row.get(0)).optional()
+        };
+        self.readers.with(read)
+    }
+
+    /// Notes with which bucket this index was compared from the first key to the last; `None`: with none. Blocks.
+    pub fn set_compared_with(&self, bucket: Option<String>) -> Result<(), IndexError> {
+        self.change_blocking(move |connection| {
+            let transaction = connection.transaction()?;
+            transaction.execute("DELETE FROM compared", [])?;
+            if let Some(bucket) = bucket {
+                transaction.execute("INSERT INTO compared (bucket) VALUES (?1)", params![bucket])?;
+            }
+            Ok(transaction.commit()?)
+        })
+    }
+
     /// Checks whether the index can be read.
     pub fn check(&self) -> Result<(), IndexError> {
         self.readers.with(|connection| connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(())))

@@ -217,13 +217,31 @@ async fn the_first_upload_of_an_object_counts_and_goes_only_by_its_own_number() 
         index.flush().await.expect("written");
         assert_eq!(uploads_of(&**index, &[2, 3]).await, [Some(first), None]);
 
-        index.apply(vec![Write::DropUploaded { digest: object(2), generation: second }]).await.expect("queued");
+        let gone = |byte, generation| Write::DropUploaded { digest: object(byte), generation };
+        index.apply(vec![gone(2, Some(second)), gone(2, None), gone(3, None)]).await.expect("queued");
         index.flush().await.expect("written");
-        assert_eq!(uploads_of(&**index, &[2]).await, [Some(first)], "another upload than the one that goes");
-        index.apply(vec![Write::DropUploaded { digest: object(2), generation: first }]).await.expect("queued");
+        assert_eq!(
+            uploads_of(&**index, &[2]).await,
+            [Some(first)],
+            "another upload than the one that goes, and a file"
+        );
+        assert_eq!(index.object(&object(3)).await.expect("read"), None, "it had only a file");
+        index.apply(vec![gone(2, Some(first))]).await.expect("queued");
         index.flush().await.expect("written");
         assert_eq!(index.object(&object(2)).await.expect("read"), None);
         assert!(!index.is_visible(&Viewer::own("r"), &object(2)).await.expect("read"));
+    }
+}
+
+#[tokio::test]
+async fn it_is_known_with_which_bucket_the_index_was_compared() {
+    let (_dirs, indexes) = indexes();
+    for index in &indexes {
+        assert_eq!(index.compared_with().await.expect("read"), None);
+        for bucket in [Some("http://s3/one/".to_owned()), Some("http://s3/other/".to_owned()), None] {
+            index.set_compared_with(bucket.clone()).await.expect("written");
+            assert_eq!(index.compared_with().await.expect("read"), bucket);
+        }
     }
 }
 

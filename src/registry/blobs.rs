@@ -13,7 +13,7 @@ use super::replicas::Replicas;
 use super::respond::{self, CacheState};
 use crate::access::{Absences, Consent, Refusal, StoredObject, Wanted, party};
 use crate::auth::is_secure;
-use crate::cache::{Aside, Cache, Content, Fill, FillReader, Party};
+use crate::cache::{Aside, Cache, Content, Fill, FillReader, Origin, Party};
 use crate::clock;
 use crate::failure::{Failure, FailureKind};
 use crate::observe::Metrics;
@@ -119,11 +119,12 @@ impl Blobs {
         digest: &Digest,
     ) -> (FillReader, bool, Result<Option<u64>, Failure>) {
         let party = party(target);
-        let (mut fill, mut is_first) = self.join(target, digest, &party);
+        let origin = || self.origins.of(target, digest, Lane::Fill);
+        let (mut fill, mut is_first) = self.join(target, digest, &party, origin);
         let mut begun = fill.size().await;
         if begun.is_err() && !is_first {
             // Another client began the fill, perhaps at another upstream; the upstream of this client may succeed.
-            (fill, is_first) = self.join(target, digest, &party);
+            (fill, is_first) = self.join(target, digest, &party, origin);
             begun = fill.size().await;
         }
         (fill, is_first, begun)
@@ -235,9 +236,16 @@ impl Blobs {
         *fill.viewer() != target.repository.viewer() || target.repository.config.client_consent.is_some()
     }
 
-    /// Joins the fill of a blob, or begins it if there is none.
-    fn join(&self, target: &Target, digest: &Digest, party: &Party) -> (FillReader, bool) {
-        let (viewer, origin) = (target.repository.viewer(), || self.origins.of(target, digest, Lane::Fill));
+    /// Joins the fill of a blob, or begins it if there is none. No other repository depends on an upstream that only a
+    /// client named.
+    pub(super) fn join(
+        &self,
+        target: &Target,
+        digest: &Digest,
+        party: &Party,
+        origin: impl FnOnce() -> Arc<dyn Origin>,
+    ) -> (FillReader, bool) {
+        let viewer = target.repository.viewer();
         match target.repository.is_trusted {
             true => self.cache.fill(&viewer, *digest, party.clone(), origin),
             false => self.cache.fill_apart(&viewer, *digest, party.clone(), origin),

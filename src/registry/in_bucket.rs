@@ -76,7 +76,8 @@ impl Blobs {
     }
 
     fn fill_from_bucket(&self, target: &Target, found: &InBucket) -> (FillReader, bool) {
-        let upstream = self.origins.of(target, &found.upload.digest, Lane::Fill);
-        self.cache.fill_from_bucket(&target.repository.viewer(), found, party(target), Some(upstream))
+        let digest = &found.upload.digest;
+        let origin = || self.cache.from_bucket(found, Some(self.origins.of(target, digest, Lane::Fill)));
+        self.join(target, digest, &party(target), origin)
     }
 }

@@ -113,7 +113,7 @@ impl S3Error {
     }
 
     /// Creates the error of a request that took too long.
-    pub(super) fn late(patience: Duration) -> Self {
+    pub fn late(patience: Duration) -> Self {
         Self { kind: Kind::Late, message: format!("no answer within {} s", patience.as_secs()), source: None }
     }
 
@@ -135,6 +135,11 @@ impl S3Error {
     /// Returns what follows from it.
     pub fn kind(&self) -> Kind {
         self.kind
+    }
+
+    /// Returns whether another request in a moment may do better.
+    pub fn is_passing(&self) -> bool {
+        matches!(self.kind, Kind::Busy | Kind::Late | Kind::Unreachable)
     }
 }
 

@@ -140,6 +140,11 @@ impl Bucket {
         &self.name
     }
 
+    /// Returns what tells this bucket, with its prefix, from all others.
+    pub fn place(&self) -> String {
+        format!("{}{}", self.base, self.prefix)
+    }
+
     /// Returns by how much this machine's clock is ahead of the server's or behind it, if the server has told its time.
     pub fn skew(&self) -> Option<Duration> {
         self.http.skew()
@@ -335,6 +340,15 @@ async fn within<T>(patience: Duration, request: impl Future<Output = object_stor
         Ok(answer) => answer.map_err(S3Error::of),
         Err(_) => Err(S3Error::late(patience)),
     }
+}
+
+/// Returns a bucket of a test, at an address.
+#[cfg(test)]
+pub fn bucket_at(endpoint: &str) -> Bucket {
+    let text = format!("[storage.s3]\nbucket = \"larder\"\nendpoint = \"{endpoint}\"");
+    let s3 = crate::config::tests::parse(&text).expect("a configuration").s3.expect("a bucket");
+    let keys = Some(config::S3Keys { id: "x".to_owned(), secret: config::Secret::new("y") });
+    Bucket::new(&config::S3 { keys, ..s3 }, Arc::default()).expect("usable")
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use object_store::multipart::MultipartStore;
 use object_store::path::Path;
 use serde::Deserialize;
 
-use super::{Bucket, PATIENCE, S3Error, within};
+use super::{Bucket, Kind, PATIENCE, S3Error, Upload, within};
 
 /// Most uploads that are looked at in one go.
 const MOST: u32 = 1_000;
@@ -23,6 +23,8 @@ const MOST: u32 = 1_000;
 /// An upload that was not completed.
 #[derive(Clone, Debug)]
 pub struct Unfinished {
+    /// `None`: the key is none of Larder's, or a probe's.
+    pub upload: Option<Upload>,
     path: Path,
     id: String,
     /// By the server's own times; `None` if it does not state them.
@@ -54,7 +56,8 @@ impl Bucket {
         let unfinished = own.map(|begun| {
             let initiated = humantime::parse_rfc3339_weak(&begun.initiated).ok();
             let age = initiated.and_then(|at| self.http.age(at));
-            Unfinished { path: Path::from(begun.key), id: begun.upload_id, age }
+            let upload = Upload::of_key(&self.prefix, &begun.key);
+            Unfinished { upload, path: Path::from(begun.key), id: begun.upload_id, age }
         });
         Ok(unfinished.collect())
     }
@@ -83,9 +86,13 @@ impl Bucket {
         answer.into_body().bytes().await.map_err(|error| generic(error.into()))
     }
 
-    /// Aborts an upload that was not completed.
+    /// Aborts an upload that was not completed. Servers do not know one that has ended since it was listed (404
+    /// `NoSuchUpload`: Garage, `get_upload` in `src/api/s3/multipart.rs`; Ceph, `ERR_NO_SUCH_UPLOAD`).
     pub async fn abort_unfinished(&self, unfinished: &Unfinished) -> Result<(), S3Error> {
-        within(PATIENCE, self.store.abort_multipart(&unfinished.path, &unfinished.id)).await
+        match within(PATIENCE, self.store.abort_multipart(&unfinished.path, &unfinished.id)).await {
+            Err(error) if error.kind() != Kind::Absent => Err(error),
+            _ => Ok(()),
+        }
     }
 }
 

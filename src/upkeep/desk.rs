@@ -13,6 +13,7 @@ use super::leaving::Leaving;
 use super::ledger::{Ledger, Shortage};
 use super::limits::Limits;
 use super::mail::{Census, Message, closed};
+use super::uploading::{Running, Uploading};
 use crate::config::{Amount, Config};
 use crate::index::{Bounds, Index, IndexError, TagKey, Timestamp, Write};
 use crate::observe::Metrics;
@@ -75,6 +76,8 @@ pub struct Upkeep {
     received: Mutex<Option<mpsc::Receiver<Message>>>,
     /// Uploads that are to be deleted.
     leaving: Leaving,
+    /// Uploads that run.
+    uploading: Uploading,
 }
 
 /// Returns what the index may hold in a cache of this configuration, on a filesystem of `total` bytes.
@@ -131,6 +134,7 @@ impl Upkeep {
             mailbox,
             received: Mutex::new(Some(received)),
             leaving: Leaving::default(),
+            uploading: Uploading::default(),
         }
     }
 
@@ -185,9 +189,30 @@ impl Upkeep {
         self.publish_totals();
     }
 
-    /// Notes that an object that is in the bucket has a file here again.
-    pub fn has_file(&self, digest: &Digest) {
-        self.ledger().take_in_file(digest);
+    /// Notes an upload that is to begin: what it brings is not taken for left over until the returned value is dropped.
+    pub fn begin_upload(&self, upload: Upload) -> Running {
+        self.uploading.begin(upload)
+    }
+
+    /// Returns whether an upload runs.
+    pub(super) fn is_uploading(&self, upload: &Upload) -> bool {
+        self.uploading.has(upload)
+    }
+
+    /// Has what uploads brought deleted from the bucket, unless a row names it then.
+    pub fn delete_later(&self, uploads: Vec<Upload>) {
+        self.leaving.add(uploads);
+    }
+
+    /// Notes that an object that is in the bucket has a file here again. It is kept as long as before.
+    pub fn has_file(&self, digest: &Digest, size: u64) {
+        let mut ledger = self.ledger();
+        if ledger.take_in_file(digest).is_none() {
+            // It has left the bucket meanwhile, and nobody is known to want it.
+            let class = ledger.limits().classes.of("");
+            ledger.stored(*digest, size, class, now());
+        }
+        drop(ledger);
         self.used(digest);
         self.publish_totals();
     }
@@ -343,7 +368,12 @@ impl Upkeep {
         if digests.is_empty() {
             return;
         }
-        self.apply(digests.iter().map(|digest| Write::DropObject { digest: *digest }).collect()).await;
+        // An upload may have ended meanwhile. Without a bucket, what is there is lost, whatever its row says.
+        let write = |&digest: &Digest| match self.parts.bucket {
+            Some(_) => Write::DropUploaded { digest, generation: None },
+            None => Write::DropObject { digest },
+        };
+        self.apply(digests.iter().map(write).collect()).await;
         let gone: HashSet<Digest> = digests.iter().copied().collect();
         self.parts.cached.gone(&gone);
         let is_any_pinned = {
@@ -362,26 +392,49 @@ impl Upkeep {
         }
     }
 
-    /// Forgets objects that are in the bucket, and have what their uploads brought deleted. An object of which the index
-    /// names no upload, or another one than this meanwhile, stays.
-    pub(super) async fn forget_uploaded(&self, digests: &[Digest]) {
-        let (mut writes, mut uploads) = (Vec::new(), Vec::new());
+    /// Forgets objects that are in the bucket, and has what their uploads brought deleted. Returns those that are gone:
+    /// one whose row is still there, or cannot be read, stays in the bucket and in the ledger.
+    pub(super) async fn forget_uploaded(&self, digests: &[Digest]) -> Vec<Digest> {
+        let (mut gone, mut going) = (Vec::new(), Vec::new());
         for &digest in digests {
-            let generation = match self.parts.index.object(&digest).await {
-                Ok(entry) => entry.and_then(|entry| entry.generation),
+            match self.parts.index.object(&digest).await {
+                Ok(Some(entry)) => going.extend(entry.generation.map(|generation| (digest, generation, entry.size))),
+                Ok(None) => gone.push(digest),
                 Err(error) => {
                     tracing::warn!(%digest, %error, "what the bucket has of an object cannot be found out; it stays");
-                    None
                 }
-            };
-            if let Some(generation) = generation {
-                writes.push(Write::DropUploaded { digest, generation });
-                uploads.push(Upload { digest, generation });
             }
         }
-        self.apply(writes).await;
-        self.parts.cached.gone(&digests.iter().copied().collect());
-        self.leaving.add(uploads);
+        let writes = going.iter().map(|&(digest, generation, _)| {
+            let generation = Some(generation);
+            Write::DropUploaded { digest, generation }
+        });
+        self.apply(writes.collect()).await;
+        let written = self.parts.index.flush().await;
+        for &(digest, generation, size) in &going {
+            // Writes may be lost.
+            let left = match &written {
+                Ok(()) => self.parts.index.object(&digest).await.map_err(|error| error.to_string()),
+                Err(error) => Err(error.to_string()),
+            };
+            match left {
+                Ok(None) => gone.push(digest),
+                Ok(Some(entry)) if entry.generation.is_none() => {}
+                left => {
+                    if !matches!(&left, Ok(Some(entry)) if entry.generation != Some(generation)) {
+                        let error = left.err().unwrap_or_else(|| "the change was lost".to_owned());
+                        tracing::warn!(%digest, error, "an object cannot be taken out of the bucket now; it stays");
+                    }
+                    let mut ledger = self.ledger();
+                    let highest = ledger.limits().classes.count() - 1;
+                    ledger.known_uploaded(digest, size, highest, now());
+                }
+            }
+        }
+        self.parts.cached.gone(&gone.iter().copied().collect());
+        // Of these, what a row still names is not deleted.
+        self.delete_later(going.into_iter().map(|(digest, generation, _)| Upload { digest, generation }).collect());
+        gone
     }
 
     pub(super) fn leaving(&self) -> &Leaving {

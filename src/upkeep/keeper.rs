@@ -341,17 +341,20 @@ impl Keeper {
             let leases = self.upkeep.leases();
             self.upkeep.ledger().shrink_bucket(STEP, now(), |digest| leases.contains_key(digest))
         };
+        let mut left = 0;
         for (victims, bytes, why) in [(&expired, 0, Why::Ttl), (&evicted, bytes, Why::MaxSize)] {
             if !victims.is_empty() {
                 self.tell_of(victims, bytes, why).await;
-                self.upkeep.forget_uploaded(victims).await;
-                self.upkeep.ledger().remove(victims);
-                self.remove_files(victims).await;
-                self.upkeep.parts().metrics.evictions.inc_by(victims.len() as u64);
+                let gone = self.upkeep.forget_uploaded(victims).await;
+                self.upkeep.ledger().remove(&gone);
+                self.remove_files(&gone).await;
+                self.upkeep.parts().metrics.evictions.inc_by(gone.len() as u64);
+                left += victims.len() - gone.len();
             }
         }
         self.upkeep.publish_totals();
-        expired.len() + evicted.len() >= STEP
+        // Where something could not go, the next tick tries again.
+        left == 0 && expired.len() + evicted.len() >= STEP
     }
 
     async fn remove_files(&self, files: &[Digest]) {

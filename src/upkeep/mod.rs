@@ -24,11 +24,12 @@ pub mod room;
 pub mod scrub;
 mod sweep;
 mod uploaded;
+mod uploading;
 
 use std::sync::Arc;
 
 pub use desk::{Cached, Lease, Parts, Upkeep, bounds};
-pub use leaving::delete as delete_uploads;
+pub use leaving::{MOST as MOST_LEAVING, delete as delete_uploads};
 
 use tokio::task::JoinHandle;
 
@@ -52,7 +53,7 @@ struct Sweeping([JoinHandle<()>; 2]);
 impl Sweeping {
     fn begin(upkeep: &Arc<Upkeep>, bucket: Bucket) -> Self {
         let (leaving, from) = (upkeep.clone(), bucket.clone());
-        let deleting = tokio::spawn(async move { leaving.leaving().run(&from).await });
+        let deleting = tokio::spawn(async move { leaving.leaving().run(&*leaving.parts().index, &from).await });
         Self([deleting, tokio::spawn(sweep::run(upkeep.clone(), bucket))])
     }
 }

@@ -1,8 +1,10 @@
 //! Compares the bucket with the index, at the start and once a day: nothing is lost or left over.
 //!
 //! - A key without a row, and an upload that was never completed, is what a crash or a server that failed left: both go
-//!   once they are a day old. An upload that still runs is younger.
-//! - Where the index knows of nothing in the bucket, it was lost: then what is found is taken in.
+//!   once they are a day old, unless the upload still runs.
+//! - An index that was begun anew knows nothing of what is in the bucket. So until an index was compared with the bucket
+//!   once from the first key to the last, keys without a row are taken in, and none goes. The index itself notes that it
+//!   was: nothing else tells how far a comparison came that broke off, or whether others have written meanwhile.
 //! - A row whose key is gone is dropped, so that the content is fetched again; if the file is here, it is uploaded again.
 //!
 //! A list may lack what was stored a moment ago, so that each key that is missing there is asked for by itself. The age
@@ -17,7 +19,7 @@ use super::clock::now;
 use super::desk::Upkeep;
 use crate::index::{IndexError, ObjectEntry, Timestamp, Write};
 use crate::oci::Digest;
-use crate::s3::{Bucket, Kind, Listed, S3Error, Upload};
+use crate::s3::{Bucket, Kind, Listed, S3Error, Unfinished, Upload};
 
 /// How often the bucket is swept.
 const PERIOD: Duration = Duration::from_secs(24 * 3600);
@@ -35,6 +37,8 @@ enum SweepError {
     Index(#[from] IndexError),
     #[error(transparent)]
     Store(#[from] std::io::Error),
+    #[error("the index did not take in what the bucket has")]
+    NotNoted,
 }
 
 /// What a sweep did.
@@ -80,23 +84,40 @@ pub async fn run(upkeep: Arc<Upkeep>, bucket: Bucket) {
 
 async fn sweep(upkeep: &Upkeep, bucket: &Bucket) -> Result<Swept, SweepError> {
     let mut swept = Swept::default();
-    let is_index_lost = upkeep.parts().index.was_damaged() || upkeep.ledger().bucket_totals().0 == 0;
+    let (index, place) = (&upkeep.parts().index, bucket.place());
+    let compared_with = index.compared_with().await?;
+    let mut is_known = compared_with.as_ref() == Some(&place);
+    let was_known = is_known;
+    if !is_known && compared_with.is_some() {
+        // Rows of that bucket go now: should it come back, its keys are taken in again.
+        index.set_compared_with(None).await?;
+    }
     upkeep.ledger().begin_bucket_census();
     let mut keys = bucket.list();
     while let Some(listed) = keys.next().await {
         swept.keys += 1;
         let listed = listed?;
-        if !(is_index_lost && adopt(upkeep, &listed, &mut swept).await?) {
-            look_at(upkeep, bucket, &listed, &mut swept).await?;
+        // A purge of everything may have come meanwhile: what it left is not taken in.
+        is_known = is_known || index.compared_with().await?.as_ref() == Some(&place);
+        if is_known || !adopt(upkeep, &listed, &mut swept).await? {
+            look_at(upkeep, bucket, &listed, is_known, &mut swept).await?;
         }
     }
     let not_seen = upkeep.ledger().keys_not_seen();
     for digest in not_seen {
         swept.lost += u64::from(look_for(upkeep, bucket, &digest).await?);
     }
+    if !was_known {
+        index.set_compared_with(Some(place)).await?;
+        tracing::info!(keys = swept.keys, "the index was compared with the whole bucket");
+    }
     match bucket.unfinished().await {
         Ok(unfinished) => {
-            for upload in unfinished.iter().filter(|upload| upload.age.is_some_and(|age| age > OLD)) {
+            let is_left = |upload: &&Unfinished| {
+                let runs = upload.upload.as_ref().is_some_and(|upload| upkeep.is_uploading(upload));
+                !runs && upload.age.is_some_and(|age| age > OLD)
+            };
+            for upload in unfinished.iter().filter(is_left) {
                 bucket.abort_unfinished(upload).await?;
                 swept.unfinished += 1;
             }
@@ -112,26 +133,36 @@ async fn sweep(upkeep: &Upkeep, bucket: &Bucket) -> Result<Swept, SweepError> {
 /// Takes in a key that the index does not know. Returns whether it did. Who may see the object is learnt from the
 /// upstreams, and so is whether it is a manifest.
 async fn adopt(upkeep: &Upkeep, listed: &Listed, swept: &mut Swept) -> Result<bool, SweepError> {
-    let Some(Upload { digest, generation }) = listed.upload else {
+    let Some(Upload { digest, generation }) = listed.upload.filter(|upload| !upkeep.is_uploading(upload)) else {
         return Ok(false);
     };
-    let known = upkeep.parts().index.object(&digest).await?;
+    let index = &upkeep.parts().index;
+    let known = index.object(&digest).await?;
     if known.as_ref().is_some_and(|known| known.generation.is_some() || known.size != listed.size) {
         return Ok(false);
     }
     let stored_at = known.map_or_else(Timestamp::now, |known| known.stored_at);
     let entry = ObjectEntry { size: listed.size, media_type: None, stored_at, generation: Some(generation) };
-    upkeep.apply(vec![Write::Object { digest, entry }]).await;
+    index.apply(vec![Write::Object { digest, entry }]).await?;
+    // Writes may be lost; and the next key may be of the same object.
+    index.flush().await?;
+    if index.object(&digest).await?.is_none_or(|entry| entry.generation.is_none()) {
+        return Err(SweepError::NotNoted);
+    }
     let highest = upkeep.ledger().limits().classes.count() - 1;
     upkeep.ledger().known_uploaded(digest, listed.size, highest, now());
     swept.adopted += 1;
-    // The next key may be of the same object.
-    upkeep.parts().index.flush().await?;
     Ok(true)
 }
 
-/// Looks at a key of the bucket.
-async fn look_at(upkeep: &Upkeep, bucket: &Bucket, listed: &Listed, swept: &mut Swept) -> Result<(), SweepError> {
+/// Looks at a key of the bucket. `is_known`: a key without a row goes once it is old.
+async fn look_at(
+    upkeep: &Upkeep,
+    bucket: &Bucket,
+    listed: &Listed,
+    is_known: bool,
+    swept: &mut Swept,
+) -> Result<(), SweepError> {
     let is_old = listed.age.is_some_and(|age| age > OLD);
     let Some(Upload { digest, generation }) = listed.upload else {
         if listed.is_probe && is_old {
@@ -153,7 +184,7 @@ async fn look_at(upkeep: &Upkeep, bucket: &Bucket, listed: &Listed, swept: &mut 
                 upkeep.ledger().known_uploaded(digest, entry.size, highest, now());
             }
         }
-        _ if is_old => {
+        _ if is_old && is_known && !upkeep.is_uploading(&Upload { digest, generation }) => {
             bucket.delete_listed(listed).await?;
             swept.rowless += 1;
         }
@@ -189,7 +220,7 @@ async fn lose(upkeep: &Upkeep, digest: &Digest, entry: &ObjectEntry) -> Result<(
     upkeep.ledger().not_uploaded(&digest, now());
     let write = match is_here {
         true => Write::NotUploaded { digest, generation },
-        false => Write::DropUploaded { digest, generation },
+        false => Write::DropUploaded { digest, generation: Some(generation) },
     };
     upkeep.apply(vec![write]).await;
     if !is_here {

@@ -12,8 +12,10 @@ use super::room::{Reservation, Room};
 use super::*;
 use crate::config::tests::parse;
 use crate::failure::{Failure, FailureKind};
-use crate::index::{LocalIndex, Sqlite};
+use crate::index::simulated as index_simulated;
+use crate::index::{Index, LocalIndex, ObjectEntry, Sqlite, Timestamp, Write};
 use crate::oci::{Algorithm, Digest};
+use crate::s3::{Upload, bucket_at};
 use crate::spool::Spool;
 use crate::store::Store;
 use crate::store::simulated::{Health, Simulated};
@@ -207,4 +209,83 @@ async fn what_cannot_be_read_in_time_is_told_and_not_taken_out() {
     for digest in &digests {
         assert!(scene.store.contains(digest).await.expect("known"));
     }
+}
+
+/// Upkeep of a cache with a bucket at an address where nothing listens, on an index that fails as a test says.
+fn with_bucket(has_bucket: bool) -> (tempfile::TempDir, index_simulated::Simulated, Upkeep) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let keys = match has_bucket {
+        true => "[storage.s3]\nbucket = \"larder\"",
+        false => "",
+    };
+    let config = parse(&format!("[cache]\ndir = {:?}\n{keys}\n", dir.path())).expect("a configuration");
+    let index = index_simulated::Simulated::open(dir.path());
+    let pool = Pool::new("a test", 8, Duration::from_secs(3600));
+    let parts = Parts {
+        store: Arc::new(Simulated::default()),
+        spool: Spool::new(dir.path().join("partial"), pool.clone()),
+        index: Arc::new(index.clone()),
+        cached: Arc::new(Quiet::default()),
+        pool,
+        bucket: has_bucket.then(|| bucket_at("http://127.0.0.1:1")),
+        metrics: Arc::default(),
+    };
+    let upkeep = Upkeep::new(&config, parts);
+    (dir, index, upkeep)
+}
+
+/// Notes an object with its upload.
+async fn put(index: &dyn Index, digest: Digest) -> Upload {
+    let upload = Upload::new(digest).expect("random numbers");
+    let generation = Some(upload.generation);
+    let entry = ObjectEntry { size: 10, media_type: None, stored_at: Timestamp(1), generation };
+    index.apply(vec![Write::Object { digest, entry }]).await.expect("queued");
+    index.flush().await.expect("written");
+    upload
+}
+
+#[tokio::test]
+async fn what_a_row_still_names_is_not_deleted_and_stays_counted() {
+    for health in [index_simulated::Health::Torn, index_simulated::Health::Full] {
+        let (_dir, index, upkeep) = with_bucket(true);
+        let upload = put(&index, digest(1)).await;
+        // The change is lost, or cannot be made.
+        index.set(health).await;
+        assert_eq!(upkeep.forget_uploaded(&[digest(1)]).await, [], "{health:?}");
+        assert!(upkeep.is_uploaded(&digest(1)), "{health:?}");
+        let waiting = upkeep.leaving().waiting();
+        assert_eq!(leaving::unnamed(&index, waiting).await, [], "{health:?}");
+        index.set(index_simulated::Health::Well).await;
+        assert_eq!(upkeep.forget_uploaded(&[digest(1)]).await, [digest(1)]);
+        assert_eq!(leaving::unnamed(&index, vec![upload]).await, [upload]);
+    }
+    // What cannot be read may be named.
+    let (_dir, index, upkeep) = with_bucket(true);
+    let upload = put(&index, digest(1)).await;
+    index.set(index_simulated::Health::Failing).await;
+    assert_eq!(upkeep.forget_uploaded(&[digest(1)]).await, []);
+    assert_eq!(leaving::unnamed(&index, vec![upload]).await, []);
+}
+
+/// The tier takes a file out at the moment in which the object's upload is noted.
+#[tokio::test]
+async fn a_file_that_goes_takes_no_row_with_it_that_names_an_upload() {
+    for has_bucket in [true, false] {
+        let (_dir, index, upkeep) = with_bucket(has_bucket);
+        put(&index, digest(1)).await;
+        upkeep.forget(&[digest(1)]).await;
+        index.flush().await.expect("written");
+        let row = index.object(&digest(1)).await.expect("read");
+        assert_eq!(row.is_some(), has_bucket, "without a bucket, the file was all there was");
+    }
+}
+
+#[tokio::test]
+async fn an_upload_runs_until_its_end() {
+    let (_dir, _, upkeep) = with_bucket(true);
+    let upload = Upload::new(digest(1)).expect("random numbers");
+    let running = upkeep.begin_upload(upload);
+    assert!(upkeep.is_uploading(&upload));
+    drop(running);
+    assert!(!upkeep.is_uploading(&upload));
 }

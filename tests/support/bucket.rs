@@ -9,6 +9,9 @@
 //! - No list of unfinished uploads: `s3s-fs` itself answers 501; with a prefix that is no whole key, MinIO lists nothing
 //!   (minio/minio#20989), and so does this server.
 //! - An acknowledged completion whose object is not there: AWS itself, in a case of its own (boto/boto3#4476).
+//! - A list comes in pages, each with what leads to the next (AWS, ListObjectsV2: `IsTruncated`,
+//!   `NextContinuationToken`; Garage, `handle_list` in `src/api/s3/list.rs`), so that it can break off between two.
+//! - When an upload was begun is a time with milliseconds (Garage, `msec_to_rfc3339` in the same file).
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -73,6 +76,8 @@ pub enum S3Fault {
     ErrorIn200,
     /// A byte of the body comes now and then.
     Trickle,
+    /// Of a list, the first page ends behind the first key of content, and the next page is refused.
+    SecondPage,
     /// The answer waits until the sender says so.
     Hold(watch::Receiver<bool>),
 }
@@ -90,11 +95,18 @@ struct State {
     service: S3Service,
     faults: Mutex<HashMap<Op, S3Fault>>,
     seen: Mutex<Vec<(Op, Uri)>>,
-    /// Uploads that were begun and not completed or aborted: identifier and key.
-    unfinished: Mutex<HashMap<String, String>>,
+    /// Uploads that were begun and not completed or aborted, by their identifiers.
+    unfinished: Mutex<HashMap<String, Begun>>,
     /// Whether unfinished uploads can be listed.
     lists_uploads: bool,
 }
+
+/// What the identifiers of uploads begin with that [`S3::begin`] began: the server behind this one does not know them.
+const SENT_NOTHING: &str = "nothing";
+
+/// An upload that was begun: its key, and when.
+#[derive(Clone)]
+struct Begun(String, SystemTime);
 
 impl S3 {
     pub async fn start() -> Self {
@@ -212,9 +224,10 @@ impl S3 {
         std::fs::remove_file(self.bucket().join(key)).expect("removed");
     }
 
-    /// All content becomes as old as this.
+    /// All content, and all that was begun, becomes as old as this.
     pub fn age(&self, age: Duration) {
         let then = SystemTime::now() - age;
+        self.state.unfinished.lock().expect("no panic").values_mut().for_each(|begun| begun.1 = then);
         for key in files(&self.bucket()) {
             let file = std::fs::File::options().append(true).open(self.bucket().join(key)).expect("opened");
             file.set_modified(then).expect("set");
@@ -223,7 +236,15 @@ impl S3 {
 
     /// Keys of uploads that were begun and neither completed nor aborted.
     pub fn unfinished(&self) -> Vec<String> {
-        self.state.unfinished.lock().expect("no panic").values().cloned().collect()
+        self.state.unfinished.lock().expect("no panic").values().map(|begun| begun.0.clone()).collect()
+    }
+
+    /// Somebody begins an upload and sends nothing.
+    pub fn begin(&self, key: &str) {
+        let begun = Begun(key.to_owned(), SystemTime::now());
+        let mut unfinished = self.state.unfinished.lock().expect("no panic");
+        let id = format!("{SENT_NOTHING}{}", unfinished.len());
+        unfinished.insert(id, begun);
     }
 
     fn bucket(&self) -> PathBuf {
@@ -305,30 +326,40 @@ async fn answer(state: Arc<State>, request: Request<Incoming>) -> Result<Respons
             response.headers_mut().insert("etag", HeaderValue::from_static("\"0\""));
             return Ok(response);
         }
-        Some(S3Fault::Truncate | S3Fault::WrongBytes | S3Fault::Trickle) | None => {}
+        Some(S3Fault::SecondPage) if uri.query().is_some_and(|query| query.contains("continuation-token=")) => {
+            return Ok(document(503, "<Error><Code>SlowDown</Code><Message>no</Message></Error>".to_owned()));
+        }
+        Some(S3Fault::Truncate | S3Fault::WrongBytes | S3Fault::Trickle | S3Fault::SecondPage) | None => {}
     }
     if op == Op::ListUploads && state.lists_uploads {
         let has_prefix = uri.query().is_some_and(|query| query.contains("prefix="));
         let unfinished = state.unfinished.lock().expect("no panic").clone();
         return Ok(document(200, list_of(&if has_prefix { HashMap::new() } else { unfinished })));
     }
+    if op == Op::Abort && uri.query().is_some_and(|query| query.contains(SENT_NOTHING)) {
+        state.note(op, &uri, &[]);
+        return Ok(document(204, String::new()));
+    }
     let response = match state.service.call(request.map(s3s::Body::from)).await {
         Ok(response) => response,
         Err(error) => panic!("the S3 server failed: {error:?}"),
     };
-    let (parts, body) = response.into_parts();
+    let (mut parts, body) = response.into_parts();
     let body = UnsyncBoxBody::new(body.map_err(failed as fn(_) -> _));
     if let Some(S3Fault::Trickle) = fault {
         return Ok(Response::from_parts(parts, trickle(body)));
     }
     if !matches!(op, Op::Begin | Op::Complete | Op::Abort)
-        && !matches!(fault, Some(S3Fault::Truncate | S3Fault::WrongBytes))
+        && !matches!(fault, Some(S3Fault::Truncate | S3Fault::WrongBytes | S3Fault::SecondPage))
     {
         return Ok(Response::from_parts(parts, body));
     }
     let bytes = body.collect().await.expect("a body").to_bytes();
     if parts.status.is_success() {
         state.note(op, &uri, &bytes);
+    }
+    if let Some(S3Fault::SecondPage) = fault {
+        parts.headers.remove("content-length");
     }
     Ok(Response::from_parts(parts, spoilt(bytes, fault.as_ref())))
 }
@@ -347,6 +378,16 @@ fn spoilt(bytes: Bytes, fault: Option<&S3Fault>) -> Body {
                 *byte ^= 1;
             }
             whole(wrong.into())
+        }
+        Some(S3Fault::SecondPage) => {
+            let (text, end) = (String::from_utf8(bytes.to_vec()).expect("a document"), "</Contents>");
+            let key = text.find("blobs/sha256/");
+            let Some(at) = key.and_then(|key| Some(key + text[key..].find(end)? + end.len())) else {
+                return whole(bytes);
+            };
+            let first = text[..at].replace("<IsTruncated>false</IsTruncated>", "");
+            let rest = "<IsTruncated>true</IsTruncated><NextContinuationToken>next</NextContinuationToken>";
+            whole(format!("{first}{rest}</ListBucketResult>").into())
         }
         _ => whole(bytes),
     }
@@ -394,7 +435,7 @@ impl State {
                 let id = text.split_once("<UploadId>").and_then(|(_, rest)| rest.split_once("</UploadId>"));
                 let (id, _) = id.expect("an identifier");
                 let key = uri.path().trim_start_matches("/larder/");
-                unfinished.insert(id.to_owned(), key.to_owned());
+                unfinished.insert(id.to_owned(), Begun(key.to_owned(), SystemTime::now()));
             }
             Op::Complete | Op::Abort => drop(unfinished.remove(id_of_query.unwrap_or_default())),
             _ => {}
@@ -402,12 +443,12 @@ impl State {
     }
 }
 
-/// The list of unfinished uploads, all begun two days ago.
-fn list_of(unfinished: &HashMap<String, String>) -> String {
-    let begun = humantime::format_rfc3339_millis(SystemTime::now() - Duration::from_secs(48 * 3600));
+/// The list of unfinished uploads.
+fn list_of(unfinished: &HashMap<String, Begun>) -> String {
     let uploads: String = unfinished
         .iter()
-        .map(|(id, key)| {
+        .map(|(id, Begun(key, since))| {
+            let begun = humantime::format_rfc3339_millis(*since);
             format!("<Upload><Key>{key}</Key><UploadId>{id}</UploadId><Initiated>{begun}</Initiated></Upload>")
         })
         .collect();

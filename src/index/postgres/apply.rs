@@ -285,10 +285,11 @@ const HAS_ANOTHER: &str = "SELECT 1 FROM larder.digests JOIN larder.objects USIN
 async fn change_uploads(client: &Client, holder: i32, batch: &Batch) -> Result<(), IndexError> {
     for (digest, changes) in &batch.uploads {
         for change in changes {
-            let (UploadChange::Noted(generation)
-            | UploadChange::TakenBack(generation)
-            | UploadChange::Gone(generation)) = change;
-            let generation = generation.to_string();
+            let generation = match *change {
+                UploadChange::Noted(generation) | UploadChange::TakenBack(generation) => Some(generation),
+                UploadChange::Gone(generation) => generation,
+            };
+            let generation = generation.map(|generation| generation.to_string());
             let list = values![digest => BYTEA, holder => INT4, generation => TEXT];
             match change {
                 UploadChange::Noted(_) => drop(client.execute_typed(NOTE_UPLOAD, list).await?),

@@ -49,8 +49,8 @@ pub enum UploadChange {
     Noted(Generation),
     /// The object has it no more.
     TakenBack(Generation),
-    /// It goes, and so does the object, unless the object has another one.
-    Gone(Generation),
+    /// It goes, and so does the object, unless the object has another one. `None`: unless it has any.
+    Gone(Option<Generation>),
 }
 
 /// An object that was stored.

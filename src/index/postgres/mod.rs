@@ -385,6 +385,23 @@ impl Index for PostgresIndex {
         .boxed()
     }
 
+    fn compared_with(&self) -> Call<'_, Option<String>> {
+        self.read(|client, holder| Box::pin(read::compared_with(client, holder)))
+    }
+
+    fn set_compared_with(&self, bucket: Option<String>) -> Call<'_, ()> {
+        let bucket = Arc::new(bucket);
+        async move {
+            let holder = self.known_holder().await?;
+            let set = self.server.change(LONG, move |client| {
+                let bucket = bucket.clone();
+                Box::pin(async move { read::set_compared_with(client, holder, bucket.as_deref()).await })
+            });
+            set.await
+        }
+        .boxed()
+    }
+
     fn purge(&self, purge: Purge) -> BoxStream<'static, Result<Purged, IndexError>> {
         let (sender, steps) = mpsc::channel(1);
         let purging = Purging { server: self.server.clone(), shared: self.shared.clone(), steps: sender.clone() };

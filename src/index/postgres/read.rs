@@ -203,6 +203,18 @@ pub async fn set_pin(client: &Client, image: &ImageName, is_pinned: bool) -> Res
     Ok(client.execute_typed(if is_pinned { PIN } else { UNPIN }, list).await? > 0)
 }
 
+const COMPARED: &str = "SELECT compared_with FROM larder.holders WHERE id = $1";
+const SET_COMPARED: &str = "UPDATE larder.holders SET compared_with = $2 WHERE id = $1";
+
+pub async fn compared_with(client: &Client, holder: i32) -> Result<Option<String>, IndexError> {
+    Ok(client.query_typed_one(COMPARED, values![holder => INT4]).await?.try_get(0)?)
+}
+
+pub async fn set_compared_with(client: &Client, holder: i32, bucket: Option<&str>) -> Result<(), IndexError> {
+    client.execute_typed(SET_COMPARED, values![holder => INT4, bucket => TEXT]).await?;
+    Ok(())
+}
+
 const TAGS_NAMED: &str = "SELECT DISTINCT t.digest FROM larder.tags AS t \
     JOIN unnest($1, $2, $3) AS w (repository, name, tag) USING (repository, name, tag)";
 const TAGS_OF: &str = "SELECT digest, name, tag, shelf FROM larder.tags \

@@ -22,3 +22,6 @@ CREATE TABLE larder.changes (
     digests bytea[] NOT NULL
 );
 CREATE INDEX changes_by_age ON larder.changes (noted_at);
+
+-- The bucket of [storage.s3] with which this store was once compared from the first key to the last.
+ALTER TABLE larder.holders ADD COLUMN compared_with text COLLATE "C";
