@@ -1,7 +1,7 @@
 use std::sync::Mutex as StdMutex;
 use std::time::Duration;
 
-use futures_util::stream;
+use futures_util::stream::{self, BoxStream};
 use futures_util::{FutureExt, StreamExt, TryStreamExt};
 
 use super::driver::Outcome;
@@ -29,6 +29,11 @@ pub enum Step {
     Stall {
         bytes: Vec<u8>,
         total: u64,
+    },
+    /// Sends what the stream gives, from the first byte on.
+    Stream {
+        total: u64,
+        body: BoxStream<'static, Result<Bytes, Failure>>,
     },
     Refuse(FailureKind),
 }
@@ -59,6 +64,7 @@ impl Origin for Script {
                 let body = stream::iter([Ok(bytes.into())]).chain(stream::pending()).boxed();
                 Ok(Transfer { source: Source(left), start: 0, total: Some(total), body })
             }
+            Step::Stream { total, body } => Ok(Transfer { source: Source(left), start: 0, total: Some(total), body }),
             Step::Send { start, total, bytes, breaks } => {
                 let mut items: Vec<_> = bytes.chunks(1000).map(|chunk| Ok(Bytes::copy_from_slice(chunk))).collect();
                 if breaks {
@@ -220,6 +226,35 @@ async fn what_has_arrived_is_read_while_nothing_more_comes() {
     tokio::select! {
         outcome = drive(&registered, Wanted::Digest(digest), &origin, place.destination()) => panic!("it goes on: {outcome:?}"),
         readable = reads => assert_eq!(until(readable.expect("in time")).0, 50_000),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_readers_are_told_of_several_pieces_at_once_and_few_of_each() {
+    for (readers, is_crowd) in [(transfer::CROWD - 1, false), (transfer::CROWD, true)] {
+        let right = content(40_000);
+        let dir = tempfile::tempdir().expect("a directory");
+        let (fill, registered, digest, place) = begin(dir.path(), &right);
+        let _readers: Vec<_> = (1..readers).map(|_| fill.clone()).collect();
+        let (watched, told) = (fill.downgrade(), Arc::new(AtomicU64::new(0)));
+        let told_last = told.clone();
+        let pieces: Vec<_> = right.chunks(1_000).map(Bytes::copy_from_slice).collect();
+        let body = stream::iter(pieces).then(move |piece| {
+            let (watched, told) = (watched.clone(), told.clone());
+            async move {
+                // Each comes a moment after the one before.
+                tokio::task::yield_now().await;
+                let until = watched.upgrade().map_or(0, |fill| fill.present().run_end(0));
+                told.store(until, Ordering::Relaxed);
+                Ok(piece)
+            }
+        });
+        let origin: Arc<dyn Origin> = Script::new([Step::Stream { total: 40_000, body: body.boxed() }]);
+        let outcome = drive(&registered, Wanted::Digest(digest), &origin, place.destination()).await;
+        assert!(outcome.is_ok(), "{outcome:?}");
+        // When the last piece came, a crowd had been told of the first alone.
+        let told = told_last.load(Ordering::Relaxed);
+        assert_eq!(told <= 1_000, is_crowd, "{readers} readers had been told of {told} bytes");
     }
 }
 

@@ -20,7 +20,7 @@ use crate::spool::{Partial, Slot};
 const BATCH: usize = plan::NEAR as usize;
 
 /// So many readers are told of new bytes less often: each time wakes them all, and each of them sends what there is.
-const CROWD: usize = 8;
+pub const CROWD: usize = 8;
 /// Bytes that are gathered for a crowd before it is told, unless that takes longer than [`GATHERING`].
 const GATHERED: usize = 256 << 10;
 /// How long bytes for a crowd may wait for those behind them.
