@@ -173,7 +173,7 @@ impl Cache {
             }
             Some(server) => {
                 let name = store_name(&config.cache.dir);
-                let index = PostgresIndex::start(server, name, pools.upkeep.clone());
+                let index = PostgresIndex::start(server, name);
                 Arc::new(index.map_err(OpenError::IndexServer)?)
             }
         };

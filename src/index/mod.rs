@@ -476,6 +476,12 @@ pub enum IndexError {
     /// The server that keeps the index does not answer.
     #[error("{0}")]
     Away(String),
+    /// It did not answer this call in time.
+    #[error("index.url: the server does not answer in time")]
+    Late,
+    /// It answers, and all connections to it are in use.
+    #[error("index.url: all connections are in use; try again")]
+    Busy,
 }
 
 /// Returns what is wrong with the server that keeps the index, with what to do.

@@ -1,6 +1,7 @@
 //! The queue of what writes to an index: bounded by count and by bytes. What does not fit is counted.
 
 use std::collections::VecDeque;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -37,12 +38,15 @@ pub struct Tasks<C> {
     task: Notify,
     /// Notified when there is room for more.
     room: Condvar,
+    /// The same, for tasks.
+    task_room: Notify,
 }
 
 impl<C> Default for Tasks<C> {
     fn default() -> Self {
         let state = State { tasks: VecDeque::new(), writes: 0, bytes: 0, is_closed: false };
-        Self { state: Mutex::new(state), work: Condvar::new(), task: Notify::new(), room: Condvar::new() }
+        let (work, room) = (Condvar::new(), Condvar::new());
+        Self { state: Mutex::new(state), work, task: Notify::new(), room, task_room: Notify::new() }
     }
 }
 
@@ -56,6 +60,11 @@ struct State<C> {
 impl<C> State<C> {
     fn is_full(&self, weight: u64, most: u64) -> bool {
         self.writes >= WRITES || self.bytes + weight > most
+    }
+
+    /// Returns whether a write of upkeep has to wait. One larger than all that may wait is let in alone.
+    fn has_no_room(&self, weight: u64) -> bool {
+        !self.is_closed && self.writes > 0 && self.is_full(weight, BYTES)
     }
 
     fn push(&mut self, write: Write, weight: u64) {
@@ -86,9 +95,32 @@ impl<C> Tasks<C> {
     /// Adds a write; waits while there is no room.
     pub fn put(&self, write: Write) -> Result<(), IndexError> {
         let weight = write.weight();
-        // A write larger than all that may wait is let in alone.
-        let is_full = |state: &mut State<C>| !state.is_closed && state.writes > 0 && state.is_full(weight, BYTES);
-        let mut state = self.room.wait_while(self.state(), is_full).unwrap_or_else(PoisonError::into_inner);
+        let waited = self.room.wait_while(self.state(), |state| state.has_no_room(weight));
+        self.push(waited.unwrap_or_else(PoisonError::into_inner), write, weight)
+    }
+
+    /// Adds a write; waits while there is no room, without blocking, until `enough` ends.
+    pub async fn put_within(&self, write: Write, enough: impl Future<Output = ()>) -> Result<(), IndexError> {
+        let weight = write.weight();
+        let mut enough = pin!(enough);
+        loop {
+            // Waits from here on, so that room which is made a moment later is noticed.
+            let mut room = pin!(self.task_room.notified());
+            room.as_mut().enable();
+            {
+                let state = self.state();
+                if !state.has_no_room(weight) {
+                    return self.push(state, write, weight);
+                }
+            }
+            tokio::select! {
+                () = room => {}
+                () = &mut enough => return self.offer(write),
+            }
+        }
+    }
+
+    fn push(&self, mut state: MutexGuard<'_, State<C>>, write: Write, weight: u64) -> Result<(), IndexError> {
         if state.is_closed {
             return Err(IndexError::Closed);
         }
@@ -125,7 +157,7 @@ impl<C> Tasks<C> {
             state.writes -= 1;
             state.bytes = state.bytes.saturating_sub(write.weight());
             drop(state);
-            self.room.notify_all();
+            self.has_room();
         }
         Some(task)
     }
@@ -140,6 +172,11 @@ impl<C> Tasks<C> {
         }
     }
 
+    fn has_room(&self) {
+        self.room.notify_all();
+        self.task_room.notify_waiters();
+    }
+
     fn woken(&self) {
         self.work.notify_one();
         self.task.notify_one();
@@ -152,7 +189,7 @@ impl<C> Tasks<C> {
         let left = std::mem::take(&mut state.tasks);
         drop(state);
         drop(left);
-        self.room.notify_all();
+        self.has_room();
     }
 
     fn state(&self) -> MutexGuard<'_, State<C>> {
@@ -265,5 +302,37 @@ mod tests {
         let upkeep = std::thread::spawn(move || putting.put(used(0)));
         tasks.close();
         assert!(matches!(upkeep.join().expect("no panic"), Err(IndexError::Closed)));
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn upkeep_waits_for_room_without_a_thread_until_it_has_waited_enough() {
+        let tasks = Arc::new(Tasks::<()>::default());
+        let putting = tasks.clone();
+        let upkeep = tokio::spawn(async move {
+            for number in 0..50_000 {
+                putting.put_within(used(number), std::future::pending()).await.expect("there will be room");
+            }
+        });
+        for number in 0..50_000_u32 {
+            match tasks.next().await {
+                Task::Write(Write::Used { digest, .. }) => {
+                    assert_eq!(digest.as_raw()[..4], number.to_le_bytes(), "in order");
+                }
+                _ => panic!("nothing else was put there"),
+            }
+            assert!(tasks.state().writes <= WRITES);
+        }
+        upkeep.await.expect("no panic");
+        // Who has waited enough loses what finds no room.
+        (0..).take_while(|&number| tasks.offer(used(number)).is_ok()).count();
+        let enough = Arc::new(Notify::new());
+        let (putting, waited) = (tasks.clone(), enough.clone());
+        let upkeep = tokio::spawn(async move { putting.put_within(used(0), waited.notified()).await });
+        enough.notify_one();
+        assert!(matches!(upkeep.await.expect("no panic"), Err(IndexError::Full)));
+        let putting = tasks.clone();
+        let upkeep = tokio::spawn(async move { putting.put_within(used(0), std::future::pending()).await });
+        tasks.close();
+        assert!(matches!(upkeep.await.expect("no panic"), Err(IndexError::Closed)));
     }
 }

@@ -80,11 +80,12 @@ pub async fn apply(client: &Client, holder: i32, batch: &Batch) -> Result<(), In
     if !batch.uploads.is_empty() {
         return change_uploads(client, holder, batch).await;
     }
-    let numbers = numbers(client, batch).await?;
     if !batch.dropped.is_empty() {
+        // Locked once, by the stronger lock: two that both have the weaker one would wait for each other.
         let dropped = batch.dropped.iter().map(Vec::as_slice).collect();
         return drop_objects(client, holder, dropped).await;
     }
+    let numbers = numbers(client, batch).await?;
     put_objects(client, holder, batch, &numbers).await?;
     put_edges(client, batch, &numbers).await?;
     put_visible(client, batch, &numbers).await?;
@@ -337,12 +338,24 @@ async fn drop_objects(client: &Client, holder: i32, dropped: Vec<&[u8]>) -> Resu
 const HIDE: &str = "DELETE FROM larder.visibility WHERE object = ANY($1)";
 const DROP_EDGES: &str = "DELETE FROM larder.edges WHERE parent = ANY($1) RETURNING child";
 const LOCK_IDLE: &str = "SELECT id FROM larder.digests WHERE id = ANY($1) ORDER BY digest FOR UPDATE SKIP LOCKED";
+/// Whether nothing needs a number.
+macro_rules! unneeded {
+    () => {
+        "NOT EXISTS (SELECT 1 FROM larder.objects WHERE objects.id = digests.id) \
+         AND NOT EXISTS (SELECT 1 FROM larder.visibility WHERE visibility.object = digests.id) \
+         AND NOT EXISTS (SELECT 1 FROM larder.edges WHERE edges.parent = digests.id) \
+         AND NOT EXISTS (SELECT 1 FROM larder.edges WHERE edges.child = digests.id)"
+    };
+}
 /// A statement of its own behind [`LOCK_IDLE`]: it sees what those have written that had the rows before.
-const SWEEP: &str = "DELETE FROM larder.digests WHERE id = ANY($1) \
-    AND NOT EXISTS (SELECT 1 FROM larder.objects WHERE objects.id = digests.id) \
-    AND NOT EXISTS (SELECT 1 FROM larder.visibility WHERE visibility.object = digests.id) \
-    AND NOT EXISTS (SELECT 1 FROM larder.edges WHERE edges.parent = digests.id) \
-    AND NOT EXISTS (SELECT 1 FROM larder.edges WHERE edges.child = digests.id)";
+const SWEEP: &str = concat!("DELETE FROM larder.digests WHERE id = ANY($1) AND ", unneeded!());
+const UNNEEDED: &str = concat!(
+    "SELECT max(id), coalesce(array_agg(id) FILTER (WHERE is_unneeded), '{}') FROM (SELECT id, ",
+    unneeded!(),
+    " AS is_unneeded FROM larder.digests WHERE id > $1 ORDER BY id LIMIT $2) AS page"
+);
+/// Numbers that are looked at in one step.
+const LOOKED_AT: i64 = 10_000;
 
 /// Forgets who may see these objects and what they refer to, and the numbers that nothing needs any more.
 pub async fn forget(client: &Client, ids: &[i64]) -> Result<(), IndexError> {
@@ -362,4 +375,15 @@ pub async fn sweep(client: &Client, ids: &[i64]) -> Result<(), IndexError> {
     let idle = rows.iter().map(|row| row.try_get(0)).collect::<Result<Vec<i64>, _>>()?;
     client.execute_typed(SWEEP, values![idle => INT8_ARRAY]).await?;
     Ok(())
+}
+
+/// Removes the next numbers behind `last` that nothing needs: such that were in use when their last row went. Returns
+/// the last number that was looked at; `None`: there was none.
+pub async fn sweep_behind(client: &Client, last: i64) -> Result<Option<i64>, IndexError> {
+    let row = client.query_typed_one(UNNEEDED, values![last => INT8, LOOKED_AT => INT8]).await?;
+    let (last, unneeded): (_, Vec<i64>) = (row.try_get(0)?, row.try_get(1)?);
+    if !unneeded.is_empty() {
+        sweep(client, &unneeded).await?;
+    }
+    Ok(last)
 }

@@ -177,7 +177,7 @@ impl Batch {
     pub fn held(&self) -> BTreeSet<&Raw> {
         let tags = self.tags.values().flatten().map(|tag| &tag.digest);
         let manifests = self.manifests.keys().map(|(_, _, digest)| digest);
-        tags.chain(manifests).chain(self.objects.keys()).chain(&self.dropped).collect()
+        tags.chain(manifests).chain(self.objects.keys()).collect()
     }
 }
 

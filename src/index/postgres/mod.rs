@@ -1,6 +1,7 @@
 //! The index in PostgreSQL, which several Larders may share.
 //!
-//! - [`server`]: connections, deadlines, whether the server answers; [`connect`]: how a connection begins.
+//! - [`server`]: connections, deadlines, whether the server answers; [`connect`]: how a connection begins; [`errors`]:
+//!   what an error says.
 //! - [`schema`]: the tables.
 //! - `Write` → [`super::queue`] → [`writer`]: the one task that writes → [`batch`]: what many writes come to →
 //!   [`apply`]: a statement for each table. [`bounds`]: what is too much.
@@ -8,13 +9,15 @@
 //! - [`read`], [`images`]: what is read. [`purge`]: what is taken out.
 //!
 //! While the server is away, reads fail at once (the cache then asks upstreams, as where nothing is known), and writes
-//! wait in the bounded queue. A task looks whether the server is back.
+//! wait in the bounded queue. One task says whether it is away: it looks from time to time, and when a call gave reason to
+//! doubt it. A server that answers and takes no changes is read all the same.
 
 mod apply;
 mod batch;
 mod bounds;
 mod changes;
 mod connect;
+mod errors;
 mod images;
 mod purge;
 mod read;
@@ -45,10 +48,9 @@ use super::{
 use crate::clock::Instant;
 use crate::config::IndexServer;
 use crate::oci::Digest;
-use crate::work::Pool;
 use connect::Address;
 use purge::Purging;
-use server::{LONG, SOON, Server, State, Work};
+use server::{LONG, SOON, Server, Work};
 use writer::{Shared, Writer};
 
 /// Purges that run at the same time. They take the same rows, so more of them would be no faster.
@@ -59,6 +61,10 @@ const PURGE_WAIT: Duration = Duration::from_secs(30);
 const ALL: Duration = Duration::from_secs(1_800);
 /// How often a server that is away is asked again.
 const AGAIN: Duration = Duration::from_millis(500);
+/// How long it is not asked at most, if it went away again and again.
+const SELDOM: Duration = Duration::from_secs(8);
+/// How long it has for an answer when a call gave reason to doubt that it answers.
+const DOUBTED: Duration = Duration::from_secs(1);
 /// How often a server that answers is asked for the size of the tables.
 const LOOK: Duration = Duration::from_secs(60);
 
@@ -66,8 +72,6 @@ const LOOK: Duration = Duration::from_secs(60);
 pub struct PostgresIndex {
     server: Server,
     shared: Arc<Shared>,
-    /// For callers that wait for room in the queue: they block.
-    upkeep: Pool,
     purges: Arc<Semaphore>,
     /// Bytes that the tables take, as of the last look.
     bytes: Arc<AtomicU64>,
@@ -77,16 +81,16 @@ pub struct PostgresIndex {
 impl PostgresIndex {
     /// Begins to use a server, which need not be there yet. `store` names this Larder's store among those that share the
     /// index. To be called within a runtime.
-    pub fn start(config: &IndexServer, store: String, upkeep: Pool) -> Result<Self, IndexError> {
-        Self::with_deadline(config, store, upkeep, SOON)
+    pub fn start(config: &IndexServer, store: String) -> Result<Self, IndexError> {
+        Self::with_deadline(config, store, SOON)
     }
 
-    fn with_deadline(config: &IndexServer, store: String, upkeep: Pool, soon: Duration) -> Result<Self, IndexError> {
+    fn with_deadline(config: &IndexServer, store: String, soon: Duration) -> Result<Self, IndexError> {
         let server = Server::new(Address::of(config)?, soon)?;
         let (shared, bytes) = (Arc::<Shared>::default(), Arc::<AtomicU64>::default());
         Writer::start(server.clone(), shared.clone());
         let looking = tokio::spawn(look_after(server.clone(), shared.clone(), bytes.clone(), store));
-        Ok(Self { server, shared, upkeep, purges: Arc::new(Semaphore::new(PURGES)), bytes, looking })
+        Ok(Self { server, shared, purges: Arc::new(Semaphore::new(PURGES)), bytes, looking })
     }
 
     fn holder(&self) -> i32 {
@@ -111,21 +115,24 @@ impl PostgresIndex {
         Ok(self.holder())
     }
 
-    /// Waits until what is queued is written. Fails at once while the server is away.
+    /// Waits until what is queued is written. Fails at once while the server is away or takes no changes.
     fn flushed(&self, time: Duration) -> impl Future<Output = Result<(), IndexError>> + Send + use<> {
         let (server, shared) = (self.server.clone(), self.shared.clone());
         async move {
             let deadline = Instant::now() + time;
             server.known(deadline).await?;
+            if let Some(why) = server.trouble() {
+                return Err(IndexError::Away(why));
+            }
             let (done, written) = oneshot::channel();
             shared.tasks.add(Task::Flush(done))?;
             let ended = tokio::time::timeout_at(deadline, async {
                 tokio::select! {
                     written = written => written.map_err(|_| IndexError::Closed),
-                    error = server.away() => Err(error),
+                    error = server.takes_nothing() => Err(error),
                 }
             });
-            ended.await.map_err(|_| server::late())?
+            ended.await.map_err(|_| IndexError::Late)?
         }
     }
 }
@@ -138,27 +145,50 @@ impl Drop for PostgresIndex {
     }
 }
 
-/// Finds out whether the server answers, makes the tables, and looks from time to time how large they are. Runs until
-/// the index is dropped.
+/// Finds out whether the server answers, makes the tables, and looks from time to time how large they are. It alone
+/// says that the server is away, so that one call that failed does not fail all others. Runs until the index is dropped.
 async fn look_after(server: Server, shared: Arc<Shared>, bytes: Arc<AtomicU64>, store: String) {
-    let mut states = server.states();
+    let (mut patience, mut pause) = (SOON, AGAIN);
     loop {
-        match schema::prepare(&server, Instant::now() + SOON, &store).await {
+        match schema::prepare(&server, Instant::now() + patience, &store).await {
             Ok(holder) => {
                 shared.holder.store(holder, Ordering::Relaxed);
-                server.set(State::Well);
-                let size = server.read(LONG, |client| Box::pin(read::bytes(client))).await;
-                if let Ok(size) = size {
-                    bytes.store(size, Ordering::Relaxed);
+                server.answers();
+                if patience == DOUBTED {
+                    // It was doubted without reason, and may be again, by each call.
+                    tokio::time::sleep(AGAIN).await;
                 }
-                let away = states.wait_for(|state| matches!(state, State::Away(_)));
-                let _ = tokio::time::timeout(LOOK, away).await;
+                let doubted = async {
+                    tokio::select! {
+                        () = server.doubted() => {}
+                        () = measure(&server, &bytes) => server.doubted().await,
+                    }
+                };
+                patience = match tokio::time::timeout(LOOK, doubted).await {
+                    Ok(()) => DOUBTED,
+                    Err(_) => {
+                        pause = AGAIN;
+                        SOON
+                    }
+                };
             }
             Err(error) => {
-                server.set(State::Away(error.to_string()));
-                tokio::time::sleep(AGAIN).await;
+                if server.goes_away(error.to_string()) {
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(SELDOM);
+                } else {
+                    tokio::time::sleep(AGAIN).await;
+                }
+                patience = SOON;
             }
         }
+    }
+}
+
+/// Looks how large the tables are.
+async fn measure(server: &Server, bytes: &AtomicU64) {
+    if let Ok(size) = server.read(LONG, |client| Box::pin(read::bytes(client))).await {
+        bytes.store(size, Ordering::Relaxed);
     }
 }
 
@@ -302,7 +332,7 @@ impl Index for PostgresIndex {
         async move {
             self.flushed(LONG).await?;
             let holder = self.known_holder().await?;
-            let read = self.server.change(ALL, move |client| {
+            let read = self.server.change_in_parts(ALL, LONG, move |client| {
                 let each = each.clone();
                 Box::pin(async move {
                     server::in_time(LONG, read::begin_objects(client, holder, with_repositories)).await?;
@@ -322,6 +352,10 @@ impl Index for PostgresIndex {
             if stray > 0 {
                 tracing::warn!(stray, "rows of the index that belong to nothing were removed");
             }
+            let mut last = Some(0);
+            while let Some(behind) = last {
+                last = self.server.change(LONG, move |client| Box::pin(apply::sweep_behind(client, behind))).await?;
+            }
             Ok(())
         }
         .boxed()
@@ -335,22 +369,14 @@ impl Index for PostgresIndex {
 
     fn apply(&self, writes: Vec<Write>) -> Call<'_, ()> {
         async move {
-            if self.server.trouble().is_some() {
-                // Upkeep would wait for ever, and with it whoever waits for upkeep.
-                for write in writes {
-                    self.note(write);
+            for write in writes {
+                // Where none is written any more, upkeep would wait for ever, and with it whoever waits for upkeep.
+                let enough = tokio::time::timeout(LONG, self.server.takes_nothing()).map(drop);
+                if let Err(error) = self.shared.tasks.put_within(write, enough).await {
+                    self.shared.losses.add(1, &error);
                 }
-                return Ok(());
             }
-            let shared = self.shared.clone();
-            let put = move || {
-                for write in writes {
-                    if let Err(error) = shared.tasks.put(write) {
-                        shared.losses.add(1, &error);
-                    }
-                }
-            };
-            Ok(self.upkeep.run(put).await.map_err(std::io::Error::from)?)
+            Ok(())
         }
         .boxed()
     }

@@ -302,8 +302,8 @@ pub async fn next_objects(client: &Client, each: &Mutex<TakeObject>) -> Result<b
     Ok(rows.len() == AT_ONCE)
 }
 
-/// Compares the parts of the index: edges and visibility belong to digests that have a number. What does not is removed,
-/// with the numbers that nothing needs. Returns how many rows that were.
+/// Compares the parts of the index: edges and visibility belong to digests that have a number. What does not is removed.
+/// Returns how many rows that were.
 pub async fn verify(client: &Client) -> Result<u64, IndexError> {
     const STRAY: [&str; 4] = [
         "DELETE FROM larder.edges WHERE NOT EXISTS (SELECT 1 FROM larder.digests WHERE id = parent) \

@@ -20,14 +20,18 @@ const IS_THERE: &str = "SELECT EXISTS (SELECT 1 FROM pg_catalog.pg_class AS c \
 const VERSION: &str = "SELECT version FROM larder.version";
 const SET_VERSION: &str = "UPDATE larder.version SET version = $1";
 const ADD_HOLDER: &str = "INSERT INTO larder.holders (name) VALUES ($1) ON CONFLICT (name) DO NOTHING";
-const HOLDER: &str = "SELECT id FROM larder.holders WHERE name = $1";
+/// The lock shows whether the server can be written to: one that can only be read refuses it
+/// (<https://www.postgresql.org/docs/15/hot-standby.html#HOT-STANDBY-USERS>: "because row locks cannot be taken without
+/// updating the underlying data files"). Of all locks of rows, this one is in the way of the fewest.
+const HOLDER: &str = "SELECT id FROM larder.holders WHERE name = $1 FOR KEY SHARE";
 
 /// Brings the tables to the version that this Larder knows. Several replicas may do so at the same time. Returns the
-/// number of the store `name`. Also works while the server is said to be away, by `deadline`.
+/// number of the store `name`, unless the server can only be read. Also works while the server is said to be away, by
+/// `deadline`.
 pub async fn prepare(server: &Server, deadline: Instant, name: &str) -> Result<i32, IndexError> {
     let name = name.to_owned();
     server
-        .change_by(deadline, move |client| {
+        .look(deadline, move |client| {
             let name = name.clone();
             Box::pin(async move {
                 migrate(client).await?;

@@ -8,6 +8,7 @@ mod outage;
 mod plans;
 mod same;
 mod together;
+mod trouble;
 
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicU32;
@@ -72,8 +73,7 @@ pub fn open_in(server: &Postgres, way: Way, database: &str, store: &str) -> Post
 /// Opens an index at a URL. `soon`: how long a call that a client waits for may take.
 pub fn open_at(url: &str, store: &str, soon: Duration) -> PostgresIndex {
     let config = index_server(url, Secret::default()).expect("a server");
-    let pool = Pool::new("a test", 8, Duration::from_secs(60));
-    PostgresIndex::with_deadline(&config, store.to_owned(), pool, soon).expect("an index")
+    PostgresIndex::with_deadline(&config, store.to_owned(), soon).expect("an index")
 }
 
 /// Returns what is wrong with the numbers of digests: those that nothing needs, and rows that have none.

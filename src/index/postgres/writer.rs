@@ -1,5 +1,5 @@
-//! The writing task: takes what is queued, and writes each batch in one transaction. While the server is away, the
-//! batch waits, and the queue behind it fills up to its bounds.
+//! The writing task: takes what is queued, and writes each batch in one transaction. While the server is away or takes
+//! no changes, the batch waits, and the queue behind it fills up to its bounds.
 
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
@@ -11,9 +11,11 @@ use tokio::sync::oneshot;
 use super::super::queue::{Losses, Task, Tasks};
 use super::super::{Bounds, IndexError, Write};
 use super::apply::apply;
-use super::batch::batches;
+use super::batch::{Batch, batches};
 use super::bounds::Counts;
-use super::server::{Server, State, is_away};
+use super::errors::{Trouble, trouble_of};
+use super::server::{Server, State};
+use crate::clock::Instant;
 
 /// Most writes in one transaction.
 const BATCH: usize = 512;
@@ -23,8 +25,11 @@ const BATCH_BYTES: u64 = 1 << 20;
 const WRITE: Duration = Duration::from_secs(10);
 /// How often the task looks, while the server is away, whether Larder ends.
 const LOOK: Duration = Duration::from_millis(250);
-/// How often a batch is tried that the server takes, but not in time or not beside others.
+/// How often writes are tried that the server takes, but not in time or not beside others.
 const TRIES: u32 = 10;
+/// How long the task waits before it tries the same again; twice as long each time.
+const PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// What the task and the callers of the index share.
 #[derive(Default)]
@@ -124,50 +129,65 @@ impl Writer {
         writes.retain(|write| bounds.admit(write));
         let mut pieces = vec![&writes[..]];
         while let Some(piece) = pieces.pop() {
-            let Err(error) = self.write_piece(piece).await else {
-                continue;
-            };
-            if piece.len() > 1 && !is_away(&error) {
-                let (first, second) = piece.split_at(piece.len() / 2);
-                pieces.extend([second, first]);
-                continue;
+            match self.write_piece(piece).await {
+                Ok(()) => {}
+                Err((Then::Halves, _)) => {
+                    let (first, second) = piece.split_at(piece.len() / 2);
+                    pieces.extend([second, first]);
+                }
+                Err((_, error)) => {
+                    self.shared.losses.count(piece.len() as u64);
+                    tracing::error!(%error, count = piece.len(), "changes to the index were lost");
+                }
             }
-            self.shared.losses.count(piece.len() as u64);
-            tracing::error!(%error, count = piece.len(), "changes to the index were lost");
         }
     }
 
-    /// Makes writes in one transaction; waits while the server is away, unless Larder ends.
-    async fn write_piece(&self, writes: &[Write]) -> Result<(), IndexError> {
-        if writes.is_empty() {
-            return Ok(());
-        }
-        let batches = Arc::new(batches(writes));
-        let mut tries = 0;
-        loop {
-            self.wait_for_server().await?;
-            let (batches, holder) = (batches.clone(), self.shared.holder.load(Ordering::Relaxed));
-            let time = if self.is_ending() { self.server.soon } else { WRITE };
-            let written = self
-                .server
-                .change(time, move |client| {
-                    let batches = batches.clone();
-                    Box::pin(async move {
-                        for batch in batches.iter() {
-                            apply(client, holder, batch).await?;
+    /// Makes writes; waits while the server is away or takes none, unless Larder ends. An error comes with what is to
+    /// be done next.
+    ///
+    /// Each batch is a transaction of its own: one that refers to objects and behind that drops some would want a
+    /// stronger lock of rows than it has, and two of them would wait for each other
+    /// (<https://www.postgresql.org/docs/15/explicit-locking.html#LOCKING-DEADLOCKS>). Where it breaks off in between, all are
+    /// made again in their order, which comes to the same.
+    async fn write_piece(&self, writes: &[Write]) -> Result<(), (Then, IndexError)> {
+        for batch in batches(writes).into_iter().filter(|batch| batch.writes > 0) {
+            let (batch, mut tries) = (Arc::new(batch), 0);
+            while let Err(error) = self.write_batch(&batch).await {
+                tries += 1;
+                let trouble = trouble_of(&error);
+                match Then::of(trouble, writes.len(), tries, self.is_ending()) {
+                    Then::Again => {
+                        if matches!(trouble, Trouble::Refused | Trouble::Blocked | Trouble::Slow) {
+                            self.server.refuses(error.to_string());
                         }
-                        Ok(())
-                    })
-                })
-                .await;
-            let Err(error) = written else {
-                return Ok(());
-            };
-            tries += 1;
-            let is_away = is_away(&error);
-            if (is_away && self.is_ending()) || (!is_away && (!is_passing(&error) || tries >= TRIES)) {
-                return Err(error);
+                        self.pause(tries).await;
+                    }
+                    next => return Err((next, error)),
+                }
             }
+            self.server.takes_changes();
+        }
+        Ok(())
+    }
+
+    async fn write_batch(&self, batch: &Arc<Batch>) -> Result<(), IndexError> {
+        self.wait_for_server().await?;
+        let (batch, holder) = (batch.clone(), self.shared.holder.load(Ordering::Relaxed));
+        let time = if self.is_ending() { self.server.soon } else { WRITE };
+        let written = self.server.change(time, move |client| {
+            let batch = batch.clone();
+            Box::pin(async move { apply(client, holder, &batch).await })
+        });
+        written.await
+    }
+
+    /// Waits before the next try: longer each time, and not when Larder ends.
+    async fn pause(&self, tries: u32) {
+        let pause = PAUSE.saturating_mul(1 << tries.saturating_sub(1).min(16)).min(LONGEST_PAUSE);
+        let until = Instant::now() + pause;
+        while Instant::now() < until && !self.is_ending() {
+            tokio::time::sleep_until(until.min(Instant::now() + LOOK)).await;
         }
     }
 
@@ -175,7 +195,7 @@ impl Writer {
     async fn wait_for_server(&self) -> Result<(), IndexError> {
         let mut states = self.server.states();
         loop {
-            let well = states.wait_for(|state| *state == State::Well);
+            let well = states.wait_for(|state| matches!(state, State::Well | State::Refusing(_)));
             match tokio::time::timeout(LOOK, well).await {
                 Ok(Ok(_)) => return Ok(()),
                 Ok(Err(_)) => return Err(IndexError::Closed),
@@ -202,11 +222,49 @@ impl Drop for Closing {
     }
 }
 
-/// Returns whether the same may succeed a moment later: another transaction was in the way, or it took too long.
-fn is_passing(error: &IndexError) -> bool {
-    let IndexError::Postgres(error) = error else {
-        return false;
-    };
-    // 40: broken off for the sake of another; 55P03: a lock was held too long; 57014: the statement's deadline.
-    error.code().is_some_and(|code| code.code().starts_with("40") || ["55P03", "57014"].contains(&code.code()))
+/// What to do with writes that the server has not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Then {
+    /// Try them again.
+    Again,
+    /// Try each half of them.
+    Halves,
+    Lost,
+}
+
+impl Then {
+    /// `count`: of the writes; `tries`: how often they were tried.
+    fn of(trouble: Trouble, count: usize, tries: u32, is_ending: bool) -> Self {
+        let is_tried = tries >= TRIES;
+        match trouble {
+            Trouble::Away | Trouble::Refused | Trouble::Blocked | Trouble::Slow if is_ending => Self::Lost,
+            Trouble::Away | Trouble::Refused | Trouble::Blocked => Self::Again,
+            Trouble::Passing if !is_tried => Self::Again,
+            Trouble::Slow if !is_tried && count == 1 => Self::Again,
+            Trouble::Slow | Trouble::Passing | Trouble::Wrong if count > 1 => Self::Halves,
+            Trouble::Slow | Trouble::Passing | Trouble::Wrong => Self::Lost,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn writes_are_lost_only_where_they_can_never_be_made_or_larder_ends() {
+        for trouble in [Trouble::Away, Trouble::Refused, Trouble::Blocked] {
+            assert_eq!(Then::of(trouble, 512, 1_000, false), Then::Again, "{trouble:?}");
+            assert_eq!(Then::of(trouble, 512, 1, true), Then::Lost, "{trouble:?}");
+        }
+        // Of many, some may be fast enough; a single one may be blocked.
+        assert_eq!(Then::of(Trouble::Slow, 2, 1, false), Then::Halves);
+        assert_eq!(Then::of(Trouble::Slow, 1, 1, false), Then::Again);
+        assert_eq!(Then::of(Trouble::Slow, 1, TRIES, false), Then::Lost);
+        assert_eq!(Then::of(Trouble::Slow, 512, 1, true), Then::Lost, "else a stop would wait for each of them");
+        assert_eq!(Then::of(Trouble::Passing, 2, 1, true), Then::Again);
+        assert_eq!(Then::of(Trouble::Passing, 2, TRIES, false), Then::Halves);
+        assert_eq!(Then::of(Trouble::Wrong, 2, 1, true), Then::Halves);
+        assert_eq!(Then::of(Trouble::Wrong, 1, 1, false), Then::Lost);
+    }
 }

@@ -1,9 +1,10 @@
 //! The server hangs, is killed, is not there at the start, refuses the login.
 
+use super::super::server::State;
 use super::*;
 
 /// Waits until the server is known to be well or away.
-async fn until(index: &PostgresIndex, is_well: bool) {
+pub async fn until(index: &PostgresIndex, is_well: bool) {
     let mut states = index.server.states();
     let reached = states.wait_for(|state| (*state == State::Well) == is_well && *state != State::Starting);
     drop(tokio::time::timeout(Duration::from_secs(60), reached).await.expect("in time").expect("it is open"));
@@ -95,8 +96,7 @@ async fn a_login_or_a_database_that_is_wrong_is_said_with_what_to_do() {
     let at = |database: &str, user: &str, password: &str| {
         let url = server.url(database).replace("user=larder", &format!("user={user}"));
         let config = index_server(&url, Secret::new(password)).expect("a server");
-        let pool = Pool::new("a test", 8, Duration::from_secs(60));
-        PostgresIndex::with_deadline(&config, "store".to_owned(), pool, Duration::from_secs(60)).expect("an index")
+        PostgresIndex::with_deadline(&config, "store".to_owned(), Duration::from_secs(60)).expect("an index")
     };
     for (index, parts) in [
         (at(&database, "stranger", "wrong-password"), ["password authentication failed", "index.password_file"]),
@@ -125,8 +125,7 @@ async fn tls_is_used_and_the_certificate_checked_unless_the_url_says_otherwise()
         if is_trusted && let Some(tls) = &mut config.tls {
             tls.roots = Some(vec![certificate.der().clone()]);
         }
-        let pool = Pool::new("a test", 8, Duration::from_secs(60));
-        PostgresIndex::with_deadline(&config, "store".to_owned(), pool, Duration::from_secs(60)).expect("an index")
+        PostgresIndex::with_deadline(&config, "store".to_owned(), Duration::from_secs(60)).expect("an index")
     };
     let refused = at("verify-full", false).check().await.expect_err("nobody vouches for it").to_string();
     assert!(refused.contains("TLS") && refused.contains("certificate"), "{refused}");

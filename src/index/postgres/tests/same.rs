@@ -10,6 +10,7 @@ use super::super::super::graph::{Graph, NAMES, OBJECTS, REPOSITORIES, TAGS, grap
 use super::super::super::purge::tests::purges;
 use super::super::super::{ImageOrder, LocalIndex, Scope, Sqlite};
 use super::*;
+use crate::work::Pool;
 
 /// Runs a test of an index that is used again and again, empty each time.
 struct Trial {
