@@ -138,6 +138,7 @@ const ROOMS: [(&str, &[&str]); 43] = [
             "auth",
             "ca",
             "cache",
+            "cluster",
             "config",
             "convert",
             "descriptors",

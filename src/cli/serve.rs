@@ -22,6 +22,7 @@ use crate::acme::{Certificates, Occasion, Shown};
 use crate::ca::Ca;
 use crate::cache::Cache;
 use crate::clock;
+use crate::cluster::Cluster;
 use crate::config::{self, Config, Loaded, Sources, Watch};
 use crate::descriptors::{self, Shares};
 use crate::listen::Tls;
@@ -151,10 +152,7 @@ async fn serve(
     let (stop, stopped) = channel::channel(None);
     let upkeep = tokio::spawn(services.cache.clone().look_after());
     let doors = doors.serve((&config.server, config.cluster.as_ref()), &services, &stopped)?;
-    let taking_part = match &services.cluster {
-        Some(cluster) => tokio::spawn(cluster.clone().take_part(stopped.clone())),
-        None => tokio::spawn(std::future::ready(())),
-    };
+    let taking_part = tokio::spawn(take_part(services.cluster.clone(), stopped.clone()));
     services.schedules.apply(&config.warm);
     let current = Arc::new(Mutex::new(config));
     let Files { sources, begun_with, watch, .. } = files;
@@ -181,6 +179,13 @@ async fn serve(
     upkeep.abort();
     services.cache.close().await;
     Ok(())
+}
+
+/// Takes part in the cluster, if there is one.
+async fn take_part(cluster: Option<Arc<Cluster>>, stopped: channel::Receiver<Option<Duration>>) {
+    if let Some(cluster) = cluster {
+        cluster.take_part(stopped).await;
+    }
 }
 
 /// Opens the log file again at each SIGUSR1.

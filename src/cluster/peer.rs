@@ -21,8 +21,10 @@ use crate::oci::Digest;
 const HEAD: Duration = Duration::from_secs(60);
 /// How long it may bring nothing of content. That its process is gone is known sooner.
 const STALL: Duration = Duration::from_secs(60);
-/// How long a replica may be silent before it is asked whether it is there, and how long it has for that answer.
+/// How long a replica may be silent before it is asked whether it is there.
 const LOOK: Duration = Duration::from_secs(1);
+/// How long it has for that answer.
+const PROBE: Duration = Duration::from_secs(2);
 /// Most bytes of a document that says why there is no content.
 const MAX_DOCUMENT: usize = 64 * 1024;
 
@@ -208,7 +210,7 @@ impl Cluster {
             let (cluster, asked) = (self.clone(), replica.clone());
             let probe = || async move {
                 let request = cluster.request(&asked, "/healthz")?;
-                let sent = tokio::time::timeout(LOOK, cluster.client.execute(request)).await;
+                let sent = tokio::time::timeout(PROBE, cluster.client.execute(request)).await;
                 let sent = sent.map_err(|_| Failure::new(FailureKind::Timeout, "it does not answer"))?;
                 sent.map(drop).map_err(|error| broke(&asked, error))
             };
@@ -228,6 +230,8 @@ impl Cluster {
     ) -> Result<T, Failure> {
         let late = |what: &str| Failure::new(FailureKind::Timeout, format!("the replica {} {what}", replica.address));
         tokio::select! {
+            // Whatever is there already needs no look at the rest.
+            biased;
             what = tokio::time::timeout(time, what) => what.map_err(|_| late("brings nothing")),
             () = self.until_gone(replica) => Err(late("is gone")),
             () = self.until_silent(replica) => Err(late("does not answer")),
