@@ -13,13 +13,18 @@ use crate::support::Larder;
 
 /// Renders the chart as the release `shop` in the namespace `tools`.
 fn rendered(values: &Value) -> Result<Vec<Value>, String> {
+    rendered_text(&values.to_string())
+}
+
+/// The same with values as people write them.
+fn rendered_text(values: &str) -> Result<Vec<Value>, String> {
     let python = file("target/clients/python/bin/python3");
     let mut command = Command::new(python);
     command.arg(file("tests/clients/chart.py")).arg(file("deploy/helm/larder"));
     let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
     let mut child = child.expect("./test installs it");
     let mut input = child.stdin.take().expect("piped");
-    input.write_all(values.to_string().as_bytes()).expect("taken");
+    input.write_all(values.as_bytes()).expect("taken");
     drop(input);
     let output = child.wait_with_output().expect("it ends");
     assert!(output.status.success(), "{values}: {}", String::from_utf8_lossy(&output.stderr));
@@ -106,6 +111,17 @@ fn what_cannot_be_meant_is_refused_with_what_to_do() {
     ] {
         let error = rendered(&values).expect_err("refused");
         assert!(error.contains(part), "{values}: {error}");
+    }
+}
+
+#[test]
+fn the_values_on_its_page_can_be_used() {
+    let page = include_str!("../docs/helm.md");
+    let blocks: Vec<_> = page.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    assert!(blocks.len() >= 4);
+    for block in blocks {
+        let documents = rendered_text(block).unwrap_or_else(|error| panic!("{block}: {error}"));
+        assert_eq!(of_kind(&documents, "StatefulSet").len(), 1);
     }
 }
 

@@ -1,4 +1,4 @@
-"""Renders the Helm chart with the values on standard input (JSON), as Helm 4 does, and checks what comes out of it against
+"""Renders the Helm chart with the values on standard input (YAML), as Helm 4 does, and checks what comes out of it against
 the schemas of Kubernetes. Prints the documents as JSON, or the error of a template."""
 
 import json
@@ -11,7 +11,7 @@ import yaml
 # The oldest that the chart is for, and the newest that is known.
 VERSIONS = ["1.27", "1.37"]
 
-chart, values = sys.argv[1], json.load(sys.stdin)
+chart, values = sys.argv[1], yaml.safe_load(sys.stdin)
 report = helm_python.lint(chart, values, strict=True)
 messages = [message for message in report["messages"] if message["severity"] > 1]
 with helm_python.Chart.load(chart) as loaded:
