@@ -13,7 +13,7 @@ use crate::support::{
 
 const MIB: usize = 1 << 20;
 const NAME: &str = "hub/team/app";
-const DAY: Duration = Duration::from_secs(24 * 3600);
+pub const DAY: Duration = Duration::from_secs(24 * 3600);
 
 pub struct Scene {
     pub hub: Hub,
@@ -56,6 +56,14 @@ impl Scene {
     /// Removes the files of the cache directory, as the bounded tier does.
     pub fn empty_tier(&self) {
         std::fs::remove_file(self.larder.object(&self.digest)).expect("the file is there");
+    }
+
+    /// Stops Larder and takes its index and its files away; what is in the bucket is two days old then.
+    pub async fn lose_index(&mut self) {
+        self.s3.age(2 * DAY);
+        self.larder.stop().await;
+        std::fs::remove_file(self.larder.dir().join("larder.db")).expect("there is an index");
+        self.empty_tier();
     }
 
     /// Waits until the index was once compared with the bucket from the first key to the last.
@@ -370,10 +378,7 @@ async fn without_its_index_it_takes_the_bucket_in_again() {
     let mut scene = scene(300_000, "").await;
     scene.pull().await;
     let key = scene.s3.key_of(&scene.digest).expect("one key");
-    scene.s3.age(2 * DAY);
-    scene.larder.stop().await;
-    std::fs::remove_file(scene.larder.dir().join("larder.db")).expect("there is an index");
-    scene.empty_tier();
+    scene.lose_index().await;
     scene.larder.restart().await;
     scene.is_uploaded(1).await;
     scene.hub.take_requests();

@@ -1,18 +1,15 @@
 //! What must not happen with a bucket (`[storage.s3]`): content is lost, content that was purged comes back, or somebody
 //! reads what is not for him.
 
-use std::time::Duration;
-
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 
-use crate::bucket::scene;
+use crate::bucket::{DAY, scene};
 use crate::support::bucket::{Op, S3, S3Fault};
 use crate::support::{Hub, Larder, On, Options, Proxied, RepositoryConfig, blob, client, eventually, get, request};
 
 const MIB: usize = 1 << 20;
 const NAME: &str = "hub/team/app";
-const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// The index is lost, and the first comparison breaks off behind the first key. The next comparison must not take what the
 /// first one did not reach for left over.
@@ -52,10 +49,7 @@ async fn what_is_uploaded_before_the_first_comparison_makes_it_delete_nothing() 
     let mut scene = scene(300_000, "").await;
     scene.pull().await;
     let key = scene.s3.key_of(&scene.digest).expect("one key");
-    scene.s3.age(2 * DAY);
-    scene.larder.stop().await;
-    std::fs::remove_file(scene.larder.dir().join("larder.db")).expect("there is an index");
-    scene.empty_tier();
+    scene.lose_index().await;
     scene.s3.fault(Op::List, S3Fault::Refuse(503, "SlowDown"));
     scene.larder.restart().await;
     eventually("it breaks off", async || scene.larder.log().contains("cannot be compared with the index now")).await;

@@ -540,3 +540,45 @@ async fn clocks_that_are_an_hour_apart_change_nothing() {
         eventually("it is gone", async || !replica.object(&image.layer_digests()[0]).exists()).await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refresh_asks_the_upstream_whichever_replica_is_told_to() {
+    let scene = scene("max_age = \"12h\"").await;
+    for (round, replica) in scene.replicas.iter().enumerate() {
+        // Each tag has another home.
+        for number in 0..6 {
+            let image = Image::with_layers(200 + 10 * round as u64 + number, &[500]);
+            let name = format!("team/app-{number}");
+            scene.hub.push_image(&name, "1", &image);
+            let url = format!("{}/api/refresh?reference=hub/{name}:1", replica.admin_url());
+            let answer = request("POST", url).deadline(SOON).send().await;
+            assert_eq!(answer.status, 200, "{}", answer.text());
+            expect(replica.manifest_url(&format!("hub/{name}"), "1"), &image.manifest.bytes).await;
+        }
+    }
+}
+
+/// Else each part of an image would bring in the whole at its home, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_rest_of_an_image_comes_in_where_it_is_pulled_and_not_at_the_homes_of_its_parts() {
+    let postgres = Postgres::start();
+    postgres.create("larder");
+    let hub = Hub::start(Options::default()).await;
+    let repository = RepositoryConfig::new("hub").default_prefetch().upstream(&hub);
+    let addresses = [address(), address()];
+    let start = addresses.iter().map(|&address| Larder::start(config(&postgres, address, &repository)));
+    let replicas = join_all(start).await;
+    let scene = Scene { postgres, hub, replicas, addresses: addresses.to_vec() };
+    scene.all_know_each_other(2).await;
+    let image = Image::with_layers(300, &[1_000; 12]);
+    scene.hub.push_image("team/app", "1", &image);
+    let name = "hub/team/app";
+    expect(scene.replicas[0].manifest_url(name, "1"), &image.manifest.bytes).await;
+    expect(scene.replicas[0].manifest_url(name, &image.manifest.digest), &image.manifest.bytes).await;
+    expect(scene.replicas[0].blob_url(name, &image.layer_digests()[0]), &image.layers[0]).await;
+    let all = image.layer_digests();
+    eventually("the rest came in", async || scene.replicas[0].has_stored(&all).await).await;
+    let elsewhere = all.iter().filter(|digest| scene.replicas[1].object(digest).exists()).count();
+    assert!(elsewhere > 0 && elsewhere < all.len(), "only what is at home there: {elsewhere}");
+    assert_eq!(metric(&scene.replicas[1], "larder_prefetch_images_total").await, 0);
+}

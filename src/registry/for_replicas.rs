@@ -10,7 +10,7 @@ use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use super::answer::Answer;
 use super::objects::Objects;
 use super::query::Query;
-use super::replicas::AGE;
+use super::replicas::{AGE, FromReplica};
 use super::respond::CacheState;
 use crate::access::{Access, Refusal, Wanted};
 use crate::auth::Client;
@@ -50,6 +50,7 @@ impl ForReplicas {
         }
         // What is sent from pages of a file depends on it.
         request.extensions.insert(Client { is_secure: self.is_secure, ..Client::connected(from) });
+        request.extensions.insert(FromReplica);
         match self.answer(&request).await {
             Ok(response) => response,
             Err(refusal) => {

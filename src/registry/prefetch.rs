@@ -36,6 +36,7 @@ use tracing::{Instrument, Span};
 use self::queue::{Admission, Queue, Slot};
 use super::blobs::Blobs;
 use super::bring::Behind;
+use super::replicas::FromReplica;
 use crate::access::party;
 use crate::cache::{Cache, Fill, Manifest};
 use crate::clock::Instant;
@@ -162,7 +163,7 @@ impl Prefetch {
     /// Notes that a client was answered with a manifest.
     pub fn manifest_answered(&self, request: &Parts, target: &Target, manifest: &Manifest) {
         let when = target.repository.config.prefetch;
-        if when == When::Off || request.method != Method::GET {
+        if when == When::Off || request.method != Method::GET || is_of_replica(request) {
             return;
         }
         let Some(image) = self.0.image(manifest) else {
@@ -190,7 +191,7 @@ impl Prefetch {
     /// them.
     pub fn blob_asked(&self, request: &Parts, target: &Target, digest: &Digest) {
         let is_pulled = target.repository.config.prefetch == When::Pulled && request.method == Method::GET;
-        if !is_pulled || !asks_for_all(request) {
+        if !is_pulled || !asks_for_all(request) || is_of_replica(request) {
             return;
         }
         let key = puller(target);
@@ -492,4 +493,9 @@ fn asks_for_all(request: &Parts) -> bool {
     };
     // A range that cannot be read is answered with the whole.
     range.to_str().ok().and_then(RangeHeader::parse).is_none_or(|range| range.is_open_ended())
+}
+
+/// Returns whether another replica asks. It brings in the rest of the image that its own client pulls.
+fn is_of_replica(request: &Parts) -> bool {
+    request.extensions.get::<FromReplica>().is_some()
 }

@@ -19,6 +19,10 @@ use crate::upstream::ManifestAnswer;
 pub const AGE: HeaderName = HeaderName::from_static("larder-tag-age");
 const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 
+/// Marks a request as that of another replica: whoever pulls does so there, and the rest of an image comes in there.
+#[derive(Clone, Copy, Debug)]
+pub struct FromReplica;
+
 /// The other replicas; none if this Larder is alone.
 #[derive(Clone, Default)]
 pub struct Replicas(pub Option<Arc<Cluster>>);

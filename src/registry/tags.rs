@@ -39,8 +39,17 @@ pub struct Tags {
     lagging: Arc<Lagging>,
     /// Pulls that will ask again for the tag that they just asked for.
     moments: Moments,
-    /// Checks that run now, by tag and credentials.
-    checks: Flights<(TagKey, WhoId), Checked>,
+    /// Checks that run now, by tag, credentials and whom they ask.
+    checks: Flights<(TagKey, WhoId, Whom), Checked>,
+}
+
+/// Whom a check of a tag asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Whom {
+    /// Other replicas, which may have asked within `max_age`, and else the upstream.
+    Anybody,
+    /// The upstream: somebody wants to know it now.
+    Upstream,
 }
 
 /// The result of asking an upstream about a tag.
@@ -128,7 +137,7 @@ impl Tags {
     pub async fn refresh(self: &Arc<Self>, target: &Target, tag: &Tag) -> Result<CacheState, Failure> {
         let key = target.tag_key(tag);
         let before = self.cached(target, &key).await.map(|(entry, _)| entry.digest);
-        let (checked, _) = self.checked(target, tag, &key, None, true).await;
+        let (checked, _) = self.checked(target, tag, &key, None, (true, Whom::Upstream)).await;
         let Checked { manifest, is_fetched } = checked?;
         let since = manifest.stored_at.to_system_time();
         Ok(match before {
@@ -147,7 +156,7 @@ impl Tags {
         tag: &Tag,
     ) -> Result<Arc<Manifest>, (Failure, Option<Arc<Manifest>>)> {
         let key = target.tag_key(tag);
-        match self.checked(target, tag, &key, None, true).await.0 {
+        match self.checked(target, tag, &key, None, (true, Whom::Upstream)).await.0 {
             Ok(Checked { manifest, .. }) => Ok(manifest),
             Err(failure) => Err((failure, self.cached(target, &key).await.map(|(_, manifest)| manifest))),
         }
@@ -172,7 +181,10 @@ impl Tags {
 
         let page = format!("manifests/{tag}");
         let checked = match self.absences.recall(target, &page) {
-            Ok(()) => self.checked(target, tag, &key, cached.as_ref().map(|(entry, _)| entry), may_fetch).await,
+            Ok(()) => {
+                let entry = cached.as_ref().map(|(entry, _)| entry);
+                self.checked(target, tag, &key, entry, (may_fetch, Whom::Anybody)).await
+            }
             Err(absent) => (Err(absent), false),
         };
         let is_public = match &cached {
@@ -246,12 +258,12 @@ impl Tags {
         tag: &Tag,
         key: &TagKey,
         cached: Option<&TagEntry>,
-        may_fetch: bool,
+        (may_fetch, whom): (bool, Whom),
     ) -> (Result<Checked, Failure>, bool) {
         let (tags, asked, tag, of) = (self.clone(), target.clone(), tag.clone(), key.clone());
         let policy = target.repository.config.policy_of(&key.tag);
-        let check = self.checks.run((key.clone(), target.who.id()), || async move {
-            let checked = tags.check_tag(&asked, tag, of, may_fetch).await;
+        let check = self.checks.run((key.clone(), target.who.id(), whom), || async move {
+            let checked = tags.check_tag(&asked, tag, of, (may_fetch, whom)).await;
             let is_late = checked.as_ref().is_err_and(|failure| failure.kind == FailureKind::Timeout);
             tags.lagging.note(&asked, is_late);
             checked
@@ -279,8 +291,8 @@ impl Tags {
     /// Checks a tag in the background, for later requests.
     fn check_behind(self: &Arc<Self>, target: &Target, tag: &Tag, key: &TagKey) {
         let (tags, target, tag, key) = (self.clone(), target.clone(), tag.clone(), key.clone());
-        self.checks.begin((key.clone(), target.who.id()), || async move {
-            let checked = tags.check_tag(&target, tag, key.clone(), false).await;
+        self.checks.begin((key.clone(), target.who.id(), Whom::Anybody), || async move {
+            let checked = tags.check_tag(&target, tag, key.clone(), (false, Whom::Anybody)).await;
             if let Err(failure) = &checked {
                 let policy = target.repository.config.policy_of(&key.tag);
                 tracing::info!(repository = key.repository, name = key.name, tag = key.tag, %failure, "a tag could not be checked");
@@ -349,12 +361,14 @@ impl Tags {
         target: &Target,
         tag: Tag,
         key: TagKey,
-        may_fetch: bool,
+        (may_fetch, whom): (bool, Whom),
     ) -> Result<Checked, Failure> {
         let _place = self.questions.place(target).await?;
         let upstreams = &target.repository.upstreams;
         let reference = Reference::Tag(tag);
-        if let Some(checked) = self.ask_replicas(target, &reference, &key).await {
+        if whom == Whom::Anybody
+            && let Some(checked) = self.ask_replicas(target, &reference, &key).await
+        {
             return checked;
         }
         let head =
