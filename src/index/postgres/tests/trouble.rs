@@ -4,11 +4,13 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::PoisonError;
+use std::sync::atomic::AtomicU32;
 
 use futures_util::future::join_all;
 use tokio::sync::Notify;
 
 use super::super::super::TagEntry;
+use super::super::errors::{Trouble, trouble_of};
 use super::super::server::{State, in_time};
 use super::outage::until;
 use super::*;
@@ -20,7 +22,7 @@ async fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !is_so() {
         assert!(begun.elapsed() < Duration::from_secs(90), "did not happen: {what}");
-        tokio::task::yield_now().await;
+        tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }
 
@@ -212,6 +214,14 @@ async fn a_lock_that_is_held_for_long_is_no_outage_and_costs_no_write() {
     (1..1_000).for_each(|number| index.note(stored(number)));
     eventually("it is said", || index.server_trouble().is_some_and(|why| why.contains("lock timeout"))).await;
     assert!(index.tag(&key).await.expect("it is read").is_none());
+    let tries = Arc::new(AtomicU32::new(0));
+    let counted = tries.clone();
+    let blocked = index.server.change(Duration::from_secs(2), move |client| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        Box::pin(async move { Ok(client.batch_execute("LOCK TABLE larder.objects").await?) })
+    });
+    assert_eq!(trouble_of(&blocked.await.expect_err("it is held")), Trouble::Blocked);
+    assert_eq!(tries.load(Ordering::Relaxed), 1, "the last try would have no time left");
     release.notify_one();
     holding.await.expect("no panic").expect("unlocked");
     until(&index, true).await;
