@@ -76,6 +76,7 @@ mod seeing;
 mod service;
 mod serving;
 mod setup;
+mod shared_bucket;
 mod shared_index;
 mod shares;
 mod slow_disk;

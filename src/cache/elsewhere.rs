@@ -50,13 +50,26 @@ impl Cache {
         if changes.is_empty() {
             return;
         }
-        let (mut gone, mut is_all) = (Vec::new(), false);
+        let (mut gone, mut evicted, mut is_all, mut is_more) = (Vec::new(), Vec::new(), false, false);
         for change in changes {
+            is_more |= matches!(change, Change::Purged(_) | Change::PurgedAll | Change::Pins | Change::Unknown);
             match change {
                 Change::Purged(digests) => gone.extend(digests),
                 Change::PurgedAll => is_all = true,
+                Change::Uploaded(objects) => self.upkeep.uploaded_elsewhere(&objects),
+                Change::NotUploaded(digests) => self.upkeep.lost_elsewhere(&digests),
+                Change::Evicted(digests) => {
+                    self.upkeep.lost_elsewhere(&digests);
+                    evicted.extend(digests);
+                }
                 Change::Pins | Change::Unknown => {}
             }
+        }
+        if let Err(error) = self.drop_evicted(evicted).await {
+            tracing::warn!(%error, "objects that another Larder has evicted from the bucket stay on this disk");
+        }
+        if !is_more {
+            return;
         }
         self.upkeep.pins_changed();
         if is_all {
@@ -70,16 +83,36 @@ impl Cache {
         self.purges.send_modify(|purges| *purges += 1);
     }
 
-    /// Removes the files of objects, except those that have come in again meanwhile.
+    /// Removes the files of objects that another Larder has purged.
     async fn drop_files(&self, gone: Vec<Digest>) -> Result<(), IndexError> {
+        let gone = self.not_back(gone).await?;
         if gone.is_empty() {
             return Ok(());
         }
-        let is_back: HashSet<_> = self.index.stored_of(gone.clone()).await?;
-        let gone: Vec<_> = gone.into_iter().filter(|digest| !is_back.contains(digest)).collect();
         self.upkeep.removed(&gone, false);
         self.forget_files(self.store.remove(&gone).await);
         Ok(())
+    }
+
+    /// Removes the files of objects that another Larder has evicted from the bucket: else they would be uploaded again.
+    async fn drop_evicted(&self, evicted: Vec<Digest>) -> Result<(), IndexError> {
+        let gone = self.not_back(evicted).await?;
+        if gone.is_empty() {
+            return Ok(());
+        }
+        self.upkeep.evicted_elsewhere(&gone);
+        self.hot.forget(&gone.iter().copied().collect());
+        self.forget_files(self.store.remove(&gone).await);
+        Ok(())
+    }
+
+    /// Returns those that have not come in again meanwhile.
+    async fn not_back(&self, gone: Vec<Digest>) -> Result<Vec<Digest>, IndexError> {
+        if gone.is_empty() {
+            return Ok(gone);
+        }
+        let is_back: HashSet<_> = self.index.stored_of(gone.clone()).await?;
+        Ok(gone.into_iter().filter(|digest| !is_back.contains(digest)).collect())
     }
 
     fn forget_files(&self, removed: std::io::Result<()>) {

@@ -166,6 +166,7 @@ impl Cache {
         if let Err(error) = spool.clear_blocking(max_age) {
             tracing::warn!(%error, "cannot clear abandoned downloads");
         }
+        let bucket = config.s3.as_ref().map(|s3| Bucket::new(s3, metrics.clone())).transpose()?;
         let index: Arc<dyn Index> = match &config.index {
             None => {
                 let sqlite = Sqlite::open_locked(&config.cache.dir, disk.lock())?;
@@ -173,7 +174,7 @@ impl Cache {
             }
             Some(server) => {
                 let name = store_name(&config.cache.dir);
-                let index = PostgresIndex::start(server, name);
+                let index = PostgresIndex::start(server, name, bucket.as_ref().map(Bucket::place));
                 Arc::new(index.map_err(OpenError::IndexServer)?)
             }
         };
@@ -182,7 +183,6 @@ impl Cache {
             index.keep_within(upkeep::bounds(config, capacity.total));
         }
         let store = LocalStore::new(disk, pools.reads, pools.syncs, pools.upkeep.clone());
-        let bucket = config.s3.as_ref().map(|s3| Bucket::new(s3, metrics.clone())).transpose()?;
         let stores = (Arc::new(store) as Arc<dyn Store>, bucket);
         Ok(Self::of(config, stores, spool, index, pools.upkeep, metrics))
     }

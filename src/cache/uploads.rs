@@ -275,6 +275,22 @@ impl Uploads {
         &self.0.parts.known.bucket
     }
 
+    /// Returns whether another Larder that shares the bucket has uploaded the object, as the index tells; then upkeep knows
+    /// it, too.
+    async fn is_there(&self, digest: &Digest, size: u64) -> bool {
+        let Parts { index, upkeep, .. } = &self.0.parts;
+        if !index.is_on_server() {
+            return false;
+        }
+        // An index that cannot be read would not take in an upload either; that is seen when it is noted.
+        let entry = index.object(digest).await.ok().flatten();
+        let is_there = entry.is_some_and(|entry| entry.generation.is_some());
+        if is_there {
+            upkeep.uploaded(digest, size);
+        }
+        is_there
+    }
+
     /// Uploads an object that is stored.
     async fn send_stored(&self, digest: &Digest) -> Result<(), UploadError> {
         let Parts { upkeep, store, .. } = &self.0.parts;
@@ -282,6 +298,9 @@ impl Uploads {
         let Some(object) = store.open(digest).await? else {
             return Ok(());
         };
+        if self.is_there(digest, object.size).await {
+            return Ok(());
+        }
         // A file that was touched is read and compared before it goes anywhere.
         if !object.is_sealed && !object.is_intact(digest, |_| true).await? {
             return Ok(upkeep.discard(digest).await?);
@@ -311,6 +330,9 @@ impl Uploads {
     ) -> Result<(), UploadError> {
         let size = fill.size().await?.filter(|&size| size > PART).ok_or(UploadError::NotWhole)?;
         let upkeep = &self.0.parts.upkeep;
+        if self.is_there(&digest, size).await {
+            return Ok(());
+        }
         // Its file stays once it is stored: else the object could be evicted just before its row names the upload.
         let _lease = upkeep.lease(&digest);
         let upload = Upload::new(digest)?;

@@ -295,7 +295,7 @@ impl Config {
         let admin = check_admin(&check, file.admin, &around.auth)?;
         let cache = check_cache(&check, file.cache, file.storage.s3.is_some())?;
         let index = index::check(&check, &file.index)?;
-        let s3 = storage::check(&check, file.storage, &proxies, index.is_some())?;
+        let s3 = storage::check(&check, file.storage, &proxies)?;
         let cluster = cluster::check(&check, file.cluster, index.is_some())?;
         check_level(&check, &file.logging.level)?;
         let telemetry = telemetry::check(&check, &file.telemetry, &proxies)?;

@@ -39,22 +39,11 @@ pub struct S3Keys {
 
 const ENDPOINT: &str = "write for example endpoint = \"https://s3.example.com\"";
 
-/// Checks `[storage.s3]`. Returns `None` if there is no such table. `has_index_server`: the index is kept by a server.
-pub fn check(
-    check: &Check<'_>,
-    written: raw::Storage,
-    proxies: &Proxies,
-    has_index_server: bool,
-) -> Result<Option<S3>, ConfigError> {
+/// Checks `[storage.s3]`. Returns `None` if there is no such table.
+pub fn check(check: &Check<'_>, written: raw::Storage, proxies: &Proxies) -> Result<Option<S3>, ConfigError> {
     let Some(written) = written.s3 else {
         return Ok(None);
     };
-    if has_index_server {
-        // The rows of a server belong to one cache directory each: another Larder's keys would look like leftovers.
-        let message =
-            "what is in a bucket is known only by an index in cache.dir; remove it, or the table [storage.s3]";
-        return Err(check.invalid(&["index", "url"], message));
-    }
     let invalid = |key: &str, message: &str| check.invalid(&["storage", "s3", key], message);
     check_bucket(&written.bucket).map_err(|message| invalid("bucket", message))?;
     let endpoint = match written.endpoint.is_empty() {

@@ -9,6 +9,12 @@ pub enum Change {
     Purged(Vec<Digest>),
     /// All content was taken out.
     PurgedAll,
+    /// These came into the bucket of `[storage.s3]`, each with its bytes.
+    Uploaded(Vec<(Digest, u64)>),
+    /// These are no longer in the bucket: it has lost them. Whoever has a file of one keeps it.
+    NotUploaded(Vec<Digest>),
+    /// These were evicted from the bucket, and with that from all stores: no store is to keep them.
+    Evicted(Vec<Digest>),
     /// Images were pinned, or are so no longer.
     Pins,
     /// There may have been changes that nobody knows any more.

@@ -34,7 +34,7 @@ mod suite;
 mod urls;
 mod writer;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, SystemTime};
 
 pub use bounds::Bounds;
@@ -74,6 +74,8 @@ pub struct UsedObject<'a> {
     pub repositories: &'a str,
     /// Whether its content is in the bucket of `[storage.s3]`.
     pub is_uploaded: bool,
+    /// Whether it has a file here. An index of one Larder does not tell so of what is in the bucket.
+    pub has_file: bool,
 }
 
 /// Tells whether the configuration pins a tag.
@@ -159,6 +161,20 @@ pub trait Index: Send + Sync + 'static {
 
     /// Notes with which bucket this index was compared from the first key to the last; `None`: with none.
     fn set_compared_with(&self, bucket: Option<String>) -> Call<'_, ()>;
+
+    /// Says that this Larder keeps the bucket within its limits for so long from now on, unless another one does that shares
+    /// the bucket. Returns whether it does.
+    fn keep_bucket(&self, time: Duration) -> Call<'_, bool> {
+        let _ = time;
+        std::future::ready(Ok(true)).boxed()
+    }
+
+    /// Returns when these objects were last used by any of the Larders that share the index, as far as it says; an index of
+    /// one Larder says nothing, which knows itself.
+    fn last_uses(&self, objects: Vec<Digest>) -> Call<'_, HashMap<Digest, Timestamp>> {
+        let _ = objects;
+        std::future::ready(Ok(HashMap::new())).boxed()
+    }
 
     /// Removes rows in steps. After each step, tells which objects nothing refers to any more. The stream ends with the
     /// last step, or with an error; what was removed before the error stays removed.

@@ -172,6 +172,7 @@ impl Sqlite {
                     last_use: Timestamp(row.get(2)?),
                     repositories: row.get_ref(3)?.as_str()?,
                     is_uploaded: row.get(4)?,
+                    has_file: !row.get::<_, bool>(4)?,
                 });
             }
             Ok(())

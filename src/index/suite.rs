@@ -9,14 +9,22 @@ use super::simulated::Simulated;
 use super::*;
 use crate::work::Pool;
 
-/// Returns the directories of indexes, and the indexes to try: in PostgreSQL directly, and by way of PgBouncer.
+/// Returns the directories of indexes, and the indexes to try: in PostgreSQL directly, by way of PgBouncer, and of a Larder
+/// with a bucket.
 fn indexes() -> (Vec<tempfile::TempDir>, Vec<Arc<dyn Index>>) {
+    let (dirs, mut indexes) = with_bucket();
+    indexes.extend([trial::Way::Direct, trial::Way::Pooled].map(|way| Arc::new(trial::open(way)) as Arc<dyn Index>));
+    (dirs, indexes)
+}
+
+/// The same, of Larders with a bucket: others note nothing of uploads in PostgreSQL.
+fn with_bucket() -> (Vec<tempfile::TempDir>, Vec<Arc<dyn Index>>) {
     let dirs: Vec<_> = (0..2).map(|_| tempfile::tempdir().expect("a directory")).collect();
     let pool = Pool::new("a test", 8, Duration::from_secs(60));
     let local = LocalIndex::new(Sqlite::open(dirs[0].path()).expect("an index"), pool.clone(), pool);
     let simulated = Simulated::open(dirs[1].path());
-    let [direct, pooled] = [trial::Way::Direct, trial::Way::Pooled].map(trial::open);
-    (dirs, vec![Arc::new(local), Arc::new(simulated), Arc::new(direct), Arc::new(pooled)])
+    let pooled = trial::open_with_bucket(trial::Way::Pooled);
+    (dirs, vec![Arc::new(local), Arc::new(simulated), Arc::new(pooled)])
 }
 
 fn object(byte: u8) -> Digest {
@@ -153,9 +161,9 @@ async fn objects_come_by_their_use_and_with_who_may_see_them() {
             let found = Arc::new(Mutex::new(Vec::new()));
             let all = found.clone();
             let each: TakeObject = Box::new(move |object| {
-                let UsedObject { digest, size, last_use, repositories, is_uploaded } = object;
+                let UsedObject { digest, size, last_use, repositories, is_uploaded, has_file } = object;
                 all.lock().expect("no panic").push((digest, size, last_use, repositories.to_owned()));
-                assert!(!is_uploaded);
+                assert!(!is_uploaded && has_file);
             });
             index.objects_by_use(with_repositories, each).await.expect("read");
             let seen_by = if with_repositories { "r" } else { "" };
@@ -199,7 +207,7 @@ async fn uploads_of(index: &dyn Index, bytes: &[u8]) -> Vec<Option<Generation>> 
 
 #[tokio::test]
 async fn the_first_upload_of_an_object_counts_and_goes_only_by_its_own_number() {
-    let (_dirs, indexes) = indexes();
+    let (_dirs, indexes) = with_bucket();
     let [first, second] = [(); 2].map(|()| Generation::new().expect("random numbers"));
     for index in &indexes {
         put_image(&**index, "a", 1, &[2, 3]).await;
@@ -247,7 +255,7 @@ async fn it_is_known_with_which_bucket_the_index_was_compared() {
 
 #[tokio::test]
 async fn a_purge_tells_which_uploads_belong_to_what_it_took_out() {
-    let (_dirs, indexes) = indexes();
+    let (_dirs, indexes) = with_bucket();
     let generation = Generation::new().expect("random numbers");
     for index in &indexes {
         put_image(&**index, "a", 1, &[2, 3]).await;

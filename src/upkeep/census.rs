@@ -9,6 +9,7 @@ use super::desk::Upkeep;
 use super::mail::Census;
 use super::outline::read_outline;
 use crate::index::{ObjectEntry, Timestamp, Write};
+use crate::oci::Digest;
 use crate::store::{Listed, Walk};
 
 /// Files that are looked at in one step.
@@ -24,13 +25,15 @@ pub(super) struct Counting {
     /// The files that are still to come; `None` before the comparison has begun.
     files: Option<Walk>,
     census: Census,
+    /// Objects in the bucket whose files are gone.
+    copies: Vec<Digest>,
     /// How many missing objects were dropped; `None` until all files were seen.
     dropped: Option<usize>,
 }
 
 impl Counting {
     pub fn new(is_repair: bool, done: Option<oneshot::Sender<io::Result<Census>>>) -> Self {
-        Self { is_repair, done, files: None, census: Census::default(), dropped: None }
+        Self { is_repair, done, files: None, census: Census::default(), copies: Vec::new(), dropped: None }
     }
 
     /// Creates a comparison that repairs and for which nobody waits.
@@ -51,7 +54,7 @@ impl Counting {
             match files.next().await {
                 Some(Ok(listed)) => {
                     self.census.bytes += listed.size;
-                    let known = upkeep.ledger().seen(&listed.digest);
+                    let (has_row, known) = upkeep.see(&listed.digest);
                     if known.is_none() {
                         self.census.unknown.push(listed.digest);
                     }
@@ -59,6 +62,8 @@ impl Counting {
                     // has.
                     if self.is_repair && known != Some(listed.size) {
                         upkeep.adopt(listed).await;
+                    } else if self.is_repair && !has_row {
+                        upkeep.note_file(&listed).await;
                     }
                 }
                 Some(Err(error)) => {
@@ -66,7 +71,7 @@ impl Counting {
                     return true;
                 }
                 None => {
-                    self.census.missing = upkeep.ledger().end_census(self.is_repair);
+                    (self.census.missing, self.copies) = upkeep.ledger().end_census(self.is_repair);
                     self.dropped = Some(0);
                     return false;
                 }
@@ -76,6 +81,14 @@ impl Counting {
     }
 
     async fn drop_missing(&mut self, upkeep: &Upkeep, dropped: usize) -> bool {
+        if self.is_repair && !self.copies.is_empty() {
+            let rest = self.copies.split_off(self.copies.len().min(DROPPED));
+            let mut copies = std::mem::replace(&mut self.copies, rest);
+            // It may have come back.
+            copies.retain(|digest| !upkeep.ledger().has_file(digest));
+            upkeep.forget_files(&copies).await;
+            return false;
+        }
         let until = if self.is_repair { (dropped + DROPPED).min(self.census.missing.len()) } else { usize::MAX };
         if self.is_repair {
             upkeep.forget(&self.census.missing[dropped..until]).await;
@@ -112,6 +125,21 @@ impl Counting {
 }
 
 impl Upkeep {
+    /// Notes in the ledger that a file was found. Returns whether it has a row, and the size with which the object was known.
+    fn see(&self, digest: &Digest) -> (bool, Option<u64>) {
+        let mut ledger = self.ledger();
+        // An index of one Larder has one row for the file and what is in the bucket.
+        let has_row = ledger.has_file(digest) || !self.parts().index.is_on_server();
+        (has_row, ledger.seen(digest))
+    }
+
+    /// Notes the file of an object of which only the bucket's row is known.
+    async fn note_file(&self, listed: &Listed) {
+        let Listed { digest, size, .. } = *listed;
+        let entry = ObjectEntry { size, media_type: None, stored_at: Timestamp::now(), generation: None };
+        self.apply(vec![Write::Object { digest, entry }]).await;
+    }
+
     /// Takes in a file that the index does not know, or knows with another size.
     async fn adopt(&self, listed: Listed) {
         let Listed { digest, size, since } = listed;

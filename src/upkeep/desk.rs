@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::clock::{Seconds, now};
+use super::keeping::Keeping;
 use super::leaving::Leaving;
 use super::ledger::{Ledger, Shortage};
 use super::limits::Limits;
@@ -78,6 +79,7 @@ pub struct Upkeep {
     leaving: Leaving,
     /// Uploads that run.
     uploading: Uploading,
+    keeping: Keeping,
 }
 
 /// Returns what the index may hold in a cache of this configuration, on a filesystem of `total` bytes.
@@ -135,6 +137,7 @@ impl Upkeep {
             received: Mutex::new(Some(received)),
             leaving: Leaving::default(),
             uploading: Uploading::default(),
+            keeping: Keeping::default(),
         }
     }
 
@@ -186,6 +189,28 @@ impl Upkeep {
     /// Notes that the content of an object is in the bucket, too.
     pub fn uploaded(&self, digest: &Digest, size: u64) {
         self.ledger().uploaded(*digest, size, now());
+        self.publish_totals();
+    }
+
+    /// Notes objects that another Larder has brought into the bucket, each with its bytes.
+    pub fn uploaded_elsewhere(&self, objects: &[(Digest, u64)]) {
+        let mut ledger = self.ledger();
+        objects.iter().for_each(|&(digest, size)| ledger.uploaded(digest, size, now()));
+        drop(ledger);
+        self.publish_totals();
+    }
+
+    /// Notes objects of which another Larder has found that the bucket has lost them.
+    pub fn lost_elsewhere(&self, objects: &[Digest]) {
+        let mut ledger = self.ledger();
+        objects.iter().for_each(|digest| ledger.not_uploaded(digest, now()));
+        drop(ledger);
+        self.publish_totals();
+    }
+
+    /// Notes objects that another Larder has evicted from the bucket, and with that from all.
+    pub fn evicted_elsewhere(&self, objects: &[Digest]) {
+        self.ledger().remove(objects);
         self.publish_totals();
     }
 
@@ -356,6 +381,7 @@ impl Upkeep {
             is_copy
         };
         if is_copy {
+            self.forget_files(std::slice::from_ref(digest)).await;
             return self.parts.store.remove(std::slice::from_ref(digest)).await;
         }
         self.removed(std::slice::from_ref(digest), false);
@@ -368,12 +394,12 @@ impl Upkeep {
         if digests.is_empty() {
             return;
         }
-        // An upload may have ended meanwhile. Without a bucket, what is there is lost, whatever its row says.
-        let write = |&digest: &Digest| match self.parts.bucket {
-            Some(_) => Write::DropUploaded { digest, generation: None },
-            None => Write::DropObject { digest },
-        };
-        self.apply(digests.iter().map(write).collect()).await;
+        match self.parts.bucket {
+            // An upload may have ended meanwhile.
+            Some(_) => self.forget_files(digests).await,
+            // What is there is lost, whatever its row says.
+            None => self.apply(digests.iter().map(|&digest| Write::DropObject { digest }).collect()).await,
+        }
         let gone: HashSet<Digest> = digests.iter().copied().collect();
         self.parts.cached.gone(&gone);
         let is_any_pinned = {
@@ -383,6 +409,15 @@ impl Upkeep {
         if is_any_pinned {
             self.pins_changed();
         }
+    }
+
+    /// Notes that files are gone or about to go, of objects that are in the bucket as far as this Larder knows: where others
+    /// have taken one out there meanwhile, it is forgotten.
+    pub(super) async fn forget_files(&self, digests: &[Digest]) {
+        if digests.is_empty() {
+            return;
+        }
+        self.apply(digests.iter().map(|&digest| Write::DropUploaded { digest, generation: None }).collect()).await;
     }
 
     /// Queues changes to the index that must not be dropped; waits while too many are queued.
@@ -435,6 +470,10 @@ impl Upkeep {
         // Of these, what a row still names is not deleted.
         self.delete_later(going.into_iter().map(|(digest, generation, _)| Upload { digest, generation }).collect());
         gone
+    }
+
+    pub(super) fn keeping(&self) -> &Keeping {
+        &self.keeping
     }
 
     pub(super) fn leaving(&self) -> &Leaving {

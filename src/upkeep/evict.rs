@@ -182,6 +182,14 @@ impl Evictor {
         self.positions.iter().map(|&at| &self.entries[at as usize].digest)
     }
 
+    /// Returns at most `most` objects of a class that may go, with their last uses, the least recently used first.
+    pub fn oldest(&self, class: Class, most: usize) -> impl Iterator<Item = (Digest, Seconds)> + '_ {
+        let first = self.lists_that_may_go().nth(usize::from(class)).map_or(NONE, |list| list.oldest);
+        let next = |entry: &&Entry| self.entries.get(entry.newer as usize);
+        let entries = std::iter::successors(self.entries.get(first as usize), next);
+        entries.take(most).map(|entry| (entry.digest, entry.last_use))
+    }
+
     /// Takes out the least recently used objects until `bytes` of disk are free, but at most `most` objects. Busy
     /// objects count as used now.
     pub fn make_room(

@@ -152,7 +152,12 @@ impl Keeper {
             let class = ledger.limits().classes.longest(object.repositories);
             // Without a bucket, what was in one counts as a file, until the comparison with the files.
             match object.is_uploaded && ledger.has_bucket() {
-                true => ledger.known_uploaded(object.digest, object.size, class, past(object.last_use)),
+                true => {
+                    ledger.known_uploaded(object.digest, object.size, class, past(object.last_use));
+                    if object.has_file && !ledger.has_file(&object.digest) {
+                        ledger.take_in_file(&object.digest);
+                    }
+                }
                 false => ledger.known(object.digest, object.size, class, past(object.last_use)),
             }
         });
@@ -323,6 +328,7 @@ impl Keeper {
     /// together. Of an object that is in the bucket, only the file goes.
     async fn evict(&mut self, files: &[Digest], bytes: u64, why: Why) {
         let (copies, copied, victims) = self.upkeep.ledger().part_files(files);
+        self.upkeep.forget_files(&copies).await;
         self.remove_files(&copies).await;
         if victims.is_empty() {
             self.upkeep.publish_totals();
@@ -337,6 +343,19 @@ impl Keeper {
 
     /// Takes a step of taking out of the bucket what expires or is beyond the limit. Returns whether there may be more.
     async fn shrink_bucket(&mut self) -> bool {
+        if !self.upkeep.keeping().is_on() {
+            return false;
+        }
+        match self.hear_of_uses().await {
+            Ok(0) => {}
+            // What is next now, nobody has been asked about.
+            Ok(_) => return true,
+            Err(error) => {
+                // The index says itself that it is away.
+                tracing::debug!(%error, "what others have used in the bucket cannot be found out; nothing leaves it");
+                return false;
+            }
+        }
         let (expired, evicted, bytes) = {
             let leases = self.upkeep.leases();
             self.upkeep.ledger().shrink_bucket(STEP, now(), |digest| leases.contains_key(digest))
@@ -355,6 +374,24 @@ impl Keeper {
         self.upkeep.publish_totals();
         // Where something could not go, the next tick tries again.
         left == 0 && expired.len() + evicted.len() >= STEP
+    }
+
+    /// Takes in when the others that share the bucket last used what is the next to leave it. Returns of how many objects
+    /// that was news.
+    async fn hear_of_uses(&self) -> Result<usize, IndexError> {
+        let next = self.upkeep.ledger().next_to_leave_bucket(STEP, now());
+        if next.is_empty() {
+            return Ok(0);
+        }
+        let uses = self.upkeep.parts().index.last_uses(next.iter().map(|(digest, _)| *digest).collect()).await?;
+        let (mut ledger, mut news) = (self.upkeep.ledger(), 0);
+        for (digest, known) in next {
+            if let Some(used) = uses.get(&digest).map(|at| past(*at)).filter(|used| *used > known) {
+                ledger.used_elsewhere(&digest, used);
+                news += 1;
+            }
+        }
+        Ok(news)
     }
 
     async fn remove_files(&self, files: &[Digest]) {

@@ -198,12 +198,11 @@ impl Ledger {
         self.evictor.seen(digest).or_else(|| self.take_in_file(digest))
     }
 
-    /// Returns the objects that were not found since the census began; with `is_removed`, they are forgotten.
-    pub fn end_census(&mut self, is_removed: bool) -> Vec<Digest> {
-        let mut missing = self.evictor.end_census(is_removed);
-        // What is in the bucket need not have a file.
-        missing.retain(|digest| !self.is_uploaded(digest));
-        missing
+    /// Returns the objects that were not found since the census began, and apart from them those that are in the bucket and
+    /// need no file; with `is_removed`, it is forgotten that they have one.
+    pub fn end_census(&mut self, is_removed: bool) -> (Vec<Digest>, Vec<Digest>) {
+        let missing = self.evictor.end_census(is_removed);
+        missing.into_iter().partition(|digest| !self.is_uploaded(digest))
     }
 
     // Pinned objects.
@@ -412,13 +411,20 @@ pub(super) fn expire(
 ) -> Vec<Digest> {
     let mut expired = Vec::new();
     for (class, ttl) in limits.classes.iter() {
-        let Limit::Span(ttl) = ttl else {
+        let Some(since) = since(ttl, now) else {
             continue;
         };
-        let since = now.saturating_sub(Seconds::try_from(ttl.as_secs()).unwrap_or(Seconds::MAX));
         expired.extend(evictor.expire(class, since, now, most - expired.len(), &is_busy));
     }
     expired
+}
+
+/// Returns since when objects that are kept for so long have to have been used; `None`: they are kept for ever.
+pub(super) fn since(ttl: Limit, now: Seconds) -> Option<Seconds> {
+    match ttl {
+        Limit::Span(ttl) => Some(now.saturating_sub(Seconds::try_from(ttl.as_secs()).unwrap_or(Seconds::MAX))),
+        _ => None,
+    }
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ mod desk;
 pub mod evict;
 mod gone;
 mod keeper;
+mod keeping;
 mod leaving;
 mod ledger;
 mod limits;
@@ -48,13 +49,15 @@ pub async fn run(upkeep: Arc<Upkeep>, is_keeping: bool) {
 }
 
 /// The tasks that look after the bucket, until this is dropped.
-struct Sweeping([JoinHandle<()>; 2]);
+struct Sweeping([JoinHandle<()>; 3]);
 
 impl Sweeping {
     fn begin(upkeep: &Arc<Upkeep>, bucket: Bucket) -> Self {
         let (leaving, from) = (upkeep.clone(), bucket.clone());
         let deleting = tokio::spawn(async move { leaving.leaving().run(&*leaving.parts().index, &from).await });
-        Self([deleting, tokio::spawn(sweep::run(upkeep.clone(), bucket))])
+        let keeping = upkeep.clone();
+        let keeping = tokio::spawn(async move { keeping.keeping().run(&*keeping.parts().index).await });
+        Self([deleting, keeping, tokio::spawn(sweep::run(upkeep.clone(), bucket))])
     }
 }
 

@@ -60,6 +60,7 @@ struct Swept {
 pub async fn run(upkeep: Arc<Upkeep>, bucket: Bucket) {
     upkeep.loaded().await;
     loop {
+        upkeep.keeping().begins().await;
         let pause = match sweep(&upkeep, &bucket).await {
             Ok(Swept { keys, rowless, unfinished, lost, adopted }) if rowless + unfinished + lost + adopted > 0 => {
                 tracing::info!(
@@ -218,12 +219,10 @@ async fn lose(upkeep: &Upkeep, digest: &Digest, entry: &ObjectEntry) -> Result<(
     };
     let is_here = upkeep.parts().store.contains(&digest).await?;
     upkeep.ledger().not_uploaded(&digest, now());
-    let write = match is_here {
-        true => Write::NotUploaded { digest, generation },
-        false => Write::DropUploaded { digest, generation: Some(generation) },
-    };
-    upkeep.apply(vec![write]).await;
+    // Others that share the bucket may have a file.
+    upkeep.apply(vec![Write::NotUploaded { digest, generation }]).await;
     if !is_here {
+        upkeep.forget_files(&[digest]).await;
         upkeep.parts().cached.gone(&[digest].into());
     }
     Ok(())

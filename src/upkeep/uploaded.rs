@@ -6,6 +6,7 @@
 use super::clock::Seconds;
 use super::evict::{Class, Evictor};
 use super::ledger::{self, Ledger};
+use super::limits::Limits;
 use crate::oci::Digest;
 
 impl Ledger {
@@ -47,6 +48,11 @@ impl Ledger {
         }
     }
 
+    /// Returns whether an object has a file here.
+    pub fn has_file(&self, digest: &Digest) -> bool {
+        self.evictor.contains(digest)
+    }
+
     /// Notes that the file of an object is gone.
     pub fn remove_file(&mut self, digest: &Digest) {
         self.evictor.remove(digest);
@@ -77,6 +83,24 @@ impl Ledger {
         (copies, bytes, only)
     }
 
+    /// Returns the objects that might be the next to leave the bucket, with their last uses: more than `most`.
+    pub fn next_to_leave_bucket(&self, most: usize, now: Seconds) -> Vec<(Digest, Seconds)> {
+        let (limits, Some(bucket)) = (self.limits(), &self.bucket) else {
+            return Vec::new();
+        };
+        let is_over = bucket.taken() > most_in_bucket(limits);
+        let classes = limits.classes.iter().flat_map(|(class, ttl)| {
+            let since = ledger::since(ttl, now);
+            bucket.oldest(class, most).filter(move |(_, at)| is_over || since.is_some_and(|since| *at < since))
+        });
+        classes.collect()
+    }
+
+    /// Notes that an object in the bucket was used by another Larder.
+    pub fn used_elsewhere(&mut self, digest: &Digest, at: Seconds) {
+        self.bucket.iter_mut().for_each(|bucket| _ = bucket.touch(digest, at));
+    }
+
     /// Takes at most `most` objects out of the bucket that were not used for as long as their class keeps them, then
     /// those beyond `max_size`, the least recently used first. Returns them, and the bytes of those beyond `max_size`.
     pub fn shrink_bucket(
@@ -90,9 +114,7 @@ impl Ledger {
             return (Vec::new(), Vec::new(), 0);
         };
         let expired = ledger::expire(bucket, &limits, most, now, &is_busy);
-        // A share is no limit here: the configuration does not allow it.
-        let max = limits.bucket_size.and_then(|size| size.of(u64::MAX)).unwrap_or(u64::MAX);
-        let beyond = bucket.taken().saturating_sub(max);
+        let beyond = bucket.taken().saturating_sub(most_in_bucket(&limits));
         let before = bucket.bytes();
         let evicted = match beyond {
             0 => Vec::new(),
@@ -118,11 +140,15 @@ impl Ledger {
     }
 }
 
+/// Returns how much may be in the bucket. A share is no limit here: the configuration does not allow it.
+fn most_in_bucket(limits: &Limits) -> u64 {
+    limits.bucket_size.and_then(|size| size.of(u64::MAX)).unwrap_or(u64::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
-    use super::super::limits::Limits;
     use super::*;
 
     fn ledger(keys: &str) -> Ledger {
@@ -156,15 +182,28 @@ mod tests {
     }
 
     #[test]
+    fn what_another_has_used_is_not_the_next_to_leave_the_bucket() {
+        let mut ledger = ledger("max_size = 8192");
+        for number in 1..=2 {
+            ledger.known_uploaded(digest(number), 4096, 0, u32::from(number));
+        }
+        assert!(ledger.next_to_leave_bucket(9, 9).is_empty(), "there is room");
+        ledger.known_uploaded(digest(3), 4096, 0, 3);
+        assert_eq!(ledger.next_to_leave_bucket(2, 9), [(digest(1), 1), (digest(2), 2)]);
+        ledger.used_elsewhere(&digest(1), 5);
+        assert_eq!(ledger.shrink_bucket(9, 9, |_| false).1, [digest(2)]);
+    }
+
+    #[test]
     fn what_is_in_the_bucket_needs_no_file() {
         let mut ledger = ledger("");
         ledger.known_uploaded(digest(1), 10, 0, 1);
         ledger.known(digest(2), 10, 0, 1);
         ledger.begin_census();
         assert_eq!(ledger.seen(&digest(1)), Some(10), "a file of what is in the bucket is taken in");
-        assert_eq!(ledger.end_census(true), [digest(2)]);
+        assert_eq!(ledger.end_census(true), (vec![digest(2)], vec![]));
         ledger.begin_census();
-        assert!(ledger.end_census(true).is_empty(), "its file is gone, and it is in the bucket");
+        assert_eq!(ledger.end_census(true), (vec![], vec![digest(1)]), "its file is gone, and it is in the bucket");
         assert_eq!((ledger.totals(), ledger.bucket_totals()), ((0, 0), (1, 10)));
         assert!(ledger.not_yet_uploaded(9).is_empty());
         ledger.stored(digest(3), 10, 0, 1);

@@ -114,7 +114,7 @@ impl Postgres {
         let access = "local all stranger scram-sha-256\nlocal all all trust\nhost all all 127.0.0.1/32 trust\n";
         write(&data.join("pg_hba.conf"), access);
         let settings = format!(
-            "listen_addresses = ''\nunix_socket_directories = '{}'\nfsync = off\nmax_connections = 100\n\
+            "listen_addresses = ''\nunix_socket_directories = '{}'\nfsync = off\nmax_connections = 300\n\
              deadlock_timeout = '100ms'\nshared_buffers = '32MB'\nmin_wal_size = '32MB'\n",
             dir.display()
         );

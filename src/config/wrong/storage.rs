@@ -12,10 +12,6 @@ fn s3(lines: &str) -> String {
 fn a_bucket_that_cannot_be() {
     refused([
         (
-            "[index]\nurl = \"postgres://larder@127.0.0.1/larder\"\n[storage.s3]\nbucket = \"larder\"".to_owned(),
-            "2: `index.url`: what is in a bucket is known only by an index in cache.dir; remove it, or the table [storage.s3]",
-        ),
-        (
             "[storage.s3]\nregion = \"eu-central-1\"".to_owned(),
             "1: `storage.s3.bucket`: it is missing; write the name of the bucket",
         ),
@@ -49,6 +45,13 @@ fn a_bucket_that_cannot_be() {
             "4: `cache.max_size`: with [storage.s3] it limits what is in the bucket, which has no size of which this could be a share; write for example \"2TiB\" or \"none\", and storage.s3.tier_size for the disk",
         ),
     ]);
+}
+
+#[test]
+fn a_bucket_and_an_index_on_a_server_go_together() {
+    let config = parse(&format!("[index]\nurl = \"postgres://larder@127.0.0.1/larder\"\n{}", s3("")));
+    let config = config.expect("a configuration");
+    assert!(config.index.is_some() && config.s3.is_some());
 }
 
 #[test]

@@ -13,8 +13,9 @@ use super::super::IndexError;
 use super::super::bounds::MAX_VISIBLE;
 use super::super::names::RESOLUTION;
 use super::super::urls::MAX_VARIANTS;
-use super::batch::{Batch, Raw, UploadChange};
-use super::values::{signed, values};
+use super::batch::{Batch, ObjectChange, Put, Raw};
+use super::changes::{OfBucket, note_of_bucket};
+use super::values::{Mine, signed, values};
 
 /// The numbers of digests.
 type Numbers = HashMap<Raw, i64>;
@@ -30,11 +31,15 @@ const PUT_OBJECTS: &str = "INSERT INTO larder.objects AS known (id, holder, size
     FROM unnest($2, $3, $4, $5, $6, $7) AS w (id, size, media_type, stored_at, last_use, generation) \
     ON CONFLICT (id, holder) DO UPDATE SET size = excluded.size, \
         media_type = coalesce(excluded.media_type, known.media_type), last_use = excluded.last_use, \
-        generation = coalesce(excluded.generation, known.generation)";
-const USE_OBJECTS: &str = "WITH locked AS MATERIALIZED (SELECT id FROM larder.objects \
-        WHERE id = ANY($2) AND holder = $1 ORDER BY id FOR NO KEY UPDATE) \
-    UPDATE larder.objects SET last_use = w.at FROM unnest($2, $3) AS w (id, at) JOIN locked USING (id) \
-    WHERE objects.id = w.id AND objects.holder = $1";
+        generation = excluded.generation";
+/// Whoever uses an object uses it in the bucket, too; and of what was stored anew, the bucket's row learns what it is. All
+/// rows in one statement: where each locked some of them in an order of its own, two would wait for each other.
+const USE_OBJECTS: &str = "WITH locked AS MATERIALIZED (SELECT o.id, o.holder, w.at, w.media_type \
+        FROM unnest($3, $4, $5, $6) AS w (id, at, media_type, is_stored) JOIN larder.objects AS o USING (id) \
+        WHERE o.holder = ANY($1) AND (o.holder <> $2 OR NOT w.is_stored) \
+        ORDER BY o.id, o.holder FOR NO KEY UPDATE OF o) \
+    UPDATE larder.objects AS o SET last_use = locked.at, media_type = coalesce(locked.media_type, o.media_type) \
+    FROM locked WHERE o.id = locked.id AND o.holder = locked.holder";
 const PUT_EDGES: &str = "INSERT INTO larder.edges (parent, child) SELECT * FROM unnest($1, $2) ON CONFLICT DO NOTHING";
 const PUT_VISIBLE: &str = "INSERT INTO larder.visibility (object, scope, repository) SELECT * FROM unnest($1, $2, $3) \
     ON CONFLICT DO NOTHING RETURNING object";
@@ -75,18 +80,15 @@ const DROP_VARIANTS: &str = "DELETE FROM larder.urls AS u USING ( \
         FROM larder.urls WHERE key = ANY($1)) AS ranked \
     WHERE ranked.place > $2 AND (u.key, u.variant) = (ranked.key, ranked.variant)";
 
-/// Makes the writes of a batch, in a transaction that is open.
-pub async fn apply(client: &Client, holder: i32, batch: &Batch) -> Result<(), IndexError> {
-    if !batch.uploads.is_empty() {
-        return change_uploads(client, holder, batch).await;
-    }
+/// Makes the writes of a batch, in a transaction that is open. Those about uploads are [`super::uploads`]'.
+pub async fn apply(client: &Client, mine: Mine, batch: &Batch) -> Result<(), IndexError> {
     if !batch.dropped.is_empty() {
         // Locked once, by the stronger lock: two that both have the weaker one would wait for each other.
         let dropped = batch.dropped.iter().map(Vec::as_slice).collect();
-        return drop_objects(client, holder, dropped).await;
+        return drop_objects(client, mine.own, dropped).await;
     }
     let numbers = numbers(client, batch).await?;
-    put_objects(client, holder, batch, &numbers).await?;
+    put_objects(client, mine, batch, &numbers).await?;
     put_edges(client, batch, &numbers).await?;
     put_visible(client, batch, &numbers).await?;
     put_tags(client, batch).await?;
@@ -120,29 +122,62 @@ async fn numbers(client: &Client, batch: &Batch) -> Result<Numbers, IndexError> 
     if wanted.is_empty() { Ok(found) } else { Err(IndexError::Server("digests cannot be numbered".to_owned())) }
 }
 
-async fn put_objects(client: &Client, holder: i32, batch: &Batch, numbers: &Numbers) -> Result<(), IndexError> {
+async fn put_objects(client: &Client, mine: Mine, batch: &Batch, numbers: &Numbers) -> Result<(), IndexError> {
     // In the order of their numbers, in which rows are locked.
     let mut changes: Vec<_> =
         batch.objects.iter().filter_map(|(digest, change)| Some((*numbers.get(digest)?, change))).collect();
     changes.sort_unstable_by_key(|(id, _)| *id);
-    let puts: Vec<_> = changes.iter().filter_map(|(id, change)| Some((*id, change.put.as_ref()?, change))).collect();
-    if !puts.is_empty() {
-        let ids: Vec<_> = puts.iter().map(|(id, ..)| *id).collect();
-        let sizes: Vec<_> = puts.iter().map(|(_, put, _)| signed(put.size)).collect();
-        let types: Vec<_> = puts.iter().map(|(_, put, _)| put.media_type.as_deref()).collect();
-        let stored: Vec<_> = puts.iter().map(|(_, put, _)| put.stored_at).collect();
-        let used: Vec<_> = puts.iter().map(|(_, put, change)| change.last_use.unwrap_or(put.stored_at)).collect();
-        let uploads: Vec<_> =
-            puts.iter().map(|(_, put, _)| put.generation.map(|generation| generation.to_string())).collect();
-        let list = values![holder => INT4, ids => INT8_ARRAY, sizes => INT8_ARRAY, types => TEXT_ARRAY,
-            stored => INT8_ARRAY, used => INT8_ARRAY, uploads => TEXT_ARRAY];
-        client.execute_typed(PUT_OBJECTS, list).await?;
+    let puts = changes.iter().filter_map(|(id, change)| Some((*id, change.put.as_ref()?, None, *change)));
+    put_rows(client, mine.own, puts.collect()).await?;
+    if let Some(bucket) = mine.bucket {
+        let found = changes.iter().filter_map(|(id, change)| {
+            let (put, generation) = change.found.as_ref()?;
+            Some((*id, put, Some(generation.to_string()), *change))
+        });
+        put_rows(client, bucket, found.collect()).await?;
+        let found = batch.objects.iter().filter_map(|(digest, change)| Some((digest, &change.found.as_ref()?.0)));
+        let uploaded = found.map(|(digest, put)| (digest.clone(), signed(put.size))).collect();
+        note_of_bucket(client, mine.own, bucket, OfBucket { uploaded, ..OfBucket::default() }).await?;
     }
-    let uses = changes.iter().filter(|(_, change)| change.put.is_none());
-    let (ids, at): (Vec<_>, Vec<_>) = uses.filter_map(|(id, change)| Some((*id, change.last_use?))).unzip();
-    if !ids.is_empty() {
-        client.execute_typed(USE_OBJECTS, values![holder => INT4, ids => INT8_ARRAY, at => INT8_ARRAY]).await?;
+    use_objects(client, mine, &changes).await
+}
+
+/// A row of an object: its number, what it is, its upload, and what else becomes of the object.
+type Row<'a> = (i64, &'a Put, Option<String>, &'a ObjectChange);
+
+/// Puts rows of a holder.
+async fn put_rows(client: &Client, holder: i32, rows: Vec<Row<'_>>) -> Result<(), IndexError> {
+    if rows.is_empty() {
+        return Ok(());
     }
+    let ids: Vec<_> = rows.iter().map(|(id, ..)| *id).collect();
+    let sizes: Vec<_> = rows.iter().map(|(_, put, ..)| signed(put.size)).collect();
+    let types: Vec<_> = rows.iter().map(|(_, put, ..)| put.media_type.as_deref()).collect();
+    let stored: Vec<_> = rows.iter().map(|(_, put, ..)| put.stored_at).collect();
+    let used: Vec<_> = rows.iter().map(|(_, put, _, change)| change.last_use.unwrap_or(put.stored_at)).collect();
+    let uploads: Vec<_> = rows.iter().map(|(_, _, generation, _)| generation.as_deref()).collect();
+    let list = values![holder => INT4, ids => INT8_ARRAY, sizes => INT8_ARRAY, types => TEXT_ARRAY,
+        stored => INT8_ARRAY, used => INT8_ARRAY, uploads => TEXT_ARRAY];
+    client.execute_typed(PUT_OBJECTS, list).await?;
+    Ok(())
+}
+
+/// Notes that objects were used, or stored anew, in the rows that were not just put.
+async fn use_objects(client: &Client, mine: Mine, changes: &[(i64, &ObjectChange)]) -> Result<(), IndexError> {
+    let is_meant = |change: &ObjectChange| change.found.is_none() && (change.put.is_none() || mine.bucket.is_some());
+    let used = changes.iter().filter(|(_, change)| is_meant(change));
+    let used: Vec<_> = used.filter_map(|(id, change)| Some((*id, change.last_use?, change.put.as_ref()))).collect();
+    if used.is_empty() {
+        return Ok(());
+    }
+    let ids: Vec<_> = used.iter().map(|(id, ..)| *id).collect();
+    let at: Vec<_> = used.iter().map(|(_, at, _)| *at).collect();
+    let types: Vec<_> = used.iter().map(|(_, _, put)| put.and_then(|put| put.media_type.as_deref())).collect();
+    let is_stored: Vec<_> = used.iter().map(|(_, _, put)| put.is_some()).collect();
+    let holders = mine.all();
+    let list = values![holders => INT4_ARRAY, mine.own => INT4, ids => INT8_ARRAY, at => INT8_ARRAY,
+        types => TEXT_ARRAY, is_stored => BOOL_ARRAY];
+    client.execute_typed(USE_OBJECTS, list).await?;
     Ok(())
 }
 
@@ -275,47 +310,14 @@ async fn put_listings(client: &Client, batch: &Batch) -> Result<(), IndexError> 
     Ok(())
 }
 
-const NOTE_UPLOAD: &str = "UPDATE larder.objects SET generation = $3 FROM larder.digests \
-    WHERE digests.id = objects.id AND digest = $1 AND holder = $2 AND generation IS NULL";
-const TAKE_BACK: &str = "UPDATE larder.objects SET generation = NULL FROM larder.digests \
-    WHERE digests.id = objects.id AND digest = $1 AND holder = $2 AND generation = $3";
-const HAS_ANOTHER: &str = "SELECT 1 FROM larder.digests JOIN larder.objects USING (id) \
-    WHERE digest = $1 AND holder = $2 AND generation IS DISTINCT FROM $3";
-
-/// Notes what is in the bucket, and what no longer is. The objects are in order, so that rows are locked in order.
-async fn change_uploads(client: &Client, holder: i32, batch: &Batch) -> Result<(), IndexError> {
-    for (digest, changes) in &batch.uploads {
-        for change in changes {
-            let generation = match *change {
-                UploadChange::Noted(generation) | UploadChange::TakenBack(generation) => Some(generation),
-                UploadChange::Gone(generation) => generation,
-            };
-            let generation = generation.map(|generation| generation.to_string());
-            let list = values![digest => BYTEA, holder => INT4, generation => TEXT];
-            match change {
-                UploadChange::Noted(_) => drop(client.execute_typed(NOTE_UPLOAD, list).await?),
-                UploadChange::TakenBack(_) => drop(client.execute_typed(TAKE_BACK, list).await?),
-                UploadChange::Gone(_) => {
-                    // Behind the lock, what others have written is seen.
-                    client.query_typed(LOCK, values![[digest.as_slice()].as_slice() => BYTEA_ARRAY]).await?;
-                    if client.query_typed_opt(HAS_ANOTHER, list).await?.is_none() {
-                        drop_objects(client, holder, vec![digest.as_slice()]).await?;
-                    }
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
 /// The statement that locks the numbers of digests, so that nothing new refers to them meanwhile.
-const LOCK: &str = "SELECT id, digest FROM larder.digests WHERE digest = ANY($1) ORDER BY digest FOR UPDATE";
+pub const LOCK: &str = "SELECT id, digest FROM larder.digests WHERE digest = ANY($1) ORDER BY digest FOR UPDATE";
 const DROP_OBJECTS: &str = "DELETE FROM larder.objects WHERE id = ANY($1) AND holder = $2";
 const HELD: &str = "SELECT DISTINCT id FROM larder.objects WHERE id = ANY($1)";
 
 /// Forgets objects whose files are gone: all about them, unless another store has them. A tag of the object would lead
 /// to nothing.
-async fn drop_objects(client: &Client, holder: i32, dropped: Vec<&[u8]>) -> Result<(), IndexError> {
+pub async fn drop_objects(client: &Client, holder: i32, dropped: Vec<&[u8]>) -> Result<(), IndexError> {
     let rows = client.query_typed(LOCK, values![dropped => BYTEA_ARRAY]).await?;
     let mut ids = Numbers::new();
     for row in &rows {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::super::{Generation, ListKey, Listing, Timestamp, UrlEntry, Viewer, Write};
+use super::super::{Generation, ListKey, Listing, ObjectEntry, Timestamp, UrlEntry, Viewer, Write};
 use super::values::without_zeros;
 use crate::oci::{Digest, MediaType};
 
@@ -33,12 +33,14 @@ pub type Raw = Vec<u8>;
 /// Repository, name, tag, shelf.
 pub type TagPlace = (String, String, String, String);
 
-/// What becomes of an object's row.
+/// What becomes of an object's rows.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct ObjectChange {
     /// Set if the object was stored.
     pub put: Option<Put>,
-    /// Set if the object was used, and not stored behind that.
+    /// Set if the object was found in the bucket, by this upload.
+    pub found: Option<(Put, Generation)>,
+    /// When the object was last used or stored.
     pub last_use: Option<i64>,
 }
 
@@ -59,7 +61,15 @@ pub struct Put {
     pub size: u64,
     pub media_type: Option<String>,
     pub stored_at: i64,
-    pub generation: Option<Generation>,
+}
+
+impl Put {
+    /// Returns what comes of an object that was stored, and before that as `before` says.
+    fn behind(before: Option<Self>, entry: &ObjectEntry) -> Self {
+        let stored_at = before.as_ref().map_or(entry.stored_at.0, |before| before.stored_at);
+        let media_type = entry.media_type.as_ref().map(text_of).or_else(|| before?.media_type);
+        Self { size: entry.size, media_type, stored_at }
+    }
 }
 
 /// What a tag leads to.
@@ -120,11 +130,13 @@ impl Batch {
         match write {
             Write::Object { digest, entry } => {
                 let change = self.objects.entry(raw(digest)).or_default();
-                let before = change.put.take();
-                let media_type = entry.media_type.as_ref().map(text_of).or_else(|| before.clone()?.media_type);
-                let generation = entry.generation.or_else(|| before.as_ref()?.generation);
-                let stored_at = before.map_or(entry.stored_at.0, |before| before.stored_at);
-                change.put = Some(Put { size: entry.size, media_type, stored_at, generation });
+                match entry.generation {
+                    None => change.put = Some(Put::behind(change.put.take(), entry)),
+                    Some(generation) => {
+                        let before = change.found.take().map(|(put, _)| put);
+                        change.found = Some((Put::behind(before, entry), generation));
+                    }
+                }
                 change.last_use = Some(entry.stored_at.0);
             }
             Write::Used { digest, at } => self.objects.entry(raw(digest)).or_default().last_use = Some(at.0),
@@ -167,7 +179,8 @@ impl Batch {
 
     /// Returns the digests that need a number: those of stored objects, edges and visibility.
     pub fn numbered(&self) -> BTreeSet<&Raw> {
-        let stored = self.objects.iter().filter(|(_, change)| change.put.is_some()).map(|(digest, _)| digest);
+        let is_new = |change: &ObjectChange| change.put.is_some() || change.found.is_some();
+        let stored = self.objects.iter().filter(|(_, change)| is_new(change)).map(|(digest, _)| digest);
         let edges = self.edges.iter().flat_map(|(parent, child)| [parent, child]);
         stored.chain(edges).chain(self.visible.iter().map(|(digest, ..)| digest)).collect()
     }
@@ -195,7 +208,7 @@ fn place_of(key: &super::super::TagKey) -> TagPlace {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::{ObjectEntry, TagEntry, TagKey};
+    use super::super::super::{TagEntry, TagKey};
     use super::*;
 
     fn object(byte: u8) -> Digest {
@@ -227,12 +240,26 @@ mod tests {
         let batches = batches(&writes);
         assert_eq!((batches.len(), batches[0].writes), (1, 6));
         let change = &batches[0].objects[object(1).as_raw()];
-        let stored = Put { size: 1, media_type: Some("m".to_owned()), stored_at: 1, generation: None };
+        let stored = Put { size: 1, media_type: Some("m".to_owned()), stored_at: 1 };
         assert_eq!((change.put.as_ref(), change.last_use), (Some(&stored), Some(2)));
         let tag = batches[0].tags[&place_of(&key)].as_ref().expect("it is there");
         assert_eq!(tag.media_type, "mn", "the database has no zero bytes in texts");
         let first = super::batches(&[put(1, 1, None), used(7)]);
         assert_eq!(first[0].objects[object(1).as_raw()].last_use, Some(7));
+    }
+
+    /// What the bucket has says nothing of a file, nor the other way round.
+    #[test]
+    fn an_object_that_was_found_in_the_bucket_and_one_that_was_stored_are_rows_of_their_own() {
+        let generation = Generation::new().expect("random numbers");
+        let entry = ObjectEntry { size: 1, media_type: None, stored_at: Timestamp(3), generation: Some(generation) };
+        let found = Write::Object { digest: object(1), entry };
+        let batches = batches(&[put(1, 1, Some("m")), found, put(1, 4, None)]);
+        let change = &batches[0].objects[object(1).as_raw()];
+        let (here, there) = (change.put.as_ref().expect("stored"), change.found.as_ref().expect("found"));
+        assert_eq!((here.media_type.as_deref(), here.stored_at), (Some("m"), 1));
+        assert_eq!((there.0.media_type.as_deref(), there.0.stored_at, there.1), (None, 3, generation));
+        assert_eq!((change.last_use, batches[0].numbered().len()), (Some(4), 1));
     }
 
     #[test]

@@ -4,25 +4,30 @@
 //! are therefore read from a while back each time, without those that are known. (The end of all older transactions, as
 //! `pg_snapshot_xmin` tells it, would have to wait for those of other databases, too.)
 
-use tokio_postgres::Client;
+use tokio_postgres::{Client, Row};
 
 use super::super::{Change, IndexError, Mark};
-use super::values::values;
+use super::values::{Mine, values};
 use crate::oci::Digest;
 
 const PURGED: i16 = 0;
 const PURGED_ALL: i16 = 1;
 const PINS: i16 = 2;
+const UPLOADED: i16 = 3;
+const NOT_UPLOADED: i16 = 4;
+const EVICTED: i16 = 5;
 
 const NOTE: &str = "INSERT INTO larder.changes (holder, kind, digests) VALUES ($1, $2, $3)";
+const NOTE_OF_BUCKET: &str =
+    "INSERT INTO larder.changes (holder, kind, digests, bucket, sizes) VALUES ($1, $2, $3, $4, $5)";
 /// Who was away for longer than a day does not rely on them.
 const FORGET: &str = "DELETE FROM larder.changes WHERE noted_at < larder.microseconds() - 86400000000";
 const NOW: &str = "SELECT larder.microseconds()";
 const KNOWN: &str = "SELECT id, noted_at FROM larder.changes WHERE noted_at > $1";
-const NEWS: &str = "SELECT id, noted_at, holder, kind, digests FROM larder.changes \
+const NEWS: &str = "SELECT id, noted_at, holder, kind, digests, sizes, bucket IS NULL OR bucket = $4 FROM larder.changes \
     WHERE noted_at > $1 AND id <> ALL ($2) ORDER BY noted_at, id LIMIT $3";
 /// Most changes that are read at once, each with some hundred digests at most.
-const AT_ONCE: i64 = 64;
+const AT_ONCE: i64 = 256;
 /// Microseconds after its begin by which a transaction that makes a change has ended: more than any may take.
 const LONGEST: i64 = 120_000_000;
 
@@ -41,6 +46,31 @@ pub async fn note_pins(client: &Client, holder: i32) -> Result<(), IndexError> {
     note(client, holder, PINS, &[]).await
 }
 
+/// What has become of a bucket in one transaction.
+#[derive(Debug, Default)]
+pub struct OfBucket {
+    /// What was uploaded, with its bytes.
+    pub uploaded: Vec<(Vec<u8>, i64)>,
+    /// What the bucket has lost.
+    pub lost: Vec<Vec<u8>>,
+    /// What was evicted from it.
+    pub evicted: Vec<Vec<u8>>,
+}
+
+/// Notes what has become of a bucket.
+pub async fn note_of_bucket(client: &Client, own: i32, bucket: i32, changed: OfBucket) -> Result<(), IndexError> {
+    let OfBucket { uploaded, lost, evicted } = changed;
+    let (uploaded, sizes): (Vec<_>, Vec<_>) = uploaded.into_iter().unzip();
+    for (kind, raws, sizes) in [(UPLOADED, uploaded, Some(sizes)), (NOT_UPLOADED, lost, None), (EVICTED, evicted, None)]
+    {
+        if !raws.is_empty() {
+            let list = values![own => INT4, kind => INT2, raws => BYTEA_ARRAY, bucket => INT4, sizes => INT8_ARRAY];
+            client.execute_typed(NOTE_OF_BUCKET, list).await?;
+        }
+    }
+    Ok(())
+}
+
 async fn note(client: &Client, holder: i32, kind: i16, digests: &[Digest]) -> Result<(), IndexError> {
     let raws: Vec<_> = digests.iter().map(Digest::as_raw).collect();
     client.execute_typed(NOTE, values![holder => INT4, kind => INT2, raws => BYTEA_ARRAY]).await?;
@@ -54,7 +84,7 @@ pub async fn forget(client: &Client) -> Result<(), IndexError> {
 }
 
 /// Returns the changes of others that `mark` does not know, and what is known then; without a mark, only the latter.
-pub async fn since(client: &Client, holder: i32, mark: Option<Mark>) -> Result<(Vec<Change>, Mark), IndexError> {
+pub async fn since(client: &Client, mine: Mine, mark: Option<Mark>) -> Result<(Vec<Change>, Mark), IndexError> {
     let now: i64 = client.query_typed_one(NOW, &[]).await?.try_get(0)?;
     let Some(Mark { at, mut known }) = mark else {
         let from = now - LONGEST;
@@ -67,21 +97,32 @@ pub async fn since(client: &Client, holder: i32, mark: Option<Mark>) -> Result<(
     known.retain(|(_, noted_at)| *noted_at > from);
     let numbers: Vec<i64> = known.iter().map(|(number, _)| *number).collect();
     let mut changes = Vec::new();
-    for row in client.query_typed(NEWS, values![from => INT8, numbers => INT8_ARRAY, AT_ONCE => INT8]).await? {
+    let list = values![from => INT8, numbers => INT8_ARRAY, AT_ONCE => INT8, mine.bucket => INT4];
+    for row in client.query_typed(NEWS, list).await? {
         let noted_at = row.try_get(1)?;
         known.push((row.try_get(0)?, noted_at));
         at = at.max(noted_at);
-        if row.try_get::<_, i32>(2)? == holder {
-            continue;
+        // That of a bucket which is not there is neither true nor false.
+        if row.try_get::<_, i32>(2)? != mine.own && row.try_get::<_, Option<bool>>(6)? == Some(true) {
+            changes.push(change_of(&row)?);
         }
-        let raws: Vec<&[u8]> = row.try_get(4)?;
-        changes.push(match row.try_get(3)? {
-            PURGED => Change::Purged(raws.into_iter().filter_map(Digest::from_raw).collect()),
-            PURGED_ALL => Change::PurgedAll,
-            PINS => Change::Pins,
-            // Of a later Larder.
-            _ => Change::Unknown,
-        });
     }
     Ok((changes, Mark { at, known }))
+}
+
+fn change_of(row: &Row) -> Result<Change, IndexError> {
+    let raws: Vec<&[u8]> = row.try_get(4)?;
+    let sizes: Option<Vec<i64>> = row.try_get(5)?;
+    let digests = || raws.iter().filter_map(|raw| Digest::from_raw(raw));
+    let bytes = sizes.unwrap_or_default().into_iter().map(|size| u64::try_from(size).unwrap_or(0));
+    Ok(match row.try_get(3)? {
+        PURGED => Change::Purged(digests().collect()),
+        PURGED_ALL => Change::PurgedAll,
+        PINS => Change::Pins,
+        UPLOADED => Change::Uploaded(digests().zip(bytes).collect()),
+        NOT_UPLOADED => Change::NotUploaded(digests().collect()),
+        EVICTED => Change::Evicted(digests().collect()),
+        // Of a later Larder.
+        _ => Change::Unknown,
+    })
 }

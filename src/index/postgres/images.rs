@@ -9,7 +9,7 @@ use super::super::images::extent::{Extent, Part};
 use super::super::images::rows::{Row, digests_like};
 use super::super::images::{LOOKED_AT, SORTED};
 use super::super::{ImageOrder, ImagePage, ImageSearch, IndexError};
-use super::values::{before_zero, digest, raws, signed, values};
+use super::values::{Mine, before_zero, digest, raws, signed, values};
 use crate::oci::Digest;
 
 /// Rows that are read at once.
@@ -32,15 +32,28 @@ macro_rules! of_manifest {
     };
 }
 
-/// Tags as rows, with `$1` for this Larder's store. A condition and the end of [`of_each_tag`] follow.
+/// What is stored of an object, with `$1` for the holders whose objects this Larder serves: each may have a row of it.
+macro_rules! stored {
+    ($id:literal) => {
+        concat!(
+            "LEFT JOIN LATERAL (SELECT max(size) AS size, max(media_type) AS media_type, max(last_use) AS last_use \
+                FROM larder.objects WHERE objects.id = ",
+            $id,
+            " AND holder = ANY($1)) AS o ON TRUE"
+        )
+    };
+}
+
+/// Tags as rows. A condition and the end of [`of_each_tag`] follow.
 macro_rules! tags {
     () => {
         concat!(
             "SELECT DISTINCT ON (1, 2) ",
             of_tag!(),
             " AS reference, t.repository, t.name, t.digest, t.media_type, t.checked_at, o.last_use \
-             FROM larder.tags AS t LEFT JOIN larder.digests AS d ON d.digest = t.digest \
-             LEFT JOIN larder.objects AS o ON o.id = d.id AND o.holder = $1 WHERE "
+             FROM larder.tags AS t LEFT JOIN larder.digests AS d ON d.digest = t.digest ",
+            stored!("d.id"),
+            " WHERE "
         )
     };
 }
@@ -62,10 +75,11 @@ macro_rules! manifests {
              CASE WHEN EXISTS (SELECT 1 FROM larder.tags AS t WHERE t.digest = m.digest \
                  AND t.repository = m.repository AND t.name = m.name) \
              OR EXISTS (SELECT 1 FROM larder.edges AS e JOIN larder.objects AS above \
-                 ON above.id = e.parent AND above.holder = $1 WHERE e.child = d.id) \
+                 ON above.id = e.parent AND above.holder = ANY($1) WHERE e.child = d.id) \
              THEN NULL ELSE o.last_use END AS last_use \
-             FROM larder.manifests AS m LEFT JOIN larder.digests AS d ON d.digest = m.digest \
-             LEFT JOIN larder.objects AS o ON o.id = d.id AND o.holder = $1 WHERE "
+             FROM larder.manifests AS m LEFT JOIN larder.digests AS d ON d.digest = m.digest ",
+            stored!("d.id"),
+            " WHERE "
         )
     };
 }
@@ -113,22 +127,29 @@ const OF_MANIFESTS: &str = concat!(
     "m.digest = ANY($2))"
 );
 
-/// Stored manifests that were used before `$2`, or then and have a smaller number than `$3`; the last used first.
-pub(super) const USED_LAST: &str = "SELECT digest, last_use, id FROM larder.objects JOIN larder.digests USING (id) \
-    WHERE holder = $1 AND media_type IS NOT NULL AND (last_use, id) < ($2, $3) ORDER BY last_use DESC, id DESC LIMIT $4";
+/// Stored manifests that were used before `$2`, or then and have a smaller number than `$3`; the last used first. One may
+/// come twice, with the use that each holder's row has.
+pub(super) const USED_LAST: &str = "SELECT digest, used.last_use, id FROM unnest($1) AS mine (holder) CROSS JOIN LATERAL ( \
+        SELECT o.id, o.last_use FROM larder.objects AS o \
+        WHERE o.holder = mine.holder AND o.media_type IS NOT NULL AND (o.last_use, o.id) < ($2, $3) \
+        ORDER BY o.last_use DESC, o.id DESC LIMIT $4) AS used \
+    JOIN larder.digests USING (id) ORDER BY used.last_use DESC, id DESC LIMIT $4";
 
-/// What is known of the objects `$2`: their size in this Larder's store, whether they came as blobs, and what they refer
-/// to. An object that came as a blob leads nowhere, and most objects of an image are blobs.
-const PARTS: &str = "SELECT w.id, o.size, o.id IS NOT NULL AND o.media_type IS NULL, \
-        CASE WHEN o.id IS NOT NULL AND o.media_type IS NULL THEN '{}' \
+/// What is known of the objects `$2`: their size if they are stored, whether they came as blobs, and what they refer to.
+/// An object that came as a blob leads nowhere, and most objects of an image are blobs.
+const PARTS: &str = concat!(
+    "SELECT w.id, o.size, o.size IS NOT NULL AND o.media_type IS NULL, \
+        CASE WHEN o.size IS NOT NULL AND o.media_type IS NULL THEN '{}' \
             ELSE ARRAY(SELECT child FROM larder.edges WHERE parent = w.id) END \
-    FROM unnest($2) AS w (id) LEFT JOIN larder.objects AS o ON o.id = w.id AND o.holder = $1";
+     FROM unnest($2) AS w (id) ",
+    stored!("w.id")
+);
 
 const NUMBERS: &str = "SELECT id, digest FROM larder.digests WHERE digest = ANY($1)";
 
 /// See [`super::super::Sqlite::find_images`].
-pub async fn find(client: &Client, holder: i32, search: &ImageSearch) -> Result<ImagePage, IndexError> {
-    let finder = Finder { client, holder, text: &search.text };
+pub async fn find(client: &Client, mine: Mine, search: &ImageSearch) -> Result<ImagePage, IndexError> {
+    let finder = Finder { client, holders: mine.all(), text: &search.text };
     if search.text.contains('\0') {
         // No text of the database has that.
         return Ok(ImagePage::default());
@@ -147,7 +168,7 @@ pub async fn find(client: &Client, holder: i32, search: &ImageSearch) -> Result<
 
 struct Finder<'a> {
     client: &'a Client,
-    holder: i32,
+    holders: Vec<i32>,
     text: &'a str,
 }
 
@@ -155,7 +176,7 @@ impl Finder<'_> {
     /// Returns images in the order of their references. Ends when `most` rows and objects were looked at.
     async fn page(&self, last: &str, count: usize, most: usize) -> Result<ImagePage, IndexError> {
         let (mut page, mut looked_at, mut last) = (ImagePage::default(), 0, before_zero(last).to_owned());
-        let mut sizes = Sizes::new(self.client, self.holder);
+        let mut sizes = Sizes::new(self.client, &self.holders);
         loop {
             let wanted = AT_ONCE.min(count.saturating_sub(page.images.len()).max(FEWEST));
             let mut rows = self.rows(&last, wanted).await?;
@@ -186,13 +207,13 @@ impl Finder<'_> {
 
     /// Returns the next rows behind a reference.
     async fn rows(&self, last: &str, count: usize) -> Result<Vec<Row>, IndexError> {
-        let (client, holder, count) = (self.client, self.holder, i64::try_from(count).unwrap_or(i64::MAX));
+        let (client, holders, count) = (self.client, &self.holders, i64::try_from(count).unwrap_or(i64::MAX));
         let found = if self.text.is_empty() {
-            client.query_typed(ALL, values![holder => INT4, last => TEXT, count => INT8]).await?
+            client.query_typed(ALL, values![holders => INT4_ARRAY, last => TEXT, count => INT8]).await?
         } else {
             let (begin, end) = digests_like(self.text).unwrap_or_default();
             let (text, is_reference) = (self.text, self.text.contains('@'));
-            let list = values![holder => INT4, last => TEXT, count => INT8, text => TEXT, begin => BYTEA,
+            let list = values![holders => INT4_ARRAY, last => TEXT, count => INT8, text => TEXT, begin => BYTEA,
                 end => BYTEA, is_reference => BOOL];
             client.query_typed(WITH, list).await?
         };
@@ -207,7 +228,7 @@ impl Finder<'_> {
             None => self.used_last_of_all(count, most).await?,
         };
         rows.truncate(count);
-        let mut sizes = Sizes::new(self.client, self.holder);
+        let mut sizes = Sizes::new(self.client, &self.holders);
         sizes.read(rows.iter().map(|row| row.digest)).await?;
         let image = |row: Row| {
             let (last_use, extent) = (row.last_use?, sizes.extent(&row.digest));
@@ -231,18 +252,22 @@ impl Finder<'_> {
     /// Returns the first rows, at least `count` if there are so many, of those that were used last and have the text in
     /// their references. Ends when `most` rows were looked at; then the second value is the last of them.
     async fn used_last_of_all(&self, count: usize, most: usize) -> Result<(Vec<Row>, Option<String>), IndexError> {
-        let (client, holder, at_once) = (self.client, self.holder, signed(AT_ONCE as u64));
+        let (client, holders, at_once) = (self.client, &self.holders, signed(AT_ONCE as u64));
         let (mut found, mut looked_at, mut before) = (Vec::new(), 0, (i64::MAX, i64::MAX));
+        let mut known = HashSet::new();
         while found.len() < count {
-            let list = values![holder => INT4, before.0 => INT8, before.1 => INT8, at_once => INT8];
+            let list = values![holders => INT4_ARRAY, before.0 => INT8, before.1 => INT8, at_once => INT8];
             let used = client.query_typed(USED_LAST, list).await?;
             let Some(end) = used.last() else {
                 return Ok((found, None));
             };
             before = (end.try_get(1)?, end.try_get(2)?);
-            let manifests = used.iter().map(|row| digest(row, 0)).collect::<Result<Vec<_>, _>>()?;
+            looked_at += used.len();
+            let mut manifests = used.iter().map(|row| digest(row, 0)).collect::<Result<Vec<_>, _>>()?;
+            // The last use comes first.
+            manifests.retain(|manifest| known.insert(*manifest));
             let mut rows = self.rows_of(&manifests).await?;
-            looked_at += manifests.len() + rows.len();
+            looked_at += rows.len();
             rows.sort_by_key(|row| Reverse(row.last_use));
             let last = rows.last().map(|row| row.reference.clone());
             found.extend(rows.into_iter().filter(|row| row.reference.to_lowercase().contains(self.text)));
@@ -256,8 +281,8 @@ impl Finder<'_> {
     /// Returns the tags of these manifests and the names under which they were asked for by digest, as far as they are
     /// shown.
     async fn rows_of(&self, manifests: &[Digest]) -> Result<Vec<Row>, IndexError> {
-        let (holder, raws) = (self.holder, raws(manifests));
-        let found = self.client.query_typed(OF_MANIFESTS, values![holder => INT4, raws => BYTEA_ARRAY]).await?;
+        let (holders, raws) = (&self.holders, raws(manifests));
+        let found = self.client.query_typed(OF_MANIFESTS, values![holders => INT4_ARRAY, raws => BYTEA_ARRAY]).await?;
         let mut rows = found.iter().map(row_of).collect::<Result<Vec<_>, _>>()?;
         let wanted: HashSet<_> = manifests.iter().collect();
         // On another shelf, a newer row of the same tag may lead elsewhere.
@@ -281,7 +306,7 @@ fn row_of(row: &tokio_postgres::Row) -> Result<Row, IndexError> {
 /// Counts the stored objects of images, and their bytes.
 struct Sizes<'a> {
     client: &'a Client,
-    holder: i32,
+    holders: &'a Vec<i32>,
     known: HashMap<Digest, Extent>,
     /// Objects that were looked at in all.
     looked_at: usize,
@@ -295,8 +320,8 @@ struct Known {
 }
 
 impl<'a> Sizes<'a> {
-    fn new(client: &'a Client, holder: i32) -> Self {
-        Self { client, holder, known: HashMap::new(), looked_at: 0 }
+    fn new(client: &'a Client, holders: &'a Vec<i32>) -> Self {
+        Self { client, holders, known: HashMap::new(), looked_at: 0 }
     }
 
     /// Returns how much of an image is there that was read before.
@@ -317,7 +342,7 @@ impl<'a> Sizes<'a> {
         }
         let (mut found, mut open) = (HashMap::new(), roots.iter().map(|(id, _)| *id).collect::<Vec<_>>());
         while !open.is_empty() {
-            let rows = self.client.query_typed(PARTS, values![self.holder => INT4, open => INT8_ARRAY]).await?;
+            let rows = self.client.query_typed(PARTS, values![self.holders => INT4_ARRAY, open => INT8_ARRAY]).await?;
             let mut below = HashSet::new();
             for row in &rows {
                 let size = row.try_get::<_, Option<i64>>(1)?.map(|size| u64::try_from(size).unwrap_or(0));

@@ -4,7 +4,7 @@
 //!   what an error says.
 //! - [`schema`]: the tables.
 //! - `Write` → [`super::queue`] → [`writer`]: the one task that writes → [`batch`]: what many writes come to →
-//!   [`apply`]: a statement for each table. [`bounds`]: what is too much.
+//!   [`apply`]: a statement for each table; [`uploads`]: what is in the bucket. [`bounds`]: what is too much.
 //! - [`replicas`]: which Larders are alive. [`changes`]: what others have to hear of.
 //! - [`read`], [`images`]: what is read. [`purge`]: what is taken out.
 //!
@@ -26,10 +26,11 @@ mod schema;
 mod server;
 #[cfg(test)]
 pub mod tests;
+mod uploads;
 mod values;
 mod writer;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -43,14 +44,16 @@ use tokio_postgres::Client;
 use super::queue::Task;
 use super::{
     Bounds, Call, Change, ImageName, ImagePage, ImageSearch, Index, IndexError, IsPinned, ListKey, Listing, Mark,
-    ObjectEntry, Purge, Purged, Replica, TagEntry, TagKey, TakeObject, UrlEntry, Viewer, Write,
+    ObjectEntry, Purge, Purged, Replica, TagEntry, TagKey, TakeObject, Timestamp, UrlEntry, Viewer, Write,
 };
 use crate::clock::Instant;
 use crate::config::IndexServer;
 use crate::oci::Digest;
 use connect::Address;
 use purge::Purging;
+use schema::Names;
 use server::{LONG, SOON, Server, Work};
+use values::Mine;
 use writer::{Shared, Writer};
 
 /// Purges that run at the same time. They take the same rows, so more of them would be no faster.
@@ -80,39 +83,35 @@ pub struct PostgresIndex {
 
 impl PostgresIndex {
     /// Begins to use a server, which need not be there yet. `store` names this Larder's store among those that share the
-    /// index. To be called within a runtime.
-    pub fn start(config: &IndexServer, store: String) -> Result<Self, IndexError> {
-        Self::with_deadline(config, store, SOON)
+    /// index, and `bucket` its bucket, which others may have, too. To be called within a runtime.
+    pub fn start(config: &IndexServer, store: String, bucket: Option<String>) -> Result<Self, IndexError> {
+        Self::with_deadline(config, Names { store, bucket }, SOON)
     }
 
-    fn with_deadline(config: &IndexServer, store: String, soon: Duration) -> Result<Self, IndexError> {
+    fn with_deadline(config: &IndexServer, names: Names, soon: Duration) -> Result<Self, IndexError> {
         let server = Server::new(Address::of(config)?, soon)?;
         let (shared, bytes) = (Arc::<Shared>::default(), Arc::<AtomicU64>::default());
         Writer::start(server.clone(), shared.clone());
-        let looking = tokio::spawn(look_after(server.clone(), shared.clone(), bytes.clone(), store));
+        let looking = tokio::spawn(look_after(server.clone(), shared.clone(), bytes.clone(), names));
         Ok(Self { server, shared, purges: Arc::new(Semaphore::new(PURGES)), bytes, looking })
-    }
-
-    fn holder(&self) -> i32 {
-        self.shared.holder.load(Ordering::Relaxed)
     }
 
     /// Does a read that a client waits for.
     fn read<T: Send + 'static>(
         &self,
-        work: impl for<'a> Fn(&'a Client, i32) -> Work<'a, T> + Clone + Send + Sync + 'static,
+        work: impl for<'a> Fn(&'a Client, Mine) -> Work<'a, T> + Clone + Send + Sync + 'static,
     ) -> Call<'_, T> {
         async move {
-            let holder = self.known_holder().await?;
-            self.server.read(self.server.soon, move |client| work(client, holder)).await
+            let mine = self.mine().await?;
+            self.server.read(self.server.soon, move |client| work(client, mine)).await
         }
         .boxed()
     }
 
-    /// Returns the number of this Larder's store, once the server has told it.
-    async fn known_holder(&self) -> Result<i32, IndexError> {
+    /// Returns the holders whose objects this Larder serves, once the server has told them.
+    async fn mine(&self) -> Result<Mine, IndexError> {
         self.server.known(Instant::now() + self.server.soon).await?;
-        Ok(self.holder())
+        Ok(self.shared.mine())
     }
 
     /// Waits until what is queued is written. Fails at once while the server is away or takes no changes.
@@ -147,12 +146,12 @@ impl Drop for PostgresIndex {
 
 /// Finds out whether the server answers, makes the tables, and looks from time to time how large they are. It alone
 /// says that the server is away, so that one call that failed does not fail all others. Runs until the index is dropped.
-async fn look_after(server: Server, shared: Arc<Shared>, bytes: Arc<AtomicU64>, store: String) {
+async fn look_after(server: Server, shared: Arc<Shared>, bytes: Arc<AtomicU64>, names: Names) {
     let (mut patience, mut pause) = (SOON, AGAIN);
     loop {
-        match schema::prepare(&server, Instant::now() + patience, &store).await {
-            Ok(holder) => {
-                shared.holder.store(holder, Ordering::Relaxed);
+        match schema::prepare(&server, Instant::now() + patience, &names).await {
+            Ok(mine) => {
+                shared.set_mine(mine);
                 server.answers();
                 if patience == DOUBTED {
                     // It was doubted without reason, and may be again, by each call.
@@ -203,7 +202,7 @@ impl Index for PostgresIndex {
 
     fn object<'a>(&'a self, digest: &'a Digest) -> Call<'a, Option<ObjectEntry>> {
         let digest = *digest;
-        self.read(move |client, holder| Box::pin(async move { read::object(client, holder, &digest).await }))
+        self.read(move |client, mine| Box::pin(async move { read::object(client, mine, &digest).await }))
     }
 
     fn is_visible<'a>(&'a self, viewer: &'a Viewer, digest: &'a Digest) -> Call<'a, bool> {
@@ -270,9 +269,9 @@ impl Index for PostgresIndex {
         let search = Arc::new(search);
         async move {
             self.flushed(self.server.soon).await?;
-            let find = self.read(move |client, holder| {
+            let find = self.read(move |client, mine| {
                 let search = search.clone();
-                Box::pin(async move { images::find(client, holder, &search).await })
+                Box::pin(async move { images::find(client, mine, &search).await })
             });
             find.await
         }
@@ -281,9 +280,9 @@ impl Index for PostgresIndex {
 
     fn stored_of(&self, objects: Vec<Digest>) -> Call<'_, HashSet<Digest>> {
         let objects = Arc::new(objects);
-        self.read(move |client, holder| {
+        self.read(move |client, mine| {
             let objects = objects.clone();
-            Box::pin(async move { read::stored_of(client, holder, &objects).await })
+            Box::pin(async move { read::stored_of(client, mine, &objects).await })
         })
     }
 
@@ -331,11 +330,11 @@ impl Index for PostgresIndex {
         let each = Arc::new(Mutex::new(each));
         async move {
             self.flushed(LONG).await?;
-            let holder = self.known_holder().await?;
+            let mine = self.mine().await?;
             let read = self.server.change_in_parts(ALL, LONG, move |client| {
                 let each = each.clone();
                 Box::pin(async move {
-                    server::in_time(LONG, read::begin_objects(client, holder, with_repositories)).await?;
+                    server::in_time(LONG, read::begin_objects(client, mine, with_repositories)).await?;
                     while server::in_time(LONG, read::next_objects(client, &each)).await? {}
                     Ok(())
                 })
@@ -397,11 +396,11 @@ impl Index for PostgresIndex {
     fn set_pin(&self, image: ImageName, is_pinned: bool) -> Call<'_, bool> {
         let image = Arc::new(image);
         async move {
-            let holder = self.holder();
+            let own = self.shared.mine().own;
             let set = self.server.change(LONG, move |client| {
                 let image = image.clone();
                 Box::pin(async move {
-                    changes::note_pins(client, holder).await?;
+                    changes::note_pins(client, own).await?;
                     changes::forget(client).await?;
                     read::set_pin(client, &image, is_pinned).await
                 })
@@ -412,20 +411,37 @@ impl Index for PostgresIndex {
     }
 
     fn compared_with(&self) -> Call<'_, Option<String>> {
-        self.read(|client, holder| Box::pin(read::compared_with(client, holder)))
+        self.read(|client, mine| Box::pin(read::compared_with(client, mine)))
     }
 
     fn set_compared_with(&self, bucket: Option<String>) -> Call<'_, ()> {
         let bucket = Arc::new(bucket);
         async move {
-            let holder = self.known_holder().await?;
+            let mine = self.mine().await?;
             let set = self.server.change(LONG, move |client| {
                 let bucket = bucket.clone();
-                Box::pin(async move { read::set_compared_with(client, holder, bucket.as_deref()).await })
+                Box::pin(async move { read::set_compared_with(client, mine, bucket.as_deref()).await })
             });
             set.await
         }
         .boxed()
+    }
+
+    fn keep_bucket(&self, time: Duration) -> Call<'_, bool> {
+        async move {
+            let mine = self.mine().await?;
+            let soon = self.server.soon;
+            self.server.change(soon, move |client| Box::pin(uploads::keep(client, mine, time))).await
+        }
+        .boxed()
+    }
+
+    fn last_uses(&self, objects: Vec<Digest>) -> Call<'_, HashMap<Digest, Timestamp>> {
+        let objects = Arc::new(objects);
+        self.read(move |client, mine| {
+            let objects = objects.clone();
+            Box::pin(async move { uploads::last_uses(client, mine, &objects).await })
+        })
     }
 
     fn purge(&self, purge: Purge) -> BoxStream<'static, Result<Purged, IndexError>> {
@@ -464,10 +480,10 @@ impl Index for PostgresIndex {
     fn announce<'a>(&'a self, me: &'a Replica, alive: Duration) -> Call<'a, ()> {
         let me = Arc::new(me.clone());
         async move {
-            let holder = self.known_holder().await?;
+            let mine = self.mine().await?;
             let announce = self.server.change(self.server.soon, move |client| {
                 let me = me.clone();
-                Box::pin(async move { replicas::announce(client, holder, &me, alive).await })
+                Box::pin(async move { replicas::announce(client, mine.own, &me, alive).await })
             });
             announce.await
         }
@@ -476,7 +492,7 @@ impl Index for PostgresIndex {
 
     fn holders<'a>(&'a self, digest: &'a Digest) -> Call<'a, Vec<Replica>> {
         let digest = *digest;
-        self.read(move |client, holder| Box::pin(async move { replicas::holders(client, holder, &digest).await }))
+        self.read(move |client, mine| Box::pin(async move { replicas::holders(client, mine.own, &digest).await }))
     }
 
     fn replicas(&self) -> Call<'_, Vec<Replica>> {
@@ -484,9 +500,9 @@ impl Index for PostgresIndex {
     }
 
     fn changes(&self, known: Option<Mark>) -> Call<'_, (Vec<Change>, Mark)> {
-        self.read(move |client, holder| {
+        self.read(move |client, mine| {
             let known = known.clone();
-            Box::pin(async move { changes::since(client, holder, known).await })
+            Box::pin(async move { changes::since(client, mine, known).await })
         })
     }
 

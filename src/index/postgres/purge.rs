@@ -1,9 +1,8 @@
 //! Purges: which rows go, and which objects nothing refers to any more. Each step is a short transaction of its own, so
 //! that other writes come in between. See [`super::super::purge`] for what a purge takes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use tokio::sync::mpsc::Sender;
 use tokio_postgres::Client;
@@ -13,7 +12,7 @@ use super::apply::{forget, sweep};
 use super::changes::{self, note_purge, note_purge_of_all};
 use super::read::below;
 use super::server::{LONG, Server, Work};
-use super::values::{digest, generation, raws, unsigned, values};
+use super::values::{Mine, digest, generation, raws, unsigned, values};
 use super::writer::Shared;
 use crate::oci::{Digest, Reference};
 
@@ -98,12 +97,12 @@ impl Purging {
         &self,
         step: impl for<'a> Fn(&'a Client) -> Work<'a, T> + Clone + Send + Sync + 'static,
     ) -> Result<T, IndexError> {
-        let holder = self.shared.holder.load(Ordering::Relaxed);
+        let own = self.shared.mine().own;
         let done = self.server.change(LONG, move |client| {
             let step = step.clone();
             Box::pin(async move {
                 let done = step(client).await?;
-                note_purge(client, holder, &[]).await?;
+                note_purge(client, own, &[]).await?;
                 Ok(done)
             })
         });
@@ -244,14 +243,14 @@ impl Purging {
     }
 
     async fn forget_step(&self, objects: Vec<Digest>, wanted: Wanted) -> Result<Purged, IndexError> {
-        let holder = self.shared.holder.load(Ordering::Relaxed);
+        let mine = self.shared.mine();
         let forgotten = self.server.change(LONG, move |client| {
             let (objects, wanted) = (objects.clone(), wanted.clone());
             Box::pin(async move {
-                let purged = forget_objects(client, holder, &objects, &wanted).await?;
+                let purged = forget_objects(client, mine, &objects, &wanted).await?;
                 // A purge of all is noted at its end.
                 if !matches!(wanted, Wanted::None) {
-                    note_purge(client, holder, &purged.digests).await?;
+                    note_purge(client, mine.own, &purged.digests).await?;
                 }
                 Ok(purged)
             })
@@ -345,8 +344,8 @@ impl Purging {
             last = end;
             self.tell(self.forget_step(in_order(objects), Wanted::None).await?).await;
         }
-        let holder = self.shared.holder.load(Ordering::Relaxed);
-        self.server.change(LONG, move |client| Box::pin(note_purge_of_all(client, holder))).await
+        let own = self.shared.mine().own;
+        self.server.change(LONG, move |client| Box::pin(note_purge_of_all(client, own))).await
     }
 }
 
@@ -458,7 +457,7 @@ async fn lock(client: &Client, objects: &[Digest]) -> Result<Vec<(i64, Digest)>,
 /// Forgets objects, except those that are wanted.
 async fn forget_objects(
     client: &Client,
-    holder: i32,
+    mine: Mine,
     objects: &[Digest],
     wanted: &Wanted,
 ) -> Result<Purged, IndexError> {
@@ -492,17 +491,22 @@ async fn forget_objects(
         }
     }
     let ids: Vec<_> = locked.iter().map(|(id, _)| *id).collect();
-    let mut stored = BTreeSet::new();
+    let (mut stored, mut served) = (BTreeSet::new(), BTreeMap::new());
     for row in client.query_typed(DROP, values![ids => INT8_ARRAY]).await? {
         let id = row.try_get::<_, i64>(0)?;
         stored.insert(id);
-        if row.try_get::<_, i32>(1)? == holder {
-            purged.objects += 1;
-            purged.bytes += unsigned(&row, 2)?;
+        if mine.has(row.try_get(1)?) {
+            let (size, upload) = (unsigned(&row, 2)?, generation(&row, 3)?);
+            // The bucket's row says how long the object is; see [`super::read::object`].
+            if upload.is_some() || !served.contains_key(&id) {
+                served.insert(id, size);
+            }
             let digest = locked.iter().find(|(locked, _)| *locked == id).map(|(_, digest)| *digest);
-            purged.uploads.extend(digest.zip(generation(&row, 3)?));
+            purged.uploads.extend(digest.zip(upload));
         }
     }
+    purged.objects += served.len() as u64;
+    purged.bytes += served.values().sum::<u64>();
     forget(client, &ids).await?;
     if matches!(wanted, Wanted::None) {
         // Of the others, no store has a file.

@@ -12,7 +12,7 @@ use super::super::{
     ImageName, IndexError, ListKey, Listing, ObjectEntry, TagEntry, TagKey, TakeObject, Timestamp, UrlEntry,
     UsedObject, Viewer,
 };
-use super::values::{before_zero, digest, generation, raws, signed, unsigned, values};
+use super::values::{Mine, before_zero, digest, generation, raws, signed, unsigned, values};
 use crate::oci::{Digest, MediaType, Reference};
 
 pub(super) const TAG: &str = "SELECT digest, media_type, size, checked_at FROM larder.tags \
@@ -33,19 +33,36 @@ pub async fn tag(client: &Client, key: &TagKey) -> Result<Option<TagEntry>, Inde
 }
 
 pub(super) const OBJECT: &str = "SELECT size, media_type, stored_at, generation FROM larder.digests JOIN larder.objects USING (id) \
-    WHERE digest = $1 AND holder = $2";
+    WHERE digest = $1 AND holder = ANY($2)";
 
-pub async fn object(client: &Client, holder: i32, object: &Digest) -> Result<Option<ObjectEntry>, IndexError> {
-    let row = client.query_typed_opt(OBJECT, values![object.as_raw() => BYTEA, holder => INT4]).await?;
-    let Some(row) = row else {
-        return Ok(None);
-    };
-    Ok(Some(ObjectEntry {
-        size: unsigned(&row, 0)?,
-        media_type: row.try_get::<_, Option<String>>(1)?.map(MediaType::new),
-        stored_at: Timestamp(row.try_get(2)?),
-        generation: generation(&row, 3)?,
-    }))
+pub async fn object(client: &Client, mine: Mine, object: &Digest) -> Result<Option<ObjectEntry>, IndexError> {
+    let (raw, holders) = (object.as_raw(), mine.all());
+    let mut found = None;
+    for row in client.query_typed(OBJECT, values![raw => BYTEA, holders => INT4_ARRAY]).await? {
+        let entry = ObjectEntry {
+            size: unsigned(&row, 0)?,
+            media_type: row.try_get::<_, Option<String>>(1)?.map(MediaType::new),
+            stored_at: Timestamp(row.try_get(2)?),
+            generation: generation(&row, 3)?,
+        };
+        found = Some(match found {
+            None => entry,
+            Some(other) => both(entry, other),
+        });
+    }
+    Ok(found)
+}
+
+/// Returns what two rows say of an object: that of its file, and that of the bucket.
+fn both(one: ObjectEntry, other: ObjectEntry) -> ObjectEntry {
+    let (uploaded, file) = if one.generation.is_some() { (one, other) } else { (other, one) };
+    ObjectEntry {
+        // A file may be damaged; what comes from the bucket has to have this size.
+        size: uploaded.size,
+        media_type: file.media_type.or(uploaded.media_type),
+        stored_at: file.stored_at.min(uploaded.stored_at),
+        generation: uploaded.generation,
+    }
 }
 
 pub(super) const VISIBLE: &str = "SELECT 1 FROM larder.digests JOIN larder.visibility ON object = id \
@@ -175,11 +192,11 @@ pub async fn catalog(
 }
 
 const STORED: &str = "SELECT digest FROM larder.digests JOIN larder.objects USING (id) \
-    WHERE digest = ANY($1) AND holder = $2";
+    WHERE digest = ANY($1) AND holder = ANY($2)";
 
-pub async fn stored_of(client: &Client, holder: i32, objects: &[Digest]) -> Result<HashSet<Digest>, IndexError> {
-    let raws = raws(objects);
-    let rows = client.query_typed(STORED, values![raws => BYTEA_ARRAY, holder => INT4]).await?;
+pub async fn stored_of(client: &Client, mine: Mine, objects: &[Digest]) -> Result<HashSet<Digest>, IndexError> {
+    let (raws, holders) = (raws(objects), mine.all());
+    let rows = client.query_typed(STORED, values![raws => BYTEA_ARRAY, holders => INT4_ARRAY]).await?;
     rows.iter().map(|row| digest(row, 0)).collect()
 }
 
@@ -206,11 +223,18 @@ pub async fn set_pin(client: &Client, image: &ImageName, is_pinned: bool) -> Res
 const COMPARED: &str = "SELECT compared_with FROM larder.holders WHERE id = $1";
 const SET_COMPARED: &str = "UPDATE larder.holders SET compared_with = $2 WHERE id = $1";
 
-pub async fn compared_with(client: &Client, holder: i32) -> Result<Option<String>, IndexError> {
+/// Returns the holder whose row tells with which bucket it was compared: all that share a bucket know of one comparison.
+fn compared(mine: Mine) -> i32 {
+    mine.bucket.unwrap_or(mine.own)
+}
+
+pub async fn compared_with(client: &Client, mine: Mine) -> Result<Option<String>, IndexError> {
+    let holder = compared(mine);
     Ok(client.query_typed_one(COMPARED, values![holder => INT4]).await?.try_get(0)?)
 }
 
-pub async fn set_compared_with(client: &Client, holder: i32, bucket: Option<&str>) -> Result<(), IndexError> {
+pub async fn set_compared_with(client: &Client, mine: Mine, bucket: Option<&str>) -> Result<(), IndexError> {
+    let holder = compared(mine);
     client.execute_typed(SET_COMPARED, values![holder => INT4, bucket => TEXT]).await?;
     Ok(())
 }
@@ -272,16 +296,28 @@ pub async fn below(client: &Client, roots: &[Digest]) -> Result<HashSet<Digest>,
 const AT_ONCE: usize = 5_000;
 
 /// Begins to read all objects. The cursor belongs to the transaction, so it is the same behind a pooler.
-pub async fn begin_objects(client: &Client, holder: i32, with_repositories: bool) -> Result<(), IndexError> {
+pub async fn begin_objects(client: &Client, mine: Mine, with_repositories: bool) -> Result<(), IndexError> {
     let repositories = if with_repositories {
-        "coalesce((SELECT string_agg(repository, chr(10)) FROM larder.visibility WHERE object = objects.id), '')"
+        "coalesce((SELECT string_agg(repository, chr(10)) FROM larder.visibility WHERE object = o.id), '')"
     } else {
         "''"
     };
+    let Mine { own, bucket } = mine;
+    let objects = match bucket {
+        None => format!(
+            "SELECT id, size, last_use, FALSE AS is_uploaded, TRUE AS has_file \
+             FROM larder.objects WHERE holder = {own}"
+        ),
+        Some(bucket) => format!(
+            "SELECT id, coalesce(max(size) FILTER (WHERE holder = {bucket}), max(size)) AS size, \
+                max(last_use) AS last_use, bool_or(holder = {bucket}) AS is_uploaded, \
+                bool_or(holder = {own}) AS has_file \
+             FROM larder.objects WHERE holder IN ({own}, {bucket}) GROUP BY id"
+        ),
+    };
     let sql = format!(
-        "DECLARE objects NO SCROLL CURSOR FOR SELECT digest, size, last_use, {repositories}, \
-         generation IS NOT NULL \
-         FROM larder.objects JOIN larder.digests USING (id) WHERE holder = {holder} ORDER BY last_use"
+        "DECLARE objects NO SCROLL CURSOR FOR SELECT digest, size, last_use, {repositories}, is_uploaded, has_file \
+         FROM ({objects}) AS o JOIN larder.digests USING (id) ORDER BY last_use"
     );
     Ok(client.batch_execute(&sql).await?)
 }
@@ -297,6 +333,7 @@ pub async fn next_objects(client: &Client, each: &Mutex<TakeObject>) -> Result<b
             last_use: Timestamp(row.try_get(2)?),
             repositories: row.try_get(3)?,
             is_uploaded: row.try_get(4)?,
+            has_file: row.try_get(5)?,
         });
     }
     Ok(rows.len() == AT_ONCE)

@@ -4,7 +4,7 @@ use tokio_postgres::Client;
 
 use super::super::IndexError;
 use super::server::Server;
-use super::values::values;
+use super::values::{Mine, values};
 use crate::clock::Instant;
 
 /// The steps from each version to the next.
@@ -25,24 +25,47 @@ const ADD_HOLDER: &str = "INSERT INTO larder.holders (name) VALUES ($1) ON CONFL
 /// updating the underlying data files"). Of all locks of rows, this one is in the way of the fewest.
 const HOLDER: &str = "SELECT id FROM larder.holders WHERE name = $1 FOR KEY SHARE";
 
+/// The names of the holders whose objects a Larder serves.
+#[derive(Clone, Debug)]
+pub struct Names {
+    /// That of its own store.
+    pub store: String,
+    /// What tells its bucket from all others.
+    pub bucket: Option<String>,
+}
+
+const SET_BUCKET: &str = "UPDATE larder.holders SET bucket = $2 WHERE id = $1 AND bucket IS DISTINCT FROM $2";
+
 /// Brings the tables to the version that this Larder knows. Several replicas may do so at the same time. Returns the
-/// number of the store `name`, unless the server can only be read. Also works while the server is said to be away, by
+/// numbers of the holders, unless the server can only be read. Also works while the server is said to be away, by
 /// `deadline`.
-pub async fn prepare(server: &Server, deadline: Instant, name: &str) -> Result<i32, IndexError> {
-    let name = name.to_owned();
+pub async fn prepare(server: &Server, deadline: Instant, names: &Names) -> Result<Mine, IndexError> {
+    let names = names.clone();
     server
         .look(deadline, move |client| {
-            let name = name.clone();
+            let names = names.clone();
             Box::pin(async move {
                 migrate(client).await?;
-                if let Some(row) = client.query_typed_opt(HOLDER, values![name => TEXT]).await? {
-                    return Ok(row.try_get(0)?);
-                }
-                client.execute_typed(ADD_HOLDER, values![name => TEXT]).await?;
-                Ok(client.query_typed_one(HOLDER, values![name => TEXT]).await?.try_get(0)?)
+                let own = number(client, &names.store).await?;
+                let bucket = match &names.bucket {
+                    // No name of a store has a space.
+                    Some(place) => Some(number(client, &format!("bucket {place}")).await?),
+                    None => None,
+                };
+                client.execute_typed(SET_BUCKET, values![own => INT4, bucket => INT4]).await?;
+                Ok(Mine { own, bucket })
             })
         })
         .await
+}
+
+/// Returns the number of a holder; a new one gets one.
+async fn number(client: &Client, name: &str) -> Result<i32, IndexError> {
+    if let Some(row) = client.query_typed_opt(HOLDER, values![name => TEXT]).await? {
+        return Ok(row.try_get(0)?);
+    }
+    client.execute_typed(ADD_HOLDER, values![name => TEXT]).await?;
+    Ok(client.query_typed_one(HOLDER, values![name => TEXT]).await?.try_get(0)?)
 }
 
 async fn migrate(client: &Client) -> Result<(), IndexError> {

@@ -7,6 +7,7 @@ mod others;
 mod outage;
 mod plans;
 mod same;
+mod shared_bucket;
 mod together;
 mod trouble;
 
@@ -61,19 +62,46 @@ pub fn open(way: Way) -> PostgresIndex {
     open_in(server(), way, &database, "store")
 }
 
+/// Opens an index in a database of its own, of a Larder with a bucket.
+pub fn open_with_bucket(way: Way) -> PostgresIndex {
+    let database = database(server());
+    open_sharing(way, &database, "store", BUCKET)
+}
+
 /// Opens an index for a store in a database.
 pub fn open_in(server: &Postgres, way: Way, database: &str, store: &str) -> PostgresIndex {
-    let url = match way {
+    open_at(&url_of(server, way, database), store, Duration::from_secs(60))
+}
+
+/// A bucket.
+pub const BUCKET: &str = "http://s3/larder/";
+
+/// Opens an index for a store and a bucket in a database.
+fn open_sharing(way: Way, database: &str, store: &str, bucket: &str) -> PostgresIndex {
+    let names = Names { store: store.to_owned(), bucket: Some(bucket.to_owned()) };
+    open_of(&url_of(server(), way, database), names, Duration::from_secs(60))
+}
+
+fn url_of(server: &Postgres, way: Way, database: &str) -> String {
+    match way {
         Way::Direct => server.url(database),
         Way::Pooled => server.bouncer_url(database),
-    };
-    open_at(&url, store, Duration::from_secs(60))
+    }
 }
 
 /// Opens an index at a URL. `soon`: how long a call that a client waits for may take.
 pub fn open_at(url: &str, store: &str, soon: Duration) -> PostgresIndex {
+    open_of(url, self::store(store), soon)
+}
+
+/// The names of a store without a bucket.
+fn store(name: &str) -> Names {
+    Names { store: name.to_owned(), bucket: None }
+}
+
+fn open_of(url: &str, names: Names, soon: Duration) -> PostgresIndex {
     let config = index_server(url, Secret::default()).expect("a server");
-    PostgresIndex::with_deadline(&config, store.to_owned(), soon).expect("an index")
+    PostgresIndex::with_deadline(&config, names, soon).expect("an index")
 }
 
 /// Returns what is wrong with the numbers of digests: those that nothing needs, and rows that have none.

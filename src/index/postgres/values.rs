@@ -6,6 +6,27 @@ use tokio_postgres::types::{ToSql, Type};
 use super::super::{Generation, IndexError, NoGeneration};
 use crate::oci::Digest;
 
+/// The holders whose objects this Larder serves: its own store, and the bucket, which is one for all that share it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Mine {
+    /// The store in the cache directory. Its row says that the file is there.
+    pub own: i32,
+    /// The bucket. Its row says by which upload the content is there. `None`: there is no bucket.
+    pub bucket: Option<i32>,
+}
+
+impl Mine {
+    /// Returns both.
+    pub fn all(self) -> Vec<i32> {
+        [Some(self.own), self.bucket].into_iter().flatten().collect()
+    }
+
+    /// Returns whether a holder is one of them.
+    pub fn has(self, holder: i32) -> bool {
+        holder == self.own || self.bucket == Some(holder)
+    }
+}
+
 /// A value of a statement, with its type. Without the type, the client would have to ask the server for it first, by a
 /// prepared statement.
 pub type Value<'a> = (&'a (dyn ToSql + Sync), Type);

@@ -2,7 +2,7 @@
 //! no changes, the batch waits, and the queue behind it fills up to its bounds.
 
 use std::convert::Infallible;
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -15,6 +15,8 @@ use super::batch::{Batch, batches};
 use super::bounds::Counts;
 use super::errors::{Trouble, trouble_of};
 use super::server::{Server, State};
+use super::uploads;
+use super::values::Mine;
 use crate::clock::Instant;
 
 /// Most writes in one transaction.
@@ -38,11 +40,20 @@ pub struct Shared {
     pub losses: Losses,
     bounds: Mutex<Bounds>,
     is_ending: AtomicBool,
-    /// The number of this Larder's store.
-    pub holder: AtomicI32,
+    /// As the server last told them.
+    mine: Mutex<Mine>,
 }
 
 impl Shared {
+    /// Returns the holders whose objects this Larder serves.
+    pub fn mine(&self) -> Mine {
+        *self.mine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn set_mine(&self, mine: Mine) {
+        *self.mine.lock().unwrap_or_else(PoisonError::into_inner) = mine;
+    }
+
     pub fn set_bounds(&self, bounds: Bounds) {
         *self.bounds.lock().unwrap_or_else(PoisonError::into_inner) = bounds;
     }
@@ -173,11 +184,17 @@ impl Writer {
 
     async fn write_batch(&self, batch: &Arc<Batch>) -> Result<(), IndexError> {
         self.wait_for_server().await?;
-        let (batch, holder) = (batch.clone(), self.shared.holder.load(Ordering::Relaxed));
+        let (batch, mine) = (batch.clone(), self.shared.mine());
         let time = if self.is_ending() { self.server.soon } else { WRITE };
         let written = self.server.change(time, move |client| {
             let batch = batch.clone();
-            Box::pin(async move { apply(client, holder, &batch).await })
+            Box::pin(async move {
+                if batch.uploads.is_empty() {
+                    apply(client, mine, &batch).await
+                } else {
+                    uploads::change(client, mine, &batch).await
+                }
+            })
         });
         written.await
     }

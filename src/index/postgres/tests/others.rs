@@ -98,7 +98,7 @@ async fn a_change_whose_transaction_ends_after_that_of_a_later_one_is_not_missed
     let begun = Arc::new(Mutex::new(Some(begun)));
     let (end, may_end) = may_end;
     let may_end = Arc::new(tokio::sync::Mutex::new(Some(may_end)));
-    let (holder, server) = (other.known_holder().await.expect("known"), other.server.clone());
+    let (holder, server) = (other.mine().await.expect("known").own, other.server.clone());
     let slow = tokio::spawn(async move {
         let change = server.change(LONG, move |client| {
             let (begun, may_end) = (begun.clone(), may_end.clone());

@@ -96,7 +96,7 @@ async fn a_login_or_a_database_that_is_wrong_is_said_with_what_to_do() {
     let at = |database: &str, user: &str, password: &str| {
         let url = server.url(database).replace("user=larder", &format!("user={user}"));
         let config = index_server(&url, Secret::new(password)).expect("a server");
-        PostgresIndex::with_deadline(&config, "store".to_owned(), Duration::from_secs(60)).expect("an index")
+        PostgresIndex::with_deadline(&config, store("store"), Duration::from_secs(60)).expect("an index")
     };
     for (index, parts) in [
         (at(&database, "stranger", "wrong-password"), ["password authentication failed", "index.password_file"]),
@@ -125,7 +125,7 @@ async fn tls_is_used_and_the_certificate_checked_unless_the_url_says_otherwise()
         if is_trusted && let Some(tls) = &mut config.tls {
             tls.roots = Some(vec![certificate.der().clone()]);
         }
-        PostgresIndex::with_deadline(&config, "store".to_owned(), Duration::from_secs(60)).expect("an index")
+        PostgresIndex::with_deadline(&config, store("store"), Duration::from_secs(60)).expect("an index")
     };
     let refused = at("verify-full", false).check().await.expect_err("nobody vouches for it").to_string();
     assert!(refused.contains("TLS") && refused.contains("certificate"), "{refused}");

@@ -27,6 +27,7 @@ async fn plan(index: &PostgresIndex, sql: String, types: Vec<Type>) -> String {
                     let value: &(dyn ToSql + Sync) = match *of {
                         Type::INT8 => &1_i64,
                         Type::INT4 => &1_i32,
+                        Type::INT4_ARRAY => &(&[1_i32, 2] as &[i32]),
                         Type::INT2 => &1_i16,
                         Type::TEXT => &"x",
                         Type::BYTEA_ARRAY => &(&[DIGEST] as &[&[u8]]),
@@ -48,7 +49,7 @@ async fn what_a_request_reads_is_found_by_indexes() {
     let text = Type::TEXT;
     let cases: [Case<'_>; 9] = [
         (read::TAG, &[text.clone(), text.clone(), text.clone(), text.clone()], &[("tags_pkey", "repository")]),
-        (read::OBJECT, &[Type::BYTEA, Type::INT4], &[("digests_digest_key", "digest"), ("objects_pkey", "id")]),
+        (read::OBJECT, &[Type::BYTEA, Type::INT4_ARRAY], &[("digests_digest_key", "digest"), ("objects_pkey", "id")]),
         (
             read::VISIBLE,
             &[Type::BYTEA, text.clone(), Type::INT2],
@@ -63,10 +64,10 @@ async fn what_a_request_reads_is_found_by_indexes() {
         (read::URLS, &[Type::BYTEA], &[("urls_pkey", "key")]),
         (
             images::ALL,
-            &[Type::INT4, text.clone(), Type::INT8],
-            &[("tags_by_reference", "repository"), ("manifests_by_reference", "repository")],
+            &[Type::INT4_ARRAY, text.clone(), Type::INT8],
+            &[("tags_by_reference", "repository"), ("manifests_by_reference", "repository"), ("objects_pkey", "id")],
         ),
-        (images::USED_LAST, &[Type::INT4, Type::INT8, Type::INT8, Type::INT8], &[("objects_by_use", "holder")]),
+        (images::USED_LAST, &[Type::INT4_ARRAY, Type::INT8, Type::INT8, Type::INT8], &[("objects_by_use", "holder")]),
         (purge::UNNAME, &[text.clone(), text, Type::BYTEA_ARRAY], &[("manifests_pkey", "repository")]),
     ];
     for (sql, types, indexes) in cases {

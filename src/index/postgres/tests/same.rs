@@ -6,9 +6,9 @@ use futures_util::TryStreamExt;
 use proptest::prelude::*;
 use tokio::runtime::Runtime;
 
-use super::super::super::graph::{Graph, NAMES, OBJECTS, REPOSITORIES, TAGS, graphs, object};
+use super::super::super::graph::{NAMES, OBJECTS, REPOSITORIES, TAGS, graphs, object};
 use super::super::super::purge::tests::purges;
-use super::super::super::{ImageOrder, LocalIndex, Scope, Sqlite};
+use super::super::super::{ImageOrder, LocalIndex, Scope, Sqlite, UsedObject};
 use super::*;
 use crate::work::Pool;
 
@@ -19,15 +19,15 @@ struct Trial {
 }
 
 impl Trial {
-    fn new(way: Way) -> Self {
+    fn new(open: fn(Way) -> PostgresIndex) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         let runtime = runtime.expect("a runtime");
-        let index = runtime.block_on(async { open(way) });
+        let index = runtime.block_on(async { open(Way::Pooled) });
         Self { runtime, index }
     }
 
     /// Returns both indexes with these writes.
-    fn written(&self, graph: Graph) -> (tempfile::TempDir, LocalIndex) {
+    fn written(&self, writes: Vec<Write>) -> (tempfile::TempDir, LocalIndex) {
         let dir = tempfile::tempdir().expect("a directory");
         let pool = Pool::new("a test", 8, Duration::from_secs(60));
         let local = LocalIndex::new(Sqlite::open(dir.path()).expect("an index"), pool.clone(), pool);
@@ -41,7 +41,7 @@ impl Trial {
             });
             clear.await.expect("empty");
             for index in [&local as &dyn Index, &self.index] {
-                index.apply(graph.0.clone()).await.expect("queued");
+                index.apply(writes.clone()).await.expect("queued");
                 index.flush().await.expect("written");
             }
         });
@@ -104,18 +104,22 @@ async fn assert_same(local: &LocalIndex, other: &PostgresIndex) {
     assert_eq!(one, two);
 }
 
-/// Returns all objects with their sizes, uses and viewers, in order.
-async fn uses(index: &dyn Index) -> Vec<(Digest, u64, i64, Vec<String>)> {
+/// An object's digest, size, use and viewers, and whether it is in the bucket.
+type Use = (Digest, u64, i64, Vec<String>, bool);
+
+/// Returns all objects, in order.
+async fn uses(index: &dyn Index) -> Vec<Use> {
     let found = Arc::new(Mutex::new(Vec::new()));
     let all = found.clone();
     let each: TakeObject = Box::new(move |object| {
         let mut repositories: Vec<_> = object.repositories.lines().map(str::to_owned).collect();
         repositories.sort();
-        all.lock().expect("no panic").push((object.digest, object.size, object.last_use.0, repositories));
+        let UsedObject { digest, size, last_use, is_uploaded, .. } = object;
+        all.lock().expect("no panic").push((digest, size, last_use.0, repositories, is_uploaded));
     });
     index.objects_by_use(true, each).await.expect("read");
     let mut found = found.lock().expect("no panic").clone();
-    assert!(found.is_sorted_by_key(|(_, _, at, _)| *at));
+    assert!(found.is_sorted_by_key(|(_, _, at, ..)| *at));
     found.sort_by(|one, other| one.0.as_raw().cmp(other.0.as_raw()));
     found
 }
@@ -128,12 +132,52 @@ fn cases() -> ProptestConfig {
     ProptestConfig { cases: 48, ..ProptestConfig::default() }
 }
 
+/// Returns writes of a Larder without a bucket.
+fn graph() -> BoxedStrategy<Vec<Write>> {
+    graphs().prop_map(|graph| graph.0).boxed()
+}
+
+/// Returns writes of a Larder with a bucket: some objects are uploaded; of some the file has left the tier in front of the
+/// bucket; those in the bucket are used once more, and some objects are stored once more.
+fn in_bucket() -> BoxedStrategy<Vec<Write>> {
+    let some = || prop::collection::btree_set(0..OBJECTS, 0..usize::from(OBJECTS));
+    let all = (graphs(), some(), some(), some()).prop_map(|(graph, uploaded, evicted, again)| {
+        let upload = |&number: &u8| {
+            let generation = format!("{number:032x}").parse().expect("a generation");
+            Write::Uploaded { digest: object(number), generation }
+        };
+        let evict = |&number: &u8| Write::DropUploaded { digest: object(number), generation: None };
+        let using = |&number: &u8| Write::Used { digest: object(number), at: Timestamp(100 + i64::from(number)) };
+        let entry = ObjectEntry {
+            size: 10,
+            media_type: Some(MediaType::new("m")),
+            stored_at: Timestamp(200),
+            generation: None,
+        };
+        let mut writes = graph.0;
+        writes.extend(uploaded.iter().map(upload));
+        writes.extend(evicted.iter().map(evict));
+        writes.extend(uploaded.iter().map(using));
+        writes.extend(again.iter().map(|&number| Write::Object { digest: object(number), entry: entry.clone() }));
+        writes
+    });
+    all.boxed()
+}
+
 #[test]
 fn lists_searches_and_catalogs_are_the_same() {
-    let trial = Trial::new(Way::Pooled);
-    proptest!(cases(), |(graph in graphs(), text in TEXT, last in prop::sample::select(&LAST[..]), count in 1..6_usize,
+    same_lists(&Trial::new(open), graph());
+}
+
+#[test]
+fn lists_searches_and_catalogs_are_the_same_with_a_bucket() {
+    same_lists(&Trial::new(open_with_bucket), in_bucket());
+}
+
+fn same_lists(trial: &Trial, writes: BoxedStrategy<Vec<Write>>) {
+    proptest!(cases(), |(writes in writes, text in TEXT, last in prop::sample::select(&LAST[..]), count in 1..6_usize,
         asked in 1..8_u8)| {
-        let (_dir, local) = trial.written(graph);
+        let (_dir, local) = trial.written(writes);
         let indexes: [&dyn Index; 2] = [&local, &trial.index];
         trial.run(async {
             assert_same(&local, &trial.index).await;
@@ -157,9 +201,17 @@ fn lists_searches_and_catalogs_are_the_same() {
 
 #[test]
 fn purges_take_out_the_same() {
-    let trial = Trial::new(Way::Pooled);
-    proptest!(cases(), |(graph in graphs(), purge in purges())| {
-        let (_dir, local) = trial.written(graph);
+    same_purges(&Trial::new(open), graph());
+}
+
+#[test]
+fn purges_take_out_the_same_with_a_bucket() {
+    same_purges(&Trial::new(open_with_bucket), in_bucket());
+}
+
+fn same_purges(trial: &Trial, writes: BoxedStrategy<Vec<Write>>) {
+    proptest!(cases(), |(writes in writes, purge in purges())| {
+        let (_dir, local) = trial.written(writes);
         let indexes: [&dyn Index; 2] = [&local, &trial.index];
         trial.run(async {
             let mut found = Vec::new();
@@ -168,6 +220,7 @@ fn purges_take_out_the_same() {
                 let mut all = Purged::default();
                 steps.into_iter().for_each(|step| all.add(step));
                 all.digests.sort_unstable_by(|one, other| one.as_raw().cmp(other.as_raw()));
+                all.uploads.sort_unstable_by(|(one, _), (other, _)| one.as_raw().cmp(other.as_raw()));
                 found.push(all);
             }
             assert_eq!(found[1], found[0]);

@@ -331,7 +331,7 @@ async fn where_the_file_of_the_password_hangs_the_last_one_is_used() {
     let url = server.url(&database).replace("user=larder", "user=stranger");
     let mut config = index_server(&url, Secret::new("secret")).expect("a server");
     config.password_file = Some(hanging.file.clone());
-    let index = PostgresIndex::with_deadline(&config, "store".to_owned(), Duration::from_secs(60)).expect("an index");
+    let index = PostgresIndex::with_deadline(&config, store("store"), Duration::from_secs(60)).expect("an index");
     let answered = join_all((0..20).map(|_| index.check())).await;
     assert!(answered.iter().all(Result::is_ok), "{answered:?}");
 }
