@@ -100,6 +100,9 @@ impl Services {
         let cluster =
             config.cluster.as_ref().map(|config| Cluster::new(config, cache.index(), metrics.clone()).map(Arc::new));
         let cluster = cluster.transpose()?;
+        if let Some(cluster) = cluster.clone() {
+            cache.share_uploads(Box::new(move |digest| cluster.is_home(digest)));
+        }
         let objects = Arc::new(Objects::new(&cache, &clients, &metrics, cluster.as_ref()));
         let registry = Registry::new(access.clone(), objects.clone(), cache.clone(), metrics.clone());
         let proxy = Proxy::new(proxy, access.clone(), objects.clone(), (cache.clone(), metrics.clone()));

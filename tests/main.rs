@@ -69,6 +69,7 @@ mod reasons;
 mod registries;
 mod reload;
 mod replicas;
+mod replicas_bucket;
 mod resume;
 mod same_pull;
 mod secrets;

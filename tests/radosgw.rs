@@ -53,7 +53,7 @@ async fn a_clock_that_a_real_server_does_not_take_is_named_and_pulls_go_on() {
     let content = blob(1, 300_000);
     let digest = hub.push_blob("team/app", content.clone());
     let config = format!("{}{}", ceph.config(""), repository_config("hub", &[&hub]));
-    let larder = Larder::builder().config(config).through(&["faketime", "-f", "+1h"]).start().await;
+    let larder = Larder::builder().config(config).clock("+1h").start().await;
     eventually("the log says what to do", async || larder.log().contains("set the clock")).await;
     for _ in 0..2 {
         assert_eq!(get(larder.blob_url(NAME, &digest)).await.body, content);

@@ -16,10 +16,10 @@ use crate::support::{
     head, https, request,
 };
 
-const MIB: usize = 1 << 20;
+pub const MIB: usize = 1 << 20;
 const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 /// Before any client gives up.
-const SOON: Duration = Duration::from_secs(25);
+pub const SOON: Duration = Duration::from_secs(25);
 
 /// Returns an address of this machine that no other test has: the port has to be known before it is listened on.
 fn address() -> SocketAddr {
@@ -38,10 +38,10 @@ fn config(postgres: &Postgres, address: SocketAddr, repository: &RepositoryConfi
 }
 
 /// Three replicas behind one upstream.
-struct Scene {
-    postgres: Postgres,
-    hub: Hub,
-    replicas: Vec<Larder>,
+pub struct Scene {
+    pub postgres: Postgres,
+    pub hub: Hub,
+    pub replicas: Vec<Larder>,
     addresses: Vec<SocketAddr>,
 }
 
@@ -51,14 +51,19 @@ async fn scene(keys: &str) -> Scene {
 
 /// The same, with clocks that are so far off.
 async fn scene_of_clocks(keys: &str, clocks: [&str; 3]) -> Scene {
+    scene_with(keys, clocks, "").await
+}
+
+/// The same, with more tables in the configuration.
+pub async fn scene_with(keys: &str, clocks: [&str; 3], more: &str) -> Scene {
     let postgres = Postgres::start();
     postgres.create("larder");
     let hub = Hub::start(Options::default()).await;
     let repository = RepositoryConfig::new("hub").set(keys).upstream_with(&hub, "parallel = 1");
     let addresses: Vec<_> = (0..3).map(|_| address()).collect();
     let start = addresses.iter().zip(clocks).map(|(&address, clock)| {
-        let builder = Larder::builder().config(config(&postgres, address, &repository));
-        if clock == "+0" { builder.start() } else { builder.through(&["faketime", "-f", clock]).start() }
+        let builder = Larder::builder().config(format!("{more}{}", config(&postgres, address, &repository)));
+        if clock == "+0" { builder.start() } else { builder.clock(clock).start() }
     });
     let replicas = join_all(start).await;
     let scene = Scene { postgres, hub, replicas, addresses };
@@ -66,7 +71,7 @@ async fn scene_of_clocks(keys: &str, clocks: [&str; 3]) -> Scene {
     scene
 }
 
-async fn metric(larder: &Larder, name: &str) -> u64 {
+pub async fn metric(larder: &Larder, name: &str) -> u64 {
     let metrics = larder.metrics().await;
     let lines = metrics.lines().filter_map(|line| line.strip_prefix(name));
     let values = lines.filter(|rest| rest.starts_with([' ', '{'])).filter_map(|rest| rest.rsplit(' ').next());
@@ -74,7 +79,7 @@ async fn metric(larder: &Larder, name: &str) -> u64 {
 }
 
 impl Scene {
-    async fn all_know_each_other(&self, count: u64) {
+    pub async fn all_know_each_other(&self, count: u64) {
         for replica in &self.replicas {
             eventually("the replicas know each other", async || metric(replica, "larder_replicas").await == count)
                 .await;
@@ -82,7 +87,7 @@ impl Scene {
     }
 
     /// Returns the replica that fetches from upstream, once there is one.
-    async fn home(&self) -> usize {
+    pub async fn home(&self) -> usize {
         for _ in 0..1_000 {
             for (at, replica) in self.replicas.iter().enumerate() {
                 if metric(replica, "larder_fetched_bytes_total").await > 0 {
@@ -94,13 +99,13 @@ impl Scene {
     }
 }
 
-async fn expect(url: String, content: &[u8]) {
+pub async fn expect(url: String, content: &[u8]) {
     let answer = request("GET", &url).deadline(SOON).try_send().await;
     let answer = answer.unwrap_or_else(|error| panic!("{url} is not answered: {error}"));
     assert!(answer.complete() && answer.body == content, "{url}: {} {:?}", answer.status, answer.error);
 }
 
-async fn expect_rest(client: client::Streaming, expected: Bytes) {
+pub async fn expect_rest(client: client::Streaming, expected: Bytes) {
     let length = expected.len() as u64;
     assert_eq!(client.compare(expected).await, (length, true));
 }

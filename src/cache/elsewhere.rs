@@ -50,20 +50,30 @@ impl Cache {
         if changes.is_empty() {
             return;
         }
-        let (mut gone, mut evicted, mut is_all, mut is_more) = (Vec::new(), Vec::new(), false, false);
+        let (mut gone, mut evicted) = (Vec::new(), Vec::new());
+        let (mut is_all, mut is_more, mut is_unknown) = (false, false, false);
         for change in changes {
             is_more |= matches!(change, Change::Purged(_) | Change::PurgedAll | Change::Pins | Change::Unknown);
             match change {
                 Change::Purged(digests) => gone.extend(digests),
                 Change::PurgedAll => is_all = true,
-                Change::Uploaded(objects) => self.upkeep.uploaded_elsewhere(&objects),
-                Change::NotUploaded(digests) => self.upkeep.lost_elsewhere(&digests),
+                Change::Uploaded(objects) => self.upkeep.uploaded_elsewhere(&objects).await,
+                Change::NotUploaded(digests) => {
+                    self.upkeep.lost_elsewhere(&digests);
+                    // Where there is a file, it is sent again.
+                    let here = digests.into_iter().filter(|digest| self.upkeep.has_file_of(digest));
+                    here.for_each(|digest| self.offer_upload(digest));
+                }
                 Change::Evicted(digests) => {
                     self.upkeep.lost_elsewhere(&digests);
                     evicted.extend(digests);
                 }
-                Change::Pins | Change::Unknown => {}
+                Change::Unknown => is_unknown = true,
+                Change::Pins => {}
             }
+        }
+        if is_unknown {
+            self.upkeep.read_anew().await;
         }
         if let Err(error) = self.drop_evicted(evicted).await {
             tracing::warn!(%error, "objects that another Larder has evicted from the bucket stay on this disk");
@@ -96,7 +106,10 @@ impl Cache {
 
     /// Removes the files of objects that another Larder has evicted from the bucket: else they would be uploaded again.
     async fn drop_evicted(&self, evicted: Vec<Digest>) -> Result<(), IndexError> {
-        let gone = self.not_back(evicted).await?;
+        let gone = self.not_back(evicted.clone()).await?;
+        // When the others came in again, they were still said to be in the bucket.
+        let back = evicted.into_iter().filter(|digest| !gone.contains(digest));
+        back.for_each(|digest| self.offer_upload(digest));
         if gone.is_empty() {
             return Ok(());
         }

@@ -353,11 +353,6 @@ impl Cache {
         self.upkeep.stored(digest, size, &viewer.repository);
     }
 
-    /// Has a stored object uploaded, if there is a bucket.
-    fn offer_upload(&self, digest: Digest) {
-        self.uploads.iter().for_each(|uploads| uploads.offer(digest));
-    }
-
     /// Returns what is known of a tag.
     pub async fn tag(&self, key: &TagKey) -> Result<Option<TagEntry>, Failure> {
         if let Some(entry) = self.hot.tags.get(key) {

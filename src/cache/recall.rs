@@ -27,6 +27,11 @@ const LOOK: Duration = Duration::from_millis(10);
 const RECALLED: &str = " from the bucket";
 
 impl Cache {
+    /// Returns whether there is a bucket.
+    pub fn has_bucket(&self) -> bool {
+        self.bucket.is_some()
+    }
+
     /// Returns an object that is in the bucket, whether or not it has a file here.
     pub async fn in_bucket(&self, digest: &Digest) -> Option<InBucket> {
         self.bucket.as_ref()?;

@@ -5,18 +5,22 @@
 //! objects, and those for which no place was free, are sent once they are stored. The row of the object then names the
 //! upload; until that is so, the bucket has nothing.
 //!
+//! Of several Larders that share the bucket and know one another, each object has one that uploads it
+//! ([`Cache::share_uploads`]). The others look later whether it has: it may have died.
+//!
 //! No client waits for any of this. While the bucket fails, objects wait in a bounded queue; what does not fit there is
 //! found again by what upkeep knows of the files.
 
 use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 
+use super::Cache;
 use super::bucket::KnownBucket;
 use super::fill::{Fill, Readable, Reading};
 use super::holds::Holds;
@@ -47,13 +51,25 @@ const PAUSE: Duration = Duration::from_millis(250);
 /// The wait before the next upload after one failed; each further failure doubles it.
 const FIRST_REST: Duration = Duration::from_secs(1);
 const LONGEST_REST: Duration = Duration::from_secs(60);
+/// How often to look whether an index that is away is back.
+const INDEX_REST: Duration = Duration::from_secs(1);
 /// How often to look for files that are not in the bucket; and where it is known that there are some.
 const LOOK: Duration = Duration::from_secs(600);
 const SOON: Duration = Duration::from_secs(30);
+/// How long an upload is left to the Larder whose it is, and most objects that are looked at again then. Further ones are
+/// found by the next look at the files.
+const LEFT: Duration = Duration::from_secs(300);
+const MOST_LEFT: usize = 1 << 16;
+/// How often to look whether those are gone whose uploads they are, and at how many objects.
+const LEFT_LOOK: Duration = Duration::from_secs(5);
+const LOOKED_AT: usize = 1_000;
 
 /// The uploads of a cache; clones share them.
 #[derive(Clone)]
 pub struct Uploads(Arc<Shared>);
+
+/// Tells whether this Larder is the one to upload an object, of all that share the bucket.
+pub type IsMine = Box<dyn Fn(&Digest) -> bool + Send + Sync>;
 
 /// What uploads work on.
 pub struct Parts {
@@ -66,6 +82,8 @@ pub struct Parts {
 
 struct Shared {
     parts: Parts,
+    /// Empty: all objects are.
+    is_mine: OnceLock<IsMine>,
     queue: Mutex<Queue>,
     added: Notify,
     /// Whether an object was left out of the queue.
@@ -81,6 +99,29 @@ struct Queue {
     waiting: VecDeque<Digest>,
     /// Those that wait, and those that are being uploaded.
     all: HashSet<Digest>,
+    /// Those that others are to upload, and when to look whether they have; in the order of that.
+    left: VecDeque<(Instant, Digest)>,
+    /// When those were last looked at.
+    left_looked: Option<Instant>,
+}
+
+impl Queue {
+    /// Takes those out that are to be looked at now: they were left to others for long enough, or the others are gone and
+    /// `is_mine` says so.
+    fn due(&mut self, now: Instant, is_mine: impl Fn(&Digest) -> bool) -> Vec<Digest> {
+        let late = self.left.partition_point(|(at, _)| *at <= now);
+        let mut due: Vec<_> = self.left.drain(..late).map(|(_, digest)| digest).collect();
+        let mut looked_at = 0;
+        self.left.retain(|(_, digest)| {
+            looked_at += 1;
+            let is_due = looked_at <= LOOKED_AT && is_mine(digest);
+            if is_due {
+                due.push(*digest);
+            }
+            !is_due
+        });
+        due
+    }
 }
 
 /// Why an object was not uploaded.
@@ -92,6 +133,9 @@ enum UploadError {
     File(#[from] io::Error),
     #[error(transparent)]
     Index(#[from] IndexError),
+    /// Nothing was sent.
+    #[error("whether another has uploaded it cannot be found out: {0}")]
+    Unasked(#[source] IndexError),
     #[error(transparent)]
     Randomness(#[from] NoRandomness),
     /// All was sent: the bucket may have it.
@@ -137,8 +181,23 @@ impl Alongside {
     pub fn stored(self) {
         if self.stored.send(()).is_err() {
             // The upload has ended before.
-            self.uploads.offer(self.digest);
+            self.uploads.add(self.digest);
         }
+    }
+}
+
+impl Cache {
+    /// Has only those objects uploaded of which `is_mine` says so: others that share the bucket upload the rest.
+    pub fn share_uploads(&self, is_mine: IsMine) {
+        if let Some(uploads) = &self.uploads {
+            // The cluster of a process stays what it is.
+            let _ = uploads.0.is_mine.set(is_mine);
+        }
+    }
+
+    /// Has a stored object uploaded, if there is a bucket.
+    pub(super) fn offer_upload(&self, digest: Digest) {
+        self.uploads.iter().for_each(|uploads| uploads.offer(digest));
     }
 }
 
@@ -146,11 +205,27 @@ impl Uploads {
     pub fn new(parts: Parts) -> Self {
         let [along, stored] = [ALONG, STORED].map(|places| Arc::new(Semaphore::new(places)));
         let (queue, added, has_left_out) = (Mutex::default(), Notify::new(), AtomicBool::new(false));
-        Self(Arc::new(Shared { parts, queue, added, has_left_out, along, stored, holds: Holds::default() }))
+        let (is_mine, holds) = (OnceLock::new(), Holds::default());
+        Self(Arc::new(Shared { parts, is_mine, queue, added, has_left_out, along, stored, holds }))
+    }
+
+    fn is_mine(&self, digest: &Digest) -> bool {
+        self.0.is_mine.get().is_none_or(|is_mine| is_mine(digest))
+    }
+
+    /// Has a stored object uploaded, by this Larder or by the one whose it is.
+    pub fn offer(&self, digest: Digest) {
+        if self.is_mine(&digest) {
+            return self.add(digest);
+        }
+        let mut queue = self.queue();
+        if queue.left.len() < MOST_LEFT {
+            queue.left.push_back((Instant::now() + LEFT, digest));
+        }
     }
 
     /// Has a stored object uploaded, unless it is in the bucket, or too many wait, or it is held back.
-    pub fn offer(&self, digest: Digest) {
+    fn add(&self, digest: Digest) {
         if self.0.parts.upkeep.is_uploaded(&digest) {
             return;
         }
@@ -167,8 +242,9 @@ impl Uploads {
 
     /// Begins to upload an object that comes in, if it is large and a place is free; else it waits until it is stored.
     pub fn begin(&self, fill: Arc<Fill>, digest: Digest) -> Option<Alongside> {
-        let Parts { known, upkeep, .. } = &self.0.parts;
-        let is_wanted = !upkeep.is_uploaded(&digest) && !known.rests() && !self.0.holds.has(&digest, Instant::now());
+        let Parts { known, upkeep, index, .. } = &self.0.parts;
+        let is_held = self.0.holds.has(&digest, Instant::now()) || index.server_trouble().is_some();
+        let is_wanted = !upkeep.is_uploaded(&digest) && !known.rests() && !is_held && self.is_mine(&digest);
         let place = self.0.along.clone().try_acquire_owned().ok().filter(|_| is_wanted)?;
         if !self.queue().all.insert(digest) {
             return None;
@@ -181,7 +257,7 @@ impl Uploads {
             is_stored.close();
             // The object was stored, and this upload did not wait for that.
             if is_stored.try_recv().is_ok() {
-                uploads.offer(digest);
+                uploads.add(digest);
             }
         });
         self.publish();
@@ -198,6 +274,10 @@ impl Uploads {
                 return;
             };
             let digest = self.next().await;
+            // It would not take in what was uploaded.
+            while self.0.parts.index.server_trouble().is_some() {
+                tokio::time::sleep(INDEX_REST).await;
+            }
             let uploads = self.clone();
             let sending = async move {
                 let result = uploads.send_stored(&digest).await;
@@ -219,22 +299,42 @@ impl Uploads {
 
     /// Returns the next object that waits. Where none does, looks for files that are not in the bucket.
     async fn next(&self) -> Digest {
+        let mut look = Instant::now() + LOOK;
         loop {
             let added = self.0.added.notified();
+            self.look_at_left();
             if let Some(digest) = self.queue().waiting.pop_front() {
                 return digest;
             }
-            let pause = if self.0.has_left_out.load(Ordering::Relaxed) { SOON } else { LOOK };
-            if tokio::time::timeout(pause, added).await.is_err() {
+            let now = Instant::now();
+            if self.0.has_left_out.load(Ordering::Relaxed) {
+                look = look.min(now + SOON);
+            }
+            let is_idle = tokio::time::timeout_at(look.min(now + LEFT_LOOK), added).await.is_err();
+            if is_idle && look <= Instant::now() {
                 self.look();
+                look = Instant::now() + LOOK;
             }
         }
+    }
+
+    /// Takes in what was left to others and is not in the bucket, once it is this one's to do.
+    fn look_at_left(&self) {
+        let now = Instant::now();
+        let mut queue = self.queue();
+        if queue.left_looked.is_some_and(|looked| now < looked + LEFT_LOOK) {
+            return;
+        }
+        queue.left_looked = Some(now);
+        let due = queue.due(now, |digest| self.is_mine(digest));
+        drop(queue);
+        due.into_iter().for_each(|digest| self.add(digest));
     }
 
     /// Looks for files that are not in the bucket.
     fn look(&self) {
         self.0.has_left_out.store(false, Ordering::Relaxed);
-        self.0.parts.upkeep.not_yet_uploaded(MOST).into_iter().for_each(|digest| self.offer(digest));
+        self.0.parts.upkeep.not_yet_uploaded(MOST).into_iter().for_each(|digest| self.add(digest));
     }
 
     fn ended(&self, digest: Digest, result: Result<(), UploadError>, place: OwnedSemaphorePermit) {
@@ -253,7 +353,8 @@ impl Uploads {
                 tracing::debug!(%digest, %error, "an object could not be uploaded; it stays in cache.dir");
                 match &error {
                     // Behind those that wait.
-                    UploadError::Bucket(error) if error.is_passing() => self.offer(digest),
+                    UploadError::Bucket(error) if error.is_passing() => self.add(digest),
+                    UploadError::Unasked(_) => self.add(digest),
                     _ => self.0.has_left_out.store(true, Ordering::Relaxed),
                 }
             }
@@ -277,18 +378,17 @@ impl Uploads {
 
     /// Returns whether another Larder that shares the bucket has uploaded the object, as the index tells; then upkeep knows
     /// it, too.
-    async fn is_there(&self, digest: &Digest, size: u64) -> bool {
+    async fn is_there(&self, digest: &Digest, size: u64) -> Result<bool, UploadError> {
         let Parts { index, upkeep, .. } = &self.0.parts;
         if !index.is_on_server() {
-            return false;
+            return Ok(false);
         }
-        // An index that cannot be read would not take in an upload either; that is seen when it is noted.
-        let entry = index.object(digest).await.ok().flatten();
+        let entry = index.object(digest).await.map_err(UploadError::Unasked)?;
         let is_there = entry.is_some_and(|entry| entry.generation.is_some());
         if is_there {
             upkeep.uploaded(digest, size);
         }
-        is_there
+        Ok(is_there)
     }
 
     /// Uploads an object that is stored.
@@ -298,7 +398,7 @@ impl Uploads {
         let Some(object) = store.open(digest).await? else {
             return Ok(());
         };
-        if self.is_there(digest, object.size).await {
+        if self.is_there(digest, object.size).await? {
             return Ok(());
         }
         // A file that was touched is read and compared before it goes anywhere.
@@ -330,7 +430,7 @@ impl Uploads {
     ) -> Result<(), UploadError> {
         let size = fill.size().await?.filter(|&size| size > PART).ok_or(UploadError::NotWhole)?;
         let upkeep = &self.0.parts.upkeep;
-        if self.is_there(&digest, size).await {
+        if self.is_there(&digest, size).await? {
             return Ok(());
         }
         // Its file stays once it is stored: else the object could be evicted just before its row names the upload.

@@ -183,6 +183,11 @@ impl Cluster {
         before.into_iter().map(|(_, replica)| replica.clone()).filter(|replica| !self.rests(replica)).collect()
     }
 
+    /// Returns whether this replica is the home of an object.
+    pub fn is_home(&self, digest: &Digest) -> bool {
+        self.before_me(Key::of_object(digest)).is_empty()
+    }
+
     /// Returns some of the replicas that have an object stored, as the index knows.
     pub async fn holders(&self, digest: &Digest) -> Vec<Replica> {
         // An index that is away says so itself; a slow one is not waited for.

@@ -78,6 +78,14 @@ pub struct UsedObject<'a> {
     pub has_file: bool,
 }
 
+/// How an object is used, by all Larders that share an index.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObjectUse {
+    pub last_use: Timestamp,
+    /// The repositories in which it is visible, a line each.
+    pub repositories: String,
+}
+
 /// Tells whether the configuration pins a tag.
 pub type IsPinned = Box<dyn Fn(&TagKey) -> bool + Send>;
 
@@ -169,9 +177,9 @@ pub trait Index: Send + Sync + 'static {
         std::future::ready(Ok(true)).boxed()
     }
 
-    /// Returns when these objects were last used by any of the Larders that share the index, as far as it says; an index of
-    /// one Larder says nothing, which knows itself.
-    fn last_uses(&self, objects: Vec<Digest>) -> Call<'_, HashMap<Digest, Timestamp>> {
+    /// Returns how the Larders that share the index use these objects, as far as it says; an index of one Larder says
+    /// nothing, which knows itself.
+    fn uses(&self, objects: Vec<Digest>) -> Call<'_, HashMap<Digest, ObjectUse>> {
         let _ = objects;
         std::future::ready(Ok(HashMap::new())).boxed()
     }

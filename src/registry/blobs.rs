@@ -56,14 +56,17 @@ impl Blobs {
     /// Answers with a blob if this client may read it.
     pub async fn answer(&self, request: &Parts, target: &Target, digest: Digest) -> Result<Answer, Refusal> {
         let refuse = Refusal::of(Wanted::Blob);
-        // A store that cannot be read is no reason to fail: the upstream may still answer.
-        if let Some(content) = self.at_hand(target, &digest).await {
-            let (size, content) = content.map_err(&refuse)?;
-            self.consent.confirm(target, StoredObject::Blob(size), &digest).await.map_err(&refuse)?;
-            return self.answer_hit(request, target, &digest, (size, content)).await;
+        if let Some(answer) = self.answer_at_hand(request, target, &digest).await {
+            return answer;
         }
-        if let Some(found) = self.cache.in_bucket(&digest).await {
-            return self.answer_from_bucket(request, target, found).await;
+        if self.cache.has_bucket() {
+            if let Some(found) = self.cache.in_bucket(&digest).await {
+                return self.answer_from_bucket(request, target, found).await;
+            }
+            // An index that is away takes seconds to say so. Meanwhile the blob may have come in.
+            if let Some(answer) = self.answer_at_hand(request, target, &digest).await {
+                return answer;
+            }
         }
         if request.method == Method::HEAD {
             return self.head_blob(target, &digest).await.map_err(&refuse);
@@ -190,6 +193,24 @@ impl Blobs {
             // The blob may have been stored between the first look and this one.
             None => self.cache.stored(digest).await.ok().flatten().and_then(stored),
         }
+    }
+
+    /// Answers with a blob that is in the cache directory; `None` if it is not there. A store that cannot be read is no
+    /// reason to fail: the upstream may still answer.
+    async fn answer_at_hand(
+        &self,
+        request: &Parts,
+        target: &Target,
+        digest: &Digest,
+    ) -> Option<Result<Answer, Refusal>> {
+        let content = self.at_hand(target, digest).await?;
+        let answer = async {
+            let (size, content) = content.map_err(Refusal::of(Wanted::Blob))?;
+            let confirmed = self.consent.confirm(target, StoredObject::Blob(size), digest).await;
+            confirmed.map_err(Refusal::of(Wanted::Blob))?;
+            self.answer_hit(request, target, digest, (size, content)).await
+        };
+        Some(answer.await)
     }
 
     async fn answer_hit(

@@ -193,9 +193,19 @@ impl Upkeep {
     }
 
     /// Notes objects that another Larder has brought into the bucket, each with its bytes.
-    pub fn uploaded_elsewhere(&self, objects: &[(Digest, u64)]) {
+    pub async fn uploaded_elsewhere(&self, objects: &[(Digest, u64)]) {
+        let has_classes = self.ledger().limits().classes.count() > 1;
+        let asked = if has_classes { objects.iter().map(|(digest, _)| *digest).collect() } else { Vec::new() };
+        let uses = match asked.is_empty() {
+            true => HashMap::new(),
+            // It is kept for longer than it has to be, until the index is read anew.
+            false => self.parts.index.uses(asked).await.unwrap_or_default(),
+        };
         let mut ledger = self.ledger();
-        objects.iter().for_each(|&(digest, size)| ledger.uploaded(digest, size, now()));
+        for &(digest, size) in objects {
+            let repositories = uses.get(&digest).map(|used| used.repositories.as_str());
+            ledger.uploaded_elsewhere(digest, size, repositories.unwrap_or_default(), now());
+        }
         drop(ledger);
         self.publish_totals();
     }
@@ -335,13 +345,25 @@ impl Upkeep {
             is_read_anew
         };
         self.pins_changed();
-        if is_read_anew {
-            let (done, result) = oneshot::channel();
-            let asked = self.send(Message::Load { done }).await.is_ok() && result.await.is_ok();
-            if !asked {
-                tracing::error!("what is stored could not be sorted by the new configuration");
-            }
+        if is_read_anew && !self.load().await {
+            tracing::error!("what is stored could not be sorted by the new configuration");
         }
+    }
+
+    /// Reads everything anew, as at the start.
+    pub async fn read_anew(&self) {
+        self.ledger().begin_anew();
+        self.loaded.send_replace(false);
+        self.pins_changed();
+        if !self.load().await {
+            tracing::error!("what is stored could not be read anew from the index");
+        }
+    }
+
+    /// Has the index read. Returns whether that was done.
+    async fn load(&self) -> bool {
+        let (done, result) = oneshot::channel();
+        self.send(Message::Load { done }).await.is_ok() && result.await.is_ok()
     }
 
     async fn ask<T>(&self, message: impl FnOnce(oneshot::Sender<T>) -> Message) -> io::Result<T> {
@@ -363,6 +385,11 @@ impl Upkeep {
     /// Returns whether the content of an object is in the bucket.
     pub fn is_uploaded(&self, digest: &Digest) -> bool {
         self.ledger().is_uploaded(digest)
+    }
+
+    /// Returns whether an object has a file here, as far as upkeep knows.
+    pub fn has_file_of(&self, digest: &Digest) -> bool {
+        self.ledger().has_file(digest)
     }
 
     /// Returns objects that are not in the bucket yet and have a file here.

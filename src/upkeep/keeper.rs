@@ -16,7 +16,7 @@ use super::desk::Upkeep;
 use super::gone::{Gone, Why};
 use super::ledger::{Look, Step};
 use super::mail::{Ask, Message};
-use crate::index::{IndexError, TakeObject};
+use crate::index::{IndexError, ObjectUse, TakeObject};
 use crate::oci::Digest;
 use crate::spool::Download;
 
@@ -383,15 +383,12 @@ impl Keeper {
         if next.is_empty() {
             return Ok(0);
         }
-        let uses = self.upkeep.parts().index.last_uses(next.iter().map(|(digest, _)| *digest).collect()).await?;
-        let (mut ledger, mut news) = (self.upkeep.ledger(), 0);
-        for (digest, known) in next {
-            if let Some(used) = uses.get(&digest).map(|at| past(*at)).filter(|used| *used > known) {
-                ledger.used_elsewhere(&digest, used);
-                news += 1;
-            }
-        }
-        Ok(news)
+        let uses = self.upkeep.parts().index.uses(next.iter().map(|(digest, _)| *digest).collect()).await?;
+        let mut ledger = self.upkeep.ledger();
+        let mut is_news = |(digest, used): (&Digest, &ObjectUse)| {
+            ledger.used_elsewhere(digest, past(used.last_use), &used.repositories)
+        };
+        Ok(uses.iter().map(|used| usize::from(is_news(used))).sum())
     }
 
     async fn remove_files(&self, files: &[Digest]) {

@@ -122,13 +122,18 @@ impl Ledger {
     /// Sets other limits. Returns whether the index has to be read anew, because objects are kept for other times.
     pub fn set_limits(&mut self, limits: Arc<Limits>) -> bool {
         let is_read_anew = self.limits.classes != limits.classes;
-        if is_read_anew {
-            self.is_loaded = false;
-            self.evictor = Evictor::new(limits.classes.count());
-            self.bucket = self.bucket.as_ref().map(|_| Evictor::new(limits.classes.count()));
-        }
         self.limits = limits;
+        if is_read_anew {
+            self.begin_anew();
+        }
         is_read_anew
+    }
+
+    /// Forgets all objects: the index is to be read anew.
+    pub fn begin_anew(&mut self) {
+        self.is_loaded = false;
+        self.evictor = Evictor::new(self.limits.classes.count());
+        self.bucket = self.bucket.as_ref().map(|_| Evictor::new(self.limits.classes.count()));
     }
 
     /// Returns whether the index was read.

@@ -41,6 +41,17 @@ impl Ledger {
         self.evictor.set_pinned(&digest, false, now);
     }
 
+    /// Notes that another Larder has brought an object into the bucket, which is visible in `repositories`, a line each. If
+    /// none is known, it is kept for as long as any.
+    pub fn uploaded_elsewhere(&mut self, digest: Digest, size: u64, repositories: &str, now: Seconds) {
+        if !repositories.is_empty() {
+            let class = self.limits().classes.longest(repositories);
+            let here = self.evictor.find(&digest).map_or(0, |(_, class, _)| class);
+            self.known_uploaded(digest, size, class.max(here), now);
+        }
+        self.uploaded(digest, size, now);
+    }
+
     /// Notes that an object is no longer in the bucket.
     pub fn not_uploaded(&mut self, digest: &Digest, now: Seconds) {
         if self.bucket.as_mut().and_then(|bucket| bucket.remove(digest)).is_some() {
@@ -96,9 +107,23 @@ impl Ledger {
         classes.collect()
     }
 
-    /// Notes that an object in the bucket was used by another Larder.
-    pub fn used_elsewhere(&mut self, digest: &Digest, at: Seconds) {
-        self.bucket.iter_mut().for_each(|bucket| _ = bucket.touch(digest, at));
+    /// Notes when an object in the bucket was last used by any Larder, and in which repositories it is visible, a line each.
+    /// Returns whether that was news.
+    pub fn used_elsewhere(&mut self, digest: &Digest, at: Seconds, repositories: &str) -> bool {
+        let class = if repositories.is_empty() { 0 } else { self.limits().classes.longest(repositories) };
+        let Some(bucket) = &mut self.bucket else {
+            return false;
+        };
+        let Some((_, known_class, known)) = bucket.find(digest) else {
+            return false;
+        };
+        let at = at.max(known);
+        match class > known_class {
+            true => bucket.raise(digest, class, at),
+            false if at > known => drop(bucket.touch(digest, at)),
+            false => return false,
+        }
+        true
     }
 
     /// Takes at most `most` objects out of the bucket that were not used for as long as their class keeps them, then
@@ -190,8 +215,27 @@ mod tests {
         assert!(ledger.next_to_leave_bucket(9, 9).is_empty(), "there is room");
         ledger.known_uploaded(digest(3), 4096, 0, 3);
         assert_eq!(ledger.next_to_leave_bucket(2, 9), [(digest(1), 1), (digest(2), 2)]);
-        ledger.used_elsewhere(&digest(1), 5);
+        assert!(ledger.used_elsewhere(&digest(1), 5, "") && !ledger.used_elsewhere(&digest(1), 5, ""));
         assert_eq!(ledger.shrink_bucket(9, 9, |_| false).1, [digest(2)]);
+    }
+
+    #[test]
+    fn what_others_uploaded_is_kept_as_long_as_the_repositories_want_in_which_it_is_visible() {
+        let repository = |name: &str, ttl: &str| {
+            format!("[repository.{name}]\nttl = \"{ttl}\"\n[[repository.{name}.upstream]]\nurl = \"https://r\"\n")
+        };
+        let mut ledger = ledger(&format!("{}{}", repository("short", "10s"), repository("long", "100s")));
+        let soon = |ledger: &mut Ledger, now| ledger.shrink_bucket(9, now, |_| false).0;
+        for (number, repositories) in [(1, "short"), (2, "short\nlong"), (3, "")] {
+            ledger.uploaded_elsewhere(digest(number), 10, repositories, 0);
+        }
+        // A client saw it meanwhile where it is kept for longer.
+        ledger.uploaded_elsewhere(digest(4), 10, "short", 0);
+        assert!(ledger.used_elsewhere(&digest(4), 0, "long") && !ledger.used_elsewhere(&digest(4), 0, "long"));
+        assert_eq!(soon(&mut ledger, 20), [digest(1)]);
+        let mut late = soon(&mut ledger, 200);
+        late.sort();
+        assert_eq!(late, [2, 4].map(digest), "of what nobody is known to see, the longest time of any counts");
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! - [`schema`]: the tables.
 //! - `Write` → [`super::queue`] → [`writer`]: the one task that writes → [`batch`]: what many writes come to →
 //!   [`apply`]: a statement for each table; [`uploads`]: what is in the bucket. [`bounds`]: what is too much.
-//! - [`replicas`]: which Larders are alive. [`changes`]: what others have to hear of.
+//! - [`replicas`]: which Larders are alive. [`changes`]: what others have to hear of. [`unseen`]: who was not there for long.
 //! - [`read`], [`images`]: what is read. [`purge`]: what is taken out.
 //!
 //! While the server is away, reads fail at once (the cache then asks upstreams, as where nothing is known), and writes
@@ -26,6 +26,7 @@ mod schema;
 mod server;
 #[cfg(test)]
 pub mod tests;
+mod unseen;
 mod uploads;
 mod values;
 mod writer;
@@ -44,7 +45,7 @@ use tokio_postgres::Client;
 use super::queue::Task;
 use super::{
     Bounds, Call, Change, ImageName, ImagePage, ImageSearch, Index, IndexError, IsPinned, ListKey, Listing, Mark,
-    ObjectEntry, Purge, Purged, Replica, TagEntry, TagKey, TakeObject, Timestamp, UrlEntry, Viewer, Write,
+    ObjectEntry, ObjectUse, Purge, Purged, Replica, TagEntry, TagKey, TakeObject, UrlEntry, Viewer, Write,
 };
 use crate::clock::Instant;
 use crate::config::IndexServer;
@@ -70,6 +71,8 @@ const SELDOM: Duration = Duration::from_secs(8);
 const DOUBTED: Duration = Duration::from_secs(1);
 /// How often a server that answers is asked for the size of the tables.
 const LOOK: Duration = Duration::from_secs(60);
+/// How long after its start a Larder forgets no other: after a long rest of all, they come back one by one.
+const START: Duration = Duration::from_secs(3600);
 
 /// The index in PostgreSQL.
 pub struct PostgresIndex {
@@ -147,7 +150,7 @@ impl Drop for PostgresIndex {
 /// Finds out whether the server answers, makes the tables, and looks from time to time how large they are. It alone
 /// says that the server is away, so that one call that failed does not fail all others. Runs until the index is dropped.
 async fn look_after(server: Server, shared: Arc<Shared>, bytes: Arc<AtomicU64>, names: Names) {
-    let (mut patience, mut pause) = (SOON, AGAIN);
+    let (mut patience, mut pause, begun) = (SOON, AGAIN, Instant::now());
     loop {
         match schema::prepare(&server, Instant::now() + patience, &names).await {
             Ok(mine) => {
@@ -157,10 +160,16 @@ async fn look_after(server: Server, shared: Arc<Shared>, bytes: Arc<AtomicU64>, 
                     // It was doubted without reason, and may be again, by each call.
                     tokio::time::sleep(AGAIN).await;
                 }
+                let looking = async {
+                    measure(&server, &bytes).await;
+                    if begun.elapsed() > START {
+                        unseen::forget(&server).await;
+                    }
+                };
                 let doubted = async {
                     tokio::select! {
                         () = server.doubted() => {}
-                        () = measure(&server, &bytes) => server.doubted().await,
+                        () = looking => server.doubted().await,
                     }
                 };
                 patience = match tokio::time::timeout(LOOK, doubted).await {
@@ -436,11 +445,11 @@ impl Index for PostgresIndex {
         .boxed()
     }
 
-    fn last_uses(&self, objects: Vec<Digest>) -> Call<'_, HashMap<Digest, Timestamp>> {
+    fn uses(&self, objects: Vec<Digest>) -> Call<'_, HashMap<Digest, ObjectUse>> {
         let objects = Arc::new(objects);
         self.read(move |client, mine| {
             let objects = objects.clone();
-            Box::pin(async move { uploads::last_uses(client, mine, &objects).await })
+            Box::pin(async move { uploads::uses(client, mine, &objects).await })
         })
     }
 

@@ -34,7 +34,9 @@ pub struct Names {
     pub bucket: Option<String>,
 }
 
-const SET_BUCKET: &str = "UPDATE larder.holders SET bucket = $2 WHERE id = $1 AND bucket IS DISTINCT FROM $2";
+/// Says that a holder is in use, and which bucket a store has. Behind [`HOLDER`], nobody forgets it meanwhile.
+const SEEN: &str = "UPDATE larder.holders SET bucket = $2, seen_at = now() \
+    WHERE id = $1 AND (bucket IS DISTINCT FROM $2 OR seen_at < now() - interval '1 hour')";
 
 /// Brings the tables to the version that this Larder knows. Several replicas may do so at the same time. Returns the
 /// numbers of the holders, unless the server can only be read. Also works while the server is said to be away, by
@@ -52,7 +54,10 @@ pub async fn prepare(server: &Server, deadline: Instant, names: &Names) -> Resul
                     Some(place) => Some(number(client, &format!("bucket {place}")).await?),
                     None => None,
                 };
-                client.execute_typed(SET_BUCKET, values![own => INT4, bucket => INT4]).await?;
+                client.execute_typed(SEEN, values![own => INT4, bucket => INT4]).await?;
+                if let Some(bucket) = bucket {
+                    client.execute_typed(SEEN, values![bucket => INT4, None::<i32> => INT4]).await?;
+                }
                 Ok(Mine { own, bucket })
             })
         })

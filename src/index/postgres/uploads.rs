@@ -8,9 +8,9 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use tokio_postgres::Client;
+use tokio_postgres::{Client, Row};
 
-use super::super::{IndexError, Timestamp};
+use super::super::{IndexError, ObjectUse, Timestamp};
 use super::apply::{LOCK, drop_objects};
 use super::batch::{Batch, UploadChange};
 use super::changes::{OfBucket, forget, note_of_bucket};
@@ -125,21 +125,18 @@ pub async fn keep(client: &Client, mine: Mine, time: Duration) -> Result<bool, I
     Ok(is_kept)
 }
 
-const LAST_USES: &str = "SELECT digest, last_use FROM larder.digests JOIN larder.objects USING (id) \
-    WHERE digest = ANY($1) AND holder = ANY($2)";
+const USES: &str = "SELECT d.digest, max(o.last_use), \
+        coalesce((SELECT string_agg(repository, chr(10)) FROM larder.visibility WHERE object = d.id), '') \
+    FROM larder.digests AS d JOIN larder.objects AS o USING (id) \
+    WHERE d.digest = ANY($1) AND o.holder = ANY($2) GROUP BY d.id";
 
-/// See [`super::super::Index::last_uses`].
-pub async fn last_uses(
-    client: &Client,
-    mine: Mine,
-    objects: &[Digest],
-) -> Result<HashMap<Digest, Timestamp>, IndexError> {
+/// See [`super::super::Index::uses`].
+pub async fn uses(client: &Client, mine: Mine, objects: &[Digest]) -> Result<HashMap<Digest, ObjectUse>, IndexError> {
     let (raws, holders) = (raws(objects), mine.all());
-    let mut uses = HashMap::new();
-    for row in client.query_typed(LAST_USES, values![raws => BYTEA_ARRAY, holders => INT4_ARRAY]).await? {
-        let at = Timestamp(row.try_get(1)?);
-        let last = uses.entry(digest(&row, 0)?).or_insert(at);
-        *last = at.max(*last);
-    }
-    Ok(uses)
+    let rows = client.query_typed(USES, values![raws => BYTEA_ARRAY, holders => INT4_ARRAY]).await?;
+    let of = |row: &Row| {
+        let used = ObjectUse { last_use: Timestamp(row.try_get(1)?), repositories: row.try_get(2)? };
+        Ok((digest(row, 0)?, used))
+    };
+    rows.iter().map(of).collect()
 }

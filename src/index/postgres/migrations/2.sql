@@ -36,3 +36,5 @@ ALTER TABLE larder.holders ADD COLUMN kept_by integer;
 ALTER TABLE larder.holders ADD COLUMN kept_until timestamptz;
 -- The holder that is the bucket of a store.
 ALTER TABLE larder.holders ADD COLUMN bucket integer;
+-- When a Larder last used it: those that nobody has used for long are forgotten.
+ALTER TABLE larder.holders ADD COLUMN seen_at timestamptz NOT NULL DEFAULT now();

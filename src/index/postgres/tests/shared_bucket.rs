@@ -2,8 +2,9 @@
 
 use futures_util::TryStreamExt;
 
+use super::super::unseen;
 use super::*;
-use crate::index::Generation;
+use crate::index::{Generation, TagEntry};
 
 async fn write(index: &PostgresIndex, writes: Vec<Write>) {
     index.apply(writes).await.expect("queued");
@@ -160,13 +161,62 @@ async fn one_of_those_who_share_a_bucket_keeps_it_until_it_says_so_no_more() {
 }
 
 #[tokio::test]
-async fn when_an_object_was_last_used_by_any_is_known_to_all() {
+async fn how_an_object_is_used_by_any_is_known_to_all() {
     let [one, two, _] = three();
     let generation = Generation::new().expect("random numbers");
     write(&one, vec![stored(1), uploaded(1, generation)]).await;
-    write(&two, vec![Write::Used { digest: object(1), at: Timestamp(70) }]).await;
-    let uses = one.last_uses(vec![object(1), object(2)]).await.expect("read");
-    assert_eq!(uses, [(object(1), Timestamp(70))].into());
+    let visible = |repository| Write::Visible { viewer: Viewer::own(repository), digest: object(1) };
+    write(&two, vec![visible("a"), visible("b"), Write::Used { digest: object(1), at: Timestamp(70) }]).await;
+    let uses = one.uses(vec![object(1), object(2)]).await.expect("read");
+    let used = uses.get(&object(1)).expect("it is known");
+    let mut repositories: Vec<_> = used.repositories.lines().collect();
+    repositories.sort_unstable();
+    assert_eq!((uses.len(), used.last_use, repositories), (1, Timestamp(70), vec!["a", "b"]));
+}
+
+#[tokio::test]
+async fn who_was_not_there_for_a_month_is_forgotten_with_what_only_it_had_and_may_come_back() {
+    let database = database(server());
+    let open = |store, bucket| open_sharing(Way::Pooled, &database, store, bucket);
+    let [one, two] = [open("one", BUCKET), open("two", "http://s3/other/")];
+    let tag = |tag: &str, number| {
+        let key =
+            TagKey { repository: "r".to_owned(), shelf: String::new(), name: "a".to_owned(), tag: tag.to_owned() };
+        let entry =
+            TagEntry { digest: object(number), media_type: MediaType::new("m"), size: 1, checked_at: Timestamp(1) };
+        (key.clone(), Write::Tag { key, entry })
+    };
+    let [(common, noted), (lost, noted_too)] = [tag("common", 1), tag("lost", 2)];
+    write(&one, vec![stored(1), noted, noted_too]).await;
+    let generation = Generation::new().expect("random numbers");
+    // More than one step.
+    write(&two, (1..1_100).map(stored).collect()).await;
+    write(&two, vec![uploaded(2, generation)]).await;
+    let names = |and: &str| server().sql(&database, &format!("SELECT count(*) FROM larder.holders WHERE {and}"));
+    let age = |days| {
+        let sql = "UPDATE larder.holders SET seen_at = now() - interval '";
+        server().sql(&database, &format!("{sql}{days} days' WHERE name IN ('two', 'bucket http://s3/other/')"));
+    };
+    age(29);
+    unseen::forget(&two.server).await;
+    assert_eq!(names("true"), "4");
+    age(31);
+    unseen::forget(&one.server).await;
+    assert_eq!((names("name LIKE '%other%' OR name = 'two'"), names("true")), ("0".to_owned(), "2".to_owned()));
+    assert!(one.tag(&common).await.expect("read").is_some());
+    assert!(one.tag(&lost).await.expect("read").is_none(), "it would lead to nothing");
+    assert_eq!(server().sql(&database, "SELECT count(*) FROM larder.objects"), "1");
+    assert_eq!(stray(&one).await, [0, 0, 0, 0]);
+    drop(two);
+    let back = open("two", "http://s3/other/");
+    write(&back, vec![stored(2)]).await;
+    assert_eq!((upload_of(&back, 2).await, names("true").as_str()), (Some(None), "4"));
+    // Who is there says so from time to time.
+    age(1);
+    drop(back);
+    let back = open("two", "http://s3/other/");
+    back.check().await.expect("well");
+    assert_eq!(names("seen_at < now() - interval '1 hour'"), "0");
 }
 
 #[tokio::test]
