@@ -19,10 +19,13 @@ mod list_room;
 mod lists;
 mod manifests;
 mod modes;
+pub mod moving;
 mod names;
+mod opened;
 mod origin;
 mod passes;
 mod pending;
+mod pools;
 mod purge;
 pub mod ranges;
 mod read;
@@ -52,16 +55,16 @@ use crate::config::Config;
 use crate::descriptors::Shares;
 use crate::failure::{Failure, FailureKind};
 use crate::index::{
-    self, Image, ImageName, ImagePage, ImageSearch, Index, IndexError, LocalIndex, ObjectEntry, PostgresIndex, Purge,
-    Sqlite, TagEntry, TagKey, Timestamp, Viewer, Write,
+    self, Image, ImageName, ImagePage, ImageSearch, Index, ObjectEntry, Purge, TagEntry, TagKey, Timestamp, Viewer,
+    Write,
 };
 use crate::observe::Metrics;
 use crate::oci::{Digest, MediaType};
 use crate::places::Places;
-use crate::s3::{Bucket, S3Error};
+use crate::s3::Bucket;
 use crate::spool::Spool;
 pub use crate::store::Mapping;
-use crate::store::{Disk, LocalStore, Object, Store, StoreError};
+use crate::store::{Object, Store};
 use crate::upkeep::room::Room;
 use crate::upkeep::{self, Upkeep, scrub};
 use crate::work::Pool;
@@ -71,10 +74,12 @@ use fill::{Fills, Windows};
 use flight::Flights;
 use hot::{Hot, VisibleKey};
 use list_room::ListRoom;
+use opened::Folder;
+pub use opened::OpenError;
 use passes::Passes;
 use pending::Pending;
+use pools::Pools;
 use readiness::Readiness;
-use store_name::store_name;
 use unfit::Unfit;
 use uploads::Uploads;
 
@@ -136,55 +141,15 @@ impl upkeep::Cached for Watched {
     }
 }
 
-/// Why a cache directory cannot be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    #[error("cache.dir: {0}")]
-    Index(#[from] IndexError),
-    /// It is kept by a server, and cannot be used as it is configured.
-    #[error(transparent)]
-    IndexServer(IndexError),
-    #[error("storage.s3: {0}")]
-    Bucket(#[from] S3Error),
-}
-
 impl Cache {
     /// Opens a cache directory, and makes it if it is missing. Blocks. To be called within a runtime.
     pub fn open(config: &Config, metrics: Arc<Metrics>) -> Result<Self, OpenError> {
-        let pools = Pools::default();
-        let disk = Disk::open(&config.cache.dir, pools.reads.clone())?;
-        modes::tighten(&config.cache.dir);
-        if let Err(error) = disk.check_all() {
-            tracing::error!(dir = %config.cache.dir.display(), %error, "nothing can be stored until this is mended");
-        }
-        let spool = Spool::locked(config.cache.dir.join("partial"), pools.spool, disk.lock());
-        // On a full disk, downloads that were broken off are worth less than anything else.
-        let is_full = disk.capacity().is_ok_and(|capacity| capacity.is_full());
-        let max_age = if is_full { Duration::ZERO } else { config.cache.partial_ttl };
-        if let Err(error) = spool.clear_blocking(max_age) {
-            tracing::warn!(%error, "cannot clear abandoned downloads");
-        }
+        let folder = Folder::open(&config.cache.dir, Pools::default())?;
+        folder.clear_downloads(config.cache.partial_ttl);
         let bucket = config.s3.as_ref().map(|s3| Bucket::new(s3, metrics.clone())).transpose()?;
-        let index: Arc<dyn Index> = match &config.index {
-            None => {
-                let sqlite = Sqlite::open_locked(&config.cache.dir, disk.lock())?;
-                Arc::new(LocalIndex::new(sqlite, pools.index_reads, pools.upkeep.clone()))
-            }
-            Some(server) => {
-                let name = store_name(&config.cache.dir);
-                let index = PostgresIndex::start(server, name, bucket.as_ref().map(Bucket::place));
-                Arc::new(index.map_err(OpenError::IndexServer)?)
-            }
-        };
-        if let Ok(capacity) = disk.capacity() {
-            // Set before anything is written to the index.
-            index.keep_within(upkeep::bounds(config, capacity.total));
-        }
-        let store = LocalStore::new(disk, pools.reads, pools.syncs, pools.upkeep.clone());
-        let stores = (Arc::new(store) as Arc<dyn Store>, bucket);
-        Ok(Self::of(config, stores, spool, index, pools.upkeep, metrics))
+        let index = folder.index(config, bucket.as_ref())?;
+        let Folder { store, spool, pools, .. } = folder;
+        Ok(Self::of(config, (store, bucket), spool, index, pools.upkeep, metrics))
     }
 
     /// Creates a cache of these parts; `pool` is for upkeep.
@@ -556,30 +521,6 @@ impl Verification<'_> {
         upkeep.loaded().await;
         let verified = scrub::verify(&upkeep, is_repair, progress).await;
         verified.map_err(|error| self.cache.broken("cannot verify the store", error))
-    }
-}
-
-/// The pools of a cache. Together they have fewer threads than the runtime has for blocking work (512), so that no pool
-/// waits for another.
-struct Pools {
-    reads: Pool,
-    spool: Pool,
-    syncs: Pool,
-    index_reads: Pool,
-    upkeep: Pool,
-}
-
-impl Default for Pools {
-    fn default() -> Self {
-        // A client waits for a read, and for the write of bytes that it reads next; it gives up after half a minute.
-        let (soon, long) = (Duration::from_secs(3), Duration::from_secs(30));
-        Self {
-            reads: Pool::new("reading the cache directory", 128, soon),
-            spool: Pool::new("writing to the cache directory", 128, Duration::from_secs(5)),
-            syncs: Pool::new("storing an object", 16, long),
-            index_reads: Pool::new("reading the index", 32, soon),
-            upkeep: Pool::new("upkeep of the cache directory", 16, long),
-        }
     }
 }
 

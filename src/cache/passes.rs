@@ -40,6 +40,19 @@ impl Passes {
         others.map(|repository| repository.prefix.clone()).filter(|prefix| was_one(prefix)).collect()
     }
 
+    /// Takes the list of another directory over into this one, beside what is in it.
+    pub fn carry(from: &Path, to: &Path) -> io::Result<()> {
+        let unreadable = |passes: &Self| io::Error::other(format!("{} cannot be read", passes.file.display()));
+        let (from, to) = (Self::read(from), Self::read(to));
+        let others = from.known.as_ref().ok_or_else(|| unreadable(&from))?;
+        let known = to.known.as_ref().ok_or_else(|| unreadable(&to))?;
+        if others.is_subset(known) {
+            return Ok(());
+        }
+        let all: BTreeSet<_> = known.union(others).collect();
+        files::replace(&to.file, &serde_json::to_vec_pretty(&all).map_err(io::Error::other)?, Readers::Group)
+    }
+
     /// Writes the list: with the repositories of `config` in which clients' own credentials decide, and without
     /// `forgotten`, of which nothing is known any more.
     pub fn write(self, config: &Config, forgotten: &[String]) -> io::Result<()> {

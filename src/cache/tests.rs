@@ -11,7 +11,7 @@ use crate::config::tests::parse;
 use crate::index::Viewer;
 use crate::index::simulated as index_simulated;
 use crate::oci::Algorithm;
-use crate::s3::{Upload, bucket_at};
+use crate::s3::{S3Error, Upload, bucket_at};
 use crate::store::simulated::{DEADLINE, Health, Simulated};
 
 struct Scene {

@@ -40,7 +40,7 @@ const STORED: usize = 2;
 /// Most objects that wait for their upload.
 const MOST: usize = 10_000;
 /// Bytes of a part. All parts but the last have the same size, as R2 wants it; S3 wants at least 5 MiB.
-const PART: u64 = 16 << 20;
+pub(super) const PART: u64 = 16 << 20;
 /// Most parts of an upload (AWS, "Amazon S3 multipart upload limits").
 const MOST_PARTS: u64 = 10_000;
 /// Bytes that are read at a time.
@@ -545,7 +545,7 @@ impl Uploads {
 }
 
 /// Returns the size of the parts of an object: the same for all but the last.
-fn part_of(size: u64) -> u64 {
+pub(super) fn part_of(size: u64) -> u64 {
     PART.max(size.div_ceil(MOST_PARTS).next_multiple_of(PIECE))
 }
 

@@ -11,6 +11,7 @@ mod healthcheck;
 mod instance;
 mod look;
 mod manage;
+mod migrate;
 mod output;
 mod pull;
 mod reload;
@@ -98,6 +99,11 @@ enum Command {
         after_help = "Examples:\n  larder import alpine.tar\n  larder import /media/usb/november.tar.000\n  larder import --check /media/usb/images\n  larder import app.tar --as registry.example/team/app:1.2"
     )]
     Import(carry::Import),
+    /// Move the cache to another place, with everything in it: to a bucket, to PostgreSQL, or back
+    #[command(
+        after_help = "Examples:\n  larder migrate --from old.toml --config new.toml --check\n  larder migrate --from old.toml --config new.toml\n\nBoth caches have to be stopped, and no upstream is needed. Broken off, it goes on where it was when it is run again. Nothing is removed from the old cache."
+    )]
+    Migrate(migrate::Migrate),
     /// Print the certificate that clients of the proxy door have to trust, and how they come to do so
     #[command(after_help = "Example:\n  larder ca > larder.crt")]
     Ca(ca::Ca),
@@ -136,6 +142,7 @@ impl Command {
             // Standard output may have the archive.
             Self::Export(arguments) => arguments.common.json && !arguments.is_piped(),
             Self::Import(arguments) => arguments.common.json,
+            Self::Migrate(arguments) => arguments.json,
             Self::Stats(arguments) => arguments.json,
             Self::Pulls(arguments) => arguments.json,
             Self::Explain(arguments) => arguments.json,
@@ -171,6 +178,7 @@ pub fn run() -> ExitCode {
         Command::Verify(verify) => finish(is_json, async move { manage::verify(&files, &verify).await }),
         Command::Export(export) => finish(is_json, async move { carry::export(&files, &export).await }),
         Command::Import(import) => finish(is_json, async move { carry::import(&files, &import).await }),
+        Command::Migrate(arguments) => finish(is_json, async move { migrate::run(&files, &arguments).await }),
         Command::Ca(arguments) => finish(is_json, async move { ca::run(&files, &arguments) }),
         Command::Setup(arguments) => finish(is_json, async move { setup::run(&files, &arguments).await }),
         Command::Config(config) => finish(is_json, async move { config::run(&files, &config) }),

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 
 use super::{
     Bounds, Call, ImageName, ImagePage, ImageSearch, Index, IndexError, IsPinned, ListKey, Listing, ObjectEntry, Purge,
-    Purged, Sqlite, TagEntry, TagKey, TakeObject, UrlEntry, Viewer, Write,
+    Purged, Row, RowKey, Sqlite, Table, TagEntry, TagKey, TakeObject, UrlEntry, Viewer, Write,
 };
 use crate::oci::Digest;
 use crate::work::Pool;
@@ -203,6 +203,14 @@ impl Index for LocalIndex {
 
     fn set_compared_with(&self, bucket: Option<String>) -> Call<'_, ()> {
         self.upkeep(move |sqlite| sqlite.set_compared_with(bucket))
+    }
+
+    fn rows(&self, table: Table, behind: RowKey, count: usize) -> Call<'_, Vec<Row>> {
+        self.upkeep(move |sqlite| sqlite.rows(table, &behind, count))
+    }
+
+    fn take_in(&self, rows: Vec<Row>) -> Call<'_, ()> {
+        self.upkeep(move |sqlite| sqlite.take_in(rows))
     }
 
     fn purge(&self, purge: Purge) -> BoxStream<'static, Result<Purged, IndexError>> {

@@ -24,6 +24,7 @@ mod purge;
 mod queue;
 mod reach;
 mod replicas;
+mod rows;
 mod scope;
 #[cfg(test)]
 pub mod simulated;
@@ -31,6 +32,7 @@ mod size;
 mod sqlite;
 #[cfg(test)]
 mod suite;
+mod take_in;
 mod urls;
 mod writer;
 
@@ -45,6 +47,7 @@ pub use local::LocalIndex;
 pub use postgres::PostgresIndex;
 pub use purge::{Purge, Purged};
 pub use replicas::Replica;
+pub use rows::{Row, RowKey, Table};
 pub use scope::{Scope, Viewer};
 pub use sqlite::Sqlite;
 pub use urls::UrlEntry;
@@ -183,6 +186,14 @@ pub trait Index: Send + Sync + 'static {
         let _ = objects;
         std::future::ready(Ok(HashMap::new())).boxed()
     }
+
+    /// Returns at most `count` rows of a table, in the order of their keys, behind a key. What is queued to be written is
+    /// not among them.
+    fn rows(&self, table: Table, behind: RowKey, count: usize) -> Call<'_, Vec<Row>>;
+
+    /// Takes in rows of another index, all or none, and ends once they are written. What is here and newer stays: the same
+    /// rows may come again.
+    fn take_in(&self, rows: Vec<Row>) -> Call<'_, ()>;
 
     /// Removes rows in steps. After each step, tells which objects nothing refers to any more. The stream ends with the
     /// last step, or with an error; what was removed before the error stays removed.

@@ -28,6 +28,18 @@ impl Scope {
     }
 }
 
+impl Scope {
+    /// Returns the scope that has this number.
+    pub(super) const fn of_number(number: i16) -> Option<Self> {
+        match number {
+            0 => Some(Self::Own),
+            1 => Some(Self::ByClients),
+            2 => Some(Self::Public),
+            _ => None,
+        }
+    }
+}
+
 impl ToSql for Scope {
     fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
         Ok(self.number().into())

@@ -227,6 +227,14 @@ impl Index for Simulated {
         self.call(true, async move |index| index.set_compared_with(bucket).await)
     }
 
+    fn rows(&self, table: Table, behind: RowKey, count: usize) -> Call<'_, Vec<Row>> {
+        self.call(false, async move |inner| inner.rows(table, behind, count).await)
+    }
+
+    fn take_in(&self, rows: Vec<Row>) -> Call<'_, ()> {
+        self.call(true, async move |inner| inner.take_in(rows).await)
+    }
+
     fn purge(&self, purge: Purge) -> BoxStream<'static, Result<Purged, IndexError>> {
         let health = self.state().health;
         let purging = self.call(true, async move |index| Ok(index.purge(purge)));

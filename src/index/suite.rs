@@ -309,3 +309,136 @@ async fn what_comes_after_the_close_is_dropped_and_counted() {
         assert_eq!(index.tag(&key("a", "1")).await.expect("read"), Some(tag_entry(object(1))));
     }
 }
+
+/// Puts a row of each kind into an index, some of it in the bucket.
+async fn put_all(index: &dyn Index) {
+    put_image(index, "a", 1, &[2, 3]).await;
+    put_image(index, "b", 4, &[2]).await;
+    let generation = Generation::new().expect("random numbers");
+    for viewer in [Viewer::new("r", Scope::ByClients), Viewer::new("other", Scope::Public)] {
+        index.note(Write::Visible { viewer, digest: object(2) });
+    }
+    let (repository, name) = ("r".to_owned(), "c".to_owned());
+    index.note(Write::Manifest { repository, name, digest: object(4), at: Timestamp(8) });
+    let listing = Listing {
+        body: Bytes::from_static(b"[]"),
+        media_type: Some(MediaType::new("m")),
+        link: Some("</v2/>".to_owned()),
+        filters_applied: None,
+        checked_at: Timestamp(7),
+    };
+    for page in ["tags/list", "referrers/x"] {
+        let key = ListKey { repository: "r".to_owned(), name: "a".to_owned(), page: page.to_owned() };
+        index.note(Write::Listing { key, listing: listing.clone() });
+    }
+    for variant in [1, 2] {
+        let (head, stored_at) = (Bytes::from_static(b"head"), Timestamp(9));
+        let entry = UrlEntry { variant: [variant; 32], digest: object(3), head, stored_at };
+        index.note(Write::Url { key: object(9), entry });
+    }
+    let key = TagKey { shelf: " by clients".to_owned(), ..key("a", "2") };
+    index.note(Write::Tag { key, entry: tag_entry(object(4)) });
+    index.note(Write::Uploaded { digest: object(3), generation });
+    for (byte, at) in [(1, 100), (2, 400), (3, 200), (4, 300)] {
+        index.note(Write::Used { digest: object(byte), at: Timestamp(at) });
+    }
+    index.flush().await.expect("written");
+}
+
+/// Reads all rows of an index, so many at a time.
+async fn all_rows(index: &dyn Index, count: usize) -> Vec<Row> {
+    let mut all = Vec::new();
+    for table in Table::ALL {
+        let mut behind = RowKey::default();
+        loop {
+            let page = index.rows(table, behind, count).await.expect("read");
+            assert!(page.len() <= count);
+            let Some(last) = page.last() else { break };
+            behind = last.key();
+            all.extend(page);
+        }
+    }
+    all
+}
+
+/// Returns rows without what only an index that several share tells of an object.
+fn without_files(mut rows: Vec<Row>) -> Vec<Row> {
+    for row in &mut rows {
+        if let Row::Object { has_file, entry, .. } = row {
+            *has_file = entry.generation.is_none();
+        }
+    }
+    rows
+}
+
+async fn by_use(index: &dyn Index) -> Vec<(Digest, Timestamp)> {
+    let found = Arc::new(Mutex::new(Vec::new()));
+    let taken = found.clone();
+    let each: TakeObject =
+        Box::new(move |object| taken.lock().expect("no panic").push((object.digest, object.last_use)));
+    index.objects_by_use(false, each).await.expect("read");
+    found.lock().expect("no panic").clone()
+}
+
+#[tokio::test]
+async fn all_rows_come_page_by_page_and_make_another_index_the_same() {
+    let (_from_dirs, from) = with_bucket();
+    for from in &from {
+        put_all(&**from).await;
+        let rows = all_rows(&**from, 1_000).await;
+        assert_eq!(rows.len(), 4 + 3 + 6 + 1 + 2 + 2 + 3, "{rows:#?}");
+        for count in [1, 2, 3] {
+            assert_eq!(all_rows(&**from, count).await, rows, "{count} at a time");
+        }
+        let (_to_dirs, to) = with_bucket();
+        for to in &to {
+            for page in rows.chunks(5) {
+                to.take_in(page.to_vec()).await.expect("taken in");
+            }
+            assert_eq!(without_files(all_rows(&**to, 3).await), without_files(rows.clone()));
+            assert_eq!(by_use(&**to).await, by_use(&**from).await, "the order of eviction");
+            // The same rows come again.
+            to.take_in(rows.clone()).await.expect("taken in");
+            assert_eq!(without_files(all_rows(&**to, 3).await), without_files(rows.clone()));
+            assert_eq!(to.catalog(vec!["r".to_owned()], String::new(), 10).await.expect("read"), ["r/a", "r/b", "r/c"]);
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_here_and_newer_stays_where_rows_of_another_index_come() {
+    let (_dirs, indexes) = with_bucket();
+    for index in &indexes {
+        put_all(&**index).await;
+        let before = all_rows(&**index, 100).await;
+        let mut older = before.clone();
+        for row in &mut older {
+            match row {
+                Row::Object { entry, last_use, .. } => {
+                    *last_use = last_use.before(Duration::from_millis(50));
+                    entry.media_type = Some(MediaType::new("older"));
+                    if entry.generation.is_some() {
+                        entry.generation = Some(Generation::new().expect("random numbers"));
+                    }
+                }
+                Row::Tag { entry, .. } => {
+                    *entry = TagEntry { digest: object(8), checked_at: Timestamp(4), ..entry.clone() };
+                }
+                Row::Listing { listing, .. } => {
+                    *listing =
+                        Listing { body: Bytes::from_static(b"old"), checked_at: Timestamp(6), ..listing.clone() };
+                }
+                Row::Url { entry, .. } => {
+                    *entry = UrlEntry { head: Bytes::from_static(b"old"), stored_at: Timestamp(8), ..entry.clone() };
+                }
+                Row::Manifest { at, .. } => *at = Timestamp(1),
+                Row::Edge { .. } | Row::Visible { .. } => {}
+            }
+        }
+        index.take_in(older).await.expect("taken in");
+        assert_eq!(all_rows(&**index, 100).await, before);
+        let newer = TagEntry { digest: object(4), checked_at: Timestamp(6), ..tag_entry(object(1)) };
+        index.take_in(vec![Row::Tag { key: key("a", "1"), entry: newer.clone() }]).await.expect("taken in");
+        assert_eq!(index.tag(&key("a", "1")).await.expect("read"), Some(newer));
+    }
+}

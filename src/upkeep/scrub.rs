@@ -54,7 +54,8 @@ pub struct Trouble {
 }
 
 impl Trouble {
-    fn add(&mut self, digest: &Digest) {
+    /// Counts an object, and names it if few are named so far.
+    pub fn add(&mut self, digest: &Digest) {
         self.count += 1;
         if self.digests.len() < MAX_NAMED {
             self.digests.push(digest.to_string());

@@ -22,7 +22,7 @@ use crate::ops::import::Imported;
 const PIPE: &str = "-";
 
 /// How often progress is shown on a terminal.
-const PROGRESS: Duration = Duration::from_millis(200);
+pub const PROGRESS: Duration = Duration::from_millis(200);
 
 #[derive(Debug, clap::Args)]
 #[command(group(clap::ArgGroup::new("what").required(true).multiple(false).args(["references", "all"])))]
@@ -159,23 +159,25 @@ fn told_of_import(imported: &Imported) -> String {
     text + &format!("imported {images}: {objects}, {}; {} were here before\n", size(imported.bytes), imported.present)
 }
 
-fn plural(count: u64, what: &str) -> String {
+/// Returns a count with what is counted.
+pub fn plural(count: u64, what: &str) -> String {
     if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
 }
 
 /// Shows on a terminal how much is done.
-struct Shown {
+pub struct Shown {
     verb: &'static str,
     last: Option<Instant>,
 }
 
 impl Shown {
-    fn new(verb: &'static str) -> Self {
+    /// `verb`: what is done.
+    pub fn new(verb: &'static str) -> Self {
         Self { verb, last: std::io::stderr().is_terminal().then(Instant::now) }
     }
 
     /// Shows progress, but not too often. A line that cannot be shown is no reason to stop.
-    fn show(&mut self, done: u64, all: u64) {
+    pub fn show(&mut self, done: u64, all: u64) {
         if let Some(last) = self.last.filter(|last| last.elapsed() >= PROGRESS) {
             self.last = Some(last + last.elapsed());
             let _ = write!(std::io::stderr(), "\r\x1b[K{} {} of {}", self.verb, size(done), size(all.max(done)));

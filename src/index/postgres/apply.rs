@@ -5,6 +5,7 @@
 //! transactions do not wait for each other in a circle; where they do all the same, the server breaks one off, and it is
 //! done anew.
 
+use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 
 use tokio_postgres::Client;
@@ -15,7 +16,7 @@ use super::super::names::RESOLUTION;
 use super::super::urls::MAX_VARIANTS;
 use super::batch::{Batch, ObjectChange, Put, Raw};
 use super::changes::{OfBucket, note_of_bucket};
-use super::values::{Mine, signed, values};
+use super::values::{Mine, signed, values, without_zeros};
 
 /// The numbers of digests.
 type Numbers = HashMap<Raw, i64>;
@@ -32,6 +33,14 @@ const PUT_OBJECTS: &str = "INSERT INTO larder.objects AS known (id, holder, size
     ON CONFLICT (id, holder) DO UPDATE SET size = excluded.size, \
         media_type = coalesce(excluded.media_type, known.media_type), last_use = excluded.last_use, \
         generation = excluded.generation";
+/// The same, of an object that another index had.
+const TAKE_IN_OBJECTS: &str = "INSERT INTO larder.objects AS known (id, holder, size, media_type, stored_at, last_use, \
+        generation) \
+    SELECT id, $1, size, media_type, stored_at, last_use, generation \
+    FROM unnest($2, $3, $4, $5, $6, $7) AS w (id, size, media_type, stored_at, last_use, generation) \
+    ON CONFLICT (id, holder) DO UPDATE SET media_type = coalesce(known.media_type, excluded.media_type), \
+        last_use = greatest(known.last_use, excluded.last_use), \
+        generation = coalesce(known.generation, excluded.generation)";
 /// Whoever uses an object uses it in the bucket, too; and of what was stored anew, the bucket's row learns what it is. All
 /// rows in one statement: where each locked some of them in an order of its own, two would wait for each other.
 const USE_OBJECTS: &str = "WITH locked AS MATERIALIZED (SELECT o.id, o.holder, w.at, w.media_type \
@@ -62,11 +71,11 @@ const PUT_MANIFESTS: &str = "INSERT INTO larder.manifests AS known (repository, 
     ON CONFLICT (repository, name, digest) DO UPDATE SET noted_at = excluded.noted_at \
         WHERE known.noted_at < excluded.noted_at - $5";
 const PUT_LISTINGS: &str = "INSERT INTO larder.listings \
-        (repository, name, page, is_part, checked_at, bytes, media_type, link, filters_applied, body) \
-    SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) \
+        (repository, name, page, is_part, checked_at, bytes, media_type, link, filters_applied, body, path) \
+    SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) \
     ON CONFLICT (repository, name, page) DO UPDATE SET is_part = excluded.is_part, \
         checked_at = excluded.checked_at, bytes = excluded.bytes, media_type = excluded.media_type, \
-        link = excluded.link, filters_applied = excluded.filters_applied, body = excluded.body";
+        link = excluded.link, filters_applied = excluded.filters_applied, body = excluded.body, path = excluded.path";
 const PUT_URLS: &str = "INSERT INTO larder.urls (key, variant, digest, head, stored_at) \
     SELECT * FROM unnest($1, $2, $3, $4, $5) \
     ON CONFLICT (key, variant) DO UPDATE SET digest = excluded.digest, head = excluded.head, \
@@ -128,25 +137,27 @@ async fn put_objects(client: &Client, mine: Mine, batch: &Batch, numbers: &Numbe
         batch.objects.iter().filter_map(|(digest, change)| Some((*numbers.get(digest)?, change))).collect();
     changes.sort_unstable_by_key(|(id, _)| *id);
     let puts = changes.iter().filter_map(|(id, change)| Some((*id, change.put.as_ref()?, None, *change)));
-    put_rows(client, mine.own, puts.collect()).await?;
+    let sql = if batch.is_of_another { TAKE_IN_OBJECTS } else { PUT_OBJECTS };
+    put_rows(client, sql, mine.own, puts.collect()).await?;
     if let Some(bucket) = mine.bucket {
         let found = changes.iter().filter_map(|(id, change)| {
             let (put, generation) = change.found.as_ref()?;
             Some((*id, put, Some(generation.to_string()), *change))
         });
-        put_rows(client, bucket, found.collect()).await?;
+        put_rows(client, sql, bucket, found.collect()).await?;
         let found = batch.objects.iter().filter_map(|(digest, change)| Some((digest, &change.found.as_ref()?.0)));
         let uploaded = found.map(|(digest, put)| (digest.clone(), signed(put.size))).collect();
         note_of_bucket(client, mine.own, bucket, OfBucket { uploaded, ..OfBucket::default() }).await?;
     }
-    use_objects(client, mine, &changes).await
+    // The rows of another index say themselves when each was used.
+    if batch.is_of_another { Ok(()) } else { use_objects(client, mine, &changes).await }
 }
 
 /// A row of an object: its number, what it is, its upload, and what else becomes of the object.
 type Row<'a> = (i64, &'a Put, Option<String>, &'a ObjectChange);
 
 /// Puts rows of a holder.
-async fn put_rows(client: &Client, holder: i32, rows: Vec<Row<'_>>) -> Result<(), IndexError> {
+async fn put_rows(client: &Client, sql: &str, holder: i32, rows: Vec<Row<'_>>) -> Result<(), IndexError> {
     if rows.is_empty() {
         return Ok(());
     }
@@ -158,7 +169,7 @@ async fn put_rows(client: &Client, holder: i32, rows: Vec<Row<'_>>) -> Result<()
     let uploads: Vec<_> = rows.iter().map(|(_, _, generation, _)| generation.as_deref()).collect();
     let list = values![holder => INT4, ids => INT8_ARRAY, sizes => INT8_ARRAY, types => TEXT_ARRAY,
         stored => INT8_ARRAY, used => INT8_ARRAY, uploads => TEXT_ARRAY];
-    client.execute_typed(PUT_OBJECTS, list).await?;
+    client.execute_typed(sql, list).await?;
     Ok(())
 }
 
@@ -216,6 +227,14 @@ async fn put_visible(client: &Client, batch: &Batch, numbers: &Numbers) -> Resul
     Ok(())
 }
 
+/// Returns a statement that puts rows; of rows of another index, only those that are newer than what is here.
+fn newer<'a>(batch: &Batch, sql: &'a str, table: &str, time: &str) -> Cow<'a, str> {
+    match batch.is_of_another {
+        true => Cow::Owned(format!("{sql} WHERE larder.{table}.{time} < excluded.{time}")),
+        false => Cow::Borrowed(sql),
+    }
+}
+
 async fn put_tags(client: &Client, batch: &Batch) -> Result<(), IndexError> {
     let puts: Vec<_> = batch.tags.iter().filter_map(|(place, value)| Some((place, value.as_ref()?))).collect();
     let drops: Vec<_> = batch.tags.iter().filter(|(_, value)| value.is_none()).map(|(place, _)| place).collect();
@@ -228,7 +247,7 @@ async fn put_tags(client: &Client, batch: &Batch) -> Result<(), IndexError> {
         let checked: Vec<_> = of.iter().map(|value| value.checked_at).collect();
         let list = values![repositories => TEXT_ARRAY, names => TEXT_ARRAY, tags => TEXT_ARRAY, shelves => TEXT_ARRAY,
             digests => BYTEA_ARRAY, types => TEXT_ARRAY, sizes => INT8_ARRAY, checked => INT8_ARRAY];
-        client.execute_typed(PUT_TAGS, list).await?;
+        client.execute_typed(&newer(batch, PUT_TAGS, "tags", "checked_at"), list).await?;
     }
     if !drops.is_empty() {
         let [repositories, names, tags, shelves] = columns(&drops);
@@ -272,7 +291,7 @@ async fn put_urls(client: &Client, batch: &Batch) -> Result<(), IndexError> {
         let stored: Vec<_> = puts.iter().map(|(_, entry)| entry.stored_at.0).collect();
         let list = values![keys => BYTEA_ARRAY, variants => BYTEA_ARRAY, digests => BYTEA_ARRAY,
             heads => BYTEA_ARRAY, stored => INT8_ARRAY];
-        client.execute_typed(PUT_URLS, list).await?;
+        client.execute_typed(&newer(batch, PUT_URLS, "urls", "stored_at"), list).await?;
     }
     let drops: Vec<_> = batch.urls.iter().filter(|(_, entry)| entry.is_none()).map(|(place, _)| place).collect();
     if !drops.is_empty() {
@@ -296,6 +315,7 @@ async fn put_listings(client: &Client, batch: &Batch) -> Result<(), IndexError> 
     let repositories: Vec<_> = places.iter().map(|(repository, ..)| repository.as_str()).collect();
     let names: Vec<_> = places.iter().map(|(_, name, _)| name.as_str()).collect();
     let pages: Vec<_> = places.iter().map(|(.., page)| page.as_slice()).collect();
+    let paths: Vec<_> = lists.iter().map(|(key, _)| without_zeros(&key.page)).collect();
     let parts: Vec<_> = lists.iter().map(|(key, _)| key.is_part()).collect();
     let checked: Vec<_> = lists.iter().map(|(_, listing)| listing.checked_at.0).collect();
     let bytes: Vec<_> = lists.iter().map(|(key, listing)| signed(listing.weight(key))).collect();
@@ -305,8 +325,8 @@ async fn put_listings(client: &Client, batch: &Batch) -> Result<(), IndexError> 
     let bodies: Vec<_> = lists.iter().map(|(_, listing)| &listing.body[..]).collect();
     let list = values![repositories => TEXT_ARRAY, names => TEXT_ARRAY, pages => BYTEA_ARRAY, parts => BOOL_ARRAY,
         checked => INT8_ARRAY, bytes => INT8_ARRAY, types => TEXT_ARRAY, links => TEXT_ARRAY, filters => TEXT_ARRAY,
-        bodies => BYTEA_ARRAY];
-    client.execute_typed(PUT_LISTINGS, list).await?;
+        bodies => BYTEA_ARRAY, paths => TEXT_ARRAY];
+    client.execute_typed(&newer(batch, PUT_LISTINGS, "listings", "checked_at"), list).await?;
     Ok(())
 }
 

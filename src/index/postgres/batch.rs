@@ -26,6 +26,8 @@ pub struct Batch {
     pub uploads: BTreeMap<Raw, Vec<UploadChange>>,
     /// How many writes these were.
     pub writes: u64,
+    /// Whether they are rows of another index: what is here and newer stays.
+    pub is_of_another: bool,
 }
 
 /// A digest as the database has it, which gives its order.
@@ -125,7 +127,8 @@ impl Batch {
         (self.writes > 0).then_some(kind)
     }
 
-    fn add(&mut self, write: &Write) {
+    /// Adds a write of the same kind.
+    pub fn add(&mut self, write: &Write) {
         self.writes += 1;
         match write {
             Write::Object { digest, entry } => {

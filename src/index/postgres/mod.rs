@@ -6,7 +6,7 @@
 //! - `Write` → [`super::queue`] → [`writer`]: the one task that writes → [`batch`]: what many writes come to →
 //!   [`apply`]: a statement for each table; [`uploads`]: what is in the bucket. [`bounds`]: what is too much.
 //! - [`replicas`]: which Larders are alive. [`changes`]: what others have to hear of. [`unseen`]: who was not there for long.
-//! - [`read`], [`images`]: what is read. [`purge`]: what is taken out.
+//! - [`read`], [`images`]: what is read. [`rows`]: all of it, and what comes from another index. [`purge`]: what is taken out.
 //!
 //! While the server is away, reads fail at once (the cache then asks upstreams, as where nothing is known), and writes
 //! wait in the bounded queue. One task says whether it is away: it looks from time to time, and when a call gave reason to
@@ -22,6 +22,7 @@ mod images;
 mod purge;
 mod read;
 mod replicas;
+mod rows;
 mod schema;
 mod server;
 #[cfg(test)]
@@ -45,7 +46,7 @@ use tokio_postgres::Client;
 use super::queue::Task;
 use super::{
     Bounds, Call, Change, ImageName, ImagePage, ImageSearch, Index, IndexError, IsPinned, ListKey, Listing, Mark,
-    ObjectEntry, ObjectUse, Purge, Purged, Replica, TagEntry, TagKey, TakeObject, UrlEntry, Viewer, Write,
+    ObjectEntry, ObjectUse, Purge, Purged, Replica, Row, RowKey, Table, TagEntry, TagKey, TakeObject, UrlEntry, Viewer, Write,
 };
 use crate::clock::Instant;
 use crate::config::IndexServer;
@@ -451,6 +452,32 @@ impl Index for PostgresIndex {
             let objects = objects.clone();
             Box::pin(async move { uploads::uses(client, mine, &objects).await })
         })
+    }
+
+    fn rows(&self, table: Table, behind: RowKey, count: usize) -> Call<'_, Vec<Row>> {
+        let behind = Arc::new(behind);
+        async move {
+            let mine = self.mine().await?;
+            let read = self.server.read(LONG, move |client| {
+                let behind = behind.clone();
+                Box::pin(async move { rows::rows(client, mine, table, &behind, count).await })
+            });
+            read.await
+        }
+        .boxed()
+    }
+
+    fn take_in(&self, rows: Vec<Row>) -> Call<'_, ()> {
+        let batch = Arc::new(rows::batch(rows));
+        async move {
+            let mine = self.mine().await?;
+            let taken = self.server.change(LONG, move |client| {
+                let batch = batch.clone();
+                Box::pin(async move { apply::apply(client, mine, &batch).await })
+            });
+            taken.await
+        }
+        .boxed()
     }
 
     fn purge(&self, purge: Purge) -> BoxStream<'static, Result<Purged, IndexError>> {

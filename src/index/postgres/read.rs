@@ -54,7 +54,7 @@ pub async fn object(client: &Client, mine: Mine, object: &Digest) -> Result<Opti
 }
 
 /// Returns what two rows say of an object: that of its file, and that of the bucket.
-fn both(one: ObjectEntry, other: ObjectEntry) -> ObjectEntry {
+pub(super) fn both(one: ObjectEntry, other: ObjectEntry) -> ObjectEntry {
     let (uploaded, file) = if one.generation.is_some() { (one, other) } else { (other, one) };
     ObjectEntry {
         // A file may be damaged; what comes from the bucket has to have this size.

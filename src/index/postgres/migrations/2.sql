@@ -8,6 +8,9 @@ CREATE TABLE larder.replicas (
     alive_until timestamptz NOT NULL
 );
 
+-- The page of a list as it was asked for, so that lists can be brought into another index. NULL: noted before.
+ALTER TABLE larder.listings ADD COLUMN path text COLLATE "C";
+
 -- The time of the server in microseconds since 1970, as of the begin of the transaction.
 CREATE FUNCTION larder.microseconds() RETURNS bigint LANGUAGE sql STABLE
     AS 'SELECT (extract(epoch FROM now()) * 1000000)::bigint';
