@@ -47,6 +47,7 @@ mod lists;
 mod logging;
 mod login_forms;
 mod manage;
+mod migrate;
 mod monitoring;
 mod named_hosts;
 mod never_wrong;

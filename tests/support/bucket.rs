@@ -44,6 +44,8 @@ const PREFIX: &str = "p";
 
 type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 
+const SLOW_DOWN: &str = "<Error><Code>SlowDown</Code><Message>no</Message></Error>";
+
 /// What a request to the bucket does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Op {
@@ -64,6 +66,8 @@ pub enum Op {
 pub enum S3Fault {
     /// It answers with this status and this code.
     Refuse(u16, &'static str),
+    /// It is too busy for every second request.
+    EverySecond,
     /// It never answers.
     Hang,
     /// The body breaks off after half of it.
@@ -99,6 +103,14 @@ struct State {
     unfinished: Mutex<HashMap<String, Begun>>,
     /// Whether unfinished uploads can be listed.
     lists_uploads: bool,
+}
+
+impl State {
+    /// How many requests of this kind came for content.
+    fn count(&self, op: Op) -> usize {
+        let seen = self.seen.lock().expect("no panic");
+        seen.iter().filter(|(other, uri)| *other == op && !uri.path().contains("/probe.")).count()
+    }
 }
 
 /// What the identifiers of uploads begin with that [`S3::begin`] began: the server behind this one does not know them.
@@ -188,8 +200,7 @@ impl S3 {
 
     /// How many requests of this kind came for content: those of probes do not count.
     pub fn count(&self, op: Op) -> usize {
-        let seen = self.state.seen.lock().expect("no panic");
-        seen.iter().filter(|(other, uri)| *other == op && !uri.path().contains("/probe.")).count()
+        self.state.count(op)
     }
 
     /// The keys of content in the bucket.
@@ -305,6 +316,7 @@ async fn answer(state: Arc<State>, request: Request<Incoming>) -> Result<Respons
     state.seen.lock().expect("no panic").push((op, uri.clone()));
     let fault = state.faults.lock().expect("no panic").get(&op).cloned();
     match &fault {
+        Some(S3Fault::EverySecond) if state.count(op) % 2 == 1 => return Ok(document(503, SLOW_DOWN.to_owned())),
         Some(S3Fault::Refuse(status, code)) => {
             let text = format!("<?xml version=\"1.0\"?><Error><Code>{code}</Code><Message>no</Message></Error>");
             return Ok(document(*status, text));
@@ -327,9 +339,12 @@ async fn answer(state: Arc<State>, request: Request<Incoming>) -> Result<Respons
             return Ok(response);
         }
         Some(S3Fault::SecondPage) if uri.query().is_some_and(|query| query.contains("continuation-token=")) => {
-            return Ok(document(503, "<Error><Code>SlowDown</Code><Message>no</Message></Error>".to_owned()));
+            return Ok(document(503, SLOW_DOWN.to_owned()));
         }
-        Some(S3Fault::Truncate | S3Fault::WrongBytes | S3Fault::Trickle | S3Fault::SecondPage) | None => {}
+        Some(
+            S3Fault::Truncate | S3Fault::WrongBytes | S3Fault::Trickle | S3Fault::SecondPage | S3Fault::EverySecond,
+        )
+        | None => {}
     }
     if op == Op::ListUploads && state.lists_uploads {
         let has_prefix = uri.query().is_some_and(|query| query.contains("prefix="));
