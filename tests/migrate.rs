@@ -42,7 +42,8 @@ struct Scene {
 
 impl Scene {
     async fn start() -> Self {
-        let hub = Hub::start(Options::default().user("me", "mine").user("you", "yours").private(PRIVATE, "me")).await;
+        let hub =
+            Hub::start(Options::with_tokens().user("me", "mine").user("you", "yours").private(PRIVATE, "me")).await;
         let (image, mine) = (Image::with_layers(1, &[2 * MIB, 70_000, 0]), Image::new(2));
         let index = Index::new(3, &["linux/amd64", "linux/arm64"]);
         hub.push_image("team/app", "1", &image);
@@ -118,6 +119,8 @@ impl Scene {
 
     /// With the upstream back, what is private is served from the cache to its owner, and to nobody else.
     async fn is_private(&self, larder: &Larder) {
+        let tag = format!("{}/v2/pass/{PRIVATE}/manifests/1", larder.url());
+        eventually("the upstream is asked again", async || get_as(ME, &tag).await.status == 200).await;
         let before = self.hub.requests().len();
         for path in self.private() {
             let url = format!("{}/v2/pass/{PRIVATE}/{path}", larder.url());

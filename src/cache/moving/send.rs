@@ -7,7 +7,7 @@ use crate::cache::opened::Folder;
 use crate::cache::uploads::{PART, part_of};
 use crate::oci::{Algorithm, Digest};
 use crate::random::NoRandomness;
-use crate::s3::{Bucket, Multipart, S3Error, Upload};
+use crate::s3::{Bucket, Kind, Multipart, S3Error, Upload};
 
 /// Bytes of a file that are written at a time; smaller objects are written as a whole.
 const PIECE: u64 = 1 << 20;
@@ -44,7 +44,7 @@ pub async fn to_bucket(bucket: &Bucket, open: impl Fn() -> Content) -> Result<Up
         // Whatever was answered: an error may come after the object was made.
         let is_unsure = match &result {
             Ok(()) => true,
-            Err(SendError::Bucket(error)) => error.is_passing(),
+            Err(SendError::Bucket(error)) => error.is_passing() || error.kind() == Kind::Wrong,
             Err(_) => false,
         };
         if is_unsure && size_of(bucket, &upload).await? == Some(size) {
@@ -54,7 +54,9 @@ pub async fn to_bucket(bucket: &Bucket, open: impl Fn() -> Content) -> Result<Up
             tracing::debug!(digest = %upload.digest, %error, "what an upload left cannot be deleted; the sweep does it later");
         }
         match result {
+            // An upload that was acknowledged, or answered with an error in good words.
             Ok(()) if sent < SENT => sent += 1,
+            Err(SendError::Bucket(error)) if sent < SENT && error.kind() == Kind::Wrong => sent += 1,
             Ok(()) => return Err(SendError::Lost(upload.digest)),
             Err(error) => return Err(error),
         }
@@ -83,7 +85,7 @@ async fn put(bucket: &Bucket, upload: &Upload, mut content: Content) -> Result<(
 }
 
 async fn in_parts(bucket: &Bucket, upload: &Upload, content: Content) -> Result<(), SendError> {
-    let mut tries = 1;
+    let (size, mut tries) = (content.size, 1);
     let mut multipart = loop {
         match bucket.begin(upload).await {
             Ok(multipart) => break multipart,
@@ -91,7 +93,7 @@ async fn in_parts(bucket: &Bucket, upload: &Upload, content: Content) -> Result<
         }
     };
     let sent = match send_parts(bucket, &mut multipart, content).await {
-        Ok(()) => bucket.complete(&multipart).await.map_err(SendError::from),
+        Ok(()) => complete(bucket, upload, &multipart, size).await.map_err(SendError::from),
         Err(error) => Err(error),
     };
     if sent.is_err()
@@ -100,6 +102,18 @@ async fn in_parts(bucket: &Bucket, upload: &Upload, content: Content) -> Result<
         tracing::debug!(digest = %upload.digest, %error, "an upload cannot be aborted; the sweep does it later");
     }
     sent
+}
+
+/// Makes the parts an object. Whatever is answered, the object may be there.
+async fn complete(bucket: &Bucket, upload: &Upload, multipart: &Multipart, size: u64) -> Result<(), S3Error> {
+    let mut tries = 1;
+    while let Err(error) = bucket.complete(multipart).await {
+        if size_of(bucket, upload).await? == Some(size) {
+            return Ok(());
+        }
+        tries = again(tries, error).await?;
+    }
+    Ok(())
 }
 
 /// Sends all parts; fails behind the last one if they do not have the digest, and then nothing is completed.
