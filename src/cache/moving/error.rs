@@ -56,7 +56,7 @@ pub enum MovingError {
     )]
     TooMuchLost(usize),
     #[error("{digest}: {source}")]
-    Object { digest: Digest, source: SendError },
+    Object { digest: Digest, source: Box<SendError> },
 }
 
 impl MovingError {
@@ -67,7 +67,7 @@ impl MovingError {
             SendError::Disk(error) => Self::Disk(Side::New, error),
             SendError::Read(ReadError::Bucket(error)) => Self::Bucket(Side::Old, error),
             SendError::Read(ReadError::File(error)) => Self::Disk(Side::Old, error),
-            source => Self::Object { digest, source },
+            error => Self::Object { digest, source: Box::new(error) },
         }
     }
 
