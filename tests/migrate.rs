@@ -348,9 +348,15 @@ async fn a_bucket_that_fails_now_and_then_gets_all_of_it_and_one_that_refuses_sa
     for (seed, (digest, size)) in (0..).zip(digests.iter().zip([1000, MIB, 20 * MIB, 2 * MIB])) {
         assert_eq!(s3.content(&s3.key_of(digest).expect("one key")), blob(seed, size));
     }
-    // And back, from answers that break off.
+    // What the new cache has no room for is not begun.
+    let plain = fs::read_to_string(old.home().join("larder.toml")).expect("read");
+    let small = Larder::builder().config(format!("[cache]\nmax_size = \"1MiB\"\n{plain}")).prepare();
+    let refused = small.run(&["migrate", "--from", &from]).await;
+    assert!(refused.code == Some(1) && refused.stderr.contains("cache.max_size of the new one"), "{refused:?}");
+    assert!(!small.object(&digests[0]).exists());
+    // And back.
     let config = fs::read_to_string(new.home().join("larder.toml")).expect("read");
-    let back = Larder::builder().config(fs::read_to_string(old.home().join("larder.toml")).expect("read")).prepare();
+    let back = Larder::builder().config(plain).prepare();
     let moved = migrate(&old_config(&new, &config), &back, &[]).await;
     assert_eq!(moved.code, Some(0), "{moved:?}");
     let files: Vec<PathBuf> = digests.iter().map(|digest| back.object(digest)).collect();

@@ -67,3 +67,29 @@ impl Passes {
         files::replace(&self.file, &serde_json::to_vec_pretty(&now).map_err(io::Error::other)?, Readers::Group)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::tests::parse;
+
+    /// Else what clients brought in for themselves would be served to all from the new directory.
+    #[test]
+    fn a_cache_that_is_moved_takes_along_where_clients_decided() {
+        let dirs = [(); 2].map(|()| tempfile::tempdir().expect("a directory"));
+        let [from, to] = [0, 1].map(|at| dirs[at].path());
+        let config = |name: &str, keys: &str| {
+            let upstream = format!("[[repository.\"{name}\".upstream]]\nurl = \"https://r.example\"");
+            parse(&format!("[repository.\"{name}\"]\n{keys}\n{upstream}")).expect("a configuration")
+        };
+        let pass = "client_credentials = \"pass\"";
+        Passes::read(from).write(&config("one", pass), &[]).expect("written");
+        Passes::read(to).write(&config("two", pass), &[]).expect("written");
+        Passes::carry(from, to).expect("carried");
+        for name in ["one", "two"] {
+            assert_eq!(Passes::read(to).to_forget(&config(name, "")), [name]);
+        }
+        fs::write(from.join("passes.json"), "[").expect("written");
+        assert!(Passes::carry(from, to).is_err(), "nobody can tell where clients decided");
+    }
+}

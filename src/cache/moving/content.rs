@@ -156,3 +156,39 @@ pub async fn again(tries: u32, error: S3Error) -> Result<u32, S3Error> {
     tokio::time::sleep((PAUSE * 2u32.pow(tries - 1)).min(LONGEST)).await;
     Ok(tries + 1)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::Algorithm;
+    use crate::store::Body;
+
+    fn content(bytes: &'static [u8], digest_of: &[u8], size: u64) -> Content {
+        let object = Object {
+            size: bytes.len() as u64,
+            since: std::time::SystemTime::UNIX_EPOCH,
+            is_sealed: true,
+            body: Body::Read(Bytes::from_static(bytes), None),
+        };
+        Content::new(Source::File(object), Digest::of(Algorithm::Sha256, digest_of), size, Arc::default())
+    }
+
+    #[tokio::test]
+    async fn bytes_come_as_they_are_asked_for_and_count_only_if_all_of_them_have_the_digest() {
+        let mut whole = content(b"abcdefg", b"abcdefg", 7);
+        let mut lengths = Vec::new();
+        for _ in 0..4 {
+            let pieces = whole.read(3).await.expect("read");
+            lengths.push(pieces.iter().map(Bytes::len).sum::<usize>());
+        }
+        assert_eq!(lengths, [3, 3, 1, 0]);
+        assert!(whole.finish().is_ok());
+        let mut half = content(b"abcdefg", b"abcdefg", 7);
+        half.read(3).await.expect("read");
+        assert!(matches!(half.finish(), Err(ReadError::Damaged)), "that is not all of it");
+        let mut other = content(b"abcdefg", b"abcdefx", 7);
+        other.read(7).await.expect("read");
+        assert!(matches!(other.finish(), Err(ReadError::Damaged)));
+        assert!(matches!(content(b"abc", b"abc", 7).read(7).await, Err(ReadError::Damaged)), "it is cut off");
+    }
+}

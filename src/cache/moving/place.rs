@@ -103,3 +103,38 @@ fn is_same_folder(one: &Path, other: &Path) -> bool {
         _ => one == other,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::tests::parse;
+
+    #[test]
+    fn what_two_places_have_in_common_says_whether_one_can_be_moved_to_the_other() {
+        let dirs = [(); 2].map(|()| tempfile::tempdir().expect("a directory"));
+        std::fs::write(dirs[0].path().join("larder.db"), "").expect("written");
+        let config = |at: usize, keys: &str| {
+            parse(&format!("[cache]\ndir = {:?}\n{keys}", dirs[at].path())).expect("a configuration")
+        };
+        let bucket = |name: &str| format!("[storage.s3]\nbucket = \"{name}\"");
+        let of = |old: &Config, new: &Config| Same::of(old, new).map(|same| (same.folder, same.bucket, same.index));
+        let (plain, one) = (config(0, ""), config(0, &bucket("one")));
+        assert!(matches!(of(&plain, &plain), Err(MovingError::Same)));
+        assert!(matches!(of(&one, &one), Err(MovingError::Same)));
+        assert!(matches!(of(&one, &config(0, &bucket("two"))), Err(MovingError::TwoBuckets)));
+        assert!(matches!(of(&config(1, ""), &plain), Err(MovingError::NoCache(_))));
+        assert_eq!(of(&plain, &one).expect("it can"), (true, false, true));
+        assert_eq!(of(&one, &config(1, &bucket("one"))).expect("it can"), (false, true, false));
+        let server = "[index]\nurl = \"postgres://larder@127.0.0.1/larder\"";
+        assert_eq!(of(&plain, &config(0, server)).expect("it can"), (true, false, false));
+        let both = format!("{}\n{server}", bucket("one"));
+        assert_eq!(
+            of(&config(0, server), &config(1, &both)).err().map(|error| error.to_string()),
+            Some(format!(
+                "there is no cache in {}; name the configuration of the old one with --from",
+                dirs[0].path().display()
+            ))
+        );
+        assert_eq!(of(&config(1, &both), &config(0, "")).expect("its directory may be gone"), (false, false, false));
+    }
+}
