@@ -11,6 +11,7 @@ use crate::cache::Cache;
 use crate::cluster::{Cluster, ClusterError};
 use crate::config::Config;
 use crate::failure::Failure;
+use crate::index::Lease;
 use crate::observe::{Metrics, Reason};
 use crate::oci::Reference;
 use crate::proxy::{Proxy, ProxyRules};
@@ -22,6 +23,9 @@ use crate::setup;
 use crate::upstream::{BuildError, Clients};
 use crate::warm::Warming;
 use crate::warm::schedule::Schedules;
+
+/// The name of the lease whose holder runs `[[warm]]`.
+const SCHEDULES: &str = "warm";
 
 /// The services, shared by all doors.
 pub struct Services {
@@ -108,7 +112,8 @@ impl Services {
         let proxy = Proxy::new(proxy, access.clone(), objects.clone(), (cache.clone(), metrics.clone()));
         let (registry, proxy, configuration) = (Arc::new(registry), Arc::new(proxy), Mutex::default());
         let (warming, registry_door) = (Arc::new(Warming::new(objects.clone())), OnceLock::new());
-        let schedules = Schedules::new(warming.clone(), access.clone());
+        let lease = if cluster.is_some() { Lease::shared(SCHEDULES) } else { Lease::always() };
+        let schedules = Schedules::new(warming.clone(), access.clone(), lease);
         Ok(Self {
             cache,
             metrics,

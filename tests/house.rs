@@ -107,12 +107,12 @@ const ROOMS: [(&str, &[&str]); 43] = [
             "upstream",
         ],
     ),
-    ("warm", &["access", "config", "failure", "observe", "oci", "registry", "routing", "upstream"]),
+    ("warm", &["access", "config", "failure", "index", "observe", "oci", "registry", "routing", "upstream"]),
     (
         "services",
         &[
-            "access", "cache", "cluster", "config", "failure", "observe", "oci", "proxy", "registry", "routing",
-            "setup", "upstream", "warm",
+            "access", "cache", "cluster", "config", "failure", "index", "observe", "oci", "proxy", "registry",
+            "routing", "setup", "upstream", "warm",
         ],
     ),
     ("ops", &["cache", "descriptors", "failure", "index", "observe", "oci", "routing", "text", "upkeep", "work"]),

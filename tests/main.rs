@@ -70,6 +70,7 @@ mod reasons;
 mod registries;
 mod reload;
 mod replicas;
+mod replicas_as_one;
 mod replicas_bucket;
 mod resume;
 mod same_pull;

@@ -42,27 +42,22 @@ pub struct Scene {
     pub postgres: Postgres,
     pub hub: Hub,
     pub replicas: Vec<Larder>,
-    addresses: Vec<SocketAddr>,
+    pub addresses: Vec<SocketAddr>,
 }
 
-async fn scene(keys: &str) -> Scene {
-    scene_of_clocks(keys, ["+0", "+0", "+0"]).await
+pub async fn scene(keys: &str) -> Scene {
+    scene_of_clocks(keys, "", ["+0", "+0", "+0"]).await
 }
 
-/// The same, with clocks that are so far off.
-async fn scene_of_clocks(keys: &str, clocks: [&str; 3]) -> Scene {
-    scene_with(keys, clocks, "").await
-}
-
-/// The same, with more tables in the configuration.
-pub async fn scene_with(keys: &str, clocks: [&str; 3], more: &str) -> Scene {
+/// The same, with further tables in the configuration, and clocks that are so far off.
+pub async fn scene_of_clocks(keys: &str, tables: &str, clocks: [&str; 3]) -> Scene {
     let postgres = Postgres::start();
     postgres.create("larder");
     let hub = Hub::start(Options::default()).await;
     let repository = RepositoryConfig::new("hub").set(keys).upstream_with(&hub, "parallel = 1");
     let addresses: Vec<_> = (0..3).map(|_| address()).collect();
     let start = addresses.iter().zip(clocks).map(|(&address, clock)| {
-        let builder = Larder::builder().config(format!("{more}{}", config(&postgres, address, &repository)));
+        let builder = Larder::builder().config(config(&postgres, address, &repository) + tables);
         if clock == "+0" { builder.start() } else { builder.clock(clock).start() }
     });
     let replicas = join_all(start).await;
@@ -519,7 +514,7 @@ async fn with_certificates_each_side_has_to_show_one_of_the_replicas_own_authori
 
 #[tokio::test(flavor = "multi_thread")]
 async fn clocks_that_are_an_hour_apart_change_nothing() {
-    let scene = scene_of_clocks("max_age = \"12h\"", ["-1h", "+0", "+1h"]).await;
+    let scene = scene_of_clocks("max_age = \"12h\"", "", ["-1h", "+0", "+1h"]).await;
     for number in 0..6 {
         let (name, image) = (format!("team/app-{number}"), Image::with_layers(100 + number, &[20_000]));
         scene.hub.push_image(&name, "1", &image);

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 
 use crate::clients::Radosgw;
-use crate::replicas::{MIB, SOON, Scene, expect, expect_rest, metric, scene_with};
+use crate::replicas::{MIB, SOON, Scene, expect, expect_rest, metric, scene_of_clocks};
 use crate::support::bucket::{Op, S3, S3Fault};
 use crate::support::{Fault, Larder, On, blob, client, eventually, request};
 
@@ -16,7 +16,7 @@ const NOW: [&str; 3] = ["+0"; 3];
 
 async fn scene(lines: &str) -> (Scene, S3) {
     let s3 = S3::start().await;
-    (scene_with("", NOW, &s3.config(lines)).await, s3)
+    (scene_of_clocks("", &s3.config(lines), NOW).await, s3)
 }
 
 /// Waits until all replicas count so many objects in the bucket.
@@ -74,7 +74,7 @@ async fn each_object_is_fetched_once_and_sent_to_the_bucket_once_and_is_there_fo
 #[tokio::test(flavor = "multi_thread")]
 async fn on_a_real_server_each_object_is_fetched_once_and_there_for_all() {
     let ceph = Radosgw::start().await;
-    let mut scene = scene_with("", NOW, &ceph.config("")).await;
+    let mut scene = scene_of_clocks("", &ceph.config(""), NOW).await;
     let contents = contents();
     let digests = pull_by_sixty(&scene, &contents).await;
     all_count(&scene, 6).await;
@@ -311,7 +311,7 @@ async fn all_serve(scene: &Scene, pulled: &[(String, Bytes)]) {
 #[tokio::test(flavor = "multi_thread")]
 async fn clocks_that_are_as_far_apart_as_a_server_bears_change_nothing() {
     let s3 = S3::start().await;
-    let mut scene = scene_with("", ["-14m", "+0", "+14m"], &s3.config("[cache]\nmax_size = \"45MiB\"")).await;
+    let mut scene = scene_of_clocks("", &s3.config("[cache]\nmax_size = \"45MiB\""), ["-14m", "+0", "+14m"]).await;
     let mut pulled = Vec::new();
     for seed in 70..73 {
         let content = blob(seed, LARGE);

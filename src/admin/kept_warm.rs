@@ -17,7 +17,7 @@ use super::time::rfc3339;
 use super::warm;
 use crate::clock::{self, Instant};
 use crate::services::Services;
-use crate::warm::schedule::{Run, Schedule};
+use crate::warm::schedule::{Run, Runs, Schedule};
 use crate::warm::{Job, State as Stage};
 
 /// Most problems of a run that are told.
@@ -43,6 +43,10 @@ pub struct ScheduleEntry {
     pub platforms: Vec<String>,
     /// From the end of one run to the begin of the next: `6h`.
     pub every: String,
+    /// The address of the replica that runs it; absent where this Larder is alone, and while none runs it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replica: Option<String>,
+    /// Whether a run goes on here.
     pub running: bool,
     /// When the next run begins, RFC 3339; absent while one goes on.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -117,7 +121,8 @@ pub async fn show(State(services): State<Arc<Services>>) -> Json<WarmList> {
 /// In the background; a run that goes on is not begun again.
 #[utoipa::path(post, path = "/api/warm/schedules/{number}", tag = "cache",
     params(("number" = u64, Path, description = "the `number` that `GET /api/warm` gives", maximum = 9_223_372_036_854_775_807_i64)),
-    responses((status = 200, body = ScheduleEntry), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody)))]
+    responses((status = 200, body = ScheduleEntry), (status = 400, body = ErrorBody), (status = 404, body = ErrorBody),
+        (status = 409, description = "another replica runs the schedules", body = ErrorBody)))]
 pub async fn run(
     State(services): State<Arc<Services>>,
     Extension(person): Extension<Person>,
@@ -127,20 +132,33 @@ pub async fn run(
     let number = usize::try_from(number).unwrap_or(usize::MAX);
     let schedule = services.schedules.run_now(number);
     let schedule = schedule.ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, "there is no such [[warm]]"))?;
+    let elsewhere = match services.schedules.runs() {
+        Runs::Here => None,
+        Runs::At(replica) => Some(format!("the schedules run at the replica {replica}; ask its admin door")),
+        Runs::Nowhere => Some("no replica runs the schedules at the moment; try again in half a minute".to_owned()),
+    };
+    if let Some(elsewhere) = elsewhere {
+        return Err(Problem::new(StatusCode::CONFLICT, elsewhere));
+    }
     tracing::info!(by = %person, schedule = number, "warming");
-    Ok(Json(entry(number, &schedule)))
+    Ok(Json(entry(&services, number, &schedule)))
 }
 
 /// Returns what is warmed.
 pub fn list(services: &Services) -> WarmList {
     let schedules = services.schedules.all();
     WarmList {
-        schedules: schedules.iter().enumerate().map(|(at, schedule)| entry(at + 1, schedule)).collect(),
+        schedules: schedules.iter().enumerate().map(|(at, schedule)| entry(services, at + 1, schedule)).collect(),
         jobs: services.warming.all().iter().map(|job| summary(job)).collect(),
     }
 }
 
-fn entry(number: usize, schedule: &Schedule) -> ScheduleEntry {
+fn entry(services: &Services, number: usize, schedule: &Schedule) -> ScheduleEntry {
+    let replica = services.cluster.as_ref().and_then(|cluster| match services.schedules.runs() {
+        Runs::Here => Some(cluster.me().address.clone()),
+        Runs::At(address) => Some(address),
+        Runs::Nowhere => None,
+    });
     let (wanted, state) = (&schedule.wanted, schedule.state());
     let (now, wall) = (Instant::now(), clock::wall());
     let next = state.next.map(|next| rfc3339(wall + next.saturating_duration_since(now)));
@@ -149,6 +167,7 @@ fn entry(number: usize, schedule: &Schedule) -> ScheduleEntry {
         images: wanted.images.iter().map(ToString::to_string).collect(),
         platforms: wanted.platforms.iter().map(ToString::to_string).collect(),
         every: humantime::format_duration(wanted.every).to_string(),
+        replica,
         running: state.run.as_ref().is_some_and(|run| run.ended.is_none()),
         next,
         last: state.run.as_ref().map(run_entry),

@@ -22,7 +22,6 @@ use crate::acme::{Certificates, Occasion, Shown};
 use crate::ca::Ca;
 use crate::cache::Cache;
 use crate::clock;
-use crate::cluster::Cluster;
 use crate::config::{self, Config, Loaded, Sources, Watch};
 use crate::descriptors::{self, Shares};
 use crate::listen::Tls;
@@ -152,7 +151,7 @@ async fn serve(
     let (stop, stopped) = channel::channel(None);
     let upkeep = tokio::spawn(services.cache.clone().look_after());
     let doors = doors.serve((&config.server, config.cluster.as_ref()), &services, &stopped)?;
-    let taking_part = tokio::spawn(take_part(services.cluster.clone(), stopped.clone()));
+    let taking_part = tokio::spawn(take_part(services.clone(), stopped.clone()));
     services.schedules.apply(&config.warm);
     let current = Arc::new(Mutex::new(config));
     let Files { sources, begun_with, watch, .. } = files;
@@ -182,9 +181,11 @@ async fn serve(
 }
 
 /// Takes part in the cluster, if there is one.
-async fn take_part(cluster: Option<Arc<Cluster>>, stopped: channel::Receiver<Option<Duration>>) {
-    if let Some(cluster) = cluster {
-        cluster.take_part(stopped).await;
+async fn take_part(services: Arc<Services>, stopped: channel::Receiver<Option<Duration>>) {
+    if let Some(cluster) = services.cluster.clone() {
+        let index = services.cache.index();
+        let turns = services.schedules.take_turns(&*index, stopped.clone());
+        tokio::join!(cluster.take_part(stopped), turns);
     }
 }
 

@@ -1,15 +1,17 @@
 //! What is kept warm by schedule: each `[[warm]]` of the configuration has a task that brings its images in again and
 //! again.
 //!
-//! One process runs all schedules. Where several share a store, this is the place to ask which of them does.
+//! One process runs all schedules. Where several behave as one cache, that is the one which has the lease: the tasks of
+//! the others wait for it, and a run ends with it.
 //!
 //! Locks: `schedules`, and the `state` of one, are each taken alone.
 
+use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use futures_util::FutureExt;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
 use super::wanted::{self, Found};
@@ -17,6 +19,7 @@ use super::{Job, Warming};
 use crate::access::Access;
 use crate::clock::{self, Instant};
 use crate::config::WarmSchedule;
+use crate::index::{Index, Lease};
 use crate::random;
 
 /// A first run begins at a random moment within this part of `every`, and within [`LONGEST_OFFSET`]: caches that were
@@ -29,6 +32,17 @@ pub struct Schedules {
     warming: Arc<Warming>,
     access: Arc<Access>,
     schedules: Mutex<Vec<Arc<Schedule>>>,
+    lease: Arc<Lease>,
+}
+
+/// Where the schedules run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Runs {
+    Here,
+    /// At the replica with this address.
+    At(String),
+    /// At none that is known: the one that ran them has ended, and the next one takes over in a moment.
+    Nowhere,
 }
 
 /// One schedule. Its task ends when it is dropped.
@@ -61,9 +75,23 @@ pub struct Run {
 }
 
 impl Schedules {
-    /// Creates the service without schedules.
-    pub fn new(warming: Arc<Warming>, access: Arc<Access>) -> Self {
-        Self { warming, access, schedules: Mutex::default() }
+    /// Creates the service without schedules. `lease`: whoever has it runs them.
+    pub fn new(warming: Arc<Warming>, access: Arc<Access>, lease: Lease) -> Self {
+        Self { warming, access, schedules: Mutex::default(), lease: Arc::new(lease) }
+    }
+
+    /// Sees to it that one of all that share the index runs the schedules, until `stop` is set.
+    pub async fn take_turns(&self, index: &dyn Index, stop: watch::Receiver<Option<Duration>>) {
+        self.lease.keep(index, || !self.lock().is_empty(), stop).await;
+    }
+
+    /// Returns who runs the schedules now.
+    pub fn runs(&self) -> Runs {
+        match self.lease.other() {
+            _ if self.lease.is_mine() => Runs::Here,
+            Some(address) => Runs::At(address),
+            None => Runs::Nowhere,
+        }
     }
 
     /// Runs these schedules from now on, and no others. One that stays goes on as it was. Must be called within a
@@ -107,6 +135,7 @@ impl Schedules {
             now: now.clone(),
             warming: self.warming.clone(),
             access: self.access.clone(),
+            lease: self.lease.clone(),
         };
         Arc::new(Schedule { wanted, state, now, task: tokio::spawn(task.run()) })
     }
@@ -133,6 +162,7 @@ struct Task {
     now: Arc<Notify>,
     warming: Arc<Warming>,
     access: Arc<Access>,
+    lease: Arc<Lease>,
 }
 
 /// A job in the list of all jobs, from which it is taken if its schedule ends before it.
@@ -148,6 +178,21 @@ impl Drop for Entered<'_> {
 
 impl Task {
     async fn run(self) {
+        loop {
+            self.lease.begins().await;
+            tokio::select! {
+                never = self.run_again_and_again() => match never {},
+                () = self.lease.ends() => {}
+            }
+            // A run that was broken off is one of whoever comes next.
+            self.change(|state| {
+                let ended = state.run.take().filter(|run| run.ended.is_some());
+                *state = State { run: ended, next: None };
+            });
+        }
+    }
+
+    async fn run_again_and_again(&self) -> Infallible {
         let first = self.wanted.every.mul_f64(OFFSET).min(LONGEST_OFFSET);
         let mut pause = first.mul_f64(random::fraction());
         loop {

@@ -40,10 +40,15 @@ pub use self::tls::{Authority, Certificate, TlsFront, https, https_over, trust};
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Asks again and again until the answer is yes; panics after 20 seconds. The only place where tests sleep.
-pub async fn eventually<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
+pub async fn eventually<F: Future<Output = bool>>(what: &str, condition: impl FnMut() -> F) {
+    within(Duration::from_secs(20), what, condition).await;
+}
+
+/// The same, for what may take so long.
+pub async fn within<F: Future<Output = bool>>(time: Duration, what: &str, mut condition: impl FnMut() -> F) {
     let started = Instant::now();
     while !condition().await {
-        assert!(started.elapsed() < Duration::from_secs(20), "did not happen within 20 s: {what}");
+        assert!(started.elapsed() < time, "did not happen within {} s: {what}", time.as_secs());
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

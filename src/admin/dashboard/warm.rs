@@ -94,8 +94,10 @@ fn progress(job: &JobEntry) -> Markup {
 
 fn entry(schedule: &ScheduleEntry, visitor: &Visitor) -> Markup {
     let failed = schedule.last.as_ref().map_or(0, |run| run.problems.len() + run.more_problems);
+    let is_elsewhere = schedule.next.is_none() && !schedule.running;
     let (kind, word) = match &schedule.last {
         _ if schedule.running => ("fetched", "runs"),
+        None if is_elsewhere => ("waiting", "elsewhere"),
         None => ("waiting", "waits"),
         Some(_) if failed > 0 => ("failed", "in part"),
         Some(_) => ("ready", "warm"),
@@ -112,12 +114,13 @@ fn entry(schedule: &ScheduleEntry, visitor: &Visitor) -> Markup {
             }
             @if visitor.may_change {
                 button.needs-js type="button" data-action="run" data-reference=(schedule.number)
-                    data-name={ "schedule " (schedule.number) } disabled[schedule.running] { "Run now" }
+                    data-name={ "schedule " (schedule.number) } disabled[schedule.running || is_elsewhere] { "Run now" }
             }
         }
         ul.images-wanted { @for image in &schedule.images { li { code { (show::reference(image)) } } } }
         dl.facts {
             @if let Some(run) = &schedule.last { (last_run(run)) }
+            @if let Some(replica) = &schedule.replica { div { dt { "Runs at" } dd { code { (replica) } } } }
             @if let Some(next) = &schedule.next { div { dt { "Next run" } dd { (ahead(next)) } } }
         }
         @if let Some(run) = schedule.last.as_ref().filter(|_| failed > 0) { (problems(run)) }

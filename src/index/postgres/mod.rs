@@ -5,7 +5,8 @@
 //! - [`schema`]: the tables.
 //! - `Write` → [`super::queue`] → [`writer`]: the one task that writes → [`batch`]: what many writes come to →
 //!   [`apply`]: a statement for each table; [`uploads`]: what is in the bucket. [`bounds`]: what is too much.
-//! - [`replicas`]: which Larders are alive. [`changes`]: what others have to hear of. [`unseen`]: who was not there for long.
+//! - [`replicas`]: which Larders are alive. [`leases`]: what one of them does for all. [`changes`]: what others have to
+//!   hear of. [`unseen`]: who was not there for long.
 //! - [`read`], [`images`]: what is read. [`rows`]: all of it, and what comes from another index. [`purge`]: what is taken out.
 //!
 //! While the server is away, reads fail at once (the cache then asks upstreams, as where nothing is known), and writes
@@ -19,6 +20,7 @@ mod changes;
 mod connect;
 mod errors;
 mod images;
+mod leases;
 mod purge;
 mod read;
 mod replicas;
@@ -45,7 +47,7 @@ use tokio_postgres::Client;
 
 use super::queue::Task;
 use super::{
-    Bounds, Call, Change, ImageName, ImagePage, ImageSearch, Index, IndexError, IsPinned, ListKey, Listing, Mark,
+    Bounds, Call, Change, Holder, ImageName, ImagePage, ImageSearch, Index, IndexError, IsPinned, ListKey, Listing, Mark,
     ObjectEntry, ObjectUse, Purge, Purged, Replica, Row, RowKey, Table, TagEntry, TagKey, TakeObject, UrlEntry, Viewer, Write,
 };
 use crate::clock::Instant;
@@ -533,6 +535,14 @@ impl Index for PostgresIndex {
 
     fn replicas(&self) -> Call<'_, Vec<Replica>> {
         self.read(|client, _| Box::pin(replicas::alive(client)))
+    }
+
+    fn take_lease(&self, name: &'static str, time: Duration) -> Call<'_, Holder> {
+        async move {
+            let (mine, soon) = (self.mine().await?, self.server.soon);
+            self.server.change(soon, move |client| Box::pin(leases::take(client, mine.own, name, time))).await
+        }
+        .boxed()
     }
 
     fn changes(&self, known: Option<Mark>) -> Call<'_, (Vec<Change>, Mark)> {

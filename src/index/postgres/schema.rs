@@ -8,7 +8,8 @@ use super::values::{Mine, values};
 use crate::clock::Instant;
 
 /// The steps from each version to the next.
-pub(super) const MIGRATIONS: [&str; 2] = [include_str!("migrations/1.sql"), include_str!("migrations/2.sql")];
+pub(super) const MIGRATIONS: [&str; 3] =
+    [include_str!("migrations/1.sql"), include_str!("migrations/2.sql"), include_str!("migrations/3.sql")];
 
 /// The lock under which the tables are made. It belongs to the transaction: a pooler cannot give it to others with the
 /// connection, as it would a lock of the session, and it is gone when the transaction ends, however that ends.
