@@ -1,11 +1,12 @@
-//! Promise: what one of several replicas does for all, the others do not do again: schedules run at one of them.
+//! Promise: what one of several replicas does for all, the others do not do again: schedules run at one of them, and what
+//! one has asked its upstream counts for all.
 
 use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::replicas::{SOON, Scene, scene_of_clocks};
-use crate::support::{Image, Larder, eventually, get, request, within};
+use crate::replicas::{SOON, Scene, expect, scene, scene_of_clocks};
+use crate::support::{Image, Larder, On, eventually, get, request, within};
 
 /// Longer than a lease lasts that nobody takes again.
 const TAKEN_OVER: Duration = Duration::from_secs(60);
@@ -94,4 +95,60 @@ async fn while_the_index_is_away_who_runs_the_schedules_does_so_for_the_rest_of_
     scene.postgres.go_on();
     let next = the_one_that_runs(&scene).await;
     assert_eq!(run_now(&scene.replicas[next]).await, 200);
+}
+
+/// All replicas serve this as `team/NAME:1`, and the upstream was asked so often about the tag.
+async fn all_serve(scene: &Scene, name: &str, image: &Image, heads: usize) {
+    for replica in &scene.replicas {
+        let url = replica.manifest_url(&format!("hub/team/{name}"), "1");
+        let is_served = async || get(&url).await.body == image.manifest.bytes;
+        eventually("it is served", is_served).await;
+    }
+    let asked = scene.hub.count_on(On::manifest().head().name(&format!("team/{name}")));
+    assert_eq!(asked, heads, "{}", scene.hub.summary());
+    let fetched = scene.hub.count_on(On::manifest().get().reference(&image.manifest.digest));
+    assert_eq!(fetched, 1, "{}", scene.hub.summary());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_replica_was_told_to_ask_the_upstream_counts_for_all() {
+    let scene = scene("max_age = \"12h\"\nnegative_max_age = \"12h\"").await;
+    // Each tag has another home.
+    for number in 0..6_usize {
+        let (name, replica) = (format!("app-{number}"), &scene.replicas[number % 3]);
+        let image = |version| Image::with_layers(10 * number as u64 + version, &[500]);
+        let refresh = async || {
+            let url = format!("{}/api/refresh?reference=hub/team/{name}:1", replica.admin_url());
+            let answer = request("POST", url).deadline(SOON).send().await;
+            assert_eq!(answer.status, 200, "{}", answer.text());
+        };
+        // That it is not there is remembered, too.
+        for replica in &scene.replicas {
+            let answer = get(replica.manifest_url(&format!("hub/team/{name}"), "1")).await;
+            assert_eq!(answer.status, 404, "{}", answer.text());
+        }
+        let before = scene.hub.count_on(On::manifest().head().name(&format!("team/{name}")));
+        scene.hub.push_image(&format!("team/{name}"), "1", &image(1));
+        refresh().await;
+        all_serve(&scene, &name, &image(1), before + 1).await;
+        scene.hub.push_image(&format!("team/{name}"), "1", &image(2));
+        expect(scene.replicas[0].manifest_url(&format!("hub/team/{name}"), "1"), &image(1).manifest.bytes).await;
+        refresh().await;
+        all_serve(&scene, &name, &image(2), before + 2).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_replica_has_learnt_by_warming_counts_for_all() {
+    let warm = "[[warm]]\nimages = [\"hub/team/app:1\"]\nevery = \"1h\"\n";
+    let scene = scene_of_clocks("max_age = \"12h\"", warm, ["+0"; 3]).await;
+    let (before, after) = (Image::with_layers(1, &[500]), Image::with_layers(2, &[500]));
+    scene.hub.push_image("team/app", "1", &before);
+    for replica in &scene.replicas {
+        expect(replica.manifest_url("hub/team/app", "1"), &before.manifest.bytes).await;
+    }
+    scene.hub.push_image("team/app", "1", &after);
+    let at = the_one_that_runs(&scene).await;
+    assert_eq!(run_now(&scene.replicas[at]).await, 200);
+    all_serve(&scene, "app", &after, 2).await;
 }

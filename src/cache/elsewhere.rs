@@ -8,7 +8,7 @@ use tokio::time::MissedTickBehavior;
 
 use super::Cache;
 use crate::clock::Instant;
-use crate::index::{Change, Index, IndexError, Mark};
+use crate::index::{Change, Index, IndexError, Mark, TagKey, Write};
 use crate::oci::Digest;
 
 /// How often the index is asked.
@@ -68,6 +68,7 @@ impl Cache {
                     self.upkeep.lost_elsewhere(&digests);
                     evicted.extend(digests);
                 }
+                Change::Tags(tags) => self.hear_of_tags(&tags),
                 Change::Unknown => is_unknown = true,
                 Change::Pins => {}
             }
@@ -91,6 +92,22 @@ impl Cache {
         // Rows are gone already, so what comes into memory from here on is right.
         self.hot.clear();
         self.purges.send_modify(|purges| *purges += 1);
+    }
+
+    /// Takes what the index says of tags instead of what is in memory.
+    fn hear_of_tags(&self, tags: &[TagKey]) {
+        for key in tags {
+            self.hot.tags.remove(key);
+            self.upkeep.tag_changed(key);
+        }
+    }
+
+    /// Lets the others that share the index hear of a tag that was noted here. They would keep what they have in memory
+    /// until it is old.
+    pub fn tell_of_tag(&self, key: TagKey) {
+        if self.index.is_on_server() {
+            self.index.note(Write::TellTag { key });
+        }
     }
 
     /// Removes the files of objects that another Larder has purged.

@@ -41,6 +41,8 @@ pub fn apply(transaction: &Transaction<'_>, write: Write) -> rusqlite::Result<()
                 key.shelf
             ],
         ),
+        // Nobody shares this index.
+        Write::TellTag { .. } => Ok(()),
         Write::DropTag { key } => run(
             "DELETE FROM tags WHERE repository = ?1 AND name = ?2 AND tag = ?3 AND shelf = ?4",
             params![key.repository, key.name, key.tag, key.shelf],

@@ -1,5 +1,6 @@
 //! What another Larder did to an index that several share, as far as it concerns more than rows: memory, files, pins.
 
+use super::TagKey;
 use crate::oci::Digest;
 
 /// A change by another Larder.
@@ -15,6 +16,8 @@ pub enum Change {
     NotUploaded(Vec<Digest>),
     /// These were evicted from the bucket, and with that from all stores: no store is to keep them.
     Evicted(Vec<Digest>),
+    /// Something new is known of these tags: the index has it.
+    Tags(Vec<TagKey>),
     /// Images were pinned, or are so no longer.
     Pins,
     /// There may have been changes that nobody knows any more.

@@ -394,6 +394,10 @@ pub enum Write {
     DropTag {
         key: TagKey,
     },
+    /// The other Larders that share the index are to hear that it knows something new of the tag.
+    TellTag {
+        key: TagKey,
+    },
     /// The upstream has the manifest under this name.
     Manifest {
         repository: String,
@@ -459,7 +463,7 @@ impl Write {
     fn weight(&self) -> u64 {
         let beside = match self {
             Self::Tag { key, entry } => key.name.len() + key.tag.len() + entry.media_type.as_str().len(),
-            Self::DropTag { key } => key.name.len() + key.tag.len(),
+            Self::DropTag { key } | Self::TellTag { key } => key.name.len() + key.tag.len(),
             Self::Object { entry, .. } => entry.media_type.as_ref().map_or(0, |media_type| media_type.as_str().len()),
             Self::Manifest { name, .. } => name.len(),
             Self::Visible { viewer, .. } => viewer.repository.len(),

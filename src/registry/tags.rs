@@ -139,6 +139,8 @@ impl Tags {
         let before = self.cached(target, &key).await.map(|(entry, _)| entry.digest);
         let (checked, _) = self.checked(target, tag, &key, None, (true, Whom::Upstream)).await;
         let Checked { manifest, is_fetched } = checked?;
+        // Also if nothing has changed: nobody else has to ask again.
+        self.cache.tell_of_tag(key);
         let since = manifest.stored_at.to_system_time();
         Ok(match before {
             Some(before) if before == manifest.digest => CacheState::Hit { since, why: Hit::Unchanged },
@@ -156,8 +158,14 @@ impl Tags {
         tag: &Tag,
     ) -> Result<Arc<Manifest>, (Failure, Option<Arc<Manifest>>)> {
         let key = target.tag_key(tag);
+        let before = self.cached(target, &key).await.map(|(entry, _)| entry.digest);
         match self.checked(target, tag, &key, None, (true, Whom::Upstream)).await.0 {
-            Ok(Checked { manifest, .. }) => Ok(manifest),
+            Ok(Checked { manifest, .. }) => {
+                if before != Some(manifest.digest) {
+                    self.cache.tell_of_tag(key);
+                }
+                Ok(manifest)
+            }
             Err(failure) => Err((failure, self.cached(target, &key).await.map(|(_, manifest)| manifest))),
         }
     }
@@ -172,7 +180,10 @@ impl Tags {
     ) -> Result<FoundManifest, Failure> {
         let policy = target.repository.config.policy_of(tag.as_str());
         let key = target.tag_key(tag);
-        let cached = self.cached(target, &key).await;
+        let cached = match self.cached(target, &key).await {
+            None => self.told_by_others(target, &key).await,
+            cached => cached,
+        };
         if let Some((entry, manifest)) = &cached
             && let Some(state) = self.served_unasked(target, tag, &key, entry).await
         {
@@ -335,6 +346,16 @@ impl Tags {
             self.manifests.put(target, answer).await;
         }
         self.cached(target, key).await
+    }
+
+    /// Returns a tag that another replica has just asked for, with the manifest that only others have.
+    async fn told_by_others(&self, target: &Target, key: &TagKey) -> Option<(TagEntry, Arc<Manifest>)> {
+        if self.manifests.replicas.0.is_none() {
+            return None;
+        }
+        let entry = self.known(target, key).await?;
+        Self::unasked(target.repository.config.policy_of(&key.tag), key, &entry)?;
+        self.cached_anywhere(target, key).await
     }
 
     /// Returns what is known of a tag, by a time that is past.

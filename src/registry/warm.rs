@@ -8,6 +8,7 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 use serde::Deserialize;
 
 use super::objects::Objects;
+use super::respond::CacheState;
 use crate::cache::Manifest;
 use crate::failure::{Failure, FailureKind};
 use crate::oci::manifest::{ChildKind, Outline};
@@ -122,7 +123,13 @@ impl Objects {
 
     async fn top(&self, target: &Target, reference: &Reference) -> Result<Arc<Manifest>, Failure> {
         let found = match reference {
-            Reference::Tag(tag) => self.tags.by_tag(target, tag, true).await?,
+            Reference::Tag(tag) => {
+                let found = self.tags.by_tag(target, tag, true).await?;
+                if matches!(found.state, CacheState::Miss(_)) {
+                    self.cache.tell_of_tag(target.tag_key(tag));
+                }
+                found
+            }
             Reference::Digest(digest) => self.manifests.by_digest(target, digest).await?,
         };
         Ok(found.manifest)

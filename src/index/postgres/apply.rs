@@ -15,7 +15,7 @@ use super::super::bounds::MAX_VISIBLE;
 use super::super::names::RESOLUTION;
 use super::super::urls::MAX_VARIANTS;
 use super::batch::{Batch, ObjectChange, Put, Raw};
-use super::changes::{OfBucket, note_of_bucket};
+use super::changes::{OfBucket, note_of_bucket, note_tags};
 use super::values::{Mine, signed, values, without_zeros};
 
 /// The numbers of digests.
@@ -101,6 +101,7 @@ pub async fn apply(client: &Client, mine: Mine, batch: &Batch) -> Result<(), Ind
     put_edges(client, batch, &numbers).await?;
     put_visible(client, batch, &numbers).await?;
     put_tags(client, batch).await?;
+    note_tags(client, mine.own, &batch.told).await?;
     put_manifests(client, batch).await?;
     put_urls(client, batch).await?;
     put_listings(client, batch).await

@@ -15,6 +15,8 @@ pub struct Batch {
     pub visible: BTreeSet<(Raw, i16, String)>,
     /// `None`: the tag goes.
     pub tags: BTreeMap<TagPlace, Option<TagValue>>,
+    /// Tags of which the others are to hear.
+    pub told: BTreeSet<TagPlace>,
     /// When the name was noted.
     pub manifests: BTreeMap<(String, String, Raw), i64>,
     pub listings: BTreeMap<(String, String, Vec<u8>), (ListKey, Listing)>,
@@ -153,6 +155,7 @@ impl Batch {
                 self.tags.insert(place_of(key), Some(value));
             }
             Write::DropTag { key } => drop(self.tags.insert(place_of(key), None)),
+            Write::TellTag { key } => drop(self.told.insert(place_of(key))),
             Write::Manifest { repository, name, digest, at: Timestamp(at) } => {
                 let noted = self.manifests.entry((repository.clone(), name.clone(), raw(digest))).or_insert(*at);
                 *noted = (*noted).max(*at);

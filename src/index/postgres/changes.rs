@@ -4,9 +4,12 @@
 //! are therefore read from a while back each time, without those that are known. (The end of all older transactions, as
 //! `pg_snapshot_xmin` tells it, would have to wait for those of other databases, too.)
 
+use std::collections::BTreeSet;
+
 use tokio_postgres::{Client, Row};
 
-use super::super::{Change, IndexError, Mark};
+use super::super::{Change, IndexError, Mark, TagKey};
+use super::batch::TagPlace;
 use super::values::{Mine, values};
 use crate::oci::Digest;
 
@@ -16,16 +19,18 @@ const PINS: i16 = 2;
 const UPLOADED: i16 = 3;
 const NOT_UPLOADED: i16 = 4;
 const EVICTED: i16 = 5;
+const TAGS: i16 = 6;
 
 const NOTE: &str = "INSERT INTO larder.changes (holder, kind, digests) VALUES ($1, $2, $3)";
 const NOTE_OF_BUCKET: &str =
     "INSERT INTO larder.changes (holder, kind, digests, bucket, sizes) VALUES ($1, $2, $3, $4, $5)";
+const NOTE_OF_TAGS: &str = "INSERT INTO larder.changes (holder, kind, digests, tags) VALUES ($1, $2, '{}', $3)";
 /// Who was away for longer than a day does not rely on them.
 const FORGET: &str = "DELETE FROM larder.changes WHERE noted_at < larder.microseconds() - 86400000000";
 const NOW: &str = "SELECT larder.microseconds()";
 const KNOWN: &str = "SELECT id, noted_at FROM larder.changes WHERE noted_at > $1";
-const NEWS: &str = "SELECT id, noted_at, holder, kind, digests, sizes, bucket IS NULL OR bucket = $4 FROM larder.changes \
-    WHERE noted_at > $1 AND id <> ALL ($2) ORDER BY noted_at, id LIMIT $3";
+const NEWS: &str = "SELECT id, noted_at, holder, kind, digests, sizes, bucket IS NULL OR bucket = $4, tags \
+    FROM larder.changes WHERE noted_at > $1 AND id <> ALL ($2) ORDER BY noted_at, id LIMIT $3";
 /// Most changes that are read at once, each with some hundred digests at most.
 const AT_ONCE: i64 = 256;
 /// Microseconds after its begin by which a transaction that makes a change has ended: more than any may take.
@@ -44,6 +49,16 @@ pub async fn note_purge_of_all(client: &Client, holder: i32) -> Result<(), Index
 /// Notes that pins have changed.
 pub async fn note_pins(client: &Client, holder: i32) -> Result<(), IndexError> {
     note(client, holder, PINS, &[]).await
+}
+
+/// Notes that something new is known of tags.
+pub async fn note_tags(client: &Client, holder: i32, tags: &BTreeSet<TagPlace>) -> Result<(), IndexError> {
+    if tags.is_empty() {
+        return Ok(());
+    }
+    let texts: Vec<&str> = tags.iter().flat_map(|(a, b, c, d)| [a, b, c, d]).map(String::as_str).collect();
+    client.execute_typed(NOTE_OF_TAGS, values![holder => INT4, TAGS => INT2, texts => TEXT_ARRAY]).await?;
+    forget(client).await
 }
 
 /// What has become of a bucket in one transaction.
@@ -119,10 +134,25 @@ fn change_of(row: &Row) -> Result<Change, IndexError> {
         PURGED => Change::Purged(digests().collect()),
         PURGED_ALL => Change::PurgedAll,
         PINS => Change::Pins,
+        TAGS => Change::Tags(tags_of(row)?),
         UPLOADED => Change::Uploaded(digests().zip(bytes).collect()),
         NOT_UPLOADED => Change::NotUploaded(digests().collect()),
         EVICTED => Change::Evicted(digests().collect()),
         // Of a later Larder.
         _ => Change::Unknown,
     })
+}
+
+/// Reads tags that stand there one after the other, each with four texts.
+fn tags_of(row: &Row) -> Result<Vec<TagKey>, IndexError> {
+    let texts: Option<Vec<String>> = row.try_get(7)?;
+    let texts = texts.unwrap_or_default();
+    let key = |texts: &[String]| match texts {
+        [repository, name, tag, shelf] => {
+            let [repository, name, tag, shelf] = [repository, name, tag, shelf].map(Clone::clone);
+            Some(TagKey { repository, shelf, name, tag })
+        }
+        _ => None,
+    };
+    Ok(texts.chunks(4).filter_map(key).collect())
 }

@@ -5,3 +5,6 @@ CREATE TABLE larder.leases (
     holder integer NOT NULL,
     until timestamptz NOT NULL
 );
+
+-- A change of the kind 6: something new is known of `tags`, each with four texts: repository, name, tag, shelf.
+ALTER TABLE larder.changes ADD COLUMN tags text[];
