@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::access::{Access, Rules, RulesError};
 use crate::cache::Cache;
+use crate::clock::Instant;
 use crate::cluster::{Cluster, ClusterError};
 use crate::config::Config;
 use crate::failure::Failure;
@@ -17,7 +18,7 @@ use crate::oci::Reference;
 use crate::proxy::{Proxy, ProxyRules};
 use crate::random::NoRandomness;
 use crate::registry::explain::Explained;
-use crate::registry::{ForReplicas, Objects, Registry};
+use crate::registry::{ForReplicas, Objects, Registry, Report};
 use crate::routing::{OwnNames, Target};
 use crate::setup;
 use crate::upstream::{BuildError, Clients};
@@ -36,6 +37,8 @@ pub struct Services {
     pub proxy: Arc<Proxy>,
     /// This replica and the others; `None`: this Larder is alone.
     pub cluster: Option<Arc<Cluster>>,
+    /// When they were made.
+    pub begun: Instant,
     objects: Arc<Objects>,
     clients: Clients,
     configuration: Mutex<Arc<Configuration>>,
@@ -121,6 +124,7 @@ impl Services {
             registry,
             proxy,
             cluster,
+            begun: Instant::now(),
             objects,
             clients,
             configuration,
@@ -131,9 +135,10 @@ impl Services {
     }
 
     /// Returns what answers other replicas; `None`: this Larder is alone. `is_secure`: whether their door speaks TLS.
-    pub fn for_replicas(&self, is_secure: bool) -> Option<ForReplicas> {
+    /// `report`: what this replica tells of itself.
+    pub fn for_replicas(&self, is_secure: bool, report: Report) -> Option<ForReplicas> {
         let cluster = self.cluster.clone()?;
-        Some(ForReplicas::new(cluster, self.access.clone(), self.objects.clone(), is_secure))
+        Some(ForReplicas::new(cluster, self.access.clone(), self.objects.clone(), (is_secure, report)))
     }
 
     /// Returns what is told of the configuration in force.

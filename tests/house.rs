@@ -126,8 +126,8 @@ const ROOMS: [(&str, &[&str]); 43] = [
     (
         "admin",
         &[
-            "access", "auth", "body", "cache", "config", "failure", "observe", "oci", "ops", "registry", "routing",
-            "sent", "services", "setup", "text", "upkeep", "upstream", "work", "warm",
+            "access", "auth", "body", "cache", "cluster", "config", "failure", "index", "observe", "oci", "ops",
+            "registry", "routing", "sent", "services", "setup", "text", "upkeep", "upstream", "work", "warm",
         ],
     ),
     (

@@ -72,6 +72,7 @@ mod reload;
 mod replicas;
 mod replicas_as_one;
 mod replicas_bucket;
+mod replicas_seen;
 mod resume;
 mod same_pull;
 mod secrets;

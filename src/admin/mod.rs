@@ -14,7 +14,7 @@ mod pages;
 mod problem;
 pub mod pulls;
 mod reference;
-mod replicas;
+pub mod replicas;
 pub mod stats;
 mod time;
 mod upstreams;

@@ -1,4 +1,4 @@
-//! `larder stats`, `pulls` and `explain`: what a running instance does, and why.
+//! `larder stats`, `pulls`, `explain` and `replicas`: what a running instance does, and why.
 
 use std::io::{IsTerminal, Write as _};
 use std::path::PathBuf;
@@ -10,6 +10,7 @@ use super::manage::{aligned, size};
 use super::output::{print, print_json};
 use crate::admin::explain::Explanation;
 use crate::admin::pulls::{PullEntry, PullList};
+use crate::admin::replicas::{ReplicaEntry, Replicas};
 use crate::admin::stats::Stats;
 
 /// How often `stats --watch` asks.
@@ -55,6 +56,17 @@ pub struct ShowPulls {
 pub struct Explain {
     /// An image: `docker.io/library/alpine:3.20`, or with a digest
     reference: String,
+    #[command(flatten)]
+    place: Where,
+    /// Print JSON instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct ShowReplicas {
+    /// Say of each whether it has this object: `sha256:…`
+    digest: Option<String>,
     #[command(flatten)]
     place: Where,
     /// Print JSON instead of text
@@ -151,6 +163,47 @@ pub async fn explain(files: &[PathBuf], arguments: &Explain) -> Result<(), Comma
     text += if explanation.pulls.is_empty() { "\nno pull of it since the start\n" } else { "\nlast pulls:\n" };
     text += &explanation.pulls.iter().map(|pull| format!("  {}", row(pull))).collect::<String>();
     print(&text)
+}
+
+/// Runs `larder replicas`.
+pub async fn replicas(files: &[PathBuf], arguments: &ShowReplicas) -> Result<(), CommandError> {
+    let api: Api = Instance::running(files, &arguments.place).await?;
+    let query: Vec<_> = arguments.digest.iter().map(|digest| ("digest", digest.as_str())).collect();
+    let Replicas { replicas } = api.get("api/replicas", &query).await?;
+    if arguments.json {
+        return print_json(&replicas);
+    }
+    if replicas.is_empty() {
+        return print("this Larder is alone: there is no [cluster] in its configuration\n");
+    }
+    let heads = ["REPLICA", "STATE", "UP", "VERSION", "OBJECTS", "STORED", "FREE", "HITS", "MISSES", "FILLS", "HAS IT"];
+    let mut table = vec![heads.map(str::to_owned)];
+    table.extend(replicas.iter().map(columns));
+    print(&aligned(&table))
+}
+
+/// Returns the line of a replica in the table.
+fn columns(replica: &ReplicaEntry) -> [String; 11] {
+    let (address, state, none) = (replica.address.clone(), replica.state.clone(), || "-".to_owned());
+    let Some(report) = &replica.report else {
+        return [address, state, none(), none(), none(), none(), none(), none(), none(), none(), none()];
+    };
+    let up = Duration::try_from_secs_f64(report.uptime).unwrap_or_default().as_secs();
+    let limit = report.limit.map_or_else(String::new, |limit| format!(" of {}", size(limit)));
+    let holds = report.holds.map_or_else(none, |holds| if holds { "yes" } else { "no" }.to_owned());
+    [
+        address,
+        state,
+        humantime::format_duration(Duration::from_secs(up)).to_string(),
+        report.version.clone(),
+        report.objects.to_string(),
+        size(report.bytes) + &limit,
+        size(report.free),
+        (report.hits + report.stale).to_string(),
+        report.misses.to_string(),
+        (report.fills.len() + report.more_fills).to_string(),
+        holds,
+    ]
 }
 
 /// Returns the line of a pull.

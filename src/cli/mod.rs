@@ -75,6 +75,9 @@ enum Command {
     /// Say what would happen if an image were pulled now, and why
     #[command(after_help = "Example:\n  larder explain docker.io/library/alpine:3.20")]
     Explain(look::Explain),
+    /// Show the replicas that behave as one cache, and what each of them holds and does
+    #[command(after_help = "Examples:\n  larder replicas\n  larder replicas --json | jq '.[].report.fills'")]
+    Replicas(look::ShowReplicas),
     /// Bring images into the cache before anybody asks for them
     #[command(
         after_help = "Examples:\n  larder warm docker.io/library/alpine:3.20 --platform linux/amd64\n  docker images | larder warm -f -\n  kubectl get pods -A -o yaml | larder warm --manifests -\n  larder warm --chart ./my-chart-1.0.0.tgz"
@@ -146,6 +149,7 @@ impl Command {
             Self::Stats(arguments) => arguments.json,
             Self::Pulls(arguments) => arguments.json,
             Self::Explain(arguments) => arguments.json,
+            Self::Replicas(arguments) => arguments.json,
             Self::Ca(arguments) => arguments.json,
             Self::Setup(arguments) => arguments.json,
             Self::Config(arguments) => arguments.is_json(),
@@ -173,6 +177,7 @@ pub fn run() -> ExitCode {
         Command::Stats(stats) => finish(is_json, async move { look::stats(&files, &stats).await }),
         Command::Pulls(pulls) => finish(is_json, async move { look::pulls(&files, &pulls).await }),
         Command::Explain(explain) => finish(is_json, async move { look::explain(&files, &explain).await }),
+        Command::Replicas(replicas) => finish(is_json, async move { look::replicas(&files, &replicas).await }),
         Command::Pin(pin) => finish(is_json, async move { manage::pin(&files, &pin, true).await }),
         Command::Unpin(pin) => finish(is_json, async move { manage::pin(&files, &pin, false).await }),
         Command::Verify(verify) => finish(is_json, async move { manage::verify(&files, &verify).await }),

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use tokio::net::TcpListener;
 use tokio::runtime::{Handle, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -288,9 +289,14 @@ impl Doors {
 }
 
 /// Makes the door for other replicas.
-fn for_replicas(cluster: Option<&config::Cluster>, services: &Services) -> Result<Option<listen::Door>, AnyError> {
+fn for_replicas(cluster: Option<&config::Cluster>, services: &Arc<Services>) -> Result<Option<listen::Door>, AnyError> {
     let tls = cluster.and_then(|cluster| cluster.tls.as_ref());
-    let Some(behind) = services.for_replicas(tls.is_some()) else {
+    let told = services.clone();
+    let report = move |digest| {
+        let told = told.clone();
+        async move { admin::replicas::report_for_replicas(&told, digest).await }.boxed()
+    };
+    let Some(behind) = services.for_replicas(tls.is_some(), Arc::new(report)) else {
         return Ok(None);
     };
     let behind = Arc::new(behind);

@@ -36,6 +36,8 @@ use home::{Key, Number, weight};
 pub use origin::is_final;
 pub use peer::Copy;
 
+/// The page on which a replica tells of itself; behind it, after a slash, an object may be named.
+pub const REPORT: &str = "/replica";
 /// The scheme of `Authorization`: the proof that a request is from a replica of the cluster.
 pub const SCHEME: &str = "Larder-Replica";
 /// Names the repository that a replica asks for another one, by its prefix.

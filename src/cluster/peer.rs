@@ -12,7 +12,8 @@ use reqwest::{Request, Response};
 use serde::Deserialize;
 use url::Url;
 
-use super::{Asked, CLIENT, Cluster, EPOCH, FAILURE, ONLY_STORED, REPOSITORY, SCHEME};
+use super::{Asked, CLIENT, Cluster, EPOCH, FAILURE, ONLY_STORED, REPORT, REPOSITORY, SCHEME};
+use crate::clock::Instant;
 use crate::failure::{Failure, FailureKind};
 use crate::index::Replica;
 use crate::oci::Digest;
@@ -118,6 +119,27 @@ impl Cluster {
             _ => return Err(strange(replica)),
         };
         Ok(Copy { headers: std::mem::take(response.headers_mut()), content, stale })
+    }
+
+    /// Asks a replica what it tells of itself, and whether it has an object. Returns at most `limit` bytes, by `deadline`.
+    pub async fn report(
+        self: &Arc<Self>,
+        replica: &Replica,
+        digest: Option<&Digest>,
+        deadline: Instant,
+        limit: usize,
+    ) -> Result<Bytes, Failure> {
+        let path = digest.map_or_else(|| REPORT.to_owned(), |digest| format!("{REPORT}/{digest}"));
+        let request = self.request(replica, &path)?;
+        let told = async {
+            let mut response = self.client.execute(request).await.map_err(|error| broke(replica, error))?;
+            match response.status() {
+                StatusCode::OK => self.document(replica, &mut response, limit).await,
+                _ => Err(strange(replica)),
+            }
+        };
+        let told = tokio::time::timeout_at(deadline, told).await;
+        told.unwrap_or_else(|_| Err(Failure::new(FailureKind::Timeout, "it does not answer")))
     }
 
     /// Sends a request to a replica. Returns a response that has content, or says that there is nothing new.

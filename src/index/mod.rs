@@ -48,7 +48,7 @@ pub use leases::{Holder, Lease};
 pub use local::LocalIndex;
 pub use postgres::PostgresIndex;
 pub use purge::{Purge, Purged};
-pub use replicas::Replica;
+pub use replicas::{Life, Replica};
 pub use rows::{Row, RowKey, Table};
 pub use scope::{Scope, Viewer};
 pub use sqlite::Sqlite;
@@ -225,6 +225,11 @@ pub trait Index: Send + Sync + 'static {
 
     /// Returns the replicas that are alive, by the clock of the index.
     fn replicas(&self) -> Call<'_, Vec<Replica>> {
+        std::future::ready(Ok(Vec::new())).boxed()
+    }
+
+    /// Returns the replicas that are alive, each with how long that is known.
+    fn lives(&self) -> Call<'_, Vec<Life>> {
         std::future::ready(Ok(Vec::new())).boxed()
     }
 

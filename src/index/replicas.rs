@@ -1,5 +1,9 @@
 //! The replicas that share an index: several Larders that behave as one cache.
 
+use std::time::Duration;
+
+use super::Timestamp;
+
 /// A replica, as the others know it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Replica {
@@ -7,4 +11,14 @@ pub struct Replica {
     pub address: String,
     /// The number of its process: whoever answers there later is another.
     pub epoch: u64,
+}
+
+/// A replica that is alive, and for how long it is known to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Life {
+    pub replica: Replica,
+    /// Until when, by the index's own clock.
+    pub until: Timestamp,
+    /// How long that is from now on.
+    pub left: Duration,
 }

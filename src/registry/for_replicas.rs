@@ -3,7 +3,8 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use http::header::{AUTHORIZATION, CACHE_CONTROL};
+use futures_util::future::BoxFuture;
+use http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE};
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 
@@ -15,13 +16,16 @@ use super::respond::CacheState;
 use crate::access::{Access, Refusal, Wanted};
 use crate::auth::Client;
 use crate::body::{self, Body};
-use crate::cluster::{CLIENT, Cluster, EPOCH, FAILURE, ONLY_STORED, REPOSITORY, SCHEME};
+use crate::cluster::{CLIENT, Cluster, EPOCH, FAILURE, ONLY_STORED, REPORT, REPOSITORY, SCHEME};
 use crate::failure::{Failure, FailureKind};
-use crate::oci::Reference;
 use crate::oci::route::{Object, Route};
+use crate::oci::{Digest, Reference};
 use crate::routing::Target;
 use crate::sent::Sent;
 use crate::upstream::Who;
+
+/// Makes what this replica tells of itself, as JSON, and of an object whether it has it.
+pub type Report = Arc<dyn Fn(Option<Digest>) -> BoxFuture<'static, Vec<u8>> + Send + Sync>;
 
 /// Answers the requests of other replicas.
 pub struct ForReplicas {
@@ -30,11 +34,18 @@ pub struct ForReplicas {
     objects: Arc<Objects>,
     /// Whether the door speaks TLS.
     is_secure: bool,
+    report: Report,
 }
 
 impl ForReplicas {
-    pub fn new(cluster: Arc<Cluster>, access: Arc<Access>, objects: Arc<Objects>, is_secure: bool) -> Self {
-        Self { cluster, access, objects, is_secure }
+    /// `is_secure`: whether the door speaks TLS.
+    pub fn new(
+        cluster: Arc<Cluster>,
+        access: Arc<Access>,
+        objects: Arc<Objects>,
+        (is_secure, report): (bool, Report),
+    ) -> Self {
+        Self { cluster, access, objects, is_secure, report }
     }
 
     /// Answers one request.
@@ -66,6 +77,12 @@ impl ForReplicas {
     }
 
     async fn answer(&self, request: &Parts) -> Result<Response<Body>, Refusal> {
+        if let Some(digest) = request.uri.path().strip_prefix(REPORT).filter(|_| request.method == Method::GET) {
+            let digest = digest.strip_prefix('/').and_then(|digest| digest.parse().ok());
+            let mut response = Response::new(body::full((self.report)(digest).await.into()));
+            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            return Ok(response);
+        }
         let (path, object) = match Route::parse(request.uri.path())? {
             Route::Object { path, object } => (path, object),
             Route::Health => return Ok(Response::new(body::empty())),

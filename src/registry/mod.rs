@@ -38,7 +38,7 @@ use tracing::Instrument;
 
 pub use all_tags::{AllTags, MOST_TAGS};
 pub use answer::Answer;
-pub use for_replicas::ForReplicas;
+pub use for_replicas::{ForReplicas, Report};
 pub use objects::Objects;
 pub use query::Query;
 pub use written::Written;

@@ -9,13 +9,14 @@ use crate::support::{Answer, Connection, Hub, Image, Larder, Options, eventually
 use scene::{HOSTILE, Scene};
 
 /// All pages, each with what it says.
-pub const PAGES: [(&str, &str, &str); 10] = [
+pub const PAGES: [(&str, &str, &str); 11] = [
     ("overview", "/", "By repository"),
     ("pulls", "/pulls", "containerd/2.2.1"),
     ("images", "/images", "team/"),
     ("image", "/image?reference=hub/team/tool:3.1", "linux/s390x"),
     ("warm", "/warm", "no tag fits"),
     ("upstreams", "/upstreams", "pulls left"),
+    ("replicas", "/replicas", "This Larder is alone."),
     ("diagnosis", "/diagnosis", "fails"),
     ("connect", "/connect", "larder setup docker"),
     ("explain", "/explain?reference=hub/team/app:1", "fresh by max_age"),

@@ -27,6 +27,8 @@ pub struct Visitor {
     pub may_change: bool,
     /// How many things are wrong now.
     pub findings: usize,
+    /// Whether this Larder is one of several that behave as one cache.
+    has_replicas: bool,
     account: Account,
 }
 
@@ -57,7 +59,8 @@ impl FromRequestParts<Arc<Services>> for Visitor {
             }
             _ => Account::None,
         };
-        Ok(Self { may_change, findings: diagnosis::of(services).await.findings.len(), account })
+        let has_replicas = services.cluster.is_some();
+        Ok(Self { may_change, findings: diagnosis::of(services).await.findings.len(), has_replicas, account })
     }
 }
 
@@ -69,18 +72,20 @@ pub enum Tab {
     Images,
     Warm,
     Upstreams,
+    Replicas,
     Diagnosis,
     Connect,
     /// A page that is not in the navigation.
     Other,
 }
 
-const TABS: [(Tab, &str, &str); 7] = [
+const TABS: [(Tab, &str, &str); 8] = [
     (Tab::Overview, "/", "Overview"),
     (Tab::Pulls, "/pulls", "Pulls"),
     (Tab::Images, "/images", "Images"),
     (Tab::Warm, "/warm", "Warm"),
     (Tab::Upstreams, "/upstreams", "Upstreams"),
+    (Tab::Replicas, "/replicas", "Replicas"),
     (Tab::Diagnosis, "/diagnosis", "Diagnosis"),
     (Tab::Connect, "/connect", "Connect"),
 ];
@@ -98,7 +103,7 @@ pub fn page(visitor: &Visitor, tab: Tab, title: &str, asked: &str, content: &Mar
                 (account(visitor))
             }
             nav aria-label="Pages" { ul {
-                @for (of, path, name) in TABS {
+                @for (of, path, name) in TABS.into_iter().filter(|(of, ..)| visitor.has_replicas || *of != Tab::Replicas) {
                     li { a href=(path) aria-current=[(of == tab).then_some("page")] {
                         (name)
                         @if of == Tab::Diagnosis && visitor.findings > 0 {

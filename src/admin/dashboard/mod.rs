@@ -15,6 +15,7 @@ mod layout;
 mod login;
 mod overview;
 mod pulls;
+mod replicas;
 mod safety;
 mod show;
 mod upstreams;
@@ -41,6 +42,7 @@ pub fn pages(services: &Arc<Services>) -> Router<Arc<Services>> {
         .route("/image", get(image::show))
         .route("/warm", get(warm::show))
         .route("/upstreams", get(upstreams::show))
+        .route("/replicas", get(replicas::show))
         .route("/diagnosis", get(diagnosis::show))
         .route("/connect", get(connect::show))
         .route("/explain", get(explain::show))

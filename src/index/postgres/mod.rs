@@ -47,7 +47,7 @@ use tokio_postgres::Client;
 
 use super::queue::Task;
 use super::{
-    Bounds, Call, Change, Holder, ImageName, ImagePage, ImageSearch, Index, IndexError, IsPinned, ListKey, Listing, Mark,
+    Bounds, Call, Change, Holder, ImageName, ImagePage, ImageSearch, Index, IndexError, IsPinned, Life, ListKey, Listing, Mark,
     ObjectEntry, ObjectUse, Purge, Purged, Replica, Row, RowKey, Table, TagEntry, TagKey, TakeObject, UrlEntry, Viewer, Write,
 };
 use crate::clock::Instant;
@@ -534,6 +534,10 @@ impl Index for PostgresIndex {
     }
 
     fn replicas(&self) -> Call<'_, Vec<Replica>> {
+        async { Ok(self.lives().await?.into_iter().map(|life| life.replica).collect()) }.boxed()
+    }
+
+    fn lives(&self) -> Call<'_, Vec<Life>> {
         self.read(|client, _| Box::pin(replicas::alive(client)))
     }
 

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use tokio_postgres::{Client, Row};
 
-use super::super::{IndexError, Replica};
-use super::values::{signed, values};
+use super::super::{IndexError, Life, Replica, Timestamp};
+use super::values::{signed, unsigned, values};
 use crate::oci::Digest;
 
 const ANNOUNCE: &str = "INSERT INTO larder.replicas (address, epoch, holder, alive_until) \
@@ -15,7 +15,9 @@ const ANNOUNCE: &str = "INSERT INTO larder.replicas (address, epoch, holder, ali
 const LEAVE: &str = "DELETE FROM larder.replicas WHERE address = $1 AND epoch = $2";
 /// What nobody has heard of for a day.
 const FORGET: &str = "DELETE FROM larder.replicas WHERE alive_until < now() - interval '1 day'";
-const ALIVE: &str = "SELECT address, epoch FROM larder.replicas WHERE alive_until > now() ORDER BY address LIMIT $1";
+const ALIVE: &str = "SELECT address, epoch, (extract(epoch FROM alive_until) * 1000)::bigint, \
+        (extract(epoch FROM alive_until - now()) * 1000)::bigint \
+    FROM larder.replicas WHERE alive_until > now() ORDER BY address LIMIT $1";
 const HOLDERS: &str = "SELECT r.address, r.epoch FROM larder.digests AS d JOIN larder.objects AS o USING (id) \
     JOIN larder.replicas AS r USING (holder) WHERE d.digest = $1 AND o.holder <> $2 AND r.alive_until > now() LIMIT $3";
 /// Most replicas that are asked whether they still have an object.
@@ -39,8 +41,12 @@ pub async fn announce(client: &Client, holder: i32, me: &Replica, alive: Duratio
 }
 
 /// Returns the replicas that are alive.
-pub async fn alive(client: &Client) -> Result<Vec<Replica>, IndexError> {
-    client.query_typed(ALIVE, values![MOST => INT8]).await?.iter().map(replica).collect()
+pub async fn alive(client: &Client) -> Result<Vec<Life>, IndexError> {
+    let life = |row: &Row| {
+        let (until, left) = (Timestamp(row.try_get(2)?), Duration::from_millis(unsigned(row, 3)?));
+        Ok(Life { replica: replica(row)?, until, left })
+    };
+    client.query_typed(ALIVE, values![MOST => INT8]).await?.iter().map(life).collect()
 }
 
 /// Returns some of the other replicas that are alive and have an object stored.
