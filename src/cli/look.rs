@@ -1,4 +1,4 @@
-//! `larder stats`, `pulls`, `explain` and `replicas`: what a running instance does, and why.
+//! `larder stats`, `pulls`, `explain`, `refresh` and `replicas`: what a running instance does, and why.
 
 use std::io::{IsTerminal, Write as _};
 use std::path::PathBuf;
@@ -8,7 +8,7 @@ use super::error::CommandError;
 use super::instance::{Api, Instance, Where};
 use super::manage::{aligned, size};
 use super::output::{print, print_json};
-use crate::admin::explain::Explanation;
+use crate::admin::explain::{Explanation, Refreshed};
 use crate::admin::pulls::{PullEntry, PullList};
 use crate::admin::replicas::{ReplicaEntry, Replicas};
 use crate::admin::stats::Stats;
@@ -163,6 +163,18 @@ pub async fn explain(files: &[PathBuf], arguments: &Explain) -> Result<(), Comma
     text += if explanation.pulls.is_empty() { "\nno pull of it since the start\n" } else { "\nlast pulls:\n" };
     text += &explanation.pulls.iter().map(|pull| format!("  {}", row(pull))).collect::<String>();
     print(&text)
+}
+
+/// Runs `larder refresh`.
+pub async fn refresh(files: &[PathBuf], arguments: &Explain) -> Result<(), CommandError> {
+    let api: Api = Instance::running(files, &arguments.place).await?;
+    let query =
+        url::form_urlencoded::Serializer::new(String::new()).append_pair("reference", &arguments.reference).finish();
+    let refreshed: Refreshed = api.post(&format!("api/refresh?{query}"), &()).await?;
+    match arguments.json {
+        true => print_json(&refreshed),
+        false => print(&format!("{}: {}\n", refreshed.reference, refreshed.text)),
+    }
 }
 
 /// Runs `larder replicas`.

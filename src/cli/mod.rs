@@ -75,6 +75,9 @@ enum Command {
     /// Say what would happen if an image were pulled now, and why
     #[command(after_help = "Example:\n  larder explain docker.io/library/alpine:3.20")]
     Explain(look::Explain),
+    /// Ask the upstream about a tag now, and fetch a newer manifest
+    #[command(after_help = "Example:\n  larder refresh docker.io/library/alpine:3.20")]
+    Refresh(look::Explain),
     /// Show the replicas that behave as one cache, and what each of them holds and does
     #[command(after_help = "Examples:\n  larder replicas\n  larder replicas --json | jq '.[].report.fills'")]
     Replicas(look::ShowReplicas),
@@ -148,7 +151,7 @@ impl Command {
             Self::Migrate(arguments) => arguments.json,
             Self::Stats(arguments) => arguments.json,
             Self::Pulls(arguments) => arguments.json,
-            Self::Explain(arguments) => arguments.json,
+            Self::Explain(arguments) | Self::Refresh(arguments) => arguments.json,
             Self::Replicas(arguments) => arguments.json,
             Self::Ca(arguments) => arguments.json,
             Self::Setup(arguments) => arguments.json,
@@ -177,6 +180,7 @@ pub fn run() -> ExitCode {
         Command::Stats(stats) => finish(is_json, async move { look::stats(&files, &stats).await }),
         Command::Pulls(pulls) => finish(is_json, async move { look::pulls(&files, &pulls).await }),
         Command::Explain(explain) => finish(is_json, async move { look::explain(&files, &explain).await }),
+        Command::Refresh(refresh) => finish(is_json, async move { look::refresh(&files, &refresh).await }),
         Command::Replicas(replicas) => finish(is_json, async move { look::replicas(&files, &replicas).await }),
         Command::Pin(pin) => finish(is_json, async move { manage::pin(&files, &pin, true).await }),
         Command::Unpin(pin) => finish(is_json, async move { manage::pin(&files, &pin, false).await }),

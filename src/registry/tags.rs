@@ -350,9 +350,7 @@ impl Tags {
 
     /// Returns a tag that another replica has just asked for, with the manifest that only others have.
     async fn told_by_others(&self, target: &Target, key: &TagKey) -> Option<(TagEntry, Arc<Manifest>)> {
-        if self.manifests.replicas.0.is_none() {
-            return None;
-        }
+        self.manifests.replicas.0.as_ref()?;
         let entry = self.known(target, key).await?;
         Self::unasked(target.repository.config.policy_of(&key.tag), key, &entry)?;
         self.cached_anywhere(target, key).await

@@ -123,3 +123,43 @@ async fn a_change_whose_transaction_ends_after_that_of_a_later_one_is_not_missed
     slow.await.expect("no panic").expect("written");
     assert_eq!(news(&one, &mut mark).await, [Change::Purged(vec![object(1)])]);
 }
+
+#[tokio::test]
+async fn a_lease_is_had_by_one_until_its_time_is_over_or_it_gives_it_back() {
+    for way in [Way::Direct, Way::Pooled] {
+        let database = database(server());
+        let (one, other) = (open_in(server(), way, &database, "one"), open_in(server(), way, &database, "other"));
+        let long = Duration::from_secs(600);
+        let take = async |index: &PostgresIndex, name| index.take_lease(name, long).await.expect("told");
+        assert_eq!((take(&one, "a").await, take(&other, "a").await), (Holder::Me, Holder::Other(None)));
+        assert_eq!(take(&other, "b").await, Holder::Me, "each lease is one of its own");
+        one.announce(&replica("one", 1), long).await.expect("noted");
+        assert_eq!(take(&other, "a").await, Holder::Other(Some(replica("one", 1).address)));
+        assert_eq!(take(&one, "a").await, Holder::Me, "it is taken again");
+        server().sql(&database, "UPDATE larder.leases SET until = now() - interval '1 second'");
+        assert_eq!((take(&other, "a").await, take(&one, "a").await), (Holder::Me, Holder::Other(None)));
+        // What another has cannot be given back.
+        one.take_lease("a", Duration::ZERO).await.expect("told");
+        assert_eq!(take(&one, "a").await, Holder::Other(None));
+        other.take_lease("a", Duration::ZERO).await.expect("told");
+        assert_eq!(take(&one, "a").await, Holder::Me);
+    }
+}
+
+#[tokio::test]
+async fn who_knows_something_new_of_tags_tells_the_others_once_it_is_in_the_index() {
+    let database = database(server());
+    let open = |name| open_in(server(), Way::Pooled, &database, name);
+    let (one, other) = (open("one"), open("other"));
+    let (mut mine, mut theirs) = (None, None);
+    assert_eq!((news(&one, &mut mine).await, news(&other, &mut theirs).await), (vec![], vec![]));
+    let key = |tag: &str| TagKey { repository: "r".into(), shelf: "s".into(), name: "a/b".into(), tag: tag.into() };
+    let entry = TagEntry { digest: object(1), media_type: MediaType::new("m"), size: 1, checked_at: Timestamp(1) };
+    let tag = |tag: &str| Write::Tag { key: key(tag), entry: entry.clone() };
+    let tell = |tag: &str| Write::TellTag { key: key(tag) };
+    one.apply(vec![tag("1"), tag("2"), tag("3"), tell("2"), tell("1"), tell("1")]).await.expect("noted");
+    one.flush().await.expect("written");
+    assert_eq!(news(&other, &mut theirs).await, [Change::Tags(vec![key("1"), key("2")])]);
+    assert_eq!(other.tag(&key("1")).await.expect("read").map(|entry| entry.digest), Some(object(1)));
+    assert_eq!((news(&one, &mut mine).await, news(&other, &mut theirs).await), (vec![], vec![]));
+}
