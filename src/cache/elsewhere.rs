@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::time::MissedTickBehavior;
 
 use super::Cache;
+use super::uploads::IsMine;
 use crate::clock::Instant;
 use crate::index::{Change, Index, IndexError, Mark, TagKey, Write};
 use crate::oci::Digest;
@@ -44,6 +45,18 @@ impl Cache {
             mark = Some(known);
             self.follow(changes).await;
         }
+    }
+
+    /// Has only those objects uploaded of which `is_mine` says so: others that share the bucket upload the rest.
+    pub fn share_uploads(&self, is_mine: IsMine) {
+        if let Some(uploads) = &self.uploads {
+            uploads.share(is_mine);
+        }
+    }
+
+    /// Has a stored object uploaded, if there is a bucket.
+    pub(super) fn offer_upload(&self, digest: Digest) {
+        self.uploads.iter().for_each(|uploads| uploads.offer(digest));
     }
 
     async fn follow(&self, changes: Vec<Change>) {

@@ -15,6 +15,7 @@ pub mod flight;
 pub mod freshness;
 mod holds;
 pub mod hot;
+mod left_uploads;
 mod list_room;
 mod lists;
 mod manifests;

@@ -6,7 +6,7 @@
 //! upload; until that is so, the bucket has nothing.
 //!
 //! Of several Larders that share the bucket and know one another, each object has one that uploads it
-//! ([`Cache::share_uploads`]). The others look later whether it has: it may have died.
+//! ([`Uploads::share`]). The others look later whether it has: it may have died.
 //!
 //! No client waits for any of this. While the bucket fails, objects wait in a bounded queue; what does not fit there is
 //! found again by what upkeep knows of the files.
@@ -20,10 +20,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 
-use super::Cache;
 use super::bucket::KnownBucket;
 use super::fill::{Fill, Readable, Reading};
 use super::holds::Holds;
+use super::left_uploads::{self, LeftUploads};
 use crate::clock::Instant;
 use crate::failure::Failure;
 use crate::index::{Index, IndexError, Write};
@@ -56,13 +56,6 @@ const INDEX_REST: Duration = Duration::from_secs(1);
 /// How often to look for files that are not in the bucket; and where it is known that there are some.
 const LOOK: Duration = Duration::from_secs(600);
 const SOON: Duration = Duration::from_secs(30);
-/// How long an upload is left to the Larder whose it is, and most objects that are looked at again then. Further ones are
-/// found by the next look at the files.
-const LEFT: Duration = Duration::from_secs(300);
-const MOST_LEFT: usize = 1 << 16;
-/// How often to look whether those are gone whose uploads they are, and at how many objects.
-const LEFT_LOOK: Duration = Duration::from_secs(5);
-const LOOKED_AT: usize = 1_000;
 
 /// The uploads of a cache; clones share them.
 #[derive(Clone)]
@@ -99,29 +92,8 @@ struct Queue {
     waiting: VecDeque<Digest>,
     /// Those that wait, and those that are being uploaded.
     all: HashSet<Digest>,
-    /// Those that others are to upload, and when to look whether they have; in the order of that.
-    left: VecDeque<(Instant, Digest)>,
-    /// When those were last looked at.
-    left_looked: Option<Instant>,
-}
-
-impl Queue {
-    /// Takes those out that are to be looked at now: they were left to others for long enough, or the others are gone and
-    /// `is_mine` says so.
-    fn due(&mut self, now: Instant, is_mine: impl Fn(&Digest) -> bool) -> Vec<Digest> {
-        let late = self.left.partition_point(|(at, _)| *at <= now);
-        let mut due: Vec<_> = self.left.drain(..late).map(|(_, digest)| digest).collect();
-        let mut looked_at = 0;
-        self.left.retain(|(_, digest)| {
-            looked_at += 1;
-            let is_due = looked_at <= LOOKED_AT && is_mine(digest);
-            if is_due {
-                due.push(*digest);
-            }
-            !is_due
-        });
-        due
-    }
+    /// Those that others are to upload.
+    left: LeftUploads,
 }
 
 /// Why an object was not uploaded.
@@ -186,27 +158,18 @@ impl Alongside {
     }
 }
 
-impl Cache {
-    /// Has only those objects uploaded of which `is_mine` says so: others that share the bucket upload the rest.
-    pub fn share_uploads(&self, is_mine: IsMine) {
-        if let Some(uploads) = &self.uploads {
-            // The cluster of a process stays what it is.
-            let _ = uploads.0.is_mine.set(is_mine);
-        }
-    }
-
-    /// Has a stored object uploaded, if there is a bucket.
-    pub(super) fn offer_upload(&self, digest: Digest) {
-        self.uploads.iter().for_each(|uploads| uploads.offer(digest));
-    }
-}
-
 impl Uploads {
     pub fn new(parts: Parts) -> Self {
         let [along, stored] = [ALONG, STORED].map(|places| Arc::new(Semaphore::new(places)));
         let (queue, added, has_left_out) = (Mutex::default(), Notify::new(), AtomicBool::new(false));
         let (is_mine, holds) = (OnceLock::new(), Holds::default());
         Self(Arc::new(Shared { parts, is_mine, queue, added, has_left_out, along, stored, holds }))
+    }
+
+    /// Uploads only those objects from now on of which `is_mine` says so: others that share the bucket upload the rest.
+    pub fn share(&self, is_mine: IsMine) {
+        // The cluster of a process stays what it is.
+        let _ = self.0.is_mine.set(is_mine);
     }
 
     fn is_mine(&self, digest: &Digest) -> bool {
@@ -218,10 +181,7 @@ impl Uploads {
         if self.is_mine(&digest) {
             return self.add(digest);
         }
-        let mut queue = self.queue();
-        if queue.left.len() < MOST_LEFT {
-            queue.left.push_back((Instant::now() + LEFT, digest));
-        }
+        self.queue().left.add(digest, Instant::now());
     }
 
     /// Has a stored object uploaded, unless it is in the bucket, or too many wait, or it is held back.
@@ -310,7 +270,7 @@ impl Uploads {
             if self.0.has_left_out.load(Ordering::Relaxed) {
                 look = look.min(now + SOON);
             }
-            let is_idle = tokio::time::timeout_at(look.min(now + LEFT_LOOK), added).await.is_err();
+            let is_idle = tokio::time::timeout_at(look.min(now + left_uploads::LOOK), added).await.is_err();
             if is_idle && look <= Instant::now() {
                 self.look();
                 look = Instant::now() + LOOK;
@@ -320,14 +280,7 @@ impl Uploads {
 
     /// Takes in what was left to others and is not in the bucket, once it is this one's to do.
     fn look_at_left(&self) {
-        let now = Instant::now();
-        let mut queue = self.queue();
-        if queue.left_looked.is_some_and(|looked| now < looked + LEFT_LOOK) {
-            return;
-        }
-        queue.left_looked = Some(now);
-        let due = queue.due(now, |digest| self.is_mine(digest));
-        drop(queue);
+        let due = self.queue().left.due(Instant::now(), |digest| self.is_mine(digest));
         due.into_iter().for_each(|digest| self.add(digest));
     }
 

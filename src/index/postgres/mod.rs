@@ -47,8 +47,9 @@ use tokio_postgres::Client;
 
 use super::queue::Task;
 use super::{
-    Bounds, Call, Change, Holder, ImageName, ImagePage, ImageSearch, Index, IndexError, IsPinned, Life, ListKey, Listing, Mark,
-    ObjectEntry, ObjectUse, Purge, Purged, Replica, Row, RowKey, Table, TagEntry, TagKey, TakeObject, UrlEntry, Viewer, Write,
+    Bounds, Call, Change, Holder, ImageName, ImagePage, ImageSearch, Index, IndexError, IsPinned, Life, ListKey,
+    Listing, Mark, ObjectEntry, ObjectUse, Purge, Purged, Replica, Row, RowKey, Table, TagEntry, TagKey, TakeObject,
+    UrlEntry, Viewer, Write,
 };
 use crate::clock::Instant;
 use crate::config::IndexServer;
