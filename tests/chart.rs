@@ -46,8 +46,9 @@ fn all_of_it() -> Value {
         "cluster": {"enabled": true, "tokenSecret": {"name": "token"}},
         "index": {"url": "postgres://larder@127.0.0.1/larder", "passwordSecret": {"name": "db"}},
         "tls": {"secretName": "mirror-tls"},
-        "secrets": ["hub"],
-        "config": "[repository.\"docker.io\"]\nmax_age = \"5m\"\n[[repository.\"docker.io\".upstream]]\nurl = \
+        "secrets": ["hub", "s3"],
+        "config": "[storage.s3]\nbucket = \"larder\"\nendpoint = \"https://s3.example.com\"\naccess_key_id = \"me\"\n\
+                   secret_access_key_file = \"/etc/larder/secrets/s3/secret-key\"\n[repository.\"docker.io\"]\nmax_age = \"5m\"\n[[repository.\"docker.io\".upstream]]\nurl = \
                    \"https://registry-1.docker.io\"\nusername = \"me\"\npassword_file = \"/etc/larder/secrets/hub/password\"",
         "metrics": {"enabled": true, "readers": ["10.0.0.0/8", "loopback"], "serviceMonitor": {"enabled": true}},
         "ingress": {"enabled": true, "host": "mirror.example.com", "tlsSecretName": "mirror-tls"},
@@ -153,6 +154,7 @@ async fn what_it_writes_is_a_configuration_that_larder_takes() {
         ("index/password", "secret"),
         ("cluster/token", "0123456789abcdef0123456789abcdef"),
         ("secrets/hub/password", "secret"),
+        ("secrets/s3/secret-key", "secret"),
     ] {
         secret(here, name, text);
     }

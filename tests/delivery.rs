@@ -90,6 +90,9 @@ async fn compose_keeps_what_it_says(dockerd: &Dockerd, upstream: &str) {
     dockerd.run_beside(&compose, &check, &[]).await.expect("valid");
     let replicas = file("deploy/container/replicas.yaml").display().to_string();
     dockerd.run_beside(&compose, &["--file", &replicas, "config", "--quiet"], &[]).await.expect("valid");
+    let with_bucket = file("deploy/container/replicas-s3.yaml").display().to_string();
+    let both = ["--file", &replicas, "--file", &with_bucket, "config", "--quiet"];
+    dockerd.run_beside(&compose, &both, &[("S3_SECRET_KEY", "x")]).await.expect("valid");
 
     let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port");
     let text = std::fs::read_to_string(written).expect("there");
