@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
@@ -244,5 +244,6 @@ fn seconds(seconds: f64) -> Duration {
 }
 
 fn since(uptime: Duration) -> String {
-    clock::wall().checked_sub(uptime).map(rfc3339).unwrap_or_default()
+    let since = clock::wall().checked_sub(uptime).filter(|since| *since >= SystemTime::UNIX_EPOCH);
+    since.map(rfc3339).unwrap_or_default()
 }

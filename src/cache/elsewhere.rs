@@ -42,8 +42,10 @@ impl Cache {
             if is_late {
                 self.follow(vec![Change::Unknown]).await;
             }
-            mark = Some(known);
-            self.follow(changes).await;
+            // What could not be done is told, and done, again.
+            if self.follow(changes).await {
+                mark = Some(known);
+            }
         }
     }
 
@@ -59,10 +61,12 @@ impl Cache {
         self.uploads.iter().for_each(|uploads| uploads.offer(digest));
     }
 
-    async fn follow(&self, changes: Vec<Change>) {
+    /// Does what changes ask for. Returns whether all of it was done; it may be done twice.
+    async fn follow(&self, changes: Vec<Change>) -> bool {
         if changes.is_empty() {
-            return;
+            return true;
         }
+        let mut is_done = true;
         let (mut gone, mut evicted) = (Vec::new(), Vec::new());
         let (mut is_all, mut is_more, mut is_unknown) = (false, false, false);
         for change in changes {
@@ -90,21 +94,24 @@ impl Cache {
             self.upkeep.read_anew().await;
         }
         if let Err(error) = self.drop_evicted(evicted).await {
-            tracing::warn!(%error, "objects that another Larder has evicted from the bucket stay on this disk");
+            tracing::warn!(%error, "objects that another Larder has evicted from the bucket stay on this disk for now");
+            is_done = false;
         }
         if !is_more {
-            return;
+            return is_done;
         }
         self.upkeep.pins_changed();
         if is_all {
             self.upkeep.removed(&[], true);
             self.forget_files(self.store.clear().await);
         } else if let Err(error) = self.drop_files(gone).await {
-            tracing::warn!(%error, "objects that another Larder has purged stay on this disk, and are shown to nobody");
+            tracing::warn!(%error, "objects that another Larder has purged stay on this disk for now, and are shown to nobody");
+            is_done = false;
         }
         // Rows are gone already, so what comes into memory from here on is right.
         self.hot.clear();
         self.purges.send_modify(|purges| *purges += 1);
+        is_done
     }
 
     /// Takes what the index says of tags instead of what is in memory.

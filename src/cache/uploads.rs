@@ -115,6 +115,9 @@ enum UploadError {
     Unconfirmed(#[source] S3Error),
     #[error("the bucket acknowledged it and does not have it")]
     Lost,
+    /// What was sent is deleted.
+    #[error("the index does not know it any more")]
+    Forgotten,
     /// It has to be sent as a whole once it is stored, if it is.
     #[error("it was not stored, or not all bytes of it were those of one copy")]
     NotWhole,
@@ -131,7 +134,7 @@ impl UploadError {
 
     /// Returns whether the bucket may have the content although no row names it.
     fn may_leave_content(&self) -> bool {
-        matches!(self, Self::Unconfirmed(_) | Self::Lost | Self::Index(_))
+        matches!(self, Self::Unconfirmed(_) | Self::Lost | Self::Forgotten | Self::Index(_))
     }
 }
 
@@ -227,6 +230,10 @@ impl Uploads {
     /// Uploads what is offered, for as long as the process lives.
     pub async fn run(self) {
         self.0.parts.upkeep.loaded().await;
+        if self.0.is_mine.get().is_some() {
+            // The others are not known from the first moment on.
+            tokio::time::sleep(left_uploads::LOOK).await;
+        }
         self.look();
         let mut rest = FIRST_REST;
         loop {
@@ -287,7 +294,7 @@ impl Uploads {
     /// Looks for files that are not in the bucket.
     fn look(&self) {
         self.0.has_left_out.store(false, Ordering::Relaxed);
-        self.0.parts.upkeep.not_yet_uploaded(MOST).into_iter().for_each(|digest| self.add(digest));
+        self.0.parts.upkeep.not_yet_uploaded(MOST).into_iter().for_each(|digest| self.offer(digest));
     }
 
     fn ended(&self, digest: Digest, result: Result<(), UploadError>, place: OwnedSemaphorePermit) {
@@ -486,11 +493,9 @@ impl Uploads {
         let &Upload { digest, generation } = upload;
         index.apply(vec![Write::Uploaded { digest, generation }]).await?;
         index.flush().await?;
-        let noted = index.object(&digest).await?.and_then(|entry| entry.generation);
-        if noted.is_some() {
-            upkeep.uploaded(&digest, size);
-        }
-        if noted != Some(generation) {
+        let noted = index.object(&digest).await?.and_then(|entry| entry.generation).ok_or(UploadError::Forgotten)?;
+        upkeep.uploaded(&digest, size);
+        if noted != generation {
             upkeep.delete_later(vec![*upload]);
         }
         Ok(())

@@ -29,6 +29,8 @@ const CENSUS: Duration = Duration::from_secs(6 * 3600);
 /// Objects that go in one step. A slow disk removes some 370 files a second, and a step is to take less than 50 ms,
 /// since others wait for it.
 const STEP: usize = 16;
+/// How often others are asked between two ticks what they have used of the bucket.
+const MOST_ASKED: u32 = 64;
 /// Most objects that go in addition to those needed, each time that objects have to go.
 const MAX_SPARE: usize = 500;
 
@@ -45,6 +47,8 @@ pub(super) struct Keeper {
     is_shrinking: bool,
     /// The same for the bucket, where objects may have to expire, too.
     is_shrinking_bucket: bool,
+    /// How often others were asked since the last tick what they have used of the bucket.
+    asked: u32,
     /// Bytes and objects that are still to go in addition to those needed.
     spare: (u64, usize),
     /// The limit that objects last had to go for.
@@ -62,6 +66,7 @@ impl Keeper {
             is_expiring: false,
             is_shrinking: false,
             is_shrinking_bucket: false,
+            asked: 0,
             spare: (0, 0),
             why: Why::default(),
             gone: Gone::default(),
@@ -177,6 +182,7 @@ impl Keeper {
         self.is_expiring = true;
         self.is_shrinking = true;
         self.is_shrinking_bucket = true;
+        self.asked = 0;
     }
 
     /// Takes one step of the work that the task does of its own accord. Returns whether there may be more.
@@ -347,9 +353,12 @@ impl Keeper {
             return false;
         }
         match self.hear_of_uses().await {
-            Ok(0) => {}
-            // What is next now, nobody has been asked about.
-            Ok(_) => return true,
+            // What is next now, nobody has been asked about. It has to end: the clocks of others may be ahead for ever.
+            Ok(news) if news > 0 && self.asked < MOST_ASKED => {
+                self.asked += 1;
+                return true;
+            }
+            Ok(_) => {}
             Err(error) => {
                 // The index says itself that it is away.
                 tracing::debug!(%error, "what others have used in the bucket cannot be found out; nothing leaves it");

@@ -42,12 +42,15 @@ const TAKE_IN_OBJECTS: &str = "INSERT INTO larder.objects AS known (id, holder, 
         last_use = greatest(known.last_use, excluded.last_use), \
         generation = coalesce(known.generation, excluded.generation)";
 /// Whoever uses an object uses it in the bucket, too; and of what was stored anew, the bucket's row learns what it is. All
-/// rows in one statement: where each locked some of them in an order of its own, two would wait for each other.
+/// rows in one statement: where each locked some of them in an order of its own, two would wait for each other. A clock
+/// that is wrong neither takes back what others have used nor keeps an object for ever.
 const USE_OBJECTS: &str = "WITH locked AS MATERIALIZED (SELECT o.id, o.holder, w.at, w.media_type \
         FROM unnest($3, $4, $5, $6) AS w (id, at, media_type, is_stored) JOIN larder.objects AS o USING (id) \
         WHERE o.holder = ANY($1) AND (o.holder <> $2 OR NOT w.is_stored) \
         ORDER BY o.id, o.holder FOR NO KEY UPDATE OF o) \
-    UPDATE larder.objects AS o SET last_use = locked.at, media_type = coalesce(locked.media_type, o.media_type) \
+    UPDATE larder.objects AS o SET media_type = coalesce(locked.media_type, o.media_type), \
+        last_use = CASE WHEN o.holder = $2 THEN locked.at \
+            ELSE greatest(o.last_use, least(locked.at, larder.microseconds() / 1000)) END \
     FROM locked WHERE o.id = locked.id AND o.holder = locked.holder";
 const PUT_EDGES: &str = "INSERT INTO larder.edges (parent, child) SELECT * FROM unnest($1, $2) ON CONFLICT DO NOTHING";
 const PUT_VISIBLE: &str = "INSERT INTO larder.visibility (object, scope, repository) SELECT * FROM unnest($1, $2, $3) \

@@ -8,14 +8,15 @@ use super::apply::drop_objects;
 use super::server::{LONG, Server};
 use super::values::values;
 
-/// One that was not used for so long. Each says once an hour that it is ([`super::schema`]).
-const UNSEEN: &str =
-    "SELECT id, name FROM larder.holders WHERE seen_at < now() - interval '30 days' ORDER BY id LIMIT 1";
+/// One that was not used for so long; each says once an hour that it is ([`super::schema`]), and whoever comes back waits
+/// for the step that runs. A bucket of which a part is forgotten has to be compared anew, before keys without a row go.
+const UNSEEN: &str = "UPDATE larder.holders SET compared_with = NULL \
+    WHERE id = (SELECT id FROM larder.holders WHERE seen_at < now() - interval '30 days' ORDER BY id LIMIT 1) \
+        AND seen_at < now() - interval '30 days' RETURNING id, name";
 const ROWS: &str = "SELECT digest FROM larder.objects JOIN larder.digests USING (id) WHERE holder = $1 LIMIT $2";
-/// It may have come back at this moment, which this statement waits for.
-const FORGET: &str = "DELETE FROM larder.holders WHERE id = $1 AND seen_at < now() - interval '30 days'";
+const FORGET: &str = "DELETE FROM larder.holders WHERE id = $1";
 /// Objects that are forgotten in one transaction.
-const STEP: i64 = 500;
+const STEP: i64 = 1_000;
 
 /// Forgets who was not there for long. What fails is done by the next call.
 pub async fn forget(server: &Server) {
@@ -32,7 +33,7 @@ pub async fn forget(server: &Server) {
 }
 
 /// Forgets some objects of one, or one that has none. Returns whether there may be more to do.
-async fn step(client: &Client) -> Result<bool, IndexError> {
+pub(super) async fn step(client: &Client) -> Result<bool, IndexError> {
     let Some(row) = client.query_typed_opt(UNSEEN, &[]).await? else {
         return Ok(false);
     };
@@ -43,8 +44,7 @@ async fn step(client: &Client) -> Result<bool, IndexError> {
         drop_objects(client, holder, raws).await?;
         return Ok(true);
     }
-    if client.execute_typed(FORGET, values![holder => INT4]).await? > 0 {
-        tracing::info!(name, "a store that nobody has used for 30 days is forgotten");
-    }
+    client.execute_typed(FORGET, values![holder => INT4]).await?;
+    tracing::info!(name, "a store that nobody has used for 30 days is forgotten");
     Ok(true)
 }

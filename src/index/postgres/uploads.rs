@@ -18,7 +18,7 @@ use super::values::{Mine, digest, raws, signed, values};
 use crate::oci::Digest;
 
 const NOTE: &str = "INSERT INTO larder.objects (id, holder, size, media_type, generation, stored_at, last_use) \
-    SELECT o.id, $3, o.size, o.media_type, $4, o.stored_at, o.last_use \
+    SELECT o.id, $3, o.size, o.media_type, $4, o.stored_at, least(o.last_use, larder.microseconds() / 1000) \
     FROM larder.digests AS d JOIN larder.objects AS o ON o.id = d.id WHERE d.digest = $1 AND o.holder = $2 \
     ON CONFLICT (id, holder) DO NOTHING RETURNING size";
 /// The file may have no row: it was found when it was known that the bucket has the object.

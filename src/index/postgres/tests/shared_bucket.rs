@@ -201,6 +201,15 @@ async fn who_was_not_there_for_a_month_is_forgotten_with_what_only_it_had_and_ma
     unseen::forget(&two.server).await;
     assert_eq!(names("true"), "4");
     age(31);
+    // One that comes back in the middle has to compare its bucket anew.
+    two.set_compared_with(Some("http://s3/other/".to_owned())).await.expect("written");
+    let step = async || one.server.change(LONG, |client| Box::pin(unseen::step(client))).await.expect("done");
+    assert!(step().await);
+    assert_eq!(names("compared_with IS NOT NULL"), "1", "its store goes first");
+    while names("compared_with IS NOT NULL") == "1" {
+        assert!(step().await);
+    }
+    assert_eq!(names("name LIKE '%other%'"), "1", "it is not forgotten yet");
     unseen::forget(&one.server).await;
     assert_eq!((names("name LIKE '%other%' OR name = 'two'"), names("true")), ("0".to_owned(), "2".to_owned()));
     assert!(one.tag(&common).await.expect("read").is_some());
