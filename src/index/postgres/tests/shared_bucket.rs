@@ -172,6 +172,14 @@ async fn how_an_object_is_used_by_any_is_known_to_all() {
     let mut repositories: Vec<_> = used.repositories.lines().collect();
     repositories.sort_unstable();
     assert_eq!((uses.len(), used.last_use, repositories), (1, Timestamp(70), vec!["a", "b"]));
+    // A clock that is wrong takes nothing back, and keeps nothing for ever.
+    let known = async |at| {
+        write(&two, vec![Write::Used { digest: object(1), at: Timestamp(at) }]).await;
+        one.uses(vec![object(1)]).await.expect("read")[&object(1)].last_use
+    };
+    assert_eq!(known(5).await, Timestamp(70));
+    let late = known(i64::MAX / 2).await;
+    assert!(late > Timestamp(70) && late <= Timestamp::now(), "{late:?}");
 }
 
 #[tokio::test]
