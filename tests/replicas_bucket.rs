@@ -51,6 +51,19 @@ async fn pull_by_sixty(scene: &Scene, contents: &[Bytes]) -> Vec<String> {
     digests
 }
 
+/// Without the upstream and without their files, all replicas serve these: they come back from the bucket.
+async fn come_back(scene: &mut Scene, digests: &[String], contents: &[Bytes]) {
+    scene.hub.stop().await;
+    for replica in &mut scene.replicas {
+        replica.stop().await;
+        std::fs::remove_dir_all(replica.dir().join("blobs")).expect("there are files");
+        replica.restart().await;
+    }
+    for (digest, content) in digests.iter().zip(contents) {
+        join_all(scene.replicas.iter().map(|replica| expect(replica.blob_url(NAME, digest), content))).await;
+    }
+}
+
 fn contents() -> Vec<Bytes> {
     let sizes = [LARGE, MIB, 2 * MIB, LARGE + 1, 300_000, 100_000];
     (0..).zip(sizes).map(|(seed, size)| blob(seed, size)).collect()
@@ -66,15 +79,7 @@ async fn each_object_is_fetched_once_and_sent_to_the_bucket_once_and_is_there_fo
     // Where a replica was too slow to answer on a busy machine, another may have begun, too.
     let sent = s3.count(Op::Put) + s3.count(Op::Begin);
     assert!((6..9).contains(&sent), "{sent} uploads of 6 objects");
-    scene.hub.stop().await;
-    for replica in &mut scene.replicas {
-        replica.stop().await;
-        std::fs::remove_dir_all(replica.dir().join("blobs")).expect("there are files");
-        replica.restart().await;
-    }
-    for (digest, content) in digests.iter().zip(&contents) {
-        join_all(scene.replicas.iter().map(|replica| expect(replica.blob_url(NAME, digest), content))).await;
-    }
+    come_back(&mut scene, &digests, &contents).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -86,15 +91,7 @@ async fn on_a_real_server_each_object_is_fetched_once_and_there_for_all() {
     all_count(&scene, 6).await;
     // What was sent twice where an answer came late is deleted afterwards.
     eventually("each is there once", async || ceph.keys().await.len() == 6).await;
-    scene.hub.stop().await;
-    for replica in &mut scene.replicas {
-        replica.stop().await;
-        std::fs::remove_dir_all(replica.dir().join("blobs")).expect("there are files");
-        replica.restart().await;
-    }
-    for (digest, content) in digests.iter().zip(&contents) {
-        join_all(scene.replicas.iter().map(|replica| expect(replica.blob_url(NAME, digest), content))).await;
-    }
+    come_back(&mut scene, &digests, &contents).await;
     let purged = purge_all(&scene.replicas[1]).await;
     assert_eq!(purged, Some(0));
     assert!(ceph.keys().await.is_empty());
